@@ -1,0 +1,1 @@
+"""One YAML file per board, and what is computed from them."""

@@ -1,0 +1,63 @@
+"""Checkpoints: one file per format, all of them read into the same `Checkpoint`.
+
+A reader hands over the format's own configuration and lazily read tensors; the family's file in
+`converters/architectures` maps both onto canonical names (see `converters.network`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.network import NetworkConfig
+
+__all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer as the bundle will carry it."""
+
+    file_name: Literal["tokenizer.json", "tokenizer.model"]  # Hugging Face tokenizers, or SentencePiece
+    content: bytes
+    bos_id: int | None  # first token of every sequence, where the model has one
+    eos_ids: tuple[int, ...]  # any of these ends an answer
+    adds_bos: bool  # plain text gets `bos_id` in front
+    chat_template: str | None  # jinja2 source
+    special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token … for the template
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was trained: configuration, tensors by canonical name, tokenizer."""
+
+    name: str  # for people: "SmolLM2-135M-Instruct"
+    architecture: str  # the family: "llama"
+    config: NetworkConfig
+    tokenizer: TokenizerFile
+    sha256: str  # of the checkpoint's weight file(s)
+    read: Callable[[str], FloatArray]  # canonical name -> float32, freshly read; nothing is kept in memory
+
+    def has(self, name: str) -> bool:
+        """Whether the network of this checkpoint has a tensor of this canonical name."""
+        from converters.network import tensor_shapes
+
+        return any(name == known for known, _ in tensor_shapes(self.config))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file or a Hugging Face folder; every tensor is checked for presence and shape first.
+
+    Raises:
+        ConfigurationError: there is nothing at `path`.
+        CheckpointError: the file is truncated, or lacks a tensor, or has one of another shape.
+        ArchitectureError: the family is not among those in `converters/architectures`.
+    """
+    raise NotImplementedError

@@ -1,0 +1,114 @@
+"""Every error that stonechat raises on purpose, in one tree.
+
+    StonechatError                      exit 1
+    ├── ConfigurationError (ValueError)       2  flags, fleet files, board files
+    │   └── ContextOverflowError              2  more tokens than the context holds
+    ├── UnreachableError (ConnectionError)    3  a retry may help
+    ├── SignatureError                        4  a bundle nobody trusted has signed
+    ├── DoesNotFitError                       5  the model is too large for the board
+    ├── RolledBackError                       6  an update failed, the old slot runs again
+    ├── CheckpointError (ValueError)          1  a checkpoint that cannot be read
+    │   └── ArchitectureError                 1  a family that no converter knows
+    ├── BundleError (ValueError)              1  a bundle that is damaged or too new
+    └── BackendError (RuntimeError)           1  a graph that this runtime cannot run
+        └── BackendMissingError               2  the runtime that is needed is not installed
+
+Each message names what was found, what was expected (with its unit) and the next step.
+`exit_code` is what the command line returns; `code` is the word that goes over MQTT and into `--json`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchitectureError",
+    "BackendError",
+    "BackendMissingError",
+    "BundleError",
+    "CheckpointError",
+    "ConfigurationError",
+    "ContextOverflowError",
+    "DoesNotFitError",
+    "RolledBackError",
+    "SignatureError",
+    "StonechatError",
+    "UnreachableError",
+]
+
+
+class StonechatError(Exception):
+    """Root of the tree. Catch this to catch everything that stonechat reports."""
+
+    exit_code = 1
+    code = "failed"
+
+
+class ConfigurationError(StonechatError, ValueError):
+    """A flag, a fleet file or a board file asks for something that cannot be."""
+
+    exit_code = 2
+    code = "configuration"
+
+
+class ContextOverflowError(ConfigurationError):
+    """A prompt, or a prompt and its answer, is longer than the model's context."""
+
+    code = "context_overflow"
+
+
+class UnreachableError(StonechatError, ConnectionError):
+    """A broker, a device or a server did not answer. Trying again may help."""
+
+    exit_code = 3
+    code = "unreachable"
+
+
+class SignatureError(StonechatError):
+    """A bundle is unsigned, or signed by a key that this device does not trust."""
+
+    exit_code = 4
+    code = "signature"
+
+
+class DoesNotFitError(StonechatError):
+    """A model needs more memory or storage than the board has."""
+
+    exit_code = 5
+    code = "does_not_fit"
+
+
+class RolledBackError(StonechatError):
+    """An update did not pass its trial; the device runs what it ran before."""
+
+    exit_code = 6
+    code = "rolled_back"
+
+
+class CheckpointError(StonechatError, ValueError):
+    """A checkpoint is truncated, lacks a tensor, or has one of the wrong shape."""
+
+    code = "checkpoint"
+
+
+class ArchitectureError(CheckpointError):
+    """A checkpoint belongs to a family that no file in converters/architectures describes."""
+
+    code = "architecture"
+
+
+class BundleError(StonechatError, ValueError):
+    """A bundle is incomplete, altered, or of a format this version does not read."""
+
+    code = "bundle"
+
+
+class BackendError(StonechatError, RuntimeError):
+    """A runtime refused a graph, or does not serve its profile."""
+
+    code = "backend"
+
+
+class BackendMissingError(BackendError):
+    """The runtime that would serve this graph is not installed."""
+
+    exit_code = 2
+    code = "backend_missing"
