@@ -1,0 +1,381 @@
+"""A thin layer over paho-mqtt: one connection that keeps itself up.
+
+It adds what paho leaves to its users: a broker URL, TCP_NODELAY (paho leaves Nagle on, which more than doubles the
+time to a first token), a last will, an offline queue that drops the oldest (paho's drops the newest), subscriptions
+that survive a reconnect, and errors that say what to do.
+
+Callbacks run in paho's network thread: they must not block. `publish` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from device_runtime.errors import ConfigurationError, UnreachableError
+
+__all__ = ["PASSWORD_VARIABLE", "BrokerAddress", "Client", "Incoming", "Subscription", "Will", "read_password"]
+
+PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
+KEEPALIVE_S = 30
+OFFLINE_MESSAGES = 100  # what waits for the connection to come back
+SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
+_REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
+
+Protocol = Literal["5", "3.1.1"]
+
+log = logging.getLogger("stonechat.mqtt")
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """Where the broker is, and who we are to it."""
+
+    host: str
+    port: int = 1883
+    tls: bool = False
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    protocol: Protocol = "5"
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @classmethod
+    def from_url(cls, url: str, *, password: str | None = None, protocol: Protocol = "5") -> BrokerAddress:
+        """Read `mqtt://[user@]host[:port]` or `mqtts://…` (TLS).
+
+        Raises:
+            ConfigurationError: it is no such URL, or it holds a password, which process lists would show.
+        """
+        expected = "expected mqtt://[user@]host[:port], or mqtts:// for TLS"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ConfigurationError(f"broker URL {url!r} cannot be read; {expected}.") from None
+        if parts.password is not None:
+            raise ConfigurationError(
+                f"the broker URL holds a password, which process lists show; leave it out and give it "
+                f"in a file (--password-file) or in the environment ({PASSWORD_VARIABLE})."
+            )
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
+        if password is not None and parts.username is None:
+            raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
+        tls = parts.scheme == "mqtts"
+        return cls(parts.hostname, port or (8883 if tls else 1883), tls, parts.username, password, protocol)
+
+
+def read_password(path: Path | None = None) -> str | None:
+    """The password in the file `path`, else in the environment, else None.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    if path is None:
+        return os.environ.get(PASSWORD_VARIABLE)
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
+        raise ConfigurationError(f"cannot read the password file {path}: {reason}.") from None
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes (retained, QoS 1) when this client vanishes."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A filter, and how the broker should treat retained messages that match it."""
+
+    filter: str
+    qos: int = 1
+    replay_retained: bool = True  # send what is stored when the subscription starts (MQTT 5)
+    tell_retained: bool = False  # keep the retain flag on messages that come later (MQTT 5)
+    id: int | None = None  # the broker names it on each message that matched (MQTT 5, section 3.8.2.1.2)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message from the broker, with the MQTT 5 properties that stonechat uses."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+    expiry_s: int | None = None  # what is left of its Message Expiry Interval
+    subscription_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    properties: Properties | None
+
+
+class Client:
+    """One connection to a broker."""
+
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        client_id: str,
+        *,
+        on_message: Callable[[Incoming], None],
+        on_subscribed: Callable[[], None] | None = None,
+        on_connection: Callable[[bool, str], None] | None = None,
+        will: Will | None = None,
+    ) -> None:
+        """Prepare a connection; `connect` opens it.
+
+        Args:
+            on_subscribed: called after each (re)connect, once the broker has confirmed every subscription.
+            on_connection: called with True on connect and False, with the reason, on disconnect.
+        """
+        self.broker = broker
+        self._on_message, self._on_subscribed, self._on_connection = on_message, on_subscribed, on_connection
+        self._subscriptions: list[Subscription] = []
+        self._unconfirmed: set[int] = set()
+        self._offline: deque[_Outgoing] = deque(maxlen=OFFLINE_MESSAGES)
+        self._unacknowledged: deque[paho.MQTTMessageInfo] = deque(maxlen=OFFLINE_MESSAGES)
+        self._lock = threading.Lock()
+        self._answered = threading.Event()  # the first CONNACK is here
+        self._refusal: tuple[int, str] | None = None  # why the broker did not take us
+        self.takeover = threading.Event()  # another client uses our client id
+        self._v5 = broker.protocol == "5"
+        self._paho = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=paho.MQTTv5 if self._v5 else paho.MQTTv311,
+            clean_session=None if self._v5 else True,
+        )
+        self._paho.reconnect_delay_set(1, random.randint(20, 40))  # so that a fleet does not come back as one
+        self._paho.on_socket_open = _disable_nagle
+        self._paho.on_connect = self._connected
+        self._paho.on_disconnect = self._disconnected
+        self._paho.on_subscribe = self._subscribed
+        self._paho.on_message = self._received
+        if broker.user is not None:
+            self._paho.username_pw_set(broker.user, broker.password)
+        if broker.tls:
+            self._paho.tls_set_context(ssl.create_default_context())
+        if will:
+            self._paho.will_set(will.topic, will.payload, qos=1, retain=True)
+
+    def connect(self, timeout_s: float = 5.0) -> None:
+        """Connect, and stay connected until `close`.
+
+        Raises:
+            UnreachableError: nobody answers there within `timeout_s`, or not as an MQTT broker does.
+            ConfigurationError: the broker refuses the user, the client id or the protocol.
+        """
+        kind = "TLS " if self.broker.tls else ""
+        self._paho.connect_timeout = timeout_s
+        try:
+            if self._v5:
+                self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True)
+            else:
+                self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S)
+        except (OSError, ValueError) as e:
+            raise UnreachableError(
+                f"no {kind}connection to the broker at {self.broker}: {_reason(e)}. "
+                "Check that it runs, and the host and port of the broker URL."
+            ) from None
+        self._paho.loop_start()
+        if not self._answered.wait(timeout_s):
+            self.close(0)
+            raise UnreachableError(
+                f"{self.broker} accepts connections but did not answer as an MQTT broker within {timeout_s:g} s. "
+                "Check the port (1883 is MQTT, 8883 is MQTT with TLS and needs mqtts://)."
+            )
+        if self._refusal:
+            code, reason = self._refusal
+            self.close(0)
+            if code in _REFUSED_FOR_GOOD:
+                raise ConfigurationError(
+                    f"the broker at {self.broker} refuses this client: {reason}. Check the user in the broker URL, "
+                    f"its password (--password-file or {PASSWORD_VARIABLE}) and the broker's MQTT version."
+                )
+            raise UnreachableError(f"the broker at {self.broker} is not ready: {reason}. Try again later.")
+
+    def subscribe(self, *subscriptions: Subscription) -> None:
+        """Subscribe now and after each reconnect. A filter that is subscribed to twice replaces the first."""
+        with self._lock:
+            self._subscriptions += subscriptions
+            if self._paho.is_connected():
+                self._send_subscriptions(list(subscriptions))
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        response_topic: str | None = None,
+        correlation_data: bytes | None = None,
+        expiry_s: int | None = None,
+    ) -> None:
+        """Publish; while offline, QoS 1 waits in a bounded queue that drops the oldest and QoS 0 is lost."""
+        properties = None
+        if self._v5 and not (response_topic is None and correlation_data is None and expiry_s is None):
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            if response_topic is not None:
+                properties.ResponseTopic = response_topic
+            if correlation_data is not None:
+                properties.CorrelationData = correlation_data
+            if expiry_s is not None:
+                properties.MessageExpiryInterval = expiry_s
+        message = _Outgoing(topic, payload, qos, retain, properties)
+        with self._lock:
+            if not self._paho.is_connected():
+                if qos > 0:
+                    self._offline.append(message)
+                return
+        self._send(message)
+
+    def flush(self, timeout_s: float = 2.0) -> bool:
+        """Wait until the broker has confirmed everything published before with QoS 1."""
+        end_s = time.monotonic() + timeout_s
+        for info in list(self._unacknowledged):
+            try:
+                info.wait_for_publish(max(0.0, end_s - time.monotonic()))
+            except (RuntimeError, ValueError):  # paho could not send it
+                return False
+            if not info.is_published():
+                return False
+        return True
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Send what is queued, then disconnect: the broker discards the last will."""
+        if timeout_s > 0 and self._paho.is_connected():
+            self.flush(timeout_s)
+        self._paho.disconnect()
+        self._paho.loop_stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._paho.is_connected()
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the socket has not yet taken what was published before."""
+        return self._paho.want_write()
+
+    def _send(self, message: _Outgoing) -> None:
+        info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
+        if message.qos > 0:
+            self._unacknowledged.append(info)
+
+    def _send_subscriptions(self, subscriptions: list[Subscription]) -> None:
+        for s in subscriptions:
+            if self._v5:
+                properties = None
+                if s.id is not None:
+                    properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+                    properties.SubscriptionIdentifier = s.id
+                handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+                if not s.replay_retained:
+                    handling = SubscribeOptions.RETAIN_DO_NOT_SEND
+                options = SubscribeOptions(qos=s.qos, retainAsPublished=s.tell_retained, retainHandling=handling)
+                _, mid = self._paho.subscribe(s.filter, options=options, properties=properties)
+            else:
+                _, mid = self._paho.subscribe(s.filter, qos=s.qos)
+            if mid is not None:
+                self._unconfirmed.add(mid)
+
+    def _connected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
+        if code.is_failure:
+            self._refusal = (code.value, str(code))
+            self._answered.set()
+            self._tell(False, str(code))
+            return
+        self._refusal = None
+        with self._lock:
+            self._unconfirmed.clear()
+            self._send_subscriptions(self._subscriptions)
+            waiting = list(self._offline)
+            self._offline.clear()
+        for message in waiting:
+            self._send(message)
+        self._tell(True, "")
+        self._answered.set()
+        if not self._subscriptions and self._on_subscribed:
+            self._on_subscribed()
+
+    def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
+        if code.value == SESSION_TAKEN_OVER:
+            self.takeover.set()
+            client.disconnect()  # or the two would throw each other out for ever
+        self._tell(False, str(code))
+
+    def _subscribed(self, client: paho.Client, userdata: Any, mid: int, codes: list[Any], properties: Any) -> None:
+        for code in codes:
+            if code.is_failure:
+                log.error("the broker refuses a subscription: %s", code)
+        with self._lock:
+            self._unconfirmed.discard(mid)
+            complete = not self._unconfirmed
+        if complete and self._on_subscribed:
+            self._on_subscribed()
+
+    def _received(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        p = message.properties
+        incoming = Incoming(
+            topic=message.topic,
+            payload=bytes(message.payload),
+            retained=message.retain,
+            response_topic=getattr(p, "ResponseTopic", None),
+            correlation_data=getattr(p, "CorrelationData", None),
+            expiry_s=getattr(p, "MessageExpiryInterval", None),
+            subscription_ids=tuple(getattr(p, "SubscriptionIdentifier", ())),
+        )
+        try:
+            self._on_message(incoming)
+        except Exception as e:  # an error here would end the network thread
+            log.error("a message on %s could not be handled: %s", incoming.topic, type(e).__name__)
+            log.debug("details", exc_info=e)
+
+    def _tell(self, connected: bool, reason: str) -> None:
+        if self._on_connection:
+            self._on_connection(connected, reason)
+
+
+def _disable_nagle(client: paho.Client, userdata: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,216 @@
+"""The fleet file: brokers, models, devices and links in one YAML file.
+
+Read by `load`; what a single device needs of it comes from `Fleet.device`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from device_runtime import yaml_schema
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.links import Link, Window, check_expression, check_template
+from device_runtime.mqtt.service import DeviceConfig
+from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
+from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, MapOf, Number, Record, Reference, Refused, Text
+
+__all__ = ["Broker", "Device", "Fleet", "ModelEntry", "load"]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """How to reach the broker. Passwords are never in the file."""
+
+    url: str = "mqtt://localhost:1883"
+    protocol: str = "5"  # or 3.1.1, for brokers that have no MQTT 5
+
+    def address(self, url: str | None = None, password: str | None = None) -> BrokerAddress:
+        """The address, with `url` in place of the file's if given."""
+        return BrokerAddress.from_url(
+            url or self.url, password=password, protocol="5" if self.protocol == "5" else "3.1.1"
+        )
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A bundle, and how to run it."""
+
+    bundle: str  # a path, relative to the fleet file; ${NAME} and ${NAME:-default} come from the environment
+    threads: int | None = None  # the backend's choice when None
+    max_new: int | None = None  # tokens, when a request does not say
+    system: str | None = None  # system message for whoever sends none
+
+
+@dataclass(frozen=True)
+class Device:
+    """One board of the fleet."""
+
+    model: str  # the name of a model
+    links: tuple[str, ...] = ()  # names of links
+    pool: str | None = None  # the group whose requests it shares
+    queue: int = 8  # requests that may wait
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet file."""
+
+    broker: Broker
+    models: Mapping[str, ModelEntry]
+    devices: Mapping[str, Device]
+    links: tuple[Link, ...] = ()
+    schema: int = 1
+    path: Path = Path()
+
+    def device(self, device: str, broker: BrokerAddress, state_dir: Path) -> DeviceConfig:
+        """What the service of one device needs.
+
+        Raises:
+            ConfigurationError: the file has no such device.
+        """
+        entry = self._entry(device)
+        model = self.models[entry.model]
+        links = tuple(link for link in self.links if link.name in entry.links)
+        return DeviceConfig(
+            device, broker, state_dir, entry.model, model.system, model.max_new, links, entry.pool, entry.queue
+        )
+
+    def model(self, device: str) -> ModelEntry:
+        """The model of a device, its bundle path made absolute.
+
+        Raises:
+            ConfigurationError: the file has no such device, or the path needs a variable that is not set.
+        """
+        model = self.models[self._entry(device).model]
+        return replace(model, bundle=str((self.path.parent / expand(model.bundle)).resolve()))
+
+    def _entry(self, device: str) -> Device:
+        if device not in self.devices:
+            hint = yaml_schema.nearest(device, list(self.devices), "its devices are")
+            raise ConfigurationError(f"{self.path} has no device {device!r}; {hint}")
+        return self.devices[device]
+
+
+def load(path: Path | str) -> Fleet:
+    """Read a fleet file.
+
+    Raises:
+        ConfigurationError: lists every fault with file:line:column.
+    """
+    return replace(yaml_schema.load(path, FLEET), path=Path(path))
+
+
+def expand(text: str) -> str:
+    """`text` with ${NAME} and ${NAME:-default} replaced from the environment.
+
+    Raises:
+        ConfigurationError: a variable without default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise ConfigurationError(f"{text!r} needs the environment variable {match[1]}, which is not set.")
+        return found
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}", value, text)
+
+
+def _id(what: str) -> Text:
+    return Text(f"a {what} id", check=lambda text: check_id(what, text))
+
+
+def _broker_url(url: str) -> str:
+    BrokerAddress.from_url(url)
+    return url
+
+
+def _source(pattern: str) -> str:
+    check_filter(pattern)
+    if pattern.startswith("$"):
+        raise ConfigurationError(f"topic filter {pattern!r} starts with '$', where brokers keep their own topics")
+    levels = pattern.split("/")
+    any_device = "/".join([*levels[:2], *("+" if level != "#" else level for level in levels[2:3]), *levels[3:]])
+    topics = DeviceTopics("any")
+    if any(matches(any_device, topic) for topic in (topics.generate, topics.cancel, topics.reply("any", "any"))):
+        raise ConfigurationError(f"topic filter {pattern!r} also matches stonechat's own topics; narrow it")
+    return pattern
+
+
+def _make_link(**fields: object) -> Link:
+    fields.pop("answer")
+    return Link(**fields)  # type: ignore[arg-type]
+
+
+_WINDOW = Record(
+    Window,
+    {"seconds": Field(Number(0.001, 31_536_000, "s"), 3600.0), "keep": Field(Integer(1, 1000, "readings"), 20)},
+    expected="a mapping such as {seconds: 30, keep: 20}",
+)
+
+_LINK = Record(
+    _make_link,
+    {
+        "name": Field(_id("link")),
+        "from": Field(Text("a topic filter", check=_source), to="source"),
+        "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
+        "window": Field(_WINDOW, None),
+        "prompt": Field(Text("a template", check=check_template)),
+        "answer": Field(Refused("answers held to a schema are not supported yet; leave 'answer' out"), None),
+        "to": Field(Text("a topic, or a template of one", check=check_template)),
+        "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
+        "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
+    },
+)
+
+
+FLEET = Record(
+    Fleet,
+    {
+        "schema": Field(Integer(1, 1)),
+        "broker": Field(
+            Record(
+                Broker,
+                {
+                    "url": Field(Text("a broker URL", check=_broker_url), "mqtt://localhost:1883"),
+                    "protocol": Field(Choice(("5", "3.1.1")), "5"),
+                },
+            ),
+            Broker(),
+        ),
+        "models": Field(
+            MapOf(
+                _id("model"),
+                Record(
+                    ModelEntry,
+                    {
+                        "bundle": Field(Text("the path of a bundle")),
+                        "threads": Field(Integer(1, 256, "threads"), None),
+                        "max_new": Field(Integer(1, 1_000_000, "tokens"), None),
+                        "system": Field(Text("a system message"), None),
+                    },
+                ),
+            )
+        ),
+        "devices": Field(
+            MapOf(
+                _id("device"),
+                Record(
+                    Device,
+                    {
+                        "model": Field(Reference("model", "models")),
+                        "links": Field(ListOf(Reference("link", "links"), "a list of link names"), ()),
+                        "pool": Field(_id("pool"), None),
+                        "queue": Field(Integer(1, 10_000, "requests"), 8),
+                    },
+                ),
+            )
+        ),
+        "links": Field(ListOf(_LINK, "a list of links", unique="name"), ()),
+    },
+)

@@ -1,0 +1,126 @@
+"""Readings in, answers out: runs the links of a device.
+
+What a link cannot use is counted and told in `out/event`, at most once a minute for each link and kind of trouble,
+so that a broken sensor neither stops anything nor floods the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from device_runtime.errors import StonechatError
+from device_runtime.mqtt.client import Incoming, Subscription
+from device_runtime.mqtt.links import Link, LinkError, Wakeup, Windows, read
+from device_runtime.mqtt.messages import Final, Request
+from device_runtime.mqtt.payload import MessageError, dump
+from device_runtime.mqtt.topics import DeviceTopics, matches
+from device_runtime.mqtt.work import Job, WorkLine
+
+__all__ = ["Sensors"]
+
+EVENT_INTERVAL_S = 60.0
+
+log = logging.getLogger("stonechat.serve")
+
+
+class Publish(Protocol):
+    """`Client.publish`, as far as it is used here."""
+
+    def __call__(self, topic: str, payload: bytes, *, qos: int = 0) -> None: ...
+
+
+class Sensors:
+    """The links of one device at work."""
+
+    def __init__(
+        self,
+        device: str,
+        links: Sequence[Link],
+        line: WorkLine,
+        publish: Publish,
+        generate: Callable[[Request, Hashable | None, float | None], Final],
+    ) -> None:
+        self._device, self._line, self._publish, self._generate = device, line, publish, generate
+        self._windows = [Windows(link) for link in links]
+        self._filters = list(dict.fromkeys(link.source for link in links))
+        self._event_topic = DeviceTopics(device).event
+        self.counts: Counter[tuple[str, str]] = Counter()  # (link, kind of trouble) -> readings
+        self._told_s: dict[tuple[str, str], float] = {}
+
+    def subscriptions(self) -> list[Subscription]:
+        """One for each filter. Stored readings are not replayed: a link acts on what is new."""
+        return [Subscription(f, replay_retained=False, id=number) for number, f in enumerate(self._filters, 1)]
+
+    def receive(self, message: Incoming) -> None:
+        """Handle a reading, in the network thread."""
+        if message.retained:
+            return
+        if message.subscription_ids:  # overlapping filters may deliver a message more than once; each names its filters
+            filters = [self._filters[i - 1] for i in message.subscription_ids if 0 < i <= len(self._filters)]
+        else:
+            filters = [f for f in self._filters if matches(f, message.topic)]
+        woken = [w for w in self._windows if w.link.source in filters]
+        try:
+            reading = read(message.topic, message.payload, time.monotonic())
+        except MessageError as e:
+            for windows in woken:
+                self._trouble(windows.link, "unparsable_reading", message.topic, str(e))
+            return
+        for windows in woken:
+            try:
+                wakeup = windows.consider(reading)
+            except LinkError as e:
+                self._trouble(windows.link, "unusable_reading", message.topic, str(e))
+                continue
+            if wakeup:
+                self._queue(wakeup)
+
+    def _queue(self, wakeup: Wakeup) -> None:
+        link, reading = wakeup.link, wakeup.reading
+        deadline_s = reading.received_s + link.deadline_s
+        job = Job(
+            key=None,
+            run=lambda: self._answer(wakeup, deadline_s),
+            start_by_s=deadline_s,
+            expired=lambda: self._late(wakeup),
+        )
+        if not self._line.add_reading((link.name, reading.topic), job, link.overload):
+            self.counts[link.name, "overload"] += 1
+
+    def _answer(self, wakeup: Wakeup, deadline_s: float) -> None:
+        link, reading = wakeup.link, wakeup.reading
+        log.info("link %s woke on %s", link.name, reading.topic)
+        try:
+            final = self._generate(Request(({"role": "user", "content": wakeup.prompt},)), None, deadline_s)
+        except StonechatError as e:
+            return self._trouble(link, e.code, reading.topic, str(e))
+        except Exception:
+            self._trouble(link, "failed", reading.topic, "the model failed on this reading; see the device's log.")
+            raise
+        if final.finish == "deadline":
+            return self._late(wakeup)
+        if final.finish == "cancelled":  # the device is shutting down
+            return None
+        answer = {"text": final.text, "reading": reading.value, "link": link.name, "device": self._device}
+        self._publish(wakeup.to, dump(answer), qos=1)
+        log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
+        return None
+
+    def _late(self, wakeup: Wakeup) -> None:
+        seconds = f"{wakeup.link.deadline_s:g}"
+        self._trouble(wakeup.link, "deadline", wakeup.reading.topic, f"no answer within deadline_s ({seconds} s).")
+
+    def _trouble(self, link: Link, kind: str, topic: str, message: str) -> None:
+        self.counts[link.name, kind] += 1
+        now_s = time.monotonic()
+        if now_s - self._told_s.get((link.name, kind), -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
+            return
+        self._told_s[link.name, kind] = now_s
+        count = self.counts[link.name, kind]
+        log.warning("link %s: %s (%d so far): %s", link.name, kind, count, message)
+        event = {"event": kind, "link": link.name, "topic": topic, "message": message, "count": count}
+        self._publish(self._event_topic, dump(event), qos=1)

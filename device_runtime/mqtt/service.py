@@ -1,0 +1,372 @@
+"""The device: answers requests over MQTT and wakes on readings.
+
+Three threads, each with one job. paho's network thread reads messages and puts work in a bounded line; the worker
+thread runs the model, the only one to touch it; the caller's thread waits for the end. A generation in the network
+thread would hold back every piece until the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import device_runtime
+from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
+from device_runtime.mqtt.generation import Model, Run
+from device_runtime.mqtt.links import Link
+from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
+from device_runtime.mqtt.payload import MessageError, dump, parse
+from device_runtime.mqtt.sensors import Sensors
+from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
+from device_runtime.mqtt.work import Job, WorkLine
+
+__all__ = ["DeviceConfig", "Service", "next_boot", "stop_on_signals"]
+
+REMEMBERED = 256  # requests whose repeats are recognised
+FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
+
+log = logging.getLogger("stonechat.serve")
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What a device needs to know, apart from its model."""
+
+    device: str  # its id
+    broker: BrokerAddress
+    state_dir: Path  # keeps the boot counter
+    model: str = "default"  # the model's name in requests
+    system: str | None = None  # goes before messages that have no system message
+    max_new: int | None = None  # tokens, when a request does not say
+    links: tuple[Link, ...] = ()
+    pool: str | None = None  # the group whose requests this device shares
+    queue: int = 8  # requests that may wait
+
+
+class Service:
+    """One device on the air, from `run` until `stop`."""
+
+    def __init__(self, config: DeviceConfig, open_model: Callable[[], Model]) -> None:
+        """Prepare the device; `open_model` is called once it is connected."""
+        self.config = config
+        self._open_model = open_model
+        self._topics = DeviceTopics(config.device)
+        self._pool = PoolTopics(config.pool) if config.pool else None
+        self._line = WorkLine(config.queue)
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._current: tuple[Hashable | None, Run] | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._average_ms = float(FIRST_GUESS_MS)
+        self._boot = next_boot(config.state_dir)
+        self._state = DeviceState.INIT
+        self._model: Model | None = None
+        self._client = Client(
+            config.broker,
+            f"stonechat-{config.device}",
+            on_message=self._receive,
+            on_subscribed=self._announce,
+            on_connection=self._connection_changed,
+            will=Will(self._topics.state, State(DeviceState.LOST, self._boot).to_json()),
+        )
+        self._sensors = Sensors(config.device, config.links, self._line, self._client.publish, self._generate)
+
+    def run(self) -> None:
+        """Connect, open the model and serve until `stop` is called.
+
+        Raises:
+            UnreachableError: there is no broker.
+            ConfigurationError: the broker refuses the device, or another client has taken its id.
+        """
+        self._client.connect()
+        try:
+            self._model = self._open_model()
+            worker = threading.Thread(target=self._work, name="stonechat-worker")
+            worker.start()
+            try:
+                self._client.subscribe(*self._subscriptions())
+                while not self._stopping.wait(0.2):
+                    if self._client.takeover.is_set():
+                        raise ConfigurationError(
+                            f"another client connected to {self.config.broker} as device {self.config.device!r}, and the "
+                            "broker dropped this one. Stop the other, or give this one another id."
+                        )
+            finally:
+                self._leave()
+                worker.join()
+        finally:
+            if self._client.connected:
+                self._enter(DeviceState.DISCONNECTED)
+            self._client.close()
+
+    def stop(self) -> None:
+        """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
+        self._stopping.set()
+
+    # the network thread
+
+    def _subscriptions(self) -> list[Subscription]:
+        commands = [self._topics.generate, self._topics.cancel]
+        return [
+            *(Subscription(topic, tell_retained=True) for topic in commands),
+            *([Subscription(self._pool.shared)] if self._pool else []),
+            *self._sensors.subscriptions(),
+        ]
+
+    def _announce(self) -> None:
+        """Runs after each (re)connect: the last will may have overwritten what the broker keeps."""
+        info = Info(
+            self.config.device,
+            board=_board(),
+            version=device_runtime.__version__,
+            models=(self.config.model,),
+            capabilities=("generate", "stream", "cancel", "links"),
+        )
+        self._client.publish(self._topics.info, info.to_json(), qos=1, retain=True)
+        with self._lock:
+            if self._state is DeviceState.INIT and self._model is not None:
+                self._state = DeviceState.READY
+            self._publish_state()
+
+    def _connection_changed(self, connected: bool, reason: str) -> None:
+        where = self.config.broker
+        log.info(f"connected to {where} as {self.config.device}" if connected else f"disconnected from {where}: {reason}")
+
+    def _receive(self, message: Incoming) -> None:
+        if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
+            self._command(message, self._accept)
+        elif message.topic == self._topics.cancel:
+            self._command(message, self._cancel)
+        else:
+            self._sensors.receive(message)
+
+    def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
+        """Find out whom to answer, then `act`; what is wrong from there on is answered."""
+        problem, value = None, None
+        try:
+            value = parse(message.payload)
+        except MessageError as e:
+            problem = e
+        try:
+            address = Address.find(value, message.response_topic, message.correlation_data)
+        except MessageError as e:
+            log.info("refused a message on %s: %s", message.topic, problem or e)
+            return
+        trees = [self._topics, *([self._pool] if self._pool else [])]
+        if not any(tree.allows_reply(address.reply_to) for tree in trees):
+            log.info("refused a message on %s: its reply topic is outside %s/", message.topic, self._topics.reply_root)
+            return
+        try:
+            if message.retained:
+                self._refuse(address, "retained", "a command must not be retained: publish it without the retain flag.")
+            elif problem:
+                raise problem
+            else:
+                act(message, value, address)
+        except MessageError as e:
+            self._refuse(address, e.code, str(e))
+
+    def _accept(self, message: Incoming, value: Any, address: Address) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            if address.key is not None and address.key in self._seen:
+                log.info("dropped a repeated request of %s", address.reply_to)
+                return
+        request = Request.from_value(value)
+        if request.model not in (None, self.config.model):
+            return self._refuse(
+                address, "unknown_model", f"this device has no model {request.model!r}; it has {self.config.model!r}."
+            )
+        deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
+        limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
+        job = Job(
+            address.key,
+            run=lambda: self._answer(request, address, deadline_s),
+            start_by_s=min(limits, default=None),
+            expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
+            dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
+        )
+        if not self._line.add_request(job):
+            wait_ms = int(self._average_ms * (len(self._line) + 1))
+            return self._refuse(
+                address, "busy", f"{self.config.queue} requests are waiting already; ask again later.", wait_ms
+            )
+        if address.key is not None:
+            with self._lock:
+                self._seen[address.key] = None
+                if len(self._seen) > REMEMBERED:
+                    self._seen.popitem(last=False)
+        return None
+
+    def _cancel(self, message: Incoming, value: Any, address: Address) -> None:
+        if value is not None:
+            Cancel.from_value(value)
+        if address.key is None:
+            raise MessageError("a cancel command needs the Correlation Data (or id) of the request.")
+        if self._line.remove(address.key):
+            self._reply(address, Final(0, "", "cancelled").to_fields(), qos=1)
+            return
+        with self._lock:
+            if self._current and self._current[0] == address.key:
+                self._current[1].end("cancelled")
+
+    # the worker thread
+
+    def _work(self) -> None:
+        while job := self._line.take():
+            self._enter(DeviceState.BUSY)
+            try:
+                if job.start_by_s is not None and time.monotonic() > job.start_by_s:
+                    job.expired()
+                else:
+                    job.run()
+            except Exception as e:  # the next request must still be served
+                log.error("failed: %s", type(e).__name__)
+                log.debug("details", exc_info=e)
+            if not len(self._line):
+                self._enter(DeviceState.READY)
+
+    def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
+        seq = 0
+        held = ""
+
+        def send(text: str) -> None:
+            nonlocal seq, held
+            held += text
+            if request.stream and not self._client.lagging:  # else: let pieces grow until the socket keeps up
+                self._reply(address, Piece(seq, held).to_fields())
+                seq, held = seq + 1, ""
+
+        try:
+            final = self._generate(request, address.key, deadline_s, send)
+        except StonechatError as e:
+            return self._refuse(address, e.code, str(e))
+        except Exception:
+            self._refuse(address, "failed", "the model failed on this request; see the device's log.")
+            raise
+        self._reply(address, replace(final, seq=seq).to_fields(), qos=1)
+        log.info(
+            "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
+            address.reply_to.removeprefix(self._topics.reply_root + "/"), final.usage.prompt_tokens,
+            final.usage.completion_tokens, final.finish, final.ttft_ms, final.tps,
+        )  # fmt: skip
+        return None
+
+    def _generate(
+        self,
+        request: Request,
+        key: Hashable | None,
+        deadline_s: float | None,
+        on_piece: Callable[[str], None] = lambda text: None,
+    ) -> Final:
+        from device_runtime.sampler import Sampling
+
+        run = Run(deadline_s)
+        with self._lock:
+            self._current = (key, run)
+            if self._stopping.is_set():
+                run.end("cancelled")
+        start_s = time.monotonic()
+        try:
+            messages = request.messages
+            if self.config.system and not any(m["role"] == "system" for m in messages):
+                messages = ({"role": "system", "content": self.config.system}, *messages)
+            assert self._model is not None  # `run` opens it before the first subscription
+            answer = self._model.generate(
+                messages,
+                max_new=request.max_new or self.config.max_new,
+                sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
+                stop=request.stop,
+            )
+            return run.to_end(answer, on_piece)
+        finally:
+            with self._lock:
+                self._current = None
+            self._average_ms += 0.3 * ((time.monotonic() - start_s) * 1000 - self._average_ms)
+
+    # any thread
+
+    def _leave(self) -> None:
+        self._stopping.set()
+        for job in self._line.close():
+            job.dropped()
+        with self._lock:
+            if self._current:
+                self._current[1].end("cancelled")
+
+    def _enter(self, state: DeviceState) -> None:
+        with self._lock:
+            if state is not self._state and self._state.may_become(state):
+                self._state = state
+                self._publish_state()
+
+    def _publish_state(self) -> None:
+        payload = State(self._state, self._boot).to_json()
+        self._client.publish(self._topics.state, payload, qos=1, retain=True)
+
+    def _refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        log.info("refused %s: %s", address.reply_to.removeprefix(self._topics.reply_root + "/"), code)
+        self._reply(address, ErrorReply(code, message, retry_after_ms).to_fields(), qos=1)
+
+    def _reply(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
+        if address.id is not None:
+            fields = {"id": address.id, **fields}
+        self._client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
+
+
+def next_boot(state_dir: Path) -> int:
+    """Count this start in `state_dir` and return its number, from 1.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    path = state_dir / "boot"
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            boot = int(path.read_text(encoding="ascii")) + 1
+        except FileNotFoundError:
+            boot = 1
+        except ValueError:
+            log.warning("%s does not hold a number; the boot counter starts again from 1", path)
+            boot = 1
+        temporary = path.with_suffix(".new")
+        with temporary.open("w", encoding="ascii") as file:
+            file.write(str(boot))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as e:
+        raise ConfigurationError(
+            f"cannot keep the boot counter in {path}: {e.strerror}. Name a folder that can be written with --state-dir."
+        ) from None
+    return boot
+
+
+@contextlib.contextmanager
+def stop_on_signals(service: Service) -> Iterator[None]:
+    """Within this context, SIGTERM and SIGINT stop the service cleanly. For the main thread."""
+    before = {s: signal.signal(s, lambda *_: service.stop()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _board() -> str:
+    try:
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n")
+    except (OSError, UnicodeDecodeError):
+        return f"{platform.system()} {platform.machine()}"

@@ -1,0 +1,226 @@
+"""Topic names: building, parsing and the rule for reply topics.
+
+    stonechat/1/<device>/in/{generate,cancel}            commands, never retained
+    stonechat/1/<device>/out/{state,info,event}          what the device says of itself
+    stonechat/1/<device>/out/reply/<client>/<session>    answers
+    stonechat/1/pool/<group>/generate                    work that several devices share
+    stonechat/1/pool/<group>/reply/<client>/<session>    answers to that work
+
+Ids (devices, groups, clients, sessions) are `[a-z0-9-]`, 1 to 64 characters; `pool` is no device id.
+Topic filters follow MQTT 5.0, section 4.7.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from device_runtime.errors import ConfigurationError
+
+__all__ = [
+    "ROOT",
+    "DeviceTopics",
+    "PoolTopics",
+    "TopicParts",
+    "check_filter",
+    "check_id",
+    "check_topic",
+    "is_id",
+    "matches",
+    "parse",
+]
+
+ROOT = "stonechat/1"
+MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
+
+_ID = re.compile(r"[a-z0-9-]{1,64}")
+_COMMANDS = frozenset({"generate", "cancel"})
+_OUTPUTS = frozenset({"state", "info", "event"})
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can name a device, a group, a client or a session."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_id(what: str, text: str) -> str:
+    """`text`, if it can name a `what`.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if not is_id(text):
+        raise ConfigurationError(
+            f"{text!r} cannot name a {what}: an id has 1 to 64 characters from a-z, 0-9 and '-'. Choose another."
+        )
+    if what == "device" and text == "pool":
+        raise ConfigurationError("'pool' cannot name a device: stonechat/1/pool/ is where pools live. Choose another.")
+    return text
+
+
+class _Replies:
+    """What a device and a pool have in common: a tree of reply topics."""
+
+    @property
+    def reply_root(self) -> str:
+        """All reply topics lie below this level."""
+        raise NotImplementedError
+
+    def reply(self, client: str, session: str) -> str:
+        """The topic on which `client` hears the answers of one `session`."""
+        return f"{self.reply_root}/{check_id('client', client)}/{check_id('session', session)}"
+
+    def allows_reply(self, topic: str) -> bool:
+        """Whether an answer may go to `topic`.
+
+        The device may publish where its clients may not. If it answered wherever a request points, a client could
+        write to any topic through it (a "confused deputy"). So answers stay in this tree.
+        """
+        root, _, rest = topic.partition(f"{self.reply_root}/")
+        levels = rest.split("/")
+        return root == "" and len(levels) == 2 and all(map(is_id, levels))
+
+
+@dataclass(frozen=True)
+class DeviceTopics(_Replies):
+    """The topics of one device."""
+
+    device: str  # its id
+
+    def __post_init__(self) -> None:
+        check_id("device", self.device)
+
+    @property
+    def generate(self) -> str:
+        """Requests come in here."""
+        return f"{ROOT}/{self.device}/in/generate"
+
+    @property
+    def cancel(self) -> str:
+        """Requests are taken back here."""
+        return f"{ROOT}/{self.device}/in/cancel"
+
+    @property
+    def state(self) -> str:
+        """Retained: what the device is doing, or that it is lost."""
+        return f"{ROOT}/{self.device}/out/state"
+
+    @property
+    def info(self) -> str:
+        """Retained: what the device is and can."""
+        return f"{ROOT}/{self.device}/out/info"
+
+    @property
+    def event(self) -> str:
+        """What went wrong, for whoever watches the fleet."""
+        return f"{ROOT}/{self.device}/out/event"
+
+    @property
+    def reply_root(self) -> str:
+        """All reply topics lie below this level."""
+        return f"{ROOT}/{self.device}/out/reply"
+
+
+@dataclass(frozen=True)
+class PoolTopics(_Replies):
+    """The topics of a pool: devices that share the same work."""
+
+    group: str  # its id
+
+    def __post_init__(self) -> None:
+        check_id("group", self.group)
+
+    @property
+    def generate(self) -> str:
+        """Requests go in here; the broker hands each to one device."""
+        return f"{ROOT}/pool/{self.group}/generate"
+
+    @property
+    def shared(self) -> str:
+        """What a device subscribes to (MQTT 5.0, section 4.8.2)."""
+        return f"$share/{self.group}/{self.generate}"
+
+    @property
+    def reply_root(self) -> str:
+        """All reply topics lie below this level."""
+        return f"{ROOT}/pool/{self.group}/reply"
+
+
+@dataclass(frozen=True)
+class TopicParts:
+    """A stonechat topic, taken apart."""
+
+    owner: Literal["device", "pool"]
+    id: str  # of the device or the pool
+    kind: str  # generate, cancel, state, info, event or reply
+    client: str = ""  # of a reply topic
+    session: str = ""  # of a reply topic
+
+
+def parse(topic: str) -> TopicParts | None:
+    """Take `topic` apart, or None when it is not one of the topics above."""
+    if not topic.startswith(f"{ROOT}/"):
+        return None
+    match topic.split("/")[2:]:
+        case ["pool", group, "generate"] if is_id(group):
+            return TopicParts("pool", group, "generate")
+        case ["pool", group, "reply", client, session] if all(map(is_id, (group, client, session))):
+            return TopicParts("pool", group, "reply", client, session)
+        case ["pool", *_]:
+            return None
+        case [device, "in", command] if is_id(device) and command in _COMMANDS:
+            return TopicParts("device", device, command)
+        case [device, "out", output] if is_id(device) and output in _OUTPUTS:
+            return TopicParts("device", device, output)
+        case [device, "out", "reply", client, session] if all(map(is_id, (device, client, session))):
+            return TopicParts("device", device, "reply", client, session)
+    return None
+
+
+def check_topic(topic: str) -> str:
+    """`topic`, if something can be published there.
+
+    Raises:
+        ConfigurationError: it is empty, too long, or holds a wildcard or a character that MQTT forbids.
+    """
+    _check_text("topic", topic)
+    if "+" in topic or "#" in topic:
+        raise ConfigurationError(f"topic {topic!r} holds a wildcard; '+' and '#' belong to filters.")
+    return topic
+
+
+def check_filter(pattern: str) -> str:
+    """`pattern`, if it is a topic filter.
+
+    Raises:
+        ConfigurationError: '+' or '#' does not stand alone in its level, or '#' is not the last.
+    """
+    _check_text("topic filter", pattern)
+    levels = pattern.split("/")
+    for place, level in enumerate(levels):
+        if len(level) > 1 and ("+" in level or "#" in level):
+            raise ConfigurationError(f"topic filter {pattern!r}: '+' and '#' must stand alone between slashes.")
+        if level == "#" and place != len(levels) - 1:
+            raise ConfigurationError(f"topic filter {pattern!r}: '#' must be the last level.")
+    return pattern
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a message on `topic` reaches a subscription to the filter `pattern`."""
+    want, have = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and want[0] in ("+", "#"):
+        return False
+    if want[-1] == "#":
+        want = want[:-1]
+        have = have[: len(want)]
+    return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have))
+
+
+def _check_text(what: str, text: str) -> None:
+    if not text:
+        raise ConfigurationError(f"a {what} is empty; it needs at least one character.")
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        raise ConfigurationError(f"{what} {text!r} holds a control character, which brokers refuse.")
+    if len(text.encode()) > MAX_TOPIC_BYTES:
+        raise ConfigurationError(f"a {what} has {len(text.encode())} bytes; MQTT allows {MAX_TOPIC_BYTES}.")

@@ -1,0 +1,114 @@
+"""The bounded line of work before the one model: requests, and readings that woke a link.
+
+The network thread puts work in; the worker thread takes it out, oldest first. Nothing here blocks the network thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Job", "Overload", "WorkLine"]
+
+Overload = Literal["newest", "oldest", "every"]
+
+MAX_SLOTS = 256  # topics that can wait for a link at the same time
+MAX_EVERY = 32  # readings of one topic that wait when a link asks for every one
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Something for the model to do."""
+
+    key: Hashable | None  # what a cancel command names; None when nothing can name it
+    run: Callable[[], None]
+    start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
+    expired: Callable[[], None] = field(default=lambda: None)  # called instead of `run` when it is too late
+    dropped: Callable[[], None] = field(default=lambda: None)  # called instead of `run` on shutdown
+
+
+class WorkLine:
+    """Requests up to a limit, and one slot for each link and topic."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._condition = threading.Condition()
+        self._requests: deque[tuple[int, Job]] = deque()
+        self._slots: OrderedDict[Hashable, deque[tuple[int, Job]]] = OrderedDict()
+        self._arrivals = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        with self._condition:
+            return len(self._requests) + sum(map(len, self._slots.values()))
+
+    def add_request(self, job: Job) -> bool:
+        """Queue a request, or return False when the line is full."""
+        with self._condition:
+            if self._closed or len(self._requests) >= self.limit:
+                return False
+            self._requests.append(self._stamp(job))
+            self._condition.notify()
+            return True
+
+    def add_reading(self, slot: Hashable, job: Job, overload: Overload) -> bool:
+        """Queue a reading in its slot; return False when a reading (this one or an older one) is given up for it."""
+        with self._condition:
+            if self._closed:
+                return False
+            waiting = self._slots.get(slot)
+            if waiting is None:
+                if len(self._slots) >= MAX_SLOTS:
+                    return False
+                waiting = self._slots[slot] = deque()
+            if waiting and overload == "oldest":
+                return False
+            if waiting and overload == "newest":
+                waiting[0] = (waiting[0][0], job)  # it keeps its place in the line
+                return False
+            if len(waiting) >= MAX_EVERY:
+                return False
+            waiting.append(self._stamp(job))
+            self._condition.notify()
+            return True
+
+    def take(self) -> Job | None:
+        """Wait for the job that came first; None once the line is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or self._requests or self._slots)
+            if self._closed:
+                return None
+            first = min(self._slots, key=lambda s: self._slots[s][0][0], default=None)
+            if first is None or (self._requests and self._requests[0][0] < self._slots[first][0][0]):
+                return self._requests.popleft()[1]
+            waiting = self._slots[first]
+            job = waiting.popleft()[1]
+            if not waiting:
+                del self._slots[first]
+            return job
+
+    def remove(self, key: Hashable) -> Job | None:
+        """Take a waiting request out of the line by its key."""
+        with self._condition:
+            for entry in self._requests:
+                if entry[1].key == key:
+                    self._requests.remove(entry)
+                    return entry[1]
+        return None
+
+    def close(self) -> list[Job]:
+        """Take nothing more, wake the worker, and return the requests that were still waiting."""
+        with self._condition:
+            self._closed = True
+            left = [job for _, job in self._requests]
+            self._requests.clear()
+            self._slots.clear()
+            self._condition.notify_all()
+            return left
+
+    def _stamp(self, job: Job) -> tuple[int, Job]:
+        self._arrivals += 1
+        return self._arrivals, job

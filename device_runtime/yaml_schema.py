@@ -1,0 +1,392 @@
+"""YAML files checked against a table: every fault at once, each with its place.
+
+A table says which fields a mapping has and how each is read; the result is frozen dataclasses. The walk is over
+PyYAML's node tree (`compose`), which keeps line and column and constructs no objects.
+
+    POINT = Record(Point, {"x": Field(Integer()), "label": Field(Text(), default="")})
+    point = load("point.yaml", POINT)
+
+A fault reads `file:line:column: where: what was found; what was expected`, with the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, NoReturn, Protocol, TypeGuard, TypeVar
+
+import yaml
+
+from device_runtime.errors import ConfigurationError
+
+__all__ = [
+    "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "Reader", "Record", "Reference",
+    "Refused", "Report", "Text", "load", "loads", "nearest",
+]  # fmt: skip
+
+MAX_FILE_BYTES = 1_048_576
+
+T = TypeVar("T")
+Path_ = tuple[str | int, ...]  # ("devices", "greenhouse-pi", "model")
+
+
+class _Fault(Exception):
+    """A value that cannot be read; its fault is in the report already."""
+
+
+@dataclass
+class Report:
+    """The faults of one file, and the places of all its values."""
+
+    file: str
+    faults: list[tuple[int, int, str]] = field(default_factory=list)  # line, column, text
+    _places: dict[Path_, yaml.Node] = field(default_factory=dict)
+
+    def names(self, section: str) -> list[str]:
+        """What the top-level field `section` names: the keys of a mapping, or `name` in each entry of a list."""
+        root = self._places[()]
+        node = next((v for k, v in root.value if k.value == section), None) if _is_map(root) else None
+        if _is_map(node):
+            return [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
+        entries = node.value if isinstance(node, yaml.SequenceNode) else []
+        return [v.value for e in entries if _is_map(e) for k, v in e.value if k.value == "name" and _is_scalar(v)]
+
+    def add(self, node: yaml.Node, path: Path_, text: str) -> None:
+        """Note a fault at `node`."""
+        where = ".".join(str(p) if isinstance(p, str) else f"[{p}]" for p in path).replace(".[", "[")
+        mark = node.start_mark
+        self.faults.append((mark.line + 1, mark.column + 1, f"{where}: {text}" if where else text))
+
+    def add_at(self, path: Path_, text: str) -> None:
+        """Note a fault at the value that was read at `path`: for checks across fields."""
+        self.add(self._places[path], path, text)
+
+    def fail(self, node: yaml.Node, path: Path_, text: str) -> NoReturn:
+        """Note a fault and leave the reader."""
+        self.add(node, path, text)
+        raise _Fault
+
+    def read(self, reader: Reader[T], node: yaml.Node, path: Path_) -> T:
+        """Read `node` and remember its place."""
+        self._places[path] = node
+        return reader.read(node, path, self)
+
+    def raise_if_any(self) -> None:
+        """Raise all faults as one ConfigurationError, in the order of the file."""
+        if self.faults:
+            lines = [f"{self.file}:{line}:{column}: {text}" for line, column, text in sorted(set(self.faults))]
+            many = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+            raise ConfigurationError("\n".join([f"{self.file} has {many}:", *lines]))
+
+
+class Reader(Protocol[T]):  # type: ignore[misc]  # T is only returned, but Protocol[T] is what the readers share
+    """Reads one node. On a fault it calls `report.fail`."""
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> T:
+        """The value of `node`."""
+        ...
+
+
+def nearest(word: str, valid: Sequence[str], what: str = "valid") -> str:
+    """A hint: the nearest of `valid`, or all of them."""
+    near = get_close_matches(word, valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join(valid) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string. `check` may raise ConfigurationError, or return a value in its place."""
+
+    expected: str = "text"
+    pattern: str | None = None  # must match all of it
+    check: Callable[[str], str] | None = None
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> str:
+        """The text as written; numbers and dates are taken by their spelling."""
+        text = _scalar(node, path, report, self.expected)
+        if not text.strip():
+            report.fail(node, path, f"found nothing; expected {self.expected}")
+        if self.pattern and not re.fullmatch(self.pattern, text):
+            report.fail(node, path, f"found {text!r}; expected {self.expected}")
+        if self.check:
+            try:
+                return self.check(text)
+            except ConfigurationError as e:
+                report.fail(node, path, str(e))
+        return text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One word of several."""
+
+    words: tuple[str, ...]
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> str:
+        """The word."""
+        expected = f"one of {', '.join(self.words)}"
+        text = _scalar(node, path, report, expected)
+        if text not in self.words:
+            report.fail(node, path, f"found {text!r}; {nearest(text, self.words, 'expected one of')}")
+        return text
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within bounds."""
+
+    low: float
+    high: float
+    unit: str = ""
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> float:
+        """The number."""
+        expected = f"a number from {self.low:g} to {self.high:g}{self.unit and ' ' + self.unit}"
+        text = _scalar(node, path, report, expected)
+        if not re.fullmatch(r"[-+]?(\d{1,20}(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?", text, re.ASCII):
+            report.fail(node, path, f"found {text!r}; expected {expected}")
+        if not self.low <= float(text) <= self.high:
+            report.fail(node, path, f"found {text}; expected {expected}")
+        return float(text)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number within bounds."""
+
+    low: int = 0
+    high: int = 2**63 - 1
+    unit: str = ""
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> int:
+        """The number."""
+        expected = f"a whole number from {self.low} to {self.high}{self.unit and ' ' + self.unit}"
+        text = _scalar(node, path, report, expected)
+        if not re.fullmatch(r"[-+]?\d{1,19}", text, re.ASCII) or not self.low <= int(text) <= self.high:
+            report.fail(node, path, f"found {text!r}; expected {expected}")
+        return int(text)
+
+
+@dataclass(frozen=True)
+class Boolean:
+    """true or false."""
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> bool:
+        """The truth value."""
+        text = _scalar(node, path, report, "true or false")
+        if text not in ("true", "false"):
+            report.fail(node, path, f"found {text!r}; expected true or false")
+        return text == "true"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The name of something that a top-level field of the same file defines."""
+
+    what: str  # link
+    section: str  # links
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> str:
+        """The name."""
+        name = _scalar(node, path, report, f"the name of a {self.what}")
+        names = report.names(self.section)
+        if name not in names:
+            report.fail(node, path, f"there is no {self.what} {name!r}; {nearest(name, names, f'the {self.section} are')}")
+        return name
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A field that is known, and not to be used (yet)."""
+
+    why: str
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> None:
+        """Always a fault."""
+        report.fail(node, path, self.why)
+
+
+@dataclass(frozen=True)
+class ListOf(Generic[T]):
+    """A list whose items are all read the same way."""
+
+    item: Reader[T]
+    expected: str = "a list"
+    unique: str = ""  # a field in which no two items may agree
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> tuple[T, ...]:
+        """The items; every faulty one is reported."""
+        if not isinstance(node, yaml.SequenceNode):
+            report.fail(node, path, f"found {_kind(node)}; expected {self.expected}")
+        seen: set[str] = set()
+        for place, child in enumerate(node.value):
+            for key, value in child.value if _is_map(child) else ():
+                if self.unique and key.value == self.unique and _is_scalar(value):
+                    if value.value in seen:
+                        report.add(value, (*path, place, self.unique), f"{value.value!r} is taken by an earlier entry")
+                    seen.add(value.value)
+        return tuple(_read_all((report, self.item, child, (*path, i)) for i, child in enumerate(node.value)))
+
+
+@dataclass(frozen=True)
+class MapOf(Generic[T]):
+    """A mapping from names to values that are all read the same way."""
+
+    key: Text
+    item: Reader[T]
+    expected: str = "a mapping"
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> Mapping[str, T]:
+        """The entries; every faulty one is reported."""
+        pairs = _pairs(node, path, report, self.expected)
+        for key in pairs.values():
+            self._check_key(key[0], path, report)
+        values = _read_all((report, self.item, child, (*path, name)) for name, (_, child) in pairs.items())
+        return dict(zip(pairs, values, strict=True))
+
+    def _check_key(self, key: yaml.Node, path: Path_, report: Report) -> None:
+        with suppress(_Fault):  # it is noted; the values are read all the same
+            self.key.read(key, path, report)
+
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a Record."""
+
+    reader: Reader[Any]
+    default: Any = REQUIRED
+    to: str = ""  # the attribute's name, when it is not the field's
+
+
+@dataclass(frozen=True)
+class Record(Generic[T]):
+    """A mapping with fixed fields, read into a dataclass."""
+
+    make: Callable[..., T]
+    fields: Mapping[str, Field]
+    expected: str = "a mapping"
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> T:
+        """The dataclass; unknown, missing and faulty fields are all reported."""
+        pairs = _pairs(node, path, report, self.expected)
+        before = len(report.faults)
+        for name, (key, _) in pairs.items():
+            if name not in self.fields:
+                unused = [f for f in self.fields if f not in pairs]
+                report.add(key, path, f"unknown field {name!r}; {nearest(name, unused, 'the fields are')}")
+        values: dict[str, Any] = {}
+        for name, f in self.fields.items():
+            if name in pairs:
+                try:
+                    values[f.to or name] = report.read(f.reader, pairs[name][1], (*path, name))
+                except _Fault:
+                    continue
+            elif f.default is REQUIRED:
+                report.add(node, path, f"{name!r} is missing")
+            else:
+                values[f.to or name] = f.default
+        if len(report.faults) > before:
+            raise _Fault
+        return self.make(**values)
+
+
+def load(path: Path | str, schema: Reader[T], check: Callable[[T, Report], None] | None = None) -> T:
+    """Read and check the file at `path`; see `loads`."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise ConfigurationError(f"cannot read {path}: {e.strerror}. Check the path.") from None
+    return loads(data, schema, check, file=str(path))
+
+
+def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], None] | None = None, *, file: str) -> T:
+    """Read and check YAML text.
+
+    Args:
+        check: called with the result, to add faults that concern several fields.
+
+    Raises:
+        ConfigurationError: lists all faults, or where the text is not YAML.
+    """
+    report = Report(file)
+    try:
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigurationError(f"{file} has {len(data)} bytes; at most {MAX_FILE_BYTES} are read.")
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(f"{file} is not UTF-8: byte {e.start} cannot be read.") from None
+    except RecursionError:
+        raise ConfigurationError(f"{file} nests too deep to be read.") from None
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
+        raise ConfigurationError(f"{place}: not YAML: {e.problem or e.context}.") from None
+    except yaml.YAMLError as e:
+        raise ConfigurationError(f"{file}: not YAML: {str(e).splitlines()[0]}.") from None
+    if node is None:
+        raise ConfigurationError(f"{file} is empty.")
+    with suppress(_Fault):
+        value = report.read(schema, node, ())
+        if check:
+            check(value, report)
+    report.raise_if_any()
+    return value
+
+
+def _scalar(node: yaml.Node, path: Path_, report: Report, expected: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        report.fail(node, path, f"found {_kind(node)}; expected {expected}")
+    if node.tag == "tag:yaml.org,2002:null":
+        report.fail(node, path, f"found nothing; expected {expected}")
+    text: str = node.value
+    return text
+
+
+def _pairs(node: yaml.Node, path: Path_, report: Report, expected: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        report.fail(node, path, f"found {_kind(node)}; expected {expected}")
+    pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            report.add(key, path, f"found {_kind(key)} as a name; expected text")
+        elif key.value in pairs:
+            report.add(key, path, f"{key.value!r} is here twice")
+        else:
+            pairs[key.value] = (key, value)
+    return pairs
+
+
+def _read_all(tasks: Any) -> list[Any]:
+    values, faulty = [], False
+    for report, reader, node, path in tasks:
+        try:
+            values.append(report.read(reader, node, path))
+        except _Fault:
+            faulty = True
+    if faulty:
+        raise _Fault
+    return values
+
+
+def _is_map(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
+    return isinstance(node, yaml.MappingNode)
+
+
+def _is_scalar(node: yaml.Node) -> TypeGuard[yaml.ScalarNode]:
+    return isinstance(node, yaml.ScalarNode)
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return f"{node.value!r}" if node.value else "nothing"
