@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-__all__ = ["NetworkConfig", "Ops", "decoder", "tensor_shapes"]
+__all__ = ["NetworkConfig", "Ops", "decoder", "head", "hidden", "tensor_shapes"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Ops(Protocol[Value]):
 
 def decoder(ops: Ops[Value], config: NetworkConfig) -> Value:
     """Read the network with `ops`; returns logits, (rows, vocabulary)."""
+    return head(ops, ops.select_rows(hidden(ops, config)))
+
+
+def hidden(ops: Ops[Value], config: NetworkConfig) -> Value:
+    """All layers, without the head: (tokens, width)."""
     x = ops.embed()  # (tokens, width)
     for i in range(config.layers):
         layer = f"layers.{i}"
@@ -108,7 +113,11 @@ def decoder(ops: Ops[Value], config: NetworkConfig) -> Value:
         h = ops.gated_silu(gate, up)  # (tokens, ffn_width)
         (h,) = ops.linear(h, f"{layer}.down")
         x = ops.add(x, h, f"{layer}.out")
-    x = ops.select_rows(x)
+    return x
+
+
+def head(ops: Ops[Value], x: Value) -> Value:
+    """The final norm and the vocabulary matmul: (rows, vocabulary)."""
     x = ops.rms_norm(x, "final_norm")
     (logits,) = ops.linear(x, "head")
     return logits

@@ -1,0 +1,202 @@
+"""A bundle: a folder with a graph, a tokenizer and a manifest that vouches for both.
+
+`Bundle.open` refuses what is incomplete, altered or of another format. Hashing a large graph takes longer
+than starting it, so a file whose size, inode and modification time are those of the last full check is not
+hashed again; `verify=True` hashes it in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from device_runtime.errors import BundleError, ConfigurationError
+
+__all__ = ["FORMAT", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
+
+FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
+MANIFEST = "manifest.json"
+MODEL = "model.tflite"
+PREFIX = "prefix.npz"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """What a backend has to know of the graph beyond what the .tflite file says itself."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
+    prefill: int  # tokens that one prefill signature takes in; 0 where there is none
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """How text becomes tokens."""
+
+    file: Literal["tokenizer.json", "tokenizer.model"]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    adds_bos: bool
+    special_tokens: dict[str, str]  # bos_token, eos_token … as the chat template wants them
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    format: int
+    name: str
+    version: str
+    architecture: str  # the model family
+    profile: Literal["pi", "micro"]
+    context: int  # positions
+    graph: GraphShape
+    tokenizer: TokenizerInfo
+    chat_template: str | None  # jinja2 source
+    prefix_tokens: tuple[int, ...]  # already in the kv_cache when the model starts
+    quality: dict[str, Any]  # the quantization report
+    source: dict[str, str]  # checkpoint: name, sha256
+    converter: str  # version of stonechat that made the bundle
+    security_counter: int  # a device refuses to go back to a smaller one
+    files: dict[str, FileEntry]
+
+    def to_json(self) -> str:
+        """As it stands in the bundle."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse.
+
+        Raises:
+            BundleError: it is not JSON, of another format, or lacks a field.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} is not JSON ({error}); the bundle is damaged, copy it again.") from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise BundleError(
+                f"{MANIFEST} has format {found!r}; this stonechat reads format {FORMAT}. "
+                "Install the stonechat that made the bundle, or convert the checkpoint again."
+            )
+        try:
+            known = {f.name: data[f.name] for f in fields(cls)}
+            known["graph"] = GraphShape(**{**known["graph"], "windows": tuple(known["graph"]["windows"])})
+            eos_ids = tuple(known["tokenizer"]["eos_ids"])
+            known["tokenizer"] = TokenizerInfo(**{**known["tokenizer"], "eos_ids": eos_ids})
+            known["prefix_tokens"] = tuple(known["prefix_tokens"])
+            known["files"] = {name: FileEntry(**entry) for name, entry in known["files"].items()}
+            return cls(**known)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST} lacks or misspells a field ({error}); convert the checkpoint again.") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files are what the manifest says they are."""
+
+    path: Path
+    manifest: Manifest
+    manifest_sha256: str
+
+    @property
+    def model_path(self) -> Path:
+        """The graph."""
+        return self.path / MODEL
+
+    @property
+    def prefix_path(self) -> Path:
+        """Keys and values of the prefix, in float32: arrays `k` and `v`, (layers, positions, kv_heads, head_dim)."""
+        return self.path / PREFIX
+
+    @property
+    def cache_path(self) -> Path | None:
+        """A folder of this bundle's own for what a runtime wants to keep between starts, or None."""
+        return cache_folder(f"{self.manifest_sha256[:16]}")
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = False) -> Bundle:
+        """Check and open a bundle folder.
+
+        Args:
+            verify: hash every file even if it has not changed since the last full check.
+
+        Raises:
+            ConfigurationError: there is no bundle at `path`.
+            BundleError: it is incomplete, altered, or of another format.
+        """
+        path = Path(path)
+        manifest_path = path / MANIFEST
+        if not manifest_path.is_file():
+            what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
+            raise ConfigurationError(f"{path} {what}. Make a bundle with `stonechat convert CHECKPOINT -o DIR`.")
+        raw = manifest_path.read_bytes()
+        try:
+            manifest = Manifest.from_json(raw.decode())
+        except UnicodeDecodeError:
+            raise BundleError(f"{manifest_path} is not UTF-8; the bundle is damaged, copy it again.") from None
+        bundle = cls(path, manifest, hashlib.sha256(raw).hexdigest())
+        for name, entry in manifest.files.items():
+            bundle._check(name, entry, verify)
+        return bundle
+
+    def _check(self, name: str, entry: FileEntry, verify: bool) -> None:
+        if Path(name).name != name:
+            raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
+        file = self.path / name
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read ({error.strerror}); copy the bundle again.") from None
+        if status.st_size != entry.size_bytes:
+            raise BundleError(
+                f"{file} has {status.st_size:,} bytes; the manifest says {entry.size_bytes:,}. Copy the bundle again."
+            )
+        stamp = f"{entry.sha256} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+        record = self.cache_path / f"verified-{name}" if self.cache_path else None
+        if not verify and record is not None and record.is_file() and record.read_text() == stamp:
+            return
+        with open(file, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise BundleError(
+                f"{file} is not the file that the manifest describes: sha256 {digest[:16]}… instead of "
+                f"{entry.sha256[:16]}…. It was altered or damaged; copy the bundle again."
+            )
+        if record is not None:
+            record.write_text(stamp)
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder for files that only make the next start faster; None where nothing can be written.
+
+    It lies under $STONECHAT_CACHE, else $XDG_CACHE_HOME/stonechat, else ~/.cache/stonechat.
+    """
+    root = os.environ.get("STONECHAT_CACHE")
+    if not root:
+        base: Mapping[str, str] = os.environ
+        root = os.path.join(base.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stonechat")
+    folder = Path(root) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
