@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig
+from converters.network import NetworkConfig, tensor_shapes
+from device_runtime.errors import CheckpointError, ConfigurationError
 
 __all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
 
@@ -47,8 +48,6 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
-        from converters.network import tensor_shapes
-
         return any(name == known for known, _ in tensor_shapes(self.config))
 
 
@@ -60,4 +59,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is truncated, or lacks a tensor, or has one of another shape.
         ArchitectureError: the family is not among those in `converters/architectures`.
     """
-    raise NotImplementedError
+    # The formats' packages take a while to import, and each is needed for its own format only.
+    if path.is_dir():
+        from converters.checkpoints.huggingface import open_folder
+
+        return open_folder(path)
+    if not path.exists():
+        raise ConfigurationError(f"{path}: no such file or folder; expected a GGUF file or a Hugging Face folder.")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path}: weights alone; expected a folder with config.json and a tokenizer beside them. "
+            f"Name the folder: {path.parent}"
+        )
+    from converters.checkpoints.gguf import open_gguf
+
+    return open_gguf(path)

@@ -1,0 +1,228 @@
+"""Rotary position embeddings: inverse frequencies, with every scaling that checkpoints declare.
+
+`default`, `linear` (Chen et al. 2023), `dynamic` (NTK), `yarn` (Peng et al. 2023) and `llama3`, spelled as in
+Hugging Face `config.json` (old and new) or as in GGUF metadata. Frequencies are in radians per position.
+
+`dynamic` changes the base only for sequences longer than `max_position_embeddings`. A bundle never goes past
+that context, so within it the frequencies are the default ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.checkpoints.fields import Fields
+from device_runtime.errors import ArchitectureError, CheckpointError
+
+__all__ = ["Rope", "default", "from_gguf", "from_huggingface", "linear", "llama3", "yarn"]
+
+_BASE = 10_000.0  # when a configuration names none
+_HUGGINGFACE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+_GGUF_TYPES = ("none", "linear", "yarn")
+_KEYS = {
+    *("type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    *("low_freq_factor", "high_freq_factor", "finetuned"),
+}
+_MOST_HEAD_DIM = 4096
+
+Frequencies = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """What `NetworkConfig` keeps of it."""
+
+    frequencies: tuple[float, ...]  # (head_dim / 2,) radians per position
+    magnitude: float = 1.0  # cos and sin are multiplied by this
+
+
+def default(head_dim: int, base: float) -> Frequencies:
+    """base ** (-2j / head_dim): (head_dim / 2,)."""
+    with np.errstate(all="ignore"):
+        return np.asarray(1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim))
+
+
+def linear(frequencies: Frequencies, factor: float) -> Frequencies:
+    """Positions are divided by `factor`."""
+    return frequencies / factor
+
+
+def llama3(
+    frequencies: Frequencies, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
+) -> Frequencies:
+    """Long waves are divided by `factor`, short ones kept, those between interpolated."""
+    turns = original_context * frequencies / (2 * math.pi)  # in the original context
+    smooth = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
+    return np.asarray((1 - smooth) * frequencies / factor + smooth * frequencies)
+
+
+def yarn(
+    head_dim: int,
+    base: float,
+    factor: float,
+    original_context: float,
+    *,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> Frequencies:
+    """Frequencies that turn fewer than `beta_slow` times in the original context are divided by `factor`."""
+
+    def dimension_of(turns: float) -> float:
+        return head_dim * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension_of(beta_fast), dimension_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as the original does: no division by zero
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)  # 0: keep, 1: interpolate
+    frequencies = default(head_dim, base)
+    return np.asarray(frequencies * (1 - ramp) + frequencies / factor * ramp)
+
+
+def from_huggingface(config: Fields, head_dim: int, max_context: int) -> Rope:
+    """Read `rope_scaling` or `rope_parameters`, and `rope_theta` in or beside it.
+
+    Raises:
+        ArchitectureError: a scaling of an unknown type, or one with keys that this reader would ignore.
+        CheckpointError: a value that cannot be.
+    """
+    rope = config.section("rope_scaling" if config.values.get("rope_scaling") else "rope_parameters")
+    base = rope.number("rope_theta", config.number("rope_theta", _BASE), least=1.0)
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind not in _HUGGINGFACE_TYPES:
+        raise _unsupported(rope.where, "rope_type", kind, _HUGGINGFACE_TYPES)
+    if strange := sorted(set(rope.values) - _KEYS):
+        raise _unsupported(rope.where, "RoPE parameter", ", ".join(strange), sorted(_KEYS))
+    turned = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if turned != 1.0:
+        raise _unsupported(rope.where, "partial_rotary_factor", f"{turned:g}", ["1"])
+    _check(head_dim, config.where)
+    plain = default(head_dim, base)
+    if kind in ("default", "dynamic"):  # dynamic: see the module's docstring
+        return _rope(plain, config.where)
+    if kind == "linear":
+        return _rope(linear(plain, rope.number("factor")), config.where)
+    original = config.integer(
+        "original_max_position_embeddings", rope.integer("original_max_position_embeddings", max_context)
+    )
+    factor = rope.number("factor", max_context / original)
+    if kind == "llama3":
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        if not low < high:
+            raise CheckpointError(
+                f"{rope.where}: low_freq_factor {low:g} is not below high_freq_factor {high:g}. "
+                "The configuration is damaged: fetch it again."
+            )
+        return _rope(llama3(plain, factor, low, high, original), config.where)
+    scaled = yarn(
+        head_dim,
+        base,
+        factor,
+        original,
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        truncate=rope.flag("truncate", True),
+    )
+    return _rope(scaled, config.where, _yarn_magnitude(rope, factor))
+
+
+def from_gguf(
+    metadata: Fields, prefix: str, head_dim: int, max_context: int, divisors: npt.NDArray[np.float32] | None
+) -> Rope:
+    """Read `{prefix}.rope.*`; `divisors` is the tensor `rope_freqs.weight`, where the file has it.
+
+    Raises:
+        ArchitectureError: a scaling of an unknown type, or one that llama.cpp computes in a way not written here.
+        CheckpointError: a value that cannot be.
+    """
+
+    def key(name: str) -> str:
+        return f"{prefix}.rope.{name}"
+
+    where = metadata.where
+    base = metadata.number(key("freq_base"), _BASE, least=1.0)
+    turned = metadata.integer(key("dimension_count"), head_dim)
+    if turned != head_dim:
+        raise _unsupported(where, key("dimension_count"), str(turned), [str(head_dim)])
+    kind = metadata.text(key("scaling.type"), "linear")  # as llama.cpp: a factor alone is linear
+    if kind not in _GGUF_TYPES:
+        raise _unsupported(where, key("scaling.type"), kind, _GGUF_TYPES)
+    for name, neutral in [
+        ("scaling.attn_factor", 1.0),
+        ("scaling.yarn_attn_factor", 1.0),
+        ("scaling.yarn_ext_factor", 1.0),
+        ("scaling.yarn_log_multiplier", 0.0),
+    ]:
+        value = metadata.number(key(name), neutral, least=-1e9)
+        if value != neutral:
+            raise _unsupported(where, key(name), f"{value:g}", [f"{neutral:g}"])
+    factor = metadata.number(key("scaling.factor"), metadata.number(key("scale_linear"), 0.0, least=-1.0), least=-1.0)
+    _check(head_dim, where)
+    frequencies, magnitude = default(head_dim, base), 1.0
+    if kind == "yarn":
+        factor = metadata.number(key("scaling.factor"))
+        frequencies = yarn(
+            head_dim,
+            base,
+            factor,
+            metadata.integer(key("scaling.original_context_length"), max_context),
+            beta_fast=metadata.number(key("scaling.yarn_beta_fast"), 32.0),
+            beta_slow=metadata.number(key("scaling.yarn_beta_slow"), 1.0),
+        )
+        magnitude = _mscale(factor)
+    elif kind == "linear" and factor > 0:
+        frequencies = linear(frequencies, factor)
+    if divisors is not None:
+        if kind == "yarn":
+            raise _unsupported(where, "rope_freqs.weight with scaling", kind, ["none", "linear"])
+        if divisors.shape != frequencies.shape or not np.all(np.isfinite(divisors) & (divisors > 0)):
+            raise CheckpointError(
+                f"{where}: rope_freqs.weight has shape {divisors.shape}; expected {frequencies.shape} positive numbers."
+                " The file is damaged: fetch it again."
+            )
+        frequencies = frequencies / divisors
+    return _rope(frequencies, where, magnitude)
+
+
+def _mscale(factor: float, weight: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _yarn_magnitude(rope: Fields, factor: float) -> float:
+    if "attention_factor" in rope:
+        return rope.number("attention_factor")
+    # 0 stands for "not given" in these two.
+    mscale, over = (rope.number(key, 0.0, least=-1.0) for key in ("mscale", "mscale_all_dim"))
+    return _mscale(factor, mscale) / _mscale(factor, over) if mscale and over else _mscale(factor)
+
+
+def _check(head_dim: int, where: str) -> None:
+    if head_dim % 2 or head_dim > _MOST_HEAD_DIM:
+        raise ArchitectureError(
+            f"{where}: heads of {head_dim} values; RoPE turns pairs: expected an even number up to {_MOST_HEAD_DIM}. "
+            "This variant is not supported."
+        )
+
+
+def _rope(frequencies: Frequencies, where: str, magnitude: float = 1.0) -> Rope:
+    if not (np.all(np.isfinite(frequencies)) and math.isfinite(magnitude)):
+        raise CheckpointError(
+            f"{where}: its RoPE parameters give frequencies that are not finite. Fetch the configuration again."
+        )
+    return Rope(tuple(float(f) for f in frequencies), magnitude)
+
+
+def _unsupported(where: str, key: str, found: str, known: Sequence[str]) -> ArchitectureError:
+    return ArchitectureError(
+        f"{where}: {key} {found} is not supported; supported: {', '.join(known)}. "
+        "Ignoring it would change what the model computes."
+    )

@@ -1,0 +1,103 @@
+"""Typed look-ups in a checkpoint's own configuration, whose values nobody has checked yet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from device_runtime.errors import CheckpointError
+
+__all__ = ["Fields", "read_json"]
+
+_MOST = 1 << 40  # no count in a configuration is larger; a larger one is damage
+
+
+class Fields:
+    """A configuration: `config.json`, or a GGUF file's metadata. A key that is null counts as absent.
+
+    Every look-up raises `CheckpointError` for a value of another kind, and for an absent key without `default`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = {key: value for key, value in values.items() if value is not None}
+        self.where = where  # file or folder, for messages
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def __repr__(self) -> str:
+        return f"Fields({self.where!r})"
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number from `least` up."""
+        value = self._value(key, default, "a whole number")
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole or not least <= value <= _MOST:
+            raise self._wrong(key, value, f"a whole number from {least} to {_MOST}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None, *, least: float = 0.0) -> float:
+        """A finite number above `least`."""
+        value = self._value(key, default, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(key, value, "a number")
+        if not (abs(value) < 1e30 and math.isfinite(value) and value > least):
+            raise self._wrong(key, value, f"a finite number above {least:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._value(key, default, "true or false")
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._value(key, default, "a string")
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a string")
+        return value
+
+    def section(self, key: str) -> Fields:
+        """A nested object; empty when the key is absent."""
+        value = self.values.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self._wrong(key, value, "an object")
+        return Fields(value, f"{self.where}: {key}")
+
+    def _value(self, key: str, default: Any, expected: str) -> Any:
+        value = self.values.get(key, default)
+        if value is None:
+            raise CheckpointError(
+                f"{self.where}: {key} is missing; expected {expected}. The checkpoint is incomplete: fetch it again."
+            )
+        return value
+
+    def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return CheckpointError(
+            f"{self.where}: {key} is {shown}; expected {expected}. "
+            "The configuration is damaged or of a variant that is not supported: fetch it again."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Fetch the folder again.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}. The file is damaged: fetch it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object. Fetch the file again.")
+    return value

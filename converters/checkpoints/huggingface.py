@@ -1,0 +1,146 @@
+"""Hugging Face folders: `config.json`, safetensors files (one or several) and a tokenizer.
+
+A safetensors file is 8 bytes of header length, a JSON header that gives each tensor's dtype, shape and byte
+range, and the data. It is read here directly: the `safetensors` package offers numpy no bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from converters.architectures import family_of_huggingface
+from converters.checkpoints import Checkpoint
+from converters.checkpoints.fields import Fields, read_json
+from converters.checkpoints.huggingface_tokenizer import read_tokenizer
+from converters.checkpoints.tensors import FLOAT_ENCODINGS, FloatArray, StoredTensor, bind, sha256_of
+from device_runtime.errors import CheckpointError
+
+__all__ = ["open_folder", "read_safetensors"]
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MOST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open a Hugging Face folder.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing or has another shape.
+        ArchitectureError: its family is unknown, or a variant that the converter does not describe.
+    """
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"Name the GGUF file in it: {folder / inside[0]}" if inside else "Fetch the whole folder again."
+        raise CheckpointError(f"{folder}: has no config.json; expected a Hugging Face folder. {hint}")
+    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    family = family_of_huggingface(fields)
+    config = family.config_from_huggingface(fields)
+    files = _weight_files(folder)
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        for tensor in read_safetensors(file):
+            if tensor.name in stored:
+                raise CheckpointError(
+                    f"{file}: tensor {tensor.name} is in {stored[tensor.name].path.name} as well. "
+                    "Fetch the folder again."
+                )
+            stored[tensor.name] = tensor
+    bound = bind(
+        config,
+        stored,
+        family.huggingface_name,
+        str(folder),
+        unused=lambda name: family.huggingface_unused(name, config),
+    )
+    head = stored.get(family.huggingface_name("head.weight"))
+    if config.tied_head and head is not None and not head.same_bytes(bound["embed.weight"]):
+        raise CheckpointError(
+            f"{folder}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
+            "Set tie_word_embeddings to false in config.json if the model has a head of its own."
+        )
+    tokenizer = read_tokenizer(folder, fields, config.vocabulary)
+
+    def read(name: str) -> FloatArray:
+        return bound[name].read()
+
+    return Checkpoint(folder.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read)
+
+
+def read_safetensors(path: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file; reads the header only.
+
+    Raises:
+        CheckpointError: it is damaged or cut short, or has a dtype other than F64, F32, F16 and BF16.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (size,)
+            if length > min(size - 8, _MOST_HEADER):
+                raise CheckpointError(
+                    f"{path}: cut short or damaged: {size} bytes, and its header alone would take {length}. "
+                    "Fetch the file again."
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Fetch the folder again.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: its header is not JSON: {error}. Fetch the file again.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object. Fetch the file again.")
+    header.pop("__metadata__", None)
+    return [_stored(path, name, entry, 8 + length, size) for name, entry in header.items()]
+
+
+def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(value) is int and value >= 0 for value in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: tensor {name} has the damaged entry {entry!r:.80}. Fetch it again.") from error
+    encoding = FLOAT_ENCODINGS.get(dtype) if isinstance(dtype, str) else None
+    if encoding is None:
+        raise CheckpointError(
+            f"{path}: tensor {name} has dtype {dtype!r:.40}; expected one of {', '.join(FLOAT_ENCODINGS)}. "
+            "Use the checkpoint that this one was quantized from."
+        )
+    if not whole or begin > end or math.prod(shape) * encoding.size != end - begin or not math.prod(shape):
+        raise CheckpointError(f"{path}: tensor {name} has the damaged entry {entry!r:.80}. Fetch the file again.")
+    if base + end > size:
+        raise CheckpointError(
+            f"{path}: cut short: {size} bytes, but tensor {name} ends at byte {base + end}. Fetch the file again."
+        )
+    return StoredTensor(name, shape, encoding, path, base + begin)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """`model.safetensors`, or the files that the index names."""
+    if not (folder / _INDEX).is_file():
+        if (folder / _WEIGHTS).is_file():
+            return [folder / _WEIGHTS]
+        raise CheckpointError(
+            f"{folder}: has neither {_WEIGHTS} nor {_INDEX}. Fetch the model's safetensors files; "
+            "a pytorch_model.bin has to be saved again with save_pretrained(…, safe_serialization=True)."
+        )
+    index = read_json(folder / _INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / _INDEX}: has no weight_map. Fetch the file again.")
+    names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {""}
+    for name in sorted(names):
+        if not name or Path(name).name != name:
+            raise CheckpointError(f"{folder / _INDEX}: names the file {name!r}, expected one in the same folder.")
+        if not (folder / name).is_file():
+            count = sum(file == name for file in weight_map.values())
+            raise CheckpointError(
+                f"{folder}: {name} is missing; the index places {count} tensors in it. Fetch that file."
+            )
+    return [folder / name for name in sorted(names)]
