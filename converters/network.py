@@ -50,6 +50,13 @@ class NetworkConfig:
     output_bias: bool = False
     ffn_bias: bool = False
 
+    def has_bias(self, matmul: str) -> bool:
+        """Whether the matmul of this canonical name (`layers.3.q`) adds a bias."""
+        kind = matmul.rsplit(".", 1)[-1]
+        if kind in ("q", "k", "v"):
+            return self.attention_bias
+        return {"o": self.output_bias, "head": False}.get(kind, self.ffn_bias)
+
     @property
     def kv_width(self) -> int:
         """Columns of k and of v for one position."""
@@ -130,25 +137,20 @@ def tensor_shapes(config: NetworkConfig) -> Iterator[tuple[str, tuple[int, ...]]
     for i in range(c.layers):
         layer = f"layers.{i}"
         yield f"{layer}.attention_norm.weight", (c.width,)
-        matmuls = [
-            ("q", c.q_width, c.width, c.attention_bias),
-            ("k", c.kv_width, c.width, c.attention_bias),
-            ("v", c.kv_width, c.width, c.attention_bias),
-            ("o", c.width, c.q_width, c.output_bias),
-        ]
-        for name, rows, columns, bias in matmuls:
-            yield f"{layer}.{name}.weight", (rows, columns)
-            if bias:
-                yield f"{layer}.{name}.bias", (rows,)
-        yield f"{layer}.ffn_norm.weight", (c.width,)
-        for name, rows, columns in [
+        for kind, rows, columns in [
+            ("q", c.q_width, c.width),
+            ("k", c.kv_width, c.width),
+            ("v", c.kv_width, c.width),
+            ("o", c.width, c.q_width),
             ("gate", c.ffn_width, c.width),
             ("up", c.ffn_width, c.width),
             ("down", c.width, c.ffn_width),
         ]:
-            yield f"{layer}.{name}.weight", (rows, columns)
-            if c.ffn_bias:
-                yield f"{layer}.{name}.bias", (rows,)
+            if kind == "gate":
+                yield f"{layer}.ffn_norm.weight", (c.width,)
+            yield f"{layer}.{kind}.weight", (rows, columns)
+            if c.has_bias(f"{layer}.{kind}"):
+                yield f"{layer}.{kind}.bias", (rows,)
     yield "final_norm.weight", (c.width,)
     if not c.tied_head:
         yield "head.weight", (c.vocabulary, c.width)

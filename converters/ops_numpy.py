@@ -91,16 +91,9 @@ class NumpyOps:
 
     def _matmul(self, x: FloatArray, name: str) -> FloatArray:
         y = x @ self._read(f"{name}.weight").T
-        if self._has_bias(name):
+        if self._config.has_bias(name):
             y += self._read(f"{name}.bias")
         return y
-
-    def _has_bias(self, name: str) -> bool:
-        kind = name.rsplit(".", 1)[-1]
-        c = self._config
-        return {"q": c.attention_bias, "k": c.attention_bias, "v": c.attention_bias, "o": c.output_bias}.get(
-            kind, c.ffn_bias and kind != "head"
-        )
 
     def rope(self, q: FloatArray, k: FloatArray) -> tuple[FloatArray, FloatArray]:
         """As in `Ops`."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from device_runtime.sampler import Sampling
+from device_runtime.backends import Backend, Logits, open_backend
+from device_runtime.bundle import Bundle, Manifest
+from device_runtime.chat import Message, render_chat
+from device_runtime.errors import ConfigurationError, ContextOverflowError
+from device_runtime.sampler import Sampler, Sampling
+from device_runtime.tokenizer import TextStream, Tokenizer, open_tokenizer
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
 
-Message = Mapping[str, str]  # {"role": "user", "content": "…"}
 Finish = Literal["stop", "length", "cancelled"]
+_GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -29,33 +36,224 @@ class Completion:
 
 
 class Generation(Iterator[str]):
-    """An answer as it comes: iterate for its pieces, then read `result`."""
+    """An answer as it comes: iterate for its pieces, then read `result`.
+
+    Leaving the iteration early is fine; the model is ready for the next call of `generate` at any time.
+    """
 
     result: Completion  # set when the iteration has ended
 
+    def __init__(self, model: LanguageModel, prompt: list[int], max_new: int, sampling: Sampling, stop: Sequence[str]):
+        self._cancelled = threading.Event()
+        self._started_s = time.perf_counter()
+        self._pieces = self._run(model, prompt, max_new, Sampler(sampling), [s for s in stop if s])
+
     def __next__(self) -> str:
-        raise NotImplementedError
+        return next(self._pieces)
 
     def cancel(self) -> None:
         """Stop after the token that is being computed. May be called from another thread."""
-        raise NotImplementedError
+        self._cancelled.set()
+
+    def _run(
+        self, model: LanguageModel, prompt: list[int], max_new: int, sampler: Sampler, stop: list[str]
+    ) -> Iterator[str]:
+        logits, cached = model._take_in(prompt)
+        stream, held = TextStream(model._tokenizer), _StopStrings(stop)
+        finish: Finish = "length"
+        count, first_s = 0, 0.0
+        text: list[str] = []
+        while count < max_new:
+            if self._cancelled.is_set():
+                finish = "cancelled"
+                break
+            token = sampler.choose(logits)
+            count += 1
+            if count == 1:
+                first_s = time.perf_counter()
+            if token in model.manifest.tokenizer.eos_ids:
+                finish = "stop"
+                break
+            piece = held.push(stream.push(token))
+            if piece:
+                text.append(piece)
+                yield piece
+            if held.found:
+                finish = "stop"
+                break
+            if count == max_new or not model._has_room():
+                break
+            logits = model._step(token)
+        end_s = time.perf_counter()
+        if not held.found:
+            rest = held.push(stream.flush()) + held.flush()
+            if rest:
+                text.append(rest)
+                yield rest
+        self.result = Completion(
+            text="".join(text),
+            finish=finish,
+            prompt_tokens=len(prompt),
+            cached_tokens=cached,
+            completion_tokens=count,
+            ttft_ms=(first_s - self._started_s) * 1e3 if count else 0.0,
+            tokens_per_s=(count - 1) / (end_s - first_s) if count > 1 else 0.0,
+        )
+
+
+class _StopStrings:
+    """Ends a text before the first stop string in it; holds back what may be the beginning of one."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """Text that is safe to show."""
+        if not self._stop or self.found:
+            return "" if self.found else piece
+        self._held += piece
+        starts = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        if starts:
+            self.found = True
+            safe, self._held = self._held[: min(starts)], ""
+            return safe
+        keep = max(self._overlap(s) for s in self._stop)
+        split = len(self._held) - keep
+        safe, self._held = self._held[:split], self._held[split:]
+        return safe
+
+    def flush(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        safe, self._held = self._held, ""
+        return safe
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of the held text begin this stop string."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
 class LanguageModel:
-    """A bundle, opened. Not thread-safe: one generation at a time."""
+    """A bundle, opened. Not thread-safe: one generation at a time.
+
+    The kv_cache outlives a call: when a prompt begins with the tokens of the last one (a conversation that goes
+    on), only the rest is computed.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer) -> None:
+        self._backend, self._tokenizer = backend, tokenizer
+        self.manifest: Manifest = bundle.manifest
+        self._prefix = list(bundle.manifest.prefix_tokens)
+        self._cached = list(self._prefix)  # the tokens behind the positions of the kv_cache
 
     @classmethod
-    def open(cls, path: Path | str, *, backend: str | None = None, threads: int | None = None) -> LanguageModel:
-        """Open a bundle folder."""
-        raise NotImplementedError
+    def open(
+        cls, path: Path | str, *, backend: str | None = None, threads: int | None = None, verify: bool = False
+    ) -> LanguageModel:
+        """Open a bundle folder.
+
+        Args:
+            backend: a name in `device_runtime.backends.BACKENDS`; None takes the best one that is installed.
+            threads: CPU threads; None takes one per core, at most 4.
+            verify: check every file's hash even if it has not changed since the last check.
+
+        Raises:
+            ConfigurationError: there is no bundle at `path`, or no such backend.
+            BundleError: the bundle is damaged.
+            BackendError: no installed runtime can run it.
+        """
+        bundle = Bundle.open(path, verify=verify)
+        # The tokenizer is read while the graph is prepared: both are native code that gives up the GIL or waits.
+        opened: list[Tokenizer | BaseException] = []
+        thread = threading.Thread(target=_open_into, args=(opened, bundle), daemon=True)
+        thread.start()
+        graph = open_backend(bundle, backend, threads)
+        thread.join()
+        (tokenizer,) = opened
+        if isinstance(tokenizer, BaseException):
+            graph.close()
+            raise tokenizer
+        return cls(bundle, graph, tokenizer)
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """The tokens of a prompt as `generate` takes them in, the prefix included."""
+        info = self.manifest.tokenizer
+        if isinstance(prompt, str):
+            tokens = self._tokenizer.encode(prompt)
+            if info.adds_bos and info.bos_id is not None and tokens[:1] != [info.bos_id]:
+                tokens = [info.bos_id, *tokens]
+        else:
+            tokens = self._tokenizer.encode(render_chat(self.manifest.chat_template, prompt, info.special_tokens))
+        if tokens[: len(self._prefix)] != self._prefix:
+            tokens = self._prefix + tokens
+        return tokens
 
     def generate(
         self,
         prompt: str | Sequence[Message],
         *,
         max_new: int | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
     ) -> Generation:
-        """Start an answer to a plain prompt (no template) or to chat messages (the bundle's template)."""
-        raise NotImplementedError
+        """Start an answer.
+
+        Args:
+            prompt: a plain text, taken as it is, or chat messages, which go through the bundle's template.
+            max_new: at most so many tokens; None means until the model stops or the context is full.
+            stop: the answer ends before the first of these strings.
+
+        Raises:
+            ContextOverflowError: the prompt leaves no room for even one token.
+        """
+        if max_new is not None and max_new < 1:
+            raise ConfigurationError(f"max_new is {max_new}; it must be at least 1.")
+        tokens = self.encode(prompt)
+        context = self.manifest.context
+        if len(tokens) >= context:
+            raise ContextOverflowError(
+                f"The prompt has {len(tokens)} tokens; the model's context holds {context} positions, one of which "
+                "the answer needs. Shorten the prompt, or convert again with a larger --context."
+            )
+        if len(tokens) == len(self._prefix):
+            raise ConfigurationError("The prompt is empty; give the model something to go on.")
+        room = context - len(tokens) + 1  # the last token of an answer is never fed back
+        return Generation(self, tokens, min(max_new or room, room), sampling, stop)
+
+    def close(self) -> None:
+        """Give back memory."""
+        self._backend.close()
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_in(self, tokens: list[int]) -> tuple[Logits, int]:
+        """Bring the kv_cache to `tokens`; returns the logits after the last and how many were there already."""
+        common = 0
+        limit = min(len(self._cached), len(tokens) - 1)  # the last token is computed again for its logits
+        while common < limit and self._cached[common] == tokens[common]:
+            common += 1
+        self._backend.rewind(common)
+        self._cached = tokens[:common]
+        logits = self._backend.prefill(tokens[common:])
+        self._cached = list(tokens)
+        return logits, common
+
+    def _step(self, token: int) -> Logits:
+        self._cached.append(token)
+        return self._backend.decode(token)
+
+    def _has_room(self) -> bool:
+        return self._backend.position < self._backend.context
+
+
+def _open_into(opened: list[Tokenizer | BaseException], bundle: Bundle) -> None:
+    try:
+        opened.append(open_tokenizer(bundle))
+    except BaseException as error:
+        opened.append(error)

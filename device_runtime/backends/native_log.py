@@ -1,0 +1,39 @@
+"""Keeps the chatter of native runtimes away from the user's terminal, without losing real errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+__all__ = ["captured_stderr"]
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what native code writes to file descriptor 2.
+
+    Yields a function that returns the ERROR lines caught so far. Nothing is caught, and everything is shown,
+    when the environment has STONECHAT_NATIVE_LOG=1.
+    """
+    if os.environ.get("STONECHAT_NATIVE_LOG") == "1":
+        yield lambda: ""
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield lambda: _errors(caught.fileno())
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _errors(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    text = os.pread(descriptor, size, 0).decode(errors="replace")
+    return "\n".join(line for line in text.splitlines() if "ERROR" in line)
