@@ -50,6 +50,12 @@ class NetworkConfig:
     output_bias: bool = False
     ffn_bias: bool = False
 
+    @property
+    def matmul_weights(self) -> int:
+        """Weights that one token's step multiplies with: all matmuls, the head among them."""
+        attention = self.width * (2 * self.q_width + 2 * self.kv_width)
+        return self.layers * (attention + 3 * self.width * self.ffn_width) + self.vocabulary * self.width
+
     def has_bias(self, matmul: str) -> bool:
         """Whether the matmul of this canonical name (`layers.3.q`) adds a bias."""
         kind = matmul.rsplit(".", 1)[-1]

@@ -43,6 +43,13 @@ class GraphShape:
     vocabulary: int
     windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
     prefill: int  # tokens that one prefill signature takes in; 0 where there is none
+    weight_bytes: int = 0  # weights that one decode step reads
+
+    def bytes_per_token(self, positions: int, profile: str) -> int:
+        """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
+        window = next((w for w in self.windows if w >= positions), self.windows[-1])
+        element_bytes = 4 if profile == "pi" else 1  # float32, int8
+        return self.weight_bytes + 2 * self.layers * self.kv_heads * self.head_dim * window * element_bytes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from device_runtime.bundle import Bundle, Manifest
 from device_runtime.chat import Message, render_chat
 from device_runtime.errors import ConfigurationError, ContextOverflowError
 from device_runtime.sampler import Sampler, Sampling
-from device_runtime.tokenizer import TextStream, Tokenizer, open_tokenizer
+from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
 
@@ -143,7 +143,7 @@ class LanguageModel:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer) -> None:
-        self._backend, self._tokenizer = backend, tokenizer
+        self.backend, self._tokenizer = backend, tokenizer
         self.manifest: Manifest = bundle.manifest
         self._prefix = list(bundle.manifest.prefix_tokens)
         self._cached = list(self._prefix)  # the tokens behind the positions of the kv_cache
@@ -224,7 +224,7 @@ class LanguageModel:
 
     def close(self) -> None:
         """Give back memory."""
-        self._backend.close()
+        self.backend.close()
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -238,22 +238,22 @@ class LanguageModel:
         limit = min(len(self._cached), len(tokens) - 1)  # the last token is computed again for its logits
         while common < limit and self._cached[common] == tokens[common]:
             common += 1
-        self._backend.rewind(common)
+        self.backend.rewind(common)
         self._cached = tokens[:common]
-        logits = self._backend.prefill(tokens[common:])
+        logits = self.backend.prefill(tokens[common:])
         self._cached = list(tokens)
         return logits, common
 
     def _step(self, token: int) -> Logits:
         self._cached.append(token)
-        return self._backend.decode(token)
+        return self.backend.decode(token)
 
     def _has_room(self) -> bool:
-        return self._backend.position < self._backend.context
+        return self.backend.position < self.backend.context
 
 
 def _open_into(opened: list[Tokenizer | BaseException], bundle: Bundle) -> None:
     try:
-        opened.append(open_tokenizer(bundle))
+        opened.append(read_tokenizer(bundle.path / bundle.manifest.tokenizer.file))
     except BaseException as error:
         opened.append(error)

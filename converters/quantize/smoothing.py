@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.network import NetworkConfig
-from converters.ops_numpy import FloatArray, ReadTensor
+from converters.ops_numpy import FloatArray, KvCache, ReadTensor
 
 __all__ = ["ChannelPeaks", "Smoothing", "choose_smoothing", "matmul_groups"]
 
@@ -67,6 +67,17 @@ class Smoothing:
             return tensor
 
         return smoothed
+
+    def apply_to_cache(self, cache: KvCache) -> KvCache:
+        """A cache of the same network as the smoothed one would fill it: values divided, keys as they are."""
+        c = self.config
+        layers = []
+        for i, (keys, values) in enumerate(cache.layers):
+            scale = self.scales.get(f"layers.{i}.o")
+            if scale is not None:
+                values = values / self._source_scale(f"layers.{i}.o", scale).reshape(c.kv_heads, c.head_dim)
+            layers.append((keys, values))
+        return KvCache(layers)
 
     def _source_scale(self, first: str, scale: FloatArray) -> FloatArray:
         if not first.endswith(".o"):

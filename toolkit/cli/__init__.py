@@ -1,0 +1,57 @@
+"""The `stonechat` command. Each subcommand is a file here with HELP, `add_arguments` and `run`.
+
+Data goes to stdout, progress and logs to stderr. Exit codes stand in device_runtime/errors.py; besides those,
+130 means Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from device_runtime import __version__
+from device_runtime.errors import StonechatError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = ("convert", "run", "inspect", "bench", "trace", "serve", "ask")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="stonechat", description="Small language models on small boards, and on the air.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = import_module(f"toolkit.cli.{name}")
+        sub = subparsers.add_parser(name, help=module.HELP, description=_sentence(module.HELP), allow_abbrev=False)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except StonechatError as error:
+        if getattr(args, "json", False):
+            print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
+        else:
+            print(f"stonechat: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstonechat: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

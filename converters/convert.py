@@ -1,0 +1,275 @@
+"""Checkpoint in, bundle out: the order of the steps. Each step's work is in a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from converters.checkpoints import Checkpoint
+from converters.network import NetworkConfig, hidden
+from converters.ops_numpy import KvCache, NumpyOps, ReadTensor, with_head
+from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
+from converters.quality import float_losses, graph_losses, text_windows
+from converters.quantize.smoothing import ChannelPeaks, Smoothing, choose_smoothing
+from device_runtime import __version__
+from device_runtime.backends import open_backend
+from device_runtime.bundle import FORMAT, MANIFEST, MODEL, PREFIX, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.chat import render_chat
+from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.tokenizer import Tokenizer, read_tokenizer
+
+__all__ = ["Options", "Progress", "convert", "heldout_text"]
+
+Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
+CALIBRATION_WINDOW = 256  # tokens that calibration reads at a time
+CALIBRATION_TOKENS = 1024
+REPORT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may decide about a conversion."""
+
+    profile: Literal["pi", "micro"]
+    context: int | None = None  # positions; None: what the profile usually wants
+    calibration_text: str | None = None  # None: a text that comes with stonechat
+    version: str = "1"  # of the bundle, for people
+    report: bool = True  # measure perplexity and put it into the manifest
+
+
+DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
+
+
+def convert(checkpoint: Checkpoint, folder: Path, options: Options, progress: Progress = lambda step, share: None) -> Bundle:
+    """Convert a checkpoint and put the bundle at `folder`, which appears whole or not at all.
+
+    Raises:
+        ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
+        CheckpointError: a tensor cannot be read.
+    """
+    config = checkpoint.config
+    context = _context(config, options)
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        _build(checkpoint, work, context, options, progress)
+        bundle = Bundle.open(work)
+        if options.report:
+            bundle = _add_report(checkpoint, bundle, progress)
+        work.chmod(0o755)
+        _replace(work, folder)
+        return Bundle.open(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def heldout_text() -> str:
+    """The text on which the manifest's report is measured; calibration never sees it."""
+    return _packaged_text("heldout.txt")
+
+
+def _packaged_text(name: str) -> str:
+    return (resources.files("converters") / "texts" / name).read_text(encoding="utf-8")
+
+
+def _context(config: NetworkConfig, options: Options) -> int:
+    context = options.context or min(DEFAULT_CONTEXT[options.profile], config.max_context)
+    if not 16 <= context <= config.max_context:
+        raise ConfigurationError(
+            f"--context is {context}; this checkpoint was trained for at most {config.max_context} positions, "
+            "and a bundle needs at least 16."
+        )
+    return context
+
+
+def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, progress: Progress) -> None:
+    config, tokenizer_file = checkpoint.config, checkpoint.tokenizer
+    (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
+    tokenizer = read_tokenizer(work / tokenizer_file.file_name)
+    read = with_head(config, checkpoint.read)
+    prefix_tokens = _prefix_tokens(checkpoint, tokenizer)
+
+    progress("calibrating", 0.0)
+    text = options.calibration_text if options.calibration_text is not None else _packaged_text("calibration.txt")
+    tokens = tokenizer.encode(text)[:CALIBRATION_TOKENS]
+    if len(tokens) < 32:
+        raise ConfigurationError(f"The calibration text has {len(tokens)} tokens; give at least 32, better 1,000.")
+    windows = text_windows(tokens, min(CALIBRATION_WINDOW, context - len(prefix_tokens)))
+    prefix = float_prefix(config, read, prefix_tokens)
+    peaks = ChannelPeaks()
+    hidden_and_head(config, _counted(read, config, lambda share: progress("calibrating", share * 0.7)), windows, prefix, peaks)
+    smoothing = choose_smoothing(config, read, peaks.peaks)
+    progress("calibrating", 1.0)
+
+    smoothed, smooth_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix)
+    divisor = smoothing.scales["head"] if config.tied_head else None
+    steps = config.layers * 4 + 2
+    done = 0
+
+    def step(_: str) -> None:
+        nonlocal done
+        done += 1
+        progress("quantizing", done / steps)
+
+    if options.profile == "pi":
+        write_pi(work / MODEL, config, smoothed, divisor, context, step)
+        windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
+    else:
+        from converters.profile_micro import calibrate, write_micro
+
+        ranges = calibrate(config, smoothed, windows, smooth_prefix)
+        write_micro(work / MODEL, config, smoothed, smooth_prefix, ranges, context, divisor, step)
+        windows_of_cache, prefill = (context,), 0
+    if prefix_tokens:
+        _save_prefix(work / PREFIX, smooth_prefix)
+    manifest = Manifest(
+        format=FORMAT,
+        name=checkpoint.name,
+        version=options.version,
+        architecture=checkpoint.architecture,
+        profile=options.profile,
+        context=context,
+        graph=GraphShape(
+            config.layers,
+            config.kv_heads,
+            config.head_dim,
+            config.vocabulary,
+            windows_of_cache,
+            prefill,
+            weight_bytes=config.matmul_weights,  # int8
+        ),
+        tokenizer=TokenizerInfo(
+            tokenizer_file.file_name,
+            tokenizer_file.bos_id,
+            tokenizer_file.eos_ids,
+            tokenizer_file.adds_bos,
+            tokenizer_file.special_tokens,
+        ),
+        chat_template=tokenizer_file.chat_template,
+        prefix_tokens=tuple(prefix_tokens),
+        quality={},
+        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        converter=__version__,
+        security_counter=0,
+        files={p.name: _entry(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")},
+    )
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _prefix_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    """The one token that every sequence begins with: it becomes the attention sink (docs/quantization.md).
+
+    That is the first token of the chat template's text, else BOS; a model with neither has none.
+    """
+    t = checkpoint.tokenizer
+    if t.chat_template is not None:
+        try:
+            text = render_chat(t.chat_template, [{"role": "user", "content": "x"}], t.special_tokens)
+        except StonechatError:
+            text = ""  # a template that wants more than messages; BOS will do
+        first = tokenizer.encode(text)[:1]
+        if first and (first == [t.bos_id] or not t.adds_bos):
+            return first
+    return [t.bos_id] if t.bos_id is not None else []
+
+
+def float_prefix(config: NetworkConfig, read: ReadTensor, tokens: Sequence[int]) -> KvCache:
+    """Keys and values of the prefix, from the float network."""
+    if not tokens:
+        return KvCache()
+    ops = NumpyOps(config, read, np.array([tokens]))
+    hidden(ops, config)
+    return ops.cache
+
+
+def hidden_and_head(
+    config: NetworkConfig, read: ReadTensor, windows: Any, prefix: KvCache, observe: ChannelPeaks
+) -> None:
+    """One pass for an observer. The head's own result is not needed, only what it reads."""
+    ops = NumpyOps(config, read, windows, prefix, observe)
+    x = hidden(ops, config)
+    observe("head.in", ops.rms_norm(x, "final_norm"))
+
+
+def _counted(read: ReadTensor, config: NetworkConfig, report: Callable[[float], None]) -> ReadTensor:
+    """`read`, which reports what share of the layers has been read."""
+
+    def counted(name: str) -> Any:
+        if name.startswith("layers."):
+            report(int(name.split(".")[1]) / config.layers)
+        return read(name)
+
+    return counted
+
+
+def _save_prefix(path: Path, prefix: KvCache) -> None:
+    keys = np.concatenate([k for k, _ in prefix.layers])  # (layers, positions, kv_heads, head_dim)
+    values = np.concatenate([v for _, v in prefix.layers])
+    np.savez(path, k=keys, v=values)
+
+
+def _entry(path: Path) -> FileEntry:
+    with open(path, "rb") as stream:
+        return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
+    """Measure the graph against the float network and write both figures into the manifest."""
+    manifest = bundle.manifest
+    tokens = read_tokenizer(bundle.path / manifest.tokenizer.file).encode(heldout_text())[:REPORT_TOKENS]
+    windows = text_windows(tokens, min(256, manifest.context - len(manifest.prefix_tokens)))
+    progress("measuring", 0.0)
+    read = with_head(checkpoint.config, checkpoint.read)
+    prefix = float_prefix(checkpoint.config, read, manifest.prefix_tokens)
+    reference = float_losses(checkpoint.config, read, windows, prefix)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress("measuring", 0.3 + 0.7 * done / windows.size)
+
+    backend = open_backend(bundle)
+    try:
+        measured = graph_losses(backend, windows, count)
+    finally:
+        backend.close()
+    float_perplexity, graph_perplexity = float(np.exp(reference.mean())), float(np.exp(measured.mean()))
+    quality = {
+        "text": "stonechat held-out text",
+        "tokens": int(reference.size),
+        "float_perplexity": round(float_perplexity, 4),
+        "graph_perplexity": round(graph_perplexity, 4),
+        "ratio": round(graph_perplexity / float_perplexity, 5),
+    }
+    path = bundle.path / MANIFEST
+    data = json.loads(path.read_text(encoding="utf-8")) | {"quality": quality}
+    path.write_text(Manifest.from_json(json.dumps(data)).to_json(), encoding="utf-8")
+    progress("measuring", 1.0)
+    return Bundle.open(bundle.path)
+
+
+def _replace(work: Path, folder: Path) -> None:
+    """Move the finished bundle into place; an older bundle there is set aside until the new one stands."""
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        work.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

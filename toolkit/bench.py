@@ -1,0 +1,120 @@
+"""Measure a bundle: each run is a process of its own, because loading and peak memory are part of the question."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from device_runtime.errors import StonechatError
+
+__all__ = ["FIGURES", "Run", "measure", "measure_once", "spread"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's figures."""
+
+    load_ms: float  # opening the bundle: hashes, tokenizer, graph
+    prefill_tokens_per_s: float  # the prompt's tokens over the time to its logits
+    ttft_ms: float  # from the start of the process to the first token
+    decode_tokens_per_s: float  # the tokens after the first
+    peak_rss_mb: float
+
+
+# figure -> what it is called, and in which unit
+FIGURES = {
+    "load_ms": ("load", "ms"),
+    "ttft_ms": ("start to first token", "ms"),
+    "prefill_tokens_per_s": ("prefill", "tok/s"),
+    "decode_tokens_per_s": ("decode", "tok/s"),
+    "peak_rss_mb": ("peak memory", "MB"),
+}
+
+
+def measure(
+    bundle: Path,
+    *,
+    runs: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int | None,
+    backend: str | None,
+    progress: Callable[[str, float], None] = lambda step, share: None,
+) -> Iterator[Run]:
+    """Run the bundle `runs` times, after one run that warms the caches and is not counted."""
+    command = [
+        sys.executable, "-m", "toolkit.bench", str(bundle), str(prompt_tokens), str(new_tokens),
+        str(threads or 0), backend or "",
+    ]  # fmt: skip
+    for i in range(runs + 1):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise StonechatError((done.stderr.strip().splitlines() or ["the measuring process died without a word"])[-1])
+        progress("measuring", (i + 1) / (runs + 1))
+        if i > 0:
+            yield Run(**json.loads(done.stdout))
+
+
+def spread(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """figure -> median, min and max over the runs."""
+    table = {}
+    for figure in FIGURES:
+        values = [getattr(run, figure) for run in runs]
+        table[figure] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return table
+
+
+def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int | None, backend: str | None) -> Run:
+    """One run in this process, which should be a new one."""
+    import os
+    import time
+
+    from device_runtime.engine import LanguageModel
+    from device_runtime.machine import peak_rss_mb
+
+    started_s = time.perf_counter()
+    with LanguageModel.open(bundle, backend=backend, threads=threads) as model:
+        loaded_s = time.perf_counter()
+        graph = model.backend
+        # Any tokens will do: a step costs the same whatever it says.
+        prompt = [i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(prompt_tokens)]
+        before_s = time.perf_counter()
+        token = int(graph.prefill(prompt).argmax())
+        first_s = time.perf_counter()
+        since_start_s = time.clock_gettime(time.CLOCK_BOOTTIME) - _process_start_s(os.getpid())
+        for _ in range(new_tokens - 1):
+            token = int(graph.decode(token).argmax())
+        end_s = time.perf_counter()
+        return Run(
+            load_ms=(loaded_s - started_s) * 1e3,
+            prefill_tokens_per_s=prompt_tokens / (first_s - before_s),
+            ttft_ms=since_start_s * 1e3,
+            decode_tokens_per_s=(new_tokens - 1) / (end_s - first_s),
+            peak_rss_mb=peak_rss_mb(),
+        )
+
+
+def _process_start_s(pid: int) -> float:
+    """When a process began, in seconds since boot (proc(5), field 22 of stat)."""
+    import os
+
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _main() -> None:
+    bundle, prompt_tokens, new_tokens, threads, backend = sys.argv[1:]
+    try:
+        run = measure_once(Path(bundle), int(prompt_tokens), int(new_tokens), int(threads) or None, backend or None)
+    except StonechatError as error:
+        sys.exit(str(error))
+    print(json.dumps(asdict(run)))
+
+
+if __name__ == "__main__":
+    _main()

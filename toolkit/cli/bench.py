@@ -1,0 +1,63 @@
+"""`stonechat bench`: how fast a bundle runs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toolkit.cli.options import add_json, add_runtime, whole_number
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "measure load time, prefill, decode and memory of a bundle on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat bench`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("--runs", metavar="N", type=whole_number(1), default=5, help="processes to measure (default 5)")
+    parser.add_argument("--prompt-tokens", metavar="N", type=whole_number(1), default=64, help="default 64")
+    parser.add_argument("--new-tokens", metavar="N", type=whole_number(2), default=128, help="default 128")
+    add_runtime(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print medians and spread."""
+    import json
+    from dataclasses import asdict
+
+    from device_runtime.bundle import Bundle
+    from device_runtime.errors import ContextOverflowError
+    from toolkit.bench import FIGURES, measure, spread
+    from toolkit.progress import ProgressBar
+
+    manifest = Bundle.open(args.bundle).manifest
+    needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
+    if needed > manifest.context:
+        raise ContextOverflowError(
+            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}."
+        )
+    with ProgressBar() as bar:
+        runs = list(
+            measure(
+                args.bundle,
+                runs=args.runs,
+                prompt_tokens=args.prompt_tokens,
+                new_tokens=args.new_tokens,
+                threads=args.threads,
+                backend=args.backend,
+                progress=bar.update,
+            )
+        )
+    table = spread(runs)
+    bytes_per_token = manifest.graph.bytes_per_token(needed, manifest.profile)
+    if args.json:
+        print(json.dumps({"figures": table, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]}))
+        return 0
+    print(f"{'':22}{'median':>10}{'min':>10}{'max':>10}")
+    for figure, (label, unit) in FIGURES.items():
+        row = table[figure]
+        print(f"{label:<22}{row['median']:>10.1f}{row['min']:>10.1f}{row['max']:>10.1f}  {unit}")
+    print(f"{'bytes per token':<22}{bytes_per_token / 1e6:>10.1f}{'':20}  MB (weights and cache that one step reads)")
+    return 0

@@ -1,0 +1,91 @@
+"""`stonechat convert`: a checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toolkit.cli.options import add_json, require_extra, whole_number
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "convert a GGUF file or a Hugging Face folder to a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat convert`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a .gguf file, or a Hugging Face folder")
+    parser.add_argument(
+        "--profile", choices=["pi", "micro"], help="pi: 64-bit Linux boards; micro: microcontrollers, 32-bit boards"
+    )
+    parser.add_argument("--board", metavar="ID", help="take profile and context from this board's file")
+    parser.add_argument("--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)")
+    parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
+    parser.add_argument("--no-report", action="store_true", help="do not measure perplexity (faster)")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert."""
+    import json
+    import time
+
+    from device_runtime.errors import ConfigurationError
+    from toolkit.progress import ProgressBar
+
+    profile, context = args.profile, args.context
+    if args.board is not None:
+        from boards import load_board
+
+        board = load_board(args.board)
+        profile = profile or board.profile
+        context = context or board.max_context
+    if profile is None:
+        raise ConfigurationError("Say which boards the bundle is for: --profile pi, --profile micro, or --board ID.")
+    try:
+        from converters.checkpoints import open_checkpoint
+        from converters.convert import Options, convert
+    except ImportError as error:
+        raise require_extra("convert", error) from None
+
+    text = read_text(args.calibrate) if args.calibrate else None
+    started_s = time.monotonic()
+    checkpoint = open_checkpoint(args.checkpoint)
+    if args.board is not None and args.context is None:
+        context = min(context, checkpoint.config.max_context)
+    options = Options(profile, context, text, report=not args.no_report)
+    with ProgressBar() as bar:
+        bundle = convert(checkpoint, args.output, options, bar.update)
+    manifest = bundle.manifest
+    size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
+    if args.json:
+        result = {
+            "bundle": str(args.output),
+            "profile": profile,
+            "context": manifest.context,
+            "size_bytes": size_bytes,
+            "quality": manifest.quality,
+            "seconds": round(time.monotonic() - started_s, 1),
+        }
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    print(f"{args.output}: {manifest.name}, profile {profile}, context {manifest.context}, {size_bytes / 1e6:.1f} MB")
+    if quality := manifest.quality:
+        print(
+            f"perplexity {quality['graph_perplexity']:.2f} (float {quality['float_perplexity']:.2f}, "
+            f"ratio {quality['ratio']:.4f}) on {quality['tokens']} tokens of {quality['text']}"
+        )
+    return 0
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file."""
+    from device_runtime.errors import ConfigurationError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None

@@ -1,0 +1,55 @@
+"""`stonechat inspect`: what a bundle is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toolkit.cli.options import add_json
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "show what a bundle holds, after checking every file's hash"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat inspect`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the manifest, shortened for people or whole as JSON."""
+    from device_runtime.bundle import Bundle
+
+    manifest = Bundle.open(args.bundle, verify=True).manifest
+    if args.json:
+        print(manifest.to_json(), end="")
+        return 0
+    graph, tokenizer, quality = manifest.graph, manifest.tokenizer, manifest.quality
+    rows = [
+        ("name", f"{manifest.name}, version {manifest.version}"),
+        ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
+        ("profile", manifest.profile),
+        ("context", f"{manifest.context} positions, cache windows {', '.join(map(str, graph.windows))}"),
+        ("prefix", f"{len(manifest.prefix_tokens)} tokens already in the cache"),
+        ("tokenizer", f"{tokenizer.file}, ends at {', '.join(map(str, tokenizer.eos_ids)) or 'no token'}"),
+        ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
+    ]
+    if quality:
+        rows.append(
+            (
+                "perplexity",
+                f"{quality['graph_perplexity']:.2f} (float {quality['float_perplexity']:.2f}, "
+                f"ratio {quality['ratio']:.4f}; {quality['tokens']} tokens of {quality['text']})",
+            )
+        )
+    rows += [
+        ("source", f"{manifest.source['name']}, sha256 {manifest.source['sha256'][:16]}…"),
+        ("converter", f"stonechat {manifest.converter}"),
+        *((name, f"{entry.size_bytes:,} bytes, sha256 {entry.sha256[:16]}…") for name, entry in manifest.files.items()),
+    ]
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        print(f"{label:<{width}}  {value}")
+    return 0

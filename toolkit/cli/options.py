@@ -1,0 +1,65 @@
+"""Flags that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from device_runtime.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from device_runtime.sampler import Sampling
+
+__all__ = ["add_json", "add_runtime", "add_sampling", "require_extra", "sampling", "whole_number"]
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json"""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """--backend and --threads"""
+    parser.add_argument("--backend", metavar="NAME", help="compiled, litert, tflite-runtime or tflm (default: by profile)")
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="CPU threads (default: one per core, at most 4)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """--max-new, --temperature and so on"""
+    parser.add_argument("--max-new", metavar="N", type=whole_number(1), help="at most N tokens (default: until the model stops)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default); above 0 draws")
+    parser.add_argument("--top-k", metavar="K", type=whole_number(0), default=0, help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest tokens up to this sum")
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), help="the same seed draws the same answer")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (may be repeated)")
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """What `add_sampling` asked for."""
+    from device_runtime.sampler import Sampling
+
+    return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def require_extra(extra: str, error: ImportError) -> ConfigurationError:
+    """What to say when a package of an extra is missing."""
+    return ConfigurationError(
+        f"This command needs the package {error.name!r}, which is not installed; "
+        f"run `pip install 'stonechat[{extra}]'`."
+    )

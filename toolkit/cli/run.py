@@ -1,0 +1,62 @@
+"""`stonechat run`: ask a bundle on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toolkit.cli.options import add_json, add_runtime, add_sampling, sampling
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "answer a prompt with a bundle, on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat run`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("prompt", help="what to ask; - reads it from standard input")
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    add_sampling(parser)
+    add_runtime(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream an answer to stdout."""
+    import sys
+    import time
+
+    from device_runtime.engine import LanguageModel
+    from device_runtime.errors import ConfigurationError
+
+    if args.raw and args.system is not None:
+        raise ConfigurationError("--system is a chat message and --raw leaves the chat template out; use one of them.")
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    started_s = time.perf_counter()
+    model = LanguageModel.open(args.bundle, backend=args.backend, threads=args.threads)
+    loaded_s = time.perf_counter()
+    try:
+        raw = args.raw or model.manifest.chat_template is None
+        prompt = text if raw else [*system, {"role": "user", "content": text}]
+        generation = model.generate(prompt, max_new=args.max_new, sampling=sampling(args), stop=args.stop)
+        for piece in generation:
+            if not args.json:
+                print(piece, end="", flush=True)
+        if not args.json:
+            print()
+    finally:
+        model.close()
+    if args.json:
+        import json
+        from dataclasses import asdict
+
+        from device_runtime.machine import peak_rss_mb
+
+        result = asdict(generation.result)
+        result["load_ms"] = (loaded_s - started_s) * 1e3
+        result["peak_rss_mb"] = peak_rss_mb()
+        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()}, ensure_ascii=False))
+    return 0
