@@ -195,7 +195,8 @@ class Reference:
         name = _scalar(node, path, report, f"the name of a {self.what}")
         names = report.names(self.section)
         if name not in names:
-            report.fail(node, path, f"there is no {self.what} {name!r}; {nearest(name, names, f'the {self.section} are')}")
+            hint = nearest(name, names, f"the {self.section} are")
+            report.fail(node, path, f"there is no {self.what} {name!r}; {hint}")
         return name
 
 

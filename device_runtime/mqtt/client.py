@@ -36,7 +36,10 @@ __all__ = ["PASSWORD_VARIABLE", "BrokerAddress", "Client", "Incoming", "Subscrip
 PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
 KEEPALIVE_S = 30
 OFFLINE_MESSAGES = 100  # what waits for the connection to come back
+LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
+SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one id show by short connections,
+SHORT_LIVES = 5  # this many in a row
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
 Protocol = Literal["5", "3.1.1"]
@@ -165,10 +168,13 @@ class Client:
         self._unconfirmed: set[int] = set()
         self._offline: deque[_Outgoing] = deque(maxlen=OFFLINE_MESSAGES)
         self._unacknowledged: deque[paho.MQTTMessageInfo] = deque(maxlen=OFFLINE_MESSAGES)
+        self._unsent: deque[paho.MQTTMessageInfo] = deque(maxlen=LAG_MESSAGES)
         self._lock = threading.Lock()
         self._answered = threading.Event()  # the first CONNACK is here
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
+        self._short_lives = 0
+        self._since_s = 0.0
         self._v5 = broker.protocol == "5"
         self._paho = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -287,13 +293,14 @@ class Client:
 
     @property
     def lagging(self) -> bool:
-        """Whether the socket has not yet taken what was published before."""
-        return self._paho.want_write()
+        """Whether the socket has fallen behind: it has not yet taken the last few messages of QoS 0."""
+        while self._unsent and self._unsent[0].is_published():
+            self._unsent.popleft()
+        return len(self._unsent) >= LAG_MESSAGES
 
     def _send(self, message: _Outgoing) -> None:
         info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
-        if message.qos > 0:
-            self._unacknowledged.append(info)
+        (self._unacknowledged if message.qos > 0 else self._unsent).append(info)
 
     def _send_subscriptions(self, subscriptions: list[Subscription]) -> None:
         for s in subscriptions:
@@ -319,6 +326,7 @@ class Client:
             self._tell(False, str(code))
             return
         self._refusal = None
+        self._since_s = time.monotonic()
         with self._lock:
             self._unconfirmed.clear()
             self._send_subscriptions(self._subscriptions)
@@ -332,7 +340,9 @@ class Client:
             self._on_subscribed()
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
-        if code.value == SESSION_TAKEN_OVER:
+        short = code.is_failure and time.monotonic() - self._since_s < SHORT_LIFE_S
+        self._short_lives = self._short_lives + 1 if short else 0
+        if code.value == SESSION_TAKEN_OVER or self._short_lives >= SHORT_LIVES:
             self.takeover.set()
             client.disconnect()  # or the two would throw each other out for ever
         self._tell(False, str(code))

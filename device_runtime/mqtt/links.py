@@ -28,7 +28,8 @@ MAX_PROMPT_CHARACTERS = 32_768
 
 # What an expression can run into: it computes with values that anybody may send.
 _TEMPLATE_ERRORS = (
-    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+    MemoryError,
 )  # fmt: skip
 
 
@@ -103,7 +104,8 @@ class Windows:
                 return None
             prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
         except jinja2.UndefinedError as e:
-            raise LinkError(f"{e.message}; the reading has {', '.join(sorted(reading.value)) or 'no fields'}.") from None
+            fields = ", ".join(sorted(reading.value)) or "no fields"
+            raise LinkError(f"{e.message}; the reading has {fields}.") from None
         except LinkError:
             raise
         except ConfigurationError as e:

@@ -90,8 +90,10 @@ class Address:
             if in_payload:
                 raise MessageError("reply_to and id belong to MQTT 3.1.1; this request has a Response Topic as well.")
             if correlation_data is not None and len(correlation_data) > MAX_CORRELATION_BYTES:
-                raise MessageError(f"the Correlation Data has {len(correlation_data)} bytes; "
-                                   f"at most {MAX_CORRELATION_BYTES} are allowed.")
+                raise MessageError(
+                    f"the Correlation Data has {len(correlation_data)} bytes; "
+                    f"at most {MAX_CORRELATION_BYTES} are allowed."
+                )
             return cls(response_topic, correlation_data)
         checked = check_fields("the address", in_payload, _ADDRESS)
         if "reply_to" not in checked:
@@ -277,8 +279,8 @@ def parse_reply(payload: bytes) -> Piece | Final | ErrorReply:
     """
     value = parse(payload)
     if isinstance(value, dict) and "error" in value:
-        error = _complete("an error", check_fields("an error", value["error"], _ERROR, strict=False), ("code", "message"))
-        return ErrorReply(**error)
+        error = check_fields("an error", value["error"], _ERROR, strict=False)
+        return ErrorReply(**_complete("an error", error, ("code", "message")))
     fields = check_fields("a reply", value, _REPLY, strict=False)
     if fields.pop("done", False):
         fields = _complete("a final reply", fields, ("seq", "text", "finish"))
@@ -308,7 +310,8 @@ def _list_of(check: Check, limit: int = 64) -> Check:
 
 
 def _message(name: str, value: Any) -> Mapping[str, str]:
-    return _complete(name, check_fields(name, value, {"role": text(choices=ROLES), "content": text()}), ("role", "content"))
+    table: dict[str, Check] = {"role": text(choices=ROLES), "content": text()}
+    return _complete(name, check_fields(name, value, table), table)
 
 
 def _messages(name: str, value: Any) -> tuple[Mapping[str, str], ...]:

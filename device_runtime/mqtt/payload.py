@@ -112,8 +112,9 @@ class integer:
         if not isinstance(value, int) or isinstance(value, bool):
             raise MessageError(f"{name} must be a whole number, not {_kind(value)}.")
         if not self.low <= value <= self.high:
-            raise MessageError(f"{name} is {value if value.bit_length() < 64 else 'huge'}; "
-                               f"it must be from {self.low} to {self.high}.")
+            raise MessageError(
+                f"{name} is {value if value.bit_length() < 64 else 'huge'}; it must be from {self.low} to {self.high}."
+            )
         return value
 
 

@@ -99,8 +99,8 @@ class Service:
                 while not self._stopping.wait(0.2):
                     if self._client.takeover.is_set():
                         raise ConfigurationError(
-                            f"another client connected to {self.config.broker} as device {self.config.device!r}, and the "
-                            "broker dropped this one. Stop the other, or give this one another id."
+                            f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
+                            f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
                         )
             finally:
                 self._leave()
@@ -140,8 +140,10 @@ class Service:
             self._publish_state()
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
-        where = self.config.broker
-        log.info(f"connected to {where} as {self.config.device}" if connected else f"disconnected from {where}: {reason}")
+        if connected:
+            log.info("connected to %s as %s", self.config.broker, self.config.device)
+        else:
+            log.info("disconnected from %s: %s", self.config.broker, reason)
 
     def _receive(self, message: Incoming) -> None:
         if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):

@@ -1,0 +1,134 @@
+"""Fleet files: what they mean, and all their faults at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime import yaml_schema
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt import fleet
+from device_runtime.mqtt.client import BrokerAddress, read_password
+from device_runtime.mqtt.links import Link, Window
+
+HERE = Path(__file__).parent
+GOOD = """\
+schema: 1
+broker: {url: mqtt://me@host:1884}
+devices:
+  pi: {model: small, links: [hot]}
+  zero: {model: small, pool: herd}
+models:
+  small: {bundle: ../bundles/small, threads: 2, max_new: 48, system: Be brief.}
+links:
+  - name: hot
+    from: plant/+/boiler
+    when: temp_c > 80
+    window: {seconds: 30, keep: 5}
+    prompt: "{{ temp_c }} °C"
+    to: plant/{{ topic[1] }}/advice
+    deadline_s: 2.5
+    overload: every
+"""
+
+
+def test_a_fleet_file_becomes_device_configurations(tmp_path):
+    path = tmp_path / "fleet.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    f = fleet.load(path)
+    config = f.device("pi", f.broker.address(), tmp_path)
+    assert config.links == (
+        Link("hot", "plant/+/boiler", "{{ temp_c }} °C", "plant/{{ topic[1] }}/advice", "temp_c > 80", Window(30, 5), 2.5, "every"),
+    )  # fmt: skip
+    assert (config.system, config.max_new, config.model) == ("Be brief.", 48, "small")
+    assert (config.broker.host, config.broker.port, config.broker.user) == ("host", 1884, "me")
+    assert f.device("zero", f.broker.address(), tmp_path).pool == "herd"
+    assert f.model("pi").bundle == str(tmp_path.parent / "bundles" / "small")
+    with pytest.raises(ConfigurationError, match="no device 'pie'; did you mean 'pi'"):
+        f.model("pie")
+
+
+def test_all_faults_come_at_once_with_their_places(monkeypatch):
+    monkeypatch.chdir(HERE)
+    with pytest.raises(ConfigurationError) as e:
+        fleet.load("faulty.yaml")
+    assert str(e.value) + "\n" == (HERE / "faulty.txt").read_text(encoding="utf-8")
+    assert e.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("a: [", "f.yaml:1:5: not YAML|f.yaml:2:1: not YAML|f.yaml:1:.*: not YAML"),
+        ("\x07", "not YAML"),
+        ("[1]", "f.yaml:1:1: found a list; expected a mapping"),
+        ("&a [*a]", "expected a mapping"),
+        ("[" * 5000, "nests too deep|not YAML"),
+        ("!!python/object/apply:os.system [ls]", "expected a mapping"),
+    ],
+)
+def test_a_file_that_is_no_fleet_says_why(text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60))
+def test_any_text_gives_a_fleet_or_our_own_error(text):
+    with pytest.raises(ConfigurationError):
+        yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
+
+
+LINES = GOOD.splitlines()
+
+
+@given(
+    st.integers(0, len(LINES) - 1),
+    st.sampled_from(["", "- ", "{", "}", ":", "&a ", "*a", "? ", "!!x ", "null", "[]", "9"]),
+)
+def test_a_damaged_line_gives_a_fleet_or_our_own_error(place, damage):
+    for line in (LINES[place] + damage, damage + LINES[place], LINES[place].split(":")[0] + ": " + damage):
+        text = "\n".join([*LINES[:place], line, *LINES[place + 1 :]])
+        try:
+            yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
+        except ConfigurationError as e:
+            assert "f.yaml" in str(e)
+
+
+def test_bundle_paths_may_name_environment_variables(monkeypatch):
+    monkeypatch.setenv("BUNDLES", "/opt")
+    monkeypatch.delenv("NOTHING", raising=False)
+    assert fleet.expand("${BUNDLES}/a") == "/opt/a"
+    assert fleet.expand("${NOTHING:-../b}/a") == "../b/a"
+    with pytest.raises(ConfigurationError, match="NOTHING, which is not set"):
+        fleet.expand("${NOTHING}/a")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "http://x", "mqtt://", "mqtt://h:99999", "mqtt://h/topic", "mqtt://[::1"]
+)
+def test_a_broker_url_that_cannot_be_used_says_what_can(url):
+    with pytest.raises(ConfigurationError, match=r"expected mqtt://"):
+        BrokerAddress.from_url(url)
+
+
+def test_a_password_is_never_taken_from_a_url(tmp_path, monkeypatch):
+    with pytest.raises(ConfigurationError, match="--password-file") as e:
+        BrokerAddress.from_url("mqtt://me:secret@h")
+    assert "secret" not in str(e.value)
+    (tmp_path / "p").write_text("secret\n")
+    broker = BrokerAddress.from_url("mqtts://me@h", password=read_password(tmp_path / "p"))
+    assert (broker.port, broker.tls, broker.password) == (8883, True, "secret")
+    assert "secret" not in repr(broker)
+    monkeypatch.setenv("STONECHAT_MQTT_PASSWORD", "other")
+    assert read_password() == "other"
+    with pytest.raises(ConfigurationError, match="cannot read the password file"):
+        read_password(tmp_path / "none")
+
+
+def test_the_greenhouse_fleet_is_good():
+    f = fleet.load(HERE.parents[2] / "examples" / "greenhouse" / "fleet.yaml")
+    assert [link.name for link in f.links] == ["too-hot", "too-dry", "too-damp"]

@@ -1,0 +1,72 @@
+"""`stonechat ask`: ask a device over MQTT and print its answer as it comes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "ask a device over MQTT and print its answer as it comes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat ask`."""
+    parser.add_argument("prompt", help="what to ask")
+    parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="mqtt://[user@]host[:port]")
+    parser.add_argument("--device", metavar="ID", required=True, help="which device to ask")
+    parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
+    parser.add_argument("--max-new", metavar="N", type=int, help="at most N tokens")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
+    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="give up after S seconds (default 60)")
+    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    if not any("--json" in action.option_strings for action in parser._actions):
+        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
+    import json
+    import sys
+
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.mqtt.client import BrokerAddress, read_password
+    from device_runtime.mqtt.messages import Request
+    from device_runtime.mqtt.payload import MessageError
+    from toolkit.asking import Question
+
+    if not 0 < args.timeout <= 86_400:
+        raise ConfigurationError(f"--timeout is {args.timeout:g}; it must be above 0 and at most 86400 seconds.")
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    request = {
+        "messages": [*messages, {"role": "user", "content": args.prompt}],
+        "temperature": args.temperature,
+        "max_new": args.max_new,
+        "seed": args.seed,
+        "stream": not args.json,
+        "deadline_ms": max(1, round(args.timeout * 1000)),
+    }
+    try:
+        checked = Request.from_value(request)
+    except MessageError as e:
+        raise ConfigurationError(str(e)) from None
+    broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file))
+    with Question(broker, args.device, checked, args.timeout) as question:
+        try:
+            for piece in question.pieces():
+                if not args.json:
+                    print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            question.cancel()
+            if not args.json:
+                print()
+            return 130
+    answer = question.final
+    if args.json:
+        print(json.dumps({"device": args.device, **answer.to_fields()}, ensure_ascii=False))
+    else:
+        print()
+        if answer.finish == "deadline":
+            print(f"cut after --timeout {args.timeout:g} s; a longer one gets more.", file=sys.stderr)
+    return 1 if answer.finish == "deadline" else 0

@@ -1,0 +1,50 @@
+"""`stonechat serve`: put a device of a fleet file on the air."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "answer requests and sensor readings over MQTT, as one device of a fleet file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat serve`."""
+    parser.add_argument("fleet", metavar="FLEET.yaml", type=Path, help="the fleet file")
+    parser.add_argument("--device", metavar="ID", required=True, help="which device of the file this is")
+    parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
+    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
+    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    import logging
+
+    from device_runtime.engine import LanguageModel
+    from device_runtime.mqtt import fleet
+    from device_runtime.mqtt.client import read_password
+    from device_runtime.mqtt.service import Service, stop_on_signals
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
+    logging.getLogger("stonechat").setLevel(logging.INFO)
+
+    plan = fleet.load(args.fleet)
+    model = plan.model(args.device)
+    broker = plan.broker.address(args.broker, read_password(args.password_file))
+    config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
+    service = Service(config, lambda: LanguageModel.open(model.bundle, threads=model.threads))
+    with stop_on_signals(service):
+        service.run()
+    return 0
+
+
+def default_state_dir(device: str) -> Path:
+    """Where systemd says (STATE_DIRECTORY), else where the XDG base directory specification says."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(root) / "stonechat" / device
