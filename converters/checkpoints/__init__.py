@@ -55,22 +55,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a GGUF file or a Hugging Face folder; every tensor is checked for presence and shape first.
 
     Raises:
-        ConfigurationError: there is nothing at `path`.
+        ConfigurationError: there is nothing at `path`, or the packages of `stonechat[convert]` are missing.
         CheckpointError: the file is truncated, or lacks a tensor, or has one of another shape.
         ArchitectureError: the family is not among those in `converters/architectures`.
     """
-    # The formats' packages take a while to import, and each is needed for its own format only.
-    if path.is_dir():
-        from converters.checkpoints.huggingface import open_folder
-
-        return open_folder(path)
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file or folder; expected a GGUF file or a Hugging Face folder.")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         raise CheckpointError(
             f"{path}: weights alone; expected a folder with config.json and a tokenizer beside them. "
             f"Name the folder: {path.parent}"
         )
-    from converters.checkpoints.gguf import open_gguf
-
-    return open_gguf(path)
+    # The formats' packages take a while to import, and each is needed for its own format only.
+    try:
+        if path.is_dir():
+            from converters.checkpoints.huggingface import open_folder as reader
+        else:
+            from converters.checkpoints.gguf import open_gguf as reader
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{path}: reading checkpoints needs the package {error.name}, which is not installed. "
+            "Install it with: pip install 'stonechat[convert]'"
+        ) from error
+    return reader(path)

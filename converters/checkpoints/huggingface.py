@@ -26,21 +26,21 @@ _INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
-def open_folder(folder: Path) -> Checkpoint:
+def open_folder(path: Path) -> Checkpoint:
     """Open a Hugging Face folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing or has another shape.
         ArchitectureError: its family is unknown, or a variant that the converter does not describe.
     """
-    if not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.glob("*.gguf"))
-        hint = f"Name the GGUF file in it: {folder / inside[0]}" if inside else "Fetch the whole folder again."
-        raise CheckpointError(f"{folder}: has no config.json; expected a Hugging Face folder. {hint}")
-    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    if not (path / "config.json").is_file():
+        inside = sorted(file.name for file in path.glob("*.gguf"))
+        hint = f"Name the GGUF file in it: {path / inside[0]}" if inside else "Fetch the whole folder again."
+        raise CheckpointError(f"{path}: has no config.json; expected a Hugging Face folder. {hint}")
+    fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
     family = family_of_huggingface(fields)
     config = family.config_from_huggingface(fields)
-    files = _weight_files(folder)
+    files = _weight_files(path)
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_safetensors(file):
@@ -54,21 +54,21 @@ def open_folder(folder: Path) -> Checkpoint:
         config,
         stored,
         family.huggingface_name,
-        str(folder),
+        str(path),
         unused=lambda name: family.huggingface_unused(name, config),
     )
     head = stored.get(family.huggingface_name("head.weight"))
     if config.tied_head and head is not None and not head.same_bytes(bound["embed.weight"]):
         raise CheckpointError(
-            f"{folder}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
+            f"{path}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
             "Set tie_word_embeddings to false in config.json if the model has a head of its own."
         )
-    tokenizer = read_tokenizer(folder, fields, config.vocabulary)
+    tokenizer = read_tokenizer(path, fields, config.vocabulary)
 
     def read(name: str) -> FloatArray:
         return bound[name].read()
 
-    return Checkpoint(folder.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read)
+    return Checkpoint(path.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read)
 
 
 def read_safetensors(path: Path) -> list[StoredTensor]:
