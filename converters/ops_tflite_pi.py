@@ -12,19 +12,18 @@ the stretch in two places a layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.flatbuffer import Constant, GraphWriter, Quantization, Subgraph, Tensor
+from converters.flatbuffer import Constant, Quantization, Subgraph, Tensor
 from converters.network import NetworkConfig
+from converters.ops_tflite import MASKED, Op, TfliteOps, rope_tables
 
-__all__ = ["PiConstants", "PiOps", "QuantizedMatmul"]
+__all__ = ["PiConstants", "PiOps", "QuantizedMatmul", "rope_tables"]
 
-Op = schema.BuiltinOperator
-_MASKED = 30_000.0  # a step of this size below the other scores is 0 after softmax
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,14 @@ class _Value:
     width: int = 0
 
 
-def rope_tables(config: NetworkConfig, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """cos and sin for half-split RoPE, (positions, head_dim) each; the first half of sin is negated."""
-    angles = np.outer(np.arange(positions, dtype=np.float64), np.array(config.rope_frequencies))
-    cos, sin = np.cos(angles) * config.rope_magnitude, np.sin(angles) * config.rope_magnitude
-    return np.hstack([cos, cos]).astype(np.float32), np.hstack([-sin, sin]).astype(np.float32)
-
-
-class PiOps:
+class PiOps(TfliteOps):
     """`Ops` over one signature."""
 
     def __init__(
         self, graph: Subgraph, constants: PiConstants, config: NetworkConfig, tokens: int, window: int
     ) -> None:
-        self._graph, self._constants, self._config = graph, constants, config
+        super().__init__(graph, config)
+        self._constants = constants
         self._count, self._window = tokens, window
         self._tokens = graph.input("tokens", (tokens,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
@@ -84,29 +77,10 @@ class PiOps:
         ]
         self._fresh: list[tuple[Tensor, Tensor]] = []
         self._cos, self._sin = self._rotation()
-        self._mask = self._cache_mask()
+        self._mask = self._window_mask(self._position, window, newest=0)
         self._epsilon = self._float("epsilon", [config.norm_epsilon])
 
     # -- small things ------------------------------------------------------------------------------
-
-    def _float(self, name: str, values: npt.ArrayLike) -> Tensor:
-        return self._graph.constant(name, np.array(values, np.float32))
-
-    def _ints(self, values: npt.ArrayLike) -> Tensor:
-        return self._graph.constant("shape", np.array(values, np.int32))
-
-    def _op(
-        self, code: int, inputs: list[Tensor], name: str, shape: tuple[int, ...], options: object = None, version: int = 1
-    ) -> Tensor:
-        (out,) = self._graph.operator(code, inputs, [(name, shape, np.float32, None)], options, version)
-        return out
-
-    def _reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if x.shape == shape:
-            return x
-        options = schema.ReshapeOptionsT()
-        options.newShape = np.array(shape, np.int32)
-        return self._op(Op.RESHAPE, [x, self._ints(shape)], x.name, shape, options)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(tokens, heads, head_dim) -> (heads, tokens, head_dim); one token needs no move."""
@@ -116,44 +90,6 @@ class PiOps:
         return self._op(
             Op.TRANSPOSE, [x, self._ints([1, 0, 2])], x.name, (heads, tokens, dim), schema.TransposeOptionsT()
         )
-
-    def _columns(self, x: Tensor, start: int, size: int, name: str = "") -> Tensor:
-        """Elements start … start + size of the last axis."""
-        if (start, size) == (0, x.shape[-1]):
-            return x
-        shape = (*x.shape[:-1], size)
-        begin = [0] * (len(shape) - 1) + [start]
-        return self._op(
-            Op.SLICE, [x, self._ints(begin), self._ints(shape)], name or x.name, shape, schema.SliceOptionsT()
-        )
-
-    def _concat(self, parts: list[Tensor], name: str) -> Tensor:
-        options = schema.ConcatenationOptionsT()
-        options.axis = len(parts[0].shape) - 1
-        shape = (*parts[0].shape[:-1], sum(p.shape[-1] for p in parts))
-        return self._op(Op.CONCATENATION, parts, name, shape, options)
-
-    def _binary(self, code: int, x: Tensor, y: Tensor, name: str) -> Tensor:
-        options = {Op.MUL: schema.MulOptionsT, Op.ADD: schema.AddOptionsT, Op.SUB: schema.SubOptionsT}.get(code)
-        shape = tuple(np.broadcast_shapes(x.shape, y.shape))
-        return self._op(code, [x, y], name, shape, options() if options else None)
-
-    def _batch_matmul(self, x: Tensor, y: Tensor, transpose_y: bool, name: str) -> Tensor:
-        options = schema.BatchMatMulOptionsT()
-        options.adjY = transpose_y
-        shape = (*x.shape[:-1], y.shape[-2 if transpose_y else -1])
-        return self._op(Op.BATCH_MATMUL, [x, y], name, shape, options)
-
-    def _gather(self, table: Constant, rows: Tensor, name: str) -> Tensor:
-        shape = (*rows.shape, *table.shape[1:])
-        options = schema.GatherOptionsT()
-        (out,) = self._graph.operator(
-            Op.GATHER, [self._graph.constant(name, table), rows], [(name, shape, table.dtype, None)], options
-        )
-        return out
-
-    def _cast(self, x: Tensor, name: str) -> Tensor:
-        return self._op(Op.CAST, [x], name, x.shape, schema.CastOptionsT())
 
     def _materialize(self, value: _Value) -> Tensor:
         return self._columns(value.tensor, value.start, value.width)
@@ -175,39 +111,16 @@ class PiOps:
         cos, sin = self._gather(self._constants.cos, rows, "cos"), self._gather(self._constants.sin, rows, "sin")
         return self._reshape(cos, shape), self._reshape(sin, shape)
 
-    def _cache_mask(self) -> Tensor:
-        """0 where the cache holds an earlier position, far below 0 elsewhere: (1, 1, 1, window)."""
-        position = self._cast(self._position, "position_float")
-        ahead = self._float("slots", np.arange(1, self._window + 1).reshape(1, 1, 1, -1))
-        behind = self._binary(Op.SUB, self._reshape(position, (1, 1, 1, 1)), ahead, "slot_age")
-        clipped = self._op(
-            Op.MINIMUM, [behind, self._float("zero", [0.0])], "slot_future", behind.shape, schema.MaximumMinimumOptionsT()
-        )
-        return self._binary(Op.MUL, clipped, self._float("masked", [_MASKED]), "mask")
-
     # -- Ops ---------------------------------------------------------------------------------------
 
     def embed(self) -> _Value:
         """int8 rows times their scales."""
         c = self._constants
-        rows = self._cast(self._gather(c.embedding, self._tokens, "embed_rows"), "embed_float")
-        scales = self._reshape(self._gather(c.embedding_scale, self._tokens, "embed_scale"), (self._count, 1))
-        x = self._binary(Op.MUL, rows, scales, "embed")
-        if c.embedding_divisor is not None:
-            x = self._binary(Op.MUL, x, self._graph.constant("embed_divisor", c.embedding_divisor), "embed")
-        return self._whole(x)
+        return self._whole(self._embed_rows(self._tokens, c.embedding, c.embedding_scale, c.embedding_divisor))
 
     def rms_norm(self, x: _Value, name: str) -> _Value:
         """Six operators, all float32."""
-        t = self._materialize(x)
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        square = self._binary(Op.MUL, t, t, f"{name}.square")
-        mean = self._op(Op.MEAN, [square, self._ints([1])], f"{name}.mean", (t.shape[0], 1), options)
-        scale = self._binary(Op.ADD, mean, self._epsilon, f"{name}.variance")
-        scale = self._op(Op.RSQRT, [scale], f"{name}.rsqrt", scale.shape)
-        gain = self._graph.constant(f"{name}.weight", self._constants.gains[name])
-        return self._whole(self._binary(Op.MUL, self._binary(Op.MUL, t, scale, f"{name}.unit"), gain, name))
+        return self._whole(self._norm(self._materialize(x), name, self._constants.gains[name]))
 
     def linear(self, x: _Value, *names: str) -> tuple[_Value, ...]:
         """One FULLY_CONNECTED for all names; each result is a range of its columns."""
@@ -233,12 +146,10 @@ class PiOps:
         return self._whole(self._rotate(q)), self._whole(self._rotate(k))
 
     def _rotate(self, value: _Value) -> Tensor:
-        dim, half = self._config.head_dim, self._config.head_dim // 2
+        dim = self._config.head_dim
         t = self._materialize(value)
         x = self._reshape(t, (self._count, value.width // dim, dim))
-        swapped = self._concat([self._columns(x, half, half), self._columns(x, 0, half)], "rope.swap")
-        turned = self._binary(Op.MUL, swapped, self._sin, "rope.sin")
-        return self._reshape(self._binary(Op.ADD, self._binary(Op.MUL, x, self._cos, "rope.cos"), turned, "rope"), t.shape)
+        return self._reshape(self._turned(x, self._cos, self._sin), t.shape)
 
     def attend(self, q: _Value, k: _Value, v: _Value, layer: int) -> _Value:
         """Scores against the cache and against the new keys, one softmax over both."""
@@ -256,13 +167,11 @@ class PiOps:
         old = self._binary(Op.ADD, old, self._mask, f"{name}.scores_masked")
         new = self._batch_matmul(queries, keys, True, f"{name}.scores_new")  # (1, kv_heads, rows, tokens)
         if self._count > 1:
-            causal = np.triu(np.full((self._count, self._count), -_MASKED, np.float32), 1)
+            causal = np.triu(np.full((self._count, self._count), -MASKED, np.float32), 1)
             tiled = np.tile(causal, (rows // self._count, 1))  # rows are (query head, token)
             new = self._binary(Op.ADD, new, self._float("causal", tiled[None, None]), f"{name}.scores_causal")
         scores = self._concat([old, new], f"{name}.scores")
-        options = schema.SoftmaxOptionsT()
-        options.beta = 1.0
-        weights = self._op(Op.SOFTMAX, [scores], f"{name}.probabilities", scores.shape, options)
+        weights = self._softmax(scores, f"{name}.probabilities")
         from_old = self._batch_matmul(self._columns(weights, 0, self._window), cached_values, False, f"{name}.from_old")
         from_new = self._batch_matmul(
             self._columns(weights, self._window, self._count), values, False, f"{name}.from_new"
@@ -275,9 +184,7 @@ class PiOps:
 
     def gated_silu(self, gate: _Value, up: _Value) -> _Value:
         """gate * sigmoid(gate) * up."""
-        g, u = self._materialize(gate), self._materialize(up)
-        sigmoid = self._op(Op.LOGISTIC, [g], "sigmoid", g.shape)
-        return self._whole(self._binary(Op.MUL, self._binary(Op.MUL, g, sigmoid, "silu"), u, "gated"))
+        return self._whole(self._silu_product(self._materialize(gate), self._materialize(up)))
 
     def add(self, x: _Value, y: _Value, name: str) -> _Value:
         """The residual sum."""
