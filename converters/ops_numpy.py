@@ -51,7 +51,8 @@ class NumpyOps:
         past: positions before these tokens; one sequence in it serves all. It is not changed.
         observe: called with every named activation: `<matmul>.in` for what a group of matmuls reads (under
             the name of the first), `<matmul>` for what each gives, `layers.{i}.{queries,keys,values}` after
-            RoPE and before attention, `layers.{i}.probabilities`, and the residual sums.
+            RoPE and before attention, `layers.{i}.scores` (-inf where a position is hidden),
+            `layers.{i}.probabilities`, and the residual sums.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class NumpyOps:
         for s in range(self._sequences):  # one at a time: scores are the largest array of a pass
             scores = np.einsum("tkgd,pkd->kgtp", queries[s], keys[s], optimize=True)
             scores = scores * np.float32(c.head_dim**-0.5) + hidden  # (kv_heads, group, length, past + length)
+            self._observe(f"{name}.scores", scores)
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
             scores /= scores.sum(axis=-1, keepdims=True)
             self._observe(f"{name}.probabilities", scores)
