@@ -21,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="give up after S seconds (default 60)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
-    if not any("--json" in action.option_strings for action in parser._actions):
-        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -401,7 +401,7 @@ def mosquitto_commands():
 def test_the_examples_of_the_documentation_work_as_written(on_air, port, command):
     device = on_air(ScriptedModel(["Open", " it."]), device="greenhouse-pi")
     command = command.replace("-h localhost", f"-h 127.0.0.1 -p {port}")
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=10)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 0, done.stderr
     assert '"text":"Open it."' in done.stdout
     assert len(device.model.asked) == 1

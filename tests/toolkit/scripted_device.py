@@ -1,0 +1,43 @@
+"""`stonechat serve` with a scripted model in place of the engine: it repeats a prompt in upper case."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "device_runtime" / "mqtt")]
+
+from scripted import ScriptedAnswer, ScriptedModel  # noqa: E402
+
+import device_runtime.engine as engine  # noqa: E402
+from toolkit.cli import serve  # noqa: E402
+
+
+class SlowAnswer(ScriptedAnswer):
+    """Takes its time for each piece, as a model does."""
+
+    def __next__(self) -> str:
+        time.sleep(0.005)
+        return super().__next__()
+
+
+class SlowModel(ScriptedModel):
+    """Repeats a prompt in upper case."""
+
+    @classmethod
+    def open(cls, *_: object, **__: object) -> SlowModel:
+        return cls()
+
+    def generate(self, prompt, **options):  # type: ignore[no-untyped-def]
+        answer = super().generate(prompt, **options)
+        return SlowAnswer(answer._pieces, None)
+
+
+if __name__ == "__main__":
+    engine.LanguageModel = SlowModel  # type: ignore[misc,assignment]
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    sys.exit(serve.run(parser.parse_args()))

@@ -1,0 +1,142 @@
+"""`stonechat ask` and `stonechat serve` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.messages import Final, Piece, Request, State
+from device_runtime.mqtt.payload import dump
+from tests.brokers import free_port, mosquitto
+from toolkit.asking import Question
+
+ROOT = Path(__file__).parents[2]
+STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]
+DEVICE = ROOT / "tests" / "toolkit" / "scripted_device.py"
+
+
+def stonechat(*arguments, timeout=20):
+    return subprocess.run(
+        [*STONECHAT, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory) -> Iterator[int]:
+    with mosquitto(tmp_path_factory.mktemp("broker")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def url(port, tmp_path_factory) -> Iterator[str]:
+    """A broker with a scripted device called greenhouse-pi on it."""
+    url = f"mqtt://127.0.0.1:{port}"
+    fleet = ROOT / "examples" / "greenhouse" / "fleet.yaml"
+    command = [sys.executable, str(DEVICE), str(fleet), "--device", "greenhouse-pi", "--broker", url]
+    state = str(tmp_path_factory.mktemp("state"))
+    device = subprocess.Popen([*command, "--state-dir", state], stderr=subprocess.PIPE, text=True)
+    for line in device.stderr:
+        if "connected" in line:
+            break
+    time.sleep(0.5)
+    yield url
+    device.terminate()
+    assert device.wait(5) == 0
+
+
+def test_an_answer_is_printed(url):
+    done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "open the window")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "OPEN THE WINDOW\n", "")
+
+
+def test_json_is_one_object(url):
+    done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "hi", "--json")
+    answer = json.loads(done.stdout)
+    assert (answer["text"], answer["finish"], answer["device"]) == ("HI", "stop", "greenhouse-pi")
+
+
+def test_no_broker_exits_3_and_says_where_it_looked():
+    port = free_port()
+    done = stonechat("ask", "--broker", f"mqtt://127.0.0.1:{port}", "--device", "x", "hi")
+    assert done.returncode == 3
+    assert f"127.0.0.1:{port}: Connection refused" in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unknown_device_exits_3(url):
+    done = stonechat("ask", "--broker", url, "--device", "nobody", "hi", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["code"] == "unreachable"
+    assert "no device 'nobody'" in done.stdout
+
+
+@pytest.mark.parametrize(("state", "says"), [("lost", "vanished"), ("disconnected", "was stopped")])
+def test_a_device_that_is_away_exits_3_and_says_how(url, port, state, says):
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    topic = f"stonechat/1/{state}/out/state"
+    client.publish(topic, dump({"state": state, "boot": 1}), qos=1, retain=True).wait_for_publish(5)
+    done = stonechat("ask", "--broker", url, "--device", state, "hi")
+    client.disconnect()
+    assert done.returncode == 3
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags", [["--temperature", "11"], ["--max-new", "0"], ["--timeout", "0"], ["--device", "NO"], ["--broker", "x"]]
+)
+def test_a_flag_that_cannot_be_is_a_configuration_error(url, flags):
+    done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "hi", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("stonechat: ")
+
+
+def test_ctrl_c_cancels_at_the_device_and_exits_130(url):
+    command = [*STONECHAT, "ask", "--broker", url, "--device", "greenhouse-pi", "slowly " * 2000]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.read(6) == "SLOWLY"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "hi", "--timeout", "3")
+    assert done.stdout == "HI\n"  # the device is free again
+
+
+def test_lost_and_disordered_pieces_are_healed_by_the_final_text(port):
+    """A device that we play ourselves loses piece 1 and sends piece 3 before piece 2."""
+    device = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    ready = threading.Event()
+
+    def answer(client, userdata, message):
+        for reply in (Piece(0, "a"), Piece(3, "d"), Piece(2, "c"), Final(4, "abcd", "stop")):
+            client.publish(message.properties.ResponseTopic, dump(reply.to_fields()), qos=1)
+
+    device.on_message = answer
+    device.on_subscribe = lambda *_: ready.set()
+    device.connect("127.0.0.1", port)
+    device.loop_start()
+    device.subscribe("stonechat/1/played/in/generate", qos=1)
+    assert ready.wait(5)
+    state = State.from_json(b'{"state":"ready","boot":1}')
+    device.publish("stonechat/1/played/out/state", state.to_json(), qos=1, retain=True).wait_for_publish(5)
+    request = Request(({"role": "user", "content": "x"},), stream=True)
+    with Question(BrokerAddress("127.0.0.1", port), "played", request, 5.0) as question:
+        assert list(question.pieces()) == ["a", "bcd"]
+    device.disconnect()
+
+
+def test_serve_refuses_an_unknown_device_with_the_nearest_name():
+    done = stonechat("serve", "examples/greenhouse/fleet.yaml", "--device", "greenhous-pi")
+    assert done.returncode == 2
+    assert "did you mean 'greenhouse-pi'?" in done.stderr

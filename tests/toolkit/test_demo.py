@@ -1,0 +1,102 @@
+"""The demo, with a scripted model: what it shows, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_runtime.errors import ConfigurationError
+from toolkit.demo import __main__ as demo
+from toolkit.demo import broker
+from toolkit.demo.processes import PartFailedError, Processes
+
+ROOT = Path(__file__).parents[2]
+SERVE = [sys.executable, str(ROOT / "tests" / "toolkit" / "scripted_device.py")]
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    return tmp_path
+
+
+def children():
+    """Processes whose parent is this one."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        if text.rpartition(")")[2].split()[1] == str(os.getpid()):
+            found.append(text)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
+def test_the_demo_shows_readings_and_answers_and_stops_what_it_started(bundle, capsys, monkeypatch, kind):
+    if kind == "iotcore":
+        pytest.importorskip("iotcore", reason="iotcore is not installed (pip install iotcore)")
+        monkeypatch.setattr(broker.shutil, "which", lambda *_, **__: None)
+    elif not broker.shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"):
+        pytest.skip("mosquitto is not installed (Debian: apt install mosquitto)")
+    before = children()
+    demo.show(bundle, 2, serve=SERVE)
+    shown = capsys.readouterr().out
+    assert f"broker   {kind} on port" in shown
+    assert shown.count("woke the link too-") == 2
+    assert "THE SOIL IN THE TOMATO HOUSE" in shown or "THE AIR IN THE TOMATO HOUSE" in shown
+    assert len(children()) == len(before)
+
+
+def test_a_failing_part_is_named_with_its_last_words(bundle):
+    broken = [sys.executable, "-c", "import sys; sys.exit('no model here')"]
+    before = children()
+    with pytest.raises(PartFailedError, match=r"the device ended with exit code 1\.(.|\n)*no model here"):
+        demo.show(bundle, 1, serve=broken)
+    assert len(children()) == len(before)
+
+
+def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path, capsys):
+    assert demo.main(["--bundle", str(tmp_path)]) == 2
+    assert "has no manifest.json" in capsys.readouterr().err
+
+
+def test_no_broker_on_the_machine_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(broker.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(broker.importlib.util, "find_spec", lambda name: None)
+    with Processes() as processes, pytest.raises(ConfigurationError, match="apt install mosquitto"):
+        broker.start(processes)
+
+
+def test_a_part_that_ignores_sigterm_is_killed(monkeypatch):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    before = children()
+    with Processes() as processes:
+        processes.start("stubborn", [sys.executable, "-c", code])
+        processes.check()
+        processes.stop(0.2)
+    assert len(children()) == len(before)
+
+
+def test_the_same_seed_gives_the_same_readings_and_most_wake_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "greenhouse"))
+    import sensors
+
+    from device_runtime.mqtt import fleet
+    from device_runtime.mqtt.links import Reading, Windows
+    from device_runtime.mqtt.topics import matches
+
+    day = list(itertools.islice(sensors.readings(3), 960))
+    assert day == list(itertools.islice(sensors.readings(3), 960))
+    links = [Windows(link) for link in fleet.load(ROOT / "examples" / "greenhouse" / "fleet.yaml").links]
+    woken = [
+        w for topic, value in day for link in links
+        if matches(link.link.source, topic) and (w := link.consider(Reading(topic, value, 0.0)))
+    ]  # fmt: skip
+    assert {w.link.name for w in woken} == {"too-hot", "too-dry", "too-damp"}
+    assert len(woken) < len(day) / 5

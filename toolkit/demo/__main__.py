@@ -1,0 +1,142 @@
+"""Shows the greenhouse at work: `python -m toolkit.demo --bundle DIR [--answers 5] [--broker URL]`.
+
+Starts a broker, a device with the model and the simulated sensors, each as its own process, and prints which readings
+woke the model and what it answered. Stops all of them at the end, on Ctrl-C and on any failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription
+from device_runtime.mqtt.topics import DeviceTopics, matches
+from toolkit.demo import broker
+from toolkit.demo.processes import Processes
+
+__all__ = ["main", "show"]
+
+GREENHOUSE = Path(__file__).parents[2] / "examples" / "greenhouse"
+DEVICE = "greenhouse-pi"
+SERVE = (sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())", "serve")
+READY_S = 120.0  # a cold start packs the model's weights
+ANSWER_S = 120.0  # between two answers
+
+NEXT = """\
+Try next:
+  stonechat serve examples/greenhouse/fleet.yaml --device greenhouse-pi   (with a broker on localhost:1883)
+  stonechat ask --device greenhouse-pi "What do tomatoes need in the heat?"
+  edit the links in examples/greenhouse/fleet.yaml; docs/mqtt.md explains them"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m toolkit.demo", description="The greenhouse on one machine.")
+    parser.add_argument("--bundle", metavar="DIR", type=Path, required=True, help="a bundle made by stonechat convert")
+    parser.add_argument("--answers", metavar="N", type=int, default=5, help="stop after N answers (default 5)")
+    parser.add_argument("--broker", metavar="URL", help="use this broker instead of starting one")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the context managers
+    try:
+        show(args.bundle, args.answers, args.broker)
+    except KeyboardInterrupt:
+        print("\nstopped.", file=sys.stderr)
+        return 130
+    except StonechatError as e:
+        print(f"the demo failed: {e}", file=sys.stderr)
+        return e.exit_code
+    print(NEXT)
+    return 0
+
+
+def show(bundle: Path, answers: int, broker_url: str | None = None, *, serve: Sequence[str] = SERVE) -> None:
+    """Run all parts until `answers` answers were printed.
+
+    Raises:
+        PartFailedError: a part ended by itself.
+        UnreachableError: no device, or no answer, in time.
+        ConfigurationError: the bundle is missing, or there is no broker.
+    """
+    if not (bundle / "manifest.json").is_file():
+        raise ConfigurationError(f"{bundle} is no bundle: it has no manifest.json. Make one with: stonechat convert")
+    with Processes() as processes:
+        if broker_url is None:
+            kind, port = broker.start(processes)
+            broker_url = f"mqtt://127.0.0.1:{port}"
+            print(f"broker   {kind} on port {port}")
+        heard: queue.Queue[Incoming] = queue.Queue()
+        client = Client(BrokerAddress.from_url(broker_url), f"demo-{secrets.token_hex(4)}", on_message=heard.put)
+        client.subscribe(Subscription(DeviceTopics(DEVICE).state), Subscription("greenhouse/#"))
+        client.connect()
+        try:
+            _start_device(processes, serve, broker_url, bundle)
+            _await_ready(processes, heard)
+            print(f"device   {DEVICE} with the model {bundle.resolve().name}")
+            sensors = [sys.executable, str(GREENHOUSE / "sensors.py"), "--rate", "8", "--start", "10"]
+            processes.start("sensors", [*sensors, "--broker", broker_url])
+            print("sensors  8 readings a second, from 10:00 on a sunny day\n")
+            _print_answers(processes, heard, answers)
+        finally:
+            client.close()
+
+
+def _start_device(processes: Processes, serve: Sequence[str], broker_url: str, bundle: Path) -> None:
+    command = [*serve, str(GREENHOUSE / "fleet.yaml"), "--device", DEVICE, "--broker", broker_url]
+    root = str(Path(__file__).parents[2])  # the packages, when stonechat runs from its source tree
+    environment = {"STONECHAT_BUNDLE": str(bundle.resolve()), "PYTHONPATH": ":".join([root, *filter(None, sys.path)])}
+    processes.start("device", [*command, "--state-dir", str(processes.folder / "state")], environment)
+
+
+def _await_ready(processes: Processes, heard: queue.Queue[Incoming]) -> None:
+    end_s = time.monotonic() + READY_S
+    while (left_s := end_s - time.monotonic()) > 0:
+        message = _hear(processes, heard, left_s)
+        if message is None:
+            continue
+        if message.topic == DeviceTopics(DEVICE).state and not message.retained and b'"ready"' in message.payload:
+            return
+    raise UnreachableError(f"the device is not ready after {READY_S:g} s.{processes.last_words('device')}")
+
+
+def _print_answers(processes: Processes, heard: queue.Queue[Incoming], answers: int) -> None:
+    shown = readings = 0
+    last_s = time.monotonic()
+    while shown < answers:
+        message = _hear(processes, heard, 1.0)
+        if message is None:
+            if time.monotonic() - last_s > ANSWER_S:
+                raise UnreachableError(f"no answer for {ANSWER_S:g} s.{processes.last_words('device')}")
+        elif matches("greenhouse/+/advice", message.topic):
+            answer = json.loads(message.payload)
+            shown, last_s = shown + 1, time.monotonic()
+            print(f"{answer['reading'].get('time', '')}  {message.topic.split('/')[1]} house: {_spell(answer)}")
+            print(f"       {answer['text'].strip()}\n", flush=True)
+        elif message.topic.startswith("greenhouse/"):
+            readings += 1
+    print(f"{readings} readings came; {shown} answers were given. The other readings cost nothing.\n")
+
+
+def _spell(answer: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in answer["reading"].items() if name != "time")
+    return f"{values} woke the link {answer['link']}"
+
+
+def _hear(processes: Processes, heard: queue.Queue[Incoming], for_s: float) -> Incoming | None:
+    processes.check()
+    try:
+        return heard.get(timeout=min(for_s, 0.2))
+    except queue.Empty:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
