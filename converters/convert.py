@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,17 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.checkpoints import Checkpoint
-from converters.network import NetworkConfig, hidden
-from converters.ops_numpy import KvCache, NumpyOps, ReadTensor, with_head
+from converters.network import NetworkConfig
+from converters.ops_numpy import ReadTensor, with_head
 from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
 from converters.quality import float_losses, graph_losses, text_windows
-from converters.quantize.smoothing import ChannelPeaks, Smoothing, choose_smoothing
+from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
+from converters.quantize.smoothing import ChannelPeaks, choose_smoothing, observe_windows
 from device_runtime import __version__
 from device_runtime.backends import open_backend
 from device_runtime.bundle import FORMAT, MANIFEST, MODEL, PREFIX, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
-from device_runtime.chat import render_chat
-from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.errors import ConfigurationError
+from device_runtime.tokenizer import read_tokenizer
 
 __all__ = ["Options", "Progress", "convert", "heldout_text"]
 
@@ -99,7 +99,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
     tokenizer = read_tokenizer(work / tokenizer_file.file_name)
     read = with_head(config, checkpoint.read)
-    prefix_tokens = _prefix_tokens(checkpoint, tokenizer)
+    prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer)
 
     progress("calibrating", 0.0)
     text = options.calibration_text if options.calibration_text is not None else _packaged_text("calibration.txt")
@@ -109,11 +109,12 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     windows = text_windows(tokens, min(CALIBRATION_WINDOW, context - len(prefix_tokens)))
     prefix = float_prefix(config, read, prefix_tokens)
     peaks = ChannelPeaks()
-    hidden_and_head(config, _counted(read, config, lambda share: progress("calibrating", share * 0.7)), windows, prefix, peaks)
+    counted = _counted(read, config, lambda share: progress("calibrating", share * 0.7))
+    observe_windows(config, counted, windows, prefix.cache, peaks)
     smoothing = choose_smoothing(config, read, peaks.peaks)
     progress("calibrating", 1.0)
 
-    smoothed, smooth_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix)
+    smoothed, smooth_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
     divisor = smoothing.scales["head"] if config.tied_head else None
     steps = config.layers * 4 + 2
     done = 0
@@ -133,7 +134,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         write_micro(work / MODEL, config, smoothed, smooth_prefix, ranges, context, divisor, step)
         windows_of_cache, prefill = (context,), 0
     if prefix_tokens:
-        _save_prefix(work / PREFIX, smooth_prefix)
+        save_prefix(work / PREFIX, Prefix(smooth_prefix, prefix.logits))
     manifest = Manifest(
         format=FORMAT,
         name=checkpoint.name,
@@ -168,41 +169,6 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _prefix_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
-    """The one token that every sequence begins with: it becomes the attention sink (docs/quantization.md).
-
-    That is the first token of the chat template's text, else BOS; a model with neither has none.
-    """
-    t = checkpoint.tokenizer
-    if t.chat_template is not None:
-        try:
-            text = render_chat(t.chat_template, [{"role": "user", "content": "x"}], t.special_tokens)
-        except StonechatError:
-            text = ""  # a template that wants more than messages; BOS will do
-        first = tokenizer.encode(text)[:1]
-        if first and (first == [t.bos_id] or not t.adds_bos):
-            return first
-    return [t.bos_id] if t.bos_id is not None else []
-
-
-def float_prefix(config: NetworkConfig, read: ReadTensor, tokens: Sequence[int]) -> KvCache:
-    """Keys and values of the prefix, from the float network."""
-    if not tokens:
-        return KvCache()
-    ops = NumpyOps(config, read, np.array([tokens]))
-    hidden(ops, config)
-    return ops.cache
-
-
-def hidden_and_head(
-    config: NetworkConfig, read: ReadTensor, windows: Any, prefix: KvCache, observe: ChannelPeaks
-) -> None:
-    """One pass for an observer. The head's own result is not needed, only what it reads."""
-    ops = NumpyOps(config, read, windows, prefix, observe)
-    x = hidden(ops, config)
-    observe("head.in", ops.rms_norm(x, "final_norm"))
-
-
 def _counted(read: ReadTensor, config: NetworkConfig, report: Callable[[float], None]) -> ReadTensor:
     """`read`, which reports what share of the layers has been read."""
 
@@ -212,12 +178,6 @@ def _counted(read: ReadTensor, config: NetworkConfig, report: Callable[[float], 
         return read(name)
 
     return counted
-
-
-def _save_prefix(path: Path, prefix: KvCache) -> None:
-    keys = np.concatenate([k for k, _ in prefix.layers])  # (layers, positions, kv_heads, head_dim)
-    values = np.concatenate([v for _, v in prefix.layers])
-    np.savez(path, k=keys, v=values)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -233,7 +193,7 @@ def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> B
     progress("measuring", 0.0)
     read = with_head(checkpoint.config, checkpoint.read)
     prefix = float_prefix(checkpoint.config, read, manifest.prefix_tokens)
-    reference = float_losses(checkpoint.config, read, windows, prefix)
+    reference = float_losses(checkpoint.config, read, windows, prefix.cache)
     done = 0
 
     def count() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from device_runtime.bundle import Bundle
 from device_runtime.errors import BundleError
 
-__all__ = ["TextStream", "Tokenizer", "open_tokenizer"]
+__all__ = ["TextStream", "Tokenizer", "read_tokenizer"]
 
 
 class Tokenizer(Protocol):
@@ -65,13 +65,12 @@ class _SentencePiece:
         return str(self._library.decode(list(tokens)))
 
 
-def open_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a bundle.
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json or a tokenizer.model.
 
     Raises:
         BundleError: the library cannot read it.
     """
-    path = bundle.path / bundle.manifest.tokenizer.file
     kind = _SentencePiece if path.suffix == ".model" else _HuggingFace
     try:
         return kind(str(path))

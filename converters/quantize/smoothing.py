@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from converters.network import NetworkConfig
-from converters.ops_numpy import FloatArray, KvCache, ReadTensor
+from converters.network import NetworkConfig, hidden
+from converters.ops_numpy import FloatArray, KvCache, NumpyOps, Observe, ReadTensor
 
-__all__ = ["ChannelPeaks", "Smoothing", "choose_smoothing", "matmul_groups"]
+__all__ = ["ChannelPeaks", "Smoothing", "choose_smoothing", "matmul_groups", "observe_windows"]
 
 
 class ChannelPeaks:
@@ -37,6 +38,21 @@ class ChannelPeaks:
             peak = np.abs(values).max(axis=0)
             known = self.peaks.get(name)
             self.peaks[name] = peak if known is None else np.maximum(known, peak)
+
+
+def observe_windows(
+    config: NetworkConfig,
+    read: ReadTensor,
+    windows: npt.NDArray[np.integer],
+    past: KvCache,
+    observe: Observe,
+) -> None:
+    """One pass for an observer, over (windows, length) tokens that stand behind `past`.
+
+    The head's result is not computed, only what it reads: `head.in`.
+    """
+    ops = NumpyOps(config, read, windows, past, observe)
+    observe("head.in", ops.rms_norm(hidden(ops, config), "final_norm"))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ through Python; when a window is full its rows are copied once into the buffers 
 
 from __future__ import annotations
 
-import atexit
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.backends import Logits
-from device_runtime.backends.native_log import captured_stderr
-from device_runtime.bundle import Bundle
+from device_runtime.backends.native_log import captured_stderr, silence_at_exit
+from device_runtime.bundle import Bundle, GraphShape
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine import usable_cores
 
 __all__ = ["CompiledBackend"]
 
-_ALIGNMENT = 64  # bytes, which LiteRT asks of host memory
 # Below this many tokens, single steps are cheaper than one padded chunk of 64: a chunk costs about as much as
 # ten steps (benchmarks/peers.py prints both).
 _SHORTEST_CHUNK = 10
@@ -41,7 +38,6 @@ class CompiledBackend:
             raise BackendMissingError(
                 "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
             ) from None
-        self._litert = litert
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
         cache = bundle.cache_path
@@ -54,18 +50,19 @@ class CompiledBackend:
         with captured_stderr() as log:
             try:
                 # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
-                environment = litert.Environment.create(litert.EnvironmentOptions(runtime_path=str(bundle.path)))
-                self._model = litert.CompiledModel.from_file(
+                environment = litert.Environment.create(options=litert.EnvironmentOptions(runtime_path=str(bundle.path)))
+                self._model: Any = litert.CompiledModel.from_file(
                     str(bundle.model_path), environment=environment, options=options
                 )
                 signatures = self._model.get_signature_list()
-                self._windows = [_Window(self._model, litert, self._shape, size, signatures) for size in self._shape.windows]
+                self._windows = [_Window(self._model, self._shape, size, signatures) for size in self._shape.windows]
+                self._window: Any = self._windows[0]
+                self._window.allocate()
+                self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             except Exception as error:
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
-        atexit.register(_close_quietly, weakref.ref(self))
+        silence_at_exit()
         self._prefix = len(bundle.manifest.prefix_tokens)
-        self._window = self._windows[0]
-        self._window.allocate()
         self.position = 0
         if self._prefix:
             self._write_prefix(bundle.prefix_path)
@@ -102,10 +99,9 @@ class CompiledBackend:
 
     def close(self) -> None:
         """As in `Backend`."""
-        if self._windows:
-            with captured_stderr():
-                self._windows.clear()
-                del self._window, self._model
+        with captured_stderr():
+            self._windows.clear()
+            self._window, self._model = None, None
 
     def _make_room(self, tokens: int) -> None:
         """Move to the smallest window that holds these tokens too."""
@@ -131,21 +127,21 @@ class CompiledBackend:
 class _Window:
     """The two signatures of one cache size and the buffers that both are bound to."""
 
-    def __init__(self, model: Any, litert: Any, shape: Any, size: int, signatures: dict[str, Any]) -> None:
+    def __init__(self, model: Any, shape: GraphShape, size: int, signatures: dict[str, Any]) -> None:
         self.size = size
-        self._model, self._litert, self._shape = model, litert, shape
+        self._model, self._shape = model, shape
         self._cache_shape = (shape.kv_heads, size, shape.head_dim)
         self._signatures = {kind: f"{kind}_{size}" for kind in ("decode", "prefill")}
         self._order = {kind: signatures[name] for kind, name in self._signatures.items()}
         self._cache: dict[str, Any] = {}
+        self._proven: set[str] = set()  # signatures that have run
 
     def allocate(self) -> None:
         """Create the buffers; the cache starts as zeros, because masked garbage could still be NaN."""
         if self._cache:
             return
         zeros = np.zeros(self._cache_shape, np.float32).reshape(-1)
-        self._logits = _aligned(self._shape.vocabulary)
-        output = self._litert.TensorBuffer.create_from_host_memory(self._logits)
+        self._logits = self._model.create_output_buffer_by_name(self._signatures["decode"], "logits")
         for name in (f"{kind}_{layer}" for layer in range(self._shape.layers) for kind in "kv"):
             self._cache[name] = self._model.create_input_buffer_by_name(self._signatures["decode"], name)
             self._cache[name].write(zeros)
@@ -155,7 +151,7 @@ class _Window:
             for name in inputs:
                 if inputs[name] is None:
                     inputs[name] = self._model.create_input_buffer_by_name(signature, name)
-            outputs = {name: self._cache.get(name, output) for name in self._order[kind]["outputs"]}
+            outputs = {name: self._cache.get(name, self._logits) for name in self._order[kind]["outputs"]}
             index = self._model.get_signature_index(signature)
             self._runs[kind] = (index, inputs, list(inputs.values()), list(outputs.values()))
 
@@ -178,11 +174,14 @@ class _Window:
         index, named, inputs, outputs = self._runs[kind]
         named["tokens"].write(np.array(tokens, np.int32))
         named["position"].write(np.array([position], np.int32))
-        self._logits[0] = np.nan  # LiteRT 2.3 reports some failed runs only on stderr
+        if kind not in self._proven:  # LiteRT 2.3 reports some failed runs only on stderr
+            self._logits.write(np.full(self._shape.vocabulary, np.nan, np.float32))
         self._model.run_by_index(index, inputs, outputs)
-        if np.isnan(self._logits[0]):
+        logits: Logits = self._logits.read(self._shape.vocabulary, np.float32)
+        if kind not in self._proven and np.isnan(logits).all():
             raise BackendError(f"LiteRT did not complete {self._signatures[kind]}; its messages are on stderr.")
-        return self._logits
+        self._proven.add(kind)
+        return logits
 
     def take_over(self, other: _Window, positions: int) -> None:
         """Copy the first `positions` rows of a smaller window's cache."""
@@ -199,16 +198,3 @@ class _Window:
         whole = np.zeros(self._cache_shape, np.float32)
         whole[:, : rows.shape[1]] = rows
         self._cache[name].write(whole.reshape(-1))
-
-
-def _aligned(count: int) -> npt.NDArray[np.float32]:
-    """float32 (count,) at an address that LiteRT takes without a copy."""
-    raw = np.zeros(count + _ALIGNMENT // 4, np.float32)
-    start = -raw.ctypes.data % _ALIGNMENT // 4
-    return raw[start : start + count]
-
-
-def _close_quietly(reference: weakref.ref[CompiledBackend]) -> None:
-    backend = reference()
-    if backend is not None:
-        backend.close()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-__all__ = ["captured_stderr"]
+__all__ = ["captured_stderr", "silence_at_exit"]
 
 
 @contextlib.contextmanager
@@ -31,6 +33,18 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+
+
+@functools.cache
+def silence_at_exit() -> None:
+    """Drop what native code writes to file descriptor 2 while it is torn down, after Python has ended."""
+    if os.environ.get("STONECHAT_NATIVE_LOG") != "1":
+        atexit.register(_drop_stderr)
+
+
+def _drop_stderr() -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _errors(descriptor: int) -> str:

@@ -1,0 +1,53 @@
+# make demo      set up, convert a real model, and watch it answer sensors over MQTT
+# make test      set up, lint, type-check, and run every test but the slow ones
+# make test-all  the slow ones too
+# make format    let ruff rewrite the code
+# make peers     stonechat beside llama.cpp on this machine (benchmarks/peers.py)
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+VENV214 := .venv-tflite214
+BUNDLE := build/smollm2-135m
+CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test test-all lint format peers setup setup-tests model clean
+
+setup:
+	@toolkit/setup_venv.sh $(VENV) convert,flash,dev,demo
+
+$(CHECKPOINT): | setup
+	@$(PYTHON) -m toolkit.demo.model $@
+
+$(BUNDLE)/manifest.json: $(CHECKPOINT) | setup
+	@echo "converting $(CHECKPOINT) for 64-bit Linux boards" >&2
+	@$(VENV)/bin/stonechat convert $(CHECKPOINT) --profile pi -o $(BUNDLE)
+
+demo: $(BUNDLE)/manifest.json
+	@$(PYTHON) -m toolkit.demo --bundle $(BUNDLE)
+
+# Debian packages that some tests run; where they cannot be installed those tests are skipped and say so.
+setup-tests: setup
+	@toolkit/setup_debian.sh mosquitto mosquitto-clients
+	@toolkit/setup_venv.sh $(VENV214) tflite214 || echo "setup: no tflite-runtime 2.14 here; its tests are skipped" >&2
+
+lint: setup
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+test: setup-tests lint
+	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: setup-tests lint $(CHECKPOINT)
+	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) \
+		$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+format: setup
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+peers: $(CHECKPOINT)
+	@$(PYTHON) benchmarks/peers.py $(CHECKPOINT)
+
+clean:
+	rm -rf build .venv .venv-tflite214 .venv-peers
