@@ -184,7 +184,7 @@ class Service:
         with self._lock:
             if address.key is not None and address.key in self._seen:
                 log.info("dropped a repeated request of %s", address.reply_to)
-                return
+                return None
         request = Request.from_value(value)
         if request.model not in (None, self.config.model):
             return self._refuse(

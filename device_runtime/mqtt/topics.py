@@ -214,7 +214,7 @@ def matches(pattern: str, topic: str) -> bool:
     if want[-1] == "#":
         want = want[:-1]
         have = have[: len(want)]
-    return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have))
+    return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have, strict=True))
 
 
 def _check_text(what: str, text: str) -> None:

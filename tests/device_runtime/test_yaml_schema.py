@@ -75,5 +75,5 @@ def test_a_check_across_fields_can_point_at_a_field():
 def test_a_missing_file_says_so(tmp_path):
     from device_runtime.yaml_schema import load
 
-    with pytest.raises(ConfigurationError, match="No such file or directory. Check the path"):
+    with pytest.raises(ConfigurationError, match=r"No such file or directory\. Check the path"):
         load(tmp_path / "none.yaml", POINT)

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "device_runtime" / "mqtt")]
 
 from scripted import ScriptedAnswer, ScriptedModel  # noqa: E402
 
-import device_runtime.engine as engine  # noqa: E402
+from device_runtime import engine  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
 

@@ -49,7 +49,7 @@ def test_the_demo_shows_readings_and_answers_and_stops_what_it_started(bundle, c
     shown = capsys.readouterr().out
     assert f"broker   {kind} on port" in shown
     assert shown.count("woke the link too-") == 2
-    assert "THE SOIL IN THE TOMATO HOUSE" in shown or "THE AIR IN THE TOMATO HOUSE" in shown
+    assert "TELL THE GARDENER IN ONE SENTENCE" in shown
     assert len(children()) == len(before)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from scripted import ScriptedModel
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.service import DeviceConfig, Service, stop_on_signals
-service = Service(DeviceConfig("mortal", BrokerAddress("127.0.0.1", int(sys.argv[1])), Path(sys.argv[2])), ScriptedModel)
+broker = BrokerAddress("127.0.0.1", int(sys.argv[1]))
+service = Service(DeviceConfig("mortal", broker, Path(sys.argv[2])), ScriptedModel)
 with stop_on_signals(service):
     service.run()
 """

@@ -19,9 +19,12 @@ from device_runtime.mqtt.service import DeviceConfig, Service, next_boot
 from tests.brokers import free_port
 
 
-def replies(device, *, final=True):
+def replies(device):
     """What the device sends on reply topics, up to the first final answer or error."""
-    done = lambda topic, value: "/reply/" in topic and (value.get("done") or "error" in value)
+
+    def done(topic, value):
+        return "/reply/" in topic and (value.get("done") or "error" in value)
+
     return [value for topic, value in device.client.until(done) if "/reply/" in topic]
 
 
@@ -311,6 +314,7 @@ def test_prompts_and_answers_stay_out_of_logs(on_air, caplog):
     device = on_air()
     device.ask(prompt="mysecret")
     replies(device)
+    device.client.until(lambda topic, value: value.get("state") == "ready")  # the line is written before this
     assert "answered tester/1" in caplog.text
     assert "mysecret" not in caplog.text.lower()
 

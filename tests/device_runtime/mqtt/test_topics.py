@@ -68,7 +68,8 @@ def test_pool_is_no_device():
     ("pattern", "topic", "expected"),
     [
         ("a/b", "a/b", True), ("a/+", "a/b", True), ("a/+", "a", False), ("a/#", "a", True), ("a/#", "a/b/c", True),
-        ("+/+", "/a", True), ("+", "/a", False), ("#", "$SYS/x", False), ("+/x", "$SYS/x", False), ("$SYS/#", "$SYS/x", True),
+        ("+/+", "/a", True), ("+", "/a", False), ("#", "$SYS/x", False), ("+/x", "$SYS/x", False),
+        ("$SYS/#", "$SYS/x", True),
         ("a/+/c", "a//c", True), ("a/b/#", "a", False),
     ],
 )  # fmt: skip
