@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_readings_and_most_wake_nothing(monkeypatch
 
     day = list(itertools.islice(sensors.readings(3), 960))
     assert day == list(itertools.islice(sensors.readings(3), 960))
-    links = [Windows(link) for link in fleet.load(ROOT / "examples" / "greenhouse" / "fleet.yaml").links]
+    links = [Windows(link, lambda: 0.0) for link in fleet.load(ROOT / "examples" / "greenhouse" / "fleet.yaml").links]
     woken = [
         w for topic, value in day for link in links
         if matches(link.link.source, topic) and (w := link.consider(Reading(topic, value, 0.0)))

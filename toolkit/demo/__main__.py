@@ -122,7 +122,7 @@ def _print_answers(processes: Processes, heard: queue.Queue[Incoming], answers: 
             print(f"       {answer['text'].strip()}\n", flush=True)
         elif message.topic.startswith("greenhouse/"):
             readings += 1
-    print(f"{readings} readings came; {shown} answers were given. The other readings cost nothing.\n")
+    print(f"{readings} readings came; {shown} were answered. The others never reached the model.\n")
 
 
 def _spell(answer: dict[str, Any]) -> str:
