@@ -87,10 +87,14 @@ class MicroOps(TfliteOps):
         return self._op(Op.QUANTIZE, [x], name, x.shape, schema.QuantizeOptionsT(), version, dtype, quantization)
 
     def _real(self, x: Tensor) -> Tensor:
-        """float32, whatever x is."""
+        """float32, whatever x is, and without its channels' factors."""
         if x.dtype == np.float32:
             return x
-        return self._op(Op.DEQUANTIZE, [x], f"{x.name}.real", x.shape, schema.DequantizeOptionsT(), 2)
+        real = self._op(Op.DEQUANTIZE, [x], f"{x.name}.real", x.shape, schema.DequantizeOptionsT(), 2)
+        factors = self._ranges.factors.get(x.name)
+        if factors is None:
+            return real
+        return self._binary(Op.MUL, real, self._float(f"{x.name}.factors", factors), f"{x.name}.whole")
 
     def _scaled_down(self, quantization: Quantization) -> Quantization:
         """The grid of values that were divided by sqrt(head_dim)."""
@@ -124,29 +128,31 @@ class MicroOps(TfliteOps):
 
     def _fully_connected(self, x: Tensor, name: str) -> Tensor:
         m = self._constants.matmuls[name]
-        weight = self._graph.constant(f"{name}.weight", m.weight, Quantization.per_channel(m.scale))
+        scale = m.scale / self._ranges.factors.get(name, np.float32(1))  # the result comes out divided, see `_real`
+        weight = self._graph.constant(f"{name}.weight", m.weight, Quantization.per_channel(scale))
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         (out,) = self._graph.operator(
             Op.FULLY_CONNECTED,
-            [x, weight, self._bias(x, name, m)],
+            [x, weight, self._bias(x, name, m, scale)],
             [(name, (1, m.weight.shape[0]), x.dtype, self._result_quantization(name, x.dtype))],
             options,
             _FULLY_CONNECTED_VERSION,
         )
         return out
 
-    def _bias(self, x: Tensor, name: str, m: MicroMatmul) -> Tensor | None:
+    def _bias(self, x: Tensor, name: str, m: MicroMatmul, scale: FloatArray) -> Tensor | None:
         """The bias on the grid of the sums: int32, or int64 where 32 bits may not hold a sum of int16 products."""
         assert x.quantization is not None
         wide = x.dtype == np.int16 and m.largest_sum * 32768 >= 2**31
         if m.bias is None and not wide:
             return None
-        scale = m.scale * x.quantization.scale[0]  # (out,)
-        bias = np.zeros(len(scale)) if m.bias is None else np.rint(m.bias.astype(np.float64) / scale)
+        step = x.quantization.scale[0]
+        # Factors divide the bias and its grid alike, so they do not change the stored numbers.
+        bias = np.zeros(len(scale)) if m.bias is None else np.rint(m.bias / (m.scale * step).astype(np.float64))
         limits = np.iinfo(np.int64 if wide else np.int32)
         values = np.clip(bias, limits.min / 2, limits.max / 2).astype(limits.dtype)
-        return self._graph.constant(f"{name}.bias", values, Quantization.per_channel(scale))
+        return self._graph.constant(f"{name}.bias", values, Quantization.per_channel(scale * step))
 
     def rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """In float32, from a table's row."""

@@ -3,6 +3,11 @@
 A `RangeObserver` watches the float reference and freezes into `Ranges`, the only thing that an emitter asks.
 Ranges are from minimum to maximum; another way to choose them is another observer that gives `Ranges`.
 The prefix is never seen, because a calibration run starts behind it.
+
+The channels of the results of `up` and of `down` differ in size a hundredfold, too much for one int8 grid, and
+smoothing cannot help: it owns the way into `down`, and the residual sum has no weights. So these results are
+stored divided by a factor for each channel. The division is free, in the weights' scales; undoing it is one
+float multiplication. On SmolLM2-135M it took the perplexity from 55.0 to 36.0, where float32 has 33.2.
 """
 
 from __future__ import annotations
@@ -24,6 +29,9 @@ __all__ = ["RangeObserver", "Ranges", "calibrate"]
 _SCORE_SPAN = 14.0
 # What attention's products read has zero point 0, so that their kernels need no sums of rows.
 _SYMMETRIC = ("queries", "keys", "values")
+_UNEVEN = ("up", "down")  # results whose channels get factors
+# 1 would make all channels equally large. Less leaves room in those that calibration has seen to be small.
+_EVENING = 0.75
 _INT16_HEADROOM = 2.0  # one bit of sixteen, against values that calibration did not meet
 _HEAD_ROWS = 256  # positions whose logits are held at once
 
@@ -32,7 +40,8 @@ _HEAD_ROWS = 256  # positions whose logits are held at once
 class Ranges:
     """The range of every named activation (see `NumpyOps`)."""
 
-    limits: Mapping[str, tuple[float, float]]  # smallest and largest value
+    limits: Mapping[str, tuple[float, float]]  # smallest and largest value, after division by the factors
+    factors: Mapping[str, FloatArray]  # by which the channels of some matmuls' results are divided, (out,)
 
     def quantization(self, name: str, dtype: npt.DTypeLike = np.int8) -> Quantization:
         """The grid for an activation: int8, or int16, which is symmetric and has headroom.
@@ -52,22 +61,36 @@ class Ranges:
 
 
 class RangeObserver:
-    """Keeps the smallest and the largest value of each activation."""
+    """Keeps the smallest and the largest value of each activation, of some for each channel."""
 
     def __init__(self) -> None:
-        self._limits: dict[str, tuple[float, float]] = {}
+        self._limits: dict[str, tuple[FloatArray, FloatArray]] = {}  # arrays of (), or of (channels,)
 
     def __call__(self, name: str, values: FloatArray) -> None:
         """Take in the values of one activation; hidden scores are -inf."""
-        if name.endswith(".scores"):
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "scores":
             values = np.maximum(values, values.max(axis=-1, keepdims=True) - np.float32(_SCORE_SPAN))
-        low, high = float(values.min()), float(values.max())
+        axis = 0 if kind in _UNEVEN else None
+        low, high = np.asarray(values.min(axis=axis)), np.asarray(values.max(axis=axis))
         known = self._limits.get(name, (low, high))
-        self._limits[name] = min(low, known[0]), max(high, known[1])
+        self._limits[name] = np.minimum(low, known[0]), np.maximum(high, known[1])
 
     def freeze(self) -> Ranges:
         """What was seen so far."""
-        return Ranges(dict(self._limits))
+        factors = {name: _channel_factors(low, high) for name, (low, high) in self._limits.items() if low.ndim}
+        limits = {}
+        for name, (low, high) in self._limits.items():
+            factor = factors.get(name, np.float32(1))
+            limits[name] = float((low / factor).min()), float((high / factor).max())
+        return Ranges(limits, factors)
+
+
+def _channel_factors(low: FloatArray, high: FloatArray) -> FloatArray:
+    """Factors around 1, from each channel's smallest and largest value."""
+    peaks = np.maximum(-low, high)
+    peaks = np.maximum(peaks, max(float(peaks.max()) * 1e-4, 1e-6)) ** np.float32(_EVENING)
+    return np.asarray(peaks / np.exp(np.log(peaks).mean()), np.float32)
 
 
 def calibrate(config: NetworkConfig, read: ReadTensor, windows: npt.NDArray[np.integer], prefix: KvCache) -> Ranges:
