@@ -1,0 +1,44 @@
+"""Small models for every test: checkpoints of tests/data, converted once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What runtimes keep between starts goes to a folder of the session, not to the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STONECHAT_CACHE", str(folder))
+        patch.delenv("STONECHAT_NATIVE_LOG", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A small checkpoint as a bundle, by name: `converted("gqa-tied")`. Read only: copy it to change it."""
+    bundles: dict[tuple[str, str], Path] = {}
+
+    def convert_once(name: str, profile: str = "pi") -> Path:
+        if (name, profile) not in bundles:
+            from converters.checkpoints import open_checkpoint
+            from converters.convert import Options, convert
+
+            folder = tmp_path_factory.mktemp(f"{name}-{profile}") / name
+            convert(open_checkpoint(CHECKPOINTS / name), folder, Options(profile, report=name == "gqa-tied"))
+            bundles[name, profile] = folder
+        return bundles[name, profile]
+
+    return convert_once
+
+
+@pytest.fixture(scope="session")
+def pi_bundle(converted: Callable[..., Path]) -> Path:
+    """gqa-tied: a chat template, a prefix of one token, context 256, and a quality report. Read only."""
+    return converted("gqa-tied")

@@ -1,0 +1,48 @@
+"""Checkpoints with random weights, in memory: for shapes and contexts that tests/data does not have (tests only)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.network import NetworkConfig, decoder, tensor_shapes
+from converters.ops_numpy import NumpyOps, with_head
+
+__all__ = ["CHECKPOINTS", "float_logits", "random_checkpoint"]
+
+CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
+
+
+def random_checkpoint(seed: int = 1, **changes: Any) -> Checkpoint:
+    """A tame network, whose logits follow its weights smoothly; `changes` are fields of NetworkConfig."""
+    shape: dict[str, Any] = dict(
+        vocabulary=384, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_width=48, norm_epsilon=1e-5,
+        rope_magnitude=1.0, max_context=1200, tied_head=True,
+    )  # fmt: skip
+    shape |= changes
+    frequencies = tuple(1000.0 ** -(np.arange(0, shape["head_dim"], 2) / shape["head_dim"]))
+    config = NetworkConfig(**shape, rope_frequencies=frequencies)
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, size in tensor_shapes(config):
+        noise = random.standard_normal(size).astype(np.float32)
+        if "norm" in name:
+            tensors[name] = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            tensors[name] = 0.3 * noise
+        else:
+            tensors[name] = noise * np.float32(0.5 if name in ("embed.weight", "head.weight") else size[1] ** -0.5)
+    content = (CHECKPOINTS / "gqa-tied" / "tokenizer.json").read_bytes()
+    tokenizer = TokenizerFile("tokenizer.json", content, 0, (1,), False, None)
+    return Checkpoint("random", "llama", config, tokenizer, "0" * 64, lambda name: tensors[name].copy())
+
+
+def float_logits(checkpoint: Checkpoint, prefix: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+    """The float reference's logits after each of `tokens`, which stand behind `prefix`: (tokens, vocabulary)."""
+    read = with_head(checkpoint.config, checkpoint.read)
+    ops = NumpyOps(checkpoint.config, read, np.array([[*prefix, *tokens]]))
+    return decoder(ops, checkpoint.config)[len(prefix) :]
