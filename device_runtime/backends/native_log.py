@@ -14,11 +14,11 @@ __all__ = ["captured_stderr", "silence_at_exit"]
 
 
 @contextlib.contextmanager
-def captured_stderr() -> Iterator[Callable[[], str]]:
+def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
     """Catch what native code writes to file descriptor 2.
 
-    Yields a function that returns the ERROR lines caught so far. Nothing is caught, and everything is shown,
-    when the environment has STONECHAT_NATIVE_LOG=1.
+    Yields a function that returns those of the lines caught so far that have the word `keep` in them; "" keeps
+    all. Nothing is caught, and everything is shown, when the environment has STONECHAT_NATIVE_LOG=1.
     """
     if os.environ.get("STONECHAT_NATIVE_LOG") == "1":
         yield lambda: ""
@@ -28,7 +28,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)
         try:
-            yield lambda: _errors(caught.fileno())
+            yield lambda: _lines(caught.fileno(), keep)
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
@@ -47,7 +47,7 @@ def _drop_stderr() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _errors(descriptor: int) -> str:
+def _lines(descriptor: int, keep: str) -> str:
     size = os.fstat(descriptor).st_size
     text = os.pread(descriptor, size, 0).decode(errors="replace")
-    return "\n".join(line for line in text.splitlines() if "ERROR" in line)
+    return "\n".join(line for line in text.splitlines() if keep in line)

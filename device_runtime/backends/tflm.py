@@ -1,0 +1,78 @@
+"""The `micro` profile in TFLite Micro's own interpreter: for checking what a microcontroller will compute.
+
+The arena is grown until the graph fits. On a microcontroller pointers are half as long, so the arena there
+is a little smaller than what is measured here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from device_runtime.backends.native_log import captured_stderr
+from device_runtime.backends.stepwise import StepwiseBackend
+from device_runtime.bundle import Bundle
+from device_runtime.errors import BackendError, BackendMissingError
+
+__all__ = ["TflmBackend"]
+
+_SMALLEST_ARENA = 64 << 10  # bytes
+_LARGEST_ARENA = 1 << 30  # bytes; far more than any board has
+_TOO_SMALL = re.compile("Failed to allocate|Failed to resize|missing: [0-9]+")
+_ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
+
+
+class TflmBackend(StepwiseBackend):
+    """See `device_runtime.backends.Backend`. It has one thread whatever is asked for."""
+
+    arena_bytes: int | None  # what the graph takes of the arena, constants not counted; None if it was not reported
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__(bundle)
+        try:
+            from tflite_micro.python.tflite_micro import runtime
+        except ImportError:
+            raise BackendMissingError(
+                "This needs TFLite Micro's interpreter, which is not installed; run `pip install tflite-micro` "
+                "(there are packages for x86_64 only)."
+            ) from None
+        self._interpreter = _open(runtime, bundle)
+        details = self._interpreter.get_output_details(0)["quantization_parameters"]
+        self._scale = float(details["scales"][0]) if len(details["scales"]) else 0.0
+        self._zero_point = int(details["zero_points"][0]) if len(details["zero_points"]) else 0
+        with captured_stderr(keep="total") as log:
+            self._interpreter.print_allocations()
+            found = _ARENA_TOTAL.search(log())
+        self.arena_bytes = int(found.group(1)) if found else None
+
+    def _step(self, token: int, position: int) -> None:
+        self._interpreter.set_input(np.array([token], np.int32), 0)
+        self._interpreter.set_input(np.array([position], np.int32), 1)
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise BackendError(f"TFLite Micro failed at position {position}: {error}") from None
+        self._dequantize(self._interpreter.get_output(0), self._scale, self._zero_point)
+
+    def close(self) -> None:
+        """As in `Backend`."""
+        self._interpreter = None
+
+
+def _open(runtime: Any, bundle: Bundle) -> Any:
+    """An interpreter in the smallest power of two of an arena that is enough."""
+    model = bundle.model_path.read_bytes()
+    size = _SMALLEST_ARENA
+    while True:
+        with captured_stderr(keep="") as log:
+            try:
+                return runtime.Interpreter.from_bytes(model, arena_size=size)
+            except RuntimeError as error:
+                message, text = str(error), log().strip()
+        if text and not _TOO_SMALL.search(text):  # without a text, it may be the size
+            raise BackendError(f"TFLite Micro refused {bundle.model_path}: {message}\n{text}")
+        if size >= _LARGEST_ARENA:
+            raise BackendError(f"TFLite Micro refused {bundle.model_path} with an arena of {size:,} bytes: {text}")
+        size *= 2
