@@ -1,8 +1,8 @@
 """A bundle: a folder with a graph, a tokenizer and a manifest that vouches for both.
 
 `Bundle.open` refuses what is incomplete, altered or of another format. Hashing a large graph takes longer
-than starting it, so a file whose size, inode and modification time are those of the last full check is not
-hashed again; `verify=True` hashes it in any case.
+than starting it, so a file whose size, inode and times are those of the last full check is not hashed again;
+`verify=True` hashes it in any case.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from device_runtime import typed_json
 from device_runtime.errors import BundleError, ConfigurationError
 
 __all__ = ["FORMAT", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
@@ -23,6 +27,8 @@ FORMAT = 1  # of the manifest; raised when an older runtime could misread a newe
 MANIFEST = "manifest.json"
 MODEL = "model.tflite"
 PREFIX = "prefix.npz"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_SETTLED_NS = 2 * 10**9  # a file changed twice within one tick of its clock looks as if it had changed once
 
 
 @dataclass(frozen=True)
@@ -96,24 +102,34 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); the bundle is damaged, copy it again.") from None
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
             raise BundleError(
-                f"{MANIFEST} has format {found!r}; this stonechat reads format {FORMAT}. "
+                f"{MANIFEST} has format {typed_json.shortened(found)}; this stonechat reads format {FORMAT}. "
                 "Install the stonechat that made the bundle, or convert the checkpoint again."
             )
         try:
-            known = {f.name: data[f.name] for f in fields(cls)}
-            known["graph"] = GraphShape(**{**known["graph"], "windows": tuple(known["graph"]["windows"])})
-            eos_ids = tuple(known["tokenizer"]["eos_ids"])
-            known["tokenizer"] = TokenizerInfo(**{**known["tokenizer"], "eos_ids": eos_ids})
-            known["prefix_tokens"] = tuple(known["prefix_tokens"])
-            known["files"] = {name: FileEntry(**entry) for name, entry in known["files"].items()}
-            return cls(**known)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST} lacks or misspells a field ({error}); convert the checkpoint again.") from None
+            manifest: Manifest = typed_json.read(cls, data)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        needed = {MODEL, self.tokenizer.file, *([PREFIX] if self.prefix_tokens else [])}
+        if missing := needed - self.files.keys():
+            raise BundleError(f"{MANIFEST} does not list {min(missing)}; convert the checkpoint again.")
+        for name in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
+        windows = self.graph.windows
+        if list(windows) != sorted(set(windows)) or windows[-1:] != (self.context,):
+            raise BundleError(
+                f"{MANIFEST}: graph.windows is {list(windows)[:9]}; expected ascending sizes that end with "
+                f"the context, {self.context}. Convert the checkpoint again."
+            )
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,8 @@ class Bundle:
     @property
     def cache_path(self) -> Path | None:
         """A folder of this bundle's own for what a runtime wants to keep between starts, or None."""
-        return cache_folder(f"{self.manifest_sha256[:16]}")
+        # Named after the graph: a new report or signature does not make prepared weights stale.
+        return cache_folder(_of_model(self.manifest))
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = False) -> Bundle:
@@ -155,41 +172,57 @@ class Bundle:
         if not manifest_path.is_file():
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
             raise ConfigurationError(f"{path} {what}. Make a bundle with `stonechat convert CHECKPOINT -o DIR`.")
-        raw = manifest_path.read_bytes()
         try:
+            raw = manifest_path.read_bytes()
             manifest = Manifest.from_json(raw.decode())
+        except OSError as error:
+            raise BundleError(f"{manifest_path} cannot be read ({error.strerror}).") from None
         except UnicodeDecodeError:
             raise BundleError(f"{manifest_path} is not UTF-8; the bundle is damaged, copy it again.") from None
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from None
         bundle = cls(path, manifest, hashlib.sha256(raw).hexdigest())
         for name, entry in manifest.files.items():
             bundle._check(name, entry, verify)
         return bundle
 
     def _check(self, name: str, entry: FileEntry, verify: bool) -> None:
-        if Path(name).name != name:
-            raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
         file = self.path / name
         try:
             status = file.stat()
+            if status.st_size != entry.size_bytes:
+                raise BundleError(
+                    f"{file} has {status.st_size:,} bytes; the manifest says {entry.size_bytes:,}. "
+                    "Copy the bundle again."
+                )
+            record = self.cache_path / f"verified-{name}" if self.cache_path else None
+            # The change time is in it because a modification time can be set back.
+            stamp = f"{entry.sha256} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            if not verify and record is not None and _read_record(record) == stamp:
+                return
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise BundleError(f"{file} cannot be read ({error.strerror}); copy the bundle again.") from None
-        if status.st_size != entry.size_bytes:
-            raise BundleError(
-                f"{file} has {status.st_size:,} bytes; the manifest says {entry.size_bytes:,}. Copy the bundle again."
-            )
-        stamp = f"{entry.sha256} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
-        record = self.cache_path / f"verified-{name}" if self.cache_path else None
-        if not verify and record is not None and record.is_file() and record.read_text() == stamp:
-            return
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != entry.sha256:
             raise BundleError(
                 f"{file} is not the file that the manifest describes: sha256 {digest[:16]}… instead of "
                 f"{entry.sha256[:16]}…. It was altered or damaged; copy the bundle again."
             )
-        if record is not None:
-            record.write_text(stamp)
+        if record is not None and time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
+            with suppress(OSError):  # a full disk costs the next start some time and nothing else
+                record.write_text(stamp)
+
+
+def _read_record(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("ascii", "replace")
+    except OSError:
+        return None
+
+
+def _of_model(manifest: Manifest) -> str:
+    return manifest.files[MODEL].sha256[:16]
 
 
 def cache_folder(name: str) -> Path | None:
