@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
 __all__ = ["Message", "render_chat"]
 
@@ -24,7 +24,7 @@ def render_chat(template: str | None, messages: Sequence[Message], special_token
     Raises:
         ConfigurationError: a message is not of the form {"role": …, "content": …}, or the template refuses
             the messages (many want user and assistant to take turns).
-        BundleError: the bundle has no template, or a broken one.
+        BundleError: the bundle has no template, or one that is broken or fails.
     """
     if template is None:
         raise BundleError("This bundle has no chat template: give it a plain prompt (`--raw`), not messages.")
@@ -32,7 +32,9 @@ def render_chat(template: str | None, messages: Sequence[Message], special_token
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ConfigurationError(f'Message {i} is {message!r}; expected {{"role": "user", "content": "…"}}.')
         if message["role"] not in _ROLES:
-            raise ConfigurationError(f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(_ROLES)}.")
+            raise ConfigurationError(
+                f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(_ROLES)}."
+            )
     from jinja2 import TemplateError
     from jinja2.exceptions import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -54,3 +56,7 @@ def render_chat(template: str | None, messages: Sequence[Message], special_token
         raise BundleError(f"The bundle's chat template is not valid jinja2: {error}") from None
     except TemplateError as error:
         raise ConfigurationError(f"The model's chat template cannot render these messages: {error}") from None
+    except StonechatError:
+        raise
+    except Exception as error:  # whatever the expressions in it do: divide by zero, recurse, add text to a number
+        raise BundleError(f"The bundle's chat template fails: {type(error).__name__}: {error}") from None

@@ -20,7 +20,7 @@ def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
     Yields a function that returns those of the lines caught so far that have the word `keep` in them; "" keeps
     all. Nothing is caught, and everything is shown, when the environment has STONECHAT_NATIVE_LOG=1.
     """
-    if os.environ.get("STONECHAT_NATIVE_LOG") == "1":
+    if os.environ.get("STONECHAT_NATIVE_LOG") == "1" or sys.stderr is None:  # closed: descriptor 2 is somebody else's
         yield lambda: ""
         return
     sys.stderr.flush()
@@ -38,7 +38,7 @@ def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
 @functools.cache
 def silence_at_exit() -> None:
     """Drop what native code writes to file descriptor 2 while it is torn down, after Python has ended."""
-    if os.environ.get("STONECHAT_NATIVE_LOG") != "1":
+    if os.environ.get("STONECHAT_NATIVE_LOG") != "1" and sys.stderr is not None:
         atexit.register(_drop_stderr)
 
 

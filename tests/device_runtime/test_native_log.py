@@ -1,0 +1,97 @@
+"""What native code writes to file descriptor 2 stays away from the terminal; real errors do not get lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from device_runtime.backends.native_log import captured_stderr
+
+
+def native(text: str) -> None:
+    """Write past Python, as a C library does."""
+    os.write(2, text.encode())
+
+
+def test_lines_with_the_word_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_stderr() as log:
+        native("INFO: chatter\nERROR: no such op\n")
+        assert log() == "ERROR: no such op"
+    assert capfd.readouterr().err == ""
+
+
+def test_the_empty_word_keeps_everything(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_stderr(keep="") as log:
+        native("one\ntwo\n")
+        assert log() == "one\ntwo"
+
+
+def test_afterwards_stderr_is_what_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_stderr():
+        native("hidden\n")
+    native("shown\n")
+    print("shown too", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "shown\nshown too\n"
+
+
+def test_an_exception_passes_through_and_stderr_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), captured_stderr():
+        native("hidden\n")
+        raise ZeroDivisionError
+    native("shown\n")
+    assert capfd.readouterr().err == "shown\n"
+
+
+def test_no_descriptor_is_leaked() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with captured_stderr():
+            native("x")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_python_lines_written_before_keep_their_place(capfd: pytest.CaptureFixture[str]) -> None:
+    print("before", file=sys.stderr)
+    with captured_stderr():
+        native("hidden\n")
+    assert capfd.readouterr().err == "before\n"
+
+
+def test_bytes_that_are_not_utf_8_are_no_obstacle() -> None:
+    with captured_stderr() as log:
+        os.write(2, b"ERROR: \xff\n")
+        assert log() == "ERROR: \ufffd"
+
+
+def test_an_environment_variable_shows_everything(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STONECHAT_NATIVE_LOG", "1")
+    with captured_stderr() as log:
+        native("INFO: chatter\n")
+        assert log() == ""
+    assert capfd.readouterr().err == "INFO: chatter\n"
+
+
+def test_what_is_written_at_exit_is_dropped_and_the_exit_code_stays() -> None:
+    code = (
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: os.write(2, b'torn down\\n'))\n"  # runs last, as a library's destructor
+        "from device_runtime.backends.native_log import silence_at_exit\n"
+        "silence_at_exit(); silence_at_exit()\n"
+        "print('before', file=sys.stderr)\n"
+        "sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("before\n", 7)
+
+
+def test_a_program_whose_stderr_is_closed_runs_all_the_same() -> None:
+    code = "from device_runtime.backends.native_log import captured_stderr\nwith captured_stderr(): pass\nprint('ok')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(2)
+    )
+    assert done.stdout == "ok\n"
