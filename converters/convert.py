@@ -59,10 +59,16 @@ def convert(checkpoint: Checkpoint, folder: Path, options: Options, progress: Pr
     """
     config = checkpoint.config
     context = _context(config, options)
+    folder = Path(os.path.abspath(folder))  # "." has no name to put a temporary folder beside
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
+        ) from None
     try:
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
