@@ -38,7 +38,8 @@ class Completion:
 class Generation(Iterator[str]):
     """An answer as it comes: iterate for its pieces, then read `result`.
 
-    Leaving the iteration early is fine; the model is ready for the next call of `generate` at any time.
+    Leaving the iteration early is fine; the model is ready for the next call of `generate` at any time. An answer
+    that another one of the same model has overtaken ends as cancelled.
     """
 
     result: Completion  # set when the iteration has ended
@@ -58,13 +59,14 @@ class Generation(Iterator[str]):
     def _run(
         self, model: LanguageModel, prompt: list[int], max_new: int, sampler: Sampler, stop: list[str]
     ) -> Iterator[str]:
+        model._answering = self
         logits, cached = model._take_in(prompt)
         stream, held = TextStream(model._tokenizer), _StopStrings(stop)
         finish: Finish = "length"
         count, first_s = 0, 0.0
         text: list[str] = []
         while count < max_new:
-            if self._cancelled.is_set():
+            if self._cancelled.is_set() or model._answering is not self:
                 finish = "cancelled"
                 break
             token = sampler.choose(logits)
@@ -90,6 +92,8 @@ class Generation(Iterator[str]):
             if rest:
                 text.append(rest)
                 yield rest
+            if held.found:
+                finish = "stop"
         self.result = Completion(
             text="".join(text),
             finish=finish,
@@ -141,6 +145,8 @@ class LanguageModel:
     The kv_cache outlives a call: when a prompt begins with the tokens of the last one (a conversation that goes
     on), only the rest is computed.
     """
+
+    _answering: Generation | None = None  # the one that the kv_cache follows
 
     def __init__(self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer) -> None:
         self.backend, self._tokenizer = backend, tokenizer
@@ -245,8 +251,9 @@ class LanguageModel:
         return logits, common
 
     def _step(self, token: int) -> Logits:
+        logits = self.backend.decode(token)
         self._cached.append(token)
-        return self.backend.decode(token)
+        return logits
 
     def _has_room(self) -> bool:
         return self.backend.position < self.backend.context
