@@ -106,7 +106,9 @@ def calibrate(config: NetworkConfig, read: ReadTensor, windows: npt.NDArray[np.i
     ops = NumpyOps(config, read, windows, prefix, observer)
     x = hidden(ops, config)  # (windows * length, width)
     kept = {"head.weight": read("head.weight")}  # read once, not once per block of rows
-    head_ops = NumpyOps(config, lambda name: kept[name] if name in kept else read(name), windows[:, :1], observe=observer)
+    head_ops = NumpyOps(
+        config, lambda name: kept[name] if name in kept else read(name), windows[:, :1], observe=observer
+    )
     for start in range(0, len(x), _HEAD_ROWS):
         head(head_ops, x[start : start + _HEAD_ROWS])
     for i, (keys, values) in enumerate(prefix.layers):

@@ -16,22 +16,16 @@ from device_runtime.bundle import Bundle
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine import usable_cores
 
-__all__ = ["InterpreterBackend", "LiteRtBackend", "TfliteRuntimeBackend", "open_interpreter"]
+__all__ = ["InterpreterBackend", "LiteRtBackend", "TfliteRuntimeBackend"]
 
 _LITERT = ("ai_edge_litert.interpreter", "LiteRT", "ai-edge-litert>=2.3")
 
 
-def open_interpreter(
-    bundle: Bundle,
-    threads: int | None,
-    package: tuple[str, str, str] = _LITERT,
-    keep_tensors: bool = False,
-) -> Any:
+def _open(bundle: Bundle, threads: int | None, package: tuple[str, str, str]) -> Any:
     """An Interpreter over a bundle's graph, its tensors allocated.
 
     Args:
         package: module, name for people, and what pip installs.
-        keep_tensors: keep intermediate tensors for reading, at the cost of memory.
 
     Raises:
         BackendMissingError: the package is not installed.
@@ -52,7 +46,6 @@ def open_interpreter(
                 model_path=str(bundle.model_path),
                 num_threads=threads or usable_cores(),
                 experimental_op_resolver_type=runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-                experimental_preserve_all_tensors=keep_tensors,
             )
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
@@ -71,7 +64,7 @@ class InterpreterBackend(StepwiseBackend):
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         super().__init__(bundle)
-        self._interpreter = open_interpreter(bundle, threads, self.package)
+        self._interpreter = _open(bundle, threads, self.package)
         inputs = {d["name"]: d["index"] for d in self._interpreter.get_input_details()}
         outputs = self._interpreter.get_output_details()
         try:

@@ -1,12 +1,15 @@
 """The `micro` profile in TFLite Micro's own interpreter: for checking what a microcontroller will compute.
 
-The arena is grown until the graph fits. On a microcontroller pointers are half as long, so the arena there
-is a little smaller than what is measured here.
+The arena is far larger than needed, since pages that are not touched cost nothing, and what the graph took of
+it is read from the interpreter's report. Finding the size by trying small ones is not safe: several kernels
+write through the null pointer that a full arena gives them. On a microcontroller pointers are half as long, so
+the arena there is a little smaller than what is measured here.
 """
 
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,8 @@ from device_runtime.errors import BackendError, BackendMissingError
 
 __all__ = ["TflmBackend"]
 
-_SMALLEST_ARENA = 64 << 10  # bytes
-_LARGEST_ARENA = 1 << 30  # bytes; far more than any board has
+_SPARE_ARENA = 64 << 20  # bytes beyond twice the model, which bounds what kernels keep for each row of weights
+_LARGEST_ARENA = 2 << 30  # bytes; far more than any board has
 _TOO_SMALL = re.compile("Failed to allocate|Failed to resize|missing: [0-9]+")
 _ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 
@@ -32,7 +35,7 @@ class TflmBackend(StepwiseBackend):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
         try:
-            from tflite_micro.python.tflite_micro import runtime
+            runtime: Any = import_module("tflite_micro.python.tflite_micro.runtime")
         except ImportError:
             raise BackendMissingError(
                 "This needs TFLite Micro's interpreter, which is not installed; run `pip install tflite-micro` "
@@ -62,17 +65,20 @@ class TflmBackend(StepwiseBackend):
 
 
 def _open(runtime: Any, bundle: Bundle) -> Any:
-    """An interpreter in the smallest power of two of an arena that is enough."""
     model = bundle.model_path.read_bytes()
-    size = _SMALLEST_ARENA
+    size = _SPARE_ARENA + 2 * len(model)
     while True:
         with captured_stderr(keep="") as log:
             try:
                 return runtime.Interpreter.from_bytes(model, arena_size=size)
             except RuntimeError as error:
                 message, text = str(error), log().strip()
+            except Exception as error:  # the wrapper reads the graph in Python first, and that fails in many ways
+                raise BackendError(
+                    f"TFLite Micro refused {bundle.model_path}: it cannot be parsed ({error}). Copy the bundle again."
+                ) from None
         if text and not _TOO_SMALL.search(text):  # without a text, it may be the size
             raise BackendError(f"TFLite Micro refused {bundle.model_path}: {message}\n{text}")
         if size >= _LARGEST_ARENA:
             raise BackendError(f"TFLite Micro refused {bundle.model_path} with an arena of {size:,} bytes: {text}")
-        size *= 2
+        size = min(4 * size, _LARGEST_ARENA)
