@@ -1,0 +1,177 @@
+"""Board files are checked as they are read; every fault has its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import yaml
+
+import boards
+from boards import Board, board_ids, load_board
+from device_runtime.errors import ConfigurationError
+
+EXAMPLE = Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml"
+
+
+@pytest.fixture
+def board_file(tmp_path: Path) -> Callable[..., str]:
+    """Write a copy of the Zero 2 W's file with parts of its text replaced."""
+
+    def write(*replacements: tuple[str, str], name: str = "raspberry-pi-zero-2-w.yaml") -> str:
+        text = EXAMPLE.read_text(encoding="utf-8")
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def faults(path: str) -> list[str]:
+    """The faults of a file, each as line:column: text."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_board(path)
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith(path)
+    return [line.removeprefix(f"{path}:") for line in lines]
+
+
+def test_the_boards_of_this_release() -> None:
+    assert board_ids() == [
+        "esp32-s3",
+        "generic-x86-64",
+        "raspberry-pi-3b-plus",
+        "raspberry-pi-4-2gb",
+        "raspberry-pi-5-4gb",
+        "raspberry-pi-zero-2-w",
+        "stm32h743",
+    ]
+
+
+@pytest.mark.parametrize("board_id", board_ids())
+def test_every_board_that_comes_with_stonechat_is_sound(board_id: str) -> None:
+    board = load_board(board_id)
+    assert board.id == board_id
+    assert board.profile == ("pi" if board.kind == "linux" else "micro")
+    assert (board.flash.method == "ssh") == (board.kind == "linux")
+    assert board.model_budget_kib < board.ram_kib + board.memory.psram_kib  # the system needs something too
+
+
+@pytest.mark.parametrize("board_id", board_ids())
+def test_every_figure_has_a_source(board_id: str) -> None:
+    board = load_board(board_id)
+    for word in ("Bandwidth:", "ur own choices" if board_id != "generic-x86-64" else "our own choices"):
+        assert word in board.source
+    if board_id != "generic-x86-64":
+        assert any(word in board.source for word in ("datasheet", "product brief"))
+    for measurement in board.measured:
+        assert measurement.tokens_per_s > 0
+
+
+def test_a_board_has_its_figures() -> None:
+    board = load_board("raspberry-pi-zero-2-w")
+    assert (board.name, board.arch, board.profile, board.max_context) == (
+        "Raspberry Pi Zero 2 W",
+        "aarch64",
+        "pi",
+        1024,
+    )
+    assert (board.ram_kib, board.model_budget_kib) == (524288, 262144)
+    assert board.detect.device_tree == "raspberrypi,model-zero-2-w"
+    assert board.soc.features == ("neon",)
+
+
+def test_a_board_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        load_board("stm32h743").name = "x"  # type: ignore[misc]
+
+
+def test_a_file_of_your_own_is_read_by_its_path(board_file: Callable[..., str]) -> None:
+    path = board_file(("id: raspberry-pi-zero-2-w", "id: mine"), name="mine.yaml")
+    assert load_board(path).id == "mine"
+
+
+def test_an_unknown_id_gets_the_nearest_and_all_that_are_known() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_board("rasberry-pi-zero2w")
+    message = str(caught.value)
+    assert message.startswith("There is no board 'rasberry-pi-zero2w'; did you mean 'raspberry-pi-zero-2-w'?")
+    assert all(board_id in message for board_id in board_ids())
+
+
+def test_an_id_like_no_other_gets_all_that_are_known() -> None:
+    with pytest.raises(ConfigurationError, match=r"path of a \.yaml file.*stm32h743"):
+        load_board("toaster")
+
+
+@pytest.mark.parametrize("name", ["../boards/stm32h743", "", "STM32H743", "board"])
+def test_an_id_is_no_path(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="There is no board"):
+        load_board(name)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read nowhere\.yaml: No such file"):
+        load_board("nowhere.yaml")
+
+
+def test_every_fault_is_reported_with_its_place_and_the_nearest_spelling(board_file: Callable[..., str]) -> None:
+    path = board_file(
+        ("class: linux", "class: linus"),
+        ("arch: aarch64", "arch: arch64"),
+        ("cores: 4", "coers: 4"),
+        ("ram_kib: 524288", "ram_kib: 512MB"),
+        ("slots: 2", "slots: 0"),
+        ("method: ssh", "method: telnet"),
+        ("usb: []", "usb: [0483-374b]"),
+    )
+    assert faults(path) == [
+        "4:8: class: found 'linus'; did you mean 'linux'?",
+        "5:6: soc: 'cores' is missing",
+        "5:13: soc.arch: found 'arch64'; did you mean 'aarch64'?",
+        "5:39: soc: unknown field 'coers'; did you mean 'cores'?",
+        "6:19: memory.ram_kib: found '512MB'; expected a whole number from 1 to 1099511627776 KiB",
+        "7:38: storage.slots: found '0'; expected a whole number from 1 to 16",
+        "9:17: flash.method: found 'telnet'; expected one of: ssh, esptool, uf2, smp",
+        "10:59: detect.usb[0]: found '0483-374b'; expected vendor:product in hexadecimal, such as 303a:1001",
+    ]
+
+
+def test_the_id_equals_the_files_name(board_file: Callable[..., str]) -> None:
+    (fault,) = faults(board_file(name="mine.yaml"))
+    assert fault == "2:5: id: found 'raspberry-pi-zero-2-w'; expected the file's name, 'mine'"
+
+
+def test_a_model_cannot_have_more_memory_than_there_is(board_file: Callable[..., str]) -> None:
+    (fault,) = faults(board_file(("model_budget_kib: 262144", "model_budget_kib: 524289")))
+    assert fault.endswith("found 524289 KiB; expected at most ram_kib + psram_kib, 524288 KiB")
+
+
+def test_the_pi_profile_needs_64_bit_linux(board_file: Callable[..., str]) -> None:
+    (fault,) = faults(board_file(("arch: aarch64", "arch: armv7l")))
+    assert "needs Linux on aarch64 or x86_64; expected 'micro'" in fault
+
+
+def test_a_microcontroller_has_no_ssh(board_file: Callable[..., str]) -> None:
+    (fault,) = faults(board_file(("class: linux", "class: mcu"), ("profile: pi", "profile: micro")))
+    assert "expected esptool, uf2 or smp" in fault
+
+
+def test_measurements_are_whole(board_file: Callable[..., str]) -> None:
+    good = "measured: [{model: m, tokens_per_s: 9.5, ttft_ms: 800, date: 2026-11-22}]"
+    board = load_board(board_file(("measured: []", good)))
+    assert board.measured[0].tokens_per_s == 9.5
+    assert faults(board_file(("measured: []", good.replace("ttft_ms: 800, date: 2026-11-22", "date: today")))) == [
+        "16:12: measured[0]: 'ttft_ms' is missing",
+        "16:48: measured[0].date: found 'today'; expected a date such as 2026-11-22",
+    ]
+
+
+def test_the_files_are_plain_yaml_that_other_tools_read() -> None:
+    for board_id in board_ids():
+        data = yaml.safe_load((EXAMPLE.parent / f"{board_id}.yaml").read_text(encoding="utf-8"))
+        assert isinstance(load_board(board_id), Board) and data["id"] == board_id
