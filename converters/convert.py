@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint
 from converters.network import NetworkConfig
@@ -21,6 +22,7 @@ from converters.ops_numpy import ReadTensor, with_head
 from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
 from converters.quality import float_losses, graph_losses, text_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
+from converters.quantize.rotation import Rotation
 from converters.quantize.smoothing import ChannelPeaks, choose_smoothing, observe_windows
 from device_runtime import __version__
 from device_runtime.backends import open_backend
@@ -117,11 +119,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     peaks = ChannelPeaks()
     counted = _counted(read, config, lambda share: progress("calibrating", share * 0.7))
     observe_windows(config, counted, windows, prefix.cache, peaks)
-    smoothing = choose_smoothing(config, read, peaks.peaks)
     progress("calibrating", 1.0)
-
-    smoothed, smooth_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
-    divisor = smoothing.scales["head"] if config.tied_head else None
     steps = config.layers * 4 + 2
     done = 0
 
@@ -130,17 +128,24 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         done += 1
         progress("quantizing", done / steps)
 
+    windows_of_cache: tuple[int, ...]
     if options.profile == "pi":
-        write_pi(work / MODEL, config, smoothed, divisor, context, step)
+        rotation = Rotation(config, _sorted_channels(config, peaks))
+        graph_prefix = rotation.apply_to_cache(prefix.cache)
+        embedding_map = rotation.embedding_map(read) if config.tied_head else None
+        write_pi(work / MODEL, config, rotation.apply(read), embedding_map, context, step)
         windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
     else:
         from converters.profile_micro import calibrate, write_micro
 
-        ranges = calibrate(config, smoothed, windows, smooth_prefix)
-        write_micro(work / MODEL, config, smoothed, smooth_prefix, ranges, context, divisor, step)
+        smoothing = choose_smoothing(config, read, peaks.peaks)
+        smoothed, graph_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
+        divisor = smoothing.scales["head"] if config.tied_head else None
+        ranges = calibrate(config, smoothed, windows, graph_prefix)
+        write_micro(work / MODEL, config, smoothed, graph_prefix, ranges, context, divisor, step)
         windows_of_cache, prefill = (context,), 0
     if prefix_tokens:
-        save_prefix(work / PREFIX, Prefix(smooth_prefix, prefix.logits))
+        save_prefix(work / PREFIX, Prefix(graph_prefix, prefix.logits))
     manifest = Manifest(
         format=FORMAT,
         name=checkpoint.name,
@@ -156,6 +161,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
             windows_of_cache,
             prefill,
             weight_bytes=config.matmul_weights,  # int8
+            rotated=options.profile == "pi",
         ),
         tokenizer=TokenizerInfo(
             tokenizer_file.file_name,
@@ -173,6 +179,11 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         files={p.name: _entry(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")},
     )
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sorted_channels(config: NetworkConfig, peaks: ChannelPeaks) -> dict[int, npt.NDArray[np.integer]]:
+    """Feed-forward channels of each layer by their calibrated peak, the largest last."""
+    return {i: np.argsort(peaks.peaks[f"layers.{i}.down.in"], kind="stable") for i in range(config.layers)}
 
 
 def _counted(read: ReadTensor, config: NetworkConfig, report: Callable[[float], None]) -> ReadTensor:

@@ -125,16 +125,16 @@ class TfliteOps:
         x = self._binary(Op.MUL, floats, scales, "embed")
         return x if factor is None else self._binary(Op.MUL, x, self._graph.constant("embed_divisor", factor), "embed")
 
-    def _norm(self, x: Tensor, name: str, gain: Constant) -> Tensor:
-        """Six operators, all float32."""
+    def _norm(self, x: Tensor, name: str, gain: Constant | None) -> Tensor:
+        """Five operators, or six with a gain, all float32."""
         options = schema.ReducerOptionsT()
         options.keepDims = True
         square = self._binary(Op.MUL, x, x, f"{name}.square")
         mean = self._op(Op.MEAN, [square, self._ints([1])], f"{name}.mean", (x.shape[0], 1), options)
         scale = self._binary(Op.ADD, mean, self._epsilon, f"{name}.variance")
         scale = self._op(Op.RSQRT, [scale], f"{name}.rsqrt", scale.shape)
-        weight = self._graph.constant(f"{name}.weight", gain)
-        return self._binary(Op.MUL, self._binary(Op.MUL, x, scale, f"{name}.unit"), weight, name)
+        unit = self._binary(Op.MUL, x, scale, name if gain is None else f"{name}.unit")
+        return unit if gain is None else self._binary(Op.MUL, unit, self._graph.constant(f"{name}.weight", gain), name)
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
         """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, head_dim), see `rope_tables`."""

@@ -22,16 +22,24 @@ from converters.flatbuffer import Constant, Quantization, Subgraph, Tensor
 from converters.network import NetworkConfig
 from converters.ops_tflite import MASKED, Op, TfliteOps, rope_tables
 
-__all__ = ["PiConstants", "PiOps", "QuantizedMatmul", "rope_tables"]
+__all__ = ["ColumnRange", "PiConstants", "PiOps", "QuantizedMatmul", "rope_tables"]
 
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Some columns of the weights of a matmul, and so some channels of what it reads, quantized on their own."""
+
+    start: int
+    size: int
+    weight: Constant  # int8 (sum of rows, size)
+    scale: npt.NDArray[np.float32]  # (sum of rows,)
 
 
 @dataclass(frozen=True)
 class QuantizedMatmul:
     """Weights of one or more matmuls that read the same input, stacked by rows."""
 
-    weight: Constant  # int8 (sum of rows, in)
-    scale: npt.NDArray[np.float32]  # (sum of rows,)
+    ranges: tuple[ColumnRange, ...]  # of all columns, in order
     bias: Constant | None  # float32 (sum of rows,)
     rows: tuple[int, ...]  # of each matmul
 
@@ -43,8 +51,7 @@ class PiConstants:
     matmuls: Mapping[tuple[str, ...], QuantizedMatmul]  # by the names in one call of `Ops.linear`
     embedding: Constant  # int8 (vocabulary, width)
     embedding_scale: Constant  # float32 (vocabulary,)
-    embedding_divisor: Constant | None  # float32 (width,): undoes the smoothing of a head that shares the rows
-    gains: Mapping[str, Constant]  # norm gains by canonical name
+    embedding_map: Constant | None  # float32 (width, width): from a row of a head that shares its rows to its embedding
     cos: Constant  # float32 (positions, head_dim)
     sin: Constant  # float32 (positions, head_dim); the first half negated, as `rope` needs it
 
@@ -116,27 +123,43 @@ class PiOps(TfliteOps):
     def embed(self) -> _Value:
         """int8 rows times their scales."""
         c = self._constants
-        return self._whole(self._embed_rows(self._tokens, c.embedding, c.embedding_scale, c.embedding_divisor))
+        rows = self._embed_rows(self._tokens, c.embedding, c.embedding_scale, None)
+        if c.embedding_map is None:
+            return self._whole(rows)
+        return self._whole(
+            self._fully_connected(rows, self._graph.constant("embed_map", c.embedding_map), None, "embed")
+        )
 
     def rms_norm(self, x: _Value, name: str) -> _Value:
-        """Six operators, all float32."""
-        return self._whole(self._norm(self._materialize(x), name, self._constants.gains[name]))
+        """Five operators, all float32; the gain is part of the weights that read the result."""
+        return self._whole(self._norm(self._materialize(x), name, None))
 
     def linear(self, x: _Value, *names: str) -> tuple[_Value, ...]:
-        """One FULLY_CONNECTED for all names; each result is a range of its columns."""
+        """One FULLY_CONNECTED for all names, or a sum of some; each result is a range of its columns."""
         m = self._constants.matmuls[names]
         t = self._materialize(x)
-        weight = self._graph.constant(f"{names[0]}.weight", m.weight, Quantization.per_channel(m.scale))
         bias = None if m.bias is None else self._graph.constant(f"{names[0]}.bias", m.bias)
+        total: Tensor | None = None
+        for part in m.ranges:
+            quantization = Quantization.per_channel(part.scale)
+            weight = self._graph.constant(f"{names[0]}.weight", part.weight, quantization)
+            product = self._fully_connected(self._columns(t, part.start, part.size), weight, bias, "+".join(names))
+            total = product if total is None else self._binary(Op.ADD, total, product, "+".join(names))
+            bias = None
+        assert total is not None
+        starts = np.cumsum([0, *m.rows])
+        return tuple(_Value(total, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
+
+    def _fully_connected(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        """x @ weight.T + bias; with int8 weights each row of x is quantized as it comes."""
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         options.asymmetricQuantizeInputs = True
+        shape = (x.shape[0], weight.shape[0])
         (out,) = self._graph.operator(
-            Op.FULLY_CONNECTED, [t, weight, bias],
-            [("+".join(names), (t.shape[0], sum(m.rows)), np.float32, None)], options, 9,
-        )  # fmt: skip
-        starts = np.cumsum([0, *m.rows])
-        return tuple(_Value(out, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
+            Op.FULLY_CONNECTED, [x, weight, bias], [(name, shape, np.float32, None)], options, 9
+        )
+        return out
 
     def rope(self, q: _Value, k: _Value) -> tuple[_Value, _Value]:
         """q and k turn together when they are neighbours in one tensor."""

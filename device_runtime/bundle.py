@@ -50,6 +50,7 @@ class GraphShape:
     windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
     prefill: int  # tokens that one prefill signature takes in; 0 where there is none
     weight_bytes: int = 0  # weights that one decode step reads
+    rotated: bool = False  # the residual stream is in the basis of converters/quantize/rotation.py
 
     def bytes_per_token(self, positions: int, profile: str) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""

@@ -81,6 +81,10 @@ def trace_bundle(path: Path, tokens: Sequence[int], layers: bool, backend_name: 
         from device_runtime.backends.tracing import trace_tensors
 
         for name, values in trace_tensors(bundle, rest, layer_names(manifest.graph.layers)).items():
+            if manifest.graph.rotated:  # back to the checkpoint's basis
+                from converters.quantize.rotation import rotation_matrix
+
+                values = values @ rotation_matrix(values.shape[1]).T
             missing = np.full((inside, values.shape[1]), np.nan, np.float32)
             arrays[name] = np.concatenate([missing, values])
     return arrays
