@@ -1,0 +1,108 @@
+"""Small random networks and micro bundles of them (tests only)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.network import NetworkConfig, decoder, hidden, tensor_shapes
+from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
+from converters.profile_micro import calibrate, write_micro
+from converters.quantize.ranges import Ranges
+from device_runtime.bundle import (
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    PREFIX,
+    Bundle,
+    FileEntry,
+    GraphShape,
+    Manifest,
+    TokenizerInfo,
+)
+
+__all__ = ["Network", "micro_bundle", "random_network", "relative_error"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in float, and a prefix."""
+
+    config: NetworkConfig
+    read: ReadTensor  # answers to head.weight too
+    prefix_tokens: tuple[int, ...]
+
+    @property
+    def prefix(self) -> KvCache:
+        """Keys and values of the prefix."""
+        if not self.prefix_tokens:
+            return KvCache()
+        ops = NumpyOps(self.config, self.read, np.array([self.prefix_tokens]))
+        hidden(ops, self.config)
+        return ops.cache
+
+    def logits(self, tokens: Sequence[int]) -> FloatArray:
+        """After each of `tokens`, which stand behind the prefix: (tokens, vocabulary)."""
+        return decoder(NumpyOps(self.config, self.read, np.array([tokens]), self.prefix), self.config)
+
+    def ranges(self) -> Ranges:
+        """Calibrated on random tokens."""
+        windows = np.random.default_rng(5).integers(0, self.config.vocabulary, (16, 24))
+        return calibrate(self.config, self.read, windows, self.prefix)
+
+
+def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes: Any) -> Network:
+    """`changes` are fields of NetworkConfig. Query heads share key heads; the logits are of order 10."""
+    shape: dict[str, Any] = dict(
+        vocabulary=160, width=64, layers=3, heads=6, kv_heads=2, head_dim=16, ffn_width=96, norm_epsilon=1e-5,
+        rope_magnitude=1.0, max_context=512, tied_head=True,
+    )  # fmt: skip
+    shape |= changes
+    frequencies = tuple((1000.0 ** -(np.arange(0, shape["head_dim"], 2) / shape["head_dim"])).tolist())
+    config = NetworkConfig(**shape, rope_frequencies=frequencies)
+    random = np.random.default_rng(seed)
+    tensors: dict[str, FloatArray] = {}
+    for name, size in tensor_shapes(config):
+        noise = random.standard_normal(size).astype(np.float32)
+        if "norm" in name:
+            tensors[name] = 1 + np.float32(0.2) * noise
+        elif name.endswith("bias"):
+            tensors[name] = noise
+        else:
+            tensors[name] = noise * np.float32(1 if name in ("embed.weight", "head.weight") else size[1] ** -0.5)
+    return Network(config, with_head(config, lambda name: tensors[name].copy()), tuple(prefix_tokens))
+
+
+def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
+    """A bundle whose graph was never smoothed; there is no text to tokenize."""
+    folder.mkdir()
+    config = network.config
+    write_micro(folder / MODEL, config, network.read, network.prefix, network.ranges(), context)
+    (folder / "tokenizer.json").write_text("{}")
+    if network.prefix_tokens:
+        keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))
+        np.savez(folder / PREFIX, k=keys, v=values, logits=np.zeros(config.vocabulary, np.float32))
+    manifest = Manifest(
+        format=FORMAT, name="small", version="1", architecture="llama", profile="micro", context=context,
+        graph=GraphShape(config.layers, config.kv_heads, config.head_dim, config.vocabulary, (context,), 0),
+        tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
+        chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
+        security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},
+    )  # fmt: skip
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference, as a share of what was expected."""
+    return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
+
+
+def _entry(path: Path) -> FileEntry:
+    content = path.read_bytes()
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
