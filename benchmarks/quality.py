@@ -28,7 +28,19 @@ from device_runtime.bundle import Bundle
 from device_runtime.engine import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("argparse", "csv", "difflib", "functools", "heapq", "ipaddress", "json", "locale", "random", "shutil", "sched")
+MODULES = (
+    "argparse",
+    "csv",
+    "difflib",
+    "functools",
+    "heapq",
+    "ipaddress",
+    "json",
+    "locale",
+    "random",
+    "shutil",
+    "sched",
+)
 PROMPTS = (
     "What is the capital of France?",
     "Explain in one sentence why the sky is blue.",

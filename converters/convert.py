@@ -26,7 +26,17 @@ from converters.quantize.rotation import Rotation
 from converters.quantize.smoothing import ChannelPeaks, choose_smoothing, observe_windows
 from device_runtime import __version__
 from device_runtime.backends import open_backend
-from device_runtime.bundle import FORMAT, MANIFEST, MODEL, PREFIX, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle import (
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    PREFIX,
+    Bundle,
+    FileEntry,
+    GraphShape,
+    Manifest,
+    TokenizerInfo,
+)
 from device_runtime.errors import ConfigurationError
 from device_runtime.tokenizer import read_tokenizer
 
@@ -52,7 +62,9 @@ class Options:
 DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
 
 
-def convert(checkpoint: Checkpoint, folder: Path, options: Options, progress: Progress = lambda step, share: None) -> Bundle:
+def convert(
+    checkpoint: Checkpoint, folder: Path, options: Options, progress: Progress = lambda step, share: None
+) -> Bundle:
     """Convert a checkpoint and put the bundle at `folder`, which appears whole or not at all.
 
     Raises:

@@ -54,7 +54,7 @@ class Quantization:
     @classmethod
     def per_channel(cls, scale: npt.NDArray[np.float32], axis: int = 0) -> Quantization:
         """Symmetric: one scale per slice of `axis`, zero points 0."""
-        return cls(scale.astype(np.float32), np.zeros(scale.size, np.int64), axis)
+        return cls(scale.astype(np.float32, copy=False), np.zeros(scale.size, np.int64), axis)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,17 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     quantization: Quantization | None = None
+
+
+class _SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]  # generated, untyped
+    """Packed once however many tensors name it: every signature has the same scales, a tenth of a small model."""
+
+    _packed: tuple[Any, Any] = (None, None)
+
+    def Pack(self, builder: Any) -> Any:  # the name that the generated code has
+        if self._packed[0] is not builder:
+            self._packed = (builder, super().Pack(builder))
+        return self._packed[1]
 
 
 @dataclass
@@ -109,13 +120,7 @@ class Subgraph:
         t.name, t.shape, t.type = name.encode(), np.array(shape, np.int32), _TYPES[dtype]
         t.buffer, t.isVariable = buffer, variable
         if quantization is not None:
-            q = schema.QuantizationParametersT()
-            q.scale, q.zeroPoint, q.quantizedDimension = (
-                quantization.scale,
-                quantization.zero_point,
-                quantization.axis,
-            )
-            t.quantization = q
+            t.quantization = self._writer.quantization(quantization)
         self._tensors.append(t)
         return Tensor(len(self._tensors) - 1, name, tuple(shape), dtype, quantization)
 
@@ -200,6 +205,7 @@ class GraphWriter:
     _codes: dict[tuple[int, int], int] = field(default_factory=dict)
     _subgraphs: list[Subgraph] = field(default_factory=list)
     _small: dict[tuple[bytes, str], int] = field(default_factory=dict)
+    _quantizations: dict[int, tuple[Quantization, _SharedQuantization]] = field(default_factory=dict)
 
     def __enter__(self) -> GraphWriter:
         self._spool = tempfile.TemporaryFile(dir=self.folder, prefix=".constants-")
@@ -217,12 +223,20 @@ class GraphWriter:
         if key is None or key not in self._small:
             start = -(-self._spool.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
             self._spool.seek(start)
-            self._spool.write(memoryview(value.reshape(-1)).cast("B"))
+            self._spool.write(value.reshape(-1).view(np.uint8).data)
             self._buffers.append(_Spooled(start, value.nbytes))
             if key is not None:
                 self._small[key] = len(self._buffers)
         buffer = len(self._buffers) if key is None else self._small[key]  # buffer 0 means "no constant"
         return Constant(buffer, value.shape, value.dtype)
+
+    def quantization(self, q: Quantization) -> _SharedQuantization:
+        """The schema's object for quantization parameters; the same array of scales gives the same object."""
+        if id(q.scale) not in self._quantizations:
+            shared = _SharedQuantization()
+            shared.scale, shared.zeroPoint, shared.quantizedDimension = q.scale, q.zero_point, q.axis
+            self._quantizations[id(q.scale)] = (q, shared)  # `q` keeps the array, and so its id, alive
+        return self._quantizations[id(q.scale)][1]
 
     def subgraph(self, name: str) -> Subgraph:
         """Add a subgraph; it also becomes a signature of this name."""

@@ -75,7 +75,8 @@ class NumpyOps:
 
     def embed(self) -> FloatArray:
         """(sequences * length, width)."""
-        return self._read("embed.weight")[self._tokens.reshape(-1)]
+        table = self._read("embed.weight")
+        return np.take(table, self._tokens.reshape(-1), axis=0)
 
     def rms_norm(self, x: FloatArray, name: str) -> FloatArray:
         """As in `Ops`."""
@@ -133,9 +134,7 @@ class NumpyOps:
     def _join_past(self, layer: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
         if not self._past.layers:
             return keys, values
-        past_keys, past_values = (
-            np.broadcast_to(t, (self._sequences, *t.shape[1:])) for t in self._past.layers[layer]
-        )
+        past_keys, past_values = (np.broadcast_to(t, (self._sequences, *t.shape[1:])) for t in self._past.layers[layer])
         return np.concatenate([past_keys, keys], axis=1), np.concatenate([past_values, values], axis=1)
 
     def gated_silu(self, gate: FloatArray, up: FloatArray) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ def graph_losses(
     for window in windows:
         backend.rewind(0)
         losses = []
-        for token, target in zip(window[:-1], window[1:], strict=True):
+        for token, target in pairwise(window):
             logits = backend.decode(int(token))
             losses.append(_losses(logits[None], np.array([target]))[0])
             progress()

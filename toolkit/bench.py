@@ -54,7 +54,9 @@ def measure(
     for i in range(runs + 1):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise StonechatError((done.stderr.strip().splitlines() or ["the measuring process died without a word"])[-1])
+            raise StonechatError(
+                (done.stderr.strip().splitlines() or ["the measuring process died without a word"])[-1]
+            )
         progress("measuring", (i + 1) / (runs + 1))
         if i > 0:
             yield Run(**json.loads(done.stdout))

@@ -35,5 +35,7 @@ class ProgressBar:
             if self._bar is not None:
                 self._bar.close()
             self._step = step
-            self._bar = tqdm(total=100, desc=step, bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}", leave=True)
+            self._bar = tqdm(
+                total=100, desc=step, bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}", leave=True
+            )
         self._bar.update(round(share * 100) - self._bar.n)

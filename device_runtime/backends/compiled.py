@@ -50,7 +50,9 @@ class CompiledBackend:
         with captured_stderr() as log:
             try:
                 # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
-                environment = litert.Environment.create(options=litert.EnvironmentOptions(runtime_path=str(bundle.path)))
+                environment = litert.Environment.create(
+                    options=litert.EnvironmentOptions(runtime_path=str(bundle.path))
+                )
                 self._model: Any = litert.CompiledModel.from_file(
                     str(bundle.model_path), environment=environment, options=options
                 )
@@ -89,7 +91,7 @@ class CompiledBackend:
     def decode(self, token: int) -> Logits:
         """As in `Backend`."""
         self._make_room(1)
-        logits = self._window.decode(token, self.position)
+        logits: Logits = self._window.decode(token, self.position)
         self.position += 1
         return logits
 
@@ -145,9 +147,9 @@ class _Window:
         for name in (f"{kind}_{layer}" for layer in range(self._shape.layers) for kind in "kv"):
             self._cache[name] = self._model.create_input_buffer_by_name(self._signatures["decode"], name)
             self._cache[name].write(zeros)
-        self._runs = {}
+        self._runs: dict[str, tuple[int, dict[str, Any], list[Any], list[Any]]] = {}
         for kind, signature in self._signatures.items():
-            inputs = {name: self._cache.get(name) for name in self._order[kind]["inputs"]}
+            inputs: dict[str, Any] = {name: self._cache.get(name) for name in self._order[kind]["inputs"]}
             for name in inputs:
                 if inputs[name] is None:
                     inputs[name] = self._model.create_input_buffer_by_name(signature, name)

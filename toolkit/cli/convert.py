@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", choices=["pi", "micro"], help="pi: 64-bit Linux boards; micro: microcontrollers, 32-bit boards"
     )
     parser.add_argument("--board", metavar="ID", help="take profile and context from this board's file")
-    parser.add_argument("--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)")
+    parser.add_argument(
+        "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
+    )
     parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
     parser.add_argument("--no-report", action="store_true", help="do not measure perplexity (faster)")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")

@@ -21,18 +21,26 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
     """--backend and --threads"""
-    parser.add_argument("--backend", metavar="NAME", help="compiled, litert, tflite-runtime or tflm (default: by profile)")
-    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="CPU threads (default: one per core, at most 4)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, tflm (default: by profile)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=whole_number(1), help="CPU threads (default: one a core, at most 4)"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """--max-new, --temperature and so on"""
-    parser.add_argument("--max-new", metavar="N", type=whole_number(1), help="at most N tokens (default: until the model stops)")
-    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default); above 0 draws")
-    parser.add_argument("--top-k", metavar="K", type=whole_number(0), default=0, help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest tokens up to this sum")
+    parser.add_argument(
+        "--max-new", metavar="N", type=whole_number(1), help="at most N tokens (default: until it stops)"
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default), above draws"
+    )
+    parser.add_argument("--top-k", metavar="K", type=whole_number(0), default=0, help="draw from the K likeliest")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from the likeliest up to this sum")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), help="the same seed draws the same answer")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (may be repeated)")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
 
 
 def sampling(args: argparse.Namespace) -> Sampling:

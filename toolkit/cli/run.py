@@ -58,5 +58,7 @@ def run(args: argparse.Namespace) -> int:
         result = asdict(generation.result)
         result["load_ms"] = (loaded_s - started_s) * 1e3
         result["peak_rss_mb"] = peak_rss_mb()
-        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()}, ensure_ascii=False))
+        print(
+            json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()}, ensure_ascii=False)
+        )
     return 0

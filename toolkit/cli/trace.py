@@ -40,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"output": str(args.output), "arrays": shapes}))
     else:
-        print(f"{args.output}: logits {tuple(shapes['logits'])}" + (f" and {len(shapes) - 1} layer outputs" if args.layers else ""))
+        print(
+            f"{args.output}: logits {tuple(shapes['logits'])}"
+            + (f" and {len(shapes) - 1} layer outputs" if args.layers else "")
+        )
     return 0
 
 
