@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import secrets
 import signal
@@ -31,11 +32,17 @@ SERVE = (sys.executable, "-c", "import sys; from toolkit.cli import main; sys.ex
 READY_S = 120.0  # a cold start packs the model's weights
 ANSWER_S = 120.0  # between two answers
 
-NEXT = """\
-Try next:
-  stonechat serve examples/greenhouse/fleet.yaml --device greenhouse-pi   (with a broker on localhost:1883)
-  stonechat ask --device greenhouse-pi "What do tomatoes need in the heat?"
-  edit the links in examples/greenhouse/fleet.yaml; docs/mqtt.md explains them"""
+
+def next_steps(bundle: Path) -> str:
+    """Three lines that work when pasted, from where the user is."""
+    beside = Path(sys.executable).parent / "stonechat"
+    command = os.path.relpath(beside) if beside.exists() else "stonechat"
+    return (
+        "Try next:\n"
+        f'  {command} run {os.path.relpath(bundle)} "What do tomatoes need in the heat?"\n'
+        f"  {command} bench {os.path.relpath(bundle)}\n"
+        f"  change the links in {os.path.relpath(GREENHOUSE)}/fleet.yaml (docs/mqtt.md explains them) and run this again"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StonechatError as e:
         print(f"the demo failed: {e}", file=sys.stderr)
         return e.exit_code
-    print(NEXT)
+    print(next_steps(args.bundle))
     return 0
 
 
