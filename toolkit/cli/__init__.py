@@ -49,8 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstonechat: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_stdout()
         return 0
+    except OSError as error:  # a full disk, a folder without permission: of the user's machine, not of ours
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"stonechat: {where}{error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is stdout that is full, and Python would fail once more at exit
+            _drop_stdout()
+        return 1
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _sentence(text: str) -> str:
