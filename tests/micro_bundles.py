@@ -72,7 +72,7 @@ def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes
         if "norm" in name:
             tensors[name] = 1 + np.float32(0.2) * noise
         elif name.endswith("bias"):
-            tensors[name] = noise
+            tensors[name] = np.float32(0.5) * noise
         else:
             tensors[name] = noise * np.float32(1 if name in ("embed.weight", "head.weight") else size[1] ** -0.5)
     return Network(config, with_head(config, lambda name: tensors[name].copy()), tuple(prefix_tokens))
