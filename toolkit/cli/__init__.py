@@ -23,7 +23,32 @@ COMMANDS = ("convert", "run", "inspect", "bench", "trace", "serve", "ask")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace()
+    try:
+        _parser().parse_args(list(sys.argv[1:] if argv is None else argv), args)
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except StonechatError as error:
+        _report(args, error.code, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstonechat: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        _drop_stdout()
+        return 0
+    except OSError as error:  # a full disk, a folder without permission: of the user's machine, not of ours
+        where = f"{error.filename}: " if error.filename else ""
+        try:
+            _report(args, StonechatError.code, f"{where}{error.strerror or error}")
+            sys.stdout.flush()
+        except OSError:  # it is stdout that is full, and Python would fail once more at exit
+            _drop_stdout()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stonechat", description="Small language models on small boards, and on the air.", allow_abbrev=False
     )
@@ -34,31 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = subparsers.add_parser(name, help=module.HELP, description=_sentence(module.HELP), allow_abbrev=False)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
-    args = parser.parse_args(arguments)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except StonechatError as error:
-        if getattr(args, "json", False):
-            print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
-        else:
-            print(f"stonechat: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nstonechat: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        _drop_stdout()
-        return 0
-    except OSError as error:  # a full disk, a folder without permission: of the user's machine, not of ours
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"stonechat: {where}{error.strerror or error}", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:  # it is stdout that is full, and Python would fail once more at exit
-            _drop_stdout()
-        return 1
+    return parser
+
+
+def _report(args: argparse.Namespace, code: str, message: str) -> None:
+    """Say what went wrong, as text or as JSON."""
+    if getattr(args, "json", False):
+        print(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+    else:
+        print(f"stonechat: {message}", file=sys.stderr)
 
 
 def _drop_stdout() -> None:

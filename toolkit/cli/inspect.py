@@ -27,12 +27,13 @@ def run(args: argparse.Namespace) -> int:
         print(manifest.to_json(), end="")
         return 0
     graph, tokenizer, quality = manifest.graph, manifest.tokenizer, manifest.quality
+    count = len(manifest.prefix_tokens)
     rows = [
         ("name", f"{manifest.name}, version {manifest.version}"),
         ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
         ("profile", manifest.profile),
         ("context", f"{manifest.context} positions, cache windows {', '.join(map(str, graph.windows))}"),
-        ("prefix", f"{len(manifest.prefix_tokens)} tokens already in the cache"),
+        ("prefix", f"{count} token{'s' * (count != 1)} already in the cache"),
         ("tokenizer", f"{tokenizer.file}, ends at {', '.join(map(str, tokenizer.eos_ids)) or 'no token'}"),
         ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
     ]

@@ -1,0 +1,264 @@
+"""What the command line prints, to the letter.
+
+stdout, stderr and exit code of each call stand in tests/toolkit/golden/. After an intended change, write them anew
+and read the difference before you commit it:
+
+    STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/toolkit/test_cli.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied"
+# Prompts whose likeliest tokens lead by 0.8 or more: another processor's rounding does not change the answer.
+QUESTION = "hello"
+
+# What differs from one machine or release to the next. Widths stay.
+CHANGING = [
+    (re.compile(r"sha256 [0-9a-f]{16}"), "sha256 0123456789abcdef"),
+    (re.compile(r"(\"sha256\": )\"[0-9a-f]{64}\""), r'\1"…"'),
+    (re.compile(r"perplexity +[\d.]+ \(float [\d.]+, ratio [\d.]+"), "perplexity  1.00 (float 1.00, ratio 1.0000"),
+    (re.compile(r"(\"(?:ratio|\w+_perplexity|\w+_ms|\w+_per_s|\w+_mb)\": )[\d.]+"), r"\g<1>1.0"),
+    (re.compile(r"stonechat \d+\.\d+\.\d+\S*"), "stonechat 0.0.0"),
+    (re.compile(r"(\"converter\": )\"[^\"]+\""), r'\1"0.0.0"'),
+]
+
+
+def stonechat(*arguments: object, cwd: Path | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "80", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "toolkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, input=text)
+
+
+def assert_golden(name: str, done: subprocess.CompletedProcess[str]) -> None:
+    found = f"exit code {done.returncode}\n--- stdout\n{done.stdout}--- stderr\n{done.stderr}"
+    for pattern, replacement in CHANGING:
+        found = pattern.sub(replacement, found)
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("STONECHAT_GOLDEN") == "write":
+        file.write_text(found, encoding="utf-8")
+    assert file.is_file(), f"{file} is missing; see the top of {__file__}"
+    expected = file.read_text(encoding="utf-8")
+    if "usage:" in expected and sys.version_info[:2] != (3, 11):
+        pytest.skip("argparse of Python 3.11 wrote the golden file; others wrap and quote in other ways")
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def here(pi_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, a checkpoint and a text, so that messages have short paths."""
+    folder = tmp_path_factory.mktemp("cli")
+    shutil.copytree(pi_bundle, folder / "bundle")
+    shutil.copytree(CHECKPOINT, folder / "checkpoint")
+    damaged = shutil.copytree(pi_bundle, folder / "damaged")
+    os.truncate(damaged / "model.tflite", 1000)
+    (folder / "file").write_text("not a bundle")
+    return folder
+
+
+SHOWN = {
+    "help": ["--help"],
+    "version": ["--version"],
+    "help-convert": ["convert", "--help"],
+    "help-run": ["run", "--help"],
+    "help-inspect": ["inspect", "--help"],
+    "help-bench": ["bench", "--help"],
+    "help-trace": ["trace", "--help"],
+    "inspect": ["inspect", "bundle"],
+    "inspect-json": ["inspect", "bundle", "--json"],
+    "run": ["run", "bundle", QUESTION, "--max-new", 12],
+    "run-json": ["run", "bundle", QUESTION, "--max-new", 12, "--json"],
+    "run-raw": ["run", "bundle", "valve", "--raw", "--max-new", 4],
+    "run-stop": ["run", "bundle", QUESTION, "--max-new", 12, "--stop", "}}"],
+    "trace": ["trace", "bundle", "--tokens", "0,5,6", "-o", "trace.npz"],
+    "trace-checkpoint": ["trace", "checkpoint", "--tokens", "0,5,6", "--layers", "-o", "trace.npz", "--json"],
+}
+REFUSED = {
+    "no-command": [],
+    "unknown-command": ["fly"],
+    "unknown-flag": ["run", "bundle", "x", "--maximum", 3],
+    "abbreviated-flag": ["run", "bundle", "x", "--max", 3],
+    "missing-argument": ["run", "bundle"],
+    "wrong-number": ["run", "bundle", "x", "--max-new", 0],
+    "wrong-profile": ["convert", "checkpoint", "--profile", "big", "-o", "out"],
+    "wrong-temperature": ["run", "bundle", "x", "--temperature", -1],
+    "wrong-tokens": ["trace", "bundle", "--tokens", "1,two", "-o", "t.npz"],
+    "raw-and-system": ["run", "bundle", "x", "--raw", "--system", "s"],
+    "empty-prompt": ["run", "bundle", "", "--raw"],
+    "missing-bundle": ["run", "nowhere", "x"],
+    "missing-bundle-json": ["run", "nowhere", "x", "--json"],
+    "not-a-bundle": ["inspect", "checkpoint"],
+    "file-as-bundle": ["inspect", "file"],
+    "damaged-bundle": ["run", "damaged", "x"],
+    "damaged-bundle-json": ["inspect", "damaged", "--json"],
+    "unknown-backend": ["run", "bundle", "x", "--backend", "gpu"],
+    "backend-of-the-other-profile": ["run", "bundle", "x", "--backend", "tflm"],
+    "long-prompt": ["run", "bundle", "pump " * 300],
+    "bench-too-long": ["bench", "bundle", "--prompt-tokens", 200, "--new-tokens", 200],
+    "trace-too-large-a-token": ["trace", "bundle", "--tokens", "0,384", "-o", "t.npz"],
+    "trace-too-many-tokens": ["trace", "bundle", "--tokens", ",".join(["7"] * 257), "-o", "t.npz"],
+    "trace-into-nowhere": ["trace", "bundle", "--tokens", "0", "-o", "no/such/folder/t.npz"],
+    "no-profile": ["convert", "checkpoint", "-o", "out"],
+    "unknown-board": ["convert", "checkpoint", "--board", "rasberry-pi-5", "-o", "out"],
+    "convert-a-bundle": ["convert", "bundle", "--profile", "pi", "-o", "out"],
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_output(name: str, here: Path) -> None:
+    done = stonechat(*SHOWN[name], cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")  # no chatter of native libraries, no progress bar
+    assert_golden(name, done)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusal(name: str, here: Path) -> None:
+    done = stonechat(*REFUSED[name], cwd=here)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert_golden(name, done)
+    assert not (here / "out").exists() and not (here / "t.npz").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name.endswith("-json")])
+def test_an_error_as_json_has_a_code_and_a_message(name: str, here: Path) -> None:
+    done = stonechat(*REFUSED[name], cwd=here)
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"code", "message"}
+    assert error["code"] in ("configuration", "bundle")
+    assert done.stderr == ""
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {file.stem for file in GOLDEN.iterdir()} == set(SHOWN) | set(REFUSED)
+
+
+def test_a_prompt_can_come_from_standard_input(here: Path) -> None:
+    flags = ["--max-new", 12]
+    assert stonechat("run", "bundle", "-", *flags, cwd=here, text=QUESTION).stdout == (
+        stonechat("run", "bundle", QUESTION, *flags, cwd=here).stdout
+    )
+
+
+def test_a_seed_draws_the_same_answer_in_every_process(here: Path) -> None:
+    command = ["run", "bundle", QUESTION, "--max-new", 12, "--temperature", 1, "--seed", 5]
+    assert stonechat(*command, cwd=here).stdout == stonechat(*command, cwd=here).stdout
+
+
+def test_the_text_and_the_json_of_one_question_agree(here: Path) -> None:
+    command = ["run", "bundle", QUESTION, "--max-new", 12]
+    result = json.loads(stonechat(*command, "--json", cwd=here).stdout)
+    assert result["text"] + "\n" == stonechat(*command, cwd=here).stdout
+    assert result["completion_tokens"] == 12 and result["finish"] == "length"
+    assert result["ttft_ms"] > 0 and result["load_ms"] > 0 and result["peak_rss_mb"] > 10
+
+
+def test_the_traces_of_a_checkpoint_and_its_bundle_can_be_compared_name_by_name(here: Path) -> None:
+    arrays = {}
+    for source in ("checkpoint", "bundle"):
+        done = stonechat("trace", source, "--tokens", "0,5,6,7,8", "--layers", "-o", f"{source}.npz", cwd=here)
+        assert done.returncode == 0, done.stderr
+        arrays[source] = dict(np.load(here / f"{source}.npz"))
+    names = ["tokens", "logits", *(f"layers.{i}.{part}" for i in (0, 1) for part in ("attention_out", "out"))]
+    for traced in arrays.values():
+        assert sorted(traced) == sorted(names)
+        assert traced["tokens"].tolist() == [0, 5, 6, 7, 8]
+        assert traced["logits"].shape == (5, 384)
+        assert all(traced[name].shape == (5, 64) for name in names[2:])
+    for name in names[1:]:  # token 0 is the prefix: the graph has no rows of its layers
+        expected, found = arrays["checkpoint"][name][1:], arrays["bundle"][name][1:]
+        assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.12, name
+    np.testing.assert_allclose(arrays["bundle"]["logits"][0], arrays["checkpoint"]["logits"][0], atol=1e-4)
+
+
+def test_bench_prints_every_figure(here: Path) -> None:
+    flags = ["--runs", 1, "--prompt-tokens", 16, "--new-tokens", 8]
+    done = stonechat("bench", "bundle", *flags, "--json", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert len(result["runs"]) == 1
+    assert set(result["figures"]) == {
+        "load_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_mb",
+    }  # fmt: skip
+    for figure, values in result["figures"].items():
+        assert values["min"] == values["median"] == values["max"] == result["runs"][0][figure] > 0
+    assert result["figures"]["load_ms"]["median"] < result["figures"]["ttft_ms"]["median"]
+    assert result["bytes_per_token"] > 50_000
+
+
+def test_bench_in_text_has_a_line_for_each_figure(here: Path) -> None:
+    done = stonechat("bench", "bundle", "--runs", 1, "--prompt-tokens", 8, "--new-tokens", 4, cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    labels = [line[:22].strip() for line in done.stdout.splitlines()[1:]]
+    assert labels == ["load", "start to first token", "prefill", "decode", "peak memory", "bytes per token"]
+
+
+def test_bench_passes_on_why_it_failed(here: Path) -> None:
+    done = stonechat("bench", "bundle", "--runs", 1, "--backend", "tflm", cwd=here)
+    assert done.returncode in (1, 2)
+    assert "'tflm' cannot run a graph of the profile 'pi'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line_and_130(here: Path) -> None:
+    command = [sys.executable, "-m", "toolkit", "bench", "bundle", "--runs", "1000"]
+    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not children.read_text():
+        time.sleep(0.005)  # until it measures
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.strip() == "stonechat: interrupted"
+
+
+def test_ctrl_c_during_a_conversion_leaves_nothing_behind(here: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "toolkit", "convert", "checkpoint", "--profile", "pi", "-o", str(tmp_path / "b")]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.iterdir()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "stonechat: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
+    command = f"{sys.executable} -m toolkit inspect bundle --json | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=here, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("{0\n", "")
+
+
+def test_a_full_disk_behind_stdout_is_an_error(here: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "toolkit", "inspect", "bundle"],
+            cwd=here,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "stonechat: No space left on device\n"
+
+
+def test_native_chatter_can_be_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STONECHAT_NATIVE_LOG", "1")
+    done = stonechat("run", "bundle", "x", "--max-new", 1, cwd=here)
+    assert done.returncode == 0
+    assert "INFO" in done.stderr
