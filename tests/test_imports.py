@@ -1,0 +1,132 @@
+"""What imports what: the four packages point one way, and the device takes nothing that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ["toolkit", "converters", "boards", "device_runtime"]  # each may import those to its right
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+)
+# What `pip install stonechat` brings: device_runtime and boards may import nothing else.
+DEVICE_DEPENDENCIES = {
+    "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
+    "yaml",
+}  # fmt: skip
+
+
+def source(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported(module: str) -> list[tuple[str, int]]:
+    """Every module that is imported anywhere in a file, also inside of functions, and the line."""
+    found = []
+    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative import; write the package's name"
+            assert node.module is not None
+            found.append((node.module, node.lineno))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant):
+                found.append((str(argument.value), node.lineno))
+    return found
+
+
+def test_there_are_modules_of_every_package() -> None:
+    assert {module.split(".")[0] for module in MODULES} == set(PACKAGES)
+    assert len(MODULES) > 50
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    own = PACKAGES.index(module.split(".")[0])
+    for name, line in imported(module):
+        package = name.split(".")[0]
+        if package in PACKAGES:
+            assert PACKAGES.index(package) >= own, f"{module}:{line} imports {name}"
+        assert package not in ("tests", "benchmarks", "examples"), f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] in ("device_runtime", "boards")])
+def test_the_device_needs_only_what_it_installs(module: str) -> None:
+    for name, line in imported(module):
+        package = name.split(".")[0]
+        if package not in PACKAGES and package not in sys.stdlib_module_names:
+            assert package in DEVICE_DEPENDENCIES, f"{module}:{line} imports {name}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages in sys.modules after a statement in a new process."""
+    code = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_engine_starts_without_what_it_does_not_need_yet() -> None:
+    """Start-up time on a small board is import time: each of these costs from 20 to 200 ms on a desk machine."""
+    lazy = {"gguf", "jinja2", "tqdm", "paho", "yaml", "ai_edge_litert", "tokenizers", "sentencepiece", "flatbuffers"}
+    loaded = loaded_by("import device_runtime.engine")
+    assert "numpy" in loaded
+    assert not loaded & (lazy | {"converters", "boards", "toolkit"})
+
+
+def test_the_command_line_shows_its_help_without_numpy() -> None:
+    loaded = loaded_by("from toolkit.cli import main\ntry:\n    main(['--version'])\nexcept SystemExit:\n    pass")
+    assert not loaded & {"numpy", "yaml", "paho", "jinja2", "tqdm", "converters", "boards"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
+def test_public_names_exist(module: str) -> None:
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in PACKAGES:
+            raise
+        pytest.skip(f"{error.name} is not installed")
+    names = getattr(loaded, "__all__", [])
+    assert len(names) == len(set(names))
+    for name in names:
+        assert hasattr(loaded, name), f"{module}.__all__ has {name!r}, which does not exist"
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if source(m).stat().st_size > 200 and not m.endswith("__main__")]
+)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(ast.parse(source(module).read_text(encoding="utf-8")))
+
+
+def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> None:
+    from device_runtime import errors
+
+    codes = {name: getattr(errors, name).exit_code for name in errors.__all__}
+    assert all(issubclass(getattr(errors, name), errors.StonechatError) for name in errors.__all__)
+    assert codes == {
+        "StonechatError": 1,
+        "ConfigurationError": 2,
+        "ContextOverflowError": 2,
+        "UnreachableError": 3,
+        "SignatureError": 4,
+        "DoesNotFitError": 5,
+        "RolledBackError": 6,
+        "CheckpointError": 1,
+        "ArchitectureError": 1,
+        "BundleError": 1,
+        "BackendError": 1,
+        "BackendMissingError": 2,
+    }
