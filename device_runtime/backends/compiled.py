@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from device_runtime.backends import Logits
 from device_runtime.backends.native_log import captured_stderr, silence_at_exit
+from device_runtime.backends.weight_cache import WeightCache
 from device_runtime.bundle import Bundle, GraphShape
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine import usable_cores
@@ -40,11 +41,11 @@ class CompiledBackend:
             ) from None
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
-        cache = bundle.cache_path
+        cache = WeightCache(bundle.cache_path, bundle.model_path.stat().st_size)
         options = litert.Options(
             cpu_options=litert.CpuOptions(
                 num_threads=threads or usable_cores(),
-                xnnpack_weight_cache_path=str(cache / "xnnpack.weights") if cache else "",
+                xnnpack_weight_cache_path=cache.path,
             )
         )
         with captured_stderr() as log:
@@ -63,6 +64,7 @@ class CompiledBackend:
                 self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             except Exception as error:
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
+        cache.keep()
         silence_at_exit()
         self._prefix = len(bundle.manifest.prefix_tokens)
         self.position = 0

@@ -1,0 +1,111 @@
+"""Packed weights are kept between starts, and never half of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_runtime.backends import open_backend
+from device_runtime.backends.weight_cache import WeightCache
+from device_runtime.bundle import Bundle
+
+DEAD = 2**22 + 1  # above the largest process id of Linux
+
+
+@pytest.fixture
+def bundle(pi_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle that starts for the first time."""
+    monkeypatch.setenv("STONECHAT_CACHE", str(tmp_path / "cache"))
+    return Bundle.open(pi_bundle)
+
+
+def logits(bundle: Bundle) -> np.ndarray:
+    backend = open_backend(bundle)
+    result = backend.prefill(list(range(5, 100))).copy()
+    backend.close()
+    return result
+
+
+def files(bundle: Bundle) -> list[str]:
+    assert bundle.cache_path is not None
+    return sorted(path.name for path in bundle.cache_path.glob("xnnpack*"))
+
+
+def test_the_first_start_keeps_the_weights_and_the_next_uses_them(bundle: Bundle) -> None:
+    first = logits(bundle)
+    assert files(bundle) == ["xnnpack.weights"]
+    assert bundle.cache_path is not None
+    before = (bundle.cache_path / "xnnpack.weights").stat()
+    np.testing.assert_array_equal(logits(bundle), first)
+    after = (bundle.cache_path / "xnnpack.weights").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_file_gets_its_name_when_it_is_complete(bundle: Bundle) -> None:
+    """Nothing is added to it later: neither the other signatures nor the steps themselves pack weights."""
+    backend = open_backend(bundle)
+    assert bundle.cache_path is not None
+    file = bundle.cache_path / "xnnpack.weights"
+    loaded = file.read_bytes()
+    backend.prefill(list(range(5, 100)))
+    backend.decode(7)
+    backend.close()
+    assert file.read_bytes() == loaded
+
+
+def test_what_a_killed_process_left_is_removed_and_never_used(bundle: Bundle) -> None:
+    first = logits(bundle)
+    assert bundle.cache_path is not None
+    whole = bundle.cache_path / "xnnpack.weights"
+    half = bytearray(whole.read_bytes())
+    half[len(half) // 5 : len(half) // 2] = bytes(len(half) // 2 - len(half) // 5)
+    whole.unlink()
+    (bundle.cache_path / f"xnnpack-{DEAD}.part").write_bytes(half)
+    np.testing.assert_array_equal(logits(bundle), first)
+    assert files(bundle) == ["xnnpack.weights"]
+
+
+def test_a_process_that_still_packs_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / f"xnnpack-{os.getppid()}.part"
+    other.write_bytes(b"x")
+    cache = WeightCache(tmp_path, 1)
+    assert cache.path == str(tmp_path / f"xnnpack-{os.getpid()}.part")
+    assert other.exists()
+
+
+def test_nothing_is_kept_when_nothing_was_written(tmp_path: Path) -> None:
+    WeightCache(tmp_path, 1).keep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_room_on_the_disk_the_model_runs_without_a_cache(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XNNPACK would end the process."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    assert np.isfinite(logits(bundle)).all()
+    assert files(bundle) == []
+
+
+def test_without_a_cache_folder_the_model_runs(
+    pi_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STONECHAT_CACHE", str(tmp_path / "file"))
+    assert np.isfinite(logits(Bundle.open(pi_bundle))).all()
+
+
+def test_processes_that_start_together_agree(bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "toolkit", "run", str(bundle.path), "hello", "--max-new", "6"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {process.communicate(timeout=60) for process in running}
+    assert len(answers) == 1
+    assert files(bundle) == ["xnnpack.weights"]
