@@ -185,7 +185,7 @@ class TestContext:
         assert "at least 16" in refused(capfd, 2, *arguments)
 
     def test_a_board_sets_profile_and_context(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        arguments = ["convert", str(CHECKPOINTS / "gqa-tied"), "--no-report", "--json", "-o", str(tmp_path / "bundle")]
+        arguments = ["convert", str(CHECKPOINTS / "gqa-tied"), "--json", "-o", str(tmp_path / "bundle")]
         assert main([*arguments, "--board", "stm32h743"]) == 0
         result = json.loads(capfd.readouterr().out)
         assert (result["profile"], result["context"]) == ("micro", 128)
@@ -231,7 +231,7 @@ class TestCalibrationText:
         bundles = []
         for extra in ([], ["--calibrate", str(tmp_path / "own.txt")]):
             target = tmp_path / f"bundle{len(extra)}"
-            arguments = [str(CHECKPOINTS / "gqa-tied"), "--profile", "micro", "--context", "32", "--no-report"]
+            arguments = [str(CHECKPOINTS / "gqa-tied"), "--profile", "micro", "--context", "32"]
             assert main(["convert", *arguments, *extra, "-o", str(target)]) == 0
             bundles.append((target / "model.tflite").read_bytes())
         assert bundles[0] != bundles[1]
