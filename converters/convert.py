@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint
 from converters.network import NetworkConfig
-from converters.ops_numpy import ReadTensor, with_head
+from converters.ops_numpy import Observe, ReadTensor, with_head
 from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
 from converters.quality import float_losses, graph_losses, text_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
@@ -44,7 +44,9 @@ __all__ = ["Options", "Progress", "convert", "heldout_text"]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 CALIBRATION_WINDOW = 256  # tokens that calibration reads at a time
-CALIBRATION_TOKENS = 1024
+CALIBRATION_TOKENS = 4096
+PEAK_WINDOWS = 4  # of them, that tell which channels are large
+FAST_CALIBRATION_TOKENS = 512
 REPORT_TOKENS = 512
 
 
@@ -56,7 +58,7 @@ class Options:
     context: int | None = None  # positions; None: what the profile usually wants
     calibration_text: str | None = None  # None: a text that comes with stonechat
     version: str = "1"  # of the bundle, for people
-    report: bool = True  # measure perplexity and put it into the manifest
+    fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
 
 
 DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
@@ -86,7 +88,7 @@ def convert(
     try:
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
-        if options.report:
+        if not options.fast:
             bundle = _add_report(checkpoint, bundle, progress)
         work.chmod(0o755)
         _replace(work, folder)
@@ -123,14 +125,14 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
 
     progress("calibrating", 0.0)
     text = options.calibration_text if options.calibration_text is not None else _packaged_text("calibration.txt")
-    tokens = tokenizer.encode(text)[:CALIBRATION_TOKENS]
+    tokens = tokenizer.encode(text)[: FAST_CALIBRATION_TOKENS if options.fast else CALIBRATION_TOKENS]
     if len(tokens) < 32:
         raise ConfigurationError(f"The calibration text has {len(tokens)} tokens; give at least 32, better 1,000.")
     windows = text_windows(tokens, min(CALIBRATION_WINDOW, context - len(prefix_tokens)))
     prefix = float_prefix(config, read, prefix_tokens)
     peaks = ChannelPeaks()
     counted = _counted(read, config, lambda share: progress("calibrating", share * 0.7))
-    observe_windows(config, counted, windows, prefix.cache, peaks)
+    observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
     progress("calibrating", 1.0)
     steps = config.layers * 4 + 2
     done = 0
@@ -145,7 +147,13 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         rotation = Rotation(config, _sorted_channels(config, peaks))
         graph_prefix = rotation.apply_to_cache(prefix.cache)
         embedding_map = rotation.embedding_map(read) if config.tied_head else None
-        write_pi(work / MODEL, config, rotation.apply(read), embedding_map, context, step)
+        rotated = rotation.apply(read)
+
+        def calibrate_weights(observe: Observe) -> None:
+            observe_windows(config, rotated, windows, graph_prefix, observe)
+
+        compensate = None if options.fast else calibrate_weights
+        write_pi(work / MODEL, config, rotated, embedding_map, context, compensate, step)
         windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
     else:
         from converters.profile_micro import calibrate, write_micro

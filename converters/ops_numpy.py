@@ -118,17 +118,23 @@ class NumpyOps:
         self.cache.layers.append((keys, values))
         past = self._past.positions
         group = c.heads // c.kv_heads
-        queries = q.reshape(self._sequences, self._length, c.kv_heads, group, c.head_dim)
+        # (sequences, kv_heads, group * length, head_dim): the query heads of a key head are rows of one product
+        queries = q.reshape(self._sequences, self._length, c.kv_heads, group, c.head_dim).transpose(0, 2, 3, 1, 4)
+        queries = (queries * np.float32(c.head_dim**-0.5)).reshape(self._sequences, c.kv_heads, -1, c.head_dim)
         hidden = np.triu(np.full((self._length, past + self._length), -np.inf, np.float32), past + 1)
-        out = np.empty_like(queries)
+        out = np.empty((self._sequences, self._length, c.kv_heads, group, c.head_dim), np.float32)
         for s in range(self._sequences):  # one at a time: scores are the largest array of a pass
-            scores = np.einsum("tkgd,pkd->kgtp", queries[s], keys[s], optimize=True)
-            scores = scores * np.float32(c.head_dim**-0.5) + hidden  # (kv_heads, group, length, past + length)
+            scores = queries[s] @ keys[s].transpose(1, 2, 0)  # (kv_heads, group * length, past + length)
+            scores = scores.reshape(c.kv_heads, group, self._length, -1)
+            scores += hidden
             self._observe(f"{name}.scores", scores)
-            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
             scores /= scores.sum(axis=-1, keepdims=True)
             self._observe(f"{name}.probabilities", scores)
-            out[s] = np.einsum("kgtp,pkd->tkgd", scores, values[s], optimize=True)
+            rows = scores.reshape(c.kv_heads, group * self._length, -1) @ values[s].transpose(1, 0, 2)
+            mixed = rows.reshape(c.kv_heads, group, self._length, c.head_dim)
+            out[s] = mixed.transpose(2, 0, 1, 3)  # (length, kv_heads, group, head_dim)
         return out.reshape(q.shape)
 
     def _join_past(self, layer: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -66,8 +66,8 @@ def _constants(
         if embedding_divisor is not None:
             factor = writer.constant(1 / embedding_divisor)
     else:
-        rows, scale = quantize_rows(read("embed.weight"))
-        embedding, embedding_scale = writer.constant(rows), writer.constant(scale)
+        (rows,) = quantize_rows(read("embed.weight"))
+        embedding, embedding_scale = writer.constant(rows.values), writer.constant(rows.scale)
     progress("embed")
     norms = [f"layers.{i}.{kind}" for i in range(config.layers) for kind in ("attention_norm", "ffn_norm")]
     gains = {name: writer.constant(read(f"{name}.weight")) for name in (*norms, "final_norm")}
@@ -76,7 +76,8 @@ def _constants(
 
 
 def _quantize_matmul(writer: GraphWriter, config: NetworkConfig, read: ReadTensor, name: str) -> MicroMatmul:
-    quantized, scale = quantize_rows(read(f"{name}.weight"))
+    (rows,) = quantize_rows(read(f"{name}.weight"))
+    quantized, scale = rows.values, rows.scale
     bias = read(f"{name}.bias") if config.has_bias(name) else None
     if name.endswith(".q"):  # attention's 1 / sqrt(head_dim), at no cost
         factor = np.float32(config.head_dim**-0.5)

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from converters.flatbuffer import GraphWriter
 from converters.network import NetworkConfig, decoder
-from converters.ops_numpy import FloatArray, ReadTensor
+from converters.ops_numpy import FloatArray, Observe, ReadTensor
 from converters.ops_tflite_pi import ColumnRange, PiConstants, PiOps, QuantizedMatmul, rope_tables
 from converters.quantize.smoothing import matmul_groups
-from converters.quantize.weights import quantize_rows
+from converters.quantize.weights import InputProducts, quantize_rows
 
 __all__ = ["PREFILL_TOKENS", "cache_windows", "write_pi"]
 
@@ -41,6 +40,7 @@ def write_pi(
     read: ReadTensor,
     embedding_map: FloatArray | None,
     context: int,
+    calibrate: Callable[[Observe], None] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> None:
     """Quantize the weights and write the graph.
@@ -48,10 +48,12 @@ def write_pi(
     Args:
         read: rotated tensors by canonical name, with norm gains of 1; `head.weight` too, even if the head is tied.
         embedding_map: (width, width), which takes a row of a tied head to that token's embedding.
+        calibrate: reads calibration text with the same `read` and an observer; rounding errors are then compensated
+            for what it saw. None rounds to the nearest.
         progress: called with the name of each matmul group that is done.
     """
     with GraphWriter(path.parent, external=True) as writer:
-        constants = _constants(writer, config, read, embedding_map, context, progress)
+        constants = _constants(writer, config, read, embedding_map, context, calibrate, progress)
         for window in cache_windows(context):
             for tokens in (1, min(PREFILL_TOKENS, window)):
                 name = f"decode_{window}" if tokens == 1 else f"prefill_{window}"
@@ -66,18 +68,33 @@ def _constants(
     read: ReadTensor,
     embedding_map: FloatArray | None,
     context: int,
+    calibrate: Callable[[Observe], None] | None,
     progress: Callable[[str], None],
 ) -> PiConstants:
+    groups = {group[0]: group for group in matmul_groups(config)}
     matmuls: dict[tuple[str, ...], QuantizedMatmul] = {}
-    for group in matmul_groups(config):
-        matmuls[group] = _quantize_group(writer, config, read, group)
-        progress(group[0])
+
+    def quantize(first: str, products: InputProducts | None) -> None:
+        matmuls[groups[first]] = _quantize_group(writer, config, read, groups[first], products)
+        progress(first)
+
+    def quantize_as_read(name: str, values: FloatArray) -> None:
+        first = name.removesuffix(".in")
+        # The rows of a tied head are embeddings too, for which compensation would only add error.
+        if first != name and not (first == "head" and config.tied_head):
+            quantize(first, InputProducts(values))
+
+    if calibrate is not None:
+        calibrate(quantize_as_read)  # one layer's inputs are in memory at a time
+    for first, group in groups.items():
+        if group not in matmuls:
+            quantize(first, None)
     if config.tied_head:
         head = matmuls[("head",)]
         embedding, embedding_scale = head.ranges[0].weight, writer.constant(head.ranges[0].scale)
     else:
-        rows, scale = quantize_rows(read("embed.weight"))
-        embedding, embedding_scale = writer.constant(rows), writer.constant(scale)
+        (rows,) = quantize_rows(read("embed.weight"))
+        embedding, embedding_scale = writer.constant(rows.values), writer.constant(rows.scale)
     progress("embed")
     mapped = writer.constant(embedding_map) if config.tied_head and embedding_map is not None else None
     # The last chunk may be padded past the context; its padding needs rows too.
@@ -86,27 +103,31 @@ def _constants(
 
 
 def _quantize_group(
-    writer: GraphWriter, config: NetworkConfig, read: ReadTensor, group: tuple[str, ...]
+    writer: GraphWriter,
+    config: NetworkConfig,
+    read: ReadTensor,
+    group: tuple[str, ...],
+    products: InputProducts | None,
 ) -> QuantizedMatmul:
     cuts = _sorted_cuts(config.ffn_width) if group[0].endswith(".down") else ()
-    parts: list[list[tuple[npt.NDArray[np.int8], FloatArray]]] = []  # by matmul, then by range of columns
-    biases = []
-    for name in group:
-        # Attention's 1 / sqrt(head_dim) is part of q, at no cost.
-        factor = np.float32(config.head_dim**-0.5 if name.endswith(".q") else 1)
-        columns = np.split(read(f"{name}.weight"), cuts, axis=1)
-        parts.append([(quantized, scale * factor) for quantized, scale in map(quantize_rows, columns)])
-        rows = len(columns[0])
-        biases.append(read(f"{name}.bias") * factor if config.has_bias(name) else np.zeros(rows, np.float32))
+    parts = [quantize_rows(read(f"{name}.weight"), cuts, products) for name in group]
+    # Attention's 1 / sqrt(head_dim) is part of q, at no cost.
+    factors = [np.float32(config.head_dim**-0.5 if name.endswith(".q") else 1) for name in group]
     ranges, start = [], 0
     for same_columns in zip(*parts, strict=True):
-        weight = same_columns[0][0] if len(group) == 1 else np.concatenate([w for w, _ in same_columns])
-        scale = np.concatenate([s for _, s in same_columns])
+        weight = np.concatenate([part.values for part in same_columns]) if len(group) > 1 else same_columns[0].values
+        scale = np.concatenate([part.scale * factor for part, factor in zip(same_columns, factors, strict=True)])
         ranges.append(ColumnRange(start, weight.shape[1], writer.constant(weight), scale))
         start += weight.shape[1]
-    has_bias = any(config.has_bias(name) for name in group)
-    bias = writer.constant(np.concatenate(biases)) if has_bias else None
-    return QuantizedMatmul(tuple(ranges), bias, tuple(map(len, biases)))
+    rows = tuple(len(part[0].scale) for part in parts)
+    bias = None
+    if any(config.has_bias(name) for name in group):
+        biases = [
+            read(f"{name}.bias") * factor if config.has_bias(name) else np.zeros(count, np.float32)
+            for name, factor, count in zip(group, factors, rows, strict=True)
+        ]
+        bias = writer.constant(np.concatenate(biases))
+    return QuantizedMatmul(tuple(ranges), bias, rows)
 
 
 def _sorted_cuts(width: int) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             from converters.convert import Options, convert
 
             folder = tmp_path_factory.mktemp(f"{name}-{profile}") / name
-            convert(open_checkpoint(CHECKPOINTS / name), folder, Options(profile, report=name == "gqa-tied"))
+            convert(open_checkpoint(CHECKPOINTS / name), folder, Options(profile, fast=name != "gqa-tied"))
             bundles[name, profile] = folder
         return bundles[name, profile]
 

@@ -22,7 +22,7 @@ from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError
 from toolkit.cli import main
 
-QUICK = Options("pi", report=False)
+QUICK = Options("pi", fast=True)
 
 
 @pytest.fixture

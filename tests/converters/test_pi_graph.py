@@ -81,7 +81,7 @@ def tame() -> Checkpoint:
 @pytest.fixture(scope="module")
 def tame_bundle(tame: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("tame") / "bundle"
-    return convert(tame, folder, Options("pi", context=1100, report=False))
+    return convert(tame, folder, Options("pi", context=1100, fast=True))
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_prefill_needs_a_token(backend: Backend) -> None:
 def test_a_context_shorter_than_a_chunk_works(
     context: int, tame: Checkpoint, tmp_path: Path, tokens: list[int]
 ) -> None:
-    bundle = convert(tame, tmp_path / "bundle", Options("pi", context=context, report=False))
+    bundle = convert(tame, tmp_path / "bundle", Options("pi", context=context, fast=True))
     backend = open_backend(bundle)
     found = backend.prefill(tokens[: context - 1])
     expected = float_logits(tame, bundle.manifest.prefix_tokens, tokens[: context - 1])[-1]
@@ -200,7 +200,7 @@ def test_a_context_shorter_than_a_chunk_works(
 )
 def test_every_shape_of_network_is_within_5_percent(changes: dict, tmp_path: Path, tokens: list[int]) -> None:
     checkpoint = random_checkpoint(seed=3, **changes)
-    bundle = convert(checkpoint, tmp_path / "bundle", Options("pi", context=128, report=False))
+    bundle = convert(checkpoint, tmp_path / "bundle", Options("pi", context=128, fast=True))
     backend = open_backend(bundle)
     expected = float_logits(checkpoint, bundle.manifest.prefix_tokens, tokens[:100])
     assert relative_error(decoded(backend, tokens[:100]), expected) < 0.05

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
     )
     parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
-    parser.add_argument("--no-report", action="store_true", help="do not measure perplexity (faster)")
+    parser.add_argument("--fast", action="store_true", help="skip error compensation and the report")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     add_json(parser)
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.checkpoint)
     if args.board is not None and args.context is None:
         context = min(context, checkpoint.config.max_context)
-    options = Options(profile, context, text, report=not args.no_report)
+    options = Options(profile, context, text, fast=args.fast)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
