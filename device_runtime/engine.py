@@ -186,12 +186,19 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """The tokens of a prompt as `generate` takes them in, the prefix included."""
         info = self.manifest.tokenizer
-        if isinstance(prompt, str):
-            tokens = self._tokenizer.encode(prompt)
-            if info.adds_bos and info.bos_id is not None and tokens[:1] != [info.bos_id]:
-                tokens = [info.bos_id, *tokens]
-        else:
-            tokens = self._tokenizer.encode(render_chat(self.manifest.chat_template, prompt, info.special_tokens))
+        plain = isinstance(prompt, str)
+        text = (
+            prompt if isinstance(prompt, str) else render_chat(self.manifest.chat_template, prompt, info.special_tokens)
+        )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair in JSON, or bytes in an argument
+            raise ConfigurationError(
+                f"The prompt is not text: character {error.start} is {text[error.start]!r}; give it in UTF-8."
+            ) from None
+        tokens = self._tokenizer.encode(text)
+        if plain and info.adds_bos and info.bos_id is not None and tokens[:1] != [info.bos_id]:
+            tokens = [info.bos_id, *tokens]
         if tokens[: len(self._prefix)] != self._prefix:
             tokens = self._prefix + tokens
         return tokens

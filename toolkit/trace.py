@@ -100,6 +100,8 @@ def _check(tokens: Sequence[int], vocabulary: int, positions: int) -> None:
 
 def save(path: Path, arrays: dict[str, Any]) -> None:
     """Write an .npz that appears whole."""
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file with -o.")
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:

@@ -179,6 +179,12 @@ class TestStopTokensAndLimits:
         with pytest.raises(ConfigurationError, match="prompt is empty"):
             model.generate(prompt)
 
+    def test_a_prompt_that_is_not_text_is_refused(self) -> None:
+        """JSON can carry half a surrogate pair, and an argument bytes that are not UTF-8."""
+        model, _ = scripted_model([2], Words("a"))
+        with pytest.raises(ConfigurationError, match=r"character 2 is '\\udcff'; give it in UTF-8"):
+            model.generate("a \udcff")
+
     def test_messages_need_a_template(self) -> None:
         model, _ = scripted_model([2], Words("a"))
         with pytest.raises(BundleError, match="no chat template"):

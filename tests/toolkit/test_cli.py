@@ -93,6 +93,8 @@ REFUSED = {
     "abbreviated-flag": ["run", "bundle", "x", "--max", 3],
     "missing-argument": ["run", "bundle"],
     "wrong-number": ["run", "bundle", "x", "--max-new", 0],
+    "too-many-threads": ["run", "bundle", "x", "--threads", 5_000_000],
+    "trace-into-a-folder": ["trace", "bundle", "--tokens", "0", "-o", "."],
     "wrong-profile": ["convert", "checkpoint", "--profile", "big", "-o", "out"],
     "wrong-temperature": ["run", "bundle", "x", "--temperature", -1],
     "wrong-tokens": ["trace", "bundle", "--tokens", "1,two", "-o", "t.npz"],
@@ -255,6 +257,13 @@ def test_a_full_disk_behind_stdout_is_an_error(here: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "stonechat: No space left on device\n"
+
+
+def test_a_terminal_that_knows_only_ascii_shows_question_marks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = stonechat("inspect", "bundle", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sha256" in done.stdout and "?" in done.stdout
 
 
 def test_native_chatter_can_be_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

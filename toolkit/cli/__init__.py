@@ -7,6 +7,7 @@ Data goes to stdout, progress and logs to stderr. Exit codes stand in device_run
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -24,6 +25,9 @@ COMMANDS = ("convert", "run", "inspect", "bench", "trace", "serve", "ask")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     args = argparse.Namespace()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows "?" instead of a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         _parser().parse_args(list(sys.argv[1:] if argv is None else argv), args)
         code = int(args.run(args))

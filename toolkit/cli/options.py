@@ -25,7 +25,7 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
         "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, tflm (default: by profile)"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=whole_number(1), help="CPU threads (default: one a core, at most 4)"
+        "--threads", metavar="N", type=whole_number(1, 256), help="CPU threads (default: one a core, at most 4)"
     )
 
 
@@ -50,8 +50,8 @@ def sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least`."""
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least`, and at most `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -60,6 +60,8 @@ def whole_number(least: int) -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {most}")
         return value
 
     return parse
