@@ -171,16 +171,9 @@ class LanguageModel:
             BackendError: no installed runtime can run it.
         """
         bundle = Bundle.open(path, verify=verify)
-        # The tokenizer is read while the graph is prepared: both are native code that gives up the GIL or waits.
-        opened: list[Tokenizer | BaseException] = []
-        thread = threading.Thread(target=_open_into, args=(opened, bundle), daemon=True)
-        thread.start()
+        # The tokenizer first: reading it takes and frees memory that the graph can then have.
+        tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
         graph = open_backend(bundle, backend, threads)
-        thread.join()
-        (tokenizer,) = opened
-        if isinstance(tokenizer, BaseException):
-            graph.close()
-            raise tokenizer
         return cls(bundle, graph, tokenizer)
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
@@ -264,10 +257,3 @@ class LanguageModel:
 
     def _has_room(self) -> bool:
         return self.backend.position < self.backend.context
-
-
-def _open_into(opened: list[Tokenizer | BaseException], bundle: Bundle) -> None:
-    try:
-        opened.append(read_tokenizer(bundle.path / bundle.manifest.tokenizer.file))
-    except BaseException as error:
-        opened.append(error)

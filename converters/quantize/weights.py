@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,7 @@ def quantize_rows(
     for start in range(0, weight.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
         block = weight[rows]
-        for i, (left, right) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (left, right) in enumerate(pairwise(bounds)):
             part = block[:, left:right]
             scales[i, rows] = np.maximum(part.max(axis=1), -part.min(axis=1)) / np.float32(127)
         scales[:, rows][scales[:, rows] == 0] = 1.0  # rows of zeros
@@ -80,7 +81,7 @@ def quantize_rows(
             values[rows] = _compensated(block.T.copy(), scales[:, rows], range_of, products.spread()).T
     return [
         QuantizedRows(np.ascontiguousarray(values[:, left:right]), scales[i])
-        for i, (left, right) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for i, (left, right) in enumerate(pairwise(bounds))
     ]
 
 
