@@ -45,7 +45,7 @@ __all__ = ["Options", "Progress", "convert", "heldout_text"]
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 CALIBRATION_WINDOW = 256  # tokens that calibration reads at a time
 CALIBRATION_TOKENS = 4096
-PEAK_WINDOWS = 4  # of them, that tell which channels are large
+PEAK_WINDOWS = 4  # of them, that tell how large channels and ranges are
 FAST_CALIBRATION_TOKENS = 512
 REPORT_TOKENS = 512
 
@@ -161,7 +161,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         smoothing = choose_smoothing(config, read, peaks.peaks)
         smoothed, graph_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
         divisor = smoothing.scales["head"] if config.tied_head else None
-        ranges = calibrate(config, smoothed, windows, graph_prefix)
+        ranges = calibrate(config, smoothed, windows[:PEAK_WINDOWS], graph_prefix)
         write_micro(work / MODEL, config, smoothed, graph_prefix, ranges, context, divisor, step)
         windows_of_cache, prefill = (context,), 0
     if prefix_tokens:
