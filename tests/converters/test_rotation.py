@@ -1,0 +1,52 @@
+"""Rotation changes the basis of a network and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.checkpoints import open_checkpoint
+from converters.network import decoder
+from converters.ops_numpy import NumpyOps, with_head
+from converters.quantize.rotation import Rotation, rotation_matrix
+
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
+
+
+@pytest.mark.parametrize("width", [16, 48, 64, 576, 100])
+def test_the_matrix_is_orthogonal_and_spreads_every_channel(width):
+    matrix = rotation_matrix(width)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(width), atol=1e-5)
+    power_of_two = width & -width
+    # A row's largest element: that of the small random factor, over the root of the Hadamard factor's size.
+    assert np.abs(matrix).max() <= 1 / np.sqrt(power_of_two) + 1e-6
+
+
+def test_the_matrix_is_the_same_every_time():
+    np.testing.assert_array_equal(rotation_matrix(48), rotation_matrix(48))
+
+
+@pytest.mark.parametrize("name", ["gqa-tied", "mha-untied-sharded", "yarn-biases"])
+def test_a_rotated_network_gives_the_same_logits(name):
+    checkpoint = open_checkpoint(CHECKPOINTS / name)
+    config, tokens = checkpoint.config, np.load(CHECKPOINTS / name / "logits.npz")["tokens"][None]
+    read = with_head(config, checkpoint.read)
+    order = {i: np.random.default_rng(i).permutation(config.ffn_width) for i in range(config.layers)}
+    rotation = Rotation(config, order)
+    plain = NumpyOps(config, read, tokens)
+    rotated = NumpyOps(config, rotation.apply(read), tokens)
+    # float32 products in another order: the logits are of the order of 10
+    np.testing.assert_allclose(decoder(rotated, config), decoder(plain, config), atol=2e-3)
+    turned = rotation.apply_to_cache(plain.cache)
+    for (keys, values), (rotated_keys, rotated_values) in zip(turned.layers, rotated.cache.layers, strict=True):
+        np.testing.assert_allclose(keys, rotated_keys, atol=1e-3)
+        np.testing.assert_allclose(values, rotated_values, atol=1e-3)
+
+
+def test_a_row_of_a_tied_head_maps_to_its_embedding():
+    checkpoint = open_checkpoint(CHECKPOINTS / "gqa-tied")
+    read = with_head(checkpoint.config, checkpoint.read)
+    rotation = Rotation(checkpoint.config, {})
+    rotated = rotation.apply(read)
+    mapped = rotated("head.weight") @ rotation.embedding_map(read)
+    np.testing.assert_allclose(mapped, rotated("embed.weight"), atol=1e-4)
