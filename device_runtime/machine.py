@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+import zlib
+from pathlib import Path
 
-__all__ = ["peak_rss_mb", "usable_cores"]
+__all__ = ["cpu_fingerprint", "peak_rss_mb", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -16,3 +19,14 @@ def usable_cores() -> int:
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, in MB (10^6 bytes)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def cpu_fingerprint() -> str:
+    """Eight hexadecimal digits that differ between CPUs for which native code would arrange weights differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = ("flags", "Features", "CPU implementer", "CPU part", "model", "vendor_id")  # x86 and ARM
+    known = sorted({line for line in lines if line.split("\t")[0].split(":")[0].strip() in kinds})
+    return f"{zlib.crc32('|'.join([platform.machine(), *known]).encode()):08x}"

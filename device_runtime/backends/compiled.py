@@ -19,7 +19,7 @@ from device_runtime.backends.native_log import captured_stderr, silence_at_exit
 from device_runtime.backends.weight_cache import WeightCache
 from device_runtime.bundle import Bundle, GraphShape
 from device_runtime.errors import BackendError, BackendMissingError
-from device_runtime.machine import usable_cores
+from device_runtime.machine import cpu_fingerprint, usable_cores
 
 __all__ = ["CompiledBackend"]
 
@@ -34,6 +34,7 @@ class CompiledBackend:
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         try:
             with captured_stderr():
+                from ai_edge_litert import __version__ as litert_version
                 from ai_edge_litert import compiled_model as litert
         except ImportError:
             raise BackendMissingError(
@@ -41,7 +42,8 @@ class CompiledBackend:
             ) from None
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
-        cache = WeightCache(bundle.cache_path, bundle.model_path.stat().st_size)
+        packing = f"{litert_version}-{cpu_fingerprint()}"
+        cache = WeightCache(bundle.cache_path, bundle.model_path.stat().st_size, packing)
         options = litert.Options(
             cpu_options=litert.CpuOptions(
                 num_threads=threads or usable_cores(),

@@ -23,10 +23,12 @@ class WeightCache:
     Args:
         folder: the bundle's cache folder; None where nothing can be written.
         model_bytes: size of the graph; packed weights take about as much.
+        packing: names the runtime's version and the CPU. XNNPACK would misread or overwrite another's file, which is
+            there after an upgrade or when a disk moves to another board.
     """
 
-    def __init__(self, folder: Path | None, model_bytes: int) -> None:
-        self._final = folder / "xnnpack.weights" if folder else None
+    def __init__(self, folder: Path | None, model_bytes: int, packing: str) -> None:
+        self._final = folder / f"xnnpack-{packing}.weights" if folder else None
         self._part = folder / f"xnnpack-{os.getpid()}.part" if folder else None
         if folder is not None and self._final is not None and not self._final.is_file():
             _remove_orphans(folder)

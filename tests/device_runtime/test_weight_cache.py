@@ -38,21 +38,26 @@ def files(bundle: Bundle) -> list[str]:
     return sorted(path.name for path in bundle.cache_path.glob("xnnpack*"))
 
 
+def weights_file(bundle: Bundle) -> Path:
+    """The one file of packed weights."""
+    assert bundle.cache_path is not None
+    (file,) = bundle.cache_path.glob("xnnpack-*.weights")
+    return file
+
+
 def test_the_first_start_keeps_the_weights_and_the_next_uses_them(bundle: Bundle) -> None:
     first = logits(bundle)
-    assert files(bundle) == ["xnnpack.weights"]
-    assert bundle.cache_path is not None
-    before = (bundle.cache_path / "xnnpack.weights").stat()
+    assert files(bundle) == [weights_file(bundle).name]
+    before = weights_file(bundle).stat()
     np.testing.assert_array_equal(logits(bundle), first)
-    after = (bundle.cache_path / "xnnpack.weights").stat()
+    after = weights_file(bundle).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_the_file_gets_its_name_when_it_is_complete(bundle: Bundle) -> None:
     """Nothing is added to it later: neither the other signatures nor the steps themselves pack weights."""
     backend = open_backend(bundle)
-    assert bundle.cache_path is not None
-    file = bundle.cache_path / "xnnpack.weights"
+    file = weights_file(bundle)
     loaded = file.read_bytes()
     backend.prefill(list(range(5, 100)))
     backend.decode(7)
@@ -62,26 +67,36 @@ def test_the_file_gets_its_name_when_it_is_complete(bundle: Bundle) -> None:
 
 def test_what_a_killed_process_left_is_removed_and_never_used(bundle: Bundle) -> None:
     first = logits(bundle)
-    assert bundle.cache_path is not None
-    whole = bundle.cache_path / "xnnpack.weights"
+    whole = weights_file(bundle)
     half = bytearray(whole.read_bytes())
     half[len(half) // 5 : len(half) // 2] = bytes(len(half) // 2 - len(half) // 5)
     whole.unlink()
-    (bundle.cache_path / f"xnnpack-{DEAD}.part").write_bytes(half)
+    whole.with_name(f"xnnpack-{DEAD}.part").write_bytes(half)
     np.testing.assert_array_equal(logits(bundle), first)
-    assert files(bundle) == ["xnnpack.weights"]
+    assert files(bundle) == [weights_file(bundle).name]
+
+
+def test_what_another_version_or_cpu_packed_is_neither_used_nor_touched(tmp_path: Path) -> None:
+    other = tmp_path / "xnnpack-2.2.0-cpu.weights"
+    other.write_bytes(b"x")
+    cache = WeightCache(tmp_path, 1, "2.3.0-cpu")
+    assert cache.path != str(other)
+    Path(cache.path).write_bytes(b"packed")
+    cache.keep()
+    assert other.read_bytes() == b"x"
+    assert (tmp_path / "xnnpack-2.3.0-cpu.weights").read_bytes() == b"packed"
 
 
 def test_a_process_that_still_packs_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / f"xnnpack-{os.getppid()}.part"
     other.write_bytes(b"x")
-    cache = WeightCache(tmp_path, 1)
+    cache = WeightCache(tmp_path, 1, "2.3.0-cpu")
     assert cache.path == str(tmp_path / f"xnnpack-{os.getpid()}.part")
     assert other.exists()
 
 
 def test_nothing_is_kept_when_nothing_was_written(tmp_path: Path) -> None:
-    WeightCache(tmp_path, 1).keep()
+    WeightCache(tmp_path, 1, "2.3.0-cpu").keep()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,4 +123,4 @@ def test_processes_that_start_together_agree(bundle: Bundle) -> None:
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     answers = {process.communicate(timeout=60) for process in running}
     assert len(answers) == 1
-    assert files(bundle) == ["xnnpack.weights"]
+    assert files(bundle) == [weights_file(bundle).name]
