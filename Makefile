@@ -10,7 +10,7 @@ VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-all lint format peers setup setup-tests model clean
+.PHONY: demo test test-slow test-all lint format peers setup setup-tests model clean
 
 setup:
 	@toolkit/setup_venv.sh $(VENV) convert,flash,dev,demo
@@ -38,9 +38,10 @@ lint: setup
 test: setup-tests lint
 	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: setup-tests lint $(CHECKPOINT)
-	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) \
-		$(PYTHON) -m pytest $(PYTEST_ARGS)
+test-slow: setup-tests $(CHECKPOINT)
+	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+
+test-all: test test-slow
 
 format: setup
 	@$(VENV)/bin/ruff check --fix .
