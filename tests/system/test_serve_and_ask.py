@@ -1,0 +1,134 @@
+"""The whole story with real parts: a converted model, mosquitto, `stonechat serve`, sensors, `stonechat ask`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import mosquitto
+
+STONECHAT = [sys.executable, "-m", "toolkit"]
+DEVICE = "test-pi"
+FLEET = """\
+schema: 1
+broker: {{url: "mqtt://127.0.0.1:{port}"}}
+models:
+  tiny: {{bundle: "{bundle}", threads: 1, max_new: 8}}
+devices:
+  test-pi: {{model: tiny, links: [too-hot]}}
+links:
+  - name: too-hot
+    from: plant/+/air
+    when: temp_c > 30
+    prompt: "{{{{ topic[1] }}}} {{{{ temp_c }}}}"
+    to: plant/{{{{ topic[1] }}}}/advice
+    deadline_s: 30
+"""
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    if shutil.which("mosquitto_sub") is None:
+        pytest.skip("mosquitto_sub is not installed (Debian: apt install mosquitto-clients)")
+    with mosquitto(tmp_path_factory.mktemp("broker")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def device(port: int, pi_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """`stonechat serve` with a real model, ready."""
+    folder = tmp_path_factory.mktemp("fleet")
+    (folder / "fleet.yaml").write_text(FLEET.format(port=port, bundle=pi_bundle))
+    command = [*STONECHAT, "serve", str(folder / "fleet.yaml"), "--device", DEVICE, "--state-dir", str(folder)]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+        try:
+            wait_for(port, f"stonechat/1/{DEVICE}/out/state", lambda state: state["state"] == "ready")
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0, (folder / "log").read_text()
+
+
+def wait_for(port: int, topic: str, wanted, count: int = 20) -> dict:
+    """The first message on `topic` that is `wanted`."""
+    command = ["mosquitto_sub", "-p", str(port), "-t", topic, "-C", str(count), "-W", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            message = json.loads(line)
+            if wanted(message):
+                process.kill()
+                return message
+    raise AssertionError(f"nothing fitting came on {topic}")
+
+
+def local_answer(bundle: Path, prompt: str) -> str:
+    done = subprocess.run(
+        [*STONECHAT, "run", str(bundle), prompt, "--max-new", "8", "--json"], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)["text"]
+
+
+def ask(port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    broker = f"mqtt://127.0.0.1:{port}"
+    return subprocess.run(
+        [*STONECHAT, "ask", "--broker", broker, "--device", DEVICE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_ask_prints_what_run_prints(device, port, pi_bundle):
+    done = ask(port, "how are you")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == local_answer(pi_bundle, "how are you") + "\n"
+
+
+def test_ask_json_counts_tokens(device, port, pi_bundle):
+    answer = json.loads(ask(port, "how are you", "--json").stdout)
+    assert answer["text"] == local_answer(pi_bundle, "how are you")
+    assert answer["usage"]["completion_tokens"] == 8
+    assert answer["ttft_ms"] > 0
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_name(device, port):
+    done = ask(port, "word " * 2000)
+    assert done.returncode != 0
+    assert "context" in done.stderr
+
+
+def test_a_hot_reading_wakes_the_model_and_a_cool_one_does_not(device, port, pi_bundle):
+    with subprocess.Popen(
+        ["mosquitto_sub", "-p", str(port), "-t", "plant/+/advice", "-C", "1", "-W", "30", "-v"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as advice:
+        wait_for(port, f"stonechat/1/{DEVICE}/out/state", lambda state: True)  # the subscription above is older
+        for house, reading in (("north", {"temp_c": 20}), ("south", {"temp_c": 35.5})):
+            publish = ["mosquitto_pub", "-p", str(port), "-t", f"plant/{house}/air", "-m", json.dumps(reading)]
+            subprocess.run(publish, check=True)
+        output, _ = advice.communicate(timeout=40)
+    topic, _, payload = output.partition(" ")
+    assert topic == "plant/south/advice"
+    assert json.loads(payload)["text"] == local_answer(pi_bundle, "south 35.5")
+
+
+def test_a_killed_device_is_announced_as_lost(port, pi_bundle, tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(FLEET.format(port=port, bundle=pi_bundle).replace(DEVICE, "doomed-pi"))
+    command = [*STONECHAT, "serve", str(fleet), "--device", "doomed-pi", "--state-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(port, "stonechat/1/doomed-pi/out/state", lambda state: state["state"] == "ready")
+    process.kill()
+    process.wait()
+    lost = wait_for(port, "stonechat/1/doomed-pi/out/state", lambda state: state["state"] == "lost")
+    assert lost["boot"] == 1
