@@ -76,10 +76,14 @@ class TfliteOps:
 
     def _columns(self, x: Tensor, start: int, size: int, name: str = "") -> Tensor:
         """Elements start … start + size of the last axis."""
-        if (start, size) == (0, x.shape[-1]):
+        return self._part(x, len(x.shape) - 1, start, size, name)
+
+    def _part(self, x: Tensor, axis: int, start: int, size: int, name: str = "") -> Tensor:
+        """Elements start … start + size of one axis."""
+        if (start, size) == (0, x.shape[axis]):
             return x
-        shape = (*x.shape[:-1], size)
-        begin = [0] * (len(shape) - 1) + [start]
+        shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+        begin = [start if i == axis else 0 for i in range(len(shape))]
         operands = [x, self._ints(begin), self._ints(shape)]
         return self._moved(Op.SLICE, operands, name or x.name, shape, schema.SliceOptionsT())
 

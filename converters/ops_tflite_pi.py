@@ -58,7 +58,7 @@ class PiConstants:
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor of shape (tokens, width), or some columns of one."""
+    """A tensor of shape (tokens, width), or some columns of one; after RoPE it is (tokens, heads, head_dim)."""
 
     tensor: Tensor
     start: int = 0
@@ -90,10 +90,8 @@ class PiOps(TfliteOps):
     # -- small things ------------------------------------------------------------------------------
 
     def _heads_first(self, x: Tensor) -> Tensor:
-        """(tokens, heads, head_dim) -> (heads, tokens, head_dim); one token needs no move."""
+        """(tokens, heads, head_dim) -> (heads, tokens, head_dim), or back."""
         tokens, heads, dim = x.shape
-        if tokens == 1:
-            return self._reshape(x, (heads, 1, dim))
         return self._op(
             Op.TRANSPOSE, [x, self._ints([1, 0, 2])], x.name, (heads, tokens, dim), schema.TransposeOptionsT()
         )
@@ -166,24 +164,31 @@ class PiOps(TfliteOps):
         if q.tensor is k.tensor and q.start + q.width == k.start:
             both = self._rotate(_Value(q.tensor, q.start, q.width + k.width))
             return _Value(both, 0, q.width), _Value(both, q.width, k.width)
-        return self._whole(self._rotate(q)), self._whole(self._rotate(k))
+        return _Value(self._rotate(q), 0, q.width), _Value(self._rotate(k), 0, k.width)
+
+    def _head_rows(self, value: _Value, heads: int) -> Tensor:
+        """(1, kv_heads, heads / kv_heads * tokens, head_dim): what belongs to a key head, as rows (head, token)."""
+        c = self._config
+        target = (1, c.kv_heads, heads // c.kv_heads * self._count, c.head_dim)
+        if len(value.tensor.shape) == 3:
+            t = self._part(value.tensor, 1, value.start // c.head_dim, heads)
+        else:
+            t = self._materialize(value)
+        if self._count > 1:  # one token's heads are in order already
+            t = self._heads_first(self._reshape(t, (self._count, heads, c.head_dim)))
+        return self._reshape(t, target)
 
     def _rotate(self, value: _Value) -> Tensor:
         dim = self._config.head_dim
-        t = self._materialize(value)
-        x = self._reshape(t, (self._count, value.width // dim, dim))
-        return self._reshape(self._turned(x, self._cos, self._sin), t.shape)
+        x = self._reshape(self._materialize(value), (self._count, value.width // dim, dim))
+        return self._turned(x, self._cos, self._sin)
 
     def attend(self, q: _Value, k: _Value, v: _Value, layer: int) -> _Value:
         """Scores against the cache and against the new keys, one softmax over both."""
         c, name = self._config, f"layers.{layer}"
         rows = self._count * c.heads // c.kv_heads  # queries that share a key head
-        split = [
-            self._heads_first(self._reshape(self._materialize(value), (self._count, heads, c.head_dim)))
-            for value, heads in ((q, c.heads), (k, c.kv_heads), (v, c.kv_heads))
-        ]
-        queries = self._reshape(split[0], (1, c.kv_heads, rows, c.head_dim))
-        keys, values = (self._reshape(t, (1, c.kv_heads, self._count, c.head_dim)) for t in split[1:])
+        queries = self._head_rows(q, c.heads)
+        keys, values = self._head_rows(k, c.kv_heads), self._head_rows(v, c.kv_heads)
         self._fresh.append((keys, values))
         cached_keys, cached_values = self._cache[layer]
         old = self._batch_matmul(queries, cached_keys, True, f"{name}.scores_old")  # (1, kv_heads, rows, window)
@@ -202,7 +207,7 @@ class PiOps(TfliteOps):
         mixed = self._binary(Op.ADD, from_old, from_new, f"{name}.attention")  # (1, kv_heads, rows, head_dim)
         if self._count > 1:
             mixed = self._reshape(mixed, (c.heads, self._count, c.head_dim))
-            mixed = self._heads_first(mixed)  # its own inverse
+            mixed = self._heads_first(mixed)
         return self._whole(self._reshape(mixed, (self._count, c.q_width)))
 
     def gated_silu(self, gate: _Value, up: _Value) -> _Value:
