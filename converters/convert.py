@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from converters.checkpoints import Checkpoint
 from converters.network import NetworkConfig
 from converters.ops_numpy import Observe, ReadTensor, with_head
+from converters.profile_micro import calibrate, write_micro
 from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
 from converters.quality import float_losses, graph_losses, text_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
@@ -156,8 +156,6 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         write_pi(work / MODEL, config, rotated, embedding_map, context, compensate, step)
         windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
     else:
-        from converters.profile_micro import calibrate, write_micro
-
         smoothing = choose_smoothing(config, read, peaks.peaks)
         smoothed, graph_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
         divisor = smoothing.scales["head"] if config.tied_head else None
@@ -251,9 +249,7 @@ def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> B
         "graph_perplexity": round(graph_perplexity, 4),
         "ratio": round(graph_perplexity / float_perplexity, 5),
     }
-    path = bundle.path / MANIFEST
-    data = json.loads(path.read_text(encoding="utf-8")) | {"quality": quality}
-    path.write_text(Manifest.from_json(json.dumps(data)).to_json(), encoding="utf-8")
+    (bundle.path / MANIFEST).write_text(replace(manifest, quality=quality).to_json(), encoding="utf-8")
     progress("measuring", 1.0)
     return Bundle.open(bundle.path)
 

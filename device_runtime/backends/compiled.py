@@ -79,12 +79,12 @@ class CompiledBackend:
         chunk = self._shape.prefill
         while done < len(tokens):
             rest = tokens[done : done + chunk]
-            self._make_room(len(rest))
-            # A padded chunk writes all of its rows: it must not reach past the window.
-            if len(rest) < _SHORTEST_CHUNK or self.position + chunk > self._window.size:
+            # A padded chunk writes all of its rows: it must not reach past the context.
+            if len(rest) < _SHORTEST_CHUNK or self.position + chunk > self.context:
                 logits = self.decode(tokens[done])
                 done += 1
                 continue
+            self._make_room(chunk)
             logits = self._window.prefill(rest, self.position)
             self.position += len(rest)
             done += len(rest)
