@@ -14,12 +14,15 @@ Message = Mapping[str, str]  # {"role": "user", "content": "…"}
 _ROLES = ("system", "user", "assistant", "tool")
 
 
-def render_chat(template: str | None, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+def render_chat(
+    template: str | None, messages: Sequence[Message], special_tokens: Mapping[str, str], *, answer: bool = True
+) -> str:
     """Render messages, followed by the opening of the assistant's answer.
 
     Args:
         template: jinja2 source; it runs in jinja2's sandbox, since a bundle may come from anywhere.
         special_tokens: `bos_token` and so on, as the template names them.
+        answer: False leaves that opening out.
 
     Raises:
         ConfigurationError: a message is not of the form {"role": …, "content": …}, or the template refuses
@@ -50,7 +53,7 @@ def render_chat(template: str | None, messages: Sequence[Message], special_token
     environment.globals.update(functions)
     try:
         return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, **special_tokens
+            messages=list(messages), add_generation_prompt=answer, **special_tokens
         )
     except TemplateSyntaxError as error:
         raise BundleError(f"The bundle's chat template is not valid jinja2: {error}") from None
