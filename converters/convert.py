@@ -6,26 +6,26 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.checkpoints import Checkpoint
+from converters.checkpoints import Checkpoint, TokenizerFile
 from converters.network import NetworkConfig
 from converters.ops_numpy import Observe, ReadTensor, with_head
-from converters.profile_micro import calibrate, write_micro
+from converters.profile_micro import write_micro
 from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
-from converters.quality import float_losses, graph_losses, text_windows
+from converters.quality import text_windows
+from converters.quantize.observers import ChannelPeaks, observe_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
 from converters.quantize.rotation import Rotation
-from converters.quantize.smoothing import ChannelPeaks, choose_smoothing, observe_windows
+from converters.report import int16_report, quality_report
+from converters.texts import chat_renderer, text_kinds
 from device_runtime import __version__
-from device_runtime.backends import open_backend
 from device_runtime.bundle import (
     FORMAT,
     MANIFEST,
@@ -38,16 +38,18 @@ from device_runtime.bundle import (
     TokenizerInfo,
 )
 from device_runtime.errors import ConfigurationError
-from device_runtime.tokenizer import read_tokenizer
+from device_runtime.tokenizer import Tokenizer, read_tokenizer
 
-__all__ = ["Options", "Progress", "convert", "heldout_text"]
+__all__ = ["Options", "Progress", "convert", "heldout_windows"]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
-CALIBRATION_WINDOW = 256  # tokens that calibration reads at a time
-CALIBRATION_TOKENS = 4096
-PEAK_WINDOWS = 4  # of them, that tell how large channels and ranges are
+CALIBRATION_WINDOW = {"pi": 256, "micro": 512}  # tokens that calibration reads at a time, at most
+CALIBRATION_TOKENS = {"pi": 4096, "micro": 12288}  # static ranges need many to have met the extremes
+_CALIBRATION_BYTES = 256 << 20  # that one activation of the feed-forward block may take
+PEAK_WINDOWS = 4  # of them, that tell which channels of the feed-forward block are large
 FAST_CALIBRATION_TOKENS = 512
-REPORT_TOKENS = 512
+REPORT_WINDOW = 256
+REPORT_WINDOWS = 2  # of each kind of text
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,32 @@ def convert(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def heldout_text() -> str:
-    """The text on which the manifest's report is measured; calibration never sees it."""
-    return _packaged_text("heldout.txt")
+def heldout_windows(
+    tokenizer: Tokenizer, chat_template: str | None, special_tokens: Mapping[str, str], length: int, count: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Windows of the texts that reports are measured on, by kind; calibration never sees them."""
+    texts = text_kinds("heldout", chat_renderer(chat_template, special_tokens))
+    return {kind: text_windows(tokenizer.encode(text), length, count) for kind, text in texts.items()}
 
 
-def _packaged_text(name: str) -> str:
-    return (resources.files("converters") / "texts" / name).read_text(encoding="utf-8")
+def _calibration_windows(
+    tokenizer: Tokenizer, file: TokenizerFile, config: NetworkConfig, options: Options, room: int
+) -> npt.NDArray[np.int64]:
+    """(windows, length): the kinds of text in turn, so that any share of them holds all."""
+    if options.calibration_text is not None:
+        texts = {"calibration": options.calibration_text}
+    else:
+        texts = text_kinds("calibration", chat_renderer(file.chat_template, file.special_tokens))
+    tokens = {kind: tokenizer.encode(text) for kind, text in texts.items()}
+    total = sum(map(len, tokens.values()))
+    if total < 32:
+        raise ConfigurationError(f"The calibration text has {total} tokens; give at least 32, better 10,000.")
+    length = min(CALIBRATION_WINDOW[options.profile], room, *map(len, tokens.values()))
+    wanted = FAST_CALIBRATION_TOKENS if options.fast else CALIBRATION_TOKENS[options.profile]
+    wanted = min(wanted, _CALIBRATION_BYTES // (4 * config.ffn_width))
+    windows = [text_windows(t, min(length, wanted)) for t in tokens.values()]
+    in_turn = [w[i] for i in range(max(map(len, windows))) for w in windows if i < len(w)]
+    return np.stack(in_turn[: max(1, wanted // length)])
 
 
 def _context(config: NetworkConfig, options: Options) -> int:
@@ -124,17 +145,9 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer)
 
     progress("calibrating", 0.0)
-    text = options.calibration_text if options.calibration_text is not None else _packaged_text("calibration.txt")
-    tokens = tokenizer.encode(text)[: FAST_CALIBRATION_TOKENS if options.fast else CALIBRATION_TOKENS]
-    if len(tokens) < 32:
-        raise ConfigurationError(f"The calibration text has {len(tokens)} tokens; give at least 32, better 1,000.")
-    windows = text_windows(tokens, min(CALIBRATION_WINDOW, context - len(prefix_tokens)))
+    windows = _calibration_windows(tokenizer, tokenizer_file, config, options, context - len(prefix_tokens))
     prefix = float_prefix(config, read, prefix_tokens)
-    peaks = ChannelPeaks()
-    counted = _counted(read, config, lambda share: progress("calibrating", share * 0.7))
-    observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
-    progress("calibrating", 1.0)
-    steps = config.layers * 4 + 2
+    steps = config.layers * 4 + (2 if options.profile == "pi" else 1)
     done = 0
 
     def step(_: str) -> None:
@@ -142,12 +155,17 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         done += 1
         progress("quantizing", done / steps)
 
+    quality: dict[str, Any] = {}
     windows_of_cache: tuple[int, ...]
+    peaks = ChannelPeaks()
+    counted = _counted(read, config, lambda share: progress("calibrating", share))
+    observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
+    progress("calibrating", 1.0)
+    rotation = Rotation(config, _sorted_channels(config, peaks))
+    graph_prefix = rotation.apply_to_cache(prefix.cache)
+    embedding_map = rotation.embedding_map(read) if config.tied_head else None
+    rotated = rotation.apply(read)
     if options.profile == "pi":
-        rotation = Rotation(config, _sorted_channels(config, peaks))
-        graph_prefix = rotation.apply_to_cache(prefix.cache)
-        embedding_map = rotation.embedding_map(read) if config.tied_head else None
-        rotated = rotation.apply(read)
 
         def calibrate_weights(observe: Observe) -> None:
             observe_windows(config, rotated, windows, graph_prefix, observe)
@@ -156,12 +174,27 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         write_pi(work / MODEL, config, rotated, embedding_map, context, compensate, step)
         windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
     else:
-        smoothing = choose_smoothing(config, read, peaks.peaks)
-        smoothed, graph_prefix = smoothing.apply(read), smoothing.apply_to_cache(prefix.cache)
-        divisor = smoothing.scales["head"] if config.tied_head else None
-        ranges = calibrate(config, smoothed, windows[:PEAK_WINDOWS], graph_prefix)
-        write_micro(work / MODEL, config, smoothed, graph_prefix, ranges, context, divisor, step)
+        thorough = not options.fast
+        chosen = write_micro(
+            work / MODEL,
+            config,
+            rotated,
+            embedding_map,
+            graph_prefix,
+            windows,
+            context,
+            thorough=thorough,
+            progress=step,
+        )
         windows_of_cache, prefill = (context,), 0
+        if thorough:
+            progress("weighing int16", 0.0)
+            heldout = heldout_windows(
+                tokenizer, tokenizer_file.chat_template, tokenizer_file.special_tokens, windows.shape[1], 1
+            )
+            shortest = min(w.shape[1] for w in heldout.values())
+            sample = np.concatenate([w[:, :shortest] for w in heldout.values()])[:, :REPORT_WINDOW]
+            quality["int16"] = int16_report(config, rotated, graph_prefix, chosen, sample)
     if prefix_tokens:
         save_prefix(work / PREFIX, Prefix(graph_prefix, prefix.logits))
     manifest = Manifest(
@@ -179,7 +212,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
             windows_of_cache,
             prefill,
             weight_bytes=config.matmul_weights,  # int8
-            rotated=options.profile == "pi",
+            rotated=True,
         ),
         tokenizer=TokenizerInfo(
             tokenizer_file.file_name,
@@ -190,7 +223,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         ),
         chat_template=tokenizer_file.chat_template,
         prefix_tokens=tuple(prefix_tokens),
-        quality={},
+        quality=quality,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
         converter=__version__,
         security_counter=0,
@@ -221,36 +254,16 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
-    """Measure the graph against the float network and write both figures into the manifest."""
+    """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokens = read_tokenizer(bundle.path / manifest.tokenizer.file).encode(heldout_text())[:REPORT_TOKENS]
-    windows = text_windows(tokens, min(256, manifest.context - len(manifest.prefix_tokens)))
-    progress("measuring", 0.0)
-    read = with_head(checkpoint.config, checkpoint.read)
-    prefix = float_prefix(checkpoint.config, read, manifest.prefix_tokens)
-    reference = float_losses(checkpoint.config, read, windows, prefix.cache)
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        progress("measuring", 0.3 + 0.7 * done / windows.size)
-
-    backend = open_backend(bundle)
-    try:
-        measured = graph_losses(backend, windows, count)
-    finally:
-        backend.close()
-    float_perplexity, graph_perplexity = float(np.exp(reference.mean())), float(np.exp(measured.mean()))
-    quality = {
-        "text": "stonechat held-out text",
-        "tokens": int(reference.size),
-        "float_perplexity": round(float_perplexity, 4),
-        "graph_perplexity": round(graph_perplexity, 4),
-        "ratio": round(graph_perplexity / float_perplexity, 5),
-    }
-    (bundle.path / MANIFEST).write_text(replace(manifest, quality=quality).to_json(), encoding="utf-8")
-    progress("measuring", 1.0)
+    tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+    length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
+    kinds = heldout_windows(
+        tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
+    )
+    report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))
+    changed = replace(manifest, quality={**report, **manifest.quality})
+    (bundle.path / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     return Bundle.open(bundle.path)
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-__all__ = ["NetworkConfig", "Ops", "decoder", "head", "hidden", "tensor_shapes"]
+__all__ = ["NetworkConfig", "Ops", "decoder", "head", "hidden", "matmul_groups", "tensor_shapes"]
 
 
 @dataclass(frozen=True)
@@ -160,3 +160,12 @@ def tensor_shapes(config: NetworkConfig) -> Iterator[tuple[str, tuple[int, ...]]
     yield "final_norm.weight", (c.width,)
     if not c.tied_head:
         yield "head.weight", (c.vocabulary, c.width)
+
+
+def matmul_groups(config: NetworkConfig) -> list[tuple[str, ...]]:
+    """The names of the matmuls that read one input, in the order in which `decoder` calls `linear`."""
+    groups: list[tuple[str, ...]] = []
+    for i in range(config.layers):
+        p = f"layers.{i}"
+        groups += [(f"{p}.q", f"{p}.k", f"{p}.v"), (f"{p}.o",), (f"{p}.gate", f"{p}.up"), (f"{p}.down",)]
+    return [*groups, ("head",)]

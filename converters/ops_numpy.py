@@ -52,7 +52,7 @@ class NumpyOps:
         observe: called with every named activation: `<matmul>.in` for what a group of matmuls reads (under
             the name of the first), `<matmul>` for what each gives, `layers.{i}.{queries,keys,values}` after
             RoPE and before attention, `layers.{i}.scores` (-inf where a position is hidden),
-            `layers.{i}.probabilities`, and the residual sums.
+            `layers.{i}.probabilities`, and the residual sums. It must not change the values.
     """
 
     def __init__(
@@ -85,11 +85,13 @@ class NumpyOps:
 
     def linear(self, x: FloatArray, *names: str) -> tuple[FloatArray, ...]:
         """As in `Ops`."""
-        self._observe(f"{names[0]}.in", x)
-        results = tuple(self._matmul(x, name) for name in names)
-        for name, result in zip(names, results, strict=True):
-            self._observe(name, result)
-        return results
+        x = self._named(f"{names[0]}.in", x)
+        return tuple(self._named(name, self._matmul(x, name)) for name in names)
+
+    def _named(self, name: str, values: FloatArray) -> FloatArray:
+        """Every named activation comes through here; a reading that stores them in integers overrides it."""
+        self._observe(name, values)
+        return values
 
     def _matmul(self, x: FloatArray, name: str) -> FloatArray:
         y = x @ self._read(f"{name}.weight").T
@@ -111,8 +113,7 @@ class NumpyOps:
     def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int) -> FloatArray:
         """As in `Ops`."""
         c, name = self._config, f"layers.{layer}"
-        for kind, values in (("queries", q), ("keys", k), ("values", v)):
-            self._observe(f"{name}.{kind}", values)
+        q, k, v = self._named(f"{name}.queries", q), self._named(f"{name}.keys", k), self._named(f"{name}.values", v)
         shape = (self._sequences, self._length, c.kv_heads, c.head_dim)
         keys, values = self._join_past(layer, k.reshape(shape), v.reshape(shape))
         self.cache.layers.append((keys, values))
@@ -127,11 +128,11 @@ class NumpyOps:
             scores = queries[s] @ keys[s].transpose(1, 2, 0)  # (kv_heads, group * length, past + length)
             scores = scores.reshape(c.kv_heads, group, self._length, -1)
             scores += hidden
-            self._observe(f"{name}.scores", scores)
+            scores = self._named(f"{name}.scores", scores)
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
             scores /= scores.sum(axis=-1, keepdims=True)
-            self._observe(f"{name}.probabilities", scores)
+            scores = self._named(f"{name}.probabilities", scores)
             rows = scores.reshape(c.kv_heads, group * self._length, -1) @ values[s].transpose(1, 0, 2)
             mixed = rows.reshape(c.kv_heads, group, self._length, c.head_dim)
             out[s] = mixed.transpose(2, 0, 1, 3)  # (length, kv_heads, group, head_dim)
@@ -150,9 +151,7 @@ class NumpyOps:
 
     def add(self, x: FloatArray, y: FloatArray, name: str) -> FloatArray:
         """As in `Ops`."""
-        total = x + y
-        self._observe(name, total)
-        return total
+        return self._named(name, x + y)
 
     def select_rows(self, x: FloatArray) -> FloatArray:
         """All rows."""

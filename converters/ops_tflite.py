@@ -122,23 +122,21 @@ class TfliteOps:
 
     # -- parts of the network ----------------------------------------------------------------------
 
-    def _embed_rows(self, tokens: Tensor, rows: Constant, scale: Constant, factor: Constant | None) -> Tensor:
-        """int8 rows times their scales, times a factor for each column: (tokens, width)."""
+    def _embed_rows(self, tokens: Tensor, rows: Constant, scale: Constant) -> Tensor:
+        """int8 rows times their scales: (tokens, width)."""
         floats = self._cast(self._gather(rows, tokens, "embed_rows"), "embed_float")
         scales = self._reshape(self._gather(scale, tokens, "embed_scale"), (*tokens.shape, 1))
-        x = self._binary(Op.MUL, floats, scales, "embed")
-        return x if factor is None else self._binary(Op.MUL, x, self._graph.constant("embed_divisor", factor), "embed")
+        return self._binary(Op.MUL, floats, scales, "embed")
 
-    def _norm(self, x: Tensor, name: str, gain: Constant | None) -> Tensor:
-        """Five operators, or six with a gain, all float32."""
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        """Five operators, all float32. Gains are part of the weights that read it."""
         options = schema.ReducerOptionsT()
         options.keepDims = True
         square = self._binary(Op.MUL, x, x, f"{name}.square")
         mean = self._op(Op.MEAN, [square, self._ints([1])], f"{name}.mean", (x.shape[0], 1), options)
         scale = self._binary(Op.ADD, mean, self._epsilon, f"{name}.variance")
         scale = self._op(Op.RSQRT, [scale], f"{name}.rsqrt", scale.shape)
-        unit = self._binary(Op.MUL, x, scale, name if gain is None else f"{name}.unit")
-        return unit if gain is None else self._binary(Op.MUL, unit, self._graph.constant(f"{name}.weight", gain), name)
+        return self._binary(Op.MUL, x, scale, name)
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
         """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, head_dim), see `rope_tables`."""

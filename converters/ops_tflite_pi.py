@@ -121,7 +121,7 @@ class PiOps(TfliteOps):
     def embed(self) -> _Value:
         """int8 rows times their scales."""
         c = self._constants
-        rows = self._embed_rows(self._tokens, c.embedding, c.embedding_scale, None)
+        rows = self._embed_rows(self._tokens, c.embedding, c.embedding_scale)
         if c.embedding_map is None:
             return self._whole(rows)
         return self._whole(
@@ -130,7 +130,7 @@ class PiOps(TfliteOps):
 
     def rms_norm(self, x: _Value, name: str) -> _Value:
         """Five operators, all float32; the gain is part of the weights that read the result."""
-        return self._whole(self._norm(self._materialize(x), name, None))
+        return self._whole(self._norm(self._materialize(x), name))
 
     def linear(self, x: _Value, *names: str) -> tuple[_Value, ...]:
         """One FULLY_CONNECTED for all names, or a sum of some; each result is a range of its columns."""

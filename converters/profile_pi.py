@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from converters.flatbuffer import GraphWriter
-from converters.network import NetworkConfig, decoder
+from converters.network import NetworkConfig, decoder, matmul_groups
 from converters.ops_numpy import FloatArray, Observe, ReadTensor
 from converters.ops_tflite_pi import ColumnRange, PiConstants, PiOps, QuantizedMatmul, rope_tables
-from converters.quantize.smoothing import matmul_groups
 from converters.quantize.weights import InputProducts, quantize_rows
 
 __all__ = ["PREFILL_TOKENS", "cache_windows", "write_pi"]

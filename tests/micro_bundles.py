@@ -12,8 +12,9 @@ import numpy as np
 
 from converters.network import NetworkConfig, decoder, hidden, tensor_shapes
 from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
-from converters.profile_micro import calibrate, write_micro
-from converters.quantize.ranges import Ranges
+from converters.profile_micro import write_micro
+from converters.quantize.activations import ActivationGrids
+from converters.quantize.rotation import Rotation
 from device_runtime.bundle import (
     FORMAT,
     MANIFEST,
@@ -50,10 +51,14 @@ class Network:
         """After each of `tokens`, which stand behind the prefix: (tokens, vocabulary)."""
         return decoder(NumpyOps(self.config, self.read, np.array([tokens]), self.prefix), self.config)
 
-    def ranges(self) -> Ranges:
-        """Calibrated on random tokens."""
+    def write(self, path: Path, context: int, thorough: bool = True) -> ActivationGrids:
+        """The micro graph, calibrated on random tokens."""
         windows = np.random.default_rng(5).integers(0, self.config.vocabulary, (16, 24))
-        return calibrate(self.config, self.read, windows, self.prefix)
+        rotation = Rotation(self.config, {})
+        embedding_map = rotation.embedding_map(self.read) if self.config.tied_head else None
+        prefix = rotation.apply_to_cache(self.prefix)
+        read = rotation.apply(self.read)
+        return write_micro(path, self.config, read, embedding_map, prefix, windows, context, thorough=thorough)
 
 
 def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes: Any) -> Network:
@@ -79,17 +84,19 @@ def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes
 
 
 def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
-    """A bundle whose graph was never smoothed; there is no text to tokenize."""
+    """A bundle without a tokenizer."""
     folder.mkdir()
     config = network.config
-    write_micro(folder / MODEL, config, network.read, network.prefix, network.ranges(), context)
+    network.write(folder / MODEL, context)
     (folder / "tokenizer.json").write_text("{}")
     if network.prefix_tokens:
         keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))
         np.savez(folder / PREFIX, k=keys, v=values, logits=np.zeros(config.vocabulary, np.float32))
     manifest = Manifest(
         format=FORMAT, name="small", version="1", architecture="llama", profile="micro", context=context,
-        graph=GraphShape(config.layers, config.kv_heads, config.head_dim, config.vocabulary, (context,), 0),
+        graph=GraphShape(
+            config.layers, config.kv_heads, config.head_dim, config.vocabulary, (context,), 0, rotated=True
+        ),
         tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
         chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
         security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},

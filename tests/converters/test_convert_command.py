@@ -17,7 +17,7 @@ from random_checkpoint import CHECKPOINTS, random_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from converters.checkpoints import Checkpoint, open_checkpoint
-from converters.convert import Options, convert, heldout_text
+from converters.convert import Options, convert
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError
 from toolkit.cli import main
@@ -161,14 +161,6 @@ class TestReport:
 
     def test_without_a_report_there_are_no_figures(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         assert convert(checkpoint, tmp_path / "bundle", QUICK).manifest.quality == {}
-
-    def test_the_text_of_the_report_is_not_in_the_calibration(self) -> None:
-        from converters.convert import _packaged_text
-
-        calibration = _packaged_text("calibration.txt")
-        sentences = [s for s in heldout_text().split(".") if len(s) > 40]
-        assert len(sentences) > 10
-        assert not [s for s in sentences if s in calibration]
 
 
 class TestContext:

@@ -1,0 +1,172 @@
+"""`stonechat eval`: how close a bundle is to the network it was made of."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.cli.options import add_json, require_extra, whole_number
+
+if TYPE_CHECKING:
+    from converters.checkpoints import Checkpoint
+    from converters.quality import Comparison, LayerError
+    from device_runtime.bundle import Manifest
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "measure a bundle's perplexity, and how far it is from the float network"
+_MANY = 100  # tokens, fewer of which say little
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat eval`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a text, or conversations as .json (repeatable; default: three texts that come with stonechat)",
+    )
+    parser.add_argument("--against", metavar="CHECKPOINT", type=Path, help="compare with this, in float")
+    parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
+    parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, tflm (default: by profile)"
+    )
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the error of each layer (with --against)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    import json
+
+    from device_runtime.bundle import Bundle
+    from device_runtime.errors import ConfigurationError
+
+    bundle = Bundle.open(args.bundle)
+    manifest = bundle.manifest
+    if args.plot is not None:
+        if args.against is None:
+            raise ConfigurationError("--plot shows the distance from the float network; name that with --against.")
+        _require_matplotlib()
+    try:
+        from converters.checkpoints import open_checkpoint
+        from converters.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
+    except ImportError as error:
+        raise require_extra("convert", error) from None
+    import numpy as np
+
+    from toolkit.progress import ProgressBar
+
+    checkpoint = None
+    if args.against is not None:
+        checkpoint = open_checkpoint(args.against)
+        _check_pair(manifest, checkpoint)
+    room = manifest.context - len(manifest.prefix_tokens)
+    if args.window is not None and args.window > room:
+        raise ConfigurationError(
+            f"--window is {args.window}, but the bundle has room for {room} tokens "
+            f"(context {manifest.context}, prefix {len(manifest.prefix_tokens)})."
+        )
+    texts = {name: t[: args.tokens] for name, t in _texts(bundle.path, manifest, args.text).items()}
+    length = min(args.window or 512, room)
+    for name, tokens in texts.items():
+        if len(tokens) < length and (args.window or len(tokens) < 2):
+            raise ConfigurationError(f"{name} has {len(tokens)} tokens; a window needs {max(2, args.window or 2)}.")
+    length = min(length, *map(len, texts.values()))
+    kinds = {name: text_windows(tokens, length) for name, tokens in texts.items()}
+    with ProgressBar() as bar:
+        results, total = by_kind(
+            kinds,
+            lambda windows: compare_windows(
+                bundle, windows, checkpoint, backend=args.backend, progress=lambda share: bar.update("reading", share)
+            ),
+        )
+    errors: list[LayerError] = []
+    if checkpoint is not None:
+        errors = layer_errors(bundle, checkpoint, np.concatenate([windows[:1] for windows in kinds.values()]))
+    if args.plot is not None:
+        from toolkit.plot import plot_layer_errors
+
+        plot_layer_errors(args.plot, f"{manifest.name}, profile {manifest.profile}", errors)
+    if args.json:
+        result = {
+            **total.to_json(),
+            "window": length,
+            "kinds": {name: result.to_json() for name, result in results.items()},
+            "layers": [{"name": e.name, "snr_db": round(e.snr_db, 2), "lost_db": round(e.lost_db, 2)} for e in errors],
+        }
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    _print_table({**results, "all": total} if len(results) > 1 else results)
+    if errors:
+        print(
+            f"signal to noise after the last layer: {errors[-1].snr_db:.1f} dB; most is lost in "
+            + ", ".join(f"{e.name} ({e.lost_db:.1f} dB, to {e.snr_db:.1f})" for e in worst_layers(errors))
+        )
+    if total.tokens < _MANY:
+        print(f"{total.tokens} tokens say little: give a text of some thousand")
+    return 0
+
+
+def _print_table(rows: dict[str, Comparison]) -> None:
+    width = max(map(len, rows))
+    first = next(iter(rows.values()))
+    header = f"{'':{width}}  {'tokens':>6}  perplexity"
+    if first.ratio is not None:
+        header += "   float  ratio ± s.e.     KL, nats  same top-1"
+    print(header)
+    for name, c in rows.items():
+        line = f"{name:{width}}  {c.tokens:6}  {c.graph_perplexity:10.3f}"
+        if c.ratio is not None:
+            line += f"  {c.float_perplexity:6.3f}  {c.ratio:.4f} ± {c.ratio_error:.4f}"
+            line += f"  {c.kl_divergence:8.5f}  {c.top1_agreement:9.1%}"
+        print(line)
+
+
+def _check_pair(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """A bundle can be compared only with the checkpoint it was made of."""
+    from device_runtime.errors import ConfigurationError
+
+    config, graph = checkpoint.config, manifest.graph
+    for what, ours, theirs in (
+        ("layers", graph.layers, config.layers),
+        ("vocabulary", graph.vocabulary, config.vocabulary),
+        ("weights with sha256", manifest.source["sha256"], checkpoint.sha256),
+    ):
+        if ours != theirs:
+            raise ConfigurationError(
+                f"The bundle was made of another checkpoint: it has {what} {ours}, {checkpoint.name} has {theirs}. "
+                f"Give the one that it was made of ({manifest.source['name']}), or convert this one."
+            )
+
+
+def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, list[int]]:
+    """Tokens of each text, by name."""
+    from converters.texts import chat_renderer, read_conversations, text_kinds
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.tokenizer import read_tokenizer
+    from toolkit.cli.convert import read_text
+
+    render = chat_renderer(manifest.chat_template, manifest.tokenizer.special_tokens)
+    texts = {} if files else text_kinds("heldout", render)
+    for file in files:
+        if file.name in texts:
+            raise ConfigurationError(f"Two texts are named {file.name}; rename one of them.")
+        text = read_text(file)
+        if file.suffix == ".json":
+            text = "".join(map(render, read_conversations(str(file), text)))
+        texts[file.name] = text
+    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file)
+    return {name: tokenizer.encode(text) for name, text in texts.items()}
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise require_extra("plot", error) from None
