@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.lint import measured_arena, require_clean
 from converters.network import NetworkConfig
 from converters.ops_numpy import Observe, ReadTensor, with_head
 from converters.profile_micro import write_micro
@@ -90,6 +91,8 @@ def convert(
     try:
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
+        if options.profile == "micro":
+            bundle = _prove(bundle, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, progress)
         work.chmod(0o755)
@@ -253,6 +256,20 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
+def _prove(bundle: Bundle, progress: Progress) -> Bundle:
+    """Hold the graph against TFLite Micro's rules, run it there, and write down the arena that it took."""
+    progress("checking", 0.0)
+    require_clean(bundle.model_path)
+    arena = measured_arena(bundle)
+    progress("checking", 1.0)
+    return _with_manifest(bundle, replace(bundle.manifest, arena=arena))
+
+
+def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    (bundle.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle.open(bundle.path)
+
+
 def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
@@ -262,9 +279,7 @@ def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> B
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
     )
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))
-    changed = replace(manifest, quality={**report, **manifest.quality})
-    (bundle.path / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
-    return Bundle.open(bundle.path)
+    return _with_manifest(bundle, replace(manifest, quality={**report, **manifest.quality}))
 
 
 def _replace(work: Path, folder: Path) -> None:

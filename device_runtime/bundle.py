@@ -21,7 +21,7 @@ from typing import Any, Literal
 from device_runtime import typed_json
 from device_runtime.errors import BundleError, ConfigurationError
 
-__all__ = ["FORMAT", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
+__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
 
 FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
 MANIFEST = "manifest.json"
@@ -71,6 +71,17 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
+class Arena:
+    """What a `micro` graph took of the arena in TFLite Micro's interpreter; its weights stay in flash."""
+
+    total_bytes: int
+    head_bytes: int  # activations, which give their place to others when they have been read
+    tail_bytes: int  # what stays: the kv_cache, and records of tensors, operators and scales
+    kv_cache_bytes: int  # of the tail
+    pointer_bytes: int  # on the machine that measured; where they are shorter the records are smaller
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
 
@@ -89,6 +100,7 @@ class Manifest:
     converter: str  # version of stonechat that made the bundle
     security_counter: int  # a device refuses to go back to a smaller one
     files: dict[str, FileEntry]
+    arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
 
     def to_json(self) -> str:
         """As it stands in the bundle."""

@@ -10,6 +10,7 @@
     ├── CheckpointError (ValueError)          1  a checkpoint that cannot be read
     │   └── ArchitectureError                 1  a family that no converter knows
     ├── BundleError (ValueError)              1  a bundle that is damaged or too new
+    ├── GraphError (ValueError)               1  a graph that TFLite Micro could not run, or a damaged one
     └── BackendError (RuntimeError)           1  a graph that this runtime cannot run
         └── BackendMissingError               2  the runtime that is needed is not installed
 
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "ContextOverflowError",
     "DoesNotFitError",
+    "GraphError",
     "RolledBackError",
     "SignatureError",
     "StonechatError",
@@ -99,6 +101,12 @@ class BundleError(StonechatError, ValueError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
     code = "bundle"
+
+
+class GraphError(StonechatError, ValueError):
+    """A graph breaks TFLite Micro's rules, or is not a TFLite graph at all."""
+
+    code = "graph"
 
 
 class BackendError(StonechatError, RuntimeError):

@@ -9,6 +9,7 @@ the arena there is a little smaller than what is measured here.
 from __future__ import annotations
 
 import re
+import struct
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from device_runtime.backends.native_log import captured_stderr
 from device_runtime.backends.stepwise import StepwiseBackend
-from device_runtime.bundle import Bundle
+from device_runtime.bundle import Arena, Bundle
 from device_runtime.errors import BackendError, BackendMissingError
 
 __all__ = ["TflmBackend"]
@@ -24,13 +25,14 @@ __all__ = ["TflmBackend"]
 _SPARE_ARENA = 64 << 20  # bytes beyond twice the model, which bounds what kernels keep for each row of weights
 _LARGEST_ARENA = 2 << 30  # bytes; far more than any board has
 _TOO_SMALL = re.compile("Failed to allocate|Failed to resize|missing: [0-9]+")
-_ARENA_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
+_ARENA = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
+_VARIABLES = re.compile(r"variable buffer data' used (\d+) bytes")
 
 
 class TflmBackend(StepwiseBackend):
     """See `device_runtime.backends.Backend`. It has one thread whatever is asked for."""
 
-    arena_bytes: int | None  # what the graph takes of the arena, constants not counted; None if it was not reported
+    arena: Arena | None  # what the graph takes of it, constants not counted; None if it was not reported
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
@@ -45,10 +47,9 @@ class TflmBackend(StepwiseBackend):
         details = self._interpreter.get_output_details(0)["quantization_parameters"]
         self._scale = float(details["scales"][0]) if len(details["scales"]) else 0.0
         self._zero_point = int(details["zero_points"][0]) if len(details["zero_points"]) else 0
-        with captured_stderr(keep="total") as log:
+        with captured_stderr(keep="bytes") as log:
             self._interpreter.print_allocations()
-            found = _ARENA_TOTAL.search(log())
-        self.arena_bytes = int(found.group(1)) if found else None
+            self.arena = _read_report(log())
 
     def _step(self, token: int, position: int) -> None:
         self._interpreter.set_input(np.array([token], np.int32), 0)
@@ -62,6 +63,15 @@ class TflmBackend(StepwiseBackend):
     def close(self) -> None:
         """As in `Backend`."""
         self._interpreter = None
+
+
+def _read_report(text: str) -> Arena | None:
+    sizes = {kind: int(size) for kind, size in _ARENA.findall(text)}
+    if sizes.keys() != {"total", "head", "tail"}:
+        return None
+    variables = _VARIABLES.search(text)
+    kv_cache = int(variables.group(1)) if variables else 0
+    return Arena(sizes["total"], sizes["head"], sizes["tail"], kv_cache, pointer_bytes=struct.calcsize("P"))
 
 
 def _open(runtime: Any, bundle: Bundle) -> Any:
