@@ -59,11 +59,13 @@ class Options:
 
     profile: Literal["pi", "micro"]
     context: int | None = None  # positions; None: what the profile usually wants
-    calibration_text: str | None = None  # None: a text that comes with stonechat
+    calibration_text: str | None = None  # None: texts that come with stonechat
+    instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
 
 
+SHORTEST_CONTEXT = 16  # positions behind the prefix
 DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
 
 
@@ -132,10 +134,10 @@ def _calibration_windows(
 
 def _context(config: NetworkConfig, options: Options) -> int:
     context = options.context or min(DEFAULT_CONTEXT[options.profile], config.max_context)
-    if not 16 <= context <= config.max_context:
+    if not SHORTEST_CONTEXT <= context <= config.max_context:
         raise ConfigurationError(
             f"--context is {context}; this checkpoint was trained for at most {config.max_context} positions, "
-            "and a bundle needs at least 16."
+            f"and a bundle needs at least {SHORTEST_CONTEXT}."
         )
     return context
 
@@ -145,7 +147,12 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
     tokenizer = read_tokenizer(work / tokenizer_file.file_name)
     read = with_head(config, checkpoint.read)
-    prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer)
+    prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer, options.instruction)
+    if context - len(prefix_tokens) < SHORTEST_CONTEXT:
+        raise ConfigurationError(
+            f"The instruction takes {len(prefix_tokens)} of {context} positions, and {SHORTEST_CONTEXT} must be left; "
+            f"shorten it, or convert with --context {len(prefix_tokens) + 128} or more."
+        )
 
     progress("calibrating", 0.0)
     windows = _calibration_windows(tokenizer, tokenizer_file, config, options, context - len(prefix_tokens))
@@ -226,6 +233,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         ),
         chat_template=tokenizer_file.chat_template,
         prefix_tokens=tuple(prefix_tokens),
+        instruction=options.instruction,
         quality=quality,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
         converter=__version__,

@@ -233,9 +233,15 @@ class LayerError:
 
 
 def layer_errors(bundle: Bundle, checkpoint: Checkpoint, windows: Windows) -> list[LayerError]:
-    """How far the graph's residual sums are from the float network's, from the start of each window."""
+    """How far the graph's residual sums are from the float network's, from the start of each window.
+
+    Empty if the prefix fills the graph's first cache window, the one that can be traced.
+    """
     config, prefix_tokens = checkpoint.config, list(bundle.manifest.prefix_tokens)
-    windows = windows[:, :_TRACED_TOKENS]
+    room = bundle.manifest.graph.windows[0] - len(prefix_tokens)  # only the first cache window can be traced
+    if room < 1:
+        return []
+    windows = windows[:, : min(_TRACED_TOKENS, room)]
     names = layer_names(config.layers)
     seen: dict[str, FloatArray] = {}
 

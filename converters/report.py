@@ -68,7 +68,8 @@ def quality_report(
 def int16_report(
     config: NetworkConfig, read: ReadTensor, prefix: KvCache, chosen: ActivationGrids, windows: Windows
 ) -> dict[str, Any]:
-    """What int16 activations buy and cost: the divergence from float if a part were int8 instead, all weights float.
+    """What int16 activations buy and cost: how far from float it would be if a part were int8 instead, with float
+    weights.
 
     Args:
         read: the network that `chosen` belongs to.
@@ -80,24 +81,25 @@ def int16_report(
 
     reference = logits(NumpyOps(config, read, windows, prefix))
 
-    def divergence(grids: Mapping[str, Any]) -> float:
+    def compared(grids: Mapping[str, Any]) -> dict[str, Any]:
         simulated = logits(SimulatedOps(config, read, windows, prefix, grids))
         parts = []
         for start in range(0, windows.size, _BLOCK):
             rows = slice(start, min(start + _BLOCK, windows.size))
             following = np.zeros(rows.stop - rows.start, np.int64)  # only the divergence is looked at
             parts.append(compare_logits(reference(rows.start, rows.stop), simulated(rows.start, rows.stop), following))
-        return pooled(parts).kl_divergence or 0.0
+        total = pooled(parts).to_json()
+        return {name: total[name] for name in ("kl_divergence", "top1_agreement")}
 
     weights = {
         "down": config.layers * config.width * config.ffn_width,
         "head": config.vocabulary * config.width,
     }
     assert set(weights) == set(INT16_MATMULS)
-    result: dict[str, Any] = {"kl_divergence": round(divergence(chosen.grids), 5), "instead": {}}
+    result: dict[str, Any] = {**compared(chosen.grids), "instead": {}}
     for part, suffixes in _INT16_PARTS.items():
         int8 = {n: grid for n, grid in chosen.int8_instead.items() if n.endswith(suffixes)}
-        entry = {"kl_divergence_int8": round(divergence({**chosen.grids, **int8}), 5)}
+        entry = compared({**chosen.grids, **int8})
         if part in weights:
             entry["share_of_weights"] = round(weights[part] / config.matmul_weights, 4)
         result["instead"][part] = entry

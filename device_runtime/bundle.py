@@ -12,11 +12,15 @@ import json
 import os
 import re
 import time
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from device_runtime import typed_json
 from device_runtime.errors import BundleError, ConfigurationError
@@ -100,6 +104,7 @@ class Manifest:
     converter: str  # version of stonechat that made the bundle
     security_counter: int  # a device refuses to go back to a smaller one
     files: dict[str, FileEntry]
+    instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
     arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
 
     def to_json(self) -> str:
@@ -162,6 +167,27 @@ class Bundle:
     def prefix_path(self) -> Path:
         """Keys and values of the prefix, in float32: arrays `k` and `v`, (layers, positions, kv_heads, head_dim)."""
         return self.path / PREFIX
+
+    def read_prefix(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Keys and values of the prefix, (layers, positions, kv_heads, head_dim) each.
+
+        Raises:
+            BundleError: they are not there, or of another shape than the manifest says.
+        """
+        graph = self.manifest.graph
+        expected = (graph.layers, len(self.manifest.prefix_tokens), graph.kv_heads, graph.head_dim)
+        try:
+            with np.load(self.prefix_path) as arrays:
+                keys, values = arrays["k"], arrays["v"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.prefix_path} cannot be read ({error}); convert the checkpoint again.") from None
+        for name, array in (("k", keys), ("v", values)):
+            if array.shape != expected or array.dtype != np.float32:
+                raise BundleError(
+                    f"{self.prefix_path}: {name} is {array.dtype} {array.shape}; the manifest says float32 {expected}. "
+                    "Convert the checkpoint again."
+                )
+        return keys, values
 
     @property
     def cache_path(self) -> Path | None:

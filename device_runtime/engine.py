@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,16 @@ class _StopStrings:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
+def _with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
+    own = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "system"]
+    if any(m.get("content") != instruction for m in own):
+        raise ConfigurationError(
+            f"This bundle has its instruction baked in ({instruction[:60]!r}); leave the system message out, or "
+            "convert again without --prefix."
+        )
+    return list(messages) if own else [{"role": "system", "content": instruction}, *messages]
+
+
 class LanguageModel:
     """A bundle, opened. Not thread-safe: one generation at a time.
 
@@ -177,12 +187,20 @@ class LanguageModel:
         return cls(bundle, graph, tokenizer)
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """The tokens of a prompt as `generate` takes them in, the prefix included."""
-        info = self.manifest.tokenizer
+        """The tokens of a prompt as `generate` takes them in, the prefix included.
+
+        Where the bundle has an instruction, messages get it as their system message, and plain text continues it.
+
+        Raises:
+            ConfigurationError: the prompt is not text, or has another system message than the bundle's instruction.
+        """
+        info, instruction = self.manifest.tokenizer, self.manifest.instruction
         plain = isinstance(prompt, str)
-        text = (
-            prompt if isinstance(prompt, str) else render_chat(self.manifest.chat_template, prompt, info.special_tokens)
-        )
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            messages = prompt if instruction is None else _with_instruction(prompt, instruction)
+            text = render_chat(self.manifest.chat_template, messages, info.special_tokens)
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair in JSON, or bytes in an argument
@@ -190,6 +208,15 @@ class LanguageModel:
                 f"The prompt is not text: character {error.start} is {text[error.start]!r}; give it in UTF-8."
             ) from None
         tokens = self._tokenizer.encode(text)
+        if tokens[: len(self._prefix)] == self._prefix:
+            return tokens
+        if instruction is not None:
+            if not plain:
+                raise ConfigurationError(
+                    "The first characters of this message run into the bundle's instruction and change its tokens; "
+                    "begin the message with a letter."
+                )
+            return self._prefix + tokens  # which begins with BOS if the model wants one
         if plain and info.adds_bos and info.bos_id is not None and tokens[:1] != [info.bos_id]:
             tokens = [info.bos_id, *tokens]
         if tokens[: len(self._prefix)] != self._prefix:

@@ -3,6 +3,8 @@
 The first token of a sequence draws activations a thousand times larger than any other. Quantized with the
 rest it would swallow every range it touches; computed once in float, only its keys and values are left of
 it, and those are ordinary. docs/quantization.md has the figures.
+
+A fixed instruction is kept in the same way: its keys and values are computed at conversion, whatever its length.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from converters.checkpoints import TokenizerFile
 from converters.network import NetworkConfig, head, hidden
 from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor
 from device_runtime.chat import render_chat
-from device_runtime.errors import StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.tokenizer import Tokenizer
+
+# How a message may begin: a tokenizer joins some of these to the end of what stands before them.
+_BEGINNINGS = ("x", "Y", "1", " a", "  ", "\n", "\n\n", "é", ".", "{", "<", "日")
 
 __all__ = ["Prefix", "choose_prefix", "float_prefix", "save_prefix"]
 
@@ -31,8 +36,18 @@ class Prefix:
     logits: FloatArray | None  # (vocabulary,), after the last position; None for an empty prefix
 
 
-def choose_prefix(file: TokenizerFile, tokenizer: Tokenizer) -> list[int]:
-    """The one token that every sequence begins with: the chat template's first, else BOS, else none."""
+def choose_prefix(file: TokenizerFile, tokenizer: Tokenizer, instruction: str | None = None) -> list[int]:
+    """The tokens that every sequence begins with.
+
+    Args:
+        instruction: a system message, or without a chat template the beginning of every prompt. None: the one token
+            that every sequence begins with, the chat template's first, else BOS, else none.
+
+    Raises:
+        ConfigurationError: the instruction is empty, or the chat template does not put it first.
+    """
+    if instruction is not None:
+        return _instruction_prefix(file, tokenizer, instruction)
     if file.chat_template is not None:
         try:
             text = render_chat(file.chat_template, [{"role": "user", "content": "x"}], file.special_tokens)
@@ -42,6 +57,34 @@ def choose_prefix(file: TokenizerFile, tokenizer: Tokenizer) -> list[int]:
         if first and (first == [file.bos_id] or not file.adds_bos):
             return first
     return [file.bos_id] if file.bos_id is not None else []
+
+
+def _instruction_prefix(file: TokenizerFile, tokenizer: Tokenizer, instruction: str) -> list[int]:
+    if not instruction.strip():
+        raise ConfigurationError("The text of --prefix is empty; give the instruction that every answer follows.")
+    if file.chat_template is None:
+        bos = [file.bos_id] if file.adds_bos and file.bos_id is not None else []
+        return bos + tokenizer.encode(instruction)
+    if "strftime_now" in file.chat_template:
+        raise ConfigurationError(
+            "The model's chat template writes today's date into every conversation, so an instruction cannot be baked "
+            "into the bundle; convert without --prefix and give it as a system message."
+        )
+    system = {"role": "system", "content": instruction}
+    texts = [
+        render_chat(file.chat_template, [system, {"role": "user", "content": content}], file.special_tokens)
+        for content in _BEGINNINGS
+    ]
+    # Behind messages of several lengths it would stand at several places.
+    if len({text.find(instruction.strip()) for text in texts}) > 1 or instruction.strip() not in texts[0]:
+        raise ConfigurationError(
+            "The model's chat template does not put the system message first, so an instruction cannot be baked into "
+            "the bundle; convert without --prefix."
+        )
+    sequences = [tokenizer.encode(text) for text in texts]
+    shortest = min(map(len, sequences))
+    same = next((i for i in range(shortest) if len({s[i] for s in sequences}) > 1), shortest)
+    return sequences[0][:same]
 
 
 def float_prefix(config: NetworkConfig, read: ReadTensor, tokens: Sequence[int]) -> Prefix:

@@ -8,7 +8,6 @@ through Python; when a window is full its rows are copied once into the buffers 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,17 +60,18 @@ class CompiledBackend:
                 )
                 signatures = self._model.get_signature_list()
                 self._windows = [_Window(self._model, self._shape, size, signatures) for size in self._shape.windows]
-                self._window: Any = self._windows[0]
+                prefix = len(bundle.manifest.prefix_tokens)
+                self._window: Any = next(window for window in self._windows if window.size >= prefix)
                 self._window.allocate()
                 self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             except Exception as error:
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
         cache.keep()
         silence_at_exit()
-        self._prefix = len(bundle.manifest.prefix_tokens)
+        self._prefix = prefix
         self.position = 0
-        if self._prefix:
-            self._write_prefix(bundle.prefix_path)
+        if prefix:
+            self._write_prefix(*bundle.read_prefix())
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """As in `Backend`."""
@@ -121,9 +121,7 @@ class CompiledBackend:
         self._window.release()
         self._window = larger
 
-    def _write_prefix(self, path: Path) -> None:
-        arrays = np.load(path)
-        keys, values = arrays["k"], arrays["v"]  # (layers, positions, kv_heads, head_dim)
+    def _write_prefix(self, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
         for layer in range(self._shape.layers):
             for kind, rows in (("k", keys[layer]), ("v", values[layer])):
                 self._window.write_cache(f"{kind}_{layer}", rows.swapaxes(0, 1))  # heads first

@@ -46,7 +46,11 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
         window = bundle.manifest.graph.windows[0]
         prefix = len(bundle.manifest.prefix_tokens)
         if prefix + len(tokens) > window:
-            raise BackendError(f"Layers can be traced for at most {window - prefix} tokens; found {len(tokens)}.")
+            room = max(0, window - prefix)
+            raise BackendError(
+                f"Layers can be traced for at most {room} tokens, behind a prefix of {prefix} in a cache window of "
+                f"{window}; found {len(tokens)}."
+            )
         where = {d["name"]: d["index"] for d in interpreter.get_tensor_details()}
         collected = _run(interpreter, bundle, tokens, [where[name] for name in names])
     return {name: np.concatenate(rows) for name, rows in zip(names, collected, strict=True)}
@@ -59,9 +63,9 @@ def _run(interpreter: Any, bundle: Bundle, tokens: Sequence[int], wanted: list[i
     cache = {name: np.zeros(inputs[name]["shape"], np.float32) for name in cached}
     prefix = len(bundle.manifest.prefix_tokens)
     if cached and prefix:
-        stored = np.load(bundle.prefix_path)
+        keys, values = bundle.read_prefix()
         for name in cached:
-            rows = stored[name[0]][int(name[2:])]  # (positions, kv_heads, head_dim)
+            rows = (keys if name[0] == "k" else values)[int(name[2:])]  # (positions, kv_heads, head_dim)
             cache[name][0, :, :prefix] = rows.swapaxes(0, 1)
     collected: list[list[Any]] = [[] for _ in wanted]
     token_input = "tokens" if "tokens" in inputs else "token"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.quality_text import quality_rows, quality_warning
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -23,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
     )
     parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
-    parser.add_argument("--fast", action="store_true", help="skip error compensation and the report")
+    baked = parser.add_mutually_exclusive_group()
+    baked.add_argument("--prefix", metavar="TEXT", help="bake this system message into the bundle: it costs no time")
+    baked.add_argument("--prefix-file", metavar="FILE", type=Path, help="the same, from a file")
+    parser.add_argument(
+        "--fast", action="store_true", help="skip error compensation, the search for grids and the report"
+    )
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     add_json(parser)
 
@@ -31,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert."""
     import json
+    import sys
     import time
+    from dataclasses import asdict
 
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
@@ -52,15 +60,18 @@ def run(args: argparse.Namespace) -> int:
         raise require_extra("convert", error) from None
 
     text = read_text(args.calibrate) if args.calibrate else None
+    instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
     if args.board is not None and args.context is None:
         context = min(context, checkpoint.config.max_context)
-    options = Options(profile, context, text, fast=args.fast)
+    options = Options(profile, context, text, instruction, fast=args.fast)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
+    if warning := quality_warning(manifest.quality):
+        print(f"stonechat: warning: {warning}", file=sys.stderr)
     if args.json:
         result = {
             "bundle": str(args.output),
@@ -68,16 +79,16 @@ def run(args: argparse.Namespace) -> int:
             "context": manifest.context,
             "size_bytes": size_bytes,
             "quality": manifest.quality,
+            "arena": asdict(manifest.arena) if manifest.arena else None,
             "seconds": round(time.monotonic() - started_s, 1),
         }
         print(json.dumps(result, ensure_ascii=False))
         return 0
     print(f"{args.output}: {manifest.name}, profile {profile}, context {manifest.context}, {size_bytes / 1e6:.1f} MB")
-    if quality := manifest.quality:
-        print(
-            f"perplexity {quality['graph_perplexity']:.2f} (float {quality['float_perplexity']:.2f}, "
-            f"ratio {quality['ratio']:.4f}) on {quality['tokens']} tokens of {quality['text']}"
-        )
+    rows = quality_rows(manifest.quality)
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, figures in rows:
+        print(f"{label:<{width}}  {figures}")
     return 0
 
 

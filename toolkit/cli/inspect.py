@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json
+from toolkit.cli.quality_text import quality_rows
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(manifest.to_json(), end="")
         return 0
-    graph, tokenizer, quality = manifest.graph, manifest.tokenizer, manifest.quality
+    graph, tokenizer = manifest.graph, manifest.tokenizer
     count = len(manifest.prefix_tokens)
     rows = [
         ("name", f"{manifest.name}, version {manifest.version}"),
@@ -37,12 +38,15 @@ def run(args: argparse.Namespace) -> int:
         ("tokenizer", f"{tokenizer.file}, ends at {', '.join(map(str, tokenizer.eos_ids)) or 'no token'}"),
         ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
     ]
-    if quality:
+    if instruction := manifest.instruction:
+        rows.append(("instruction", instruction if len(instruction) <= 80 else f"{instruction[:79]}…"))
+    rows += quality_rows(manifest.quality)
+    if arena := manifest.arena:
         rows.append(
             (
-                "perplexity",
-                f"{quality['graph_perplexity']:.2f} (float {quality['float_perplexity']:.2f}, "
-                f"ratio {quality['ratio']:.4f}; {quality['tokens']} tokens of {quality['text']})",
+                "arena",
+                f"{arena.total_bytes:,} bytes in TFLite Micro: head {arena.head_bytes:,}, tail {arena.tail_bytes:,}, "
+                f"of which kv_cache {arena.kv_cache_bytes:,}; pointers had {arena.pointer_bytes} bytes",
             )
         )
     rows += [
