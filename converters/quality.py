@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from converters.quantize.prefix import float_prefix
 from converters.trace import layer_names, trace_bundle
 from device_runtime.backends import Backend, open_backend
 from device_runtime.bundle import Bundle
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import BackendError, ConfigurationError, StonechatError
 from device_runtime.machine import usable_cores
 
 __all__ = [
@@ -173,6 +174,10 @@ def compare_windows(
                 results.append(result)
                 progress(0.1 + 0.9 * len(results) / len(windows))
             return results
+        except BrokenProcessPool:
+            raise BackendError(
+                f"A process that was reading windows ended; the memory may be too small for {count} of them."
+            ) from None
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.terminate()
@@ -195,6 +200,7 @@ class _Worker:
     """One process's graph. Its state is the class's: a process pool can hand over only functions."""
 
     backend: Backend
+    refusal: StonechatError | None = None  # why the graph could not be opened
     rows: FloatArray | None
     head: FloatArray
 
@@ -202,7 +208,10 @@ class _Worker:
     def start(cls, bundle: str, backend: str | None, folder: str | None) -> None:
         """Open the graph."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
-        cls.backend = open_backend(Bundle.open(Path(bundle)), backend, 1)
+        try:
+            cls.backend = open_backend(Bundle.open(Path(bundle)), backend, 1)
+        except StonechatError as error:  # raised here it would end the process, and nobody would learn why
+            cls.refusal = error
         cls.rows = None if folder is None else np.load(Path(folder) / "rows.npy", mmap_mode="r")
         if folder is not None:
             cls.head = np.load(Path(folder) / "head.npy", mmap_mode="r")
@@ -210,6 +219,8 @@ class _Worker:
     @classmethod
     def compare(cls, number: int, window: npt.NDArray[np.integer]) -> Positions:
         """One window, in blocks of rows."""
+        if cls.refusal is not None:
+            raise cls.refusal
         cls.backend.rewind(0)
         parts = []
         for start in range(0, len(window) - 1, _HEAD_ROWS):

@@ -11,7 +11,18 @@ from device_runtime.errors import ConfigurationError
 if TYPE_CHECKING:
     from converters.quality import LayerError
 
-__all__ = ["plot_layer_errors"]
+__all__ = ["plot_layer_errors", "require_writable"]
+
+
+def require_writable(path: Path) -> None:
+    """Raise now what `plot_layer_errors` would raise after the work is done."""
+    from matplotlib.figure import Figure
+
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ConfigurationError(f"{path} cannot be written: the suffix must be one of {', '.join(sorted(formats))}.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}.")
 
 
 def plot_layer_errors(path: Path, title: str, errors: Sequence[LayerError]) -> None:
@@ -33,5 +44,5 @@ def plot_layer_errors(path: Path, title: str, errors: Sequence[LayerError]) -> N
     axes.legend()
     try:
         figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture format
-        raise ConfigurationError(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         if args.against is None:
             raise ConfigurationError("--plot shows the distance from the float network; name that with --against.")
-        _require_matplotlib()
+        _check_picture(args.plot)
     try:
         from converters.checkpoints import open_checkpoint
         from converters.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
@@ -165,8 +165,11 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
     return {name: tokenizer.encode(text) for name, text in texts.items()}
 
 
-def _require_matplotlib() -> None:
+def _check_picture(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise require_extra("plot", error) from None
+    from toolkit.plot import require_writable
+
+    require_writable(path)
