@@ -41,7 +41,7 @@ from device_runtime.bundle import (
 from device_runtime.errors import ConfigurationError
 from device_runtime.tokenizer import Tokenizer, read_tokenizer
 
-__all__ = ["Options", "Progress", "convert", "heldout_windows"]
+__all__ = ["Options", "Progress", "calibration_windows", "convert", "heldout_windows", "sorted_channels"]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 CALIBRATION_WINDOW = {"pi": 256, "micro": 512}  # tokens that calibration reads at a time, at most
@@ -112,7 +112,7 @@ def heldout_windows(
     return {kind: text_windows(tokenizer.encode(text), length, count) for kind, text in texts.items()}
 
 
-def _calibration_windows(
+def calibration_windows(
     tokenizer: Tokenizer, file: TokenizerFile, config: NetworkConfig, options: Options, room: int
 ) -> npt.NDArray[np.int64]:
     """(windows, length): the kinds of text in turn, so that any share of them holds all."""
@@ -155,7 +155,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         )
 
     progress("calibrating", 0.0)
-    windows = _calibration_windows(tokenizer, tokenizer_file, config, options, context - len(prefix_tokens))
+    windows = calibration_windows(tokenizer, tokenizer_file, config, options, context - len(prefix_tokens))
     prefix = float_prefix(config, read, prefix_tokens)
     steps = config.layers * 4 + (2 if options.profile == "pi" else 1)
     done = 0
@@ -171,7 +171,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     counted = _counted(read, config, lambda share: progress("calibrating", share))
     observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
     progress("calibrating", 1.0)
-    rotation = Rotation(config, _sorted_channels(config, peaks))
+    rotation = Rotation(config, sorted_channels(config, peaks))
     graph_prefix = rotation.apply_to_cache(prefix.cache)
     embedding_map = rotation.embedding_map(read) if config.tied_head else None
     rotated = rotation.apply(read)
@@ -243,7 +243,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _sorted_channels(config: NetworkConfig, peaks: ChannelPeaks) -> dict[int, npt.NDArray[np.integer]]:
+def sorted_channels(config: NetworkConfig, peaks: ChannelPeaks) -> dict[int, npt.NDArray[np.integer]]:
     """Feed-forward channels of each layer by their calibrated peak, the largest last."""
     return {i: np.argsort(peaks.peaks[f"layers.{i}.down.in"], kind="stable") for i in range(config.layers)}
 

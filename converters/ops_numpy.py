@@ -7,6 +7,7 @@ when they are needed and not kept, so a pass holds one tensor at a time whatever
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from converters.network import NetworkConfig
 
-__all__ = ["FloatArray", "KvCache", "NumpyOps", "Observe", "ReadTensor", "with_head"]
+__all__ = ["FloatArray", "KvCache", "NumpyOps", "Observe", "ReadTensor", "keeping", "with_head"]
 
 FloatArray = npt.NDArray[np.float32]
 ReadTensor = Callable[[str], FloatArray]  # canonical name -> float32 tensor
@@ -27,6 +28,12 @@ def with_head(config: NetworkConfig, read: ReadTensor) -> ReadTensor:
     if not config.tied_head:
         return read
     return lambda name: read("embed.weight" if name == "head.weight" else name)
+
+
+def keeping(read: ReadTensor, name: str) -> ReadTensor:
+    """`read`, which reads the tensor of this name only once."""
+    kept = functools.cache(lambda: read(name))
+    return lambda wanted: kept() if wanted == name else read(wanted)
 
 
 @dataclass

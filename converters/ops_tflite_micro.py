@@ -4,7 +4,7 @@ One reading emits the signature `decode`: one token in, its logits out. The same
 tflite-runtime 2.14 and LiteRT, so only operators, types and operator versions that all three have are used.
 
     the matmuls       FULLY_CONNECTED, int8 weights per channel, int8 activations per tensor
-    down, the head    the same weights with int16 activations (`INT16_MATMULS`). Their sums are 32 bits wide in
+    o, down, the head the same weights with int16 activations (`INT16_MATMULS`). Their sums are 32 bits wide in
                       LiteRT and in 2.14 unless there is an int64 bias, so they get one where they could overflow
     attention         FULLY_CONNECTED whose weights are the int8 kv_cache, with int16 queries and probabilities (no
                       runtime has a BATCH_MATMUL of int16 by int8). One chain of operators for each key head: its
@@ -130,7 +130,7 @@ class MicroOps(TfliteOps):
         """One FULLY_CONNECTED for each name, because each result has a grid of its own."""
         if names[0].endswith(".down"):
             return (self._down(x, names[0]),)
-        stored = self._stored(x, f"{names[0]}.in")
+        stored = x if names[0].endswith(".o") else self._stored(x, f"{names[0]}.in")
         results = [self._fully_connected(stored, name, self._constants.matmuls[name]) for name in names]
         kept = (".v", "head")  # values go into the cache, and logits out, as they are
         return tuple(r if r.name.endswith(kept) else self._real(r, r.name) for r in results)
@@ -187,7 +187,7 @@ class MicroOps(TfliteOps):
         return self._reshape(self._turned(heads, self._cos, self._sin, f"{x.name}.rope"), x.shape)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """Query heads that share a key head are rows of one product. float32."""
+        """Query heads that share a key head are rows of one product. int16, as `o` reads it."""
         c, name = self._config, f"layers.{layer}"
         group, dim = c.heads // c.kv_heads, c.head_dim
         queries = self._reshape(self._stored(q, f"{name}.queries"), (c.heads, dim))
@@ -209,13 +209,13 @@ class MicroOps(TfliteOps):
             )
         while len(mixed) > 1:
             parts = [mixed[i : i + _MOST_CONCATENATED] for i in range(0, len(mixed), _MOST_CONCATENATED)]
-            mixed = [self._concat(part, f"{name}.mixed") if len(part) > 1 else part[0] for part in parts]
-        return self._real(mixed[0], f"{name}.mixed")
+            mixed = [self._concat(part, f"{name}.o.in") if len(part) > 1 else part[0] for part in parts]
+        return mixed[0]
 
     def _attend_head(
         self, head: str, layer: str, queries: Tensor, key: Tensor, value: Tensor, prefix: tuple[_Int8Array, _Int8Array]
     ) -> Tensor:
-        """One key head: queries (group, head_dim) int16 -> (1, group * head_dim) int16, on the grid of `mixed`."""
+        """One key head: queries (group, head_dim) int16 -> (1, group * head_dim) int16, on the grid of `o.in`."""
         dim, grids = self._config.head_dim, self._grids
         keys = self._graph.variable(f"{head}.keys", (self._context, dim), np.int8, key.quantization)
         values = self._graph.variable(f"{head}.values", (dim, self._context), np.int8, value.quantization)
@@ -233,7 +233,7 @@ class MicroOps(TfliteOps):
         stored = self._op(
             Op.QUANTIZE, [shares], f"{head}.shares", shares.shape, options, 2, on_shares.dtype, on_shares.quantization
         )
-        mixed = self._product(stored, values, f"{head}.mixed", grids[f"{layer}.mixed"])
+        mixed = self._product(stored, values, f"{head}.mixed", grids[f"{layer}.o.in"])
         return self._reshape(mixed, (1, mixed.shape[0] * dim))
 
     def _product(self, x: Tensor, cache: Tensor, name: str, grid: Grid) -> Tensor:

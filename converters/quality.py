@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint
 from converters.network import NetworkConfig, head, hidden
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
+from converters.ops_numpy import FloatArray, KvCache, NumpyOps, with_head
 from converters.quantize.prefix import float_prefix
 from converters.trace import layer_names, trace_bundle
 from device_runtime.backends import Backend, open_backend
@@ -38,8 +38,8 @@ __all__ = [
     "compare_logits",
     "compare_windows",
     "layer_errors",
+    "logits_by_rows",
     "pooled",
-    "reference_logits",
     "text_windows",
     "worst_layers",
 ]
@@ -127,12 +127,13 @@ def _log_softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def reference_logits(config: NetworkConfig, read: ReadTensor, ops: NumpyOps) -> Callable[[int, int], FloatArray]:
-    """Read the network with `ops`; returns a function that computes the logits of rows start … stop."""
+def logits_by_rows(config: NetworkConfig, ops: NumpyOps) -> Callable[[int, int], FloatArray]:
+    """Read the network with `ops`; returns a function that computes the logits of rows start … stop.
+
+    It asks for `head.weight` at every call: see `keeping`.
+    """
     x = hidden(ops, config)  # (windows * length, width)
-    kept = {"head.weight": read("head.weight")}  # read once, not once per call
-    head_ops = NumpyOps(config, lambda name: kept[name] if name in kept else read(name), np.zeros((1, 1), np.int64))
-    return lambda start, stop: head(head_ops, x[start:stop])
+    return lambda start, stop: head(ops, x[start:stop])
 
 
 def compare_windows(

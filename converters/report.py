@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.checkpoints import Checkpoint
 from converters.network import NetworkConfig
-from converters.ops_numpy import KvCache, NumpyOps, ReadTensor
+from converters.ops_numpy import KvCache, NumpyOps, ReadTensor, keeping
 from converters.ops_simulated import SimulatedOps
 from converters.quality import (
     Windows,
@@ -17,8 +17,8 @@ from converters.quality import (
     compare_logits,
     compare_windows,
     layer_errors,
+    logits_by_rows,
     pooled,
-    reference_logits,
     worst_layers,
 )
 from converters.quantize.activations import INT16_MATMULS, ActivationGrids
@@ -32,6 +32,7 @@ _SNR_WINDOWS = 3
 _INT16_PARTS: dict[str, tuple[str, ...]] = {
     "down": (".down.in", ".down"),
     "attention": (".queries", ".scores", ".probabilities"),
+    "o": (".o.in", ".o"),
     "head": ("head.in", "head"),
 }
 
@@ -75,14 +76,11 @@ def int16_report(
         read: the network that `chosen` belongs to.
         windows: of which each row but the last of a window is compared.
     """
-
-    def logits(ops: NumpyOps) -> Callable[[int, int], Any]:
-        return reference_logits(config, read, ops)
-
-    reference = logits(NumpyOps(config, read, windows, prefix))
+    read = keeping(read, "head.weight")
+    reference = logits_by_rows(config, NumpyOps(config, read, windows, prefix))
 
     def compared(grids: Mapping[str, Any]) -> dict[str, Any]:
-        simulated = logits(SimulatedOps(config, read, windows, prefix, grids))
+        simulated = logits_by_rows(config, SimulatedOps(config, read, windows, prefix, grids))
         parts = []
         for start in range(0, windows.size, _BLOCK):
             rows = slice(start, min(start + _BLOCK, windows.size))
@@ -94,6 +92,7 @@ def int16_report(
     weights = {
         "down": config.layers * config.width * config.ffn_width,
         "head": config.vocabulary * config.width,
+        "o": config.layers * config.width * config.q_width,
     }
     assert set(weights) == set(INT16_MATMULS)
     result: dict[str, Any] = {**compared(chosen.grids), "instead": {}}

@@ -5,8 +5,9 @@ is kept that disturbs the block's result least: what reaches the residual sum, i
 that the fit has not seen. A grid that fits what calibration saw to the last bit clips the next text.
 
 What is int16: the inputs of `down`, whose largest values are a hundred times the others, and of the head, because int8
-logits would tie; and the rows that attention multiplies with the int8 kv_cache. Their range needs no choice. How they
-would do in int8 is kept beside them (`ActivationGrids.int8_instead`), so that a report can say what int16 buys.
+logits would tie; the rows that attention multiplies with the int8 kv_cache; and so what comes of them, the input of
+`o`. Their range needs no choice. How they would do in int8 is kept beside them (`ActivationGrids.int8_instead`), so
+that a report can say what int16 buys.
 
 The few channels of `down`'s input that are a thousand times larger than the rest are too much even for int16. The
 channels are sorted by size (see rotation.py), and the last 24th of them gets a grid of its own (`down_ranges`).
@@ -26,7 +27,7 @@ from converters.quantize.grids import METHODS, Choice, Grid, fit_grid, int16_gri
 
 __all__ = ["INT16_MATMULS", "ActivationGrids", "GridChooser", "down_ranges"]
 
-INT16_MATMULS = ("down", "head")
+INT16_MATMULS = ("o", "down", "head")
 _EVENINGS = (0.0, 0.5, 0.75, 1.0)
 _USUAL = Choice(0.75, "headroom")  # what is taken where nothing is tried
 _USUAL_INPUT = Choice(0.0, "min-max")  # of a rotated input, whose channels are alike
@@ -132,14 +133,13 @@ class GridChooser:
         keys, values = (t.reshape(-1, c.kv_width) for t in past) if past else (None, None)
         self._choose(f"{name}.keys", lambda store: attention(keys=store), total, clean, keys)
         self._choose(f"{name}.v", lambda store: attention(v=store), total, clean, values)
-        self._choose(f"{name}.o.in", lambda store: store(x["o.in"]) @ o, total)
-        self._choose(f"{name}.o", lambda store: store(x["o"]), total)
         total = x["out"]
         clean = feed_forward() if self._search else None
         self._choose(f"{name}.gate", lambda store: feed_forward(gate=store), total, clean)
         self._choose(f"{name}.up", lambda store: feed_forward(up=store), total, clean)
         self._set_down(f"{name}.down", down)
         self._set_attention(name)
+        self._set_int16(f"{name}.o", self._seen[f"{name}.o"])
         self._layer_done(i, self.result.grids, self._seen)
         self._seen.clear()
 
@@ -213,19 +213,19 @@ class GridChooser:
         self.result.int8_instead[name] = fit_grid(total, Choice(0.0, "mse"))
 
     def _set_attention(self, name: str) -> None:
-        """What attention multiplies with the cache, and `mixed`, its result, divided by the values' factors."""
+        """What attention multiplies with the cache, and `o.in`, its result, divided by the values' factors."""
         c, grids = self._config, self.result.grids
 
         def of_query_heads(factors: FloatArray) -> FloatArray:
             return np.repeat(factors.reshape(c.kv_heads, -1), c.heads // c.kv_heads, axis=0).reshape(-1)
 
         on_keys, on_values = grids[f"{name}.keys"].factors, grids[f"{name}.v"].factors
-        queries, mixed = self._seen[f"{name}.queries"], self._seen[f"{name}.o.in"]
+        queries = self._seen[f"{name}.queries"]
         # Queries take over what keys were divided by, and attention's 1 / sqrt(head_dim).
         undone = np.full(c.q_width, np.sqrt(c.head_dim), np.float32)
         self._set_int16(f"{name}.queries", queries, undone if on_keys is None else undone / of_query_heads(on_keys))
         factors = None if on_values is None else of_query_heads(on_values)
-        grids[f"{name}.mixed"] = int16_grid(mixed if factors is None else mixed / factors, factors)
+        self._set_int16(f"{name}.o.in", self._seen[f"{name}.o.in"], factors)
         grids[f"{name}.centered_scores"] = int16_grid(self._centered_scores(name))
         peak = self._peaks.pop(f"{name}.scores")
         self.result.int8_instead[f"{name}.scores"] = fit_grid(np.array([[-peak], [peak]], np.float32), _USUAL_INPUT)

