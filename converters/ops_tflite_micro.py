@@ -47,7 +47,9 @@ class MicroMatmul:
 
     weight: Constant  # int8 (out, in); its columns are multiplied by the factors of the input's grid
     scale: FloatArray  # (out,)
-    bias: FloatArray | None  # (out,); it is quantized when the input's scale is known
+    # (out,), with what the centers of the input add and those of the result take away; it is quantized when the
+    # input's scale is known
+    bias: FloatArray | None
     largest_sum: int  # max over rows of the sum of |weight|
 
 
@@ -99,12 +101,14 @@ class MicroOps(TfliteOps):
         )
 
     def _real(self, x: Tensor, name: str) -> Tensor:
-        """Integers on the grid of `name` -> float32. Grids of results have no centers."""
+        """Integers on the grid of `name` -> float32."""
+        grid = self._grids[name]
         real = self._op(Op.DEQUANTIZE, [x], f"{name}.real", x.shape, schema.DequantizeOptionsT(), 2)
-        factors = self._grids[name].factors
-        if factors is None:
-            return real
-        return self._binary(Op.MUL, real, self._float(f"{name}.factors", factors), f"{name}.whole")
+        if grid.factors is not None:
+            real = self._binary(Op.MUL, real, self._float(f"{name}.factors", grid.factors), f"{name}.whole")
+        if grid.centers is not None:
+            real = self._binary(Op.ADD, real, self._float(f"{name}.centers", grid.centers), f"{name}.moved")
+        return real
 
     # -- Ops ---------------------------------------------------------------------------------------
 

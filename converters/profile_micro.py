@@ -79,11 +79,13 @@ class _Weights:
     def quantize_layer(self, layer: int, grids: Mapping[str, Grid], activations: Mapping[str, FloatArray]) -> None:
         """Quantize all matmuls of one layer, whose inputs are among `activations`."""
         for group in self._groups[4 * layer : 4 * layer + 4]:
+            on_x = grids[f"{group[0]}.in"]
             down = group[0].endswith(".down")  # whose ranges have grids of their own instead of factors
-            factors = None if down else grids[f"{group[0]}.in"].factors
+            factors = None if down else on_x.factors
             products = None
             if self._compensate:
                 x = activations[f"{group[0]}.in"]
+                x = x if on_x.centers is None else x - on_x.centers
                 products = InputProducts(x if factors is None else x / factors)
             for name in group:
                 weight = self._read(f"{name}.weight")
@@ -91,11 +93,29 @@ class _Weights:
                     ranges = down_ranges(weight.shape[1])
                     cuts = [start for start, _ in ranges[1:]]
                     for i, rows in enumerate(quantize_rows(weight, cuts, products)):
-                        self.add(f"{name}.{i}", rows, bias_of=name if i == 0 else None)
+                        self.add(f"{name}.{i}", rows, self._bias(name) if i == 0 else None)
                 else:
                     (rows,) = quantize_rows(weight if factors is None else weight * factors, products=products)
-                    self.add(name, rows, bias_of=name)
+                    self.add(name, rows, self._bias(name, weight, on_x.centers, grids[name].centers))
             self._progress(group[0])
+
+    def _bias(
+        self,
+        name: str,
+        weight: FloatArray | None = None,
+        on_x: FloatArray | None = None,
+        on_result: FloatArray | None = None,
+    ) -> FloatArray | None:
+        """The bias of a matmul of the network, (out,), and what the centers of its input and of its result make of it.
+
+        The network's weight times the input's centers is exact, while the rounded weight multiplies what is left.
+        """
+        bias = self._read(f"{name}.bias") if self._config.has_bias(name) else None
+        if on_x is not None and weight is not None:
+            bias = weight @ on_x + (0 if bias is None else bias)
+        if on_result is not None:
+            bias = (0 if bias is None else bias) - on_result
+        return bias
 
     def quantize_head(self) -> QuantizedRows:
         """The rows of a tied head are embeddings too, for which compensation would only add error."""
@@ -104,9 +124,8 @@ class _Weights:
         self._progress("head")
         return rows
 
-    def add(self, name: str, rows: QuantizedRows, bias_of: str | None = None) -> MicroMatmul:
-        """Spool the weights of one matmul; it adds the bias of the matmul of the network that it is a part of."""
-        bias = self._read(f"{bias_of}.bias") if bias_of is not None and self._config.has_bias(bias_of) else None
+    def add(self, name: str, rows: QuantizedRows, bias: FloatArray | None = None) -> MicroMatmul:
+        """Spool the weights of one matmul."""
         # In blocks of rows: |weight| in 32 bits is four times the weight.
         blocks = (rows.values[start : start + 4096] for start in range(0, len(rows.values), 4096))
         largest_sum = max(int(np.abs(block.astype(np.int32)).sum(axis=1).max()) for block in blocks)

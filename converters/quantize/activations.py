@@ -1,8 +1,9 @@
 """Grids for every activation of the `micro` profile, chosen layer by layer while the float network reads a text.
 
-For each tensor several grids are tried (how far its channels are evened out, and how the range is taken), and the one
-is kept that disturbs the block's result least: what reaches the residual sum, in proportion to that sum, on windows
-that the fit has not seen. A grid that fits what calibration saw to the last bit clips the next text.
+For each tensor several grids are tried (how far its channels are evened out, whether they are centered, and how the
+range is taken), and the one is kept that disturbs the block's result least: what reaches the residual sum, in
+proportion to that sum, on windows that the fit has not seen. A grid that fits what calibration saw to the last bit
+clips the next text.
 
 What is int16: the inputs of `down`, whose largest values are a hundred times the others, and of the head, because int8
 logits would tie; the rows that attention multiplies with the int8 kv_cache; and so what comes of them, the input of
@@ -16,7 +17,7 @@ channels are sorted by size (see rotation.py), and the last 24th of them gets a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -168,13 +169,14 @@ class GridChooser:
         kind = name.rpartition(".")[2]
         in_cache = kind in ("keys", "v")  # and so a matmul's weights, which have no zero point
         # A vector that is the same at all positions moves a query's scores all alike, and softmax does not see it.
-        centered = kind == "keys"
+        centering = {"keys": (True,), "v": (False,)}.get(kind, (False, True))
 
         def fit(rows: FloatArray, choice: Choice) -> Grid:
             joined = rows if past is None else np.concatenate([rows, past])
-            return fit_grid(joined, choice, symmetric=in_cache, centered=centered)
+            return fit_grid(joined, choice, symmetric=in_cache)
 
-        choice = _USUAL_INPUT if rotated else _USUAL
+        usual = _USUAL_INPUT if rotated else _USUAL
+        choice = replace(usual, centered=centering[0])
         if self._search:
             clean = result(_same) if clean is None else clean
             weight = 1.0 if total is None else 1 / np.maximum(np.square(total).mean(axis=1, keepdims=True), 1e-12)
@@ -184,9 +186,10 @@ class GridChooser:
                 difference = result(fit(fitted, choice).rounded) - clean
                 return float((np.square(difference) * weight).mean(dtype=np.float64))
 
-            if not rotated:
-                choice = min((Choice(evening, choice.method) for evening in _EVENINGS), key=error)
-            choice = min((Choice(choice.evening, method) for method in METHODS), key=error)
+            evenings = (0.0,) if rotated else _EVENINGS
+            tried = [Choice(evening, usual.method, centered) for centered in centering for evening in evenings]
+            choice = min(tried, key=error)
+            choice = min((replace(choice, method=method) for method in METHODS), key=error)
         self.result.choices[name] = choice
         self.result.grids[name] = fit(values, choice)
 

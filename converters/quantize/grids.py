@@ -3,7 +3,8 @@
 A grid has one scale for the whole tensor, as TFLite's kernels want it. Where channels differ in size, each is divided
 by a factor of its own before it is stored, so that one scale serves all (smoothing). Every tensor that has factors is
 made or read by float32 operators, so they cost one multiplication per channel, or nothing where they fold into the
-scales of the weights that make it.
+scales of the weights that make it. Where a channel lies to one side of zero, its middle is taken away first (centers);
+the matmul that makes or reads the tensor does that in its bias.
 """
 
 from __future__ import annotations
@@ -71,19 +72,19 @@ class Choice:
 
     evening: float  # 0 leaves the channels as they are, 1 divides each by its peak
     method: Method
+    centered: bool = False  # take the middle of each channel away before it is stored
 
 
-def fit_grid(values: FloatArray, choice: Choice, *, symmetric: bool = False, centered: bool = False) -> Grid:
+def fit_grid(values: FloatArray, choice: Choice, *, symmetric: bool = False) -> Grid:
     """An int8 grid for what calibration saw.
 
     Args:
         values: (tokens, channels).
         symmetric: zero point 0, as for what serves as weights in a matmul (the kv_cache).
-        centered: take the middle of each channel away before it is stored.
     """
     low, high = values.min(axis=0), values.max(axis=0)
     centers = None
-    if centered:
+    if choice.centered:
         centers = (low + high) / 2
         values, low, high = values - centers, low - centers, high - centers
     factors = _factors(np.maximum(-low, high), choice.evening)

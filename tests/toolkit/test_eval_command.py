@@ -160,7 +160,7 @@ class TestReport:
         quality = Bundle.open(micro).manifest.quality
         assert set(quality["kinds"]) == {"prose", "documentation", "chat"}
         assert len(quality["worst_layers"]) == 3
-        assert set(quality["int16"]["instead"]) == {"down", "attention", "head"}
+        assert set(quality["int16"]["instead"]) == {"o", "down", "attention", "head"}
         assert main(["inspect", str(micro)]) == 0
         out = capfd.readouterr().out
         for label in ("perplexity", "divergence", "  chat", "most is lost in", "int16 activations", "arena"):
