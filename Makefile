@@ -39,7 +39,7 @@ test: setup-tests lint
 	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: setup-tests $(CHECKPOINT)
-	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
 
 test-all: test test-slow
 

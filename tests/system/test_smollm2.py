@@ -13,10 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from device_runtime.bundle import Bundle
 from device_runtime.engine import LanguageModel
 
 CHECKPOINT = os.environ.get("STONECHAT_SMOLLM2", "")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+ROOT = Path(__file__).parents[2]
+# Texts that leave a language model little choice: in benchmarks/runtimes.py the best token leads by 0.7 or more.
+SURE = (
+    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,",
+    "def f0(x):\n    return x + 0\n\ndef f1(x):\n    return x + 1\n\ndef f2(x):\n    return x + 2\n\ndef f3(x):",
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,11 +35,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint, converted as a user does it. Memory is bounded by the largest layer, not by the model."""
-    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
-    command = [sys.executable, "-m", "toolkit", "convert", CHECKPOINT, "--profile", "pi", "-o", str(folder), "--json"]
+def converted(folder: Path, *flags: object) -> float:
+    """Convert as a user does it; returns the peak memory, MB."""
+    command = [sys.executable, "-m", "toolkit", "convert", CHECKPOINT, *map(str, flags), "-o", str(folder), "--json"]
     started_s = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -42,7 +48,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     peak_mb = usage.ru_maxrss * 1024 / 1e6
     quality = json.loads(out)["quality"]
     print(f"\nconverted in {time.monotonic() - started_s:.0f} s, peak memory {peak_mb:.0f} MB: {quality}")
-    assert peak_mb <= 1500
+    return peak_mb
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Memory is bounded by the largest layer, not by the model."""
+    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
+    assert converted(folder, "--profile", "pi") <= 1500
+    return folder
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With room for windows of 512 behind the prefix."""
+    folder = tmp_path_factory.mktemp("smollm2-micro") / "bundle"
+    assert converted(folder, "--profile", "micro", "--context", 513) <= 3000
     return folder
 
 
@@ -98,3 +119,43 @@ def test_the_float_reference_answers_as_the_model_is_known_to(model: LanguageMod
         tokens, cache = said[-1:], ops.cache
     text = model._tokenizer.decode(said)
     assert text == "The capital of France is Paris."
+
+
+class TestMicro:
+    """Static int8 with an int8 kv_cache, as it runs in LiteRT's Interpreter."""
+
+    def test_it_is_within_one_percent_of_the_float_network(self, micro: Path) -> None:
+        """On text that calibration never saw, of three kinds, in windows of 512."""
+        command = [sys.executable, "-m", "toolkit", "eval", str(micro), "--against", CHECKPOINT, "--window", "512"]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout)
+        print(f"\n{done.stdout}")
+        assert result["tokens"] >= 8000
+        assert len(result["kinds"]) == 3
+        assert result["ratio"] <= 1.01
+        assert all(kind["ratio"] <= 1.02 for kind in result["kinds"].values())
+        assert result["top1_agreement"] >= 0.95
+
+    def test_tflite_micro_ran_it_and_its_arena_is_known(self, micro: Path) -> None:
+        pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
+        arena = Bundle.open(micro).manifest.arena
+        assert arena is not None
+        assert arena.kv_cache_bytes == 2 * 30 * 3 * 64 * 513
+        assert arena.head_bytes < 200_000
+
+    @pytest.mark.parametrize("text", SURE)
+    def test_200_greedy_tokens_are_the_same_in_three_runtimes(self, text: str, micro: Path, tmp_path: Path) -> None:
+        """Where the model is sure. Where it hesitates, a rounding may decide: docs/quantization.md."""
+        pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
+        python = os.environ.get("STONECHAT_TFLITE214_PYTHON")
+        if not python or not Path(python).exists():
+            pytest.skip("STONECHAT_TFLITE214_PYTHON names no Python with tflite-runtime 2.14; `make test-slow` sets it")
+        answers = {}
+        for backend, interpreter in (("litert", sys.executable), ("tflm", sys.executable), ("tflite-runtime", python)):
+            command = [interpreter, "-m", "toolkit", "run", str(micro), text, "--raw", "--max-new", "200", "--json"]
+            done = subprocess.run(
+                [*command, "--backend", backend], capture_output=True, text=True, check=True, cwd=ROOT
+            )
+            answers[backend] = json.loads(done.stdout)
+        assert answers["litert"]["completion_tokens"] == 200
+        assert answers["litert"]["text"] == answers["tflm"]["text"] == answers["tflite-runtime"]["text"]
