@@ -132,3 +132,47 @@ def test_a_killed_device_is_announced_as_lost(port, pi_bundle, tmp_path):
     process.wait()
     lost = wait_for(port, "stonechat/1/doomed-pi/out/state", lambda state: state["state"] == "lost")
     assert lost["boot"] == 1
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an instruction."""
+    from converters.checkpoints import open_checkpoint
+    from converters.convert import Options, convert
+
+    checkpoint = open_checkpoint(Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied")
+    options = Options("pi", 256, instruction="close(valve)", fast=True)
+    return convert(checkpoint, tmp_path_factory.mktemp("baked") / "bundle", options).path
+
+
+def serve(folder: Path, port: int, bundle: Path, system: str | None, device: str) -> subprocess.Popen[str]:
+    fleet = FLEET.format(port=port, bundle=bundle).replace(DEVICE, device)
+    if system is not None:
+        fleet = fleet.replace("max_new: 8}", f'max_new: 8, system: "{system}"}}')
+    (folder / "fleet.yaml").write_text(fleet)
+    command = [*STONECHAT, "serve", str(folder / "fleet.yaml"), "--device", device, "--state-dir", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("system", [None, "close(valve)"])
+def test_a_baked_instruction_serves_links_and_questions(system, port, baked, tmp_path):
+    device = f"baked-{'with' if system else 'without'}"
+    process = serve(tmp_path, port, baked, system, device)
+    try:
+        wait_for(port, f"stonechat/1/{device}/out/state", lambda state: state["state"] == "ready")
+        broker = f"mqtt://127.0.0.1:{port}"
+        command = [*STONECHAT, "ask", "--broker", broker, "--device", device, "how are you", "--json"]
+        answer = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+        assert answer["text"] == local_answer(baked, "how are you")
+        assert answer["usage"]["cached_tokens"] > 5
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_fleet_that_contradicts_a_baked_instruction_does_not_start(port, baked, tmp_path):
+    process = serve(tmp_path, port, baked, "Sing.", "baked-wrong")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "gives the model 'tiny' a system message, but its bundle has an instruction baked in ('close(valve)')" in err
+    assert "Traceback" not in err

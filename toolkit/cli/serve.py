@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     from device_runtime.engine import LanguageModel
+    from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
@@ -36,7 +37,19 @@ def run(args: argparse.Namespace) -> int:
     model = plan.model(args.device)
     broker = plan.broker.address(args.broker, read_password(args.password_file))
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
-    service = Service(config, lambda: LanguageModel.open(model.bundle, threads=model.threads))
+
+    def open_model() -> LanguageModel:
+        opened = LanguageModel.open(model.bundle, threads=model.threads)
+        instruction = opened.manifest.instruction
+        if model.system is not None and instruction not in (None, model.system):
+            opened.close()
+            raise ConfigurationError(
+                f"{args.fleet} gives the model {config.model!r} a system message, but its bundle has an instruction "
+                f"baked in ({instruction!r}); leave out `system`, or convert without --prefix."
+            )
+        return opened
+
+    service = Service(config, open_model)
     with stop_on_signals(service):
         service.run()
     return 0
