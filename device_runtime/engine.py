@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from device_runtime.backends import Backend, Logits, open_backend
 from device_runtime.bundle import Bundle, Manifest
 from device_runtime.chat import Message, render_chat
 from device_runtime.errors import ConfigurationError, ContextOverflowError
 from device_runtime.sampler import Sampler, Sampling
+from device_runtime.structured import Constraint, SchemaCompiler
 from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
@@ -44,10 +45,18 @@ class Generation(Iterator[str]):
 
     result: Completion  # set when the iteration has ended
 
-    def __init__(self, model: LanguageModel, prompt: list[int], max_new: int, sampling: Sampling, stop: Sequence[str]):
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt: list[int],
+        max_new: int,
+        sampling: Sampling,
+        stop: Sequence[str],
+        constraint: Constraint | None = None,
+    ) -> None:
         self._cancelled = threading.Event()
         self._started_s = time.perf_counter()
-        self._pieces = self._run(model, prompt, max_new, Sampler(sampling), [s for s in stop if s])
+        self._pieces = self._run(model, prompt, max_new, Sampler(sampling), [s for s in stop if s], constraint)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -57,7 +66,13 @@ class Generation(Iterator[str]):
         self._cancelled.set()
 
     def _run(
-        self, model: LanguageModel, prompt: list[int], max_new: int, sampler: Sampler, stop: list[str]
+        self,
+        model: LanguageModel,
+        prompt: list[int],
+        max_new: int,
+        sampler: Sampler,
+        stop: list[str],
+        constraint: Constraint | None,
     ) -> Iterator[str]:
         model._answering = self
         logits, cached = model._take_in(prompt)
@@ -69,7 +84,10 @@ class Generation(Iterator[str]):
             if self._cancelled.is_set() or model._answering is not self:
                 finish = "cancelled"
                 break
-            token = sampler.choose(logits)
+            if constraint is None:
+                token = sampler.choose(logits)
+            else:
+                token = constraint.choose(logits, max_new - count, sampler.choose)
             count += 1
             if count == 1:
                 first_s = time.perf_counter()
@@ -80,13 +98,15 @@ class Generation(Iterator[str]):
             if piece:
                 text.append(piece)
                 yield piece
-            if held.found:
+            if held.found or (constraint is not None and constraint.complete):
                 finish = "stop"
                 break
             if count == max_new or not model._has_room():
                 break
             logits = model._step(token)
         end_s = time.perf_counter()
+        if finish == "length" and constraint is not None and constraint.satisfied:
+            finish = "stop"
         if not held.found:
             rest = held.push(stream.flush()) + held.flush()
             if rest:
@@ -162,6 +182,7 @@ class LanguageModel:
         self.backend, self._tokenizer = backend, tokenizer
         self.manifest: Manifest = bundle.manifest
         self._prefix = list(bundle.manifest.prefix_tokens)
+        self._schemas = SchemaCompiler(bundle)
         self._cached = list(self._prefix)  # the tokens behind the positions of the kv_cache
 
     @classmethod
@@ -230,6 +251,7 @@ class LanguageModel:
         max_new: int | None = None,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> Generation:
         """Start an answer.
 
@@ -237,8 +259,12 @@ class LanguageModel:
             prompt: a plain text, taken as it is, or chat messages, which go through the bundle's template.
             max_new: at most so many tokens; None means until the model stops or the context is full.
             stop: the answer ends before the first of these strings.
+            schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or
+                `cancel` can cut it short.
 
         Raises:
+            ConfigurationError: the prompt is empty or no text.
+            SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
         if max_new is not None and max_new < 1:
@@ -253,7 +279,9 @@ class LanguageModel:
         if len(tokens) == len(self._prefix):
             raise ConfigurationError("The prompt is empty; give the model something to go on.")
         room = context - len(tokens) + 1  # the last token of an answer is never fed back
-        return Generation(self, tokens, min(max_new or room, room), sampling, stop)
+        limit = min(max_new or room, room)
+        constraint = None if schema is None else self._schemas.constraint(schema, limit)
+        return Generation(self, tokens, limit, sampling, stop, constraint)
 
     def close(self) -> None:
         """Give back memory."""

@@ -2,7 +2,8 @@
 
     StonechatError                      exit 1
     ├── ConfigurationError (ValueError)       2  flags, fleet files, board files
-    │   └── ContextOverflowError              2  more tokens than the context holds
+    │   ├── ContextOverflowError              2  more tokens than the context holds
+    │   └── SchemaError                       2  a JSON schema that no answer can be held to
     ├── UnreachableError (ConnectionError)    3  a retry may help
     ├── SignatureError                        4  a bundle nobody trusted has signed
     ├── DoesNotFitError                       5  the model is too large for the board
@@ -31,6 +32,7 @@ __all__ = [
     "DoesNotFitError",
     "GraphError",
     "RolledBackError",
+    "SchemaError",
     "SignatureError",
     "StonechatError",
     "UnreachableError",
@@ -55,6 +57,12 @@ class ContextOverflowError(ConfigurationError):
     """A prompt, or a prompt and its answer, is longer than the model's context."""
 
     code = "context_overflow"
+
+
+class SchemaError(ConfigurationError):
+    """A JSON schema is not one, or no answer can be held to it."""
+
+    code = "schema"
 
 
 class UnreachableError(StonechatError, ConnectionError):

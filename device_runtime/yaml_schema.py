@@ -11,6 +11,7 @@ A fault reads `file:line:column: where: what was found; what was expected`, with
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,8 +25,8 @@ import yaml
 from device_runtime.errors import ConfigurationError
 
 __all__ = [
-    "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "Reader", "Record", "Reference",
-    "Refused", "Report", "Text", "load", "loads", "nearest",
+    "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "Plain", "Reader", "Record",
+    "Reference", "Report", "Text", "load", "loads", "nearest",
 ]  # fmt: skip
 
 MAX_FILE_BYTES = 1_048_576
@@ -201,14 +202,22 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A field that is known, and not to be used (yet)."""
+class Plain:
+    """Whatever YAML holds here, as JSON knows it. `check` may raise ConfigurationError, or return a value."""
 
-    why: str
+    expected: str
+    check: Callable[[Any], Any] = lambda value: value
 
-    def read(self, node: yaml.Node, path: Path_, report: Report) -> None:
-        """Always a fault."""
-        report.fail(node, path, self.why)
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> Any:
+        """The value: mappings with text as names, lists, text, numbers, truth values and null."""
+        loader = yaml.SafeLoader("")
+        try:
+            value = loader.construct_document(node)
+            json.dumps(value, allow_nan=False)
+            return self.check(value)
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            report.fail(node, path, reason if isinstance(error, ConfigurationError) else f"expected {self.expected}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
@@ -17,7 +18,8 @@ from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
-from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, MapOf, Number, Record, Reference, Refused, Text
+from device_runtime.structured import check_schema
+from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, MapOf, Number, Plain, Record, Reference, Text
 
 __all__ = ["Broker", "Device", "Fleet", "ModelEntry", "load"]
 
@@ -142,9 +144,11 @@ def _source(pattern: str) -> str:
     return pattern
 
 
-def _make_link(**fields: object) -> Link:
-    fields.pop("answer")
-    return Link(**fields)  # type: ignore[arg-type]
+def _answer(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        raise ConfigurationError("a JSON schema is a mapping such as {type: object, …}")
+    check_schema(schema)
+    return schema
 
 
 _WINDOW = Record(
@@ -154,14 +158,14 @@ _WINDOW = Record(
 )
 
 _LINK = Record(
-    _make_link,
+    Link,
     {
         "name": Field(_id("link")),
         "from": Field(Text("a topic filter", check=_source), to="source"),
         "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
         "window": Field(_WINDOW, None),
         "prompt": Field(Text("a template", check=check_template)),
-        "answer": Field(Refused("answers held to a schema are not supported yet; leave 'answer' out"), None),
+        "answer": Field(Plain("a JSON schema such as {type: object, …}", check=_answer), None),
         "to": Field(Text("a topic, or a template of one", check=check_template)),
         "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
         "overload": Field(Choice(("newest", "oldest", "every")), "newest"),

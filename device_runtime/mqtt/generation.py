@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from device_runtime.mqtt.messages import Final, Finish, Usage
 
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from device_runtime.engine import Completion
     from device_runtime.sampler import Sampling
 
-__all__ = ["Answer", "Model", "Run"]
+__all__ = ["Answer", "Model", "Run", "incomplete"]
+
+
+def incomplete(final: Final) -> str:
+    """What to say of an answer that was held to a schema and cut before it fitted it."""
+    limit = {"deadline": "the deadline", "length": "the limit of tokens"}.get(final.finish, "a stop text")
+    return (
+        f"the answer met {limit} after {final.usage.completion_tokens} tokens, before it was complete; "
+        "give it more, or ask for less."
+    )
 
 
 class Answer(Protocol):
@@ -38,6 +47,7 @@ class Model(Protocol):
         max_new: int | None = None,
         sampling: Sampling = ...,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> Answer: ...
 
 

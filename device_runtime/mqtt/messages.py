@@ -113,6 +113,7 @@ class Request:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None  # a JSON schema that the answer fits
     stream: bool = False  # send pieces before the final answer
     deadline_ms: int | None = None  # from arrival; what is ready by then is the answer
 
@@ -208,7 +209,8 @@ class Final:
 class ErrorReply:
     """Why there is no answer."""
 
-    code: str  # busy, invalid_request, unknown_model, unsupported, retained, context_overflow, unavailable, failed
+    # busy, invalid_request, unknown_model, retained, context_overflow, schema, incomplete, unavailable, failed
+    code: str
     message: str
     retry_after_ms: int | None = None  # with busy
 
@@ -321,10 +323,10 @@ def _messages(name: str, value: Any) -> tuple[Mapping[str, str], ...]:
     return messages
 
 
-def _schema(name: str, value: Any) -> None:
-    error = MessageError("answers held to a JSON schema are not supported yet; leave schema out.")
-    error.code = "unsupported"
-    raise error
+def _schema(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise MessageError("schema must be a JSON schema, which is an object.")
+    return value
 
 
 def _stop(name: str, value: Any) -> tuple[str, ...]:

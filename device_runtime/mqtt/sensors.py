@@ -6,14 +6,16 @@ so that a broken sensor neither stops anything nor floods the broker.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from device_runtime.errors import StonechatError
 from device_runtime.mqtt.client import Incoming, Subscription
+from device_runtime.mqtt.generation import incomplete
 from device_runtime.mqtt.links import Link, LinkError, Wakeup, Windows, read
 from device_runtime.mqtt.messages import Final, Request
 from device_runtime.mqtt.payload import MessageError, dump
@@ -95,7 +97,8 @@ class Sensors:
         link, reading = wakeup.link, wakeup.reading
         log.info("link %s woke on %s", link.name, reading.topic)
         try:
-            final = self._generate(Request(({"role": "user", "content": wakeup.prompt},)), None, deadline_s)
+            request = Request(({"role": "user", "content": wakeup.prompt},), schema=link.answer)
+            final = self._generate(request, None, deadline_s)
         except StonechatError as e:
             return self._trouble(link, e.code, reading.topic, str(e))
         except Exception:
@@ -105,8 +108,14 @@ class Sensors:
             return self._late(wakeup)
         if final.finish == "cancelled":  # the device is shutting down
             return None
-        answer = {"text": final.text, "reading": reading.value, "link": link.name, "device": self._device}
-        self._publish(wakeup.to, dump(answer), qos=1)
+        said: dict[str, Any] = {"text": final.text}
+        if link.answer is not None:
+            if final.finish != "stop":
+                return self._trouble(link, "incomplete", reading.topic, incomplete(final))
+            said = {"answer": json.loads(final.text)}
+        self._publish(
+            wakeup.to, dump(said | {"reading": reading.value, "link": link.name, "device": self._device}), qos=1
+        )
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
         return None
 

@@ -23,7 +23,7 @@ from typing import Any
 import device_runtime
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
-from device_runtime.mqtt.generation import Model, Run
+from device_runtime.mqtt.generation import Model, Run, incomplete
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
 from device_runtime.mqtt.payload import MessageError, dump, parse
@@ -131,7 +131,7 @@ class Service:
             board=_board(),
             version=device_runtime.__version__,
             models=(self.config.model,),
-            capabilities=("generate", "stream", "cancel", "links"),
+            capabilities=("generate", "stream", "cancel", "schema", "links"),
         )
         self._client.publish(self._topics.info, info.to_json(), qos=1, retain=True)
         with self._lock:
@@ -257,6 +257,8 @@ class Service:
         except Exception:
             self._refuse(address, "failed", "the model failed on this request; see the device's log.")
             raise
+        if request.schema is not None and final.finish in ("length", "deadline"):
+            return self._refuse(address, "incomplete", incomplete(final))
         self._reply(address, replace(final, seq=seq).to_fields(), qos=1)
         log.info(
             "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
@@ -290,6 +292,7 @@ class Service:
                 max_new=request.max_new or self.config.max_new,
                 sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
                 stop=request.stop,
+                schema=request.schema,
             )
             return run.to_end(answer, on_piece)
         finally:

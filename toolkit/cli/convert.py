@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 from toolkit.cli.quality_text import quality_rows, quality_warning
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -90,15 +90,3 @@ def run(args: argparse.Namespace) -> int:
     for label, figures in rows:
         print(f"{label:<{width}}  {figures}")
     return 0
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file."""
-    from device_runtime.errors import ConfigurationError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None

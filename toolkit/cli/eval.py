@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 
 if TYPE_CHECKING:
     from converters.checkpoints import Checkpoint
@@ -150,7 +150,6 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
     from converters.texts import chat_renderer, read_conversations, text_kinds
     from device_runtime.errors import ConfigurationError
     from device_runtime.tokenizer import read_tokenizer
-    from toolkit.cli.convert import read_text
 
     render = chat_renderer(manifest.chat_template, manifest.tokenizer.special_tokens)
     texts = {} if files else text_kinds("heldout", render)

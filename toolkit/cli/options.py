@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from device_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from device_runtime.sampler import Sampling
 
-__all__ = ["add_json", "add_runtime", "add_sampling", "require_extra", "sampling", "whole_number"]
+__all__ = [
+    "add_json",
+    "add_runtime",
+    "add_sampling",
+    "read_schema",
+    "read_text",
+    "require_extra",
+    "sampling",
+    "whole_number",
+]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -73,3 +83,26 @@ def require_extra(extra: str, error: ImportError) -> ConfigurationError:
         f"This command needs the package {error.name!r}, which is not installed; "
         f"run `pip install 'stonechat[{extra}]'`."
     )
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema in a file."""
+    import json
+
+    try:
+        schema = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(schema, dict):
+        raise ConfigurationError(f"{path} holds {type(schema).__name__}; a JSON schema is an object.")
+    return schema

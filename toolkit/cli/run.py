@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from toolkit.cli.options import add_json, add_runtime, add_sampling, sampling
+from toolkit.cli.options import add_json, add_runtime, add_sampling, read_schema, sampling
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to ask; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
     add_sampling(parser)
     add_runtime(parser)
     add_json(parser)
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.raw and args.system is not None:
         raise ConfigurationError("--system is a chat message and --raw leaves the chat template out; use one of them.")
+    schema = read_schema(args.schema) if args.schema else None
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
     system = [{"role": "system", "content": args.system}] if args.system else []
     started_s = time.perf_counter()
@@ -41,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         raw = args.raw or model.manifest.chat_template is None
         prompt = text if raw else [*system, {"role": "user", "content": text}]
-        generation = model.generate(prompt, max_new=args.max_new, sampling=sampling(args), stop=args.stop)
+        generation = model.generate(
+            prompt, max_new=args.max_new, sampling=sampling(args), stop=args.stop, schema=schema
+        )
         for piece in generation:
             if not args.json:
                 print(piece, end="", flush=True)

@@ -285,7 +285,7 @@ def test_nobody_cancels_the_request_of_another_reply_topic(on_air):
         ({"prompt": "x", "max_nwe": 3}, "invalid_request"),
         ({"prompt": 3}, "invalid_request"),
         ({"prompt": "x", "model": "gpt-9"}, "unknown_model"),
-        ({"prompt": "x", "schema": {"type": "object"}}, "unsupported"),
+        ({"prompt": "x", "schema": ["object"]}, "invalid_request"),
     ],
 )
 def test_a_wrong_request_is_told_so(on_air, fields, code):

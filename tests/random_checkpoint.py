@@ -14,7 +14,7 @@ from converters.ops_numpy import NumpyOps, with_head
 
 __all__ = ["CHECKPOINTS", "float_logits", "random_checkpoint"]
 
-CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
+CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 
 
 def random_checkpoint(seed: int = 1, **changes: Any) -> Checkpoint:
