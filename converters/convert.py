@@ -65,7 +65,7 @@ class Options:
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
 
 
-SHORTEST_CONTEXT = 16  # positions behind the prefix
+SHORTEST_CONTEXT = 16  # positions, and behind an instruction
 DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
 
 
@@ -148,7 +148,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
     tokenizer = read_tokenizer(work / tokenizer_file.file_name)
     read = with_head(config, checkpoint.read)
     prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer, options.instruction)
-    if context - len(prefix_tokens) < SHORTEST_CONTEXT:
+    if options.instruction is not None and context - len(prefix_tokens) < SHORTEST_CONTEXT:
         raise ConfigurationError(
             f"The instruction takes {len(prefix_tokens)} of {context} positions, and {SHORTEST_CONTEXT} must be left; "
             f"shorten it, or convert with --context {len(prefix_tokens) + 128} or more."

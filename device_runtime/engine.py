@@ -283,6 +283,11 @@ class LanguageModel:
         constraint = None if schema is None else self._schemas.constraint(schema, limit)
         return Generation(self, tokens, limit, sampling, stop, constraint)
 
+    def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
+        """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
+        room = self.manifest.context - len(self._prefix)
+        self._schemas.constraint(schema, min(max_new or room, room))
+
     def close(self) -> None:
         """Give back memory."""
         self.backend.close()

@@ -31,6 +31,19 @@ links:
     to: plant/{{{{ topic[1] }}}}/advice
     deadline_s: 30
 """
+# Joins the file above, on a device of its own.
+DECISION = """\
+  - name: too-dry
+    from: plant/+/soil
+    prompt: "{{ topic[1] }} {{ moisture }}"
+    answer:
+      type: object
+      properties: {severity: {enum: [ok, warn]}, valve: {type: boolean}}
+      required: [severity, valve]
+      additionalProperties: false
+    to: plant/{{ topic[1] }}/decision
+"""
+SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +133,63 @@ def test_a_hot_reading_wakes_the_model_and_a_cool_one_does_not(device, port, pi_
     topic, _, payload = output.partition(" ")
     assert topic == "plant/south/advice"
     assert json.loads(payload)["text"] == local_answer(pi_bundle, "south 35.5")
+
+
+def deciding_fleet(port: int, bundle: Path, device: str, max_new: int) -> str:
+    fleet = (
+        FLEET.format(port=port, bundle=bundle).replace(DEVICE, device).replace("links: [too-hot]", "links: [too-dry]")
+    )
+    return fleet.replace("max_new: 8", f"max_new: {max_new}") + DECISION
+
+
+def test_a_link_with_a_schema_gives_an_answer_that_fits_it(port, pi_bundle, tmp_path):
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    (tmp_path / "fleet.yaml").write_text(deciding_fleet(port, pi_bundle, "decider", 60))
+    command = [*STONECHAT, "serve", str(tmp_path / "fleet.yaml"), "--device", "decider", "--state-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    decisions = subprocess.Popen(
+        ["mosquitto_sub", "-p", str(port), "-t", "plant/+/decision", "-C", "1", "-W", "60"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(port, "stonechat/1/decider/out/state", lambda state: state["state"] == "ready")
+        publish = ["mosquitto_pub", "-p", str(port), "-t", "plant/north/soil", "-m", '{"moisture": 12}']
+        subprocess.run(publish, check=True)
+        decision = json.loads(decisions.communicate(timeout=60)[0])
+    finally:
+        decisions.kill()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert decision["reading"] == {"moisture": 12}
+    assert set(decision["answer"]) == {"severity", "valve"}
+    assert decision["answer"]["severity"] in ("ok", "warn")
+    assert isinstance(decision["answer"]["valve"], bool)
+
+
+def test_a_link_whose_answer_never_fits_its_limit_does_not_start(port, pi_bundle, tmp_path):
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    (tmp_path / "fleet.yaml").write_text(deciding_fleet(port, pi_bundle, "decider-2", 8))
+    command = [*STONECHAT, "serve", str(tmp_path / "fleet.yaml"), "--device", "decider-2", "--state-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "the answer of link 'too-dry' cannot be given: The shortest answer that fits the schema has" in done.stderr
+
+
+def test_a_question_with_a_schema_is_answered_in_json(device, port, tmp_path):
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    done = ask(port, "is it hot", "--schema", str(tmp_path / "schema.json"), "--max-new", "30")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["a"] in (True, False)
+
+
+def test_a_schema_that_needs_more_tokens_than_it_gets_is_refused_by_name(device, port, tmp_path):
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    done = ask(port, "is it hot", "--schema", str(tmp_path / "schema.json"), "--max-new", "2")
+    assert done.returncode != 0
+    assert "the answer may have 2; raise max_new" in done.stderr
 
 
 def test_a_killed_device_is_announced_as_lost(port, pi_bundle, tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "device_runtime" / "mqtt")]
@@ -26,6 +27,8 @@ class SlowAnswer(ScriptedAnswer):
 
 class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
+
+    manifest = SimpleNamespace(instruction=None)
 
     @classmethod
     def open(cls, *_: object, **__: object) -> SlowModel:

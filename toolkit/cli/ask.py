@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="mqtt://[user@]host[:port]")
     parser.add_argument("--device", metavar="ID", required=True, help="which device to ask")
     parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
+    parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
     parser.add_argument("--max-new", metavar="N", type=int, help="at most N tokens")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.messages import Request
     from device_runtime.mqtt.payload import MessageError
     from toolkit.asking import Question
+    from toolkit.cli.options import read_schema
 
     if not 0 < args.timeout <= 86_400:
         raise ConfigurationError(f"--timeout is {args.timeout:g}; it must be above 0 and at most 86400 seconds.")
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "temperature": args.temperature,
         "max_new": args.max_new,
         "seed": args.seed,
+        "schema": read_schema(args.schema) if args.schema else None,
         "stream": not args.json,
         "deadline_ms": max(1, round(args.timeout * 1000)),
     }

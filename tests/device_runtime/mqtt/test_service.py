@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import subprocess
@@ -12,7 +13,7 @@ import paho.mqtt.client as paho
 import pytest
 from scripted import ScriptedModel
 
-from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.mqtt import client
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.service import DeviceConfig, Service, next_boot
@@ -59,6 +60,35 @@ def test_sampling_fields_reach_the_model(on_air):
     options = device.model.asked[0][1]
     s = options["sampling"]
     assert (s.temperature, s.top_k, s.top_p, s.seed, options["max_new"], options["stop"]) == (0.5, 4, 0.9, 3, 2, (".",))
+
+
+SCHEMA = {"type": "object", "properties": {"open": {"type": "boolean"}}, "required": ["open"]}
+
+
+def test_a_schema_reaches_the_model(on_air):
+    device = on_air(ScriptedModel(['{"open":', "true}"]))
+    device.ask(prompt="x", schema=SCHEMA)
+    assert json.loads(replies(device)[0]["text"]) == {"open": True}
+    assert device.model.asked[0][1]["schema"] == SCHEMA
+
+
+def test_an_answer_that_a_deadline_cuts_before_it_fits_its_schema_is_an_error(on_air):
+    """Half of an object is nothing that its reader could use."""
+    device = on_air(ScriptedModel(['{"open":', "true}"], gated=True))
+    device.model.gate.release()
+    device.ask(prompt="x", schema=SCHEMA, deadline_ms=300)
+    error = replies(device)[-1]["error"]
+    assert error["code"] == "incomplete"
+    assert "met the deadline after 1 tokens" in error["message"]
+
+
+def test_a_schema_that_cannot_be_used_is_told_so(on_air):
+    device = on_air()
+    device.model.fails_with = SchemaError("The schema cannot be used: Invalid type: objet.")
+    device.ask(prompt="x", schema={"type": "objet"})
+    assert replies(device)[0]["error"] == {
+        "code": "schema", "message": "The schema cannot be used: Invalid type: objet.",
+    }  # fmt: skip
 
 
 def test_the_fleets_system_message_goes_first_unless_the_client_has_one(on_air):
