@@ -285,8 +285,7 @@ class LanguageModel:
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
-        room = self.manifest.context - len(self._prefix)
-        self._schemas.constraint(schema, min(max_new or room, room))
+        self._schemas.check(schema, max_new)
 
     def close(self) -> None:
         """Give back memory."""

@@ -39,6 +39,11 @@ class SchemaCompiler:
         self._tokenizer: Any = None  # made at the first schema: it takes a tenth of a second and some memory
         self._closers: list[list[int]] = []
         self._made: OrderedDict[str, Any] = OrderedDict()
+        self._room = manifest.context - len(manifest.prefix_tokens)
+
+    def check(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
+        """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this schema."""
+        self.constraint(schema, min(max_new or self._room, self._room))
 
     def constraint(self, schema: Mapping[str, Any], max_tokens: int) -> Constraint:
         """A constraint for one answer of at most `max_tokens` tokens, its end among them.

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 from device_runtime.structured import check_schema
 from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, MapOf, Number, Plain, Record, Reference, Text
+
+if TYPE_CHECKING:
+    from device_runtime.bundle import Manifest
 
 __all__ = ["Broker", "Device", "Fleet", "ModelEntry", "load"]
 
@@ -90,6 +93,40 @@ class Fleet:
         """
         model = self.models[self._entry(device).model]
         return replace(model, bundle=str((self.path.parent / expand(model.bundle)).resolve()))
+
+    def check_model(
+        self, device: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> None:
+        """What a device asks of its model, held against the model.
+
+        Args:
+            manifest: of the model's bundle.
+            check_schema: called with a schema and `max_new`; raises a `SchemaError` if no answer can be held to it.
+
+        Raises:
+            ConfigurationError: lists every contradiction.
+        """
+        entry = self._entry(device)
+        model, faults = self.models[entry.model], []
+        instruction = manifest.instruction
+        if manifest.chat_template is None:
+            faults.append(
+                f"the bundle of the model {entry.model!r} has no chat template, and a device is asked in messages; "
+                "take an instruction-tuned checkpoint."
+            )
+        if model.system is not None and instruction not in (None, model.system):
+            faults.append(
+                f"the model {entry.model!r} has a system message here, but its bundle has an instruction baked in "
+                f"({instruction!r}); leave out `system`, or convert without --prefix."
+            )
+        for link in self.links:
+            if link.name in entry.links and link.answer is not None:
+                try:
+                    check_schema(link.answer, model.max_new)
+                except SchemaError as error:
+                    faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
+        if faults:
+            raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
 
     def _entry(self, device: str) -> Device:
         if device not in self.devices:

@@ -244,5 +244,5 @@ def test_a_fleet_that_contradicts_a_baked_instruction_does_not_start(port, baked
     process = serve(tmp_path, port, baked, "Sing.", "baked-wrong")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "gives the model 'tiny' a system message, but its bundle has an instruction baked in ('close(valve)')" in err
+    assert "the model 'tiny' has a system message here, but its bundle has an instruction baked in" in err
     assert "Traceback" not in err

@@ -28,7 +28,10 @@ class SlowAnswer(ScriptedAnswer):
 class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
 
-    manifest = SimpleNamespace(instruction=None)
+    manifest = SimpleNamespace(instruction=None, chat_template="x")
+
+    def check_schema(self, schema: object, max_new: object = None) -> None:
+        """Any will do."""
 
     @classmethod
     def open(cls, *_: object, **__: object) -> SlowModel:

@@ -5,11 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from device_runtime.engine import LanguageModel
-    from device_runtime.mqtt.links import Link
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -30,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     from device_runtime.engine import LanguageModel
-    from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
@@ -46,15 +40,7 @@ def run(args: argparse.Namespace) -> int:
     def open_model() -> LanguageModel:
         opened = LanguageModel.open(model.bundle, threads=model.threads)
         try:
-            instruction = opened.manifest.instruction
-            if model.system is not None and instruction not in (None, model.system):
-                raise ConfigurationError(
-                    f"{args.fleet} gives the model {config.model!r} a system message, but its bundle has an "
-                    f"instruction baked in ({instruction!r}); leave out `system`, or convert without --prefix."
-                )
-            for link in config.links:
-                if link.answer is not None:
-                    _check_answer(opened, link, config.max_new, args.fleet)
+            plan.check_model(args.device, opened.manifest, opened.check_schema)
         except BaseException:
             opened.close()
             raise
@@ -64,17 +50,6 @@ def run(args: argparse.Namespace) -> int:
     with stop_on_signals(service):
         service.run()
     return 0
-
-
-def _check_answer(model: LanguageModel, link: Link, max_new: int | None, fleet: Path) -> None:
-    """Better now than at every reading."""
-    from device_runtime.errors import ConfigurationError, SchemaError
-
-    assert link.answer is not None
-    try:
-        model.check_schema(link.answer, max_new)
-    except SchemaError as error:
-        raise ConfigurationError(f"{fleet}: the answer of link {link.name!r} cannot be given: {error}") from None
 
 
 def default_state_dir(device: str) -> Path:

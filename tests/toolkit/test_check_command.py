@@ -1,0 +1,112 @@
+"""`stonechat check`: every fault of a fleet file, and of what it asks of its bundles, without a broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from random_checkpoint import random_checkpoint
+
+from converters.checkpoints import open_checkpoint
+from converters.convert import Options, convert
+from toolkit.cli import main
+
+ROOT = Path(__file__).parents[2]
+FLEET = """\
+schema: 1
+models:
+  tiny: {{bundle: "{bundle}", max_new: {max_new}, system: {system}}}
+devices:
+  north: {{model: tiny, links: [decide]}}
+  south: {{model: tiny}}
+links:
+  - name: decide
+    from: plant/+/soil
+    prompt: "{{{{ moisture }}}}"
+    answer: {{type: object, properties: {{valve: {{type: boolean}}}}, required: [valve]}}
+    to: plant/{{{{ topic[1] }}}}/decision
+"""
+
+Check = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Check:
+    def run(bundle: object, *flags: str, max_new: int = 60, system: str = "Be brief.") -> tuple[int, str, str]:
+        file = tmp_path / "fleet.yaml"
+        file.write_text(FLEET.format(bundle=bundle, max_new=max_new, system=json.dumps(system)))
+        code = main(["check", str(file), *flags])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_a_good_file(check: Check, pi_bundle: Path) -> None:
+    code, out, err = check(pi_bundle)
+    assert (code, err) == (0, "")
+    assert out.endswith("fleet.yaml: 1 model, 2 devices, 1 link; no faults\n")
+
+
+def test_a_bundle_on_another_machine_is_said_to_be_unchecked(check: Check, tmp_path: Path) -> None:
+    code, out, _ = check(tmp_path / "elsewhere", max_new=1)
+    assert code == 0
+    assert f"the bundle of north is not on this machine ({tmp_path}/elsewhere); what its links ask" in out
+
+
+def test_json(check: Check, pi_bundle: Path) -> None:
+    result = json.loads(check(pi_bundle, "--json")[1])
+    assert {name: result[name] for name in ("models", "devices", "links", "bundles_elsewhere")} == {
+        "models": 1, "devices": 2, "links": 1, "bundles_elsewhere": {},
+    }  # fmt: skip
+
+
+def test_an_answer_that_its_limit_has_no_room_for(check: Check, pi_bundle: Path) -> None:
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    code, out, err = check(pi_bundle, max_new=3)
+    assert (code, out) == (2, "")
+    assert "device 'north': the answer of link 'decide' cannot be given: The shortest answer" in err
+    assert "'south'" not in err
+
+
+def test_every_contradiction_of_every_device_comes_at_once(check: Check, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    checkpoint = open_checkpoint(ROOT / "tests" / "data" / "checkpoints" / "gqa-tied")
+    bundle = convert(checkpoint, tmp_path / "baked", Options("pi", 256, instruction="close(valve)", fast=True))
+    code, _, err = check(bundle.path, max_new=3)
+    assert code == 2
+    assert err.count("has an instruction baked in") == 2  # a line for each device
+    assert err.count("cannot be given") == 1
+
+
+def test_a_bundle_without_a_chat_template(check: Check, tmp_path: Path) -> None:
+    bundle = convert(random_checkpoint(), tmp_path / "plain", Options("pi", 256, fast=True))
+    code, _, err = check(bundle.path)
+    assert code == 2
+    assert "has no chat template, and a device is asked in messages" in err
+
+
+def test_a_damaged_bundle(check: Check, pi_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{")
+    code, _, err = check(bundle)
+    assert code in (1, 2) and "manifest.json is not JSON" in err
+
+
+def test_the_faults_of_the_file_itself_have_their_places(capfd: pytest.CaptureFixture[str]) -> None:
+    faulty = ROOT / "tests" / "device_runtime" / "mqtt" / "faulty.yaml"
+    assert main(["check", str(faulty)]) == 2
+    assert "faulty.yaml:4:41: devices.Greenhouse.links[0]: there is no link 'too-hto'; did you mean 'too-hot'?" in (
+        capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*/fleet.yaml")), ids=lambda file: file.parent.name)
+def test_the_examples_have_no_faults(
+    file: Path, pi_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STONECHAT_BUNDLE", str(pi_bundle))
+    assert main(["check", str(file)]) == 0
+    assert "no faults" in capfd.readouterr().out
