@@ -8,7 +8,11 @@ import resource
 import zlib
 from pathlib import Path
 
-__all__ = ["cpu_fingerprint", "peak_rss_mb", "usable_cores"]
+__all__ = ["cpu_fingerprint", "peak_rss_mb", "rss_mb", "temperature_c", "throttled", "usable_cores"]
+
+_THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")
+_THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # of a Raspberry Pi
+_THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temperature limit
 
 
 def usable_cores() -> int:
@@ -19,6 +23,28 @@ def usable_cores() -> int:
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, in MB (10^6 bytes)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def rss_mb() -> float:
+    """The resident memory of this process now, in MB (10^6 bytes)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def temperature_c() -> float | None:
+    """Of the processor; None where the machine does not tell."""
+    try:
+        return round(int(_THERMAL.read_text()) / 1000, 1)
+    except (OSError, ValueError):
+        return None
+
+
+def throttled() -> bool | None:
+    """Whether a Raspberry Pi runs slower now because of its supply or its temperature; None elsewhere."""
+    try:
+        return bool(int(_THROTTLED.read_text(), 16) & _THROTTLED_NOW)
+    except (OSError, ValueError):
+        return None
 
 
 def cpu_fingerprint() -> str:

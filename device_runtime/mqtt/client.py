@@ -152,14 +152,15 @@ class Client:
         client_id: str,
         *,
         on_message: Callable[[Incoming], None],
-        on_subscribed: Callable[[], None] | None = None,
+        on_subscribed: Callable[[bool], None] | None = None,
         on_connection: Callable[[bool, str], None] | None = None,
         will: Will | None = None,
     ) -> None:
         """Prepare a connection; `connect` opens it.
 
         Args:
-            on_subscribed: called after each (re)connect, once the broker has confirmed every subscription.
+            on_subscribed: called after each (re)connect, once the broker has confirmed every subscription, with whether
+                there are any.
             on_connection: called with True on connect and False, with the reason, on disconnect.
         """
         self.broker = broker
@@ -337,7 +338,7 @@ class Client:
         self._tell(True, "")
         self._answered.set()
         if not self._subscriptions and self._on_subscribed:
-            self._on_subscribed()
+            self._on_subscribed(False)
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
         short = code.is_failure and time.monotonic() - self._since_s < SHORT_LIFE_S
@@ -355,7 +356,7 @@ class Client:
             self._unconfirmed.discard(mid)
             complete = not self._unconfirmed
         if complete and self._on_subscribed:
-            self._on_subscribed()
+            self._on_subscribed(True)
 
     def _received(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         p = message.properties

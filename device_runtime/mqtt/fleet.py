@@ -19,7 +19,19 @@ from device_runtime.mqtt.links import Link, Window, check_expression, check_temp
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 from device_runtime.structured import check_schema
-from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, MapOf, Number, Plain, Record, Reference, Text
+from device_runtime.yaml_schema import (
+    Boolean,
+    Choice,
+    Field,
+    Integer,
+    ListOf,
+    MapOf,
+    Number,
+    Plain,
+    Record,
+    Reference,
+    Text,
+)
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
@@ -70,6 +82,7 @@ class Fleet:
     devices: Mapping[str, Device]
     links: tuple[Link, ...] = ()
     schema: int = 1
+    home_assistant: bool = True  # devices show up there by discovery
     path: Path = Path()
 
     def device(self, device: str, broker: BrokerAddress, state_dir: Path) -> DeviceConfig:
@@ -82,7 +95,16 @@ class Fleet:
         model = self.models[entry.model]
         links = tuple(link for link in self.links if link.name in entry.links)
         return DeviceConfig(
-            device, broker, state_dir, entry.model, model.system, model.max_new, links, entry.pool, entry.queue
+            device,
+            broker,
+            state_dir,
+            model=entry.model,
+            system=model.system,
+            max_new=model.max_new,
+            links=links,
+            pool=entry.pool,
+            queue=entry.queue,
+            home_assistant=self.home_assistant,
         )
 
     def model(self, device: str) -> ModelEntry:
@@ -214,6 +236,7 @@ FLEET = Record(
     Fleet,
     {
         "schema": Field(Integer(1, 1)),
+        "home_assistant": Field(Boolean(), True),
         "broker": Field(
             Record(
                 Broker,

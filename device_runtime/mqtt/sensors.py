@@ -32,7 +32,7 @@ log = logging.getLogger("stonechat.serve")
 class Publish(Protocol):
     """`Client.publish`, as far as it is used here."""
 
-    def __call__(self, topic: str, payload: bytes, *, qos: int = 0) -> None: ...
+    def __call__(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None: ...
 
 
 class Sensors:
@@ -49,7 +49,7 @@ class Sensors:
         self._device, self._line, self._publish, self._generate = device, line, publish, generate
         self._windows = [Windows(link) for link in links]
         self._filters = list(dict.fromkeys(link.source for link in links))
-        self._event_topic = DeviceTopics(device).event
+        self._topics = DeviceTopics(device)
         self.counts: Counter[tuple[str, str]] = Counter()  # (link, kind of trouble) -> readings
         self._told_s: dict[tuple[str, str], float] = {}
 
@@ -113,9 +113,9 @@ class Sensors:
             if final.finish != "stop":
                 return self._trouble(link, "incomplete", reading.topic, incomplete(final))
             said = {"answer": json.loads(final.text)}
-        self._publish(
-            wakeup.to, dump(said | {"reading": reading.value, "link": link.name, "device": self._device}), qos=1
-        )
+        payload = dump(said | {"reading": reading.value, "link": link.name, "device": self._device})
+        self._publish(wakeup.to, payload, qos=1)
+        self._publish(self._topics.link(link.name), payload, qos=1, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
         return None
 
@@ -132,4 +132,4 @@ class Sensors:
         count = self.counts[link.name, kind]
         log.warning("link %s: %s (%d so far): %s", link.name, kind, count, message)
         event = {"event": kind, "link": link.name, "topic": topic, "message": message, "count": count}
-        self._publish(self._event_topic, dump(event), qos=1)
+        self._publish(self._topics.event, dump(event), qos=1)

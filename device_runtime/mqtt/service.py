@@ -22,8 +22,10 @@ from typing import Any
 
 import device_runtime
 from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.mqtt import discovery
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
 from device_runtime.mqtt.generation import Model, Run, incomplete
+from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
 from device_runtime.mqtt.payload import MessageError, dump, parse
@@ -52,6 +54,8 @@ class DeviceConfig:
     links: tuple[Link, ...] = ()
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
+    home_assistant: bool = True  # show up there by discovery
+    health_s: float = INTERVAL_S  # from one `out/health` to the next
 
 
 class Service:
@@ -69,6 +73,7 @@ class Service:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._average_ms = float(FIRST_GUESS_MS)
+        self._health = Health()
         self._boot = next_boot(config.state_dir)
         self._state = DeviceState.INIT
         self._model: Model | None = None
@@ -96,7 +101,11 @@ class Service:
             worker.start()
             try:
                 self._client.subscribe(*self._subscriptions())
+                next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
+                    if time.monotonic() >= next_health_s:
+                        next_health_s += self.config.health_s
+                        self._client.publish(self._topics.health, dump(self._health.to_fields(len(self._line))))
                     if self._client.takeover.is_set():
                         raise ConfigurationError(
                             f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
@@ -121,23 +130,35 @@ class Service:
         return [
             *(Subscription(topic, tell_retained=True) for topic in commands),
             *([Subscription(self._pool.shared)] if self._pool else []),
+            *([Subscription(discovery.STATUS_TOPIC, replay_retained=False)] if self.config.home_assistant else []),
             *self._sensors.subscriptions(),
         ]
 
-    def _announce(self) -> None:
-        """Runs after each (re)connect: the last will may have overwritten what the broker keeps."""
-        info = Info(
+    def _announce(self, listening: bool) -> None:
+        """Runs after each (re)connect: the last will may have overwritten what the broker keeps.
+
+        A device is ready when the broker has its subscriptions: a request that came before would be lost.
+        """
+        self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
+        self._describe()
+        with self._lock:
+            if self._state is DeviceState.INIT and listening:
+                self._state = DeviceState.READY
+            self._publish_state()
+
+    def _info(self) -> Info:
+        return Info(
             self.config.device,
             board=_board(),
             version=device_runtime.__version__,
             models=(self.config.model,),
             capabilities=("generate", "stream", "cancel", "schema", "links"),
         )
-        self._client.publish(self._topics.info, info.to_json(), qos=1, retain=True)
-        with self._lock:
-            if self._state is DeviceState.INIT and self._model is not None:
-                self._state = DeviceState.READY
-            self._publish_state()
+
+    def _describe(self) -> None:
+        """To Home Assistant; an empty message takes back what an earlier start may have said."""
+        message = discovery.describe(self._info(), self.config.links) if self.config.home_assistant else b""
+        self._client.publish(discovery.config_topic(self.config.device), message, qos=1, retain=True)
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
         if connected:
@@ -150,6 +171,9 @@ class Service:
             self._command(message, self._accept)
         elif message.topic == self._topics.cancel:
             self._command(message, self._cancel)
+        elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
+            if message.payload == b"online":
+                self._describe()
         else:
             self._sensors.receive(message)
 
@@ -294,7 +318,12 @@ class Service:
                 stop=request.stop,
                 schema=request.schema,
             )
-            return run.to_end(answer, on_piece)
+            final = run.to_end(answer, on_piece)
+            self._health.answered(final)
+            return final
+        except Exception:
+            self._health.failed()
+            raise
         finally:
             with self._lock:
                 self._current = None

@@ -1,7 +1,8 @@
 """Topic names: building, parsing and the rule for reply topics.
 
     stonechat/1/<device>/in/{generate,cancel}            commands, never retained
-    stonechat/1/<device>/out/{state,info,event}          what the device says of itself
+    stonechat/1/<device>/out/{state,info,health,event}   what the device says of itself
+    stonechat/1/<device>/out/link/<name>                 what a link has answered last
     stonechat/1/<device>/out/reply/<client>/<session>    answers
     stonechat/1/pool/<group>/generate                    work that several devices share
     stonechat/1/pool/<group>/reply/<client>/<session>    answers to that work
@@ -36,7 +37,7 @@ MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 _ID = re.compile(r"[a-z0-9-]{1,64}")
 _COMMANDS = frozenset({"generate", "cancel"})
-_OUTPUTS = frozenset({"state", "info", "event"})
+_OUTPUTS = frozenset({"state", "info", "health", "event"})
 
 
 def is_id(text: str) -> bool:
@@ -112,6 +113,15 @@ class DeviceTopics(_Replies):
         return f"{ROOT}/{self.device}/out/info"
 
     @property
+    def health(self) -> str:
+        """How the device is, once a minute."""
+        return f"{ROOT}/{self.device}/out/health"
+
+    def link(self, name: str) -> str:
+        """Retained: the last answer of a link, wherever else it went."""
+        return f"{ROOT}/{self.device}/out/link/{check_id('link', name)}"
+
+    @property
     def event(self) -> str:
         """What went wrong, for whoever watches the fleet."""
         return f"{ROOT}/{self.device}/out/event"
@@ -153,9 +163,10 @@ class TopicParts:
 
     owner: Literal["device", "pool"]
     id: str  # of the device or the pool
-    kind: str  # generate, cancel, state, info, event or reply
+    kind: str  # generate, cancel, state, info, health, event, link or reply
     client: str = ""  # of a reply topic
     session: str = ""  # of a reply topic
+    link: str = ""  # of a link's topic
 
 
 def parse(topic: str) -> TopicParts | None:
@@ -173,6 +184,8 @@ def parse(topic: str) -> TopicParts | None:
             return TopicParts("device", device, command)
         case [device, "out", output] if is_id(device) and output in _OUTPUTS:
             return TopicParts("device", device, output)
+        case [device, "out", "link", name] if is_id(device) and is_id(name):
+            return TopicParts("device", device, "link", link=name)
         case [device, "out", "reply", client, session] if all(map(is_id, (device, client, session))):
             return TopicParts("device", device, "reply", client, session)
     return None

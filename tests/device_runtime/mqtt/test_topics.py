@@ -30,6 +30,8 @@ def test_what_is_built_can_be_parsed(device, client, session):
     assert [parse(topic).kind for topic in (t.generate, t.cancel, t.state, t.info, t.event, p.generate)] == [
         "generate", "cancel", "state", "info", "event", "generate"
     ]  # fmt: skip
+    assert parse(t.health).kind == "health"
+    assert parse(t.link(client)) == TopicParts("device", device, "link", link=client)
     assert t.allows_reply(t.reply(client, session))
     assert not t.allows_reply(p.reply(client, session))
 
