@@ -21,7 +21,7 @@ __all__ = ["Question"]
 
 STATE_WAIT_S = 2.0  # a retained state follows the subscription at once
 GRACE_S = 5.0  # beyond the deadline that the device keeps itself
-_CLIENTS_FAULT = {"invalid_request", "unknown_model", "unsupported", "retained", "configuration", "context_overflow"}
+_CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
 
 
 class Question:
@@ -29,10 +29,14 @@ class Question:
 
     final: Final
 
-    def __init__(self, broker: BrokerAddress, device: str, request: Request, timeout_s: float) -> None:
+    def __init__(
+        self, broker: BrokerAddress, device: str, request: Request, timeout_s: float, client: str | None = None
+    ) -> None:
+        """Prepare a question; `client` is who asks, as the broker knows it. It may read no other's answers."""
         self._broker, self._topics, self._request, self._timeout_s = broker, DeviceTopics(device), request, timeout_s
-        client_id = f"ask-{secrets.token_hex(4)}"
-        self._reply_to = self._topics.reply(client_id, "1")
+        session = secrets.token_hex(4)
+        client_id = f"{client or 'ask'}-{session}"
+        self._reply_to = self._topics.reply(client or client_id, session)
         self._correlation_data = secrets.token_bytes(8)
         self._heard: queue.Queue[Incoming] = queue.Queue()
         self._client = Client(broker, client_id, on_message=self._heard.put)

@@ -31,7 +31,16 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 
-__all__ = ["PASSWORD_VARIABLE", "BrokerAddress", "Client", "Incoming", "Subscription", "Will", "read_password"]
+__all__ = [
+    "PASSWORD_VARIABLE",
+    "BrokerAddress",
+    "Certificates",
+    "Client",
+    "Incoming",
+    "Subscription",
+    "Will",
+    "read_password",
+]
 
 PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
 KEEPALIVE_S = 30
@@ -48,6 +57,46 @@ log = logging.getLogger("stonechat.mqtt")
 
 
 @dataclass(frozen=True)
+class Certificates:
+    """Files by which a TLS connection is proven. What is None is the system's, or left out."""
+
+    ca: Path | None = None  # whom to trust
+    own: Path | None = None  # our certificate …
+    key: Path | None = None  # … and its key
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Certificates:
+        """ca.crt, NAME.crt and NAME.key in a folder, as `stonechat broker init` makes them.
+
+        Raises:
+            ConfigurationError: one of them is missing.
+        """
+        files = folder / "ca.crt", folder / f"{name}.crt", folder / f"{name}.key"
+        for file in files:
+            if not file.is_file():
+                raise ConfigurationError(
+                    f"{file} is missing; make it with `stonechat broker init {folder} --client {name}` (or --device), "
+                    "or copy it from where that was done."
+                )
+        return cls(*files)
+
+    def context(self) -> ssl.SSLContext:
+        """For a connection to a broker.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or is not what it should be.
+        """
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            if self.own is not None:
+                context.load_cert_chain(self.own, self.key)
+        except (OSError, ssl.SSLError) as e:
+            files = ", ".join(str(file) for file in (self.ca, self.own, self.key) if file)
+            raise ConfigurationError(f"the certificates {files} cannot be used: {_reason(e)}.") from None
+        return context
+
+
+@dataclass(frozen=True)
 class BrokerAddress:
     """Where the broker is, and who we are to it."""
 
@@ -57,12 +106,20 @@ class BrokerAddress:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     protocol: Protocol = "5"
+    certificates: Certificates = Certificates()  # frozen
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
     @classmethod
-    def from_url(cls, url: str, *, password: str | None = None, protocol: Protocol = "5") -> BrokerAddress:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        password: str | None = None,
+        protocol: Protocol = "5",
+        certificates: Certificates | None = None,
+    ) -> BrokerAddress:
         """Read `mqtt://[user@]host[:port]` or `mqtts://…` (TLS).
 
         Raises:
@@ -84,7 +141,10 @@ class BrokerAddress:
         if password is not None and parts.username is None:
             raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
         tls = parts.scheme == "mqtts"
-        return cls(parts.hostname, port or (8883 if tls else 1883), tls, parts.username, password, protocol)
+        if certificates is not None and not tls:
+            raise ConfigurationError(f"there are certificates, but broker URL {url!r} is not encrypted; use mqtts://.")
+        port = port or (8883 if tls else 1883)
+        return cls(parts.hostname, port, tls, parts.username, password, protocol, certificates or Certificates())
 
 
 def read_password(path: Path | None = None) -> str | None:
@@ -192,7 +252,7 @@ class Client:
         if broker.user is not None:
             self._paho.username_pw_set(broker.user, broker.password)
         if broker.tls:
-            self._paho.tls_set_context(ssl.create_default_context())
+            self._paho.tls_set_context(broker.certificates.context())
         if will:
             self._paho.will_set(will.topic, will.payload, qos=1, retain=True)
 
@@ -210,6 +270,11 @@ class Client:
                 self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True)
             else:
                 self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S)
+        except ssl.SSLCertVerificationError as e:
+            raise ConfigurationError(
+                f"the broker at {self.broker} does not prove who it is: {e.verify_message}. Check the host in the "
+                "broker URL, and that the certificates are of this broker's authority."
+            ) from None
         except (OSError, ValueError) as e:
             raise UnreachableError(
                 f"no {kind}connection to the broker at {self.broker}: {_reason(e)}. "
@@ -218,6 +283,11 @@ class Client:
         self._paho.loop_start()
         if not self._answered.wait(timeout_s):
             self.close(0)
+            if self.broker.tls and self._short_lives:
+                raise ConfigurationError(
+                    f"the broker at {self.broker} closes the connection before it begins; it may want a certificate "
+                    "of its own authority (certs in the fleet file, --certs)."
+                )
             raise UnreachableError(
                 f"{self.broker} accepts connections but did not answer as an MQTT broker within {timeout_s:g} s. "
                 "Check the port (1883 is MQTT, 8883 is MQTT with TLS and needs mqtts://)."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
@@ -45,12 +45,7 @@ class Broker:
 
     url: str = "mqtt://localhost:1883"
     protocol: str = "5"  # or 3.1.1, for brokers that have no MQTT 5
-
-    def address(self, url: str | None = None, password: str | None = None) -> BrokerAddress:
-        """The address, with `url` in place of the file's if given."""
-        return BrokerAddress.from_url(
-            url or self.url, password=password, protocol="5" if self.protocol == "5" else "3.1.1"
-        )
+    certs: str | None = None  # a folder with ca.crt and <device>.crt and .key; a path, relative to the fleet file
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,19 @@ class Fleet:
         """
         model = self.models[self._entry(device).model]
         return replace(model, bundle=str((self.path.parent / expand(model.bundle)).resolve()))
+
+    def address(self, device: str, url: str | None = None, password: str | None = None) -> BrokerAddress:
+        """The broker as one device reaches it, with `url` in place of the file's if given.
+
+        Raises:
+            ConfigurationError: there is no such device, or its certificates are missing.
+        """
+        self._entry(device)
+        b, certificates = self.broker, None
+        if b.certs is not None:
+            certificates = Certificates.of((self.path.parent / expand(b.certs)).resolve(), device)
+        protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
+        return BrokerAddress.from_url(url or b.url, password=password, protocol=protocol, certificates=certificates)
 
     def check_model(
         self, device: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
@@ -243,6 +251,7 @@ FLEET = Record(
                 {
                     "url": Field(Text("a broker URL", check=_broker_url), "mqtt://localhost:1883"),
                     "protocol": Field(Choice(("5", "3.1.1")), "5"),
+                    "certs": Field(Text("the path of a folder with certificates"), None),
                 },
             ),
             Broker(),

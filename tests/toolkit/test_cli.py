@@ -82,6 +82,7 @@ SHOWN = {
     "help-inspect": ["inspect", "--help"],
     "help-eval": ["eval", "--help"],
     "help-check": ["check", "--help"],
+    "help-broker": ["broker", "--help"],
     "help-bench": ["bench", "--help"],
     "help-trace": ["trace", "--help"],
     "inspect": ["inspect", "bundle"],

@@ -22,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="give up after S seconds (default 60)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    parser.add_argument("--certs", metavar="DIR", type=Path, help="ca.crt, and NAME.crt and NAME.key of --as NAME")
+    parser.add_argument(
+        "--as", metavar="NAME", dest="name", help="who asks, as the broker knows it (default: the user)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
@@ -31,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt.client import BrokerAddress, read_password
+    from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
     from device_runtime.mqtt.messages import Request
     from device_runtime.mqtt.payload import MessageError
+    from device_runtime.mqtt.topics import check_id, is_id
     from toolkit.asking import Question
     from toolkit.cli.options import read_schema
 
@@ -53,8 +58,14 @@ def run(args: argparse.Namespace) -> int:
         checked = Request.from_value(request)
     except MessageError as e:
         raise ConfigurationError(str(e)) from None
-    broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file))
-    with Question(broker, args.device, checked, args.timeout) as question:
+    if args.certs is not None and args.name is None:
+        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
+    name = check_id("client", args.name) if args.name is not None else None
+    certificates = Certificates.of(args.certs, name) if args.certs is not None and name is not None else None
+    broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file), certificates=certificates)
+    if name is None and broker.user is not None and is_id(broker.user):
+        name = broker.user
+    with Question(broker, args.device, checked, args.timeout, name) as question:
         try:
             for piece in question.pieces():
                 if not args.json:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan = fleet.load(args.fleet)
     model = plan.model(args.device)
-    broker = plan.broker.address(args.broker, read_password(args.password_file))
+    broker = plan.address(args.device, args.broker, read_password(args.password_file))
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model() -> LanguageModel:

@@ -40,7 +40,7 @@ def test_a_fleet_file_becomes_device_configurations(tmp_path):
     path = tmp_path / "fleet.yaml"
     path.write_text(GOOD, encoding="utf-8")
     f = fleet.load(path)
-    config = f.device("pi", f.broker.address(), tmp_path)
+    config = f.device("pi", f.address("pi"), tmp_path)
     assert config.links == (
         Link(
             "hot", "plant/+/boiler", "{{ temp_c }} °C", "plant/{{ topic[1] }}/advice", "temp_c > 80", Window(30, 5),
@@ -49,7 +49,7 @@ def test_a_fleet_file_becomes_device_configurations(tmp_path):
     )  # fmt: skip
     assert (config.system, config.max_new, config.model) == ("Be brief.", 48, "small")
     assert (config.broker.host, config.broker.port, config.broker.user) == ("host", 1884, "me")
-    assert f.device("zero", f.broker.address(), tmp_path).pool == "herd"
+    assert f.device("zero", f.address("zero"), tmp_path).pool == "herd"
     assert f.model("pi").bundle == str(tmp_path.parent / "bundles" / "small")
     with pytest.raises(ConfigurationError, match="no device 'pie'; did you mean 'pi'"):
         f.model("pie")

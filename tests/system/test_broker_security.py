@@ -1,0 +1,379 @@
+"""A broker that `stonechat broker init` has made: who gets in, and what reaches whom.
+
+Everything is asserted on delivery. mosquitto says "granted" to a subscription that its access list forbids, and
+acknowledges a message that it then drops.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.mqtt.client import BrokerAddress, Certificates, Client
+from tests.brokers import free_port, mosquitto_path
+from toolkit.broker.access import Access, access_list, parse_list, target
+from toolkit.cli import main
+
+pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `broker`)")
+
+STONECHAT = [sys.executable, "-m", "toolkit"]
+FLEET = """\
+schema: 1
+broker: {{url: "mqtts://localhost:{port}", certs: {certs}}}
+models:
+  tiny: {{bundle: "{bundle}", threads: 1, max_new: 8}}
+devices:
+  north: {{model: tiny, links: [too-hot], pool: herd}}
+  south: {{model: tiny}}
+links:
+  - name: too-hot
+    from: plant/+/air
+    prompt: "{{{{ temp_c }}}}"
+    to: plant/{{{{ topic[1] }}}}/advice
+"""
+
+
+@dataclass
+class Site:
+    """A running broker, its folder and its port."""
+
+    folder: Path
+    port: int
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    binary = mosquitto_path()
+    if binary is None:
+        pytest.skip("mosquitto is not installed (Debian: apt install mosquitto mosquitto-clients)")
+    config = folder / "mosquitto.conf"
+    text = config.read_text()
+    if "\nuser " not in text:  # as root it would become a user who may not read a test's keys
+        config.write_text(f"{text}user root\n")
+    return subprocess.Popen([binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, pi_bundle: Path) -> Iterator[Site]:
+    folder, port = tmp_path_factory.mktemp("site"), free_port()
+    fleet = folder / "fleet.yaml"
+    fleet.write_text(FLEET.format(port=port, certs=folder / "broker", bundle=pi_bundle))
+    flags = ["--host", "localhost", "--port", str(port), "--fleet", str(fleet), "--client", "phone", "--client", "spy"]
+    sensors = ["--sensor", "probe=plant/+/air", "--home-assistant", "ha"]
+    assert main(["broker", "init", str(folder / "broker"), *flags, *sensors]) == 0
+    process = start(folder / "broker")
+    try:
+        end_s = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < end_s and not reachable(port):
+            time.sleep(0.05)
+        assert process.poll() is None, (folder / "broker" / "mosquitto.conf").read_text()
+        yield Site(folder, port)
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def reachable(port: int) -> bool:
+    import socket
+
+    try:
+        socket.create_connection(("localhost", port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True
+
+
+class User:
+    """Plain paho with one user's certificate: whoever has the key, with any library."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        certs = Certificates.of(site.folder / "broker", name)
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=paho.MQTTv5)
+        self.client.tls_set_context(certs.context())
+        self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))
+        self.client.connect("localhost", site.port)
+        self.client.loop_start()
+
+    def subscribe(self, *filters: str) -> None:
+        done = queue.Queue()
+        self.client.on_subscribe = lambda *_: done.put(1)
+        self.client.subscribe([(f, 1) for f in filters])
+        done.get(timeout=5)
+
+    def publish(self, topic: str, payload: bytes = b"x", **properties: object) -> None:
+        p = Properties(PacketTypes.PUBLISH)
+        for name, value in properties.items():
+            setattr(p, name, value)
+        self.client.publish(topic, payload, qos=1, properties=p).wait_for_publish(5)
+
+    def gets(self, topic: str, timeout_s: float = 5.0) -> bool:
+        """Whether a message on `topic` comes."""
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                if self.heard.get(timeout=left_s)[0] == topic:
+                    return True
+            except queue.Empty:
+                break
+        return False
+
+
+@pytest.fixture
+def user(site: Site) -> Iterator[Callable[[str], User]]:
+    users: list[User] = []
+
+    def make(name: str) -> User:
+        users.append(User(site, name))
+        return users[-1]
+
+    yield make
+    for made in users:
+        made.client.disconnect()
+        made.client.loop_stop()
+
+
+ALLOWED = [
+    ("phone", "stonechat/1/north/in/generate", "north"),
+    ("phone", "stonechat/1/north/in/cancel", "north"),
+    ("phone", "stonechat/1/pool/herd/generate", "north"),
+    ("north", "stonechat/1/north/out/reply/phone/1", "phone"),
+    ("north", "stonechat/1/pool/herd/reply/phone/1", "phone"),
+    ("north", "stonechat/1/north/out/state", "phone"),
+    ("north", "stonechat/1/north/out/health", "ha"),
+    ("north", "homeassistant/device/north/config", "ha"),
+    ("ha", "homeassistant/status", "north"),
+    ("probe", "plant/a/air", "north"),
+]
+FORBIDDEN = [
+    ("north", "stonechat/1/south/out/state", "phone", "a device writes as another"),
+    ("north", "stonechat/1/south/out/reply/phone/1", "phone", "a device answers as another"),
+    ("north", "stonechat/1/south/in/generate", "south", "a device commands another"),
+    ("north", "homeassistant/device/south/config", "ha", "a device describes another"),
+    ("south", "stonechat/1/pool/herd/reply/phone/1", "phone", "a device answers for a pool that it is not in"),
+    ("phone", "stonechat/1/north/in/generate", "south", "a device reads another's requests"),
+    ("phone", "stonechat/1/pool/herd/generate", "south", "a device reads the requests of another's pool"),
+    ("phone", "stonechat/1/north/out/state", "ha", "a client writes as a device"),
+    ("phone", "stonechat/1/north/out/reply/phone/1", "phone", "a client answers itself as a device"),
+    ("north", "stonechat/1/north/out/reply/phone/1", "spy", "a client reads another's answers"),
+    ("north", "stonechat/1/pool/herd/reply/phone/1", "spy", "a client reads another's answers from a pool"),
+    ("phone", "plant/a/air", "north", "a client pretends to be a sensor"),
+    ("probe", "stonechat/1/north/in/generate", "north", "a sensor commands a device"),
+    ("probe", "plant/a/advice", "north", "a sensor gives advice"),
+    ("phone", "homeassistant/status", "north", "a client pretends to be Home Assistant"),
+]
+
+# A message that each reader may get, sent after the forbidden one: what came before it is all that comes.
+PROOF = {
+    "phone": ("north", "stonechat/1/north/out/event"),
+    "spy": ("north", "stonechat/1/north/out/event"),
+    "ha": ("north", "stonechat/1/north/out/link/too-hot"),
+    "north": ("ha", "homeassistant/status"),
+    "south": ("ha", "homeassistant/status"),
+}
+
+
+class TestDelivery:
+    @pytest.mark.parametrize("writer, topic, reader", ALLOWED)
+    def test_what_the_contract_needs_is_delivered(self, writer: str, topic: str, reader: str, user) -> None:
+        listening = user(reader)
+        listening.subscribe(topic)
+        user(writer).publish(topic)
+        assert listening.gets(topic)
+
+    @pytest.mark.parametrize("writer, topic, reader, what", FORBIDDEN, ids=[what for *_, what in FORBIDDEN])
+    def test_nothing_else_is(self, writer: str, topic: str, reader: str, what: str, user) -> None:
+        listening = user(reader)
+        # Wildcards must not reach farther than names.
+        listening.subscribe(topic, "#", "stonechat/#", "+/+/+/+/+", f"$share/x/{topic}")
+        user(writer).publish(topic, b"forbidden")
+        proof_writer, proof_topic = PROOF[reader]
+        user(proof_writer).publish(proof_topic, b"the end")
+        heard = []
+        while not heard or heard[-1] != b"the end":
+            heard.append(listening.heard.get(timeout=5)[1])
+        assert b"forbidden" not in heard
+
+    def test_an_answer_reaches_its_client_and_no_other(self, site: Site, user, serving) -> None:
+        """The whole way, with a real model: and a spy who names the client's reply topic gets nothing either."""
+        spy = user("spy")
+        spy.subscribe("#", "stonechat/1/south/out/reply/phone/#")
+        done = ask(site, "phone")
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        spy.publish(
+            "stonechat/1/south/in/generate", b'{"prompt":"x"}',
+            ResponseTopic="stonechat/1/south/out/reply/phone/9", CorrelationData=b"1",
+        )  # fmt: skip
+        assert not spy.gets("stonechat/1/south/out/reply/phone/9", 1.0)
+
+
+@pytest.fixture(scope="module")
+def serving(site: Site) -> Iterator[subprocess.Popen[str]]:
+    """`stonechat serve` as south, ready."""
+    command = [*STONECHAT, "serve", str(site.folder / "fleet.yaml"), "--device", "south"]
+    process = subprocess.Popen(
+        [*command, "--state-dir", str(site.folder / "south")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    watching = User(site, "phone")
+    watching.subscribe("stonechat/1/south/out/state")
+    end_s = time.monotonic() + 30
+    try:
+        while time.monotonic() < end_s:
+            if json.loads(watching.heard.get(timeout=30)[1])["state"] == "ready":
+                break
+        watching.client.disconnect()
+        watching.client.loop_stop()
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def ask(site: Site, name: str, host: str = "localhost", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
+    flags = ["--broker", f"mqtts://{host}:{site.port}", "--certs", str(certs or site.folder / "broker"), "--as", name]
+    return subprocess.run(
+        [*STONECHAT, "ask", "--device", "south", *flags, "how are you"], capture_output=True, text=True, timeout=60
+    )
+
+
+class TestWhoGetsIn:
+    def test_nobody_without_a_certificate(self, site: Site) -> None:
+        certificates = Certificates(ca=site.folder / "broker" / "ca.crt")
+        address = BrokerAddress("localhost", site.port, tls=True, certificates=certificates)
+        client = Client(address, "nobody", on_message=lambda message: None)
+        with pytest.raises((ConfigurationError, UnreachableError)):
+            client.connect(2.0)
+
+    def test_nobody_with_a_certificate_of_another_authority(self, site: Site, tmp_path: Path) -> None:
+        assert main(["broker", "init", str(tmp_path), "--host", "localhost", "--client", "phone"]) == 0
+        certificates = Certificates(site.folder / "broker" / "ca.crt", tmp_path / "phone.crt", tmp_path / "phone.key")
+        address = BrokerAddress("localhost", site.port, tls=True, certificates=certificates)
+        client = Client(address, "phone", on_message=lambda message: None)
+        with pytest.raises((ConfigurationError, UnreachableError)):
+            client.connect(2.0)
+
+    def test_nobody_without_encryption(self, site: Site) -> None:
+        client = Client(BrokerAddress("localhost", site.port), "plain", on_message=lambda message: None)
+        with pytest.raises((ConfigurationError, UnreachableError)):
+            client.connect(2.0)
+
+    def test_a_broker_of_another_authority_is_not_talked_to(self, site: Site, tmp_path: Path) -> None:
+        assert main(["broker", "init", str(tmp_path), "--host", "localhost", "--client", "phone"]) == 0
+        done = ask(site, "phone", certs=tmp_path)
+        assert done.returncode == 2
+        assert "does not prove who it is" in done.stderr and "Traceback" not in done.stderr
+
+    def test_nor_one_of_another_name(self, site: Site) -> None:
+        done = ask(site, "phone", host="127.0.0.1")
+        assert done.returncode == 2
+        assert "does not prove who it is" in done.stderr
+
+
+class TestCommand:
+    def init(self, folder: Path, *flags: str) -> int:
+        return main(["broker", "init", str(folder), *flags])
+
+    def test_a_second_call_adds_and_keeps(self, tmp_path: Path) -> None:
+        assert self.init(tmp_path, "--host", "a.local", "--port", "9999", "--device", "one", "--client", "phone") == 0
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        assert self.init(tmp_path, "--device", "two", "--sensor", "probe=x/+") == 0
+        after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        assert {name: after[name] for name in before if name != "acl"} == {
+            name: content for name, content in before.items() if name != "acl"
+        }
+        assert {"two.crt", "two.key", "probe.crt", "probe.key"} <= after.keys()
+        access = parse_list(after["acl"].decode())
+        assert set(access.rights) == {"one", "two", "phone", "probe"}
+        assert access.rights["probe"] == ["write x/+"]
+
+    def test_keys_are_their_owners_alone(self, tmp_path: Path) -> None:
+        assert self.init(tmp_path, "--host", "a.local", "--device", "one") == 0
+        assert {p.name: p.stat().st_mode & 0o777 for p in tmp_path.glob("*.key")} == {
+            "ca.key": 0o600, "broker.key": 0o600, "one.key": 0o600,
+        }  # fmt: skip
+
+    def test_a_server_has_its_names_and_a_client_none(self, tmp_path: Path) -> None:
+        from cryptography import x509
+
+        assert self.init(tmp_path, "--host", "a.local", "--host", "192.0.2.7", "--device", "one") == 0
+        names = x509.load_pem_x509_certificate((tmp_path / "broker.crt").read_bytes()).extensions
+        found = names.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert found.get_values_for_type(x509.DNSName) == ["a.local"]
+        assert [str(a) for a in found.get_values_for_type(x509.IPAddress)] == ["192.0.2.7"]
+        client = x509.load_pem_x509_certificate((tmp_path / "one.crt").read_bytes())
+        assert client.subject.rfc4514_string() == "CN=one"
+        with pytest.raises(x509.ExtensionNotFound):
+            client.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+
+    @pytest.mark.parametrize(
+        "flags, words",
+        [
+            ([], "under which name clients reach the broker: --host"),
+            (["--host", "a", "--device", "A"], "'A' cannot name a device"),
+            (["--host", "a", "--client", "ca"], "'ca' is the name of one of the broker's own files"),
+            (["--host", "a", "--sensor", "probe"], "expected NAME=TOPIC"),
+            (["--host", "a", "--sensor", "probe=a/#/b"], "'#' must be the last level"),
+            (["--host", "a", "--fleet", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        ],
+    )
+    def test_what_is_wrong_is_said_and_nothing_is_made(
+        self, flags: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.init(tmp_path / "broker", *flags) == 2
+        assert words in capfd.readouterr().err
+        assert not (tmp_path / "broker").exists()
+
+    def test_half_an_authority_is_refused(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        assert self.init(tmp_path, "--host", "a") == 0
+        (tmp_path / "ca.key").unlink()
+        assert self.init(tmp_path, "--device", "one") == 2
+        assert "has only one of ca.crt and ca.key" in capfd.readouterr().err
+
+    def test_certificates_that_are_missing_are_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"ca\.crt is missing; make it with `stonechat broker init"):
+            Certificates.of(tmp_path, "one")
+
+    @pytest.mark.parametrize(
+        "template, filter_",
+        [
+            ("plant/advice", "plant/advice"),
+            ("plant/{{ topic[1] }}/advice", "plant/+/advice"),
+            ("plant/x-{{ topic[1] }}/advice", "plant/+/advice"),
+            ("{% if a %}x{% else %}y{% endif %}/b", "+/b"),
+        ],
+    )
+    def test_a_links_target_becomes_a_filter(self, template: str, filter_: str) -> None:
+        assert target(template) == filter_
+
+    def test_an_access_list_comes_back_as_it_was(self) -> None:
+        access = Access()
+        access.add_client("phone")
+        access.add("silent")
+        access.add_sensor("probe", "a/+/b")
+        assert parse_list(access_list(access)) == access
+
+
+def test_certificates_need_encryption() -> None:
+    with pytest.raises(ConfigurationError, match="is not encrypted; use mqtts://"):
+        BrokerAddress.from_url("mqtt://localhost", certificates=Certificates())
+
+
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("rubbish")
+    with pytest.raises(ConfigurationError, match=r"ca\.crt cannot be used"):
+        Certificates(ca=tmp_path / "ca.crt").context()
+    assert isinstance(Certificates().context(), ssl.SSLContext)

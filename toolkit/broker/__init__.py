@@ -1,0 +1,1 @@
+"""A broker for a fleet: certificates, an access list and a configuration for mosquitto."""
