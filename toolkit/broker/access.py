@@ -54,6 +54,8 @@ require_certificate true
 use_identity_as_username true
 allow_anonymous false
 acl_file {folder}/acl
+# Pieces of an answer are small; without this they wait for one another.
+set_tcp_nodelay true
 # A message that no stonechat part would read is not carried.
 max_packet_size 131072
 max_queued_messages 1000
