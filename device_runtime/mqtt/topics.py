@@ -72,6 +72,10 @@ class _Replies:
         """The topic on which `client` hears the answers of one `session`."""
         return f"{self.reply_root}/{check_id('client', client)}/{check_id('session', session)}"
 
+    def replies(self, client: str) -> str:
+        """The filter of everything that `client` hears."""
+        return f"{self.reply_root}/{check_id('client', client)}/+"
+
     def allows_reply(self, topic: str) -> bool:
         """Whether an answer may go to `topic`.
 

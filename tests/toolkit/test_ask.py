@@ -16,10 +16,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from device_runtime.mqtt.client import BrokerAddress
-from device_runtime.mqtt.messages import Final, Piece, Request, State
+from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.payload import dump
+from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port, mosquitto
-from toolkit.asking import Question
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]
@@ -130,9 +130,8 @@ def test_lost_and_disordered_pieces_are_healed_by_the_final_text(port):
     assert ready.wait(5)
     state = State.from_json(b'{"state":"ready","boot":1}')
     device.publish("stonechat/1/played/out/state", state.to_json(), qos=1, retain=True).wait_for_publish(5)
-    request = Request(({"role": "user", "content": "x"},), stream=True)
-    with Question(BrokerAddress("127.0.0.1", port), "played", request, 5.0) as question:
-        assert list(question.pieces()) == ["a", "bcd"]
+    with RemoteModel(BrokerAddress("127.0.0.1", port), "played") as model:
+        assert list(model.generate("x", timeout_s=5.0)) == ["a", "bcd"]
     device.disconnect()
 
 

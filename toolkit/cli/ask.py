@@ -36,28 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
     from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
-    from device_runtime.mqtt.messages import Request
-    from device_runtime.mqtt.payload import MessageError
+    from device_runtime.mqtt.remote import RemoteModel
     from device_runtime.mqtt.topics import check_id, is_id
-    from toolkit.asking import Question
     from toolkit.cli.options import read_schema
 
-    if not 0 < args.timeout <= 86_400:
-        raise ConfigurationError(f"--timeout is {args.timeout:g}; it must be above 0 and at most 86400 seconds.")
-    messages = [{"role": "system", "content": args.system}] if args.system else []
-    request = {
-        "messages": [*messages, {"role": "user", "content": args.prompt}],
-        "temperature": args.temperature,
-        "max_new": args.max_new,
-        "seed": args.seed,
-        "schema": read_schema(args.schema) if args.schema else None,
-        "stream": not args.json,
-        "deadline_ms": max(1, round(args.timeout * 1000)),
-    }
-    try:
-        checked = Request.from_value(request)
-    except MessageError as e:
-        raise ConfigurationError(str(e)) from None
     if args.certs is not None and args.name is None:
         raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
     name = check_id("client", args.name) if args.name is not None else None
@@ -65,21 +47,32 @@ def run(args: argparse.Namespace) -> int:
     broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file), certificates=certificates)
     if name is None and broker.user is not None and is_id(broker.user):
         name = broker.user
-    with Question(broker, args.device, checked, args.timeout, name) as question:
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    model = RemoteModel(broker, args.device, client=name)
+    answer = model.generate(
+        [*system, {"role": "user", "content": args.prompt}],
+        temperature=args.temperature,
+        max_new=args.max_new,
+        seed=args.seed,
+        schema=read_schema(args.schema) if args.schema else None,
+        stream=not args.json,
+        timeout_s=args.timeout,
+    )
+    with model:
         try:
-            for piece in question.pieces():
+            for piece in answer:
                 if not args.json:
                     print(piece, end="", flush=True)
         except KeyboardInterrupt:
-            question.cancel()
+            answer.cancel()
             if not args.json:
                 print()
             return 130
-    answer = question.final
+    final = answer.final
     if args.json:
-        print(json.dumps({"device": args.device, **answer.to_fields()}, ensure_ascii=False))
+        print(json.dumps({"device": args.device, **final.to_fields()}, ensure_ascii=False))
     else:
         print()
-        if answer.finish == "deadline":
+        if final.finish == "deadline":
             print(f"cut after --timeout {args.timeout:g} s; a longer one gets more.", file=sys.stderr)
-    return 1 if answer.finish == "deadline" else 0
+    return 1 if final.finish == "deadline" else 0
