@@ -232,6 +232,7 @@ class Client:
         self._unacknowledged: deque[paho.MQTTMessageInfo] = deque(maxlen=OFFLINE_MESSAGES)
         self._unsent: deque[paho.MQTTMessageInfo] = deque(maxlen=LAG_MESSAGES)
         self._lock = threading.Lock()
+        self._to_confirm: deque[tuple[paho.MQTTMessageInfo, Callable[[], None]]] = deque()
         self._answered = threading.Event()  # the first CONNACK is here
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
@@ -321,8 +322,17 @@ class Client:
         response_topic: str | None = None,
         correlation_data: bytes | None = None,
         expiry_s: int | None = None,
-    ) -> None:
-        """Publish; while offline, QoS 1 waits in a bounded queue that drops the oldest and QoS 0 is lost."""
+        on_confirmed: Callable[[], None] | None = None,
+    ) -> bool:
+        """Publish; while offline, QoS 1 waits in a bounded queue that drops the oldest and QoS 0 is lost.
+
+        Args:
+            on_confirmed: called by `tell_confirmed` once the broker has the message (QoS 1). Such a message does not
+                wait here while offline, because its sender keeps it.
+
+        Returns:
+            Whether it was sent, or will be.
+        """
         properties = None
         if self._v5 and not (response_topic is None and correlation_data is None and expiry_s is None):
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -335,10 +345,26 @@ class Client:
         message = _Outgoing(topic, payload, qos, retain, properties)
         with self._lock:
             if not self._paho.is_connected():
-                if qos > 0:
+                if qos > 0 and on_confirmed is None:
                     self._offline.append(message)
-                return
-        self._send(message)
+                    return True
+                return False
+        info = self._send(message)
+        if on_confirmed is not None:
+            self._to_confirm.append((info, on_confirmed))
+        return True
+
+    def tell_confirmed(self) -> None:
+        """Call `on_confirmed` for what the broker has confirmed since. For one thread.
+
+        paho's own callback will not do: it comes while paho holds a lock that `publish` needs in other threads.
+        """
+        for _ in range(len(self._to_confirm)):
+            info, on_confirmed = self._to_confirm.popleft()
+            if info.is_published():
+                on_confirmed()
+            else:
+                self._to_confirm.append((info, on_confirmed))
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until the broker has confirmed everything published before with QoS 1."""
@@ -371,9 +397,10 @@ class Client:
             self._unsent.popleft()
         return len(self._unsent) >= LAG_MESSAGES
 
-    def _send(self, message: _Outgoing) -> None:
+    def _send(self, message: _Outgoing) -> paho.MQTTMessageInfo:
         info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
         (self._unacknowledged if message.qos > 0 else self._unsent).append(info)
+        return info
 
     def _send_subscriptions(self, subscriptions: list[Subscription]) -> None:
         for s in subscriptions:

@@ -32,7 +32,13 @@ log = logging.getLogger("stonechat.serve")
 class Publish(Protocol):
     """`Client.publish`, as far as it is used here."""
 
-    def __call__(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None: ...
+    def __call__(self, topic: str, payload: bytes, *, qos: int = 0) -> object: ...
+
+
+class Deliver(Protocol):
+    """Publishes with QoS 1, after a power cut if need be."""
+
+    def __call__(self, topic: str, payload: bytes, *, retain: bool = False) -> None: ...
 
 
 class Sensors:
@@ -44,9 +50,11 @@ class Sensors:
         links: Sequence[Link],
         line: WorkLine,
         publish: Publish,
+        deliver: Deliver,
         generate: Callable[[Request, Hashable | None, float | None], Final],
     ) -> None:
         self._device, self._line, self._publish, self._generate = device, line, publish, generate
+        self._deliver = deliver
         self._windows = [Windows(link) for link in links]
         self._filters = list(dict.fromkeys(link.source for link in links))
         self._topics = DeviceTopics(device)
@@ -114,8 +122,8 @@ class Sensors:
                 return self._trouble(link, "incomplete", reading.topic, incomplete(final))
             said = {"answer": json.loads(final.text)}
         payload = dump(said | {"reading": reading.value, "link": link.name, "device": self._device})
-        self._publish(wakeup.to, payload, qos=1)
-        self._publish(self._topics.link(link.name), payload, qos=1, retain=True)
+        self._deliver(wakeup.to, payload)
+        self._deliver(self._topics.link(link.name), payload, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
         return None
 

@@ -28,6 +28,7 @@ from device_runtime.mqtt.generation import Model, Run, incomplete
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
+from device_runtime.mqtt.outbox import Kept, Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
@@ -85,7 +86,11 @@ class Service:
             on_connection=self._connection_changed,
             will=Will(self._topics.state, State(DeviceState.LOST, self._boot).to_json()),
         )
-        self._sensors = Sensors(config.device, config.links, self._line, self._client.publish, self._generate)
+        self._outbox = Outbox(config.state_dir / "outbox.sqlite")
+        self._under_way: set[int] = set()  # numbers of its messages that paho has
+        self._sensors = Sensors(
+            config.device, config.links, self._line, self._client.publish, self._deliver, self._generate
+        )
 
     def run(self) -> None:
         """Connect, open the model and serve until `stop` is called.
@@ -103,6 +108,7 @@ class Service:
                 self._client.subscribe(*self._subscriptions())
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
+                    self._client.tell_confirmed()
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
                         self._client.publish(self._topics.health, dump(self._health.to_fields(len(self._line))))
@@ -118,6 +124,8 @@ class Service:
             if self._client.connected:
                 self._enter(DeviceState.DISCONNECTED)
             self._client.close()
+            self._client.tell_confirmed()
+            self._outbox.close()
 
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
@@ -141,6 +149,8 @@ class Service:
         """
         self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
         self._describe()
+        for kept in self._outbox.waiting():
+            self._send_kept(kept)
         with self._lock:
             if self._state is DeviceState.INIT and listening:
                 self._state = DeviceState.READY
@@ -344,6 +354,33 @@ class Service:
             if state is not self._state and self._state.may_become(state):
                 self._state = state
                 self._publish_state()
+
+    def _deliver(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Publish what must not be lost: it is on the disk until the broker has it."""
+        given_up = self._outbox.given_up
+        self._send_kept(self._outbox.put(topic, payload, retain=retain))
+        if self._outbox.given_up > given_up:
+            log.warning("the box of unsent answers is full; %d were given up so far", self._outbox.given_up)
+
+    def _send_kept(self, kept: Kept) -> None:
+        with self._lock:
+            if kept.number in self._under_way:  # paho sends it again after a reconnect
+                return
+            self._under_way.add(kept.number)
+
+        def confirmed() -> None:
+            self._outbox.done(kept.number)
+            with self._lock:
+                self._under_way.discard(kept.number)
+
+        # By its number a reader knows a message that came twice: the confirmation of the first may have been lost.
+        name = f"{self.config.device}-{kept.number}".encode()
+        sent = self._client.publish(
+            kept.topic, kept.payload, qos=1, retain=kept.retain, correlation_data=name, on_confirmed=confirmed
+        )
+        if not sent:
+            with self._lock:
+                self._under_way.discard(kept.number)
 
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()
