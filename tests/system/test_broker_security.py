@@ -377,3 +377,15 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"ca\.crt cannot be used"):
         Certificates(ca=tmp_path / "ca.crt").context()
     assert isinstance(Certificates().context(), ssl.SSLContext)
+
+
+def test_the_example_is_what_the_command_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of examples/broker/README.md, as it stands there."""
+    root = Path(__file__).parents[2]
+    example = root / "examples" / "broker"
+    (command,) = [line for line in (example / "README.md").read_text().splitlines() if line.startswith("stonechat ")]
+    monkeypatch.chdir(root)
+    _, _, action, folder, *flags = command.split()
+    assert main(["broker", action, str(tmp_path / folder), *flags]) == 0
+    for name in ("acl", "mosquitto.conf"):
+        assert (tmp_path / folder / name).read_text() == (example / name).read_text(), name
