@@ -114,14 +114,18 @@ class TestErrors:
         device = on_air(ScriptedModel(["a"], gated=True), queue=1)
         model = remote(device)
         held = [model.generate("x") for _ in range(3)]
-        for answer in held[:2]:  # one is answered, one waits
-            threading.Thread(target=lambda a=answer: list(a), daemon=True).start()
-            device.client.until(lambda topic, value: value.get("state") == "busy") if answer is held[0] else None
+        threads = [threading.Thread(target=lambda a=answer: list(a)) for answer in held[:2]]
+        threads[0].start()
+        device.client.until(lambda topic, value: value.get("state") == "busy")
+        threads[1].start()  # this one waits, and fills the queue
         threading.Event().wait(0.3)
         with pytest.raises(UnreachableError, match=r"answers busy: .*Retry in"):
             list(held[2])
         for _ in range(10):
             device.model.gate.release()
+        for thread in threads:
+            thread.join(5)
+        assert [answer.final.finish for answer in held[:2]] == ["stop", "stop"]
 
     def test_a_device_that_vanishes_in_the_middle(self, on_air, remote, peer):
         device = on_air(ScriptedModel(["a", "b"], gated=True))
