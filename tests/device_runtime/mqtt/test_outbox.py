@@ -53,7 +53,7 @@ class TestTheBox:
         assert len(set(numbers)) == 4 and numbers == sorted(numbers)
 
     @given(st.lists(st.sampled_from(["put", "done"]), max_size=40))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_it_never_holds_more_than_its_limit_and_gives_up_the_oldest(
         self, tmp_path_factory: pytest.TempPathFactory, actions: list[str]
     ) -> None:
