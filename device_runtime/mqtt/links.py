@@ -65,6 +65,7 @@ class Link:
     answer: Mapping[str, Any] | None = None  # a JSON schema that the model's answer fits; None takes any text
     deadline_s: float = 30.0  # from the reading to the end of its answer
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
+    model: str | None = None  # the name of the model that answers; None is the device's first
 
 
 @dataclass(frozen=True)

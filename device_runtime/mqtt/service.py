@@ -28,6 +28,7 @@ from device_runtime.mqtt.generation import Model, Run, incomplete
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
+from device_runtime.mqtt.models import Models, ModelSettings
 from device_runtime.mqtt.outbox import Kept, Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
@@ -49,9 +50,7 @@ class DeviceConfig:
     device: str  # its id
     broker: BrokerAddress
     state_dir: Path  # keeps the boot counter
-    model: str = "default"  # the model's name in requests
-    system: str | None = None  # goes before messages that have no system message
-    max_new: int | None = None  # tokens, when a request does not say
+    models: tuple[ModelSettings, ...] = (ModelSettings(),)  # the first answers requests that name none
     links: tuple[Link, ...] = ()
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
@@ -62,8 +61,8 @@ class DeviceConfig:
 class Service:
     """One device on the air, from `run` until `stop`."""
 
-    def __init__(self, config: DeviceConfig, open_model: Callable[[], Model]) -> None:
-        """Prepare the device; `open_model` is called once it is connected."""
+    def __init__(self, config: DeviceConfig, open_model: Callable[[str], Model]) -> None:
+        """Prepare the device; `open_model` is called with each model's name once it is connected."""
         self.config = config
         self._open_model = open_model
         self._topics = DeviceTopics(config.device)
@@ -77,7 +76,7 @@ class Service:
         self._health = Health()
         self._boot = next_boot(config.state_dir)
         self._state = DeviceState.INIT
-        self._model: Model | None = None
+        self._models: Models | None = None
         self._client = Client(
             config.broker,
             f"stonechat-{config.device}",
@@ -93,7 +92,7 @@ class Service:
         )
 
     def run(self) -> None:
-        """Connect, open the model and serve until `stop` is called.
+        """Connect, open the models and serve until `stop` is called.
 
         Raises:
             UnreachableError: there is no broker.
@@ -101,7 +100,7 @@ class Service:
         """
         self._client.connect()
         try:
-            self._model = self._open_model()
+            self._models = Models(self.config.models, self._open_model)
             worker = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
@@ -156,12 +155,16 @@ class Service:
                 self._state = DeviceState.READY
             self._publish_state()
 
+    @property
+    def _model_names(self) -> tuple[str, ...]:
+        return tuple(settings.name for settings in self.config.models)
+
     def _info(self) -> Info:
         return Info(
             self.config.device,
             board=_board(),
             version=device_runtime.__version__,
-            models=(self.config.model,),
+            models=self._model_names,
             capabilities=("generate", "stream", "cancel", "schema", "links"),
         )
 
@@ -220,9 +223,10 @@ class Service:
                 log.info("dropped a repeated request of %s", address.reply_to)
                 return None
         request = Request.from_value(value)
-        if request.model not in (None, self.config.model):
+        if request.model is not None and request.model not in self._model_names:
+            names = ", ".join(map(repr, self._model_names))
             return self._refuse(
-                address, "unknown_model", f"this device has no model {request.model!r}; it has {self.config.model!r}."
+                address, "unknown_model", f"this device has no model {request.model!r}; it has {names}."
             )
         deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
@@ -308,8 +312,6 @@ class Service:
         deadline_s: float | None,
         on_piece: Callable[[str], None] = lambda text: None,
     ) -> Final:
-        from device_runtime.sampler import Sampling
-
         run = Run(deadline_s)
         with self._lock:
             self._current = (key, run)
@@ -317,17 +319,8 @@ class Service:
                 run.end("cancelled")
         start_s = time.monotonic()
         try:
-            messages = request.messages
-            if self.config.system and not any(m["role"] == "system" for m in messages):
-                messages = ({"role": "system", "content": self.config.system}, *messages)
-            assert self._model is not None  # `run` opens it before the first subscription
-            answer = self._model.generate(
-                messages,
-                max_new=request.max_new or self.config.max_new,
-                sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
-                stop=request.stop,
-                schema=request.schema,
-            )
+            assert self._models is not None  # `run` opens them before the first subscription
+            answer = self._models.generate(request)
             final = run.to_end(answer, on_piece)
             self._health.answered(final)
             return final

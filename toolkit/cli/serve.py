@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
     plan = fleet.load(args.fleet)
-    model = plan.model(args.device)
+    models = plan.models_of(args.device)
     broker = plan.address(args.device, args.broker, read_password(args.password_file))
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
-    def open_model() -> LanguageModel:
-        opened = LanguageModel.open(model.bundle, threads=model.threads)
+    def open_model(name: str) -> LanguageModel:
+        opened = LanguageModel.open(models[name].bundle, threads=models[name].threads)
         try:
-            plan.check_model(args.device, opened.manifest, opened.check_schema)
+            plan.check_model(args.device, name, opened.manifest, opened.check_schema)
         except BaseException:
             opened.close()
             raise

@@ -90,7 +90,7 @@ class TestTheBox:
 class TestOnAir:
     def start(self, folder: Path, port: int, model: ScriptedModel) -> tuple[Service, threading.Thread]:
         config = DeviceConfig("kept", BrokerAddress("127.0.0.1", port), folder, links=(LINK,), home_assistant=False)
-        service = Service(config, lambda: model)
+        service = Service(config, lambda name: model)
         thread = threading.Thread(target=service.run)
         thread.start()
         return service, thread
