@@ -66,13 +66,18 @@ class Certificates:
     key: Path | None = None  # … and its key
 
     @classmethod
-    def of(cls, folder: Path, name: str) -> Certificates:
+    def of(cls, folder: Path, name: str, *, password: bool = False) -> Certificates:
         """ca.crt, NAME.crt and NAME.key in a folder, as `stonechat broker init` makes them.
+
+        Args:
+            password: whether a password proves who we are; then ca.crt is enough.
 
         Raises:
             ConfigurationError: one of them is missing.
         """
         files = folder / "ca.crt", folder / f"{name}.crt", folder / f"{name}.key"
+        if password and files[0].is_file() and not files[1].is_file():
+            return cls(files[0])
         for file in files:
             if not file.is_file():
                 raise ConfigurationError(
@@ -120,8 +125,12 @@ class BrokerAddress:
         password: str | None = None,
         protocol: Protocol = "5",
         certificates: Certificates | None = None,
+        user: str | None = None,
     ) -> BrokerAddress:
         """Read `mqtt://[user@]host[:port]` or `mqtts://…` (TLS).
+
+        Args:
+            user: whose password it is, where the URL names no user.
 
         Raises:
             ConfigurationError: it is no such URL, or it holds a password, which process lists would show.
@@ -139,28 +148,37 @@ class BrokerAddress:
             )
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
-        if password is not None and parts.username is None:
+        user = parts.username or (user if password is not None else None)
+        if password is not None and user is None:
             raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
         tls = parts.scheme == "mqtts"
         if certificates is not None and not tls:
             raise ConfigurationError(f"there are certificates, but broker URL {url!r} is not encrypted; use mqtts://.")
         port = port or (8883 if tls else 1883)
-        return cls(parts.hostname, port, tls, parts.username, password, protocol, certificates or Certificates())
+        return cls(parts.hostname, port, tls, user, password, protocol, certificates or Certificates())
 
 
-def read_password(path: Path | None = None) -> str | None:
+def read_password(path: Path | None = None, name: str | None = None) -> str | None:
     """The password in the file `path`, else in the environment, else None.
 
+    Args:
+        name: whose; if `path` is a folder, the file is NAME.password in it.
+
     Raises:
-        ConfigurationError: the file cannot be read.
+        ConfigurationError: the file cannot be read, or is empty.
     """
     if path is None:
         return os.environ.get(PASSWORD_VARIABLE)
+    if name is not None and path.is_dir():
+        path = path / f"{name}.password"
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
         raise ConfigurationError(f"cannot read the password file {path}: {reason}.") from None
+    if not password:
+        raise ConfigurationError(f"the password file {path} is empty; expected one line with the password.")
+    return password
 
 
 @dataclass(frozen=True)

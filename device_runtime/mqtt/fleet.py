@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
-from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol
+from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol, read_password
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.service import DeviceConfig
@@ -44,11 +44,12 @@ __all__ = ["FLEET", "Broker", "Device", "Fleet", "ModelEntry", "check_fleet", "l
 
 @dataclass(frozen=True)
 class Broker:
-    """How to reach the broker. Passwords are never in the file."""
+    """How to reach the broker. Passwords are never in the file; it may say which files have them."""
 
     url: str = "mqtt://localhost:1883"
     protocol: str = "5"  # or 3.1.1, for brokers that have no MQTT 5
     certs: str | None = None  # a folder with ca.crt and <device>.crt and .key; a path, relative to the fleet file
+    password_file: str | None = None  # a file with one, or a folder with <device>.password; relative to the fleet file
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,29 @@ class Fleet:
             ConfigurationError: the file has no such device, or a path needs a variable that is not set.
         """
         entries = {name: self.models[name] for name in self._entry(device).models}
-        return {
-            name: replace(entry, bundle=str((self.path.parent / expand(entry.bundle)).resolve()))
-            for name, entry in entries.items()
-        }
+        return {name: replace(entry, bundle=str(self._beside(entry.bundle))) for name, entry in entries.items()}
 
-    def address(self, device: str, url: str | None = None, password: str | None = None) -> BrokerAddress:
-        """The broker as one device reaches it, with `url` in place of the file's if given.
+    def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as one device reaches it.
+
+        Args:
+            url: in place of the file's.
+            password_file: in place of the file's.
 
         Raises:
-            ConfigurationError: there is no such device, or its certificates are missing.
+            ConfigurationError: there is no such device, or its certificates or its password are missing.
         """
         self._entry(device)
         b, certificates = self.broker, None
+        if password_file is None and b.password_file is not None:
+            password_file = self._beside(b.password_file)
+        password = read_password(password_file, device)
         if b.certs is not None:
-            certificates = Certificates.of((self.path.parent / expand(b.certs)).resolve(), device)
+            certificates = Certificates.of(self._beside(b.certs), device, password=password is not None)
         protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
-        return BrokerAddress.from_url(url or b.url, password=password, protocol=protocol, certificates=certificates)
+        return BrokerAddress.from_url(
+            url or b.url, password=password, protocol=protocol, certificates=certificates, user=device
+        )
 
     def check_model(
         self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
@@ -162,6 +169,10 @@ class Fleet:
                     faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _beside(self, path: str) -> Path:
+        """A path in the file is relative to it."""
+        return (self.path.parent / expand(path)).resolve()
 
     def _entry(self, device: str) -> Device:
         if device not in self.devices:
@@ -268,6 +279,7 @@ FLEET = Record(
                     "url": Field(Text("a broker URL", check=_broker_url), "mqtt://localhost:1883"),
                     "protocol": Field(Choice(("5", "3.1.1")), "5"),
                     "certs": Field(Text("the path of a folder with certificates"), None),
+                    "password_file": Field(Text("the path of a file with a password"), None),
                 },
             ),
             Broker(),

@@ -47,7 +47,7 @@ class RemoteModel:
         """Prepare a connection; entering the context opens it.
 
         Args:
-            client: who asks, as the broker knows it (see docs/mqtt.md): it may read no other's answers. None: a name
+            client: who asks, as the broker knows it (see docs/broker.md): it may read no other's answers. None: a name
                 that nobody else has, for brokers that let everyone in.
         """
         self._broker, self._topics = broker, DeviceTopics(device)

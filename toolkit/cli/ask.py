@@ -40,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.topics import check_id, is_id
     from toolkit.cli.options import read_schema
 
-    if args.certs is not None and args.name is None:
-        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
     name = check_id("client", args.name) if args.name is not None else None
-    certificates = Certificates.of(args.certs, name) if args.certs is not None and name is not None else None
-    broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file), certificates=certificates)
+    known_as = name or BrokerAddress.from_url(args.broker).user
+    if args.certs is not None and known_as is None:
+        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
+    password, certificates = read_password(args.password_file, known_as), None
+    if args.certs is not None and known_as is not None:
+        certificates = Certificates.of(args.certs, known_as, password=password is not None)
+    broker = BrokerAddress.from_url(args.broker, password=password, certificates=certificates, user=name)
     if name is None and broker.user is not None and is_id(broker.user):
         name = broker.user
     system = [{"role": "system", "content": args.system}] if args.system else []

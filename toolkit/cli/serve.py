@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="ID", required=True, help="which device of the file this is")
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
-    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    parser.add_argument(
+        "--password-file", metavar="FILE", type=Path, help="the password at the broker, in place of the fleet file's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
 
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
-    from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan = fleet.load(args.fleet)
     models = plan.models_of(args.device)
-    broker = plan.address(args.device, args.broker, read_password(args.password_file))
+    broker = plan.address(args.device, args.broker, args.password_file)
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model(name: str) -> LanguageModel:
