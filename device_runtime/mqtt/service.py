@@ -27,7 +27,18 @@ from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscrip
 from device_runtime.mqtt.generation import Model, Run, incomplete
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.links import Link
-from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
+from device_runtime.mqtt.messages import (
+    Accepted,
+    Address,
+    Cancel,
+    DeviceState,
+    ErrorReply,
+    Final,
+    Info,
+    Piece,
+    Request,
+    State,
+)
 from device_runtime.mqtt.outbox import Kept, Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
@@ -233,6 +244,8 @@ class Service:
             expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
             dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
         )
+        if request.accept and self._line.has_room:  # said first: the worker thread may answer at once
+            self._reply(address, Accepted(self.config.device, self._boot).to_fields(), qos=1)
         if not self._line.add_request(job):
             wait_ms = int(self._average_ms * (len(self._line) + 1))
             return self._refuse(
@@ -393,6 +406,8 @@ class Service:
     def _reply(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
         if address.id is not None:
             fields = {"id": address.id, **fields}
+        if self._pool and self._pool.allows_reply(address.reply_to):  # whoever asked a pool wants to know who answers
+            fields = {**fields, "device": self.config.device}
         self._client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
 
 
