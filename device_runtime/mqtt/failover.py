@@ -175,8 +175,8 @@ class PoolCourse:
         if not text.startswith(self._said):
             raise UnreachableError(
                 f"the first worker of pool {self._pool!r} vanished after {len(self._said)} characters, and "
-                f"{self._name()} answers differently, so the answer cannot go on. Ask again; without streaming, nothing "
-                "of a lost answer is seen."
+                f"{self._name()} answers differently, so the answer cannot go on. Ask again; without streaming, "
+                "nothing of a lost answer is seen."
             )
         more = text[len(self._said) :]
         self._said = text
