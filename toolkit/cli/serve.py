@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    parser.add_argument("--no-wait", action="store_true", help="exit 3 at once when the broker cannot be reached")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     service = Service(config, open_model)
     with stop_on_signals(service):
-        service.run()
+        service.run(wait_for_broker=not args.no_wait)
     return 0
 
 
