@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--password-file", metavar="FILE", type=Path, help="the password at the broker, in place of the fleet file's"
     )
+    parser.add_argument("--no-wait", action="store_true", help="exit 3 at once when the broker cannot be reached")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     service = Service(config, open_model)
     with stop_on_signals(service):
-        service.run()
+        service.run(wait_for_broker=not args.no_wait)
     return 0
 
 

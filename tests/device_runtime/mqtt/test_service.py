@@ -105,12 +105,14 @@ def test_a_request_names_one_of_several_models_or_gets_the_first(on_air):
     scripts = {"small": ScriptedModel(["small"]), "large": ScriptedModel(["large"])}
     models = (ModelSettings("small", max_new=7), ModelSettings("large", system="Be brief."))
     device = on_air(models=models, scripts=scripts)
-    for session, named in (("1", {}), ("2", {"model": "large"}), ("3", {"model": "small"}), ("4", {"model": "huge"})):
+    device.ask(session="0", correlation=b"0", prompt="x", model="huge")
+    error = device.client.until(lambda t, v: v.get("error"))[-1][1]["error"]
+    assert error["code"] == "unknown_model"
+    assert "it has 'small', 'large'" in error["message"]
+    for session, named in (("1", {}), ("2", {"model": "large"}), ("3", {"model": "small"})):
         device.ask(session=session, correlation=session.encode(), prompt="x", **named)
-    seen = device.client.until(lambda t, v: v.get("error"))
-    assert [v["text"] for t, v in seen if v.get("done")] == ["small", "large", "small"]
-    assert seen[-1][1]["error"]["code"] == "unknown_model"
-    assert "it has 'small', 'large'" in seen[-1][1]["error"]["message"]
+    answers = [device.client.until(lambda t, v: v.get("done"))[-1][1]["text"] for _ in range(3)]
+    assert answers == ["small", "large", "small"]
     assert [options["max_new"] for _, options in scripts["small"].asked] == [7, 7]
     ((messages, options),) = scripts["large"].asked
     assert (messages[0]["content"], options["max_new"]) == ("Be brief.", None)
