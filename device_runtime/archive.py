@@ -17,12 +17,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, FileEntry, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
@@ -36,6 +36,7 @@ _LOCAL_MAGIC = b"PK\3\4"
 _ENCRYPTED, _SIZES_FOLLOW = 1, 8  # general purpose flags, 4.4.4
 _ZIP64_EXTRA_BYTES = 20  # what zipfile adds to the local header of a large file
 _MAX_READ = 2**20  # bytes at once; the zip's index, which nobody has signed, must fit in one
+_CHUNK_BYTES = 2**18
 _SLACK_BYTES = 4096  # of the zip's own structures, besides what each file takes
 _PER_FILE_BYTES = 512
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
@@ -125,26 +126,36 @@ class Archive:
             file.close()
             raise
 
-    def copy(self, name: str, target: Path) -> None:
-        """Write one file of the bundle to `target`, which must not exist, and sync it.
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of one file of the bundle, never more than the manifest says, hashed on the way.
 
         Raises:
-            BundleError: it is not the file that the manifest describes; `target` is gone then.
+            BundleError: at the end, if this was not the file that the manifest describes; throw away what came.
         """
         entry = self.manifest.files[name]
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        try:
-            with open(descriptor, "wb") as out:
-                self._pump(name, entry, out.write)
-                out.flush()
-                os.fsync(out.fileno())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+        digest, left = hashlib.sha256(), entry.size_bytes
+        with _named(self.path), _zip_errors():
+            source = self._zip.open(name)
+        with source:
+            while left:
+                with _named(self.path), _zip_errors():
+                    chunk = source.read(min(left, _CHUNK_BYTES))
+                    if not chunk:
+                        raise BundleError(f"it ends within {name}; copy the bundle again.")
+                left -= len(chunk)
+                digest.update(chunk)
+                yield chunk
+        if digest.hexdigest() != entry.sha256:
+            raise BundleError(
+                f"{self.path}: {name} is not the file that the manifest describes: sha256 {digest.hexdigest()[:16]}… "
+                f"instead of {entry.sha256[:16]}…. It was altered, damaged or taken from another bundle; copy the "
+                "bundle again."
+            )
 
     def check(self, name: str) -> None:
         """Raise a `BundleError` if this is not the file that the manifest describes."""
-        self._pump(name, self.manifest.files[name], len)
+        for _ in self.chunks(name):
+            pass
 
     def unpack(self, folder: Path) -> Bundle:
         """Write the whole bundle into `folder`, which must not exist; all of it or nothing.
@@ -159,10 +170,10 @@ class Archive:
         work.mkdir()
         try:
             for name in self.manifest.files:
-                self.copy(name, work / name)
+                _write_synced(work / name, self.chunks(name))
             if self.head.signature is not None:
-                _write_synced(work / SIGNATURE, self.head.signature)
-            _write_synced(work / MANIFEST, self.head.manifest)  # the bytes that were verified
+                _write_synced(work / SIGNATURE, [self.head.signature])
+            _write_synced(work / MANIFEST, [self.head.manifest])  # the bytes that were verified
             work.rename(folder)
         except BaseException:
             for file in work.iterdir():
@@ -181,28 +192,6 @@ class Archive:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _pump(self, name: str, entry: FileEntry, write: Callable[[bytes], object]) -> None:
-        """Hand the file's bytes to `write`, hashing them on the way; never more than the manifest says."""
-        digest, left = hashlib.sha256(), entry.size_bytes
-        with _named(self.path):
-            with _zip_errors():
-                source = self._zip.open(name)
-            with source:
-                while left:
-                    with _zip_errors():
-                        chunk = source.read(min(left, _MAX_READ // 2))
-                    if not chunk:
-                        raise BundleError(f"it ends within {name}; copy the bundle again.")
-                    left -= len(chunk)
-                    digest.update(chunk)
-                    write(chunk)
-            if digest.hexdigest() != entry.sha256:
-                raise BundleError(
-                    f"{name} is not the file that the manifest describes: sha256 {digest.hexdigest()[:16]}… instead "
-                    f"of {entry.sha256[:16]}…. It was altered, damaged or taken from another bundle; copy the bundle "
-                    "again."
-                )
 
 
 def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: bytes | None) -> None:
@@ -229,10 +218,8 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
                         out.write(manifest)
                     elif name == SIGNATURE and signature is not None:
                         out.write(signature)
-                    elif isinstance(bundle, Archive):
-                        bundle._pump(name, bundle.manifest.files[name], out.write)
                     else:
-                        _pump_file(bundle, name, out.write)
+                        _copy(bundle, name, out)
         with open(work, "rb+") as file:
             os.fsync(file.fileno())
         work.replace(target)
@@ -335,22 +322,27 @@ def _check_index(manifest: Manifest, head: Head, entries: list[zipfile.ZipInfo])
         raise BundleError(f"its index has another {MANIFEST} than its beginning. Do not use this bundle.")
 
 
-def _pump_file(bundle: Bundle, name: str, write: Callable[[bytes], object]) -> None:
-    digest = hashlib.sha256()
+def _copy(bundle: Bundle | Archive, name: str, out: IO[bytes]) -> None:
     try:
-        with open(bundle.path / name, "rb") as source:
-            while chunk := source.read(_MAX_READ):
-                digest.update(chunk)
-                write(chunk)
+        for chunk in bundle.chunks(name) if isinstance(bundle, Archive) else _file_chunks(bundle, name):
+            out.write(chunk)
     except RuntimeError:  # zipfile: the file has grown past what its entry can say
-        digest = hashlib.sha256()
+        raise BundleError(f"{bundle.path}: {name} has grown while it was packed; try again.") from None
+
+
+def _file_chunks(bundle: Bundle, name: str) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    with open(bundle.path / name, "rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            yield chunk
     if digest.hexdigest() != bundle.manifest.files[name].sha256:
         raise BundleError(f"{bundle.path / name} has changed while it was packed; try again.")
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, chunks: Iterable[bytes]) -> None:
     with open(path, "xb") as file:
-        file.write(content)
+        file.writelines(chunks)
         file.flush()
         os.fsync(file.fileno())
 
