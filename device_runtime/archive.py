@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO
 
-from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, FileEntry, Manifest, read_signature
+from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 
