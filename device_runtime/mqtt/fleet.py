@@ -82,6 +82,7 @@ class Fleet:
     links: tuple[Link, ...] = ()
     schema: int = 1
     home_assistant: bool = True  # devices show up there by discovery
+    keys: str | None = None  # a folder of public keys: only what they have signed runs; relative to the fleet file
     path: Path = Path()
 
     def device(self, device: str, broker: BrokerAddress, state_dir: Path) -> DeviceConfig:
@@ -111,6 +112,14 @@ class Fleet:
         """
         entries = {name: self.models[name] for name in self._entry(device).models}
         return {name: replace(entry, bundle=str(self._beside(entry.bundle))) for name, entry in entries.items()}
+
+    def keys_folder(self) -> Path | None:
+        """The public keys that the file names, made absolute.
+
+        Raises:
+            ConfigurationError: the path needs a variable that is not set.
+        """
+        return None if self.keys is None else self._beside(self.keys)
 
     def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
         """The broker as one device reaches it.
@@ -272,6 +281,7 @@ FLEET = Record(
     {
         "schema": Field(Integer(1, 1)),
         "home_assistant": Field(Boolean(), True),
+        "keys": Field(Text("the path of a folder with public keys"), None),
         "broker": Field(
             Record(
                 Broker,

@@ -21,27 +21,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--password-file", metavar="FILE", type=Path, help="the password at the broker, in place of the fleet file's"
     )
     parser.add_argument("--no-wait", action="store_true", help="exit 3 at once when the broker cannot be reached")
+    parser.add_argument(
+        "--keys", metavar="DIR", type=Path, help="run only what these keys have signed (default: this device's keys)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     import logging
 
+    from device_runtime.admission import warn_if_expired
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.service import Service, stop_on_signals
+    from device_runtime.trust import trusted
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
     plan = fleet.load(args.fleet)
     models = plan.models_of(args.device)
+    trust = trusted(args.keys or plan.keys_folder())
     broker = plan.address(args.device, args.broker, args.password_file)
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model(name: str) -> LanguageModel:
-        opened = LanguageModel.open(models[name].bundle, threads=models[name].threads)
+        opened = LanguageModel.open(models[name].bundle, threads=models[name].threads, trust=trust)
         try:
+            warn_if_expired(opened.manifest)
             plan.check_model(args.device, name, opened.manifest, opened.check_schema)
         except BaseException:
             opened.close()
