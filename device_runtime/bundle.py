@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from device_runtime import typed_json
 from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.update.slots import resolve
 
-__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
+__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "Trial", "cache_folder"]
 
 FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
 MANIFEST = "manifest.json"
@@ -86,6 +87,15 @@ class Arena:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A question whose answer a device must know before it keeps the bundle."""
+
+    prompt: str  # a user's message; plain text where the bundle has no chat template
+    expect: str  # must be in the answer, greedy
+    max_new: int  # tokens
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
 
@@ -106,6 +116,7 @@ class Manifest:
     files: dict[str, FileEntry]
     instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
     arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
+    trial: Trial | None = None  # the golden prompt
 
     def to_json(self) -> str:
         """As it stands in the bundle."""
@@ -197,7 +208,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = False) -> Bundle:
-        """Check and open a bundle folder.
+        """Check and open a bundle folder, or the active bundle of a slot folder.
 
         Args:
             verify: hash every file even if it has not changed since the last full check.
@@ -206,7 +217,7 @@ class Bundle:
             ConfigurationError: there is no bundle at `path`.
             BundleError: it is incomplete, altered, or of another format.
         """
-        path = Path(path)
+        path = resolve(Path(path))
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
