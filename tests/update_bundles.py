@@ -8,7 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["contents", "tiny_bundle", "variant"]
+from device_runtime.update.slots import Slots
+from device_runtime.update.staging import peek
+from device_runtime.update.state import Last
+
+__all__ = ["confirm", "contents", "tiny_bundle", "variant"]
 
 FILES = ("model.tflite", "prefix.npz", "tokenizer.json")
 
@@ -16,8 +20,8 @@ FILES = ("model.tflite", "prefix.npz", "tokenizer.json")
 def variant(source: Path, target: Path, version: str, files: dict[str, bytes] | None = None, **fields: Any) -> Path:
     """A bundle as `source`, with other files and manifest fields. Its tokenizer.json differs, so one file travels."""
     shutil.copytree(source, target)
-    tokenizer = (source / "tokenizer.json").read_bytes()
-    tokenizer += b" " * (int(hashlib.sha256(version.encode()).hexdigest()[:3], 16) + 1)
+    padding = int(hashlib.sha256(version.encode()).hexdigest()[:3], 16) + 1  # blanks, which mean nothing in JSON
+    tokenizer = (source / "tokenizer.json").read_bytes() + b" " * padding
     manifest = json.loads((target / "manifest.json").read_text())
     for name, content in ({"tokenizer.json": tokenizer} | (files or {})).items():
         (target / name).write_bytes(content)
@@ -31,6 +35,15 @@ def tiny_bundle(like: Path, target: Path, version: str, same: bytes = b"weights"
     """A bundle of a few bytes, which opens but does not run; two of them differ in all but the model's file."""
     files = {name: f"{name} of {version}".encode() * 20 for name in FILES} | {"model.tflite": same * 40}
     return variant(like, target, version, files, **fields)
+
+
+def confirm(slots: Slots) -> None:
+    """As if the bundle that waits had passed its trial."""
+    trial = slots.state.trial
+    manifest = peek(slots.path(trial.slot)) if trial else None
+    assert manifest is not None
+    slots.attempt()
+    slots.confirm(manifest.security_counter, Last("confirmed", manifest.name, manifest.version))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.bundle import MANIFEST, Bundle
-from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 from device_runtime.update.slots import Slots
-from device_runtime.update.staging import CHUNK_BYTES, SIGNATURE, Accept, Staging
+from device_runtime.update.staging import CHUNK_BYTES, SIGNATURE, Accept, Missing, Staging
 from device_runtime.update.state import Limits
 
 __all__ = ["Installed", "install"]
@@ -47,21 +47,28 @@ def install(
         return Installed(here.manifest.name, here.manifest.version, changed=False)
     staging = Staging.begin(slots, manifest, signature, accept)
     files = staging.missing()
-    for file in files:
-        with open(source / file.name, "rb") as stream:
-            offset = file.have_bytes
-            stream.seek(offset)
-            while chunk := stream.read(CHUNK_BYTES):
-                staging.write(file.name, offset, chunk)
-                offset += len(chunk)
-        if offset < file.size_bytes:
-            raise BundleError(
-                f"{source / file.name} has {offset:,} bytes; the manifest says {file.size_bytes:,}. "
-                "Copy the bundle again."
-            )
-    staging.finish(limits)
+    try:
+        for file in files:
+            _send(source / file.name, file, staging)
+        staging.finish(limits)
+    except (StonechatError, OSError):
+        staging.abandon()  # what is damaged would be in the way of the next one
+        raise
     copied = tuple(file.name for file in files)
     return Installed(staging.manifest.name, staging.manifest.version, True, copied, tuple(staging.reused))
+
+
+def _send(path: Path, file: Missing, staging: Staging) -> None:
+    offset = file.have_bytes
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        while (chunk := stream.read(CHUNK_BYTES)) or file.size_bytes == 0:
+            staging.write(file.name, offset, chunk)
+            offset += len(chunk)
+            if not chunk:
+                break
+    if offset < file.size_bytes:
+        raise BundleError(f"{path} has {offset:,} bytes; the manifest says {file.size_bytes:,}. Copy the bundle again.")
 
 
 def _holding(slots: Slots, manifest: bytes) -> Bundle | None:
