@@ -21,6 +21,7 @@ MODULES = sorted(
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
     "yaml", "llguidance",
+    "cryptography",  # of the extra `update`, to check signatures; imported where it is used
 }  # fmt: skip
 
 
