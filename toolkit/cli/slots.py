@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json
 
 if TYPE_CHECKING:
+    from device_runtime.bundle import Manifest
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
 
@@ -37,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys", metavar="DIR", type=Path, help="public keys whose bundles are welcome (default: the device's own)"
+    )
+    parser.add_argument("--board", metavar="ID", help="which board this is; refuses bundles for others")
     parser.add_argument("--min-tps", metavar="N", type=_positive, help="its trial fails below N tokens a second")
     parser.add_argument("--max-rss-mb", metavar="MB", type=_positive, help="its trial fails above MB of memory")
     parser.add_argument(
@@ -56,13 +62,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
+    from device_runtime.trust import TrustStore, device_keys
     from device_runtime.update.install import install
+    from device_runtime.update.policy import Policy
     from device_runtime.update.slots import lock
     from device_runtime.update.state import Limits
 
+    trust = TrustStore.load(args.keys or device_keys(), required=args.keys is not None)
+    policy = Policy(trust, *_of_board(args.board))
     limits = Limits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
     with lock(args.folder, make=True) as slots:
-        done = install(args.bundle, slots, limits)
+        done = install(args.bundle, slots, limits, policy)
         if slots.state.trial is not None and args.trial:
             _try(slots)
         state = slots.state
@@ -77,6 +87,26 @@ def _install(args: argparse.Namespace) -> int:
         )
     _print_state(args.folder, state)
     return 0
+
+
+def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]:
+    """The id of a board, and what raises a `DoesNotFitError` when it does not run a bundle's profile."""
+    from device_runtime.errors import DoesNotFitError
+
+    if name is None:
+        return None, lambda manifest: None
+    from boards.board import load_board
+
+    board = load_board(name)
+
+    def fits(manifest: Manifest) -> None:
+        if manifest.profile == "pi" and board.profile != "pi":  # a board that runs `pi` runs `micro` too
+            raise DoesNotFitError(
+                f"{manifest.name} {manifest.version} has the profile pi, and {board.id} runs micro. "
+                "Convert the checkpoint again with --profile micro."
+            )
+
+    return board.id, fits
 
 
 def _show(args: argparse.Namespace) -> int:
