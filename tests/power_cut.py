@@ -217,12 +217,12 @@ class Killer:
         self._left = number
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(os, name)
         if name in CHANGES:
             if self._left == 0:
                 os.kill(os.getpid(), 9)
             self._left -= 1
-        return found
+        # What a killed process has written stays without a flush, and the test is faster.
+        return getattr(os, name) if name != "fsync" else lambda file: None
 
 
 @contextmanager
