@@ -11,6 +11,7 @@ from toolkit.cli.options import add_json
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
+    from device_runtime.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
 
@@ -35,13 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("folder", metavar="FOLDER", type=Path, help="the slot folder of one model")
         if name == "install":
             _add_install(action)
+        if name != "show":
+            action.add_argument(
+                "--keys",
+                metavar="DIR",
+                type=Path,
+                help="take only what these keys have signed (default: this device's keys)",
+            )
         add_json(action)
 
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--keys", metavar="DIR", type=Path, help="public keys whose bundles are welcome (default: the device's own)"
-    )
     parser.add_argument("--board", metavar="ID", help="which board this is; refuses bundles for others")
     parser.add_argument("--min-tps", metavar="N", type=_positive, help="its trial fails below N tokens a second")
     parser.add_argument("--max-rss-mb", metavar="MB", type=_positive, help="its trial fails above MB of memory")
@@ -62,19 +67,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from device_runtime.trust import TrustStore, device_keys
+    from device_runtime.trust import trusted
     from device_runtime.update.install import install
     from device_runtime.update.policy import Policy
     from device_runtime.update.slots import lock
     from device_runtime.update.state import Limits
 
-    trust = TrustStore.load(args.keys or device_keys(), required=args.keys is not None)
+    trust = trusted(args.keys)
     policy = Policy(trust, *_of_board(args.board))
     limits = Limits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
     with lock(args.folder, make=True) as slots:
         done = install(args.bundle, slots, limits, policy)
         if slots.state.trial is not None and args.trial:
-            _try(slots)
+            _try(slots, trust)
         state = slots.state
     if args.json:
         _print_json(args.folder, state, {"changed": done.changed, "copied": done.copied, "reused": done.reused})
@@ -126,27 +131,29 @@ def _show(args: argparse.Namespace) -> int:
 
 def _trial(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
+    from device_runtime.trust import trusted
     from device_runtime.update.slots import lock
 
     with lock(args.folder) as slots:
         if slots.state.trial is None:
             raise ConfigurationError(f"No bundle in {args.folder} waits for a trial; install one first.")
-        _try(slots)
+        _try(slots, trusted(args.keys))
         state = slots.state
     return _report(args, state)
 
 
 def _rollback(args: argparse.Namespace) -> int:
+    from device_runtime.trust import trusted
     from device_runtime.update.slots import lock
     from device_runtime.update.trial import roll_back
 
     with lock(args.folder) as slots:
-        roll_back(slots)
+        roll_back(slots, trusted(args.keys))
         state = slots.state
     return _report(args, state)
 
 
-def _try(slots: Slots) -> None:
+def _try(slots: Slots, trust: TrustStore) -> None:
     """Hold the trial that is due.
 
     Raises:
@@ -155,7 +162,7 @@ def _try(slots: Slots) -> None:
     from device_runtime.errors import RolledBackError
     from device_runtime.update.trial import try_pending
 
-    last = try_pending(slots)
+    last = try_pending(slots, trust=trust)
     if last.outcome == "rolled_back":
         active = _versions(slots.folder)[slots.state.active] if slots.state.active else None
         runs = f"Version {active} runs as before." if active else "No bundle runs here yet."
