@@ -126,6 +126,7 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "SignatureError": 4,
         "DoesNotFitError": 5,
         "RolledBackError": 6,
+        "UpdateError": 1,
         "CheckpointError": 1,
         "ArchitectureError": 1,
         "BundleError": 1,

@@ -26,13 +26,14 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt import fleet
     from device_runtime.structured import SchemaCompiler
+    from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.fleet)
     elsewhere, faults = {}, []
     for device in plan.devices:
         try:
             for name, model in plan.models_of(device).items():
-                path = Path(model.bundle)
+                path = resolve(Path(model.bundle))
                 if not (path / MANIFEST).is_file():
                     elsewhere[name] = str(path)
                     continue

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.service import Service, stop_on_signals
     from device_runtime.trust import trusted
+    from device_runtime.update.trial import ready_bundle
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
@@ -46,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model(name: str) -> LanguageModel:
-        opened = LanguageModel.open(models[name].bundle, threads=models[name].threads, trust=trust)
+        model = models[name]
+        bundle = ready_bundle(Path(model.bundle), model.threads, trust)
+        opened = LanguageModel.open(bundle, threads=model.threads, trust=trust)
         try:
             warn_if_expired(opened.manifest)
             plan.check_model(args.device, name, opened.manifest, opened.check_schema)
