@@ -27,6 +27,7 @@ from typing import IO, BinaryIO
 from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
+from device_runtime.typed_json import shortened
 
 __all__ = ["HEAD_BYTES", "Archive", "Head", "Place", "head_of", "layout", "open_any", "pack", "read_head"]
 
@@ -71,7 +72,7 @@ def read_head(stream: BinaryIO) -> Head:
     """
     name, size, crc = _local_header(stream, MAX_MANIFEST_BYTES)
     if name != MANIFEST:
-        raise BundleError(f"the zip begins with {name!r}; in a packed bundle {MANIFEST} comes first.")
+        raise BundleError(f"the zip begins with {shortened(name)}; in a packed bundle {MANIFEST} comes first.")
     manifest = _exactly(stream, size)
     name, size, _ = _local_header(stream, MAX_SIGNATURE_BYTES)
     return Head(manifest, _exactly(stream, size) if name == SIGNATURE else None, crc)
@@ -302,7 +303,7 @@ def _check_index(manifest: Manifest, head: Head, entries: list[zipfile.ZipInfo])
     for entry in entries:
         name = entry.orig_filename  # before zipfile cuts it at a zero byte
         if name not in sizes or name != entry.filename:
-            raise BundleError(f"it holds {name[:100]!r}, which its manifest does not list. Do not use this bundle.")
+            raise BundleError(f"it holds {shortened(name)}, which its manifest does not list. Do not use this bundle.")
         if name in seen:
             raise BundleError(f"it holds {name} twice. Do not use this bundle.")
         seen.add(name)
