@@ -40,6 +40,7 @@ _MAX_READ = 2**20  # bytes at once; the zip's index, which nobody has signed, mu
 _CHUNK_BYTES = 2**18
 _SLACK_BYTES = 4096  # of the zip's own structures, besides what each file takes
 _PER_FILE_BYTES = 512
+_CUT = "it is truncated: it ends within its head; copy the bundle again."
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 HEAD_BYTES = MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + 1024  # so many from the beginning always hold the head
@@ -270,11 +271,12 @@ def _parse(head: Head) -> Manifest:
 
 def _local_header(stream: BinaryIO, limit: int) -> tuple[str, int, int]:
     """Name, size and CRC of the entry that begins here."""
-    magic, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = _LOCAL.unpack(
-        _exactly(stream, _LOCAL.size)
-    )
-    if magic != _LOCAL_MAGIC:
+    header = stream.read(_LOCAL.size)
+    if not _LOCAL_MAGIC.startswith(header[:4]):
         raise BundleError("it is not a packed bundle; make one with `stonechat bundle pack DIR -o FILE.zip`.")
+    if len(header) < _LOCAL.size:
+        raise BundleError(_CUT)
+    _, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = _LOCAL.unpack(header)
     name = _exactly(stream, name_bytes).decode("ascii", "replace")
     if name in (MANIFEST, SIGNATURE):  # what else comes here is judged by the index
         if flags & (_ENCRYPTED | _SIZES_FOLLOW) or method != zipfile.ZIP_STORED or packed != size:
@@ -351,7 +353,7 @@ def _write_synced(path: Path, chunks: Iterable[bytes]) -> None:
 def _exactly(stream: BinaryIO, size: int) -> bytes:
     content = stream.read(size)
     if len(content) < size:
-        raise BundleError("it is truncated: it ends within its head; copy the bundle again.")
+        raise BundleError(_CUT)
     return content
 
 

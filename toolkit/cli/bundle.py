@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     pack = actions.add_parser("pack", help="make one file of a bundle folder", allow_abbrev=False)
     pack.add_argument("bundle", metavar="DIR", type=Path)
-    pack.add_argument("-o", "--output", metavar="FILE.zip", type=Path, required=True)
+    pack.add_argument("-o", "--output", metavar="FILE.zip", type=Path, required=True, help="the file to write")
     pack.add_argument("--key", metavar="FILE", type=Path, action="append", default=[], help="sign with it (repeatable)")
     sign = actions.add_parser("sign", help="add a signature, or put it in place of the key's last", allow_abbrev=False)
     sign.add_argument("bundle", metavar="DIR|ZIP", type=Path)
