@@ -26,6 +26,7 @@ from device_runtime import typed_json
 from device_runtime.admission import utc_time
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
+from device_runtime.update.slots import resolve
 
 __all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "Trial", "cache_folder"]
 
@@ -221,7 +222,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
-        """Check and open a bundle folder.
+        """Check and open a bundle folder, or the active bundle of a slot folder.
 
         Args:
             verify: hash every file even if it has not changed since the last full check.
@@ -232,7 +233,7 @@ class Bundle:
             SignatureError: nobody who is trusted has signed the manifest as it is.
             BundleError: it is incomplete, altered, or of another format.
         """
-        path = Path(path)
+        path = resolve(Path(path))
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
