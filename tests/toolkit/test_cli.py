@@ -236,6 +236,9 @@ REFUSED = {
     "pack-what-has-expired": ["bundle", "pack", "bundle", "-o", "out", "--expires", "2020-01-31"],
     "pack-until-someday": ["bundle", "pack", "bundle", "-o", "out", "--expires", "someday"],
     "pack-an-answer-without-a-question": ["bundle", "pack", "bundle", "-o", "out", "--trial-expect", "4"],
+    "pack-a-file": ["bundle", "pack", "signed.zip", "-o", "out"],
+    "pack-into-nowhere": ["bundle", "pack", "bundle", "-o", "no/such/folder/b.zip"],
+    "unpack-into-nowhere": ["bundle", "unpack", "signed.zip", "-o", "no/such/folder"],
     "pack-into-a-folder": ["bundle", "pack", "bundle", "-o", "checkpoint"],
     "convert-a-bundle": ["convert", "bundle", "--profile", "pi", "-o", "out"],
 }
