@@ -94,6 +94,7 @@ class Updates:
         self._order: Order | None = None  # that is being carried out
         self._next: Order | None = None  # that has come meanwhile
         self._pieces: queue.Queue[Piece] = queue.Queue(WINDOW_BYTES // MAX_PIECE_BYTES * 4)
+        self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
     # the network thread
@@ -109,7 +110,10 @@ class Updates:
                 pass  # it came twice, and the first report is on its way
             elif current is None:
                 self._order = order
-                threading.Thread(target=self._carry_out, args=(order,), name="stonechat-update").start()
+                self._thread = threading.Thread(
+                    target=self._carry_out, args=(order,), name="stonechat-update", daemon=True
+                )
+                self._thread.start()
             elif last is not None and last.phase is Phase.TRIAL:
                 message = "another bundle is on trial; send the order again when that has ended."
                 self._publish(Report(order.session, Phase.REFUSED, order.model, code="busy", message=message).to_json())
@@ -128,6 +132,11 @@ class Updates:
     def stop(self) -> None:
         """End what is being fetched; the next order goes on with it."""
         self._stopping.set()
+
+    def join(self, timeout_s: float = 5.0) -> None:
+        """Wait for the end of what `stop` has ended; a server that keeps silent is not waited for."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     # the thread of the update
 

@@ -152,6 +152,8 @@ class Service:
             finally:
                 self._leave()
                 worker.join()
+                if self._updates is not None:
+                    self._updates.join()
             if self._failure is not None:
                 raise self._failure
         finally:

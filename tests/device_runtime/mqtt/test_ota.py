@@ -200,6 +200,13 @@ def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, l
         server.server_close()
 
 
+def wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
 def version_of(device: Device) -> str:
     state = read_state(device.folder)
     assert state.active is not None
@@ -315,7 +322,7 @@ def test_a_fetch_that_was_cut_goes_on_where_it_stopped(operator, device, bundles
 
     o.sender._send = only_the_first_pieces
     o.order()
-    o.until(lambda _: bool(asked))
+    wait_for(lambda: bool(asked))
     o.device.stop()
     again = operator(bundles["2"], device(o.device.name))
     offsets: list[int] = []
