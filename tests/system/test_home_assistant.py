@@ -17,7 +17,6 @@ from pathlib import Path
 
 import paho.mqtt.publish
 import pytest
-import yaml
 
 from tests.brokers import free_port, mosquitto
 
@@ -27,7 +26,8 @@ ENVIRONMENT = ROOT / "build" / "home-assistant-2025.4"
 INSTALL = """\
 import json, pathlib, subprocess, sys, homeassistant.components as c
 folder = pathlib.Path(c.__path__[0])
-needed = [r for d in ("mqtt", "frontend") for r in json.loads((folder / d / "manifest.json").read_text())["requirements"]]
+manifests = [json.loads((folder / name / "manifest.json").read_text()) for name in ("mqtt", "frontend")]
+needed = [requirement for manifest in manifests for requirement in manifest["requirements"]]
 subprocess.run([sys.executable, "-m", "pip", "install", "-q", *needed], check=True)
 """
 
@@ -126,7 +126,9 @@ def test_a_device_with_its_links_shows_up_and_answers_the_automation(
     seen = json.loads(done.stdout.splitlines()[-1])
     assert [device["name"] for device in seen["devices"]] == ["greenhouse-pi"]
     prefix = "stonechat_greenhouse-pi_"
-    assert {f"{prefix}state", f"{prefix}queue", f"{prefix}link_too-hot", f"{prefix}link_too-dry"} <= seen["states"].keys()
+    assert {f"{prefix}state", f"{prefix}queue", f"{prefix}link_too-hot", f"{prefix}link_too-dry"} <= seen[
+        "states"
+    ].keys()
     assert seen["states"][f"{prefix}state"] in ("ready", "busy")
     assert seen["states"][f"{prefix}link_too-hot"].startswith("IT IS 35 °C IN THE NORTH GREENHOUSE")
     assert seen["states"]["greenhouse_advice"].startswith("IT IS 35 °C IN THE NORTH GREENHOUSE")
