@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import ssl
@@ -161,6 +162,18 @@ class TestPasswords:
             session.client.publish(topic, b"x", qos=1).wait_for_publish(5)
         assert watch.next() == "stonechat/1/board/out/state"
 
+    def test_a_reader_gets_its_topic_and_may_not_write_it(self, tmp_path: Path, opened) -> None:
+        with broker(tmp_path / "broker", "--reader", "flow=plant/+/air", "--sensor", "flow=plant/+/advice") as site:
+            flow = opened(site.connect("flow", secret=site.secret("flow")))
+            assert flow.next() == "in"
+            flow.client.subscribe([("plant/#", 1)])
+            assert flow.next() == "subscribed"
+            flow.client.publish("plant/forged/air", b"x", qos=1).wait_for_publish(5)
+            probe = opened(site.connect("probe", secret=site.secret("probe")))
+            assert probe.next() == "in"
+            probe.client.publish("plant/a/air", b"x", qos=1).wait_for_publish(5)
+            assert flow.next() == "plant/a/air"
+
     def test_without_encryption_nobody_is_heard(self, site: Site) -> None:
         client = paho.Client(CallbackAPIVersion.VERSION2)
         client.username_pw_set("probe", site.secret("probe"))
@@ -201,6 +214,25 @@ class TestPasswords:
         assert "need a port each" in capfd.readouterr().err
 
 
+@contextmanager
+def device(fleet: Path, name: str) -> Iterator[None]:
+    """A device with a model that repeats its prompt in upper case; its log is beside the fleet file."""
+    script = ROOT / "tests" / "toolkit" / "scripted_device.py"
+    command = [sys.executable, str(script), str(fleet), "--device", name, "--state-dir", str(fleet.parent / "state")]
+    path = fleet.with_suffix(".log")
+    with path.open("w") as log:
+        serving = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            end_s = time.monotonic() + 30
+            while f" as {name}" not in path.read_text():
+                assert serving.poll() is None and time.monotonic() < end_s, path.read_text()
+                time.sleep(0.05)
+            yield
+        finally:
+            serving.terminate()
+            assert serving.wait(20) == 0
+
+
 def everything_that_shows() -> str:
     """The command lines of all processes, as `ps` and any user see them."""
     found = []
@@ -220,17 +252,9 @@ class TestSecrets:
         with broker(tmp_path / "broker", "--json", "--device", "north") as site:
             fleet = tmp_path / "fleet.yaml"
             fleet.write_text(FLEET.format(port=site.password_port))
-            script = ROOT / "tests" / "toolkit" / "scripted_device.py"
-            log = (tmp_path / "serve.log").open("w")
-            serve = [sys.executable, str(script), str(fleet), "--device", "north", "--state-dir", str(tmp_path / "s")]
-            serving = subprocess.Popen(serve, stdout=log, stderr=log)
             ask = [sys.executable, "-m", "toolkit", "ask", "--broker", f"mqtts://watch@localhost:{site.password_port}"]
             ask += ["--password-file", str(site.folder / "watch.password"), "--certs", str(site.folder)]
-            try:
-                end_s = time.monotonic() + 30
-                while " as north" not in (tmp_path / "serve.log").read_text():
-                    assert serving.poll() is None and time.monotonic() < end_s, (tmp_path / "serve.log").read_text()
-                    time.sleep(0.05)
+            with device(fleet, "north"):
                 asking = subprocess.Popen(
                     [*ask, "--device", "north", "good morning"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     text=True, cwd=ROOT,
@@ -239,16 +263,12 @@ class TestSecrets:
                 answer, errors = asking.communicate(timeout=30)
                 shown += [answer, errors, everything_that_shows()]
                 assert answer.split() == ["GOOD", "MORNING"], errors
-            finally:
-                serving.terminate()
-                assert serving.wait(20) == 0
-                log.close()
             secrets = [site.secret(name) for name in ("north", "probe", "board", "watch")]
             assert main(["broker", "list", str(site.folder), "--json"]) == 0
             assert main(["broker", "renew", str(site.folder), "probe", "--json"]) == 0
             secrets.append(site.secret("probe"))
             out, err = capfd.readouterr()
-            files = [tmp_path / "serve.log", site.folder / "mosquitto.log"]
+            files = [fleet.with_suffix(".log"), site.folder / "mosquitto.log"]
             files += [path for path in site.folder.iterdir() if path.suffix != ".password"]
             shown += [out, err, *(path.read_text() for path in files)]
         assert str(fleet) in shown[0] and "watch.password" in shown[0]  # the list did have them
@@ -267,6 +287,44 @@ class TestSecrets:
         theirs = (tmp_path / "theirs").read_text().strip().split("$")
         (ours,) = [line.split("$") for line in (site.folder / "passwords").read_text().splitlines() if "probe" in line]
         assert [ours[:3], *map(len, ours[3:])] == [theirs[:3], *map(len, theirs[3:])]
+
+
+def documented_commands() -> list[str]:
+    """The shell examples of docs/broker.md."""
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "broker.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def greenhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """greenhouse-pi on the air, and phone with a certificate and a password; the folder is called broker."""
+    folder, port, password_port = tmp_path_factory.mktemp("greenhouse"), free_port(), free_port()
+    ports = ["--port", str(port), "--password-port", str(password_port)]
+    both = ["--passwords", "--certificates", "--device", "greenhouse-pi", "--client", "phone"]
+    assert main(["broker", "init", str(folder / "broker"), "--host", "localhost", *ports, *both]) == 0
+    (folder / "fleet.yaml").write_text(FLEET.format(port=password_port).replace("north", "greenhouse-pi"))
+    with made_broker(folder / "broker", port, password_port) as process:
+        site = Site(folder / "broker", port, password_port, process)
+        with device(folder / "fleet.yaml", "greenhouse-pi"):
+            yield site
+
+
+@pytest.mark.skipif(shutil.which("mosquitto_rr") is None, reason="mosquitto-clients is not installed")
+@pytest.mark.parametrize("command", documented_commands())
+def test_the_commands_of_the_documentation_work_and_show_no_password(greenhouse: Site, command: str) -> None:
+    for port, ours in (("8883", greenhouse.port), ("8884", greenhouse.password_port)):
+        command = command.replace(f"-h broker.local -p {port} ", f"-h localhost -p {ours} ")
+    home = greenhouse.folder.parent
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(["sh", "-c", command], cwd=home, env=environment, **pipes)
+    shown = []
+    while running.poll() is None:
+        shown.append(everything_that_shows())
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert '"text":"IT IS 38 °C. WHAT SHOULD I DO?"' in out
+    assert any("mosquitto_rr -h localhost" in text for text in shown)
+    assert not any(greenhouse.secret("phone") in text for text in [*shown, out, err])
 
 
 class TestRevocation:

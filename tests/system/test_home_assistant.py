@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import paho.mqtt.publish
 import pytest
+import yaml
 
+from device_runtime.mqtt.messages import Address, Request
 from tests.brokers import free_port, mosquitto
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +44,32 @@ def python_313() -> str | None:
         if subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0:  # pyenv's may fail
             return candidate
     return None
+
+
+def package() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(PACKAGE.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_the_package_asks_as_the_documentation_says() -> None:
+    """Its structure and templates, without Home Assistant: the slow test below has a real one."""
+    ask, show = package()["automation"]
+    (action,) = ask["actions"]
+    assert action["action"] == "mqtt.publish"
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment.filters["to_json"] = json.dumps
+    payload = environment.from_string(action["data"]["payload"])
+    text = payload.render(states=lambda entity: "38", context={"id": "01J"})
+    address, request = Address.find(json.loads(text), None, None), Request.from_json(text.encode())
+    (trigger,) = show["triggers"]
+    assert (address.reply_to, address.id) == (trigger["topic"], "01J")
+    assert request.messages[0]["content"] == "The greenhouse has 38 °C. What should I do?"
+    message = environment.from_string(show["actions"][0]["data"]["message"])
+    assert message.render(trigger={"payload_json": {"text": "Open it."}}) == "Open it."
+    assert message.render(trigger={"payload_json": {"error": {"message": "busy"}}}) == "No answer: busy"
+    documented = (ROOT / "docs" / "home-assistant.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", documented, re.DOTALL)
+    assert yaml.safe_load(block) == {"actions": ask["actions"]}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "make and keep the keys, the passwords, the access list and the configuration of a mosquitto broker"
+HELP = "make the keys, the access list and the configuration of a mosquitto broker"
 _DAYS = 825
 
 
@@ -68,6 +68,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", metavar="NAME", action="append", default=[], help="who may ask (repeatable)")
     parser.add_argument(
         "--sensor", metavar="NAME=TOPIC", action="append", default=[], help="who may write there (repeatable)"
+    )
+    parser.add_argument(
+        "--reader", metavar="NAME=TOPIC", action="append", default=[], help="who may read there (repeatable)"
     )
     parser.add_argument("--home-assistant", metavar="NAME", action="append", default=[], help="a Home Assistant")
     parser.add_argument(
@@ -147,12 +150,16 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
         access.add_client(check_id("client", name))
     for name in args.home_assistant:
         access.add_home_assistant(check_id("client", name))
-    for sensor in args.sensor:
-        name, equals, topic = sensor.partition("=")
-        if not equals:
-            raise ConfigurationError(f"--sensor is {sensor!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
-        access.add_sensor(check_id("client", name), check_filter(topic))
-        named.add(name)
+    for flag, texts, add in (
+        ("--sensor", args.sensor, access.add_sensor),
+        ("--reader", args.reader, access.add_reader),
+    ):
+        for text in texts:
+            name, equals, topic = text.partition("=")
+            if not equals:
+                raise ConfigurationError(f"{flag} is {text!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
+            add(check_id("client", name), check_filter(topic))
+            named.add(name)
     return named | {*args.client, *args.home_assistant}
 
 
