@@ -33,7 +33,7 @@ import json, pathlib, subprocess, sys, homeassistant.components as c
 folder = pathlib.Path(c.__path__[0])
 manifests = [json.loads((folder / name / "manifest.json").read_text()) for name in ("mqtt", "frontend")]
 needed = [requirement for manifest in manifests for requirement in manifest["requirements"]]
-subprocess.run([sys.executable, "-m", "pip", "install", "-q", *needed], check=True)
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-compile", *needed], check=True)
 """
 
 
@@ -84,7 +84,7 @@ def home_assistant_python() -> str:
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     for command in (
         [base, "-m", "venv", str(ENVIRONMENT)],
-        [str(python), "-m", "pip", "install", "-q", "homeassistant>=2025.4,<2025.5"],
+        [str(python), "-m", "pip", "install", "-q", "--no-compile", "homeassistant>=2025.4,<2025.5"],
         [str(python), "-c", INSTALL],
     ):
         made = subprocess.run(command, capture_output=True, text=True)

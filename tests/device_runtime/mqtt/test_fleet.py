@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import yaml_schema
@@ -135,6 +135,7 @@ def test_a_file_that_is_no_fleet_says_why(text, message):
         yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_any_text_gives_a_fleet_or_our_own_error(text):
     with pytest.raises(ConfigurationError):
@@ -144,6 +145,7 @@ def test_any_text_gives_a_fleet_or_our_own_error(text):
 LINES = GOOD.splitlines()
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     st.integers(0, len(LINES) - 1),
     st.sampled_from(["", "- ", "{", "}", ":", "&a ", "*a", "? ", "!!x ", "null", "[]", "9"]),
