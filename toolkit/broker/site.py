@@ -153,6 +153,12 @@ class Site:
         now = self._listeners()
         return now.folder if now else self.folder.absolute()
 
+    def ports(self) -> dict[str, int]:
+        """Where clients come in, by what they prove themselves with."""
+        now = self._listeners()
+        ports = {"certificates": now.certificates, "passwords": now.passwords} if now else {}
+        return {kind: port for kind, port in ports.items() if port is not None}
+
     def broker_files(self) -> list[str]:
         """What the broker's machine needs of this folder."""
         names = ["mosquitto.conf", "acl", PASSWORD_FILE, "ca.crt", "crl.pem", "broker.crt", "broker.key"]
