@@ -92,31 +92,29 @@ class Updates:
         self._last = _read_report(self._last_path)
         self._lock = threading.Lock()
         self._order: Order | None = None  # that is being carried out
+        self._next: Order | None = None  # that has come meanwhile
         self._pieces: queue.Queue[Piece] = queue.Queue(WINDOW_BYTES // MAX_PIECE_BYTES * 4)
-        self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
     # the network thread
 
     def order(self, payload: bytes) -> None:
-        """Begin an update, or say how far it is."""
+        """Begin an update, or say how far it is. One that is still being fetched makes room for another."""
         order = Order.from_json(payload)
         with self._lock:
-            last = self._last
-            if last is not None and last.session == order.session and (last.phase.ended or self._order is not None):
+            last, current = self._last, self._order
+            if last is not None and last.session == order.session and (last.phase.ended or current is not None):
                 self._publish(last.to_json())  # the operator lost sight of it
-                return
-            if self._order is not None:
-                self._publish(
-                    Report(
-                        order.session, Phase.REFUSED, order.model, code="busy",
-                        message="another update is under way; send the order again when it has ended.",
-                    ).to_json()
-                )  # fmt: skip
-                return
-            self._order = order
-            self._thread = threading.Thread(target=self._carry_out, args=(order,), name="stonechat-update", daemon=True)
-        self._thread.start()
+            elif current is not None and current.session == order.session:
+                pass  # it came twice, and the first report is on its way
+            elif current is None:
+                self._order = order
+                threading.Thread(target=self._carry_out, args=(order,), name="stonechat-update").start()
+            elif last is not None and last.phase is Phase.TRIAL:
+                message = "another bundle is on trial; send the order again when that has ended."
+                self._publish(Report(order.session, Phase.REFUSED, order.model, code="busy", message=message).to_json())
+            else:
+                self._next = order
 
     def piece(self, payload: bytes) -> None:
         """Take in a piece of a file; what nobody has asked for is dropped."""
@@ -130,8 +128,6 @@ class Updates:
     def stop(self) -> None:
         """End what is being fetched; the next order goes on with it."""
         self._stopping.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(10.0)
 
     # the thread of the update
 
@@ -148,9 +144,18 @@ class Updates:
         if self._stopping.is_set():
             return
         log.info("update %s of %s: %s", order.session, order.model, report.message or report.phase.value)
-        with self._lock:
-            self._order = None
         self._tell(report)
+        with self._lock:
+            self._order, self._next = self._next, None
+            following = self._order
+        if following is not None:
+            self._carry_out(following)
+
+    def _check_goes_on(self) -> None:
+        if self._stopping.is_set():
+            raise UnreachableError("the device is shutting down.")
+        if self._next is not None:
+            raise UnreachableError("called off: another update has been ordered.")
 
     def _update(self, order: Order) -> Report:
         folder = self._folder(order)
@@ -170,8 +175,7 @@ class Updates:
                 self._fetch(staging, source, replace(report, phase=Phase.FETCHING))
                 limits = Limits(order.min_tps, order.max_rss_mb)
                 staging.finish(limits if order.timeout_s is None else replace(limits, timeout_s=order.timeout_s))
-        if self._stopping.is_set():
-            raise UnreachableError("the device is shutting down.")
+        self._check_goes_on()
         self._tell(replace(report, phase=Phase.TRIAL))
         self._reopen(order.model)
         last = read_state(folder).last
@@ -211,8 +215,7 @@ class Updates:
                 if time.monotonic() - told_s >= REPORT_S:
                     told_s = time.monotonic()
                     self._tell(replace(report, done_bytes=done, total_bytes=total))
-                if self._stopping.is_set():
-                    raise UnreachableError("the device is shutting down.")
+                self._check_goes_on()
             if offset < file.size_bytes:
                 raise BundleError(f"{file.name} ended after {offset:,} bytes; the manifest says {file.size_bytes:,}.")
         self._tell(replace(report, done_bytes=total, total_bytes=total))
@@ -220,7 +223,7 @@ class Updates:
     def _over_mqtt(self, order: Order) -> _OverMqtt:
         while not self._pieces.empty():  # of an earlier order
             self._pieces.get_nowait()
-        return _OverMqtt(order.session, self._pieces, self._publish, self._stopping)
+        return _OverMqtt(order.session, self._pieces, self._publish, self._check_goes_on)
 
     def _tell(self, report: Report) -> None:
         with self._lock:
@@ -239,9 +242,9 @@ class _OverMqtt:
         session: str,
         pieces: queue.Queue[Piece],
         publish: Callable[[bytes], object],
-        stopping: threading.Event,
+        check_goes_on: Callable[[], None],
     ) -> None:
-        self._session, self._pieces, self._publish, self._stopping = session, pieces, publish, stopping
+        self._session, self._pieces, self._publish, self._check_goes_on = session, pieces, publish, check_goes_on
         self._heard_s = time.monotonic()
 
     def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
@@ -261,8 +264,7 @@ class _OverMqtt:
         """The piece for this byte; None when it does not come and has to be asked for again."""
         began_s = time.monotonic()
         while time.monotonic() - began_s < ASK_AGAIN_S:
-            if self._stopping.is_set():
-                raise UnreachableError("the device is shutting down.")
+            self._check_goes_on()
             try:
                 piece = self._pieces.get(timeout=0.2)
             except queue.Empty:

@@ -224,18 +224,26 @@ class Service:
         elif message.topic == self._topics.cancel:
             if self._gate.admits("cancels"):
                 self._command(message, self._cancel)
-        elif self._updates and message.topic == self._topics.ota_piece:
-            self._updates.piece(message.payload)
-        elif self._updates and message.topic == self._topics.ota:
-            if message.retained:
-                self._gate.drop("updates", "a command must not be retained")
-            elif self._gate.admits("updates"):
-                self._updates.order(message.payload)
+        elif message.topic in (self._topics.ota, self._topics.ota_piece):
+            self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
             if message.payload == b"online" and self._gate.admits("announcements"):
                 self._describe()
         elif self._gate.admits("readings"):
             self._sensors.receive(message)
+
+    def _update(self, message: Incoming) -> None:
+        assert self._updates is not None  # or there would be no subscription
+        try:
+            if message.topic == self._topics.ota_piece:
+                self._updates.piece(message.payload)
+            elif message.retained:
+                raise MessageError("a command must not be retained.")
+            elif self._gate.admits("updates"):
+                self._updates.order(message.payload)
+        except MessageError as e:
+            if self._gate.admits("refusals"):
+                log.info("refused a message on %s: %s", message.topic, e)
 
     def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
         """Find out whom to answer, then `act`; what is wrong from there on is answered."""

@@ -39,7 +39,9 @@ class HttpSource:
         except ValueError:
             good = False
         if not good:
-            raise ConfigurationError(f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH.")
+            raise ConfigurationError(
+                f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH."
+            )
         self._url, self._pause_s = url.rstrip("/"), pause_s
 
     def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
