@@ -60,12 +60,23 @@ def made_broker(folder: Path, *ports: int) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-def await_ready(port: int, device: str, timeout_s: float = 30.0) -> None:
-    """Wait until a device says that it is ready."""
+def await_ready(
+    port: int, device: str, *, ca: Path | None = None, login: tuple[str, str] | None = None, timeout_s: float = 30.0
+) -> None:
+    """Wait until a device says that it is ready: its subscriptions are there.
+
+    Args:
+        ca: the authority of a broker that speaks TLS.
+        login: a user who may read states, and the password.
+    """
     states: queue.Queue[str] = queue.Queue()
     client = paho.Client(CallbackAPIVersion.VERSION2)
     client.on_message = lambda c, u, message: states.put(json.loads(message.payload)["state"])
-    client.connect("127.0.0.1", port)
+    if ca is not None:
+        client.tls_set(str(ca))
+    if login is not None:
+        client.username_pw_set(*login)
+    client.connect("localhost", port)
     client.loop_start()
     try:
         client.subscribe(f"stonechat/1/{device}/out/state", 1)

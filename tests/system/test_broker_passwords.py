@@ -21,7 +21,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.brokers import free_port, made_broker
+from tests.brokers import await_ready, free_port, made_broker
 from toolkit.cli import main
 
 pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `broker`)")
@@ -305,6 +305,9 @@ def greenhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with made_broker(folder / "broker", port, password_port) as process:
         site = Site(folder / "broker", port, password_port, process)
         with device(folder / "fleet.yaml", "greenhouse-pi"):
+            await_ready(
+                password_port, "greenhouse-pi", ca=site.folder / "ca.crt", login=("phone", site.secret("phone"))
+            )
             yield site
 
 
