@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import signal
@@ -33,6 +34,7 @@ from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.mqtt.work import Job, WorkLine
+from device_runtime.service_manager import Pulse, ServiceManager
 
 __all__ = ["DeviceConfig", "Service", "next_boot", "stop_on_signals"]
 
@@ -62,9 +64,14 @@ class DeviceConfig:
 class Service:
     """One device on the air, from `run` until `stop`."""
 
-    def __init__(self, config: DeviceConfig, open_model: Callable[[], Model]) -> None:
-        """Prepare the device; `open_model` is called once it is connected."""
+    def __init__(
+        self, config: DeviceConfig, open_model: Callable[[], Model], manager: ServiceManager | None = None
+    ) -> None:
+        """Prepare the device; `open_model` is called once it is connected, `manager` hears how we are."""
         self.config = config
+        self._manager = manager or ServiceManager()
+        self._working, self._hearing = Pulse(), Pulse()  # of the worker and of the network thread
+        self._threads: dict[str, threading.Thread] = {}  # the same two, once they run
         self._open_model = open_model
         self._topics = DeviceTopics(config.device)
         self._pool = PoolTopics(config.pool) if config.pool else None
@@ -99,16 +106,19 @@ class Service:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses the device, or another client has taken its id.
         """
+        self._manager.status(f"connecting to {self.config.broker}")
         self._client.connect()
         try:
+            self._manager.status(f"opening the model {self.config.model}")
             self._model = self._open_model()
-            worker = threading.Thread(target=self._work, name="stonechat-worker")
+            worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
                 self._client.subscribe(*self._subscriptions())
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
                         self._client.publish(self._topics.health, dump(self._health.to_fields(len(self._line))))
@@ -118,6 +128,7 @@ class Service:
                             f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
                         )
             finally:
+                self._manager.stopping()
                 self._leave()
                 worker.join()
         finally:
@@ -130,6 +141,13 @@ class Service:
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._stopping.set()
+
+    def _stalled_s(self) -> float:
+        """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
+        if any(not thread.is_alive() for thread in self._threads.values()):
+            return math.inf
+        self._working.observe(getattr(self._model, "position", None))
+        return max(self._working.stalled_s, self._hearing.stalled_s)
 
     # the network thread
 
@@ -155,6 +173,10 @@ class Service:
             if self._state is DeviceState.INIT and listening:
                 self._state = DeviceState.READY
             self._publish_state()
+            ready = self._state in (DeviceState.READY, DeviceState.BUSY)
+        if ready:
+            self._manager.ready()
+            self._manager.status(f"{self.config.device} at {self.config.broker}, model {self.config.model}")
 
     def _info(self) -> Info:
         return Info(
@@ -171,12 +193,18 @@ class Service:
         self._client.publish(discovery.config_topic(self.config.device), message, qos=1, retain=True)
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
+        self._threads["network"] = threading.current_thread()
         if connected:
             log.info("connected to %s as %s", self.config.broker, self.config.device)
         else:
             log.info("disconnected from %s: %s", self.config.broker, reason)
+            self._manager.status(f"no connection to {self.config.broker}: {reason}")
 
     def _receive(self, message: Incoming) -> None:
+        with self._hearing.working():
+            self._sort(message)
+
+    def _sort(self, message: Incoming) -> None:
         if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
             self._command(message, self._accept)
         elif message.topic == self._topics.cancel:
@@ -263,10 +291,11 @@ class Service:
         while job := self._line.take():
             self._enter(DeviceState.BUSY)
             try:
-                if job.start_by_s is not None and time.monotonic() > job.start_by_s:
-                    job.expired()
-                else:
-                    job.run()
+                with self._working.working():
+                    if job.start_by_s is not None and time.monotonic() > job.start_by_s:
+                        job.expired()
+                    else:
+                        job.run()
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
@@ -328,7 +357,12 @@ class Service:
                 stop=request.stop,
                 schema=request.schema,
             )
-            final = run.to_end(answer, on_piece)
+
+            def heard(text: str) -> None:
+                self._working.beat()
+                on_piece(text)
+
+            final = run.to_end(answer, heard)
             self._health.answered(final)
             return final
         except Exception:

@@ -28,10 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
+    from device_runtime.service_manager import ServiceManager
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
+    manager = ServiceManager.from_environment()
     plan = fleet.load(args.fleet)
     model = plan.model(args.device)
     broker = plan.address(args.device, args.broker, read_password(args.password_file))
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         return opened
 
-    service = Service(config, open_model)
+    service = Service(config, open_model, manager)
     with stop_on_signals(service):
         service.run()
     return 0

@@ -1,0 +1,62 @@
+"""`stonechat deploy`: bring a bundle to a device, on trial, and on the air."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toolkit.cli.device import add_connection, open_remote
+from toolkit.cli.options import add_json
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "bring a bundle to a device, try it there, and put it on the air"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat deploy`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
+    parser.add_argument("--to", metavar="[USER@]HOST[:PORT]", required=True, help="a board set up by `device init`")
+    parser.add_argument("--model", metavar="NAME", help="for which model of its fleet file (default: the device's)")
+    parser.add_argument("--min-tps", metavar="N", type=positive, help="its trial fails below N tokens a second")
+    parser.add_argument("--max-rss-mb", metavar="MB", type=positive, help="its trial fails above MB of memory")
+    add_connection(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Deploy; the exit code is that of the device: 4 signature, 5 does not fit, 6 rolled back."""
+    import json
+    import sys
+    from dataclasses import asdict
+
+    from toolkit.deploy.deploy import Limits, Outgoing, deploy
+    from toolkit.deploy.device import BoardDevice
+    from toolkit.deploy.over_ssh import OverSsh
+    from toolkit.progress import ProgressBar
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    bundle, remote = Outgoing.open(args.bundle), open_remote(args, args.to)
+    limits = Limits(args.min_tps, args.max_rss_mb)
+    with remote, ProgressBar() as bar:
+        board = BoardDevice(remote, args.root)
+        done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
+    if args.json:
+        print(json.dumps(asdict(done), ensure_ascii=False))
+        return 0
+    state = "is on the air" if done.restarted else "waits for the service to start anew"
+    print(f"{done.device}: {done.name} {done.version} {state} as {done.model}")
+    return 0
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
