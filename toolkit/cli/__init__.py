@@ -30,6 +30,7 @@ COMMANDS = (
     "serve",
     "ask",
     "broker",
+    "slots",
     "device",
     "deploy",
     "doctor",

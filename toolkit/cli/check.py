@@ -26,12 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt import fleet
     from device_runtime.structured import SchemaCompiler
+    from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.fleet)
     elsewhere, faults = {}, []
     for device in plan.devices:
         try:
-            path = Path(plan.model(device).bundle)
+            path = resolve(Path(plan.model(device).bundle))
             if not (path / MANIFEST).is_file():
                 elsewhere[device] = str(path)
                 continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cli.device import add_connection, open_remote
@@ -38,17 +40,32 @@ def run(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    bundle, remote = Outgoing.open(args.bundle), open_remote(args, args.to)
-    limits = Limits(args.min_tps, args.max_rss_mb)
-    with remote, ProgressBar() as bar:
-        board = BoardDevice(remote, args.root)
-        done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
+    limits, remote = Limits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
+    with as_folder(args.bundle) as folder, ProgressBar() as bar:
+        bundle = Outgoing.open(folder)
+        with remote:
+            board = BoardDevice(remote, args.root)
+            done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
     if args.json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return 0
     state = "is on the air" if done.restarted else "waits for the service to start anew"
     print(f"{done.device}: {done.name} {done.version} {state} as {done.model}")
     return 0
+
+
+@contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """A bundle folder; a packed bundle is unpacked for as long as this lasts."""
+    import tempfile
+
+    from device_runtime.archive import Archive
+
+    if not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, Archive.open(path) as archive:
+        yield archive.unpack(Path(folder) / "bundle").path
 
 
 def positive(text: str) -> float:

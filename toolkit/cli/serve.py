@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
     from device_runtime.service_manager import ServiceManager
+    from device_runtime.update.trial import ready_bundle
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model() -> LanguageModel:
-        opened = LanguageModel.open(model.bundle, threads=model.threads)
+        bundle = ready_bundle(Path(model.bundle), model.threads)
+        opened = LanguageModel.open(bundle, threads=model.threads)
         try:
             plan.check_model(args.device, opened.manifest, opened.check_schema)
         except BaseException:
