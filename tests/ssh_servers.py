@@ -52,7 +52,9 @@ def make_key(path: Path) -> Path:
 
 
 @contextmanager
-def ssh_server(folder: Path, *lines: str, port: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[SshServer]:
+def ssh_server(
+    folder: Path, *lines: str, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[SshServer]:
     """An sshd for this user; `lines` join its configuration, `env` is the environment of its sessions."""
     binary = sshd_path()
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,9 @@ def ssh_server(folder: Path, *lines: str, port: int | None = None, env: Mapping[
         Path("/run/sshd").mkdir(mode=0o755)  # what Debian's unit makes
     log = folder / "sshd.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen([binary, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            [binary, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=stream, stderr=stream
+        )
         try:
             end_s = time.monotonic() + 20
             while True:

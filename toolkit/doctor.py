@@ -177,18 +177,14 @@ def _watchdog() -> Iterator[Finding]:
 
 def _model(plan: fleet.Fleet, device: str) -> Finding:
     from device_runtime.bundle import Bundle
+    from device_runtime.update.slots import resolve
 
     try:
         path = Path(plan.model(device).bundle)
-        bundle = Bundle.open(_active(path))
+        bundle = Bundle.open(resolve(path))
     except StonechatError as error:
         return Finding("model", Level.FAIL, str(error), "stonechat deploy BUNDLE --to this device")
     return Finding("model", Level.OK, f"{bundle.manifest.name} {bundle.manifest.version}")
-
-
-def _active(path: Path) -> Path:
-    """The bundle of a slot folder, or `path` itself."""
-    return path
 
 
 def _broker(plan: fleet.Fleet | None, device: str | None, url: str | None) -> Finding:

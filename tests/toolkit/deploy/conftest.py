@@ -1,0 +1,63 @@
+"""A board for tests: a real sshd, a folder for its data and one for its program, mosquitto, and a service manager."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.brokers import mosquitto
+from tests.ssh_boards import FLEET, Board, link_environment
+from tests.ssh_servers import SshServer, ssh_server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server(tmp_path_factory.mktemp("sshd"), env={"STONECHAT_CACHE": os.environ["STONECHAT_CACHE"]}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with mosquitto(tmp_path_factory.mktemp("broker")) as port:
+        yield port
+
+
+@pytest.fixture
+def board(server: SshServer, broker_port: int, tmp_path: Path) -> Iterator[Board]:
+    """A board whose folders have spaces in their names, before `device init`."""
+    place = tmp_path / "the board"
+    place.mkdir()
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(FLEET.format(port=broker_port))
+    made = Board(server, place / "data", place / "pro gram", fleet, broker_port)
+    link_environment(made.prefix, tmp_path / "wheel")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def ready(board: Board) -> Board:
+    """The same after `device init`."""
+    done = board.init(*board.restart_flag())
+    assert done.returncode == 0, done.stderr
+    return board
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a bundle with other fields in its manifest."""
+    import shutil
+
+    def change(bundle: Path, **fields: Any) -> Path:
+        copy = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(bundle, copy)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | fields))
+        return copy
+
+    return change
