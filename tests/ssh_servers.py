@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,11 @@ class SshServer:
     identity: Path  # a private key that it takes
     config: Path  # for `ssh -F`: its host key is known
     log: Path
+    user: str = field(default_factory=getpass.getuser)
 
     @property
     def target(self) -> str:
-        return f"{getpass.getuser()}@127.0.0.1:{self.port}"
+        return f"{self.user}@127.0.0.1:{self.port}"
 
     @property
     def flags(self) -> list[str]:
@@ -71,7 +72,8 @@ def ssh_server(
         "IdentityAgent none\n"
     )
     settings = [
-        f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {host_key}", f"AuthorizedKeysFile {folder}/authorized_keys",
+        f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {host_key}",
+        f"AuthorizedKeysFile {folder}/authorized_keys",
         f"PidFile {folder}/pid", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "UsePAM no",
         "StrictModes no", "PermitRootLogin prohibit-password", "MaxStartups 100", *lines,
     ]  # fmt: skip

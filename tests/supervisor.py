@@ -1,8 +1,8 @@
 """A small service manager for machines where systemd is not the first process.
 
-    supervisor.py FOLDER LINE…     ends what it started before, starts the command LINE… with NOTIFY_SOCKET set, and
-                                   returns 0 once that has said READY=1; 1 when it ends first, and it starts nothing more
-    supervisor.py FOLDER           ends it
+    supervisor.py FOLDER LINE…   ends what it started before, starts the command LINE… with NOTIFY_SOCKET set, and
+                                 returns 0 once that has said READY=1, or 1 when it ends before
+    supervisor.py FOLDER         ends what it started
 
 FOLDER keeps the process id, and `log`. It speaks the same protocol as systemd, on a real socket.
 """

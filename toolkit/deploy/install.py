@@ -50,7 +50,7 @@ fi
 after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 [ "$before" = "$after" ] || echo changed
 """
-_USABLE = '[ -f "$1/complete" ] && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli" >/dev/null 2>&1'
+_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli"'
 # $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing
 _MAKE = """
 set -eu
@@ -61,8 +61,6 @@ set -- "$1" "$2" ${3:+--no-index --find-links "$3"}
 venv=$1
 shift
 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
-"$venv/bin/python" -c "import device_runtime.engine, toolkit.cli"
-: > "$venv/complete"
 """
 # The link, and after it what is neither the one in use nor the one before.
 _SWITCH = """
@@ -240,7 +238,7 @@ class Installer:
             wheel = write_wheel(Path(folder))
             name = f"{wheel.version}-{wheel.sha256[:12]}"
             venv = f"{layout.prefix}/venvs/{name}"
-            if self.remote.run(_USABLE, venv, as_root=True).code:
+            if self._starts(venv) is not None or self.remote.run('[ -f "$1/complete" ]', venv, as_root=True).code:
                 house, wheels = f"{layout.prefix}/incoming", [wheel.path]
                 if self.plan.wheelhouse is not None:
                     wheels += sorted(self.plan.wheelhouse.glob("*.whl"))
@@ -255,9 +253,16 @@ class Installer:
                 if done.code:
                     self.remote.run('rm -rf "$1"', venv, as_root=True)
                     raise RemoteError(f"no environment could be made in {venv}: {_pip_fault(done.out)}")
-                self.remote.check('rm -rf "$1"', house, as_root=True)
+                if (fault := self._starts(venv)) is not None:
+                    raise RemoteError(f"the new environment in {venv} does not start: {fault}")
+                self.remote.check(': > "$1/complete"; rm -rf "$2"', venv, house, as_root=True)
         changed = self.remote.check(_SWITCH, layout.prefix, name, as_root=True)
         return Step("program", bool(changed), f"stonechat {wheel.version} in {venv}")
+
+    def _starts(self, venv: str) -> str | None:
+        """Why the program does not start there for the user who runs it, or None."""
+        done = self.remote.run(_STARTS, venv, user=USER if self._systemd else None)
+        return (done.err.strip().splitlines() or ["no reason given"])[-1] if done.code else None
 
     def _bring(self, path: Path, to: str) -> None:
         copy_file(self.remote, path, file_sha256(path), f"{self.plan.layout.prefix}/incoming", to, as_root=True)
@@ -326,7 +331,8 @@ _TOLD = ("Collecting", "Downloading", "Installing", "Successfully", "ERROR")
 def _pip_fault(said: str) -> str:
     """The line of pip's that says most, and what to do."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    fault = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no reason")
+    last = lines[-1] if lines else "no reason given"
+    fault = next((line for line in reversed(lines) if line.startswith("ERROR") and "Exception" not in line), last)
     if "No space left" in said:
         return f"{fault}. Make room there, or name another disk with --prefix"
     return f"{fault}. If it cannot reach a package index, bring the wheels along with --wheelhouse"

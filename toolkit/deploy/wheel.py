@@ -42,10 +42,10 @@ def write_wheel(folder: Path) -> Wheel:
     Raises:
         ConfigurationError: stonechat is not installed here, so that its dependencies are not known.
     """
-    try:
-        installed = metadata.distribution("stonechat")
-    except metadata.PackageNotFoundError:
-        raise ConfigurationError("stonechat is not installed in this Python; run `pip install -e .` first.") from None
+    # A checkout has a folder stonechat.egg-info beside the packages too, which does not say all.
+    found = (dist for dist in metadata.distributions(name="stonechat") if dist.read_text("METADATA"))
+    if (installed := next(found, None)) is None:
+        raise ConfigurationError("stonechat is not installed in this Python; run `pip install -e .` first.")
     version = device_runtime.__version__
     if installed.version != version:
         raise ConfigurationError(
