@@ -76,7 +76,7 @@ class ServiceManager:
         address = environment.pop("NOTIFY_SOCKET", None)
         usec, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         for_us = not pid or pid == str(os.getpid())
-        watchdog_s = int(usec) / 1e6 if usec.isdecimal() and int(usec) and for_us else None
+        watchdog_s = int(usec) / 1e6 if usec.isascii() and usec.isdecimal() and int(usec) and for_us else None
         return cls(address, watchdog_s)
 
     def ready(self) -> None:

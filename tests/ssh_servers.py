@@ -33,6 +33,12 @@ class SshServer:
     def target(self) -> str:
         return f"{self.user}@127.0.0.1:{self.port}"
 
+    def session_pid(self) -> int:
+        """The process that serves a connection."""
+        listener = int((self.config.parent / "pid").read_text())
+        children = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
+        return int(children[-1])
+
     @property
     def flags(self) -> list[str]:
         return ["--identity", str(self.identity), "--ssh-config", str(self.config)]

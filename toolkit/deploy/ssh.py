@@ -128,10 +128,12 @@ class Remote:
         """
         done = subprocess.run(
             self._command(script, arguments, as_root, user),
-            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-        self._check_connection(done.returncode, done.stderr)
-        return Done(done.returncode, done.stdout, done.stderr)
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+        out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))  # \r\n stays as it is
+        self._check_connection(done.returncode, err)
+        return Done(done.returncode, out, err)
 
     def check(self, script: str, *arguments: str, as_root: bool = False, user: str | None = None) -> str:
         """Run a sh script that must succeed; returns its stdout.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -46,18 +44,3 @@ def ready(board: Board) -> Board:
     done = board.init(*board.restart_flag())
     assert done.returncode == 0, done.stderr
     return board
-
-
-@pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a bundle with other fields in its manifest."""
-    import shutil
-
-    def change(bundle: Path, **fields: Any) -> Path:
-        copy = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(bundle, copy)
-        manifest = json.loads((copy / "manifest.json").read_text())
-        (copy / "manifest.json").write_text(json.dumps(manifest | fields))
-        return copy
-
-    return change
