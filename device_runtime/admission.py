@@ -6,6 +6,7 @@ stopped at a date, or because its clock is wrong, would be a bricked one.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,17 @@ from device_runtime.errors import DoesNotFitError, SignatureError
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
 
-__all__ = ["CLOCK_FLOOR", "check_admission", "check_board", "check_counter", "check_expiry", "utc_time"]
+__all__ = [
+    "CLOCK_FLOOR",
+    "check_admission",
+    "check_board",
+    "check_counter",
+    "check_expiry",
+    "utc_time",
+    "warn_if_expired",
+]
+
+log = logging.getLogger("stonechat")
 
 CLOCK_FLOOR = datetime(2025, 1, 1, tzinfo=UTC)  # stonechat is younger than this; an earlier clock was never set
 
@@ -64,6 +75,13 @@ def check_expiry(manifest: Manifest, now: datetime | None = None) -> None:
             f"{manifest.name} {manifest.version} has expired: it was good until {manifest.expires}, and the clock "
             f"says {_short(now)}. Pack and sign it again with a later --expires."
         )
+
+
+def warn_if_expired(manifest: Manifest, now: datetime | None = None) -> None:
+    """Say that what is installed has expired; it goes on running."""
+    now = now or datetime.now(UTC)
+    if manifest.expires is not None and now >= utc_time(manifest.expires):
+        log.warning("%s %s was to be replaced by %s; it goes on", manifest.name, manifest.version, manifest.expires)
 
 
 def check_board(manifest: Manifest, board: str | None) -> None:

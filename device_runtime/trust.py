@@ -39,6 +39,7 @@ __all__ = [
     "device_keys",
     "parse_signatures",
     "read_key",
+    "trusted",
 ]
 
 SIGNATURE = "manifest.sig"
@@ -177,7 +178,7 @@ class TrustStore:
         """Every trusted key that has signed this manifest, at least one; see `verify`."""
         if signature is None:
             raise SignatureError(
-                f"The bundle is not signed, and this device takes only what {self._names()} signed. "
+                f"The bundle is not signed, and this device takes only what is signed by {self._names()}. "
                 "Sign it with `stonechat bundle sign BUNDLE --key FILE`."
             )
         signatures = parse_signatures(signature)
@@ -192,18 +193,18 @@ class TrustStore:
             return [key for key, _ in found]
         if gone := [str(self.retired[s.key_id]) for s in signatures if s.key_id in self.retired]:
             raise SignatureError(
-                f"The bundle is signed by {' and '.join(gone)}, which is retired; this device takes only what "
-                f"{self._names()} signed. Sign it with a key in use."
+                f"The bundle is signed by {' and '.join(gone)}, and retired keys sign nothing any more; this "
+                f"device takes only what is signed by {self._names()}. Sign it with such a key."
             )
         ids = ", ".join(s.key_id for s in signatures[:3]) or "nobody"
         raise SignatureError(
-            f"The bundle is signed by {ids}, whom this device does not know; it takes only what {self._names()} "
-            f"signed. Sign it with such a key, or put the signer's .pub into {self.path}."
+            f"The bundle is signed by {ids}, whom this device does not know; it takes only what is signed "
+            f"by {self._names()}. Sign it with such a key, or put the signer's .pub into {self.path}."
         )
 
     def _names(self) -> str:
         names = [str(key) for key in self.keys.values()]
-        return " or ".join(names[:4]) or "keys that are not retired (and it has none)"
+        return " or ".join(names[:4]) or "keys in use, of which it has none"
 
 
 def parse_signatures(content: bytes) -> list[Signature]:
@@ -262,6 +263,15 @@ def read_key(path: Path) -> PublicKey:
 def device_keys() -> Path:
     """Where a device keeps the keys that it trusts: $STONECHAT_ROOT/keys, else /var/lib/stonechat/keys."""
     return Path(os.environ.get("STONECHAT_ROOT") or "/var/lib/stonechat") / "keys"
+
+
+def trusted(folder: Path | None) -> TrustStore:
+    """Whom to trust: the keys in `folder`, which must hold some, or else this device's, which may have none.
+
+    Raises:
+        ConfigurationError: see `TrustStore.load`.
+    """
+    return TrustStore.load(device_keys()) if folder is None else TrustStore.load(folder, required=True)
 
 
 def _read_folder(folder: Path) -> dict[str, PublicKey]:

@@ -78,6 +78,7 @@ class Fleet:
     links: tuple[Link, ...] = ()
     schema: int = 1
     home_assistant: bool = True  # devices show up there by discovery
+    keys: str | None = None  # a folder of public keys: only what they have signed runs; relative to the fleet file
     path: Path = Path()
 
     def device(self, device: str, broker: BrokerAddress, state_dir: Path) -> DeviceConfig:
@@ -110,6 +111,14 @@ class Fleet:
         """
         model = self.models[self._entry(device).model]
         return replace(model, bundle=str((self.path.parent / expand(model.bundle)).resolve()))
+
+    def keys_folder(self) -> Path | None:
+        """The public keys that the file names, made absolute.
+
+        Raises:
+            ConfigurationError: the path needs a variable that is not set.
+        """
+        return None if self.keys is None else (self.path.parent / expand(self.keys)).resolve()
 
     def address(self, device: str, url: str | None = None, password: str | None = None) -> BrokerAddress:
         """The broker as one device reaches it, with `url` in place of the file's if given.
@@ -245,6 +254,7 @@ FLEET = Record(
     {
         "schema": Field(Integer(1, 1)),
         "home_assistant": Field(Boolean(), True),
+        "keys": Field(Text("the path of a folder with public keys"), None),
         "broker": Field(
             Record(
                 Broker,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime.bundle import MANIFEST, Bundle
+from device_runtime.archive import Archive
+from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
-from device_runtime.update.slots import Slots
-from device_runtime.update.staging import CHUNK_BYTES, SIGNATURE, Accept, Missing, Staging
+from device_runtime.update.policy import Policy
+from device_runtime.update.slots import Slots, resolve
+from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
 from device_runtime.update.state import Limits
 
-__all__ = ["Installed", "install"]
+__all__ = ["Installed", "install", "preview"]
 
 
 @dataclass(frozen=True)
@@ -25,73 +29,99 @@ class Installed:
     reused: tuple[str, ...] = ()  # files that the device had
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A bundle to install, in either form."""
+
+    path: Path
+    manifest: bytes
+    signature: bytes | None
+    chunks: Callable[[str], Iterator[bytes]]  # of a file, by its name
+
+
 def install(
     source: Path,
     slots: Slots,
     limits: Limits = Limits(),  # noqa: B008  frozen
-    accept: Accept = lambda manifest, signature: None,
+    policy: Policy = Policy(),  # noqa: B008  frozen
 ) -> Installed:
     """Put a bundle on trial. A cut at any moment leaves what ran before; run again, it goes on where it was.
 
     Raises:
         ConfigurationError: there is no bundle at `source`.
-        BundleError: it is damaged.
-        SignatureError: it is not to be trusted, or older than the one that runs.
-        DoesNotFitError: `accept` says so.
+        SignatureError, BundleError, DoesNotFitError: it is not welcome or damaged, see `Policy.judge`.
         UpdateError: the disk is full.
     """
-    manifest, signature = _first(source / MANIFEST), _optional(source / SIGNATURE)
-    here = _holding(slots, manifest)
-    if here is not None:
-        accept(manifest, signature)
-        return Installed(here.manifest.name, here.manifest.version, changed=False)
-    staging = Staging.begin(slots, manifest, signature, accept)
-    files = staging.missing()
-    try:
-        for file in files:
-            _send(source / file.name, file, staging)
-        staging.finish(limits)
-    except (StonechatError, OSError):
-        staging.abandon()  # what is damaged would be in the way of the next one
-        raise
-    copied = tuple(file.name for file in files)
-    return Installed(staging.manifest.name, staging.manifest.version, True, copied, tuple(staging.reused))
+    with ExitStack() as stack:
+        opened = _open(source, policy, stack)
+        manifest = policy.judge(opened.manifest, opened.signature, slots.state.security_counter)
+        if _has(slots, opened.manifest):
+            return Installed(manifest.name, manifest.version, changed=False)
+        staging = Staging.begin(slots, opened.manifest, opened.signature, policy)
+        files = staging.missing()
+        try:
+            for file in files:
+                _send(opened, file, staging)
+            staging.finish(limits)
+        except (StonechatError, OSError):
+            staging.abandon()  # what is damaged would be in the way of the next one
+            raise
+    return Installed(manifest.name, manifest.version, True, tuple(f.name for f in files), tuple(staging.reused))
 
 
-def _send(path: Path, file: Missing, staging: Staging) -> None:
-    offset = file.have_bytes
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        while (chunk := stream.read(CHUNK_BYTES)) or file.size_bytes == 0:
+def preview(source: Path, policy: Policy) -> Manifest:
+    """The manifest of a bundle that could be installed somewhere; see `install` for what is raised."""
+    with ExitStack() as stack:
+        opened = _open(source, policy, stack)
+        return policy.judge(opened.manifest, opened.signature, 0)
+
+
+def _send(source: _Source, file: Missing, staging: Staging) -> None:
+    offset = 0
+    if file.size_bytes == 0:
+        staging.write(file.name, 0, b"")
+    for chunk in source.chunks(file.name):  # from the beginning: what is there already is left out
+        if offset + len(chunk) > file.have_bytes:
             staging.write(file.name, offset, chunk)
-            offset += len(chunk)
-            if not chunk:
-                break
+        offset += len(chunk)
     if offset < file.size_bytes:
-        raise BundleError(f"{path} has {offset:,} bytes; the manifest says {file.size_bytes:,}. Copy the bundle again.")
+        raise BundleError(
+            f"{source.path / file.name} has {offset:,} bytes; the manifest says {file.size_bytes:,}. "
+            "Copy the bundle again."
+        )
 
 
-def _holding(slots: Slots, manifest: bytes) -> Bundle | None:
-    """The bundle with this manifest, if it is active or waits for its trial, and is sound."""
+def _has(slots: Slots, manifest: bytes) -> bool:
+    """Whether the bundle with this manifest is active or waits for its trial, and is sound."""
     slot = slots.state.trial.slot if slots.state.trial is not None else slots.state.active
-    if slot is None or _optional(slots.path(slot) / MANIFEST) != manifest:
-        return None
     try:
-        return Bundle.open(slots.path(slot), verify=True)
-    except (BundleError, ConfigurationError):
-        return None  # damaged: to be replaced by this one
+        return (
+            slot is not None
+            and (slots.path(slot) / MANIFEST).read_bytes() == manifest
+            and Bundle.open(slots.path(slot), verify=True).path.is_dir()
+        )
+    except (OSError, BundleError, ConfigurationError):
+        return False  # damaged: to be replaced by this one
 
 
-def _first(path: Path) -> bytes:
+def _open(path: Path, policy: Policy, stack: ExitStack) -> _Source:
+    if path.is_file():
+        archive = stack.enter_context(Archive.open(path, policy.trust))
+        return _Source(path, archive.head.manifest, archive.head.signature, archive.chunks)
+    folder = resolve(path)
     try:
-        return path.read_bytes()
+        with open(folder / MANIFEST, "rb") as stream:
+            manifest = stream.read(MAX_MANIFEST_BYTES + 1)  # one more than is allowed, which `judge` will say
     except (FileNotFoundError, NotADirectoryError):
-        what = "is not a bundle: it has no manifest.json" if path.parent.exists() else "does not exist"
-        raise ConfigurationError(f"{path.parent} {what}.") from None
+        what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
+        raise ConfigurationError(f"{path} {what}.") from None
+    return _Source(folder, manifest, read_signature(folder), lambda name: _chunks(folder / name))
 
 
-def _optional(path: Path) -> bytes | None:
+def _chunks(path: Path) -> Iterator[bytes]:
     try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        with open(path, "rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again.") from None

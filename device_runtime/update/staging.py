@@ -1,6 +1,6 @@
 """A new bundle, put together in `incoming/` from what the device has and what it is sent.
 
-    staging = Staging.begin(slots, manifest, signature, accept)     takes from the slots what has not changed
+    staging = Staging.begin(slots, manifest, signature, policy)     takes from the slots what has not changed
     for file in staging.missing():                                  what has to come from elsewhere, and from where on
         staging.write(file.name, file.have_bytes, data)             in any number of pieces
     staging.finish(limits)                                          checks all of it, and puts it on trial
@@ -20,20 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_runtime.errors import BundleError, SignatureError, UpdateError
+from device_runtime.errors import BundleError, UpdateError
+from device_runtime.trust import SIGNATURE
 from device_runtime.update import durable
+from device_runtime.update.policy import Policy
 from device_runtime.update.slots import SLOTS, Slots
 from device_runtime.update.state import Last, Limits
 
 if TYPE_CHECKING:
     from device_runtime.bundle import FileEntry, Manifest
 
-__all__ = ["CHUNK_BYTES", "SIGNATURE", "Accept", "Missing", "Staging", "free_bytes", "peek"]
+__all__ = ["CHUNK_BYTES", "Missing", "Staging", "free_bytes", "peek"]
 
-# Judges the exact bytes of a manifest and of its signature (None where there is none). Raises a StonechatError.
-Accept = Callable[[bytes, "bytes | None"], object]
-
-SIGNATURE = "manifest.sig"
 CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 20  # for the manifest, slots.json, and names
 
@@ -58,30 +56,23 @@ class Staging:
 
     @classmethod
     def begin(
-        cls, slots: Slots, manifest: bytes, signature: bytes | None = None, accept: Accept = lambda m, s: None
+        cls,
+        slots: Slots,
+        manifest: bytes,
+        signature: bytes | None = None,
+        policy: Policy = Policy(),  # noqa: B008  frozen
     ) -> Staging:
         """Start with a manifest, or go on where the last attempt with the same one was cut.
 
         A bundle that still waits for its trial is called off.
 
         Raises:
-            BundleError: the manifest is damaged.
-            SignatureError: `accept` says so, or the bundle is older than the one that runs.
+            SignatureError, BundleError, DoesNotFitError: the bundle is not welcome, see `Policy.judge`.
             UpdateError: there is no room; `incoming/` holds nothing then.
         """
-        from device_runtime.bundle import MANIFEST, Manifest
+        from device_runtime.bundle import MANIFEST
 
-        try:
-            parsed = Manifest.from_json(manifest.decode())
-        except UnicodeDecodeError:
-            raise BundleError(f"{MANIFEST} is not UTF-8; the bundle is damaged, copy it again.") from None
-        accept(manifest, signature)
-        known = slots.state.security_counter
-        if parsed.security_counter < known:
-            raise SignatureError(
-                f"version {parsed.version} of {parsed.name} has security_counter {parsed.security_counter}; "
-                f"{slots.folder} has confirmed one with {known} and does not go back. Take a newer bundle."
-            )
+        parsed = policy.judge(manifest, signature, slots.state.security_counter)
         if slots.state.trial is not None:
             slots.give_back(_called_off(slots, parsed))
         if _read(slots.incoming / MANIFEST) != manifest:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError, UpdateError
+from device_runtime.trust import TrustStore
 from device_runtime.update.probe import Measured
 from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, read_state, resolve
 from device_runtime.update.staging import peek
@@ -28,11 +29,12 @@ _LOOK_S = 0.02  # between looks at a process on trial
 log = logging.getLogger("stonechat.update")
 
 
-def ready_bundle(path: Path, threads: int | None = None) -> Path:
+def ready_bundle(path: Path, threads: int | None = None, trust: TrustStore | None = None) -> Path:
     """What a service calls before it opens its model: holds the trial that is due, and returns the bundle to open.
 
     Args:
         path: a slot folder, or a bundle, which stays as it is.
+        trust: whose signature the bundle on trial must have; None asks for none.
 
     Raises:
         ConfigurationError: a slot folder has no bundle that passed its trial.
@@ -45,7 +47,7 @@ def ready_bundle(path: Path, threads: int | None = None) -> Path:
         try:
             with lock(path) as slots:
                 if slots.state.trial is not None:
-                    _log(try_pending(slots, threads))
+                    _log(try_pending(slots, threads, trust))
         except UpdateError as error:
             if state.active is None:
                 raise
@@ -56,7 +58,7 @@ def ready_bundle(path: Path, threads: int | None = None) -> Path:
     return resolve(path)
 
 
-def try_pending(slots: Slots, threads: int | None = None) -> Last:
+def try_pending(slots: Slots, threads: int | None = None, trust: TrustStore | None = None) -> Last:
     """Hold the trial that is due; what came of it is on the disk when this returns."""
     trial, last = slots.state.trial, slots.state.last
     assert trial is not None and last is not None
@@ -64,7 +66,7 @@ def try_pending(slots: Slots, threads: int | None = None) -> Last:
         reason = f"none of its {ATTEMPTS} trials came to an end: the device lost power or hung, or the trial was killed"
         return _give_back(slots, last, reason)
     try:
-        bundle = Bundle.open(slots.path(trial.slot))
+        bundle = Bundle.open(slots.path(trial.slot), trust=trust)
     except StonechatError as error:
         return _give_back(slots, last, str(error))
     slots.attempt()
@@ -79,12 +81,13 @@ def try_pending(slots: Slots, threads: int | None = None) -> Last:
     return slots.state.last
 
 
-def roll_back(slots: Slots) -> None:
+def roll_back(slots: Slots, trust: TrustStore | None = None) -> None:
     """Go back by hand: call off the trial that is due, or else return to the bundle before the active one.
 
     Raises:
         ConfigurationError: there is nothing to go back to.
-        SignatureError: the earlier bundle has a smaller security_counter than one that was confirmed.
+        SignatureError: the earlier bundle has a smaller security_counter than one that was confirmed, or nobody who
+            is trusted has signed it: its key may have been retired.
         BundleError: it is damaged.
     """
     state = slots.state
@@ -93,7 +96,7 @@ def roll_back(slots: Slots) -> None:
         return
     if state.previous is None or state.active is None:
         raise ConfigurationError(f"{slots.folder} has no earlier bundle to go back to; install one.")
-    earlier = Bundle.open(slots.path(state.previous), verify=True).manifest
+    earlier = Bundle.open(slots.path(state.previous), verify=True, trust=trust).manifest
     if earlier.security_counter < state.security_counter:
         raise SignatureError(
             f"the earlier bundle, version {earlier.version}, has security_counter {earlier.security_counter}; one with "
@@ -147,7 +150,7 @@ def judge(found: Measured, limits: Limits, bundle: Bundle) -> str | None:
 
 
 def _give_back(slots: Slots, last: Last, reason: str) -> Last:
-    slots.give_back(Last("rolled_back", last.name, last.version, reason))
+    slots.give_back(Last("rolled_back", last.name, last.version, reason.rstrip(".")))
     assert slots.state.last is not None
     return slots.state.last
 

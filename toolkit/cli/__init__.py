@@ -20,21 +20,9 @@ from device_runtime.errors import StonechatError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert",
-    "run",
-    "inspect",
-    "eval",
-    "bench",
-    "trace",
-    "check",
-    "serve",
-    "ask",
-    "broker",
-    "slots",
-    "device",
-    "deploy",
-    "doctor",
-)
+    "convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "key", "bundle", "slots",
+    "device", "deploy", "doctor",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,17 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    parser.add_argument(
+        "--keys", metavar="DIR", type=Path, help="run only what these keys have signed (default: this device's keys)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     import logging
 
+    from device_runtime.admission import warn_if_expired
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.client import read_password
     from device_runtime.mqtt.service import Service, stop_on_signals
     from device_runtime.service_manager import ServiceManager
+    from device_runtime.trust import trusted
     from device_runtime.update.trial import ready_bundle
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
@@ -37,13 +42,15 @@ def run(args: argparse.Namespace) -> int:
     manager = ServiceManager.from_environment()
     plan = fleet.load(args.fleet)
     model = plan.model(args.device)
+    trust = trusted(args.keys or plan.keys_folder())
     broker = plan.address(args.device, args.broker, read_password(args.password_file))
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model() -> LanguageModel:
-        bundle = ready_bundle(Path(model.bundle), model.threads)
-        opened = LanguageModel.open(bundle, threads=model.threads)
+        bundle = ready_bundle(Path(model.bundle), model.threads, trust)
+        opened = LanguageModel.open(bundle, threads=model.threads, trust=trust)
         try:
+            warn_if_expired(opened.manifest)
             plan.check_model(args.device, opened.manifest, opened.check_schema)
         except BaseException:
             opened.close()

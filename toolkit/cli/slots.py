@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json
 
 if TYPE_CHECKING:
+    from device_runtime.bundle import Manifest
+    from device_runtime.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
 
@@ -33,10 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("folder", metavar="FOLDER", type=Path, help="the slot folder of one model")
         if name == "install":
             _add_install(action)
+        if name != "show":
+            action.add_argument(
+                "--keys",
+                metavar="DIR",
+                type=Path,
+                help="take only what these keys have signed (default: this device's keys)",
+            )
         add_json(action)
 
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--board", metavar="ID", help="which board this is; refuses bundles for others")
     parser.add_argument("--min-tps", metavar="N", type=_positive, help="its trial fails below N tokens a second")
     parser.add_argument("--max-rss-mb", metavar="MB", type=_positive, help="its trial fails above MB of memory")
     parser.add_argument(
@@ -56,15 +67,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from device_runtime.update.install import install
+    from device_runtime.trust import trusted
+    from device_runtime.update.install import install, preview
+    from device_runtime.update.policy import Policy
     from device_runtime.update.slots import lock
     from device_runtime.update.state import Limits
 
+    trust = trusted(args.keys)
+    policy = Policy(trust, *_of_board(args.board))
     limits = Limits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
+    preview(args.bundle, policy)  # before a folder is made for it
     with lock(args.folder, make=True) as slots:
-        done = install(args.bundle, slots, limits)
+        done = install(args.bundle, slots, limits, policy)
         if slots.state.trial is not None and args.trial:
-            _try(slots)
+            _try(slots, trust)
         state = slots.state
     if args.json:
         _print_json(args.folder, state, {"changed": done.changed, "copied": done.copied, "reused": done.reused})
@@ -77,6 +93,26 @@ def _install(args: argparse.Namespace) -> int:
         )
     _print_state(args.folder, state)
     return 0
+
+
+def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]:
+    """The id of a board, and what raises a `DoesNotFitError` when it does not run a bundle's profile."""
+    from device_runtime.errors import DoesNotFitError
+
+    if name is None:
+        return None, lambda manifest: None
+    from boards.board import load_board
+
+    board = load_board(name)
+
+    def fits(manifest: Manifest) -> None:
+        if manifest.profile == "pi" and board.profile != "pi":  # a board that runs `pi` runs `micro` too
+            raise DoesNotFitError(
+                f"{manifest.name} {manifest.version} has the profile pi, and {board.id} runs micro. "
+                "Convert the checkpoint again with --profile micro."
+            )
+
+    return board.id, fits
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -96,27 +132,29 @@ def _show(args: argparse.Namespace) -> int:
 
 def _trial(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
+    from device_runtime.trust import trusted
     from device_runtime.update.slots import lock
 
     with lock(args.folder) as slots:
         if slots.state.trial is None:
             raise ConfigurationError(f"No bundle in {args.folder} waits for a trial; install one first.")
-        _try(slots)
+        _try(slots, trusted(args.keys))
         state = slots.state
     return _report(args, state)
 
 
 def _rollback(args: argparse.Namespace) -> int:
+    from device_runtime.trust import trusted
     from device_runtime.update.slots import lock
     from device_runtime.update.trial import roll_back
 
     with lock(args.folder) as slots:
-        roll_back(slots)
+        roll_back(slots, trusted(args.keys))
         state = slots.state
     return _report(args, state)
 
 
-def _try(slots: Slots) -> None:
+def _try(slots: Slots, trust: TrustStore) -> None:
     """Hold the trial that is due.
 
     Raises:
@@ -125,7 +163,7 @@ def _try(slots: Slots) -> None:
     from device_runtime.errors import RolledBackError
     from device_runtime.update.trial import try_pending
 
-    last = try_pending(slots)
+    last = try_pending(slots, trust=trust)
     if last.outcome == "rolled_back":
         active = _versions(slots.folder)[slots.state.active] if slots.state.active else None
         runs = f"Version {active} runs as before." if active else "No bundle runs here yet."

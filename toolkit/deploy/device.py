@@ -17,6 +17,7 @@ _SHOW = """
 systemctl show "$1" -p ActiveState -p SubState -p Result -p ExecMainStatus -p StatusText -p NRestarts \
     -p ActiveEnterTimestamp -p WatchdogUSec
 """
+_KEYS = 'find "$1" -name "*.pub"'
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class BoardDevice:
         script = 'cd "$1" && STONECHAT_CACHE="$1/state/cache" && export STONECHAT_CACHE && shift && exec "$@"'
         done = self.remote.run(script, self.layout.root, self.layout.command, *arguments, user=self.user)
         return done.code, done.out, done.err
+
+    def keys_flag(self) -> list[str]:
+        """The keys whose bundles the board takes, as a flag for its stonechat; empty where it has none."""
+        found = self.remote.check(_KEYS, self.layout.keys, user=self.user)
+        return ["--keys", self.layout.keys] if found.strip() else []
 
     def unit(self) -> dict[str, str]:
         """What systemd says of the service; empty without it."""

@@ -116,7 +116,7 @@ def rollback(board: BoardDevice, model: str) -> dict[str, Any]:
         StonechatError: there is none.
         RolledBackError: there is, but the service does not start with it.
     """
-    code, out, err = board.stonechat("slots", "rollback", board.layout.slots(model), "--json")
+    code, out, err = board.stonechat("slots", "rollback", board.layout.slots(model), "--json", *board.keys_flag())
     try:
         answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     except (ValueError, IndexError):

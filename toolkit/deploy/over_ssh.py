@@ -40,7 +40,6 @@ cd "$1"
 rm -f "$3"
 ln "$2" "$3" 2>/dev/null || cp "$2" "$3"
 """
-_KEYS = 'for key in "$1"/*.pub; do [ -f "$key" ] && echo "$key"; done; true'
 
 
 class OverSsh:
@@ -93,8 +92,9 @@ class OverSsh:
         """As in `Transport`."""
         layout = self._board.layout
         words = ["slots", "install", f"{layout.incoming}/{bundle.id}", layout.slots(model), "--trial", "--json"]
-        if self._remote.check(_KEYS, layout.keys, user=self._board.user).strip():
-            words += ["--keys", layout.keys]
+        words += self._board.keys_flag()
+        if self._board.record.board is not None:
+            words += ["--board", self._board.record.board]
         if limits.min_tps is not None:
             words += ["--min-tps", f"{limits.min_tps:g}"]
         if limits.max_rss_mb is not None:
@@ -129,7 +129,9 @@ class OverSsh:
 
     def _go_back(self, model: str, reason: str) -> bool:
         """The bundle passed its trial, and the service does not start with it: the one before has to run again."""
-        code, out, err = self._board.stonechat("slots", "rollback", self._board.layout.slots(model), "--json")
+        code, out, err = self._board.stonechat(
+            "slots", "rollback", self._board.layout.slots(model), "--json", *self._board.keys_flag()
+        )
         if code:
             fault = _answer(out).get("error", {}).get("message") or err.strip()
             raise RemoteError(
