@@ -83,7 +83,10 @@ def ssh_server(
         f"PidFile {folder}/pid", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "UsePAM no",
         "StrictModes no", "PermitRootLogin prohibit-password", "MaxStartups 100", *lines,
     ]  # fmt: skip
-    settings += ["SetEnv " + " ".join(f"{name}={value}" for name, value in env.items())] if env else []
+    # SHLVL: or bash would read this user's own ~/.bashrc, as it does for an SSH server
+    settings.append(
+        "SetEnv " + " ".join(f"{name}={value}" for name, value in ({"SHLVL": "3"} | dict(env or {})).items())
+    )
     (folder / "sshd_config").write_text("\n".join([*settings, ""]))
     if Path("/run").is_dir() and not Path("/run/sshd").exists() and getpass.getuser() == "root":
         Path("/run/sshd").mkdir(mode=0o755)  # what Debian's unit makes
