@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.ssh_servers import SshServer
 from toolkit.deploy.wheel import write_wheel
 
-__all__ = ["FLEET", "Board", "link_environment"]
+__all__ = ["FLEET", "Board", "new_board"]
 
 SUPERVISOR = Path(__file__).parent / "supervisor.py"
 FLEET = """\
@@ -39,6 +39,11 @@ class Board:
         """`stonechat` on this side; a board's flags are added."""
         command = [sys.executable, "-m", "toolkit", *map(str, arguments), *self.server.flags, "--root", str(self.root)]
         return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    def stonechat(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """`stonechat` on this side, without a board."""
+        command = [sys.executable, "-m", "toolkit", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     def init(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return self.run(
@@ -73,3 +78,14 @@ def link_environment(prefix: Path, tmp: Path) -> None:
     for name in ("bin", "lib", "pyvenv.cfg"):
         (venv / name).symlink_to(Path(sys.prefix) / name)
     (venv / "complete").touch()
+
+
+def new_board(server: SshServer, broker_port: int, folder: Path) -> Board:
+    """Before `device init`; its folders have spaces in their names."""
+    place = folder / "the board"
+    place.mkdir()
+    fleet = folder / "fleet.yaml"
+    fleet.write_text(FLEET.format(port=broker_port))
+    made = Board(server, place / "data", place / "pro gram", fleet, broker_port)
+    link_environment(made.prefix, folder / "wheel")
+    return made

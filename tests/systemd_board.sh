@@ -23,4 +23,4 @@ mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
 mkdir run/lock
 exec chroot . /usr/bin/env -i container=stonechat PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    /lib/systemd/systemd --system --unit=board.target --log-target=console --show-status=0
+    /lib/systemd/systemd --system --unit=board.target --log-target=journal --show-status=0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import mosquitto
-from tests.ssh_boards import FLEET, Board, link_environment
+from tests.ssh_boards import Board, new_board
 from tests.ssh_servers import SshServer, ssh_server
 
 
@@ -27,13 +27,8 @@ def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def board(server: SshServer, broker_port: int, tmp_path: Path) -> Iterator[Board]:
-    """A board whose folders have spaces in their names, before `device init`."""
-    place = tmp_path / "the board"
-    place.mkdir()
-    fleet = tmp_path / "fleet.yaml"
-    fleet.write_text(FLEET.format(port=broker_port))
-    made = Board(server, place / "data", place / "pro gram", fleet, broker_port)
-    link_environment(made.prefix, tmp_path / "wheel")
+    """A board before `device init`."""
+    made = new_board(server, broker_port, tmp_path)
     yield made
     made.stop()
 

@@ -174,6 +174,7 @@ def test_a_board_without_what_it_takes_is_refused(board, tmp_path, tools, code, 
     assert not board.root.exists()
 
 
+@pytest.mark.slow  # half a minute on a small machine: it makes a real environment
 def test_a_program_that_cannot_be_installed_leaves_the_one_before(ready, tmp_path):
     shutil.rmtree(ready.prefix / "venvs" / os.readlink(ready.prefix / "venv").removeprefix("venvs/"))
     other = ready.prefix / "venvs" / "0.0.1-before"
