@@ -127,7 +127,7 @@ REFUSED = {
     "trace-into-nowhere": ["trace", "bundle", "--tokens", "0", "-o", "no/such/folder/t.npz"],
     "deploy-no-target": ["deploy", "bundle"],
     "deploy-no-bundle": ["deploy", "nowhere", "--to", "pi@host"],
-    "deploy-wrong-target": ["deploy", "bundle", "--to", "-oProxyCommand=x"],
+    "deploy-wrong-target": ["deploy", "bundle", "--to=-oProxyCommand=x"],
     "device-no-action": ["device"],
     "device-restart-of-systemd": [
         "device",

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
     parser.add_argument("--to", metavar="[USER@]HOST[:PORT]", required=True, help="a board set up by `device init`")
     parser.add_argument("--model", metavar="NAME", help="for which model of its fleet file (default: the device's)")
+    parser.add_argument("--keys", metavar="DIR", type=Path, help="check its signature here first, by these public keys")
     parser.add_argument("--min-tps", metavar="N", type=positive, help="its trial fails below N tokens a second")
     parser.add_argument("--max-rss-mb", metavar="MB", type=positive, help="its trial fails above MB of memory")
     add_connection(parser)
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     limits, remote = Limits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
     with as_folder(args.bundle) as folder, ProgressBar() as bar:
+        if args.keys is not None:
+            check_signature(folder, args.keys)
         bundle = Outgoing.open(folder)
         with remote:
             board = BoardDevice(remote, args.root)
@@ -66,6 +69,18 @@ def as_folder(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder, Archive.open(path) as archive:
         yield archive.unpack(Path(folder) / "bundle").path
+
+
+def check_signature(folder: Path, keys: Path) -> None:
+    """Raise a `SignatureError` if none of the keys has signed this bundle: nothing has to travel to find out."""
+    from device_runtime.bundle import MANIFEST
+    from device_runtime.trust import TrustStore
+    from toolkit.deploy.deploy import SIGNATURE
+
+    trust = TrustStore.load(keys, required=True)
+    if (folder / MANIFEST).is_file():  # else `Outgoing.open` says what is there instead
+        signature = folder / SIGNATURE
+        trust.verify((folder / MANIFEST).read_bytes(), signature.read_bytes() if signature.is_file() else None)
 
 
 def positive(text: str) -> float:

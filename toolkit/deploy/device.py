@@ -50,6 +50,10 @@ class BoardDevice:
         remote.sudo = uid != "0" and bool(words)
         layout = Layout(root)
         done = remote.run('cat "$1"', layout.record, as_root=remote.sudo and self._may_sudo())
+        if "Permission denied" in done.err:
+            raise ConfigurationError(
+                f"{remote.target} may not read {layout.record}; allow it sudo without a password, or connect as root."
+            )
         if done.code:
             raise ConfigurationError(
                 f"{remote.target} has no {layout.record}; set it up with `stonechat device init {remote.target}` first "

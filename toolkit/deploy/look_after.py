@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import RolledBackError
+from device_runtime.errors import ConfigurationError, RolledBackError
 from device_runtime.mqtt import fleet
 from toolkit.deploy.deploy import error_of
 from toolkit.deploy.device import BoardDevice
@@ -91,6 +91,10 @@ def logs(board: BoardDevice, lines: int, follow: bool) -> int:
     if board.systemd:
         return board.remote.stream(_JOURNAL, SERVICE, str(lines), *(["-f"] if follow else []), as_root=True)
     log = f"{board.layout.state}/serve.log"
+    if board.remote.run('[ -f "$1" ]', log).code:
+        raise ConfigurationError(
+            f"{board.remote.target} has no {log}; have what starts the service append its stderr to this file."
+        )
     return board.remote.stream(_FILE, log, str(lines), *(["-f"] if follow else []))
 
 

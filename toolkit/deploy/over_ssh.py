@@ -100,12 +100,12 @@ class OverSsh:
         if limits.max_rss_mb is not None:
             words += ["--max-rss-mb", f"{limits.max_rss_mb:g}"]
         code, out, err = self._board.stonechat(*words)
+        self._remote.run('rm -rf "$1"', f"{layout.incoming}/{bundle.id}", user=self._board.user)
         answer = _answer(out)
         if code:
             fault = answer.get("error", {})
             message = fault.get("message") or err.strip() or f"`stonechat slots install` ended with {code}"
             raise error_of(code, str(fault.get("code")), f"{self.device}: {message}")
-        self._remote.run('rm -rf "$1"', f"{layout.incoming}/{bundle.id}", user=self._board.user)
         return answer
 
     def restart(self, model: str) -> bool:

@@ -26,6 +26,7 @@ from device_runtime.errors import ConfigurationError, StonechatError, Unreachabl
 __all__ = ["Done", "Remote", "RemoteError", "Target"]
 
 CONNECT_S = 10
+IDLE_S = 300  # a connection that nobody closed, since we were killed, closes itself
 _ALIVE = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"]
 _FAILED = 255  # ssh's own exit code; that of a command is passed through
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
@@ -219,7 +220,7 @@ class Remote:
     def _connect(self) -> None:
         """The master connection goes to the background and keeps stderr open: a file, since a pipe would not end."""
         with open(self._sockets / "log", "w+b") as log:
-            command = ["ssh", "-fN", "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", *self._words()]
+            command = ["ssh", "-fN", "-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}", *self._words()]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             log.seek(0)
             said = log.read().decode("utf-8", "replace")

@@ -60,6 +60,14 @@ def test_the_doctor_looks_at_the_model_and_the_broker(on_air):
     assert findings["broker"]["found"] == f"127.0.0.1:{on_air.port} answers, without encryption"
 
 
+def test_without_a_journal_the_log_is_a_file(on_air):
+    missing = on_air.run("device", "logs", on_air.server.target)
+    assert missing.returncode == 2
+    assert "serve.log; have what starts the service append its stderr to this file." in missing.stderr
+    (on_air.root / "state" / "serve.log").write_text("one\ntwo\nthree\n")
+    assert on_air.run("device", "logs", on_air.server.target, "-n", "2").stdout == "two\nthree\n"
+
+
 def test_a_failed_trial_ends_with_6_and_the_message_of_the_board(on_air, pi_bundle, changed):
     trial = {"prompt": "hello", "expect": "nobody says this", "max_new": 8}
     done = on_air.deploy(changed(pi_bundle, version="2", trial=trial), "--json")
@@ -105,7 +113,11 @@ def test_a_board_with_keys_takes_only_what_they_have_signed(board, pi_bundle, tm
     assert unsigned.returncode == 4
     assert json.loads(unsigned.stdout)["error"]["code"] == "signature"
 
-    signed = board.deploy(packed)
+    unsigned = board.deploy(pi_bundle, "--keys", keys)
+    assert unsigned.returncode == 4
+    assert not list((board.root / "incoming").glob("*"))  # it did not leave
+
+    signed = board.deploy(packed, "--keys", keys)
     assert signed.returncode == 0, signed.stderr
     assert signed.stdout == "test-pi: gqa-tied 1 waits for the service to start anew as tiny\n"
     assert f"start the service anew there: '{board.prefix}/venv/bin/stonechat' serve " in signed.stderr
