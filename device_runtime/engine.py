@@ -296,6 +296,11 @@ class LanguageModel:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
         self._schemas.check(schema, max_new)
 
+    @property
+    def position(self) -> int:
+        """How far the kv_cache is filled: it moves while the model works. May be read from any thread."""
+        return self.backend.position
+
     def close(self) -> None:
         """Give back memory."""
         self.backend.close()

@@ -33,6 +33,11 @@ class Models:
         self._open_model = open_model
         self._opened: dict[str, Model] = {name: open_model(name) for name in self._settings}
 
+    @property
+    def progress(self) -> object:
+        """Changes with every token that a model takes in or puts out."""
+        return [getattr(model, "position", None) for model in list(self._opened.values())]
+
     def reopen(self, name: str) -> None:
         """Close a model, and open what is there under its name now; there is never memory needed for both."""
         self._opened.pop(name).close()

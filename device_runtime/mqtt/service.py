@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import platform
 import signal
 import threading
@@ -48,6 +49,7 @@ from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.mqtt.work import Job, WorkLine
+from device_runtime.service_manager import Pulse, ServiceManager
 
 __all__ = ["DeviceConfig", "Service", "next_boot", "stop_on_signals"]
 
@@ -77,9 +79,19 @@ class DeviceConfig:
 class Service:
     """One device on the air, from `run` until `stop`."""
 
-    def __init__(self, config: DeviceConfig, open_model: Callable[[str], Model]) -> None:
-        """Prepare the device; `open_model` is called with each model's name once it is connected."""
+    def __init__(
+        self, config: DeviceConfig, open_model: Callable[[str], Model], manager: ServiceManager | None = None
+    ) -> None:
+        """Prepare the device.
+
+        Args:
+            open_model: called with each model's name once there is a connection, and when a model was updated.
+            manager: hears how we are.
+        """
         self.config = config
+        self._manager = manager or ServiceManager()
+        self._working, self._hearing = Pulse(), Pulse()  # of the worker and of the network thread
+        self._threads: dict[str, threading.Thread] = {}  # the same two, once they run
         self._open_model = open_model
         self._topics = DeviceTopics(config.device)
         self._pool = PoolTopics(config.pool) if config.pool else None
@@ -128,19 +140,22 @@ class Service:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses the device, or another client has taken its id.
         """
+        self._manager.status(f"connecting to {self.config.broker}")
         if not wait_for_broker:
             self._client.connect()
         elif not patience.connect(self._client, self._stopping):
             return self._outbox.close()
         try:
+            self._manager.status(f"opening {', '.join(self._model_names)}")
             self._models = Models(self.config.models, self._open_model)
-            worker = threading.Thread(target=self._work, name="stonechat-worker")
+            worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
                 self._client.subscribe(*self._subscriptions())
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
                         self._client.publish(self._topics.health, dump(self._health_fields()))
@@ -150,6 +165,7 @@ class Service:
                             f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
                         )
             finally:
+                self._manager.stopping()
                 self._leave()
                 worker.join()
                 if self._updates is not None:
@@ -169,6 +185,14 @@ class Service:
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._stopping.set()
+
+    def _stalled_s(self) -> float:
+        """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
+        if any(not thread.is_alive() for thread in self._threads.values()):
+            return math.inf
+        self._working.observe(self._models.progress if self._models is not None else None)
+        working_s = 0.0 if self._state is DeviceState.UPDATING else self._working.stalled_s  # a trial has its own limit
+        return max(working_s, self._hearing.stalled_s)
 
     # the network thread
 
@@ -194,6 +218,11 @@ class Service:
             if self._state is DeviceState.INIT and listening:
                 self._state = DeviceState.READY
             self._publish_state()
+            ready = self._state in (DeviceState.READY, DeviceState.BUSY)
+        if ready:
+            self._manager.ready()
+            names = ", ".join(self._model_names)
+            self._manager.status(f"{self.config.device} at {self.config.broker}, serving {names}")
 
     @property
     def _model_names(self) -> tuple[str, ...]:
@@ -214,12 +243,18 @@ class Service:
         self._client.publish(discovery.config_topic(self.config.device), message, qos=1, retain=True)
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
+        self._threads["network"] = threading.current_thread()
         if connected:
             log.info("connected to %s as %s", self.config.broker, self.config.device)
         else:
             log.info("disconnected from %s: %s", self.config.broker, reason)
+            self._manager.status(f"no connection to {self.config.broker}: {reason}")
 
     def _receive(self, message: Incoming) -> None:
+        with self._hearing.working():
+            self._sort(message)
+
+    def _sort(self, message: Incoming) -> None:
         if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
             if self._gate.admits("requests"):
                 self._command(message, self._accept)
@@ -331,10 +366,11 @@ class Service:
         while job := self._line.take():
             self._enter(DeviceState.BUSY)
             try:
-                if job.start_by_s is not None and time.monotonic() > job.start_by_s:
-                    job.expired()
-                else:
-                    job.run()
+                with self._working.working():
+                    if job.start_by_s is not None and time.monotonic() > job.start_by_s:
+                        job.expired()
+                    else:
+                        job.run()
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
@@ -385,7 +421,12 @@ class Service:
         try:
             assert self._models is not None  # `run` opens them before the first subscription
             answer = self._models.generate(request)
-            final = run.to_end(answer, on_piece)
+
+            def heard(text: str) -> None:
+                self._working.beat()
+                on_piece(text)
+
+            final = run.to_end(answer, heard)
             self._health.answered(final)
             return final
         except Exception:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.archive import Archive
-from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, read_signature
+from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import Slots, resolve
 from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
 from device_runtime.update.state import Limits
 
-__all__ = ["Installed", "has_bundle", "install"]
+__all__ = ["Installed", "has_bundle", "install", "preview"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ def install(
             staging.abandon()  # what is damaged would be in the way of the next one
             raise
     return Installed(manifest.name, manifest.version, True, tuple(f.name for f in files), tuple(staging.reused))
+
+
+def preview(source: Path, policy: Policy) -> Manifest:
+    """The manifest of a bundle that could be installed somewhere; see `install` for what is raised."""
+    with ExitStack() as stack:
+        opened = _open(source, policy, stack)
+        return policy.judge(opened.manifest, opened.signature, 0)
 
 
 def _send(source: _Source, file: Missing, staging: Staging) -> None:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.ota import UpdatePlan
     from device_runtime.mqtt.service import Service, stop_on_signals
+    from device_runtime.service_manager import ServiceManager
     from device_runtime.trust import trusted
     from device_runtime.update.policy import Policy
     from device_runtime.update.slots import is_slot_folder
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
+    manager = ServiceManager.from_environment()
     plan = fleet.load(args.fleet)
     models = plan.models_of(args.device)
     trust = trusted(args.keys or plan.keys_folder())
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     folders = {name: Path(model.bundle) for name, model in models.items() if is_slot_folder(Path(model.bundle))}
     updates = UpdatePlan(folders, Policy(trust)) if folders else None
-    service = Service(replace(config, updates=updates), open_model)
+    service = Service(replace(config, updates=updates), open_model, manager)
     with stop_on_signals(service):
         service.run(wait_for_broker=not args.no_wait)
     return 0

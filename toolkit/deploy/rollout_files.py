@@ -1,8 +1,8 @@
 """Roll-outs on the operator's disk: they outlive the program, and its terminal.
 
-    ID.json     the roll-out, replaced atomically at every step
-    ID.lock     held by the process that carries it out
-    ID.wish     `pause` or `abort`, for that process
+ID.json     the roll-out, replaced atomically at every step
+ID.lock     held by the process that carries it out
+ID.wish     `pause` or `abort`, for that process
 """
 
 from __future__ import annotations
