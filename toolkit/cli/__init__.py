@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "key", "bundle", "slots",
-    "device", "deploy", "doctor",
+    "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 
 
