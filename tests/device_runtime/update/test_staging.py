@@ -16,7 +16,7 @@ from device_runtime.update.slots import lock, read_state, resolve
 from device_runtime.update.staging import Missing, Staging
 from device_runtime.update.state import Limits
 from tests.power_cut import Killer
-from tests.update_bundles import contents
+from tests.update_bundles import confirm, contents
 
 
 def head(bundle: Path) -> bytes:
@@ -48,6 +48,18 @@ def test_damage_in_a_slot_does_not_spread(tiny: dict[str, Path], slot_folder: Ca
         staging = Staging.begin(slots, head(tiny["2"]))
         assert "model.tflite" in {file.name for file in staging.missing()}
         assert not staging.reused
+
+
+def test_to_install_a_damaged_bundle_again_repairs_it(tiny: dict[str, Path], slot_folder: Callable[..., Path]) -> None:
+    folder = slot_folder(tiny["1"])
+    with lock(folder) as slots:
+        assert not install(tiny["1"], slots).changed
+    model = folder / "a" / "model.tflite"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    with lock(folder) as slots:
+        assert install(tiny["1"], slots).copied == ("model.tflite",)
+        confirm(slots)
+    assert contents(resolve(folder)) == contents(tiny["1"])
 
 
 def test_pieces_may_come_twice_and_must_not_leave_a_gap(
