@@ -20,7 +20,7 @@ MODULES = sorted(
 # What `pip install stonechat` brings: device_runtime and boards may import nothing else.
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
-    "yaml", "llguidance",
+    "yaml", "llguidance", "serial", "cobs",
 }  # fmt: skip
 
 
@@ -122,6 +122,7 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "ContextOverflowError": 2,
         "SchemaError": 2,
         "UnreachableError": 3,
+        "UnavailableError": 3,
         "SignatureError": 4,
         "DoesNotFitError": 5,
         "RolledBackError": 6,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.mqtt import discovery
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
 from device_runtime.mqtt.generation import Model, Run, incomplete
+from device_runtime.mqtt.hardware import Hardware, ThisMachine
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
@@ -62,9 +62,10 @@ class DeviceConfig:
 class Service:
     """One device on the air, from `run` until `stop`."""
 
-    def __init__(self, config: DeviceConfig, open_model: Callable[[], Model]) -> None:
-        """Prepare the device; `open_model` is called once it is connected."""
+    def __init__(self, config: DeviceConfig, open_model: Callable[[], Model], hardware: Hardware | None = None) -> None:
+        """Prepare the device; `open_model` is called once it is connected. None of `hardware` is this machine."""
         self.config = config
+        self._hardware = hardware or ThisMachine()
         self._open_model = open_model
         self._topics = DeviceTopics(config.device)
         self._pool = PoolTopics(config.pool) if config.pool else None
@@ -109,9 +110,12 @@ class Service:
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._follow_hardware()
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
-                        self._client.publish(self._topics.health, dump(self._health.to_fields(len(self._line))))
+                        fields = self._health.to_fields(len(self._line)) | self._hardware.health()
+                        known = {name: value for name, value in fields.items() if value is not None}
+                        self._client.publish(self._topics.health, dump(known))
                     if self._client.takeover.is_set():
                         raise ConfigurationError(
                             f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
@@ -159,10 +163,9 @@ class Service:
     def _info(self) -> Info:
         return Info(
             self.config.device,
-            board=_board(),
             version=device_runtime.__version__,
             models=(self.config.model,),
-            capabilities=("generate", "stream", "cancel", "schema", "links"),
+            **self._hardware.info(),
         )
 
     def _describe(self) -> None:
@@ -270,7 +273,7 @@ class Service:
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
-            if not len(self._line):
+            if not len(self._line) and self._hardware.available:
                 self._enter(DeviceState.READY)
 
     def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
@@ -355,6 +358,16 @@ class Service:
                 self._state = state
                 self._publish_state()
 
+    def _follow_hardware(self) -> None:
+        """A microcontroller that goes is `lost`, as a Pi without power is; one that comes back may be another."""
+        if not self._hardware.available:
+            if self._current is None:  # an answer that is under way may still go on when it comes back
+                self._enter(DeviceState.LOST)
+        elif self._state is DeviceState.LOST:
+            self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
+            self._describe()
+            self._enter(DeviceState.READY)
+
     def _deliver(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish what must not be lost: it is on the disk until the broker has it."""
         given_up = self._outbox.given_up
@@ -434,10 +447,3 @@ def stop_on_signals(service: Service) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _board() -> str:
-    try:
-        return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n")
-    except (OSError, UnicodeDecodeError):
-        return f"{platform.system()} {platform.machine()}"

@@ -1,0 +1,296 @@
+"""A microcontroller's model, at the seam where `device_runtime.mqtt` expects an engine."""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from device_runtime.bundle import MODEL, Bundle, Manifest
+from device_runtime.chat import Message
+from device_runtime.engine import Completion
+from device_runtime.errors import ConfigurationError, SchemaError, StonechatError, UnavailableError
+from device_runtime.prompts import PromptEncoder
+from device_runtime.sampler import Sampling
+from device_runtime.serial.link import Link
+from device_runtime.serial.messages import MAX_STOPS, Capability, Finish, Hello
+from device_runtime.serial.session import TOKEN_BYTES, Ask, Chunk, Ended, Failed
+from device_runtime.stop_strings import StopStrings
+from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
+
+__all__ = ["SerialAnswer", "SerialModel", "check_schema"]
+
+ROLES = {"system": b"s", "user": b"u", "assistant": b"a", "tool": b"t"}
+_FINISHES: dict[Finish, Any] = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
+_GREEDY = Sampling()
+
+
+class _Decoder(Protocol):
+    """Bytes of an answer into text."""
+
+    def push(self, data: bytes) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class _Tokens:
+    """Prompts and answers as token ids; the bridge has tokenizer and chat template."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self._tokenizer: Tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
+        self._prompts = PromptEncoder(bundle.manifest, self._tokenizer)
+
+    def ask(self, prompt: str | Sequence[Message], max_new: int | None, hello: Hello) -> Ask:
+        tokens, limit = self._prompts.plan(prompt, max_new, hello.context)
+        return Ask(struct.pack(f"<{len(tokens)}I", *tokens), limit, self.manifest.tokenizer.eos_ids)
+
+    def decoder(self) -> _Decoder:
+        return _TokenDecoder(TextStream(self._tokenizer), self.manifest.graph.vocabulary)
+
+
+class _TokenDecoder:
+    def __init__(self, stream: TextStream, vocabulary: int) -> None:
+        self._stream, self._vocabulary = stream, vocabulary
+
+    def push(self, data: bytes) -> str:
+        tokens = struct.unpack(f"<{len(data) // TOKEN_BYTES}I", data)
+        for token in tokens:
+            if token >= self._vocabulary:
+                raise StonechatError(
+                    f"the board answers with token {token}, and the bundle has {self._vocabulary}; reset the board."
+                )
+        return "".join(map(self._stream.push, tokens))
+
+    def flush(self) -> str:
+        return self._stream.flush()
+
+
+class _Text:
+    """Prompts and answers as text; the board has tokenizer and chat template."""
+
+    def ask(self, prompt: str | Sequence[Message], max_new: int | None, hello: Hello) -> Ask:
+        parts = [(b"p", prompt)] if isinstance(prompt, str) else [(ROLES[m["role"]], m["content"]) for m in prompt]
+        try:
+            data = b"".join(role + text.encode() + b"\0" for role, text in parts)
+        except UnicodeEncodeError:
+            raise ConfigurationError("The prompt is not text; give it in UTF-8.") from None
+        if data.count(b"\0") > len(parts):
+            raise ConfigurationError("The prompt has a zero byte in it, which ends a message; leave it out.")
+        return Ask(data, max_new or 0, text=True)
+
+    def decoder(self) -> _Decoder:
+        return _TextDecoder()
+
+
+class _TextDecoder:
+    def __init__(self) -> None:
+        self._codec = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, data: bytes) -> str:
+        return self._codec.decode(data)
+
+    def flush(self) -> str:
+        return self._codec.decode(b"", final=True)
+
+
+class SerialAnswer(Iterator[str]):
+    """An answer as it comes: iterate for its pieces, then read `result`."""
+
+    result: Completion  # set when the iteration has ended
+
+    def __init__(self, link: Link, ask: Ask, decoder: _Decoder, stop: Sequence[str]) -> None:
+        self._link, self._ask = link, ask
+        self._started_s = time.perf_counter()
+        self._pieces = self._run(decoder, StopStrings([s for s in stop if s]))
+        self._cancelled = False
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Stop after the token that is being computed. May be called from another thread."""
+        self._cancelled = True
+        self._link.cancel()
+
+    def _run(self, decoder: _Decoder, held: StopStrings) -> Iterator[str]:
+        self._link.ask(self._ask)
+        if self._cancelled:
+            self._link.cancel()
+        first_s: float | None = None
+        text: list[str] = []
+        while True:
+            event = self._link.next_event(1.0)
+            match event:
+                case Chunk():
+                    first_s = first_s or time.perf_counter()
+                    piece = held.push(decoder.push(event.data))
+                    if piece:
+                        text.append(piece)
+                        yield piece
+                    if held.found:
+                        self._link.cancel()
+                case Failed():
+                    raise event.error
+                case Ended():
+                    break
+        if not held.found:
+            rest = held.push(decoder.flush()) + held.flush()
+            if rest:
+                text.append(rest)
+                yield rest
+        first_s = first_s or time.perf_counter()
+        self.result = Completion(
+            text="".join(text),
+            finish="stop" if held.found else _FINISHES[event.finish],
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            completion_tokens=event.completion_tokens,
+            ttft_ms=(first_s - self._started_s) * 1e3,
+            tokens_per_s=event.tokens_per_s,
+        )
+
+
+class SerialModel:
+    """See `device_runtime.mqtt.generation.Model` and `device_runtime.mqtt.hardware.Hardware`."""
+
+    def __init__(self, link: Link, bundle: Bundle | None = None) -> None:
+        """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
+        self._link, self._bundle = link, bundle
+        self._language: _Tokens | _Text | None = None
+
+    def open(self, wait_s: float = 5.0) -> SerialModel:
+        """Find the board.
+
+        Raises:
+            UnreachableError: there is none.
+            ConfigurationError: its model is not the bundle's, or it needs a bundle.
+        """
+        hello = self._link.open(wait_s)
+        try:
+            self._language = self._choose(hello)
+        except BaseException:
+            self._link.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._link.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_new: int | None = None,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> SerialAnswer:
+        """Start an answer; the arguments are those of `LanguageModel.generate`.
+
+        Raises:
+            UnavailableError: the board is not there now.
+            SchemaError: a schema was given.
+            ConfigurationError: the prompt does not fit, or asks for what the board cannot do.
+        """
+        if schema is not None:
+            check_schema(schema)
+        hello, problem = self._link.session.hello, self._problem()
+        if hello is None or problem or self._language is None:
+            raise UnavailableError(problem or "the board has not said what it is.")
+        ask = self._language.ask(prompt, max_new, hello)
+        if sampling.temperature > 0:
+            if not hello.capabilities & Capability.SAMPLING:
+                raise ConfigurationError(
+                    f"temperature is {sampling.temperature}, and this board's firmware only answers greedily: "
+                    "it must be 0."
+                )
+            seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+            ask = Ask(
+                ask.prompt, ask.max_new, ask.stop_tokens, sampling.temperature, min(sampling.top_k, 65_535),
+                sampling.top_p, seed, ask.text,
+            )  # fmt: skip
+        return SerialAnswer(self._link, ask, self._language.decoder(), stop)
+
+    # what the service tells of the hardware
+
+    @property
+    def available(self) -> bool:
+        """Whether a request would be taken now."""
+        return self._problem() == ""
+
+    def info(self) -> dict[str, Any]:
+        """For `out/info`."""
+        hello = self._link.session.hello
+        capabilities = ("generate", "stream", "cancel", "links")
+        return {"board": hello.board if hello and hello.board else "microcontroller", "capabilities": capabilities,
+                "firmware": hello.firmware or None if hello else None}  # fmt: skip
+
+    def health(self) -> dict[str, Any]:
+        """For `out/health`: the microcontroller's own figures, in place of this machine's."""
+        session = self._link.session
+        status, hello = session.status, session.hello
+        known = status is not None and status.temperature != -32768
+        return {
+            "rss_mb": None,
+            "throttled": None,
+            "temperature_c": status.temperature / 10 if status and known else None,
+            "arena_bytes": hello.arena_bytes or None if hello else None,
+            "board_uptime_s": status.uptime_ms // 1000 if status else None,
+            "board_resets": session.resets,
+            "line_noise": session.reader.noise,
+        }
+
+    def _problem(self) -> str:
+        """Why no request can be taken; empty when one can."""
+        session = self._link.session
+        if not self._link.up or session.hello is None:
+            return session.trouble
+        try:
+            self._choose(session.hello)  # another board may have been plugged in
+        except ConfigurationError as error:
+            return str(error)
+        return ""
+
+    def _choose(self, hello: Hello) -> _Tokens | _Text:
+        if self._bundle is None:
+            if hello.capabilities & Capability.TEXT:
+                return self._language or _Text()
+            raise ConfigurationError(
+                "this board takes tokens, which the bridge makes with the tokenizer of the board's bundle; "
+                "name it with --bundle DIR, or in a fleet file."
+            )
+        if not hello.capabilities & Capability.TOKENS:
+            return self._language or _Text()
+        _check_bundle(self._bundle.manifest, hello)
+        return self._language or _Tokens(self._bundle)
+
+
+def check_schema(schema: Mapping[str, Any], max_new: int | None = None) -> None:
+    """Refuse: firmware holds no answer to a schema.
+
+    Raises:
+        SchemaError: always.
+    """
+    raise SchemaError("a microcontroller cannot hold an answer to a JSON schema; ask without one.")
+
+
+def _check_bundle(manifest: Manifest, hello: Hello) -> None:
+    """Raises a `ConfigurationError` where board and bundle are not of the same model."""
+    sha256 = bytes.fromhex(manifest.files[MODEL].sha256)[: len(hello.model)]
+    for what, found, expected in (
+        ("model", hello.model.hex() if any(hello.model) else sha256.hex(), sha256.hex()),
+        ("vocabulary", hello.vocabulary, manifest.graph.vocabulary),
+        ("prefix", hello.prefix, len(manifest.prefix_tokens)),
+    ):
+        if found != expected:
+            raise ConfigurationError(
+                f"the board does not run the bundle {manifest.name!r}: its {what} is {found}, the bundle's {expected}. "
+                "Name the bundle that was flashed, or flash this one."
+            )
+    if len(manifest.tokenizer.eos_ids) > MAX_STOPS:
+        raise ConfigurationError(f"the bundle {manifest.name!r} has more than {MAX_STOPS} tokens that end an answer.")
