@@ -135,6 +135,11 @@ class Service:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._stopping.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
     # the network thread
 
     def _subscriptions(self) -> list[Subscription]:

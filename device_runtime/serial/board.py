@@ -11,6 +11,7 @@ from typing import Protocol
 
 from device_runtime.serial.frames import FrameReader, frame
 from device_runtime.serial.messages import (
+    TOKEN_BYTES,
     Cancel,
     Capability,
     Done,
@@ -35,6 +36,7 @@ from device_runtime.serial.messages import (
 __all__ = ["Board", "Engine", "EngineError"]
 
 PIECE_BYTES = 64  # of an answer in one frame
+TEXT_BYTES = 8192  # of a prompt in text
 
 
 class EngineError(Exception):
@@ -128,7 +130,8 @@ class Board:
             case Start():
                 if not known:
                     self._begin(message)
-                self._send(Taken(message.request, len(self._prompt)))
+                if self._start is not None:
+                    self._send(Taken(message.request, len(self._prompt)))
             case Prompt() | Resume() | Cancel() if not known:
                 self._send(Fault(message.request, FaultCode.UNKNOWN_REQUEST))
             case Prompt():
@@ -148,6 +151,9 @@ class Board:
         self._start, self._work, self._done, self._sent = start, Work.PROMPT, None, 0
         self._prompt.clear()
         self._answer.clear()
+        most = TEXT_BYTES if self.hello.capabilities & Capability.TEXT else TOKEN_BYTES * self.hello.context
+        if not 0 < start.prompt_bytes <= most:
+            self._fail(EngineError(FaultCode.TOO_LONG, f"a prompt has from 1 to {most} bytes here"))
 
     def _take(self, part: Prompt) -> None:
         assert self._start is not None

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,25 +35,30 @@ class Link:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stonechat-serial", daemon=True)
 
-    def open(self, wait_s: float = 5.0) -> Hello:
-        """Open the port and wait until the board has said who it is.
+    def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> Hello:
+        """Open the port and wait until the board has said who it is, or the wait is `interrupted`.
 
         Raises:
             UnreachableError: there is no such port, or no board that speaks the protocol on it.
             ConfigurationError: the port's name is of no kind that pyserial knows.
+            KeyboardInterrupt: it was interrupted.
         """
         self._connect()
         self._thread.start()
         end_s = time.monotonic() + wait_s
         with self._changed:
             while self.session.phase is not Phase.UP and (left_s := end_s - time.monotonic()) > 0:
-                self._changed.wait(left_s)
+                self._changed.wait(min(left_s, 0.1))
+                if interrupted():
+                    break
                 if self.session.refusal or self.session.phase is Phase.CLOSED:
                     break
             if self.session.phase is Phase.UP and self.session.hello is not None:
                 return self.session.hello
             why = self._why(wait_s)
         self.close()
+        if interrupted():
+            raise KeyboardInterrupt
         raise UnreachableError(f"{self.url}: {why}")
 
     def close(self) -> None:

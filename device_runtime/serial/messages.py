@@ -12,6 +12,8 @@ from enum import IntEnum, IntFlag
 from typing import Any, ClassVar, Self, get_type_hints
 
 __all__ = [
+    "TOKEN_BYTES",
+    "UNKNOWN_TEMPERATURE",
     "VERSION",
     "Cancel",
     "Capability",
@@ -39,6 +41,7 @@ MAX_STOPS = 8  # tokens that end an answer
 MAX_NAME = 32  # bytes of a name in `Hello`
 MAX_REASON = 100  # bytes of the text in `Fault`
 UNKNOWN_TEMPERATURE = -32768
+TOKEN_BYTES = 4  # of a token id in a prompt or an answer
 
 
 class MessageError(ValueError):

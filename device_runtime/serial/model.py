@@ -6,7 +6,7 @@ import codecs
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from device_runtime.bundle import MODEL, Bundle, Manifest
@@ -16,8 +16,8 @@ from device_runtime.errors import ConfigurationError, SchemaError, StonechatErro
 from device_runtime.prompts import PromptEncoder
 from device_runtime.sampler import Sampling
 from device_runtime.serial.link import Link
-from device_runtime.serial.messages import MAX_STOPS, Capability, Finish, Hello
-from device_runtime.serial.session import TOKEN_BYTES, Ask, Chunk, Ended, Failed
+from device_runtime.serial.messages import MAX_STOPS, TOKEN_BYTES, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
+from device_runtime.serial.session import Ask, Chunk, Ended, Failed
 from device_runtime.stop_strings import StopStrings
 from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 
@@ -162,14 +162,14 @@ class SerialModel:
         self._link, self._bundle = link, bundle
         self._language: _Tokens | _Text | None = None
 
-    def open(self, wait_s: float = 5.0) -> SerialModel:
-        """Find the board.
+    def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> SerialModel:
+        """Find the board; see `Link.open`.
 
         Raises:
             UnreachableError: there is none.
             ConfigurationError: its model is not the bundle's, or it needs a bundle.
         """
-        hello = self._link.open(wait_s)
+        hello = self._link.open(wait_s, interrupted)
         try:
             self._language = self._choose(hello)
         except BaseException:
@@ -234,7 +234,7 @@ class SerialModel:
         """For `out/health`: the microcontroller's own figures, in place of this machine's."""
         session = self._link.session
         status, hello = session.status, session.hello
-        known = status is not None and status.temperature != -32768
+        known = status is not None and status.temperature != UNKNOWN_TEMPERATURE
         return {
             "rss_mb": None,
             "throttled": None,

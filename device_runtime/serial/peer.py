@@ -27,8 +27,7 @@ from device_runtime.engine import Generation, LanguageModel
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.sampler import Sampler, Sampling
 from device_runtime.serial.board import Board, Engine, EngineError
-from device_runtime.serial.messages import VERSION, Capability, FaultCode, Finish, Hello, Start
-from device_runtime.serial.session import TOKEN_BYTES
+from device_runtime.serial.messages import TOKEN_BYTES, VERSION, Capability, FaultCode, Finish, Hello, Start
 
 __all__ = ["TextEngine", "TokenEngine", "Wire", "hello_of", "listen", "main", "pseudo_terminal", "serve"]
 

@@ -15,6 +15,7 @@ from enum import Enum
 from device_runtime.errors import StonechatError, UnavailableError
 from device_runtime.serial.frames import LARGEST_BODY, OVERHEAD, FrameReader, frame
 from device_runtime.serial.messages import (
+    TOKEN_BYTES,
     VERSION,
     Cancel,
     Capability,
@@ -41,7 +42,6 @@ __all__ = ["Ask", "Chunk", "Ended", "Event", "Failed", "Phase", "Session", "Timi
 
 SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel behind a part of the prompt
 PART_HEADER = 9  # bytes of a Prompt before its data
-TOKEN_BYTES = 4
 MOST_TEXT = 65_536  # bytes of an answer in text
 
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if plan is not None and bundle is not None:
         plan.check_model(args.device, bundle.manifest, check_schema)
     model = SerialModel(Link(args.port, args.baud), bundle)
-    service = Service(config, lambda: model.open(args.wait), model)
+    service = Service(config, lambda: model.open(args.wait, lambda: service.stopping), model)
     try:
         with stop_on_signals(service):
             service.run()
