@@ -96,6 +96,7 @@ class Link:
         with self._changed:
             self.session.cancel(time.monotonic())
             self._write()
+            self._changed.notify_all()
 
     def next_event(self, timeout_s: float) -> Event | None:
         """Wait for what happens to the request; None when nothing has."""
@@ -175,7 +176,9 @@ class Link:
 
     def _lose(self, error: Exception | None) -> None:
         with self._changed:
-            log.warning("the board on %s is gone: %s", self.url, _reason(error) if error else "it does not answer")
+            log.warning(
+                "the board on %s is gone: %s", self.url, "its port has closed" if error else "it does not answer"
+            )
             self._disconnect()
             self.session.closed(time.monotonic())
             self._changed.notify_all()

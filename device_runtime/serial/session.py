@@ -244,6 +244,8 @@ class Session:
             request.cancelled_s, request.tries = now_s, 0
             if self.phase is Phase.UP:
                 self._ask_again(request, now_s)
+            else:
+                self.tick(now_s)
 
     def next_event(self) -> Event | None:
         """What has happened to the request."""

@@ -7,6 +7,7 @@ import random
 import threading
 import tty
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,25 @@ def test_a_board_that_is_away_is_refused_by_name_and_taken_again_when_it_is_back
     desk.plug()
     until(lambda: model.available)
     same(answer(model, max_new=10), local(max_new=10))
+
+
+def test_cancel_does_not_wait_for_a_board_that_is_away(desk, model):
+    generation = model.generate(QUESTION, max_new=TOKENS)
+    desk.at(20, desk.unplug)
+    pieces = [next(generation)]
+    until(lambda: not model.available)
+    generation.cancel()
+    pieces += generation
+    assert (generation.result.finish, generation.result.text) == ("cancelled", "".join(pieces))
+
+
+def test_a_board_that_comes_back_with_another_model_is_refused(desk, model):
+    desk.unplug()
+    desk.board.hello = replace(desk.board.hello, model=b"another!")
+    desk.plug()
+    until(lambda: model._link.up and not model.available)
+    with pytest.raises(UnavailableError, match="does not run the bundle 'yarn-biases': its model is 616e"):
+        model.generate(QUESTION)
 
 
 def test_what_firmware_cannot_do_is_refused_by_name(model):
