@@ -151,11 +151,11 @@ def test_a_board_that_is_away_is_refused_by_name_and_taken_again_when_it_is_back
 def test_cancel_does_not_wait_for_a_board_that_is_away(desk, model):
     generation = model.generate(QUESTION, max_new=TOKENS)
     desk.at(20, desk.unplug)
-    pieces = [next(generation)]
-    until(lambda: not model.available)
-    generation.cancel()
-    pieces += generation
-    assert (generation.result.finish, generation.result.text) == ("cancelled", "".join(pieces))
+    away = threading.Thread(target=lambda: (until(lambda: not model.available), generation.cancel()))
+    away.start()
+    text = "".join(generation)
+    away.join()
+    assert (generation.result.finish, generation.result.text) == ("cancelled", text)
 
 
 def test_a_board_that_comes_back_with_another_model_is_refused(desk, model):
