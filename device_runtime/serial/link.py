@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.serial.messages import Hello
-from device_runtime.serial.session import Ask, Event, Phase, Session, Timing
+from device_runtime.serial.request import Ask, Event
+from device_runtime.serial.session import Phase, Session, Timing
 
 __all__ = ["Link"]
 
@@ -138,7 +140,7 @@ class Link:
     def _reopen(self) -> None:
         if self._stopping.wait(REOPEN_S):
             return
-        with contextlib.suppress(UnreachableError):
+        with contextlib.suppress(UnreachableError, ConfigurationError):
             self._connect()
         with self._changed:
             self.session.tick(time.monotonic())
@@ -147,14 +149,14 @@ class Link:
     def _connect(self) -> None:
         from serial import SerialException, serial_for_url
 
+        expected = "expected a device file such as /dev/ttyACM0, or socket://host:port."
         try:
+            if self.url.startswith("socket://") and urlsplit(self.url).port is None:
+                raise ValueError("the TCP port is missing")
             # exclusive: two bridges on one port would each take half of what the board says.
             port = serial_for_url(self.url, self.baud, timeout=READ_S, write_timeout=2.0, exclusive=True)
         except ValueError as error:
-            raise ConfigurationError(
-                f"{self.url} with {self.baud} baud is no port ({error}); expected a device file such as /dev/ttyACM0, "
-                "or socket://host:port."
-            ) from None
+            raise ConfigurationError(f"{self.url} with {self.baud} baud is no port ({error}); {expected}") from None
         except (SerialException, OSError) as error:
             raise UnreachableError(f"{self.url} cannot be opened: {_reason(error)}.{self._advice(error)}") from None
         with self._changed:
@@ -218,7 +220,9 @@ def _reason(error: Exception) -> str:
     import os
 
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error)
+    if number:
+        return os.strerror(number)
+    return "it is no serial port" if "configure port" in str(error) else str(error)
 
 
 def _known_ports() -> str:

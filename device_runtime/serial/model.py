@@ -2,99 +2,26 @@
 
 from __future__ import annotations
 
-import codecs
 import secrets
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from device_runtime.bundle import MODEL, Bundle, Manifest
 from device_runtime.chat import Message
 from device_runtime.engine import Completion
-from device_runtime.errors import ConfigurationError, SchemaError, StonechatError, UnavailableError
-from device_runtime.prompts import PromptEncoder
+from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
 from device_runtime.sampler import Sampling
+from device_runtime.serial.language import Decoder, Text, Tokens
 from device_runtime.serial.link import Link
-from device_runtime.serial.messages import MAX_STOPS, TOKEN_BYTES, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
-from device_runtime.serial.session import Ask, Chunk, Ended, Failed
+from device_runtime.serial.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
+from device_runtime.serial.request import Ask, Chunk, Ended, Failed
 from device_runtime.stop_strings import StopStrings
-from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 
 __all__ = ["SerialAnswer", "SerialModel", "check_schema"]
 
-ROLES = {"system": b"s", "user": b"u", "assistant": b"a", "tool": b"t"}
 _FINISHES: dict[Finish, Any] = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 _GREEDY = Sampling()
-
-
-class _Decoder(Protocol):
-    """Bytes of an answer into text."""
-
-    def push(self, data: bytes) -> str: ...
-
-    def flush(self) -> str: ...
-
-
-class _Tokens:
-    """Prompts and answers as token ids; the bridge has tokenizer and chat template."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.manifest = bundle.manifest
-        self._tokenizer: Tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
-        self._prompts = PromptEncoder(bundle.manifest, self._tokenizer)
-
-    def ask(self, prompt: str | Sequence[Message], max_new: int | None, hello: Hello) -> Ask:
-        tokens, limit = self._prompts.plan(prompt, max_new, hello.context)
-        return Ask(struct.pack(f"<{len(tokens)}I", *tokens), limit, self.manifest.tokenizer.eos_ids)
-
-    def decoder(self) -> _Decoder:
-        return _TokenDecoder(TextStream(self._tokenizer), self.manifest.graph.vocabulary)
-
-
-class _TokenDecoder:
-    def __init__(self, stream: TextStream, vocabulary: int) -> None:
-        self._stream, self._vocabulary = stream, vocabulary
-
-    def push(self, data: bytes) -> str:
-        tokens = struct.unpack(f"<{len(data) // TOKEN_BYTES}I", data)
-        for token in tokens:
-            if token >= self._vocabulary:
-                raise StonechatError(
-                    f"the board answers with token {token}, and the bundle has {self._vocabulary}; reset the board."
-                )
-        return "".join(map(self._stream.push, tokens))
-
-    def flush(self) -> str:
-        return self._stream.flush()
-
-
-class _Text:
-    """Prompts and answers as text; the board has tokenizer and chat template."""
-
-    def ask(self, prompt: str | Sequence[Message], max_new: int | None, hello: Hello) -> Ask:
-        parts = [(b"p", prompt)] if isinstance(prompt, str) else [(ROLES[m["role"]], m["content"]) for m in prompt]
-        try:
-            data = b"".join(role + text.encode() + b"\0" for role, text in parts)
-        except UnicodeEncodeError:
-            raise ConfigurationError("The prompt is not text; give it in UTF-8.") from None
-        if data.count(b"\0") > len(parts):
-            raise ConfigurationError("The prompt has a zero byte in it, which ends a message; leave it out.")
-        return Ask(data, max_new or 0, text=True)
-
-    def decoder(self) -> _Decoder:
-        return _TextDecoder()
-
-
-class _TextDecoder:
-    def __init__(self) -> None:
-        self._codec = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, data: bytes) -> str:
-        return self._codec.decode(data)
-
-    def flush(self) -> str:
-        return self._codec.decode(b"", final=True)
 
 
 class SerialAnswer(Iterator[str]):
@@ -102,7 +29,7 @@ class SerialAnswer(Iterator[str]):
 
     result: Completion  # set when the iteration has ended
 
-    def __init__(self, link: Link, ask: Ask, decoder: _Decoder, stop: Sequence[str]) -> None:
+    def __init__(self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str]) -> None:
         self._link, self._ask = link, ask
         self._started_s = time.perf_counter()
         self._pieces = self._run(decoder, StopStrings([s for s in stop if s]))
@@ -116,7 +43,7 @@ class SerialAnswer(Iterator[str]):
         self._cancelled = True
         self._link.cancel()
 
-    def _run(self, decoder: _Decoder, held: StopStrings) -> Iterator[str]:
+    def _run(self, decoder: Decoder, held: StopStrings) -> Iterator[str]:
         self._link.ask(self._ask)
         if self._cancelled:
             self._link.cancel()
@@ -160,7 +87,7 @@ class SerialModel:
     def __init__(self, link: Link, bundle: Bundle | None = None) -> None:
         """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
         self._link, self._bundle = link, bundle
-        self._language: _Tokens | _Text | None = None
+        self._language: Tokens | Text | None = None
 
     def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> SerialModel:
         """Find the board; see `Link.open`.
@@ -256,18 +183,18 @@ class SerialModel:
             return str(error)
         return ""
 
-    def _choose(self, hello: Hello) -> _Tokens | _Text:
+    def _choose(self, hello: Hello) -> Tokens | Text:
         if self._bundle is None:
             if hello.capabilities & Capability.TEXT:
-                return self._language or _Text()
+                return self._language or Text()
             raise ConfigurationError(
                 "this board takes tokens, which the bridge makes with the tokenizer of the board's bundle; "
                 "name it with --bundle DIR, or in a fleet file."
             )
         if not hello.capabilities & Capability.TOKENS:
-            return self._language or _Text()
+            return self._language or Text()
         _check_bundle(self._bundle.manifest, hello)
-        return self._language or _Tokens(self._bundle)
+        return self._language or Tokens(self._bundle)
 
 
 def check_schema(schema: Mapping[str, Any], max_new: int | None = None) -> None:

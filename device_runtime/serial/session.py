@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from device_runtime.errors import StonechatError, UnavailableError
@@ -37,8 +37,9 @@ from device_runtime.serial.messages import (
     Work,
     parse,
 )
+from device_runtime.serial.request import Ask, Chunk, Ended, Event, Failed, Request, Stage
 
-__all__ = ["Ask", "Chunk", "Ended", "Event", "Failed", "Phase", "Session", "Timing"]
+__all__ = ["Phase", "Session", "Timing"]
 
 SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel behind a part of the prompt
 PART_HEADER = 9  # bytes of a Prompt before its data
@@ -66,76 +67,6 @@ class Timing:
     tries: int = 12  # of one message, while the board answers others
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A request, as the board will get it."""
-
-    prompt: bytes  # token ids of four bytes each, or messages (section 5)
-    max_new: int = 0  # tokens; 0 leaves it to the board
-    stop_tokens: tuple[int, ...] = ()
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    text: bool = False  # messages in, UTF-8 out, instead of tokens
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The next bytes of the answer."""
-
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The answer is whole, or was cancelled."""
-
-    finish: Finish
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    tokens_per_s: float = 0.0  # by the board's clock
-
-
-@dataclass(frozen=True)
-class Failed:
-    """There will be no more of the answer."""
-
-    error: StonechatError
-
-
-Event = Chunk | Ended | Failed
-
-
-class _Stage(Enum):
-    START = "start"  # the board has not confirmed the request
-    PROMPT = "prompt"  # it takes in the prompt
-    ANSWER = "answer"
-
-
-@dataclass
-class _Request:
-    ask: Ask
-    number: int
-    stage: _Stage = _Stage.START
-    taken: int = 0  # bytes of the prompt that the board has confirmed
-    prompt: bytes = b""  # of this part: after a reset, what was answered before belongs to it
-    before: int = 0  # bytes of the answer that came before a reset of the board
-    answer: bytearray = field(default_factory=bytearray)
-    due_s: float = 0.0  # when to send again
-    tries: int = 0
-    cancelled_s: float | None = None  # when
-    rewind_s: float = float("-inf")  # when a gap was last asked for …
-    rewind_at: int = -1  # … and from where
-    resets: int = 0
-
-    @property
-    def offset(self) -> int:
-        """Bytes of this part's answer that have arrived."""
-        return len(self.answer) - self.before
-
-
 class Session:
     """One board, and at most one request to it."""
 
@@ -155,7 +86,7 @@ class Session:
         self.resets = 0  # of the board: its uptime went back
         self.unreadable = 0  # frames that were no messages
         self._byte_s, self._number = 10 / baud, number
-        self._request: _Request | None = None
+        self._request: Request | None = None
         self._events: deque[Event] = deque()
         self._out = bytearray()
         self._heard_s = self._asked_s = self._down_s = float("-inf")
@@ -234,7 +165,7 @@ class Session:
         if self.phase is not Phase.UP:
             raise UnavailableError(self.trouble)
         self._events.clear()
-        self._request = _Request(ask, self._number(), prompt=ask.prompt)
+        self._request = Request(ask, self._number(), prompt=ask.prompt)
         self._ask_again(self._request, now_s)
 
     def cancel(self, now_s: float) -> None:
@@ -290,7 +221,7 @@ class Session:
                 self._done(request, message, now_s)
             case Fault() if message.request == request.number:
                 self._fault(request, message, now_s)
-            case Status() if request.stage is _Stage.ANSWER:
+            case Status() if request.stage is Stage.ANSWER:
                 if message.request != request.number or message.work is Work.DONE or message.length > request.offset:
                     self._rewind(request, now_s)
                 else:
@@ -317,19 +248,19 @@ class Session:
             self._request.tries = 0
             self._ask_again(self._request, now_s)
 
-    def _taken(self, request: _Request, message: Taken, now_s: float) -> None:
-        if request.stage is _Stage.ANSWER or message.offset > len(request.prompt):
+    def _taken(self, request: Request, message: Taken, now_s: float) -> None:
+        if request.stage is Stage.ANSWER or message.offset > len(request.prompt):
             return
-        if request.stage is _Stage.START or message.offset > request.taken:
+        if request.stage is Stage.START or message.offset > request.taken:
             request.taken, request.tries = message.offset, 0
-            request.stage = _Stage.ANSWER if request.taken == len(request.prompt) else _Stage.PROMPT
-            if request.stage is _Stage.PROMPT or request.cancelled_s is not None:
+            request.stage = Stage.ANSWER if request.taken == len(request.prompt) else Stage.PROMPT
+            if request.stage is Stage.PROMPT or request.cancelled_s is not None:
                 self._ask_again(request, now_s)
             else:
                 self._wait(request, now_s)
 
-    def _piece(self, request: _Request, message: Piece, now_s: float) -> None:
-        request.stage = _Stage.ANSWER  # it would not answer without the whole prompt
+    def _piece(self, request: Request, message: Piece, now_s: float) -> None:
+        request.stage = Stage.ANSWER  # it would not answer without the whole prompt
         if message.offset > request.offset:
             self._rewind(request, now_s)
             return
@@ -348,8 +279,8 @@ class Session:
         self._events.append(Chunk(new))
         self._wait(request, now_s)
 
-    def _done(self, request: _Request, message: Done, now_s: float) -> None:
-        request.stage = _Stage.ANSWER
+    def _done(self, request: Request, message: Done, now_s: float) -> None:
+        request.stage = Stage.ANSWER
         if message.length > request.offset:
             self._rewind(request, now_s)
             return
@@ -361,7 +292,7 @@ class Session:
         before = 0 if request.ask.text else request.before // TOKEN_BYTES
         self._end(Ended(message.finish, message.prompt_tokens - before, message.cached_tokens, before + count, rate))
 
-    def _fault(self, request: _Request, message: Fault, now_s: float) -> None:
+    def _fault(self, request: Request, message: Fault, now_s: float) -> None:
         if message.code is not FaultCode.UNKNOWN_REQUEST:
             why = message.reason or message.code.name.lower().replace("_", " ")
             self._end(Failed(StonechatError(f"the board refuses the request: {why}.")))
@@ -376,7 +307,7 @@ class Session:
         else:
             self._continue(request, now_s)
 
-    def _continue(self, request: _Request, now_s: float) -> None:
+    def _continue(self, request: Request, now_s: float) -> None:
         """Ask a board that has forgotten the request for the rest: what it has said becomes a part of the prompt."""
         whole = len(request.answer) // TOKEN_BYTES * TOKEN_BYTES
         del request.answer[whole:]
@@ -385,22 +316,22 @@ class Session:
             return
         request.number, request.before = self._number(), whole
         request.prompt = request.ask.prompt + bytes(request.answer)
-        request.stage, request.taken, request.tries = _Stage.START, 0, 0
+        request.stage, request.taken, request.tries = Stage.START, 0, 0
         self._ask_again(request, now_s)
 
-    def _ask_again(self, request: _Request, now_s: float) -> None:
+    def _ask_again(self, request: Request, now_s: float) -> None:
         """Send what the request waits for an answer to."""
         ask = request.ask
         message: Message
         if request.cancelled_s is not None:
             message = Cancel(request.number)
-        elif request.stage is _Stage.START:
+        elif request.stage is Stage.START:
             drawn = request.before // TOKEN_BYTES
             message = Start(
                 request.number, len(request.prompt), max(0, ask.max_new - drawn), drawn, ask.top_k,
                 ask.temperature, ask.top_p, ask.seed, len(ask.stop_tokens), ask.stop_tokens,
             )  # fmt: skip
-        elif request.stage is _Stage.PROMPT:
+        elif request.stage is Stage.PROMPT:
             assert self.hello is not None
             room = min(self.hello.largest_body, LARGEST_BODY, self.hello.window - SPARE_BYTES - OVERHEAD) - PART_HEADER
             message = Prompt(request.number, request.taken, request.prompt[request.taken : request.taken + room])
@@ -409,7 +340,7 @@ class Session:
         self._send(message, now_s)
         self._wait(request, now_s, len(message.pack()))
 
-    def _rewind(self, request: _Request, now_s: float) -> None:
+    def _rewind(self, request: Request, now_s: float) -> None:
         """Ask for what is missing; once, not for each piece that follows a gap."""
         if request.rewind_at == request.offset and now_s - request.rewind_s < self.timing.reply_s:
             return
@@ -417,15 +348,15 @@ class Session:
         self._send(Resume(request.number, request.offset), now_s)
         self._wait(request, now_s, 0)
 
-    def _wait(self, request: _Request, now_s: float, sent_bytes: int | None = None) -> None:
+    def _wait(self, request: Request, now_s: float, sent_bytes: int | None = None) -> None:
         """Note when to ask again: after `sent_bytes`, or (None) after something that has come."""
         if sent_bytes is None:
             request.tries = 0
-        line_s = 2 * (LARGEST_BODY if request.stage is _Stage.ANSWER else 64 + (sent_bytes or 0)) * self._byte_s
+        line_s = 2 * (LARGEST_BODY if request.stage is Stage.ANSWER else 64 + (sent_bytes or 0)) * self._byte_s
         slower = 2 ** min(request.tries, 3)
         request.due_s = now_s + (self.timing.reply_s + 1.5 * self._deaf_s + line_s) * slower
 
-    def _tokens(self, request: _Request) -> int:
+    def _tokens(self, request: Request) -> int:
         return 0 if request.ask.text else len(request.answer) // TOKEN_BYTES
 
     def _end(self, event: Ended | Failed) -> None:

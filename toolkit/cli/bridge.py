@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certs", metavar="DIR", type=Path, help="ca.crt, and ID.crt and ID.key of the device (default: the file's)"
     )
-    parser.add_argument("--wait", metavar="S", type=float, default=5.0, help="for the board to answer (default 5 s)")
+    parser.add_argument(
+        "--wait", metavar="S", type=whole_number(1), default=5, help="for the board to answer (default 5 s)"
+    )
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
 

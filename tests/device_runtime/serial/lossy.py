@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from device_runtime.serial.board import Board
 from device_runtime.serial.messages import VERSION, Capability, Finish, Hello, Start
-from device_runtime.serial.session import Ask, Chunk, Ended, Failed, Phase, Session
+from device_runtime.serial.request import Ask, Chunk, Ended, Failed
+from device_runtime.serial.session import Phase, Session
 
 __all__ = ["HELLO", "CountingEngine", "Line", "continuation"]
 

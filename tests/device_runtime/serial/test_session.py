@@ -14,7 +14,8 @@ from device_runtime.errors import UnavailableError
 from device_runtime.serial.board import EngineError
 from device_runtime.serial.frames import frame
 from device_runtime.serial.messages import Capability, FaultCode, Finish, Hello, Start
-from device_runtime.serial.session import Ask, Ended, Failed, Phase, Session
+from device_runtime.serial.request import Ask, Ended, Failed
+from device_runtime.serial.session import Phase, Session
 
 PROMPT = list(range(100, 140))
 ANSWER = 60  # tokens
