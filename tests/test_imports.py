@@ -17,7 +17,8 @@ MODULES = sorted(
     for package in PACKAGES
     for path in (ROOT / package).rglob("*.py")
 )
-# What `pip install stonechat` brings: device_runtime and boards may import nothing else.
+# What `pip install stonechat` brings, and serial and cobs of the extra `bridge`: device_runtime and boards may import
+# nothing else.
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
     "yaml", "llguidance", "serial", "cobs",

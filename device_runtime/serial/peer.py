@@ -225,8 +225,11 @@ def listen(address: str) -> _Listener:
     host, _, port = address.rpartition(":")
     try:
         return _Listener(host or "127.0.0.1", int(port))
-    except (ValueError, OverflowError, OSError) as error:
-        raise ConfigurationError(f"cannot listen at {address!r}: {error}; expected HOST:PORT.") from None
+    except ValueError:
+        raise ConfigurationError(f"{address!r} is no address to listen at; expected HOST:PORT.") from None
+    except (OverflowError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot listen at {address!r}: {reason}; name another HOST:PORT.") from None
 
 
 def serve(board: Board, wire: _Terminal | _Listener) -> None:
@@ -249,7 +252,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--listen", metavar="HOST:PORT", help="on a TCP port; port 0 takes a free one")
     parser.add_argument("--text", action="store_true", help="be a firmware that has a tokenizer of its own")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         bundle = Bundle.open(args.bundle)
         wire = pseudo_terminal() if args.pty else listen(args.listen)
@@ -266,4 +268,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from device_runtime.mqtt.client import BrokerAddress, Client, Subscription
 from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.serial.peer import main as peer_main
 from tests.brokers import free_port, mosquitto
 from toolkit.cli import main
 
@@ -228,6 +231,30 @@ def test_a_wrong_port_ends_with_3_and_says_so(bundle, port, listener, tmp_path):
     assert done.returncode == 3
     assert "/dev/ttyNONE7 cannot be opened: No such file or directory. " in done.stderr
     listener.state("mcu-none", "disconnected")
+
+
+def test_ctrl_c_while_it_waits_for_a_board_leaves_it_disconnected(bundle, port, listener, tmp_path):
+    own, others = os.openpty()  # nobody is there
+    tty.setraw(others)
+    command = [*STONECHAT, "bridge", "--port", os.ttyname(others), "--device", "mcu-mute", "--wait", "300"]
+    flags = ["--bundle", str(bundle), "--broker", f"mqtt://127.0.0.1:{port}", "--state-dir", str(tmp_path)]
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+    listener.state("mcu-mute", "init")
+    assert os.read(own, 100)  # it has greeted
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.endswith("stonechat: interrupted\n")
+    listener.state("mcu-mute", "disconnected")
+    os.close(own)
+    os.close(others)
+
+
+def test_a_peer_says_what_is_wrong_with_its_arguments(bundle, capsys):
+    assert peer_main([str(bundle), "--listen", "nowhere"]) == 2
+    assert "expected HOST:PORT" in capsys.readouterr().err
+    assert peer_main([str(bundle / "missing"), "--pty"]) == 2
+    assert "Make a bundle with" in capsys.readouterr().err
 
 
 def test_a_link_that_wants_a_schema_is_refused_before_anything_is_opened(bundle, port, tmp_path):

@@ -217,6 +217,14 @@ class TestPortsWithoutABoard:
         with pytest.raises(ConfigurationError, match="expected a device file"):
             Link("ftp://board").open(1)
 
+    def test_an_address_without_a_port(self):
+        with pytest.raises(ConfigurationError, match="the TCP port is missing"):
+            Link("socket://localhost").open(1)
+
+    def test_a_file_that_is_no_port(self):
+        with pytest.raises(UnreachableError, match="/dev/null cannot be opened: it is no serial port"):
+            Link("/dev/null").open(1)
+
     def test_nobody_listens(self):
         with pytest.raises(UnreachableError, match="cannot be opened"):
             Link("socket://127.0.0.1:1").open(1)

@@ -102,6 +102,21 @@ def test_a_reset_board_is_asked_for_the_rest_alone():
     assert done.engine.completion_tokens < ANSWER + 1
 
 
+def test_a_bridge_that_is_started_again_is_not_held_up_by_what_the_last_one_asked():
+    busy = line()
+    busy.session.ask(ask(), busy.now_s)
+    for _ in range(30):
+        busy.once()
+    assert busy.board.working
+    busy.session = Session(number=lambda: 77)
+    busy.session.opened(busy.now_s)
+    while busy.session.phase is not Phase.UP:
+        busy.once()
+    data, end = busy.answer(ask(max_new=20))
+    assert data == expected(20)
+    assert isinstance(end, Ended) and end.finish is Finish.LENGTH
+
+
 def test_cancel_ends_an_answer_with_what_has_come():
     data, end = line().answer(ask(), cancel_at=30)
     assert isinstance(end, Ended) and end.finish is Finish.CANCELLED
