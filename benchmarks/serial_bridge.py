@@ -66,10 +66,10 @@ def device(port: int, folder: str, kind: str, serial: str) -> None:
     """The process of the bridge, or of a Pi."""
     config = DeviceConfig(kind, BrokerAddress("127.0.0.1", port), Path(folder) / kind, health_s=3600)
     if kind == "none":
-        Service(config, Instant).run()
+        Service(config, lambda name: Instant()).run()
     else:
         model = SerialModel(Link(serial))
-        Service(config, model.open, model).run()
+        Service(config, lambda name: model.open(), hardware=model).run()
 
 
 def added_ms(port: int, device: str, requests: int) -> list[float]:

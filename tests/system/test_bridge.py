@@ -11,7 +11,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from device_runtime.mqtt.client import BrokerAddress, Client, Subscription
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.serial.peer import main as peer_main
-from tests.brokers import free_port, mosquitto
+from tests.brokers import free_port, made_broker, mosquitto
 from toolkit.cli import main
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
@@ -267,18 +267,18 @@ def test_a_link_that_wants_a_schema_is_refused_before_anything_is_opened(bundle,
 
 def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(bundle, tmp_path):
     pytest.importorskip("cryptography", reason="cryptography is not installed (pip install 'stonechat[broker]')")
-    from tests.system.test_broker_security import Site, User, reachable, start
+    from tests.system.test_broker_security import Site, User
 
     keys, port = tmp_path / "keys", free_port()
     names = ["--device", "mcu-a", "--device", "mcu-b", "--client", "anna", "--client", "spy"]
     assert main(["broker", "init", str(keys), "--host", "localhost", "--port", str(port), *names]) == 0
-    broker, topics = start(keys), DeviceTopics("mcu-a")
+    topics = DeviceTopics("mcu-a")
     secure = ["--broker", f"mqtts://localhost:{port}", "--certs", str(keys)]
-    users: list[User] = []
-    try:
-        until(lambda: reachable(port))
+    with made_broker(keys, port), ExitStack() as leaving:
         anna, other, spy = users = [User(Site(tmp_path, port, "keys"), name) for name in ("anna", "mcu-b", "spy")]
         for user in users:
+            leaving.callback(user.client.loop_stop)
+            leaving.callback(user.client.disconnect)
             user.subscribe("stonechat/#")
         board = ["--device", "mcu-a", "--bundle", str(bundle)]
         with peer(bundle) as (name, _), bridge(tmp_path, "--port", name, *board, *secure):
@@ -291,9 +291,3 @@ def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(b
         replies = [topic for user in (anna, spy) for topic, _ in list(user.heard.queue) if "/reply/" in topic]
         assert replies and not [topic for topic in replies if topic == topics.reply("anna", "7")]
         assert not [topic for topic, _ in list(spy.heard.queue) if "/reply/" in topic]
-    finally:
-        for user in users:
-            user.client.disconnect()
-            user.client.loop_stop()
-        broker.terminate()
-        broker.wait(10)

@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
     if args.fleet is not None and args.certs is not None:
         raise ConfigurationError("--certs is for a bridge without a fleet file; with one, name the folder there.")
     plan = fleet.load(args.fleet) if args.fleet is not None else None
-    path = args.bundle or (plan.model(args.device).bundle if plan else None)
+    name, path = _model(args, plan)
     bundle = Bundle.open(path) if path is not None else None
     config = _config(args, plan, bundle.manifest.name if bundle else "")
     if plan is not None and bundle is not None:
-        plan.check_model(args.device, bundle.manifest, check_schema)
+        plan.check_model(args.device, name, bundle.manifest, check_schema)
     model = SerialModel(Link(args.port, args.baud), bundle)
-    service = Service(config, lambda: model.open(args.wait, lambda: service.stopping), model)
+    service = Service(config, lambda _: model.open(args.wait, lambda: service.stopping), hardware=model)
     try:
         with stop_on_signals(service):
             service.run()
@@ -83,17 +83,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _model(args: argparse.Namespace, plan: Fleet | None) -> tuple[str, Path | None]:
+    """The name and the bundle of what the board runs."""
+    from device_runtime.errors import ConfigurationError
+
+    if plan is None:
+        return "", args.bundle
+    models = plan.models_of(args.device)
+    if len(models) > 1:
+        raise ConfigurationError(f"{args.device!r} has {len(models)} models in {args.fleet}; a board runs one.")
+    name, entry = next(iter(models.items()))
+    return name, args.bundle or Path(entry.bundle)
+
+
 def _config(args: argparse.Namespace, plan: Fleet | None, model: str) -> DeviceConfig:
     from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
+    from device_runtime.mqtt.models import ModelSettings
     from device_runtime.mqtt.service import DeviceConfig
     from device_runtime.mqtt.topics import check_id, is_id
 
     state_dir = args.state_dir or default_state_dir(args.device)
-    password = read_password(args.password_file)
     if plan is not None:
-        return plan.device(args.device, plan.address(args.device, args.broker, password), state_dir)
+        return plan.device(args.device, plan.address(args.device, args.broker, args.password_file), state_dir)
     device = check_id("device", args.device)
+    password = read_password(args.password_file, device)
     certificates = Certificates.of(args.certs, device) if args.certs is not None else None
     url = args.broker or "mqtt://localhost:1883"
     broker = BrokerAddress.from_url(url, password=password, certificates=certificates)
-    return DeviceConfig(device, broker, state_dir, model=model if is_id(model) else "default")
+    return DeviceConfig(device, broker, state_dir, (ModelSettings(model if is_id(model) else "default"),))
