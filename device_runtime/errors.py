@@ -5,6 +5,7 @@
     │   ├── ContextOverflowError              2  more tokens than the context holds
     │   └── SchemaError                       2  a JSON schema that no answer can be held to
     ├── UnreachableError (ConnectionError)    3  a retry may help
+    │   └── UnavailableError                  3  a microcontroller is gone from its serial port
     ├── SignatureError                        4  a bundle nobody trusted has signed
     ├── DoesNotFitError                       5  the model is too large for the board
     ├── RolledBackError                       6  an update failed, the old slot runs again
@@ -35,6 +36,7 @@ __all__ = [
     "SchemaError",
     "SignatureError",
     "StonechatError",
+    "UnavailableError",
     "UnreachableError",
     "UpdateError",
 ]
@@ -71,6 +73,12 @@ class UnreachableError(StonechatError, ConnectionError):
 
     exit_code = 3
     code = "unreachable"
+
+
+class UnavailableError(UnreachableError):
+    """A device is in its fleet and cannot answer now: its microcontroller is gone from the serial port."""
+
+    code = "unavailable"
 
 
 class SignatureError(StonechatError):

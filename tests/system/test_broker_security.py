@@ -54,6 +54,7 @@ class Site:
 
     folder: Path
     port: int
+    keys: str = "broker"  # in the folder
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ class User:
 
     def __init__(self, site: Site, name: str) -> None:
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
-        certs = Certificates.of(site.folder / "broker", name)
+        certs = Certificates.of(site.folder / site.keys, name)
         self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=paho.MQTTv5)
         self.client.tls_set_context(certs.context())
         self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))

@@ -146,3 +146,11 @@ def test_only_states_that_follow_each_other_do():
     assert DeviceState.READY.may_become(DeviceState.BUSY)
     assert not DeviceState.INIT.may_become(DeviceState.BUSY)
     assert not DeviceState.DISCONNECTED.may_become(DeviceState.READY)
+    assert DeviceState.BUSY.may_become(DeviceState.LOST) and DeviceState.LOST.may_become(DeviceState.READY)
+
+
+def test_a_microcontroller_tells_its_firmware_and_a_pi_none():
+    pi = Info("a", "Raspberry Pi", "1.0")
+    assert b"firmware" not in pi.to_json()
+    board = Info("a", "nucleo", "1.0", firmware="0.3")
+    assert [Info.from_json(info.to_json()) for info in (pi, board)] == [pi, board]
