@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +115,12 @@ _FLASH = Record(
     Flash,
     {
         "method": Field(Choice(("ssh", "esptool", "uf2", "smp", "stm32"))),
-        "chip": Field(Text("a chip as esptool names it, such as esp32s3", r"esp[0-9a-z]+"), None),
+        "chip": Field(Text("a chip such as esp32s3 (as esptool names it) or stm32f405", r"(esp|stm32)[0-9a-z]+"), None),
         "baud": Field(Integer(1200, 10_000_000, "baud"), None),
         "uf2_family": Field(Hexadecimal("a UF2 family id such as 0xe48bff56"), None),
         "uf2_board_id": Field(Text("the Board-ID in the drive's INFO_UF2.TXT, such as RPI-RP2"), None),
+        "firmware_address": Field(Hexadecimal("an address such as 0x10000000"), None),
+        "firmware_kib": Field(_POSITIVE_KIB, None),
         "model_address": Field(Hexadecimal("an address such as 0x10100000"), None),
         "boot_loader": Field(Text("what to press so that the board waits for an image"), None),
     },
