@@ -15,7 +15,7 @@ from boards import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError
 from toolkit.flash.images import Image
 
-__all__ = ["METHODS", "Flasher", "Part", "Report", "Result", "flasher_for", "place_model", "require_room"]
+__all__ = ["METHODS", "Flasher", "Part", "Report", "Result", "flasher_for", "place_model", "require_apart", "require_room"]
 
 METHODS = ("esptool", "smp", "stm32", "uf2")  # each is a module of this package with a class `Flasher`
 Report = Callable[[str, float], None]  # name of the step, and how much of it is done (0 … 1)
@@ -110,4 +110,18 @@ def require_room(part: Part, field: str) -> None:
         raise DoesNotFitError(
             f"{part.image.name} has {size} bytes; the board's place for the {part.what} has {part.room_bytes} "
             f"({field} of the board file)."
+        )
+
+
+def require_apart(firmware: Part, board: Board) -> None:
+    """Refuse firmware that reaches into the board's slots for models."""
+    first = board.flash.model_address
+    if first is None:
+        return
+    end = first + board.storage.slots * board.storage.model_kib * 1024
+    last = firmware.address + len(firmware.image.data) - 1
+    if firmware.address < end and last >= first:
+        raise DoesNotFitError(
+            f"{firmware.image.name} takes 0x{firmware.address:08x} … 0x{last:08x} and reaches into the place for models, "
+            f"0x{first:08x} … 0x{end - 1:08x} (flash.model_address, storage of the board file)."
         )

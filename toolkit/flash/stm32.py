@@ -68,8 +68,8 @@ class Flasher:
             _sectors(chip, part)
         if len(parts) == 2 and set(_sectors(chip, parts[0])) & set(_sectors(chip, parts[1])):
             raise DoesNotFitError(
-                f"{parts[0].image.name} and {parts[1].image.name} share a sector of flash; expected the firmware to end "
-                f"before the sector of 0x{parts[1].address:08x} (flash.model_address)."
+                f"{parts[0].image.name} and {parts[1].image.name} share a sector of flash; expected the firmware to "
+                f"end before the sector of 0x{parts[1].address:08x} (flash.model_address)."
             )
         return parts
 

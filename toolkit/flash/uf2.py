@@ -13,7 +13,7 @@ from pathlib import Path
 
 from boards import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, UnreachableError
-from toolkit.flash.flasher import Part, Report, Result, place_model, require_room
+from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.uf2_format import BLOCK_BYTES, Block, Flag, decode, encode
 
@@ -84,6 +84,7 @@ class Flasher:
     def _part(self, image: Image, address: int) -> Part:
         part = Part("firmware", image, address, self._room(address))
         require_room(part, "flash.firmware_kib")
+        require_apart(part, self._board)
         return part
 
     def _room(self, address: int) -> int | None:

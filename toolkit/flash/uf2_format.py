@@ -38,6 +38,9 @@ class Flag(IntFlag):
     TAGS = 0x8000  # tags follow the payload
 
 
+_NO_FLAGS = Flag(0)
+
+
 @dataclass(frozen=True)
 class Block:
     """One block."""
@@ -47,7 +50,7 @@ class Block:
     number: int  # 0 …
     count: int  # blocks with this family in the file
     family: int | None = None  # for which chips; None: the file does not say
-    flags: Flag = Flag(0)
+    flags: Flag = _NO_FLAGS
     rest: bytes = b""  # what follows the payload: tags, a checksum
 
     @property

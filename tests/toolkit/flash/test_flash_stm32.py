@@ -95,21 +95,21 @@ def test_a_refused_block_is_sent_again() -> None:
 
 def test_a_block_that_is_refused_for_good_is_an_error() -> None:
     with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(nack_writes=99)) as peer:
-        with pytest.raises(FlashError, match="NACK; expected ACK.*partly written"):
+        with pytest.raises(FlashError, match=r"NACK; expected ACK.*partly written"):
             run(peer, program(2_000))
         assert peer.log.went_to is None
 
 
 def test_a_write_protected_sector_is_an_error() -> None:
     with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(nack_erase=True)) as peer:
-        with pytest.raises(FlashError, match="erasing of sectors 0 to 0 with NACK"):
+        with pytest.raises(FlashError, match=r"erasing of sectors 0 to 0 with NACK"):
             run(peer, program(2_000))
         assert peer.flash[:16] == b"\x5a" * 16
 
 
 def test_a_byte_that_does_not_take_is_found_by_reading_back() -> None:
     with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(corrupt_byte_at=700)) as peer:
-        with pytest.raises(FlashError, match="0x080002bc holds"):
+        with pytest.raises(FlashError, match=r"0x080002bc holds"):
             run(peer, program(2_000))
         assert peer.log.went_to is None
 
@@ -118,7 +118,7 @@ def test_a_byte_that_does_not_take_is_found_by_reading_back() -> None:
 def test_a_board_that_is_lost_half_way_is_described(fault: dict[str, int]) -> None:
     with (
         Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(**fault)) as peer,
-        pytest.raises(FlashError, match="only partly written.*boot loader is in ROM"),
+        pytest.raises(FlashError, match=r"only partly written.*boot loader is in ROM"),
     ):
         run(peer, program(4_000))
 
@@ -126,7 +126,7 @@ def test_a_board_that_is_lost_half_way_is_described(fault: dict[str, int]) -> No
 def test_a_board_that_does_not_answer_names_its_button() -> None:
     with (
         Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(deaf=True)) as peer,
-        pytest.raises(UnreachableError, match="does not answer.*hold BOOT and press RESET"),
+        pytest.raises(UnreachableError, match=r"does not answer.*hold BOOT and press RESET"),
     ):
         run(peer, program(4_000))
 
@@ -134,7 +134,7 @@ def test_a_board_that_does_not_answer_names_its_button() -> None:
 def test_a_board_that_runs_its_program_is_told_from_a_boot_loader() -> None:
     with (
         Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(chatty=b"hello\r\n")) as peer,
-        pytest.raises(FlashError, match="no STM32 boot loader"),
+        pytest.raises(FlashError, match=r"no STM32 boot loader"),
     ):
         run(peer, program(4_000))
 
@@ -142,7 +142,7 @@ def test_a_board_that_runs_its_program_is_told_from_a_boot_loader() -> None:
 def test_another_chip_is_left_alone() -> None:
     with (
         Stm32Peer(CHIPS["stm32h743"].sectors_kib, 0x450) as peer,
-        pytest.raises(DoesNotFitError, match="product id 0x450; stm32f405 has 0x413. Nothing was changed"),
+        pytest.raises(DoesNotFitError, match=r"product id 0x450; stm32f405 has 0x413. Nothing was changed"),
     ):
         run(peer, program(4_000))
     assert peer.log.erased == []
@@ -167,14 +167,14 @@ def test_what_cannot_be_a_program_for_it_is_refused_without_a_board(
 
 
 def test_firmware_that_reaches_into_the_models_sector_is_refused() -> None:
-    with pytest.raises(DoesNotFitError, match="share a sector"):
+    with pytest.raises(DoesNotFitError, match=r"share a sector"):
         flasher().check(Image("firmware.bin", program(0x20001)), Image("bundle", b"x"))
 
 
 def test_a_model_inside_a_sector_or_too_large_for_its_slot_is_refused() -> None:
-    with pytest.raises(DoesNotFitError, match="inside a sector"):
+    with pytest.raises(DoesNotFitError, match=r"inside a sector"):
         flasher(model_address=0x08020100).check(None, Image("bundle", b"x"))
-    with pytest.raises(DoesNotFitError, match="has 1048577 bytes; the board's place for the model has 1048576"):
+    with pytest.raises(DoesNotFitError, match=r"has 1048577 bytes; the board's place for the model has 1048576"):
         flasher().check(None, Image("bundle", bytes(1024 * 1024 + 1)))
 
 

@@ -87,10 +87,10 @@ def test_the_block_that_picotool_puts_first_for_rp2350_is_passed_on_and_not_coun
 
 
 def test_a_file_for_another_family_is_refused_without_a_board() -> None:
-    with pytest.raises(DoesNotFitError, match="another chip: it has blocks of 0xe48bff59.*family 0xe48bff56"):
+    with pytest.raises(DoesNotFitError, match=r"another chip: it has blocks of 0xe48bff59.*family 0xe48bff56"):
         flasher().check(Image("pico2.uf2", encode([(FIRMWARE_AT, b"x")], RP2350)), None)
     nameless = b"".join(Block(FIRMWARE_AT, b"x" * 256, 0, 1).to_bytes() for _ in range(1))
-    with pytest.raises(DoesNotFitError, match="blocks of no family"):
+    with pytest.raises(DoesNotFitError, match=r"blocks of no family"):
         flasher().check(Image("old.uf2", nameless), None)
 
 
@@ -108,18 +108,18 @@ def test_files_of_other_kinds_are_refused(data: bytes, message: str) -> None:
 
 
 def test_what_does_not_fit_into_its_place_is_refused() -> None:
-    with pytest.raises(DoesNotFitError, match="1048577 bytes; the board's place for the firmware has 1048576"):
+    with pytest.raises(DoesNotFitError, match=r"1048577 bytes; the board's place for the firmware has 1048576"):
         flasher().check(Image("f.bin", bytes(1024 * 1024 + 1)), None)
-    with pytest.raises(DoesNotFitError, match="starts at 0x20000000"):
+    with pytest.raises(DoesNotFitError, match=r"starts at 0x20000000"):
         flasher().check(Image("ram.uf2", encode([(0x20000000, b"x")], RP2040)), None)
-    with pytest.raises(ConfigurationError, match="no flash.model_address"):
+    with pytest.raises(ConfigurationError, match=r"no flash.model_address"):
         flasher(model_address=None).check(None, Image("bundle", b"x"))
 
 
 def test_a_drive_that_stays_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uf2, "ACCEPT_TIMEOUT_S", 0.2)
     with Uf2Peer(tmp_path, RP2350, board_id="RPI-RP2") as peer:  # a boot loader of another chip, which ignores blocks
-        with pytest.raises(FlashError, match="still there.*did not accept it"):
+        with pytest.raises(FlashError, match=r"still there.*did not accept it"):
             run(flasher(), peer.drive, Image("f.bin", NOISE))
         assert peer.flash == {} and peer.ignored > 0
 
@@ -142,7 +142,7 @@ def test_a_drive_that_goes_away_in_the_middle_is_not_an_acceptance(
 
         real = uf2.os.fsync
         monkeypatch.setattr(uf2.os, "fsync", lambda fd: real(fd) if peer.drive.exists() else _no_device())
-        with pytest.raises(FlashError, match="stopped after 8192 of"):
+        with pytest.raises(FlashError, match=r"stopped after 8192 of"):
             using.flash(parts, str(peer.drive), pull)
 
 
@@ -151,14 +151,14 @@ def _no_device() -> None:
 
 
 def test_no_drive_says_what_is_there_and_which_button_to_hold(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="found no UF2 drive.*hold BOOT and press RESET"):
+    with pytest.raises(UnreachableError, match=r"found no UF2 drive.*hold BOOT and press RESET"):
         run(flasher([tmp_path]), None, Image("f.bin", b"x" * 300))
     other = Uf2Peer(tmp_path, RP2350, board_id="RP2350")
     with pytest.raises(UnreachableError, match=r"RP2350 \(RP2350\)"):
         run(flasher([tmp_path, other.drive]), None, Image("f.bin", b"x" * 300))
-    with pytest.raises(DoesNotFitError, match="the drive of a board 'RP2350'; .* calls itself 'RPI-RP2'"):
+    with pytest.raises(DoesNotFitError, match=r"the drive of a board 'RP2350'; .* calls itself 'RPI-RP2'"):
         run(flasher(), other.drive, Image("f.bin", b"x" * 300))
-    with pytest.raises(ConfigurationError, match="has no INFO_UF2.TXT"):
+    with pytest.raises(ConfigurationError, match=r"has no INFO_UF2.TXT"):
         run(flasher(), tmp_path, Image("f.bin", b"x" * 300))
 
 
@@ -166,7 +166,7 @@ def test_two_boards_that_wait_are_a_question(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     both = [Uf2Peer(tmp_path / "a", RP2040).drive, Uf2Peer(tmp_path / "b", RP2040).drive]
-    with pytest.raises(ConfigurationError, match="Several boards wait"):
+    with pytest.raises(ConfigurationError, match=r"Several boards wait"):
         run(flasher(both), None, Image("f.bin", b"x" * 300))
 
 

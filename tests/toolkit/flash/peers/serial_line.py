@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import tty
 
@@ -52,7 +53,10 @@ class PtyPeer:
         """What has come, at least a byte."""
         while not self._stop.is_set():
             if select.select([self._master], [], [], 0.05)[0]:
-                return os.read(self._master, size)
+                data = os.read(self._master, size)
+                if not data:
+                    raise Unplugged
+                return data
         raise Unplugged
 
     def write(self, data: bytes) -> None:
@@ -67,10 +71,40 @@ class PtyPeer:
         self._master = self._slave = -1
         raise Unplugged
 
+    def _connect(self) -> None:
+        """Be ready for the host."""
+
     def _run(self) -> None:
         try:
+            self._connect()
             self.serve()
         except Unplugged:
             pass
         except BaseException as error:
             self.error = error
+
+
+class SocketPeer(PtyPeer):
+    """The same behind a TCP port, for a host that sets lines a pty does not have (pyserial's socket://)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = f"socket://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _connect(self) -> None:
+        self._listener.settimeout(0.05)
+        while not self._stop.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            os.close(self._master)
+            connection.setblocking(True)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._master = connection.detach()
+            break
+
+    def __exit__(self, kind, error, trace) -> None:
+        super().__exit__(kind, error, trace)
+        self._listener.close()
