@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from toolkit.cli.options import add_json, require_extra
 
 if TYPE_CHECKING:
-    from toolkit.flash.flasher import Part, Result
+    from toolkit.flash.flasher import Flasher, Part, Result
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.flash.flasher import flasher_for
     from toolkit.flash.images import read_firmware
     from toolkit.flash.model import read_model
-    from toolkit.progress import ProgressBar
 
     if args.firmware is None and args.model is None:
         raise ConfigurationError("There is nothing to flash; give FIRMWARE, --model BUNDLE or both.")
@@ -47,16 +46,30 @@ def run(args: argparse.Namespace) -> int:
         firmware = read_firmware(args.firmware) if args.firmware else None
         model = read_model(args.model, board) if args.model else None
         parts = flasher.check(firmware, model)
-        with ProgressBar() as bar:
-            result = flasher.flash(parts, args.port, bar.update)
+        result = _flash(flasher, parts, args.port)
     except ImportError as error:
         raise require_extra("flash", error) from None
-    except KeyboardInterrupt:
-        if "flasher" in locals():
-            print(f"\nstonechat: {flasher.half_done}", file=sys.stderr)
-        raise
     _print(args.json, board.id, parts, result)
     return 0
+
+
+def _flash(flasher: Flasher, parts: list[Part], port: str | None) -> Result:
+    """Write with a progress bar; after Ctrl-C say what state the board is in."""
+    from toolkit.progress import ProgressBar
+
+    begun = False
+    with ProgressBar() as bar:
+
+        def report(step: str, share: float) -> None:
+            nonlocal begun
+            begun = True
+            bar.update(step, share)
+
+        try:
+            return flasher.flash(parts, port, report)
+        except KeyboardInterrupt:
+            print(f"\nstonechat: {flasher.half_done if begun else 'Nothing was written.'}", file=sys.stderr)
+            raise
 
 
 def _print(as_json: bool, board: str, parts: list[Part], result: Result) -> None:

@@ -25,6 +25,7 @@ __all__ = ["Flasher"]
 _BAUD = 460800
 _CONNECT_ATTEMPTS = 7
 _APP_OFFSET = 0x10000  # of `factory` in ESP-IDF's own partition tables
+_BEGUN = "Flash will be erased"
 _VERIFIED = "Hash of data verified."
 _WRITING = re.compile(r"Writing at 0x[0-9a-fA-F]+.*?(\d+(?:\.\d+)?)\s?%")
 _FATAL = re.compile(r"A fatal error occurred: (.*)", re.DOTALL)
@@ -63,7 +64,8 @@ class Flasher:
                 files += [f"0x{part.address:x}", str(file)]
             command = [
                 sys.executable, "-m", "esptool", "--chip", self._chip, "--port", port,
-                "--baud", str(self._board.flash.baud or _BAUD), "--connect-attempts", str(_CONNECT_ATTEMPTS), "--before", "default-reset", "--after", "hard-reset",
+                "--baud", str(self._board.flash.baud or _BAUD), "--connect-attempts", str(_CONNECT_ATTEMPTS),
+                "--before", "default-reset", "--after", "hard-reset",
                 "write-flash", *files,
             ]  # fmt: skip
             code, output = _run(command, [part.what for part in parts], report)
@@ -100,7 +102,8 @@ class Flasher:
             return DoesNotFitError(f"{reason.split(' Wrong chip')[0]} The board file says {self._chip}.")
         if "will not fit in" in reason:
             return DoesNotFitError(reason.split(" Change the")[0])
-        return FlashError(f"esptool: {reason.rstrip('.!')}. {self.half_done}")
+        state = self.half_done if _BEGUN in output else "Nothing was written."
+        return FlashError(f"esptool: {reason.rstrip('.!')}. {state}")
 
 
 def _run(command: Sequence[str], parts: Sequence[str], report: Report) -> tuple[int, str]:
@@ -117,6 +120,8 @@ def _run(command: Sequence[str], parts: Sequence[str], report: Report) -> tuple[
         for line in process.stdout:
             lines.append(line)
             done += _VERIFIED in line
+            if _BEGUN in line and done < len(parts):
+                report(f"write {parts[done]}", 0.0)
             if (writing := _WRITING.search(line)) and done < len(parts):
                 report(f"write {parts[done]}", float(writing[1]) / 100)
         return process.wait(), "".join(lines)

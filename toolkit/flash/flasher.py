@@ -15,7 +15,9 @@ from boards import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError
 from toolkit.flash.images import Image
 
-__all__ = ["METHODS", "Flasher", "Part", "Report", "Result", "flasher_for", "place_model", "require_apart", "require_room"]
+__all__ = [
+    "METHODS", "Flasher", "Part", "Report", "Result", "flasher_for", "place_model", "require_apart", "require_room",
+]  # fmt: skip
 
 METHODS = ("esptool", "smp", "stm32", "uf2")  # each is a module of this package with a class `Flasher`
 Report = Callable[[str, float], None]  # name of the step, and how much of it is done (0 … 1)
@@ -122,6 +124,6 @@ def require_apart(firmware: Part, board: Board) -> None:
     last = firmware.address + len(firmware.image.data) - 1
     if firmware.address < end and last >= first:
         raise DoesNotFitError(
-            f"{firmware.image.name} takes 0x{firmware.address:08x} … 0x{last:08x} and reaches into the place for models, "
-            f"0x{first:08x} … 0x{end - 1:08x} (flash.model_address, storage of the board file)."
+            f"{firmware.image.name} takes 0x{firmware.address:08x} … 0x{last:08x} and reaches into the place for "
+            f"models, 0x{first:08x} … 0x{end - 1:08x} (flash.model_address, storage of the board file)."
         )

@@ -73,6 +73,7 @@ def read_firmware(path: Path) -> Image:
     Raises:
         ConfigurationError: it cannot be read.
         ImageError: it is empty, too large, or damaged Intel HEX.
+        ImportError: it is Intel HEX, and the extra `flash` is not installed.
     """
     data = read_file(path)
     if path.suffix.lower() in (".hex", ".ihex"):

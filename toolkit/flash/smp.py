@@ -31,15 +31,15 @@ _BAUD = 115200
 _TIMEOUT_S = 2.5
 _ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase the slot
 _RESTART_TIMEOUT_S = 120.0  # swapping two slots of a large flash takes a minute
-_ATTEMPTS_WITHOUT_PROGRESS = 5
+_ATTEMPTS_WITHOUT_PROGRESS = 3
 
 
 class Flasher:
     """Uploads an image, tests it, and confirms it."""
 
     half_done = (
-        "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
-        "Run the same command again; the upload goes on where it stopped."
+        "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never "
+        "kept. Run the same command again; the upload goes on where it stopped."
     )
 
     def __init__(self, board: Board) -> None:
@@ -75,10 +75,7 @@ class Flasher:
         return asyncio.run(self._update(part.image.data, image, port, report))
 
     async def _update(self, data: bytes, image: SignedImage, port: str, report: Report) -> Result:
-        try:
-            slots = await self._slots(port)
-        except _line_troubles():
-            raise silent(self._board, port, "no answer to an SMP request") from None
+        slots = await self._first_answer(port)
         running = _active(slots)
         if running is None or running.hash != image.digest:
             if not any(slot.hash == image.digest for slot in slots):
@@ -89,9 +86,19 @@ class Flasher:
             raise FlashError(f"The board does not say that it has kept {image.version}. {self.half_done}")
         return Result(port, f"MCUboot checked version {image.version} and runs it; confirmed by its hash")
 
+    async def _first_answer(self, port: str) -> list[ImageState]:
+        """What is in the slots of a board that may be printing its log, or starting, just now."""
+        for _ in range(_ATTEMPTS_WITHOUT_PROGRESS):
+            try:
+                return await self._slots(port)
+            except _line_troubles():
+                continue
+        raise silent(self._board, port, "no answer to an SMP request")
+
     async def _upload(self, data: bytes, port: str, report: Report) -> None:
         """Upload to the second slot; go on where the server stopped when a packet is lost."""
         best, failures = -1, 0
+        report("upload", 0.0)
         while True:
             try:
                 async with self._client(port) as client:
@@ -136,8 +143,8 @@ class Flasher:
                 )
             await asyncio.sleep(0.1)  # it has not restarted yet
         raise UnreachableError(
-            f"The board has not answered for {_RESTART_TIMEOUT_S:g} s since its restart. If the new image does not run, "
-            "press RESET: MCUboot then goes back to the old one."
+            f"The board has not answered for {_RESTART_TIMEOUT_S:g} s since its restart. If the new image does not "
+            "run, press RESET: MCUboot then goes back to the old one."
         )
 
     async def _confirm(self, port: str) -> list[ImageState]:

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from boards import Board
-from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, StonechatError
+from device_runtime.errors import (
+    ConfigurationError,
+    DoesNotFitError,
+    FlashError,
+    ImageError,
+    StonechatError,
+    UnreachableError,
+)
 from toolkit.flash.an3155 import MAX_TRANSFER_BYTES, BootLoader, Silence
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_room
 from toolkit.flash.images import Image, require_kind
@@ -90,6 +97,10 @@ class Flasher:
                 self._write_all(loader, parts, report)
             except Silence:
                 raise FlashError(f"The board on {port} fell silent. {self.half_done}") from None
+            except _line_errors() as error:
+                if isinstance(error, StonechatError):
+                    raise
+                raise FlashError(f"The line to {port} broke: {error}. {self.half_done}") from None
             verified = "read back, every byte is the same"
             try:
                 loader.go(self._entry(parts))
@@ -104,6 +115,7 @@ class Flasher:
 
     def _write_all(self, loader: BootLoader, parts: Sequence[Part], report: Report) -> None:
         chip = self._chip()
+        report("erase", 0.0)
         for part in parts:
             loader.erase(_sectors(chip, part), lambda share: report("erase", share))
         for part in parts:
@@ -143,10 +155,17 @@ class Flasher:
                 line = serial.serial_for_url(port, baud, timeout=_TIMEOUT_S)
             with line:
                 yield BootLoader(line)
-        except StonechatError:
-            raise
-        except (serial.SerialException, OSError) as error:
-            raise FlashError(f"The line to {port} broke: {error}. {self.half_done}") from None
+        except _line_errors() as error:
+            if isinstance(error, StonechatError):
+                raise
+            raise UnreachableError(f"The line to {port} does not work: {error}. Nothing was changed.") from None
+
+
+def _line_errors() -> tuple[type[Exception], ...]:
+    """What pyserial raises. StonechatError's children are among OSError's, too: let them pass."""
+    import serial
+
+    return serial.SerialException, OSError
 
 
 def _write_block(loader: BootLoader, address: int, block: bytes) -> None:

@@ -181,6 +181,7 @@ def _copy(data: bytes, drive: Path, report: Report) -> None:
     """
     target = drive / "STONE.UF2"
     sent = 0
+    report("write", 0.0)
     try:
         with open(target, "wb", buffering=0) as file:
             while sent < len(data):

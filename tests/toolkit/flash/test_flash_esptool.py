@@ -1,4 +1,4 @@
-"""ESP chips: the real esptool, run by our flasher, against a chip that speaks its boot loader's protocol on a socket."""
+"""ESP chips: the real esptool, run by our flasher, against a chip that speaks the boot loader's protocol."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def test_firmware_and_model_reach_the_flash_and_are_verified_by_the_chip() -> No
     assert peer.flash[MODEL_AT : MODEL_AT + len(NOISE)] == NOISE
     assert "MD5" in result.verified
     assert {step for step, share in steps if share == 1.0} == {"write firmware", "write model"}
-    assert [step for step, _ in steps] == sorted((step for step, _ in steps), key=["write firmware", "write model"].index)
+    assert [step for step, _ in steps] == sorted(
+        (step for step, _ in steps), key=["write firmware", "write model"].index
+    )
 
 
 def test_a_model_alone_leaves_the_rest_of_the_flash() -> None:
@@ -62,15 +64,19 @@ def test_a_block_that_the_chip_refuses_is_sent_again() -> None:
 
 
 def test_a_block_that_is_written_twice_because_its_answer_was_cut_on_the_line_is_found() -> None:
-    with EspPeer(faults=Faults(drop_byte_in_block=1)) as peer:  # the loader writes on, whatever the number of a block
-        with pytest.raises(FlashError, match=r"MD5 of file does not match"):
-            run(peer, None, NOISE)
+    with (
+        EspPeer(faults=Faults(drop_byte_in_block=1)) as peer,  # the loader writes on, whatever the number of a block
+        pytest.raises(FlashError, match=r"MD5 of file does not match"),
+    ):
+        run(peer, None, NOISE)
 
 
 def test_a_byte_that_does_not_take_is_found_by_its_md5() -> None:
-    with EspPeer(faults=Faults(corrupt_at=MODEL_AT + 5000)) as peer:
-        with pytest.raises(FlashError, match=r"MD5 of file does not match.*only partly written"):
-            run(peer, None, NOISE)
+    with (
+        EspPeer(faults=Faults(corrupt_at=MODEL_AT + 5000)) as peer,
+        pytest.raises(FlashError, match=r"MD5 of file does not match.*only partly written"),
+    ):
+        run(peer, None, NOISE)
 
 
 def test_another_chip_is_named() -> None:
@@ -82,15 +88,19 @@ def test_another_chip_is_named() -> None:
 
 def test_a_board_that_does_not_answer_names_its_button(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(esptool, "_CONNECT_ATTEMPTS", 1)
-    with EspPeer(faults=Faults(deaf=True)) as peer:
-        with pytest.raises(UnreachableError, match=r"does not answer.*hold BOOT and press RESET"):
-            run(peer, None, NOISE)
+    with (
+        EspPeer(faults=Faults(deaf=True)) as peer,
+        pytest.raises(UnreachableError, match=r"does not answer.*hold BOOT and press RESET"),
+    ):
+        run(peer, None, NOISE)
 
 
 def test_a_board_that_is_unplugged_half_way_is_described() -> None:
-    with EspPeer(faults=Faults(unplug_after_blocks=2)) as peer:
-        with pytest.raises(FlashError, match=r"esptool: .*only partly written.*ROM and cannot be lost"):
-            run(peer, None, NOISE)
+    with (
+        EspPeer(faults=Faults(unplug_after_blocks=2)) as peer,
+        pytest.raises(FlashError, match=r"esptool: .*only partly written.*ROM and cannot be lost"),
+    ):
+        run(peer, None, NOISE)
 
 
 def test_our_images_are_images_to_esptool(tmp_path: Path) -> None:
