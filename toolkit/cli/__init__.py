@@ -19,7 +19,10 @@ from device_runtime.errors import StonechatError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "flash")
+COMMANDS = (
+    "convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "key", "bundle", "slots",
+    "flash",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
