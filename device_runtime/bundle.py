@@ -23,14 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime import typed_json
-from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.admission import utc_time
+from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
+from device_runtime.update.slots import resolve
 
-__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "cache_folder"]
+__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "Trial", "cache_folder"]
 
 FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
 MANIFEST = "manifest.json"
 MODEL = "model.tflite"
 PREFIX = "prefix.npz"
+MAX_MANIFEST_BYTES = 2**20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _SETTLED_NS = 2 * 10**9  # a file changed twice within one tick of its clock looks as if it had changed once
 
@@ -86,6 +90,15 @@ class Arena:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A question whose answer a device must know before it keeps the bundle."""
+
+    prompt: str  # a user's message; plain text where the bundle has no chat template
+    expect: str  # must be in the answer, greedy
+    max_new: int  # tokens
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
 
@@ -106,6 +119,10 @@ class Manifest:
     files: dict[str, FileEntry]
     instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
     arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
+    boards: tuple[str, ...] = ()  # ids of the boards it is meant for; empty: any that runs its profile
+    issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
+    expires: str | None = None  # until when a device may install it. ISO date-time, UTC
+    trial: Trial | None = None  # the golden prompt
 
     def to_json(self) -> str:
         """As it stands in the bundle."""
@@ -142,6 +159,14 @@ class Manifest:
         for name in self.files:
             if not _FILE_NAME.fullmatch(name):
                 raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
+        for field in ("issued", "expires"):
+            try:
+                utc_time(getattr(self, field) or "2025-01-01T00:00:00Z")
+            except (ValueError, OverflowError):
+                raise BundleError(
+                    f"{MANIFEST}: {field} is {typed_json.shortened(getattr(self, field))}; expected a date-time in "
+                    "UTC such as 2027-01-31T00:00:00Z. Pack the bundle again."
+                ) from None
         windows = self.graph.windows
         if list(windows) != sorted(set(windows)) or windows[-1:] != (self.context,):
             raise BundleError(
@@ -196,30 +221,34 @@ class Bundle:
         return cache_folder(_of_model(self.manifest))
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = False) -> Bundle:
-        """Check and open a bundle folder.
+    def open(cls, path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
+        """Check and open a bundle folder, or the active bundle of a slot folder.
 
         Args:
             verify: hash every file even if it has not changed since the last full check.
+            trust: whose signature it must have; None asks for none.
 
         Raises:
             ConfigurationError: there is no bundle at `path`.
+            SignatureError: nobody who is trusted has signed the manifest as it is.
             BundleError: it is incomplete, altered, or of another format.
         """
-        path = Path(path)
+        path = resolve(Path(path))
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
             raise ConfigurationError(f"{path} {what}. Make a bundle with `stonechat convert CHECKPOINT -o DIR`.")
         try:
-            raw = manifest_path.read_bytes()
+            raw = _read_at_most(manifest_path, MAX_MANIFEST_BYTES)
+            if trust is not None:  # before anything of it is believed, and on the very bytes that are parsed below
+                trust.verify(raw, read_signature(path))
             manifest = Manifest.from_json(raw.decode())
         except OSError as error:
             raise BundleError(f"{manifest_path} cannot be read ({error.strerror}).") from None
         except UnicodeDecodeError:
             raise BundleError(f"{manifest_path} is not UTF-8; the bundle is damaged, copy it again.") from None
-        except BundleError as error:
-            raise BundleError(f"{path}: {error}") from None
+        except (BundleError, SignatureError) as error:
+            raise type(error)(f"{path}: {error}") from None
         bundle = cls(path, manifest, hashlib.sha256(raw).hexdigest())
         for name, entry in manifest.files.items():
             bundle._check(name, entry, verify)
@@ -251,6 +280,28 @@ class Bundle:
         if record is not None and time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
             with suppress(OSError):  # a full disk costs the next start some time and nothing else
                 record.write_text(stamp)
+
+
+def read_signature(folder: Path) -> bytes | None:
+    """The bytes of manifest.sig in a bundle folder; None where the bundle is not signed.
+
+    Raises:
+        BundleError: it is too long to be one, or cannot be read.
+    """
+    try:
+        return _read_at_most(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{SIGNATURE} cannot be read ({error.strerror}).") from None
+
+
+def _read_at_most(path: Path, limit: int) -> bytes:
+    with open(path, "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise BundleError(f"{path.name} has more than {limit:,} bytes; the bundle is damaged, copy it again.")
+    return content
 
 
 def _read_record(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from device_runtime.errors import ConfigurationError, ContextOverflowError
 from device_runtime.sampler import Sampler, Sampling
 from device_runtime.structured import Constraint, SchemaCompiler
 from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
+from device_runtime.trust import TrustStore
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
 
@@ -187,7 +188,13 @@ class LanguageModel:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, backend: str | None = None, threads: int | None = None, verify: bool = False
+        cls,
+        path: Path | str,
+        *,
+        backend: str | None = None,
+        threads: int | None = None,
+        verify: bool = False,
+        trust: TrustStore | None = None,
     ) -> LanguageModel:
         """Open a bundle folder.
 
@@ -195,13 +202,15 @@ class LanguageModel:
             backend: a name in `device_runtime.backends.BACKENDS`; None takes the best one that is installed.
             threads: CPU threads; None takes one per core, at most 4.
             verify: check every file's hash even if it has not changed since the last check.
+            trust: whose signature the bundle must have; None asks for none.
 
         Raises:
             ConfigurationError: there is no bundle at `path`, or no such backend.
+            SignatureError: nobody who is trusted has signed it.
             BundleError: the bundle is damaged.
             BackendError: no installed runtime can run it.
         """
-        bundle = Bundle.open(path, verify=verify)
+        bundle = Bundle.open(path, verify=verify, trust=trust)
         # The tokenizer first: reading it takes and frees memory that the graph can then have.
         tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
         graph = open_backend(bundle, backend, threads)

@@ -36,6 +36,7 @@ __all__ = [
     "SignatureError",
     "StonechatError",
     "UnreachableError",
+    "UpdateError",
 ]
 
 
@@ -91,6 +92,12 @@ class RolledBackError(StonechatError):
 
     exit_code = 6
     code = "rolled_back"
+
+
+class UpdateError(StonechatError):
+    """An update cannot begin or go on: another one is under way, the disk is full, the state is damaged."""
+
+    code = "update"
 
 
 class CheckpointError(StonechatError, ValueError):

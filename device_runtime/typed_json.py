@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["read", "shortened"]
 
@@ -29,7 +29,7 @@ def read(kind: Any, value: Any, where: str = "") -> Any:
     elif origin is dict:
         if isinstance(value, dict):
             return {name: read(parameters[1], item, f"{where}[{name!r}]") for name, item in value.items()}
-    elif origin is UnionType:  # X | None
+    elif origin in (UnionType, Union):  # X | None; with a Literal for X, Python makes it a Union
         return None if value is None else read(next(p for p in parameters if p is not NoneType), value, where)
     elif origin is Literal:
         if isinstance(value, str) and value in parameters:

@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("stonechat", deadline=None)
+settings.load_profile("stonechat")
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 

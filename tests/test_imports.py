@@ -20,7 +20,8 @@ MODULES = sorted(
 # What `pip install stonechat` brings: device_runtime and boards may import nothing else.
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
-    "yaml", "llguidance",
+    "yaml", "llguidance", "simpleeval",
+    "cryptography",  # of the extra `update`, to check signatures; imported where it is used
 }  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "SignatureError": 4,
         "DoesNotFitError": 5,
         "RolledBackError": 6,
+        "UpdateError": 1,
         "CheckpointError": 1,
         "ArchitectureError": 1,
         "BundleError": 1,

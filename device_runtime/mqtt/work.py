@@ -45,6 +45,12 @@ class WorkLine:
         with self._condition:
             return len(self._requests) + sum(map(len, self._slots.values()))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a request would be queued; the thread that adds requests can rely on it, but for `close`."""
+        with self._condition:
+            return not self._closed and len(self._requests) < self.limit
+
     def add_request(self, job: Job) -> bool:
         """Queue a request, or return False when the line is full."""
         with self._condition:

@@ -289,11 +289,12 @@ class TestCommand:
 
     def test_a_second_call_adds_and_keeps(self, tmp_path: Path) -> None:
         assert self.init(tmp_path, "--host", "a.local", "--port", "9999", "--device", "one", "--client", "phone") == 0
+        changing = ("acl", "issued.pem")
         before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
         assert self.init(tmp_path, "--device", "two", "--sensor", "probe=x/+") == 0
         after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-        assert {name: after[name] for name in before if name != "acl"} == {
-            name: content for name, content in before.items() if name != "acl"
+        assert {name: after[name] for name in before if name not in changing} == {
+            name: content for name, content in before.items() if name not in changing
         }
         assert {"two.crt", "two.key", "probe.crt", "probe.key"} <= after.keys()
         access = parse_list(after["acl"].decode())

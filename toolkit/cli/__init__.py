@@ -19,7 +19,9 @@ from device_runtime.errors import StonechatError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker")
+COMMANDS = (
+    "convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "key", "bundle", "slots",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
 from device_runtime.mqtt.client import BrokerAddress, read_password
 from device_runtime.mqtt.links import Link, Window
+from device_runtime.mqtt.models import ModelSettings
 
 HERE = Path(__file__).parent
 GOOD = """\
@@ -47,12 +48,42 @@ def test_a_fleet_file_becomes_device_configurations(tmp_path):
             deadline_s=2.5, overload="every",
         ),
     )  # fmt: skip
-    assert (config.system, config.max_new, config.model) == ("Be brief.", 48, "small")
+    assert config.models == (ModelSettings("small", "Be brief.", 48),)
     assert (config.broker.host, config.broker.port, config.broker.user) == ("host", 1884, "me")
     assert f.device("zero", f.address("zero"), tmp_path).pool == "herd"
-    assert f.model("pi").bundle == str(tmp_path.parent / "bundles" / "small")
+    assert f.models_of("pi")["small"].bundle == str(tmp_path.parent / "bundles" / "small")
     with pytest.raises(ConfigurationError, match="no device 'pie'; did you mean 'pi'"):
-        f.model("pie")
+        f.models_of("pie")
+
+
+SEVERAL = """\
+schema: 1
+models: {small: {bundle: a}, large: {bundle: b, system: Be brief.}}
+devices: {pi: {model: %s, links: [hot]}}
+links: [{name: hot, from: t, model: %s, prompt: p, to: u}]
+"""
+
+
+def test_a_device_may_have_several_models_and_a_link_names_its_own():
+    f = yaml_schema.loads(SEVERAL % ("[small, large]", "large"), fleet.FLEET, fleet.check_fleet, file="f.yaml")
+    config = f.device("pi", BrokerAddress("b"), Path())
+    assert config.models == (ModelSettings("small"), ModelSettings("large", "Be brief."))
+    assert config.links[0].model == "large"
+
+
+@pytest.mark.parametrize(
+    ("model", "links", "message"),
+    [
+        ("[]", "small", "3:23: devices.pi.model: found an empty list; expected at least one entry"),
+        ("[small, small]", "small", "3:23: devices.pi.model: names the same entry twice"),
+        ("[small, larg]", "small", "3:31: devices.pi.model.*: there is no model 'larg'; did you mean 'large'?"),
+        ("small", "big", "4:37: links.*model: there is no model 'big'"),
+        ("small", "large", "3:37: devices.pi.links: link 'hot' wants the model 'large'; this device has 'small'"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_fault_with_its_place(model, links, message):
+    with pytest.raises(ConfigurationError, match=f"f.yaml:{message}"):
+        yaml_schema.loads(SEVERAL % (model, links), fleet.FLEET, fleet.check_fleet, file="f.yaml")
 
 
 def test_all_faults_come_at_once_with_their_places(monkeypatch):

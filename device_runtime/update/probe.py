@@ -1,0 +1,77 @@
+"""Tries one bundle, as `python -m device_runtime.update.probe BUNDLE THREADS`, and prints what came of it.
+
+A process of its own, so that a bundle that crashes, hangs or takes all memory takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["Measured", "measure"]
+
+_DEFAULT_PROMPT, _DEFAULT_MAX_NEW = "Hello", 16  # for a bundle that has no golden prompt: it has to say anything at all
+_STEPS = 16  # of decoding that are timed; an answer may be too short to tell
+_SHOWN = 500  # characters of an answer
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a bundle did."""
+
+    text: str  # its answer to the golden prompt, shortened
+    as_expected: bool  # the answer contains the golden text
+    tokens_per_s: float
+    peak_rss_mb: float
+
+
+def measure(path: Path, threads: int | None = None) -> Measured:
+    """Open a bundle, check every byte, ask it the golden prompt, and time it.
+
+    Raises:
+        StonechatError: it does not open or does not answer.
+    """
+    from device_runtime.engine import LanguageModel
+    from device_runtime.machine import peak_rss_mb
+
+    with LanguageModel.open(path, threads=threads, verify=True) as model:
+        golden = model.manifest.trial
+        prompt = golden.prompt if golden else _DEFAULT_PROMPT
+        plain = model.manifest.chat_template is None
+        answer = model.generate(
+            prompt if plain else [{"role": "user", "content": prompt}],
+            max_new=golden.max_new if golden else _DEFAULT_MAX_NEW,
+        )
+        text = "".join(answer)
+        graph = model.backend
+        steps = min(_STEPS, graph.context - 2)
+        graph.rewind(max(len(model.manifest.prefix_tokens), min(graph.position, graph.context - steps)))
+        steps = min(steps, graph.context - graph.position)
+        before_s = time.perf_counter()
+        for _ in range(steps):
+            graph.decode(model.manifest.graph.vocabulary // 2)  # a step costs the same whatever it says
+        rate = steps / (time.perf_counter() - before_s)
+    return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb())
+
+
+def _main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no trial goes on when nobody waits for it
+    report = os.dup(1)
+    os.dup2(2, 1)  # what native libraries print is not the report
+    bundle, threads = sys.argv[1:]
+    try:
+        result = asdict(measure(Path(bundle), int(threads) or None))
+    except Exception as error:  # whatever goes wrong in here is the bundle's fault, and the trial's result
+        result = {"error": str(error) or type(error).__name__}
+    os.write(report, json.dumps(result).encode())
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,197 @@
+"""A slot folder: two bundles of one model, and slots.json, which says which of them runs.
+
+    slots.json    the state, replaced atomically; see state.py
+    a/ b/         bundles
+    incoming/     a bundle that is being put together; see staging.py
+    trash/        on its way out
+    .lock         held by whoever changes the folder, or is on trial in it
+
+Whatever a cut leaves behind, slots.json names only bundles that are whole and on the disk; what it does not name is
+cleared away by the next one who takes the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from device_runtime.errors import ConfigurationError, UpdateError
+from device_runtime.update import durable
+from device_runtime.update.state import Last, Limits, Slot, State
+
+__all__ = ["INCOMING", "SLOTS", "STATE", "Slots", "is_slot_folder", "leftovers", "lock", "read_state", "resolve"]
+
+STATE = "slots.json"
+INCOMING = "incoming"
+SLOTS: tuple[Slot, Slot] = ("a", "b")
+_TRASH = "trash"
+_LOCK = ".lock"
+
+
+def is_slot_folder(path: Path) -> bool:
+    """Whether a path is a slot folder rather than a bundle or something else."""
+    return (path / STATE).is_file()
+
+
+def read_state(folder: Path) -> State:
+    """The state of a slot folder; that of an empty one when nothing was ever installed there.
+
+    Raises:
+        UpdateError: slots.json is damaged.
+    """
+    path = folder / STATE
+    try:
+        return State.from_json(path.read_bytes())
+    except FileNotFoundError:
+        return State()
+    except OSError as error:
+        raise UpdateError(f"{path} cannot be read ({error.strerror}).") from None
+    except UpdateError as error:
+        raise UpdateError(
+            f"{path}: {error}. The bundles beside it may be whole: run one of them by its own path, or move the "
+            "folder away and install again."
+        ) from None
+
+
+def resolve(path: Path) -> Path:
+    """The bundle that `path` stands for: the active one of a slot folder; a path to anything else stays as it is.
+
+    Raises:
+        ConfigurationError: the slot folder has no bundle that passed its trial.
+        UpdateError: its state is damaged.
+    """
+    if not is_slot_folder(path):
+        return path
+    state = read_state(path)
+    if state.active is not None:
+        return path / state.active
+    if state.trial is not None:
+        raise ConfigurationError(f"{path} has a bundle that waits for its trial; run `stonechat slots trial {path}`.")
+    reason = f" ({state.last.reason})" if state.last and state.last.reason else ""
+    raise ConfigurationError(
+        f"{path} has no bundle that passed its trial{reason}; install one with `stonechat slots install BUNDLE {path}`."
+    )
+
+
+class Slots:
+    """A slot folder that this process has locked. Every step is on the disk when it returns, and can be repeated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = read_state(folder)
+
+    @property
+    def incoming(self) -> Path:
+        """Where a new bundle is put together."""
+        return self.folder / INCOMING
+
+    def path(self, slot: Slot) -> Path:
+        """The bundle in a slot."""
+        return self.folder / slot
+
+    def clean(self) -> None:
+        """Clear away what a cut has left: what slots.json does not name, and what was on its way out."""
+        for path in leftovers(self.folder, self.state):
+            durable.remove(path)
+
+    def clear_free(self) -> None:
+        """Empty the slot that does not serve; there is no going back to what it held."""
+        if self.state.previous is not None:
+            self._save(self.state.without_previous())
+        self._discard(self.path(self.state.free))
+
+    def discard_incoming(self) -> None:
+        """Drop the bundle that is being put together."""
+        self._discard(self.incoming)
+
+    def install(self, limits: Limits, last: Last) -> None:
+        """Make `incoming`, which has to be whole and flushed, the bundle on trial."""
+        self.clear_free()
+        durable.move(self.incoming, self.path(self.state.free))
+        self._save(self.state.installed(limits, last))
+
+    def attempt(self) -> None:
+        """Count a start of the trial."""
+        self._save(self.state.attempt())
+
+    def confirm(self, security_counter: int, last: Last) -> None:
+        """The trial was passed."""
+        self._save(self.state.confirmed(security_counter, last))
+
+    def give_back(self, last: Last) -> None:
+        """The trial was not passed, or was called off."""
+        self._save(self.state.returned(last))
+        self._discard(self.path(self.state.free))
+
+    def swap(self, last: Last) -> None:
+        """Go back to the previous bundle."""
+        self._save(self.state.swapped(last))
+
+    def _save(self, state: State) -> None:
+        durable.replace_file(self.folder / STATE, state.to_json())
+        self.state = state
+
+    def _discard(self, path: Path) -> None:
+        if path.exists():
+            trash = self.folder / _TRASH
+            durable.remove(trash)
+            durable.move(path, trash)  # at once and whole: a bundle that lacks files is never where one is expected
+            durable.remove(trash)
+
+
+@contextmanager
+def lock(folder: Path, *, make: bool = False) -> Iterator[Slots]:
+    """Take a slot folder for oneself, and clear away what a cut has left there.
+
+    Args:
+        make: make the folder if it is not there.
+
+    Raises:
+        ConfigurationError: there is no slot folder.
+        UpdateError: somebody else is at it, or its state is damaged.
+    """
+    if make:
+        _check_place(folder)
+        durable.make_folder(folder)
+    elif not is_slot_folder(folder):
+        what = "is not a slot folder: it has no slots.json" if folder.exists() else "does not exist"
+        raise ConfigurationError(f"{folder} {what}. Make one with `stonechat slots install BUNDLE {folder}`.")
+    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            holder = os.pread(file, 20, 0).decode("ascii", "replace") or "unknown"
+            raise UpdateError(
+                f"{folder} is being changed by process {holder}; wait until it is done, then try again."
+            ) from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+        if not is_slot_folder(folder):  # first of all: from here on `a` and `b` in this folder are ours
+            durable.replace_file(folder / STATE, State().to_json())
+        slots = Slots(folder)
+        slots.clean()
+        yield slots
+    finally:
+        os.close(file)  # which gives back the lock
+
+
+def leftovers(folder: Path, state: State) -> list[Path]:
+    """What is in the folder and nothing points to."""
+    named = {state.active, state.previous, state.trial.slot if state.trial else None}
+    unnamed = [folder / _TRASH, folder / f"{STATE}.new", *(folder / slot for slot in SLOTS if slot not in named)]
+    return [path for path in unnamed if path.exists()]
+
+
+def _check_place(folder: Path) -> None:
+    """A slot folder is not made on top of something else."""
+    if is_slot_folder(folder) or not folder.exists():
+        return
+    if not folder.is_dir() or any(child.name not in (f"{STATE}.new", _LOCK) for child in folder.iterdir()):
+        raise ConfigurationError(f"{folder} exists and is not a slot folder; name another one, or an empty one.")

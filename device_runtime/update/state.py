@@ -1,0 +1,164 @@
+"""The state of a slot folder: which bundle runs, which one has to prove itself, which one can be gone back to.
+
+Kept as slots.json and replaced whole. Everything here is pure: `slots.py` puts it on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from typing import Literal
+
+from device_runtime import typed_json
+from device_runtime.errors import UpdateError
+
+__all__ = ["ATTEMPTS", "SCHEMA", "Last", "Limits", "Phase", "Slot", "State", "Trial"]
+
+SCHEMA = 1  # of slots.json
+ATTEMPTS = 2  # starts of a trial; one that ends without a result was cut off by a loss of power, or hung the board
+
+Slot = Literal["a", "b"]
+
+
+class Phase(Enum):
+    """What a slot folder is doing."""
+
+    EMPTY = "empty"  # no bundle has been confirmed
+    CONFIRMED = "confirmed"  # the active bundle has passed its trial
+    PENDING = "pending"  # a new bundle waits for its trial; the active one, if any, still serves
+    TRYING = "trying"  # its trial has begun at least once and has not ended
+
+    def may_become(self, other: Phase) -> bool:
+        """Whether the folder may go from here to there."""
+        return other in _TRANSITIONS[self]
+
+
+_TRANSITIONS = {
+    Phase.EMPTY: {Phase.PENDING},
+    Phase.CONFIRMED: {Phase.PENDING, Phase.CONFIRMED},  # an install; going back by hand
+    Phase.PENDING: {Phase.TRYING, Phase.CONFIRMED, Phase.EMPTY},  # the trial begins, or is called off
+    Phase.TRYING: {Phase.TRYING, Phase.CONFIRMED, Phase.EMPTY},  # once more after a cut; passed, or returned
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a new bundle has to keep to in its trial."""
+
+    min_tps: float | None = None  # tokens a second of decoding, at least
+    max_rss_mb: float | None = None  # resident memory of the process, in 10^6 bytes, at most
+    timeout_s: float = 300.0  # loading and answering, at most
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A bundle that has to prove itself."""
+
+    slot: Slot
+    attempts_left: int  # counted down on the disk before each start
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Last:
+    """How the last update stands, or ended."""
+
+    outcome: Literal["installed", "confirmed", "rolled_back"]
+    name: str  # of the bundle
+    version: str
+    reason: str | None = None  # why it was rolled back
+    tokens_per_s: float | None = None  # measured in the trial
+    peak_rss_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """slots.json. Each method returns the state after a step; no other step is possible."""
+
+    schema: int = SCHEMA
+    active: Slot | None = None  # has passed its trial
+    previous: Slot | None = None  # the one before it, whole, for `slots rollback`
+    trial: Trial | None = None
+    security_counter: int = 0  # the highest of a confirmed bundle
+    last: Last | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """Where in its life the folder is."""
+        if self.trial is not None:
+            return Phase.PENDING if self.trial.attempts_left == ATTEMPTS else Phase.TRYING
+        return Phase.EMPTY if self.active is None else Phase.CONFIRMED
+
+    @property
+    def free(self) -> Slot:
+        """The slot that does not serve."""
+        return "b" if self.active == "a" else "a"
+
+    def without_previous(self) -> State:
+        """Before the free slot is cleared."""
+        return replace(self, previous=None)
+
+    def installed(self, limits: Limits, last: Last) -> State:
+        """The free slot holds a new bundle, whole."""
+        return self._to(Phase.PENDING, previous=None, trial=Trial(self.free, ATTEMPTS, limits), last=last)
+
+    def attempt(self) -> State:
+        """A trial is about to start."""
+        assert self.trial is not None and self.trial.attempts_left > 0
+        return self._to(Phase.TRYING, trial=replace(self.trial, attempts_left=self.trial.attempts_left - 1))
+
+    def confirmed(self, security_counter: int, last: Last) -> State:
+        """The trial was passed: the new bundle serves, and the one before it stays for going back by hand."""
+        assert self.trial is not None
+        return self._to(
+            Phase.CONFIRMED,
+            active=self.trial.slot,
+            previous=self.active,
+            trial=None,
+            security_counter=max(self.security_counter, security_counter),
+            last=last,
+        )
+
+    def returned(self, last: Last) -> State:
+        """The trial was not passed, or was called off: what served before goes on serving."""
+        assert self.trial is not None
+        return self._to(Phase.EMPTY if self.active is None else Phase.CONFIRMED, trial=None, last=last)
+
+    def swapped(self, last: Last) -> State:
+        """Back to the bundle before the active one, by hand."""
+        assert self.previous is not None
+        return self._to(Phase.CONFIRMED, active=self.previous, previous=self.active, last=last)
+
+    def _to(self, phase: Phase, **changes: object) -> State:
+        after = replace(self, **changes)  # type: ignore[arg-type]
+        assert self.phase.may_become(phase) and after.phase is phase, f"{self.phase} -> {after.phase}"
+        return after
+
+    def to_json(self) -> bytes:
+        """As it stands in slots.json."""
+        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> State:
+        """Parse.
+
+        Raises:
+            UpdateError: it is not a state, or one that contradicts itself.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UpdateError(f"it is not JSON ({error})") from None
+        found = data.get("schema") if isinstance(data, dict) else None
+        if found != SCHEMA:
+            raise UpdateError(f"it has schema {typed_json.shortened(found)}; this stonechat reads schema {SCHEMA}")
+        try:
+            state: State = typed_json.read(cls, data)
+        except ValueError as error:
+            raise UpdateError(str(error)) from None
+        if state.active is not None and state.active in (state.previous, state.trial and state.trial.slot):
+            raise UpdateError(f"slot {state.active} is active and has another part to play")
+        if state.trial is not None and (state.previous is not None or state.trial.attempts_left > ATTEMPTS):
+            raise UpdateError("its trial cannot be")
+        return state

@@ -1,0 +1,147 @@
+"""Signatures of bundles, in both of their forms, and the fields that are set before signing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from device_runtime.admission import utc_time
+from device_runtime.archive import Archive, head_of, open_any, pack
+from device_runtime.bundle import MANIFEST, Bundle, Manifest
+from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.trust import SIGNATURE, Signature, parse_signatures
+from toolkit.signing.keys import SigningKey
+
+__all__ = ["Signed", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What a bundle has become."""
+
+    manifest: Manifest
+    signers: tuple[str, ...]  # ids of keys, ascending
+    dropped: tuple[str, ...]  # ids of keys whose signatures no longer held
+
+
+def pack_bundle(folder: Path, target: Path, changes: Mapping[str, Any], keys: Sequence[SigningKey]) -> Signed:
+    """Pack a bundle folder, which stays as it is; the changes and the signatures are in the zip.
+
+    Raises:
+        ConfigurationError: there is no bundle in `folder`.
+        BundleError: it is damaged.
+    """
+    bundle = Bundle.open(folder, verify=True)
+    manifest, signatures, signed = _sign(bundle, changes, keys)
+    pack(bundle, target, manifest=manifest, signature=signatures)
+    return signed
+
+
+def sign_bundle(path: Path, changes: Mapping[str, Any], keys: Sequence[SigningKey]) -> Signed:
+    """Add signatures to a bundle, folder or zip, in its place; a key that has signed before signs anew.
+
+    Raises:
+        ConfigurationError: there is no bundle at `path`.
+        BundleError: it is damaged: nobody should vouch for it.
+    """
+    bundle = open_any(path)
+    try:
+        manifest, signatures, signed = _sign(bundle, changes, keys)
+        if isinstance(bundle, Archive):
+            pack(bundle, path, manifest=manifest, signature=signatures)
+        else:
+            _replace(bundle.path / MANIFEST, manifest)
+            _replace(bundle.path / SIGNATURE, signatures or b"")
+    finally:
+        if isinstance(bundle, Archive):
+            bundle.close()
+    return signed
+
+
+def edited(manifest: bytes, changes: Mapping[str, Any]) -> bytes:
+    """manifest.json with some fields changed; fields that this version does not know stay."""
+    fields = json.loads(manifest)
+    if all(fields.get(name) == value for name, value in changes.items()):
+        return manifest
+    text = json.dumps({**fields, **changes}, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    Manifest.from_json(text)
+    return text.encode()
+
+
+def expiry(text: str, now: datetime | None = None) -> dict[str, Any]:
+    """The fields for --expires: a number of days from now, a date, or a date-time in UTC.
+
+    Raises:
+        ConfigurationError: it is none of them, or past.
+    """
+    now = (now or datetime.now(UTC)).replace(microsecond=0)
+    try:
+        if text.isascii() and text.isdigit():
+            time = now + timedelta(days=int(text))
+        elif "T" in text or " " in text:
+            time = utc_time(text)
+        else:
+            time = utc_time(f"{text}T00:00:00Z")
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"--expires is {text!r}; expected a number of days, a date such as 2027-01-31, or a date-time in UTC such "
+            "as 2027-01-31T12:00:00Z."
+        ) from None
+    if time <= now:
+        raise ConfigurationError(f"--expires {text} is past already ({_iso(now)} now); no device would install it.")
+    return {"expires": _iso(time), "issued": _iso(now)}
+
+
+def golden_answer(folder: Path, prompt: str, max_new: int) -> str:
+    """What the bundle answers to the golden prompt on this machine, greedy.
+
+    Raises:
+        ConfigurationError: it answers nothing.
+    """
+    from device_runtime.engine import LanguageModel
+
+    with LanguageModel.open(folder) as model:
+        plain = model.manifest.chat_template is None
+        text = "".join(model.generate(prompt if plain else [{"role": "user", "content": prompt}], max_new=max_new))
+    text = text.rstrip("\ufffd").strip()  # a character that the token limit has cut
+    if not text:
+        raise ConfigurationError(f"The bundle answers nothing to {prompt!r}; choose another --trial-prompt.")
+    return text
+
+
+def _sign(
+    bundle: Archive | Bundle, changes: Mapping[str, Any], keys: Sequence[SigningKey]
+) -> tuple[bytes, bytes | None, Signed]:
+    head = head_of(bundle)
+    manifest = edited(head.manifest, changes)
+    before = _known(head.signature)
+    kept = before if manifest == head.manifest else {}
+    signatures = {**kept, **{key.public.key_id: key.sign(manifest) for key in keys}}
+    signed = Signed(
+        Manifest.from_json(manifest.decode()), tuple(sorted(signatures)), tuple(sorted(before.keys() - signatures))
+    )
+    if not signatures:
+        return manifest, None, signed
+    entries = [signature.to_fields() for _, signature in sorted(signatures.items())]
+    return manifest, (json.dumps({"schema": 1, "signatures": entries}) + "\n").encode(), signed
+
+
+def _known(signature: bytes | None) -> dict[str, Signature]:
+    try:
+        return {} if signature is None else {s.key_id: s for s in parse_signatures(signature)}
+    except SignatureError:  # damaged; signing anew is what mends it
+        return {}
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}-new")
+    aside.write_bytes(content)
+    aside.replace(path)
