@@ -81,7 +81,7 @@ def _check_flash(board: Board, report: Report) -> None:
         report.add_at(("flash", "method"), "found 'ssh', which needs Linux; expected esptool, uf2, smp or stm32")
     if flash.method != "ssh" and board.kind == "linux":
         report.add_at(("flash", "method"), f"found {flash.method!r}, which is for microcontrollers; expected ssh")
-    needs = {"esptool": "chip", "uf2": "uf2_family", "stm32": "model_address"}.get(flash.method)
+    needs = {"esptool": "chip", "uf2": "uf2_family", "stm32": "chip"}.get(flash.method)
     if needs and getattr(flash, needs) is None:
         report.add_at(("flash",), f"method {flash.method} needs {needs!r}, which is missing")
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from boards import Board
+from device_runtime.admission import check_board
 from device_runtime.archive import Archive, head_of, open_any, pack
 from device_runtime.errors import DoesNotFitError
 from toolkit.flash.images import Image, read_file
@@ -28,8 +29,7 @@ def read_model(path: Path, board: Board) -> Image:
             f"{path} has the profile {manifest.profile!r}; {board.name} runs {board.profile!r}. "
             f"Convert the checkpoint with --board {board.id}."
         )
-    if manifest.boards and board.id not in manifest.boards:
-        raise DoesNotFitError(f"{path} is meant for {', '.join(manifest.boards)}, and not for {board.id}.")
+    check_board(manifest, board.id)
     if isinstance(bundle, Archive):
         with bundle:
             for name in manifest.files:

@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from peers.serial_line import PtyPeer
 from peers.stm32 import Stm32Peer
 from peers.uf2 import Uf2Peer
 
+from device_runtime.archive import pack
+from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from toolkit.cli import main
 from toolkit.flash import ports
@@ -103,31 +105,29 @@ def test_a_bundle_is_packed_and_its_zip_is_what_the_board_holds(tmp_path: Path, 
         (tmp_path / "bundle.zip").write_bytes(held[:end])
 
 
-@pytest.mark.parametrize("damage", ["compressed", "altered", "lacking", "no manifest", "truncated", "a graph"])
+@pytest.mark.parametrize(("damage", "message"), [("altered", "is not the file that"), ("a graph", "no packed bundle")])
 def test_a_packed_bundle_that_is_not_whole_is_refused(
-    tmp_path: Path, micro_bundle: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, micro_bundle: Path, damage: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed = tmp_path / "bundle.zip"
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED if damage == "compressed" else zipfile.ZIP_STORED) as out:
-        for file in sorted(micro_bundle.iterdir()):
-            data = file.read_bytes()
-            if file.name == "model.tflite":
-                if damage == "lacking":
-                    continue
-                if damage == "altered":
-                    data = data[:-1] + bytes((data[-1] ^ 1,))
-            if not (file.name == "manifest.json" and damage == "no manifest"):
-                out.writestr(file.name, data)
-    if damage == "truncated":  # what zipfile finds then is the end of prefix.npz, a zip inside of this one
-        packed.write_bytes(packed.read_bytes()[:-30])
-    if damage == "a graph":
+    bundle, packed = Bundle.open(micro_bundle), tmp_path / "bundle.zip"
+    pack(bundle, packed, manifest=(micro_bundle / "manifest.json").read_bytes(), signature=None)
+    if damage == "altered":
+        data = bytearray(packed.read_bytes())
+        data[len(data) // 2] ^= 1
+        packed.write_bytes(data)
+    else:
         shutil.copy(micro_bundle / "model.tflite", packed)
     assert flash("--model", packed, "--board", board_file(tmp_path, "uf2", *UF2), "--port", tmp_path) == 1
-    expected = {
-        "compressed": "is compressed", "altered": "was altered", "lacking": "lacks model.tflite",
-        "no manifest": "has no manifest.json", "truncated": "has no manifest.json", "a graph": "is a TFLite graph",
-    }  # fmt: skip
-    assert expected[damage] in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_a_bundle_for_named_boards_goes_to_no_other(
+    tmp_path: Path, micro_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named, packed = replace(Bundle.open(micro_bundle).manifest, boards=("esp32-s3",)), tmp_path / "bundle.zip"
+    pack(Bundle.open(micro_bundle), packed, manifest=named.to_json().encode(), signature=None)
+    assert flash("--model", packed, "--board", board_file(tmp_path, "uf2", *UF2), "--port", tmp_path) == 5
+    assert "is meant for esp32-s3, and this is test-uf2" in capsys.readouterr().err
 
 
 def test_a_bundle_for_linux_boards_does_not_fit_a_microcontroller(
