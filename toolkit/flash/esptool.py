@@ -5,6 +5,7 @@ It resets the board into its boot loader, writes, and has the chip compute an MD
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -55,6 +56,8 @@ class Flasher:
 
     def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
         """See `toolkit.flash.flasher.Flasher`."""
+        if importlib.util.find_spec("esptool") is None:
+            raise ModuleNotFoundError(name="esptool")
         port = usable_port(self._board, port)
         with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
             files = []

@@ -7,6 +7,7 @@ of them. It cannot be read back: a drive that stays is the only sign of a refusa
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ __all__ = ["INFO", "Flasher", "drives"]
 INFO = "INFO_UF2.TXT"
 ACCEPT_TIMEOUT_S = 60.0  # from the last byte until the drive goes away; boards write while they receive
 _CHUNK_BYTES = 65536
+_MOUNTS = Path("/proc/self/mounts")
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how it writes a space
+_FAT = ("vfat", "msdos", "fuseblk")
 
 
 class Flasher:
@@ -162,15 +166,14 @@ def _board_id(drive: Path) -> str | None:
     return ""
 
 
-def _mount_points() -> list[Path]:
+def _mount_points(table: Path = _MOUNTS) -> list[Path]:
     """Where FAT drives are mounted."""
     try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
     fields = [line.split(" ") for line in lines]
-    kinds = ("vfat", "msdos", "fuseblk", "fuse.fusefat")
-    return [Path(f[1].encode().decode("unicode_escape")) for f in fields if len(f) > 2 and f[2] in kinds]
+    return [Path(_OCTAL.sub(lambda c: chr(int(c[1], 8)), f[1])) for f in fields if len(f) > 2 and f[2] in _FAT]
 
 
 def _copy(data: bytes, drive: Path, report: Report) -> None:

@@ -105,7 +105,7 @@ def test_a_bundle_is_packed_and_its_zip_is_what_the_board_holds(tmp_path: Path, 
         (tmp_path / "bundle.zip").write_bytes(held[:end])
 
 
-@pytest.mark.parametrize(("damage", "message"), [("altered", "is not the file that"), ("a graph", "no packed bundle")])
+@pytest.mark.parametrize(("damage", "message"), [("altered", "the zip is damaged"), ("a graph", "not a packed bundle")])
 def test_a_packed_bundle_that_is_not_whole_is_refused(
     tmp_path: Path, micro_bundle: Path, damage: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +189,15 @@ def test_linux_boards_are_sent_to_deploy(firmware: Path, capsys: pytest.CaptureF
     assert "stonechat deploy" in capsys.readouterr().err
 
 
+def test_a_machine_without_esptool_is_told_what_to_install(
+    tmp_path: Path, micro_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    file = board_file(tmp_path, "esptool", "chip: esp32s3", "model_address: 0x400000")
+    assert flash("--model", micro_bundle, "--board", file, "--port", "socket://127.0.0.1:1") == 2
+    assert "run `pip install 'stonechat[flash]'`" in capsys.readouterr().err
+
+
 @dataclass
 class Port:
     device: str
@@ -250,7 +259,7 @@ def test_ctrl_c_says_what_state_the_board_is_in_and_ends_esptool(tmp_path: Path,
             time.sleep(0.01)  # until it writes
         esptool = [int(pid) for pid in children.read_text().split()]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert out == ""
     assert "The flash is only partly written. The chip's boot loader is in ROM" in err

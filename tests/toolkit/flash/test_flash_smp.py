@@ -95,10 +95,22 @@ def test_an_image_that_was_uploaded_but_not_started_is_only_started(made: dict) 
     assert there.packets == [] and there.slots[0] == made["new"] and there.confirmed
 
 
-@pytest.mark.parametrize("fault", [{"lose_answer_at": 4}, {"garble_answer_at": 4}, {"mute_polls": 2}])
-def test_lost_and_altered_answers_are_overcome(made: dict, fault: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "fault", [{"lose_answer_at": 4}, {"garble_answer_at": 4}, {"mute_polls": 2}, {"slow_restart": 3}]
+)
+def test_lost_and_altered_answers_and_slow_restarts_are_overcome(made: dict, fault: dict[str, int]) -> None:
     with peer(made, Faults(**fault)) as there:
         run(there, made["new"])
+    assert there.slots[0] == made["new"] and there.confirmed
+
+
+def test_a_usb_port_may_go_away_at_the_restart(made: dict, tmp_path: Path) -> None:
+    link = tmp_path / "ttyACM0"
+    with peer(made, Faults(replug=link)) as there:
+        link.symlink_to(there.port)
+        using = Flasher(board("smp"))
+        parts = using.check(Image("app.signed.bin", made["new"]), None)
+        using.flash(parts, str(link), lambda step, share: None)
     assert there.slots[0] == made["new"] and there.confirmed
 
 

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 from flash_boards import board
+from peers.serial_line import SocketPeer
 from peers.stm32 import Faults, Stm32Peer
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
@@ -23,10 +24,10 @@ def program(size: int, address: int = START) -> bytes:
     return struct.pack("<2I", 0x20020000, address + 0x101) + random.Random(size).randbytes(size - 8)
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A board that is silent on purpose costs two seconds each time otherwise."""
-    monkeypatch.setattr(stm32, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(stm32, "_TIMEOUT_S", 0.2)
 
 
 def flasher(chip: str = "stm32f405", **flash: object) -> Flasher:
@@ -80,6 +81,23 @@ def test_more_sectors_than_one_command_erases() -> None:
     assert peer.flash[: len(image)] == image
 
 
+class OnASocket(Stm32Peer, SocketPeer):
+    """The same behind a serial server."""
+
+
+def test_through_a_serial_server() -> None:
+    with OnASocket(F405.sectors_kib, F405.product_id) as peer:
+        run(peer, program(2_000))
+    assert peer.flash[:2_000] == program(2_000)
+
+
+def test_a_line_that_does_not_open_changes_nothing() -> None:
+    peer = OnASocket(F405.sectors_kib, F405.product_id)
+    peer._listener.close()
+    with pytest.raises(UnreachableError, match=r"does not work: .*Nothing was changed"):
+        run(peer, program(2_000))
+
+
 def test_a_boot_loader_that_was_woken_before_answers_too() -> None:
     with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(awake=True)) as peer:
         run(peer, program(600))
@@ -114,6 +132,7 @@ def test_a_byte_that_does_not_take_is_found_by_reading_back() -> None:
         assert peer.log.went_to is None
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", [{"unplug_after_writes": 3}, {"silent_after_writes": 3}])
 def test_a_board_that_is_lost_half_way_is_described(fault: dict[str, int]) -> None:
     with (
@@ -123,6 +142,7 @@ def test_a_board_that_is_lost_half_way_is_described(fault: dict[str, int]) -> No
         run(peer, program(4_000))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_board_that_does_not_answer_names_its_button() -> None:
     with (
         Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(deaf=True)) as peer,

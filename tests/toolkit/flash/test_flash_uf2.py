@@ -160,6 +160,15 @@ def test_no_drive_says_what_is_there_and_which_button_to_hold(tmp_path: Path) ->
         run(flasher(), tmp_path, Image("f.bin", b"x" * 300))
 
 
+def test_drives_are_found_where_fat_is_mounted(tmp_path: Path) -> None:
+    table = tmp_path / "mounts"
+    table.write_text(
+        "proc /proc proc rw 0 0\n/dev/sdb1 /media/müller/RPI-RP2\\0401 vfat rw 0 0\n/dev/sda1 / ext4 rw 0 0\n"
+    )
+    assert uf2._mount_points(table) == [Path("/media/müller/RPI-RP2 1")]
+    assert uf2._mount_points(tmp_path / "nothing") == []
+
+
 def test_two_boards_that_wait_are_a_question(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

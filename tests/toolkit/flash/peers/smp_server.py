@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Faults:
     refuse_upload: bool = False
     mismatch: bool = False  # the flash holds something else than was sent
     crashes: bool = False  # the new image restarts by itself before it answers
+    slow_restart: int = 0  # so many requests are still answered by the old image
+    replug: Path | None = None  # a link to the port, which goes away for a while at the restart, as with USB
     mute_polls: int = 0  # so many requests after the restart stay without an answer
 
 
@@ -52,6 +55,7 @@ class SmpBoard(PtyPeer):
         self.packets: list[int] = []  # offsets of the uploads that came
         self._upload: tuple[bytes, int] | None = None  # sha, length
         self._mute = 0
+        self._until_restart = 0
 
     def serve(self) -> None:
         line = b""
@@ -83,8 +87,14 @@ class SmpBoard(PtyPeer):
             self.send(osm.MCUMgrParametersReadResponse(sequence=header.sequence, buf_size=1024, buf_count=4))
         elif (group, command) == (0, 5):
             self.send(osm.ResetWriteResponse(sequence=header.sequence))
-            self.restart()
+            self._until_restart = self.faults.slow_restart
+            if self._until_restart == 0:
+                self.restart()
         elif (group, command, write) == (1, 0, False):
+            if self._until_restart > 0:
+                self._until_restart -= 1
+                if self._until_restart == 0:
+                    self.restart()
             self.send(img.ImageStatesReadResponse(sequence=header.sequence, images=self.states()))
         elif (group, command, write) == (1, 0, True):
             self.set_state(img.ImageStatesWriteRequest.loads(frame))
@@ -185,6 +195,9 @@ class SmpBoard(PtyPeer):
         """What MCUboot does."""
         self.restarts += 1
         self._mute = self.faults.mute_polls
+        if (link := self.faults.replug) is not None:
+            link.unlink()
+            threading.Timer(0.3, link.symlink_to, [self.port]).start()
         if not self.confirmed:  # a test that was not confirmed
             self.slots.reverse()
             self.confirmed = True
