@@ -23,7 +23,7 @@ __all__ = ["INFO", "Flasher", "drives"]
 INFO = "INFO_UF2.TXT"
 ACCEPT_TIMEOUT_S = 60.0  # from the last byte until the drive goes away; boards write while they receive
 _CHUNK_BYTES = 65536
-_MOUNTS = Path("/proc/self/mounts")
+_TABLE = Path("/proc/self/mounts")
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how it writes a space
 _FAT = ("vfat", "msdos", "fuseblk")
 
@@ -136,7 +136,7 @@ class Flasher:
     def _wait_until_gone(self, drive: Path, report: Report) -> None:
         deadline = time.monotonic() + ACCEPT_TIMEOUT_S
         report("accept", 0.0)
-        while _board_id(drive) is not None:
+        while not _is_gone(drive):
             if time.monotonic() > deadline:
                 raise FlashError(
                     f"The file is on {drive}, but the drive is still there after {ACCEPT_TIMEOUT_S:g} s: the boot "
@@ -166,37 +166,53 @@ def _board_id(drive: Path) -> str | None:
     return ""
 
 
-def _mount_points(table: Path = _MOUNTS) -> list[Path]:
+def _mount_points() -> list[Path]:
     """Where FAT drives are mounted."""
+    return [folder for _, folder, kind in _mounts() if kind in _FAT]
+
+
+def _mounts() -> list[tuple[str, Path, str]]:
+    """What is mounted: device, folder, file system."""
     try:
-        lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = _TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
-    fields = [line.split(" ") for line in lines]
-    return [Path(_OCTAL.sub(lambda c: chr(int(c[1], 8)), f[1])) for f in fields if len(f) > 2 and f[2] in _FAT]
+    fields = [[_OCTAL.sub(lambda c: chr(int(c[1], 8)), word) for word in line.split(" ")] for line in lines]
+    return [(f[0], Path(f[1]), f[2]) for f in fields if len(f) > 2]
+
+
+def _is_gone(drive: Path) -> bool:
+    """Has the board taken its drive away?
+
+    A mount that nobody undoes stays readable, from memory; its device does not stay.
+    """
+    if _board_id(drive) is None:
+        return True
+    devices = [Path(device) for device, folder, _ in _mounts() if folder == drive]
+    return any(device.is_absolute() and not device.exists() for device in devices)
 
 
 def _copy(data: bytes, drive: Path, report: Report) -> None:
     """Write the file so that it has reached the board, not just this machine's memory, when we go on.
 
-    The board may restart on the last block, before the file is closed: an error then is not one. It is decided by
-    whether the drive goes away.
+    The board restarts on the last block, before the file is closed. So that block goes alone, when all others have
+    arrived: an error there is not one, and whether the drive goes away decides.
     """
     target = drive / "STONE.UF2"
+    last = len(data) - BLOCK_BYTES
     sent = 0
     report("write", 0.0)
     try:
         with open(target, "wb", buffering=0) as file:
             while sent < len(data):
-                sent += file.write(data[sent : sent + _CHUNK_BYTES])
+                sent += file.write(data[sent : min(sent + _CHUNK_BYTES, last) if sent < last else len(data)])
                 os.fsync(file.fileno())
                 report("write", sent / len(data))
     except OSError as error:
-        if sent >= len(data) and _board_id(drive) is None:
-            return
-        raise FlashError(
-            f"Writing to {target} stopped after {sent} of {len(data)} bytes: {error.strerror}. {Flasher.half_done}"
-        ) from None
+        if sent < len(data):
+            raise FlashError(
+                f"Writing to {target} stopped after {sent} of {len(data)} bytes: {error.strerror}. {Flasher.half_done}"
+            ) from None
 
 
 def _runs(blocks: Sequence[Block]) -> list[tuple[int, bytes]]:

@@ -7,6 +7,7 @@ how many there are, which one it is, where its bytes go, and for which family of
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _END = 0x0AB16F30
 # not one of the blocks that are counted.
 _RP2_IGNORE = 0x9957E304
 _HEADER = struct.Struct("<8I")  # two start words, flags, address, payload, number, count, family
+_CHECKSUM = struct.Struct("<2I16s")  # address and size of a region, its MD5: the last bytes of the data
 assert _HEADER.size + MAX_PAYLOAD_BYTES + 4 == BLOCK_BYTES
 
 
@@ -95,6 +97,7 @@ def decode(data: bytes) -> list[Block]:
     counted = [block for block in blocks if not block.ignored]
     for family in {block.family for block in counted}:
         _check_numbers([block for block in counted if block.family == family])
+    _check_sums(counted)
     return blocks
 
 
@@ -130,3 +133,20 @@ def _check_numbers(blocks: list[Block]) -> None:
             f"The UF2 file says it has {count} blocks; {len(numbers)} different ones are there: "
             "it is truncated or damaged."
         )
+
+
+def _check_sums(blocks: list[Block]) -> None:
+    """Where blocks carry the MD5 of a region of flash, it must be that of what the file puts there."""
+    content = {block.address: block.data for block in blocks}
+    for block in blocks:
+        if not block.flags & Flag.MD5:
+            continue
+        start, size, digest = _CHECKSUM.unpack(block.rest[-_CHECKSUM.size :].rjust(_CHECKSUM.size, b"\0"))
+        if size == 0:  # esptool puts it right behind a payload that is shorter than the others
+            start, size, digest = _CHECKSUM.unpack(block.rest[: _CHECKSUM.size].ljust(_CHECKSUM.size, b"\0"))
+        region, address = b"", start
+        while len(region) < size and address in content:
+            region += content[address]
+            address += len(content[address])
+        if len(region) >= size and hashlib.md5(region[:size], usedforsecurity=False).digest() != digest:
+            raise ImageError(f"The UF2 file does not have the MD5 that it says for 0x{start:08x}: it is damaged.")

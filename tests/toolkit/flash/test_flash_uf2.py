@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import struct
@@ -138,8 +139,8 @@ def test_a_drive_that_goes_away_in_the_middle_is_not_an_acceptance(
             if share > 0 and peer.drive.exists():
                 shutil.rmtree(peer.drive)
 
-        real = uf2.os.fsync
-        monkeypatch.setattr(uf2.os, "fsync", lambda fd: real(fd) if peer.drive.exists() else _no_device())
+        real = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: real(fd) if peer.drive.exists() else _no_device())
         with pytest.raises(FlashError, match=r"stopped after 8192 of"):
             using.flash(parts, str(peer.drive), pull)
 
@@ -160,13 +161,43 @@ def test_no_drive_says_what_is_there_and_which_button_to_hold(tmp_path: Path) ->
         run(flasher(), tmp_path, Image("f.bin", b"x" * 300))
 
 
-def test_drives_are_found_where_fat_is_mounted(tmp_path: Path) -> None:
-    table = tmp_path / "mounts"
-    table.write_text(
+def test_drives_are_found_where_fat_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uf2, "_TABLE", tmp_path / "mounts")
+    assert uf2._mount_points() == []
+    (tmp_path / "mounts").write_text(
         "proc /proc proc rw 0 0\n/dev/sdb1 /media/müller/RPI-RP2\\0401 vfat rw 0 0\n/dev/sda1 / ext4 rw 0 0\n"
     )
-    assert uf2._mount_points(table) == [Path("/media/müller/RPI-RP2 1")]
-    assert uf2._mount_points(tmp_path / "nothing") == []
+    assert uf2._mount_points() == [Path("/media/müller/RPI-RP2 1")]
+
+
+def test_a_mount_that_outlives_its_device_is_a_drive_that_went_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Uf2Peer(tmp_path, RP2040)  # nobody unmounts: the folder stays readable
+    device = tmp_path / "sdb1"
+    device.touch()
+    monkeypatch.setattr(uf2, "_TABLE", tmp_path / "mounts")
+    (tmp_path / "mounts").write_text(f"{device} {peer.drive} vfat rw 0 0\n")
+    assert not uf2._is_gone(peer.drive)
+    device.unlink()
+    assert uf2._is_gone(peer.drive)
+
+
+def test_a_board_that_restarts_on_the_last_block_has_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    using = flasher()
+    parts = using.check(Image("f.bin", NOISE), None)
+    with Uf2Peer(tmp_path, RP2040) as peer:
+        real = os.fsync
+
+        def restart(descriptor: int) -> None:
+            real(descriptor)
+            if os.fstat(descriptor).st_size == 274 * 512:  # the last block came: the device is gone
+                peer._thread.join(20)
+                _no_device()
+
+        monkeypatch.setattr(os, "fsync", restart)
+        assert "all 274 blocks" in using.flash(parts, str(peer.drive), lambda step, share: None).verified
+    assert peer.memory(FIRMWARE_AT, len(NOISE)) == NOISE
 
 
 def test_two_boards_that_wait_are_a_question(tmp_path: Path) -> None:
@@ -197,6 +228,19 @@ def test_the_bytes_are_those_of_esptools_writer(tmp_path: Path) -> None:
     assert blocks[0].family == 0xC47E5767  # ESP32-S3, uf2families.json
     plain = [Block(b.address, b.data, b.number, b.count, b.family).to_bytes() for b in blocks]
     assert b"".join(plain) == encode([(0x10000, NOISE[:2560])], 0xC47E5767)
+
+
+def test_checksums_that_esptool_writes_are_checked(tmp_path: Path) -> None:
+    image, made = tmp_path / "image.bin", tmp_path / "image.uf2"
+    image.write_bytes(NOISE[:2560])
+    command = [sys.executable, "-m", "esptool", "--chip", "esp32s3", "merge-bin", "--format", "uf2", "-o", made]
+    done = subprocess.run([*map(str, command), "0x10000", str(image)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = bytearray(made.read_bytes())
+    assert all(block.flags & Flag.MD5 for block in decode(bytes(data)))
+    data[512 + 40] ^= 1
+    with pytest.raises(ImageError, match=r"the MD5 that it says for 0x00010"):
+        decode(bytes(data))
 
 
 def test_a_truncated_or_damaged_file_is_refused() -> None:
