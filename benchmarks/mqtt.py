@@ -46,6 +46,9 @@ class Instant:
         """As `LanguageModel.generate`."""
         return _Answer()
 
+    def close(self) -> None:
+        """As `LanguageModel.close`."""
+
 
 class _Answer:
     def __init__(self) -> None:

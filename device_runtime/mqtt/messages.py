@@ -43,7 +43,7 @@ class DeviceState(Enum):
     INIT = "init"  # connected, opening its model
     READY = "ready"
     BUSY = "busy"  # answering; more requests may still queue
-    UPDATING = "updating"
+    UPDATING = "updating"  # trying a new model; requests queue meanwhile
     SLEEPING = "sleeping"
     DISCONNECTED = "disconnected"  # left on purpose
     LOST = "lost"  # the broker's word, from the last will
@@ -56,8 +56,8 @@ class DeviceState(Enum):
 _NEXT = {
     DeviceState.INIT: {DeviceState.READY, DeviceState.DISCONNECTED},
     DeviceState.READY: {DeviceState.BUSY, DeviceState.UPDATING, DeviceState.SLEEPING, DeviceState.DISCONNECTED},
-    DeviceState.BUSY: {DeviceState.READY, DeviceState.DISCONNECTED},
-    DeviceState.UPDATING: {DeviceState.READY, DeviceState.DISCONNECTED},
+    DeviceState.BUSY: {DeviceState.READY, DeviceState.UPDATING, DeviceState.DISCONNECTED},
+    DeviceState.UPDATING: {DeviceState.READY, DeviceState.BUSY, DeviceState.DISCONNECTED},
     DeviceState.SLEEPING: {DeviceState.READY, DeviceState.DISCONNECTED},
     DeviceState.DISCONNECTED: set[DeviceState](),
     DeviceState.LOST: set[DeviceState](),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import device_runtime
-from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt import discovery, patience
 from device_runtime.mqtt.boot import next_boot
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
@@ -42,6 +42,7 @@ from device_runtime.mqtt.messages import (
     State,
 )
 from device_runtime.mqtt.models import Models, ModelSettings
+from device_runtime.mqtt.ota import UpdatePlan, Updates
 from device_runtime.mqtt.outbox import Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
@@ -68,6 +69,7 @@ class DeviceConfig:
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
     limits: Limits = field(default_factory=Limits)  # of what comes in
+    updates: UpdatePlan | None = None  # what it takes over the air; None takes nothing
     home_assistant: bool = True  # show up there by discovery
     health_s: float = INTERVAL_S  # from one `out/health` to the next
 
@@ -103,6 +105,15 @@ class Service:
         )
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._delivery = Delivery(config.device, self._outbox, self._client)
+        self._failure: Exception | None = None  # ends `run`
+        self._updates: Updates | None = None
+        if config.updates is not None:
+            self._updates = Updates(
+                config.updates,
+                config.state_dir,
+                publish=lambda payload: self._client.publish(self._topics.ota_report, payload, qos=1),
+                reopen=self._reopen,
+            )
         self._sensors = Sensors(
             config.device, config.links, self._line, self._client.publish, self._delivery.deliver, self._generate
         )
@@ -141,6 +152,8 @@ class Service:
             finally:
                 self._leave()
                 worker.join()
+            if self._failure is not None:
+                raise self._failure
         finally:
             if self._client.connected:
                 self._enter(DeviceState.DISCONNECTED)
@@ -158,9 +171,10 @@ class Service:
     # the network thread
 
     def _subscriptions(self) -> list[Subscription]:
-        commands = [self._topics.generate, self._topics.cancel]
+        commands = [self._topics.generate, self._topics.cancel, *([self._topics.ota] if self._updates else [])]
         return [
             *(Subscription(topic, tell_retained=True) for topic in commands),
+            *([Subscription(self._topics.ota_piece)] if self._updates else []),
             *([Subscription(self._pool.shared)] if self._pool else []),
             *([Subscription(discovery.STATUS_TOPIC, replay_retained=False)] if self.config.home_assistant else []),
             *self._sensors.subscriptions(),
@@ -189,7 +203,7 @@ class Service:
             board=_board(),
             version=device_runtime.__version__,
             models=self._model_names,
-            capabilities=("generate", "stream", "cancel", "schema", "links"),
+            capabilities=("generate", "stream", "cancel", "schema", "links", *(("ota",) if self._updates else ())),
         )
 
     def _describe(self) -> None:
@@ -210,11 +224,26 @@ class Service:
         elif message.topic == self._topics.cancel:
             if self._gate.admits("cancels"):
                 self._command(message, self._cancel)
+        elif message.topic in (self._topics.ota, self._topics.ota_piece):
+            self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
             if message.payload == b"online" and self._gate.admits("announcements"):
                 self._describe()
         elif self._gate.admits("readings"):
             self._sensors.receive(message)
+
+    def _update(self, message: Incoming) -> None:
+        assert self._updates is not None  # or there would be no subscription
+        try:
+            if message.topic == self._topics.ota_piece:
+                self._updates.piece(message.payload)
+            elif message.retained:
+                raise MessageError("a command must not be retained.")
+            elif self._gate.admits("updates"):
+                self._updates.order(message.payload)
+        except MessageError as e:
+            if self._gate.admits("refusals"):
+                log.info("refused a message on %s: %s", message.topic, e)
 
     def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
         """Find out whom to answer, then `act`; what is wrong from there on is answered."""
@@ -367,8 +396,31 @@ class Service:
 
     # any thread
 
+    def _reopen(self, name: str) -> None:
+        """Have the worker close a model and open it again, and wait until it has."""
+        done = threading.Event()
+
+        def run() -> None:
+            self._enter(DeviceState.UPDATING)
+            try:
+                assert self._models is not None
+                self._models.reopen(name)
+            except Exception as error:  # there is no model to serve any more
+                self._failure = error
+                self._stopping.set()
+            finally:
+                done.set()
+
+        if not self._line.add_task(Job(None, run, dropped=done.set)):
+            raise UnreachableError("the device is shutting down.")
+        done.wait()
+        if self._failure is not None:
+            raise StonechatError(f"the model cannot be opened any more: {self._failure}")
+
     def _leave(self) -> None:
         self._stopping.set()
+        if self._updates is not None:
+            self._updates.stop()
         for job in self._line.close():
             job.dropped()
         with self._lock:

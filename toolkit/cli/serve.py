@@ -29,12 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     import logging
+    from dataclasses import replace
 
     from device_runtime.admission import warn_if_expired
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
+    from device_runtime.mqtt.ota import UpdatePlan
     from device_runtime.mqtt.service import Service, stop_on_signals
     from device_runtime.trust import trusted
+    from device_runtime.update.policy import Policy
+    from device_runtime.update.slots import is_slot_folder
     from device_runtime.update.trial import ready_bundle
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
@@ -58,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
             raise
         return opened
 
-    service = Service(config, open_model)
+    folders = {name: Path(model.bundle) for name, model in models.items() if is_slot_folder(Path(model.bundle))}
+    updates = UpdatePlan(folders, Policy(trust)) if folders else None
+    service = Service(replace(config, updates=updates), open_model)
     with stop_on_signals(service):
         service.run(wait_for_broker=not args.no_wait)
     return 0
