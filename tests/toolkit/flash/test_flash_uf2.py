@@ -85,7 +85,7 @@ def test_the_block_that_picotool_puts_first_for_rp2350_is_passed_on_and_not_coun
     with Uf2Peer(tmp_path, RP2350, board_id="RP2350") as peer:
         run(flasher(uf2_family=RP2350, uf2_board_id="RP2350"), peer.drive, file)
     assert peer.memory(FIRMWARE_AT, 1000) == NOISE[:1000]
-    assert peer.ignored == 1
+    assert len(peer.ignored) == 1
 
 
 def test_a_file_for_another_family_is_refused_without_a_board() -> None:
@@ -123,7 +123,7 @@ def test_a_drive_that_stays_is_a_refusal(tmp_path: Path, monkeypatch: pytest.Mon
     with Uf2Peer(tmp_path, RP2350, board_id="RPI-RP2") as peer:  # a boot loader of another chip, which ignores blocks
         with pytest.raises(FlashError, match=r"still there.*did not accept it"):
             run(flasher(), peer.drive, Image("f.bin", NOISE))
-        assert peer.flash == {} and peer.ignored > 0
+        assert peer.flash == {} and peer.ignored
 
 
 def test_a_drive_that_goes_away_in_the_middle_is_not_an_acceptance(

@@ -32,7 +32,7 @@ class Uf2Peer:
         self.restarted = False
         self.refuse = False
         self.seen: set[int] = set()
-        self.ignored = 0
+        self.ignored: set[bytes] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -71,7 +71,7 @@ class Uf2Peer:
         if (start0, start1, end) != (0x0A324655, 0x9E5D5157, 0x0AB16F30):
             return False  # the file system's own
         if flags & 0x1 or not flags & 0x2000 or family != self.family or size != 256 or address % 256:
-            self.ignored += 1
+            self.ignored.add(sector)
             return False
         self.flash[address] = sector[32 : 32 + size]
         self.seen.add(number)
