@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boards import Board
-from device_runtime.errors import DoesNotFitError, FlashError, StonechatError
+from device_runtime.errors import DoesNotFitError, FlashError, StonechatError, UnreachableError
 from toolkit.flash.esp_image import boot_loader_offset, check_image
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
@@ -101,6 +101,8 @@ class Flasher:
         reason = " ".join((fatal[1] if fatal else output[-300:]).split())
         if "Failed to connect" in reason or "No serial data received" in reason:
             return silent(self._board, port, reason.split(" For troubleshooting")[0])
+        if "Could not open" in reason:
+            return UnreachableError(f"esptool: {reason.rstrip('.!')}. Nothing was written.")
         if "This chip is" in reason:
             return DoesNotFitError(f"{reason.split(' Wrong chip')[0]} The board file says {self._chip}.")
         if "will not fit in" in reason:

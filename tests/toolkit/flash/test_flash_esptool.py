@@ -95,6 +95,13 @@ def test_a_board_that_does_not_answer_names_its_button(monkeypatch: pytest.Monke
         run(peer, None, NOISE)
 
 
+def test_a_serial_server_that_is_not_there_is_unreachable() -> None:
+    peer = EspPeer()
+    peer._listener.close()
+    with pytest.raises(UnreachableError, match=r"Could not open .*Nothing was written"):
+        run(peer, None, NOISE)
+
+
 def test_a_board_that_is_unplugged_half_way_is_described() -> None:
     with (
         EspPeer(faults=Faults(unplug_after_blocks=2)) as peer,
