@@ -14,7 +14,7 @@ from boards.board import Board
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["board_ids", "load_board"]
+__all__ = ["board_ids", "load_board", "read_board"]
 
 _FOLDER = Path(__file__).parent
 
@@ -41,4 +41,14 @@ def load_board(id_or_path: str) -> Board:
         near = get_close_matches(id_or_path, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "expected an id, or the path of a .yaml file."
         raise ConfigurationError(f"There is no board {id_or_path!r}; {hint} The boards are {', '.join(known)}.")
-    return yaml_schema.load(path, schema.BOARD, lambda board, report: schema.check(board, report, path))
+    return read_board(path)
+
+
+def read_board(path: Path | str) -> Board:
+    """Read and check a board file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is faulty: every fault and its place.
+    """
+    file = Path(path)
+    return yaml_schema.load(file, schema.BOARD, lambda board, report: schema.check(board, report, file))

@@ -20,8 +20,8 @@ from device_runtime.errors import StonechatError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert", "run", "inspect", "eval", "bench", "trace", "check", "serve", "ask", "broker", "key", "bundle", "slots",
-    "flash",
+    "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "serve", "ask", "broker", "key", "bundle",
+    "slots", "flash",
 )  # fmt: skip
 
 

@@ -25,12 +25,14 @@ from peers.serial_line import PtyPeer
 from peers.stm32 import Stm32Peer
 from peers.uf2 import Uf2Peer
 
+from boards import board_ids, load_board
 from device_runtime.archive import pack
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from toolkit.cli import main
 from toolkit.flash import ports
-from toolkit.flash.images import read_firmware
+from toolkit.flash.flasher import flasher_for
+from toolkit.flash.images import Image, read_firmware
 from toolkit.flash.stm32 import CHIPS
 
 F405 = CHIPS["stm32f405"]
@@ -196,6 +198,20 @@ def test_a_machine_without_esptool_is_told_what_to_install(
     file = board_file(tmp_path, "esptool", "chip: esp32s3", "model_address: 0x400000")
     assert flash("--model", micro_bundle, "--board", file, "--port", "socket://127.0.0.1:1") == 2
     assert "run `pip install 'stonechat[flash]'`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("board_id", [name for name in board_ids() if load_board(name).kind == "mcu"])
+def test_every_microcontroller_has_a_place_for_its_model_or_says_why_not(board_id: str) -> None:
+    mcu = load_board(board_id)
+    if mcu.refused:
+        with pytest.raises(ConfigurationError, match="stonechat does not run on"):
+            flasher_for(mcu)
+    elif mcu.flash.method == "smp":
+        with pytest.raises(ConfigurationError, match="part of the firmware's image"):
+            flasher_for(mcu).check(None, Image("bundle", b"x"))
+    else:
+        (part,) = flasher_for(mcu).check(None, Image("bundle", b"x"))
+        assert part.address == mcu.flash.model_address
 
 
 @dataclass
