@@ -12,6 +12,8 @@
     ├── CheckpointError (ValueError)          1  a checkpoint that cannot be read
     │   └── ArchitectureError                 1  a family that no converter knows
     ├── BundleError (ValueError)              1  a bundle that is damaged or too new
+    ├── ImageError (ValueError)               1  firmware, or a packed bundle to flash, that is damaged
+    ├── FlashError                            1  a board that refused an image, or holds something else than it
     ├── GraphError (ValueError)               1  a graph that TFLite Micro could not run, or a damaged one
     └── BackendError (RuntimeError)           1  a graph that this runtime cannot run
         └── BackendMissingError               2  the runtime that is needed is not installed
@@ -31,7 +33,9 @@ __all__ = [
     "ConfigurationError",
     "ContextOverflowError",
     "DoesNotFitError",
+    "FlashError",
     "GraphError",
+    "ImageError",
     "RolledBackError",
     "SchemaError",
     "SignatureError",
@@ -124,6 +128,18 @@ class BundleError(StonechatError, ValueError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
     code = "bundle"
+
+
+class ImageError(StonechatError, ValueError):
+    """A file that is to be flashed is damaged, or no image at all."""
+
+    code = "image"
+
+
+class FlashError(StonechatError):
+    """A board refused an image, fell silent while it was written, or holds something else afterwards."""
+
+    code = "flash"
 
 
 class GraphError(StonechatError, ValueError):

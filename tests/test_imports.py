@@ -132,6 +132,8 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "CheckpointError": 1,
         "ArchitectureError": 1,
         "BundleError": 1,
+        "ImageError": 1,
+        "FlashError": 1,
         "GraphError": 1,
         "BackendError": 1,
         "BackendMissingError": 2,

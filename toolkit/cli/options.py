@@ -16,6 +16,7 @@ __all__ = [
     "add_json",
     "add_runtime",
     "add_sampling",
+    "percent",
     "read_schema",
     "read_text",
     "require_extra",
@@ -75,6 +76,17 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def percent(text: str) -> float:
+    """An argparse type: a share of at least 0 %."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percent, at least 0")
+    return value
 
 
 def require_extra(extra: str, error: ImportError) -> ConfigurationError:
