@@ -6,23 +6,28 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.on_air import DeviceModels, add_service_flags, default_state_dir, log_to_stderr, run_until_stopped
 from toolkit.cli.options import require_extra, whole_number
-from toolkit.cli.serve import default_state_dir
 
 if TYPE_CHECKING:
+    from device_runtime.bundle import Bundle
     from device_runtime.mqtt.fleet import Fleet
     from device_runtime.mqtt.service import DeviceConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "put a microcontroller on a serial port on the air, as a device of the fleet"
+POOL_GRACE_S = 3.0  # that an answer of a pool waits for a lost board: a reset is over by then, and others are waiting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat bridge`."""
     parser.add_argument("fleet", metavar="FLEET.yaml", type=Path, nargs="?", help="the fleet file, for links and model")
     parser.add_argument(
-        "--port", metavar="PORT", required=True, help="/dev/ttyACM0, or socket://host:port, as pyserial names it"
+        "--port",
+        metavar="PORT",
+        required=True,
+        help="/dev/ttyACM0, socket://host:port or rfc2217://host:port, as pyserial names it",
     )
     parser.add_argument("--device", metavar="ID", required=True, help="which device this is")
     parser.add_argument(
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle",
         metavar="DIR",
         type=Path,
-        help="what the board runs; its tokenizer is used here (default: the file's)",
+        help="what the board runs, a bundle or a slot folder; its tokenizer is used here (default: the file's)",
     )
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] (default: the file's, or localhost)")
     parser.add_argument(
@@ -41,62 +46,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", metavar="S", type=whole_number(1), default=5, help="for the board to answer (default 5 s)"
     )
-    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
-    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
+    add_service_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    import logging
-
     try:
         import cobs  # noqa: F401
         import serial  # noqa: F401
     except ImportError as error:
         raise require_extra("bridge", error) from None
 
-    from device_runtime.bundle import Bundle
     from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt import fleet
-    from device_runtime.mqtt.service import Service, stop_on_signals
+    from device_runtime.mqtt.service import Service
     from device_runtime.serial.link import Link
-    from device_runtime.serial.model import SerialModel, check_schema
+    from device_runtime.serial.model import SerialModel
+    from device_runtime.serial.session import Timing
+    from device_runtime.service_manager import ServiceManager
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
-    logging.getLogger("stonechat").setLevel(logging.INFO)
-
+    log_to_stderr()
+    manager = ServiceManager.from_environment()
     if args.fleet is not None and args.certs is not None:
         raise ConfigurationError("--certs is for a bridge without a fleet file; with one, name the folder there.")
     plan = fleet.load(args.fleet) if args.fleet is not None else None
-    name, path = _model(args, plan)
-    bundle = Bundle.open(path) if path is not None else None
-    config = _config(args, plan, bundle.manifest.name if bundle else "")
-    if plan is not None and bundle is not None:
-        plan.check_model(args.device, name, bundle.manifest, check_schema)
-    model = SerialModel(Link(args.port, args.baud), bundle)
-    service = Service(config, lambda _: model.open(args.wait, lambda: service.stopping), hardware=model)
+    bundle = _bundle(args, plan)
+    config = _config(args, plan, bundle)
+    timing = Timing(grace_s=POOL_GRACE_S) if config.pool else Timing()
+    model = SerialModel(Link(args.port, args.baud, timing), bundle)
+    service = Service(config, lambda _: model.open(args.wait, lambda: service.stopping), manager, model)
     try:
-        with stop_on_signals(service):
-            service.run()
+        run_until_stopped(service, wait_for_broker=not args.no_wait)
     finally:
         model.close()
     return 0
 
 
-def _model(args: argparse.Namespace, plan: Fleet | None) -> tuple[str, Path | None]:
-    """The name and the bundle of what the board runs."""
+def _bundle(args: argparse.Namespace, plan: Fleet | None) -> Bundle | None:
+    """What the board runs, as far as it was named: trusted, and not at odds with the fleet file."""
+    from device_runtime.bundle import Bundle
     from device_runtime.errors import ConfigurationError
+    from device_runtime.mqtt.fleet import ModelEntry
+    from device_runtime.serial.model import check_schema
 
-    if plan is None:
-        return "", args.bundle
-    models = plan.models_of(args.device)
-    if len(models) > 1:
-        raise ConfigurationError(f"{args.device!r} has {len(models)} models in {args.fleet}; a board runs one.")
-    name, entry = next(iter(models.items()))
-    return name, args.bundle or Path(entry.bundle)
+    entries = dict(plan.models_of(args.device)) if plan is not None else {}
+    if len(entries) > 1:
+        raise ConfigurationError(f"{args.device!r} has {len(entries)} models in {args.fleet}; a board runs one.")
+    if args.bundle is not None:
+        entries = {name: ModelEntry(str(args.bundle)) for name in entries or ("",)}
+    models = DeviceModels.of(args.device, plan, args.keys, entries)
+    for name in entries:
+        bundle = Bundle.open(models.ready(name), trust=models.trust)
+        models.check(name, bundle.manifest, check_schema)
+        return bundle
+    return None
 
 
-def _config(args: argparse.Namespace, plan: Fleet | None, model: str) -> DeviceConfig:
+def _config(args: argparse.Namespace, plan: Fleet | None, bundle: Bundle | None) -> DeviceConfig:
+    """What the service needs. It takes no updates: the model is in the board's flash, and goes there over a cable."""
     from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
     from device_runtime.mqtt.models import ModelSettings
     from device_runtime.mqtt.service import DeviceConfig
@@ -110,4 +117,5 @@ def _config(args: argparse.Namespace, plan: Fleet | None, model: str) -> DeviceC
     certificates = Certificates.of(args.certs, device) if args.certs is not None else None
     url = args.broker or "mqtt://localhost:1883"
     broker = BrokerAddress.from_url(url, password=password, certificates=certificates)
-    return DeviceConfig(device, broker, state_dir, (ModelSettings(model if is_id(model) else "default"),))
+    name = bundle.manifest.name if bundle is not None and is_id(bundle.manifest.name) else "default"
+    return DeviceConfig(device, broker, state_dir, (ModelSettings(name),))

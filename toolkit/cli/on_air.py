@@ -1,0 +1,99 @@
+"""What `stonechat serve` and `stonechat bridge` share: a device on the air, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_runtime.bundle import Manifest
+    from device_runtime.mqtt.fleet import Fleet, ModelEntry
+    from device_runtime.mqtt.service import Service
+    from device_runtime.trust import TrustStore
+
+__all__ = ["DeviceModels", "add_service_flags", "default_state_dir", "log_to_stderr", "run_until_stopped"]
+
+
+def add_service_flags(parser: argparse.ArgumentParser) -> None:
+    """--state-dir, --password-file, --no-wait and --keys"""
+    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="keeps the boot counter (default: per user)")
+    parser.add_argument(
+        "--password-file", metavar="FILE", type=Path, help="the password at the broker, in place of the fleet file's"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="exit 3 at once when the broker cannot be reached")
+    parser.add_argument(
+        "--keys", metavar="DIR", type=Path, help="run only what these keys have signed (default: this device's keys)"
+    )
+
+
+@dataclass(frozen=True)
+class DeviceModels:
+    """The models of one device, and whose signature their bundles need."""
+
+    device: str  # its id
+    entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
+    trust: TrustStore
+    plan: Fleet | None = None  # None: there is no fleet file that could contradict a model
+
+    @classmethod
+    def of(
+        cls, device: str, plan: Fleet | None, keys: Path | None, entries: Mapping[str, ModelEntry] | None = None
+    ) -> DeviceModels:
+        """Those of the fleet file, or `entries` in their place.
+
+        Args:
+            keys: a folder of public keys, in place of the fleet file's.
+
+        Raises:
+            ConfigurationError: the file has no such device, or the folder of keys has none.
+        """
+        from device_runtime.trust import trusted
+
+        if entries is None:
+            entries = plan.models_of(device) if plan is not None else {}
+        return cls(device, entries, trusted(keys or (plan.keys_folder() if plan is not None else None)), plan)
+
+    def ready(self, name: str) -> Path:
+        """The bundle of a model: of a slot folder the active one, once the trial that is due has been held."""
+        from device_runtime.update.trial import ready_bundle
+
+        entry = self.entries[name]
+        return ready_bundle(Path(entry.bundle), entry.threads, self.trust)
+
+    def check(
+        self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> None:
+        """Hold a bundle that was opened against the fleet file; see `Fleet.check_model`."""
+        from device_runtime.admission import warn_if_expired
+
+        warn_if_expired(manifest)
+        if self.plan is not None:
+            self.plan.check_model(self.device, name, manifest, check_schema)
+
+
+def log_to_stderr() -> None:
+    """What a service does, for whoever looks on."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("stonechat").setLevel(logging.INFO)
+
+
+def run_until_stopped(service: Service, *, wait_for_broker: bool) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    from device_runtime.mqtt.service import stop_on_signals
+
+    with stop_on_signals(service):
+        service.run(wait_for_broker=wait_for_broker)
+
+
+def default_state_dir(device: str) -> Path:
+    """Where systemd says (STATE_DIRECTORY), else where the XDG base directory specification says."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(root) / "stonechat" / device
