@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[int]:
+def mosquitto(folder: Path, *lines: str, port: int | None = None, address: str = "127.0.0.1") -> Iterator[int]:
     """A mosquitto on a free port of this machine; `lines` join its configuration."""
     binary = mosquitto_path()
     if binary is None:
@@ -37,14 +37,14 @@ def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[in
     port = port or free_port()
     config = folder / f"mosquitto-{port}.conf"
     access = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-    config.write_text("\n".join([f"listener {port} 127.0.0.1", *access, "persistence false", *lines, ""]))
+    config.write_text("\n".join([f"listener {port} {address}", *access, "persistence false", *lines, ""]))
     log = (folder / f"mosquitto-{port}.log").open("wb")
     process = subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
     try:
         end_s = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
+                socket.create_connection((address, port), timeout=0.2).close()
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < end_s, Path(log.name).read_text()

@@ -57,12 +57,14 @@ def fleet_file(folder: Path, devices: dict[str, str], links: str = "") -> Path:
     return path
 
 
-def await_state(port: int, device: str, wanted: Callable[[dict], bool], timeout_s: float = 30.0) -> dict:
+def await_state(
+    port: int, device: str, wanted: Callable[[dict], bool], timeout_s: float = 30.0, host: str = "127.0.0.1"
+) -> dict:
     """The first state of a device that is `wanted`."""
     seen: list[dict] = []
     client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.on_message = lambda c, u, message: seen.append(json.loads(message.payload))
-    client.connect("127.0.0.1", port)
+    client.connect(host, port)
     client.loop_start()
     client.subscribe(f"stonechat/1/{device}/out/state", qos=1)
     try:
