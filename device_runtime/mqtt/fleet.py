@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol
+from device_runtime.mqtt.limits import Limits
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
@@ -66,6 +67,7 @@ class Device:
     links: tuple[str, ...] = ()  # names of links
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
+    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Fleet:
             links=links,
             pool=entry.pool,
             queue=entry.queue,
+            limits=entry.limits,
             home_assistant=self.home_assistant,
         )
 
@@ -239,6 +242,11 @@ _LINK = Record(
     },
 )
 
+_LIMITS = Record(
+    Limits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    expected="a mapping such as {readings: 5000}",
+)
 
 FLEET = Record(
     Fleet,
@@ -280,6 +288,7 @@ FLEET = Record(
                         "links": Field(ListOf(Reference("link", "links"), "a list of link names"), ()),
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
+                        "limits": Field(_LIMITS, Limits()),
                     },
                 ),
             )
