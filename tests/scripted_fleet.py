@@ -51,6 +51,11 @@ class Device:
         self.process.kill()
         self.process.wait()
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def stop(self) -> None:
         """As systemd does."""
         assert self.process is not None
