@@ -119,7 +119,8 @@ def sensors(port: int, first: int, count: int, seconds: int, sent: Any) -> None:
             client.publish(f"plant/{first + number % count}/air", json.dumps({"temp_c": temp_c}).encode(), qos=1)
             number += 1
         time.sleep(0.005)
-    client.flush(30)
+    if not client.flush(120):
+        sys.exit("the broker did not take what the sensors said")
     client.close()
     sent.put((number, -(-number // WAKES)))
 
@@ -208,7 +209,7 @@ def load(
     counter.start()
     time.sleep(min(5.0, seconds / 4))  # until the sensors are connected and the first readings are through
     cpu_s, rss_mb, started_s = cpu_seconds(pid), resident_mb(pid), time.perf_counter()
-    total, woken = sent.get(timeout=seconds + 60)
+    total, woken = sent.get(timeout=seconds + 150)
     elapsed_s = time.perf_counter() - started_s
     cpu = (cpu_seconds(pid) - cpu_s) / elapsed_s
     end_mb = resident_mb(pid)

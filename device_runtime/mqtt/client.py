@@ -52,7 +52,7 @@ __all__ = [
 
 KEEPALIVE_S = 15  # a device without power is lost after one and a half of these
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 16_384  # a payload, its topic and its properties; more is not taken off the wire
-RECEIVE_MAXIMUM = 20  # messages that the broker may send ahead of our confirmations
+RECEIVE_MAXIMUM = 200  # messages that the broker may send ahead of our confirmations
 OFFLINE_MESSAGES = 100  # what waits for the connection to come back
 LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1

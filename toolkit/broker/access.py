@@ -58,7 +58,9 @@ acl_file {folder}/acl
 set_tcp_nodelay true
 # A message that no stonechat part would read is not carried.
 max_packet_size 131072
-max_queued_messages 1000
+# A device with many sensors may fall behind for a moment: its readings wait, and are sent many at a time.
+max_inflight_messages 200
+max_queued_messages 10000
 persistence false
 """
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
