@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,10 +52,12 @@ class Device:
         self.process.kill()
         self.process.wait()
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the process."""
+    def freeze(self) -> None:
+        """Stop the process where it stands; return when none of its threads runs any more."""
         assert self.process is not None
-        self.process.send_signal(number)
+        self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        wait_until(lambda: all(_thread_state(thread) == "T" for thread in threads.iterdir()))
 
     def stop(self) -> None:
         """As systemd does."""
@@ -104,6 +107,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, otherwise
     while not condition():
         assert time.monotonic() < end_s, otherwise
         time.sleep(0.02)
+
+
+def _thread_state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def resident_mb(pid: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def workers(tmp_path: Path) -> Iterator[tuple[int, dict[str, Device]]]:
 def test_what_it_has_not_taken_is_taken_by_another(workers: tuple[int, dict[str, Device]]) -> None:
     """The broker still gives it every second request; nobody takes these, and they are asked again."""
     port, devices = workers
-    devices["one"].signal(signal.SIGSTOP)
+    devices["one"].freeze()
     with RemoteModel(BrokerAddress("127.0.0.1", port), pool="herd") as model:
         for number in range(2):
             answer = model.generate(f"question {number}", timeout_s=60)
@@ -52,7 +51,7 @@ def test_what_it_has_taken_is_taken_by_another_once_the_broker_gives_it_up(
         text = next(answer)
         first = answer.device
         assert first is not None
-        devices[first].signal(signal.SIGSTOP)
+        devices[first].freeze()
         text += "".join(answer)
         assert text == prompt.upper()
         assert answer.device != first
