@@ -16,6 +16,7 @@ __all__ = [
     "add_json",
     "add_runtime",
     "add_sampling",
+    "positive_number",
     "read_schema",
     "read_text",
     "require_extra",
@@ -75,6 +76,17 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def positive_number(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def require_extra(extra: str, error: ImportError) -> ConfigurationError:
