@@ -46,6 +46,9 @@ class Instant:
         """As `LanguageModel.generate`."""
         return _Answer()
 
+    def close(self) -> None:
+        """As `LanguageModel.close`."""
+
 
 class _Answer:
     def __init__(self) -> None:
@@ -74,7 +77,7 @@ def device(port: int, folder: str) -> None:
     link = Link("hot", "plant/+/air", "It is {{ temp_c }}.", "plant/advice/{{ topic[1] }}", f"temp_c >= {THRESHOLD}",
                 deadline_s=60, overload="every")  # fmt: skip
     config = DeviceConfig(DEVICE, BrokerAddress("127.0.0.1", port), Path(folder), links=(link,), health_s=3600)
-    Service(config, Instant).run()
+    Service(config, lambda name: Instant()).run()
 
 
 def sensors(port: int, first: int, count: int, seconds: int, sent: Any) -> None:

@@ -25,8 +25,8 @@ import yaml
 from device_runtime.errors import ConfigurationError
 
 __all__ = [
-    "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "Plain", "Reader", "Record",
-    "Reference", "Report", "Text", "load", "loads", "nearest",
+    "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "OneOrMore", "Plain", "Reader",
+    "Record", "Reference", "Report", "Text", "load", "loads", "nearest",
 ]  # fmt: skip
 
 MAX_FILE_BYTES = 1_048_576
@@ -240,6 +240,24 @@ class ListOf(Generic[T]):
                         report.add(value, (*path, place, self.unique), f"{value.value!r} is taken by an earlier entry")
                     seen.add(value.value)
         return tuple(_read_all((report, self.item, child, (*path, i)) for i, child in enumerate(node.value)))
+
+
+@dataclass(frozen=True)
+class OneOrMore(Generic[T]):
+    """A single item, or a list of at least one."""
+
+    item: Reader[T]
+
+    def read(self, node: yaml.Node, path: Path_, report: Report) -> tuple[T, ...]:
+        """The items."""
+        if not isinstance(node, yaml.SequenceNode):
+            return (self.item.read(node, path, report),)
+        items = ListOf(self.item).read(node, path, report)
+        if not items:
+            report.fail(node, path, "found an empty list; expected at least one entry")
+        if len(set(items)) < len(items):
+            report.fail(node, path, "names the same entry twice")
+        return items
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("stonechat", deadline=None)
+settings.load_profile("stonechat")
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 

@@ -20,7 +20,7 @@ MODULES = sorted(
 # What `pip install stonechat` brings: device_runtime and boards may import nothing else.
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
-    "yaml", "llguidance",
+    "yaml", "llguidance", "simpleeval",
     "cryptography",  # of the extra `update`, to check signatures; imported where it is used
 }  # fmt: skip
 

@@ -180,21 +180,19 @@ def _model(plan: fleet.Fleet, device: str) -> Finding:
     from device_runtime.update.slots import resolve
 
     try:
-        path = Path(plan.model(device).bundle)
-        bundle = Bundle.open(resolve(path))
+        bundles = [Bundle.open(resolve(Path(model.bundle))) for model in plan.models_of(device).values()]
     except StonechatError as error:
         return Finding("model", Level.FAIL, str(error), "stonechat deploy BUNDLE --to this device")
-    return Finding("model", Level.OK, f"{bundle.manifest.name} {bundle.manifest.version}")
+    return Finding("model", Level.OK, ", ".join(f"{b.manifest.name} {b.manifest.version}" for b in bundles))
 
 
 def _broker(plan: fleet.Fleet | None, device: str | None, url: str | None) -> Finding:
     try:
-        password = read_password()
         if plan is not None and device is not None:
-            address = plan.address(device, url, password)
+            address = plan.address(device, url)
         else:
             assert url is not None or plan is not None
-            address = BrokerAddress.from_url(url or plan.broker.url, password=password)  # type: ignore[union-attr]
+            address = BrokerAddress.from_url(url or plan.broker.url, password=read_password())  # type: ignore[union-attr]
         ignore: Callable[[object], None] = lambda message: None  # noqa: E731
         client = Client(address, f"stonechat-doctor-{os.getpid()}", on_message=ignore)
         try:

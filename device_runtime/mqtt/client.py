@@ -2,7 +2,7 @@
 
 It adds what paho leaves to its users: a broker URL, TCP_NODELAY (paho leaves Nagle on, which more than doubles the
 time to a first token), a last will, an offline queue that drops the oldest (paho's drops the newest), subscriptions
-that survive a reconnect, and errors that say what to do.
+that survive a reconnect, a limit to what the broker may send, and errors that say what to do.
 
 Callbacks run in paho's network thread: they must not block. `publish` may be called from any thread.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import socket
 import ssl
@@ -19,10 +18,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -31,6 +28,15 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.mqtt.address import (
+    PASSWORD_VARIABLE,
+    BrokerAddress,
+    Certificates,
+    Protocol,
+    read_password,
+    reason,
+)
+from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES
 
 __all__ = [
     "PASSWORD_VARIABLE",
@@ -38,13 +44,15 @@ __all__ = [
     "Certificates",
     "Client",
     "Incoming",
+    "Protocol",
     "Subscription",
     "Will",
     "read_password",
 ]
 
-PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
-KEEPALIVE_S = 30
+KEEPALIVE_S = 15  # a device without power is lost after one and a half of these
+MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 16_384  # a payload, its topic and its properties; more is not taken off the wire
+RECEIVE_MAXIMUM = 20  # messages that the broker may send ahead of our confirmations
 OFFLINE_MESSAGES = 100  # what waits for the connection to come back
 LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
@@ -52,115 +60,7 @@ SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one 
 SHORT_LIVES = 5  # this many in a row
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
-Protocol = Literal["5", "3.1.1"]
-
 log = logging.getLogger("stonechat.mqtt")
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Files by which a TLS connection is proven. What is None is the system's, or left out."""
-
-    ca: Path | None = None  # whom to trust
-    own: Path | None = None  # our certificate …
-    key: Path | None = None  # … and its key
-
-    @classmethod
-    def of(cls, folder: Path, name: str) -> Certificates:
-        """ca.crt, NAME.crt and NAME.key in a folder, as `stonechat broker init` makes them.
-
-        Raises:
-            ConfigurationError: one of them is missing.
-        """
-        files = folder / "ca.crt", folder / f"{name}.crt", folder / f"{name}.key"
-        for file in files:
-            if not file.is_file():
-                raise ConfigurationError(
-                    f"{file} is missing; make it with `stonechat broker init {folder} --client {name}` (or --device), "
-                    "or copy it from where that was done."
-                )
-        return cls(*files)
-
-    def context(self) -> ssl.SSLContext:
-        """For a connection to a broker.
-
-        Raises:
-            ConfigurationError: a file cannot be read, or is not what it should be.
-        """
-        try:
-            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
-            if self.own is not None:
-                context.load_cert_chain(self.own, self.key)
-        except (OSError, ssl.SSLError) as e:
-            files = ", ".join(str(file) for file in (self.ca, self.own, self.key) if file)
-            raise ConfigurationError(f"the certificates {files} cannot be used: {_reason(e)}.") from None
-        return context
-
-
-@dataclass(frozen=True)
-class BrokerAddress:
-    """Where the broker is, and who we are to it."""
-
-    host: str
-    port: int = 1883
-    tls: bool = False
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    protocol: Protocol = "5"
-    certificates: Certificates = Certificates()  # frozen
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @classmethod
-    def from_url(
-        cls,
-        url: str,
-        *,
-        password: str | None = None,
-        protocol: Protocol = "5",
-        certificates: Certificates | None = None,
-    ) -> BrokerAddress:
-        """Read `mqtt://[user@]host[:port]` or `mqtts://…` (TLS).
-
-        Raises:
-            ConfigurationError: it is no such URL, or it holds a password, which process lists would show.
-        """
-        expected = "expected mqtt://[user@]host[:port], or mqtts:// for TLS"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ConfigurationError(f"broker URL {url!r} cannot be read; {expected}.") from None
-        if parts.password is not None:
-            raise ConfigurationError(
-                f"the broker URL holds a password, which process lists show; leave it out and give it "
-                f"in a file (--password-file) or in the environment ({PASSWORD_VARIABLE})."
-            )
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
-        if password is not None and parts.username is None:
-            raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
-        tls = parts.scheme == "mqtts"
-        if certificates is not None and not tls:
-            raise ConfigurationError(f"there are certificates, but broker URL {url!r} is not encrypted; use mqtts://.")
-        port = port or (8883 if tls else 1883)
-        return cls(parts.hostname, port, tls, parts.username, password, protocol, certificates or Certificates())
-
-
-def read_password(path: Path | None = None) -> str | None:
-    """The password in the file `path`, else in the environment, else None.
-
-    Raises:
-        ConfigurationError: the file cannot be read.
-    """
-    if path is None:
-        return os.environ.get(PASSWORD_VARIABLE)
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
-        raise ConfigurationError(f"cannot read the password file {path}: {reason}.") from None
 
 
 @dataclass(frozen=True)
@@ -215,6 +115,7 @@ class Client:
         on_message: Callable[[Incoming], None],
         on_subscribed: Callable[[bool], None] | None = None,
         on_connection: Callable[[bool, str], None] | None = None,
+        on_oversized: Callable[[str, int], None] | None = None,
         will: Will | None = None,
     ) -> None:
         """Prepare a connection; `connect` opens it.
@@ -223,9 +124,12 @@ class Client:
             on_subscribed: called after each (re)connect, once the broker has confirmed every subscription, with whether
                 there are any.
             on_connection: called with True on connect and False, with the reason, on disconnect.
+            on_oversized: called with the topic and the bytes of a payload that was dropped. MQTT 5 brokers drop it
+                themselves; an MQTT 3.1.1 connection has no way to tell them.
         """
         self.broker = broker
         self._on_message, self._on_subscribed, self._on_connection = on_message, on_subscribed, on_connection
+        self._on_oversized = on_oversized
         self._subscriptions: list[Subscription] = []
         self._unconfirmed: set[int] = set()
         self._offline: deque[_Outgoing] = deque(maxlen=OFFLINE_MESSAGES)
@@ -260,7 +164,7 @@ class Client:
             self._paho.will_set(will.topic, will.payload, qos=1, retain=True)
 
     def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect, and stay connected until `close`.
+        """Connect, and stay connected until `close`. What could not connect may try again.
 
         Raises:
             UnreachableError: nobody answers there within `timeout_s`, or not as an MQTT broker does.
@@ -268,9 +172,16 @@ class Client:
         """
         kind = "TLS " if self.broker.tls else ""
         self._paho.connect_timeout = timeout_s
+        self._answered.clear()
+        self._refusal, self._short_lives = None, 0
         try:
             if self._v5:
-                self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True)
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties.MaximumPacketSize = MAX_PACKET_BYTES
+                properties.ReceiveMaximum = RECEIVE_MAXIMUM
+                self._paho.connect(
+                    self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True, properties=properties
+                )
             else:
                 self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S)
         except ssl.SSLCertVerificationError as e:
@@ -279,8 +190,13 @@ class Client:
                 "broker URL, and that the certificates are of this broker's authority."
             ) from None
         except (OSError, ValueError) as e:
+            if isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+                raise ConfigurationError(
+                    f"the broker at {self.broker} and this client cannot agree on TLS: {reason(e)}. Check the port of "
+                    "the broker URL (8883 is MQTT with TLS), and that the certificates are of this broker's authority."
+                ) from None
             raise UnreachableError(
-                f"no {kind}connection to the broker at {self.broker}: {_reason(e)}. "
+                f"no {kind}connection to the broker at {self.broker}: {reason(e)}. "
                 "Check that it runs, and the host and port of the broker URL."
             ) from None
         self._paho.loop_start()
@@ -296,14 +212,14 @@ class Client:
                 "Check the port (1883 is MQTT, 8883 is MQTT with TLS and needs mqtts://)."
             )
         if self._refusal:
-            code, reason = self._refusal
+            code, why = self._refusal
             self.close(0)
             if code in _REFUSED_FOR_GOOD:
                 raise ConfigurationError(
-                    f"the broker at {self.broker} refuses this client: {reason}. Check the user in the broker URL, "
+                    f"the broker at {self.broker} refuses this client: {why}. Check the user in the broker URL, "
                     f"its password (--password-file or {PASSWORD_VARIABLE}) and the broker's MQTT version."
                 )
-            raise UnreachableError(f"the broker at {self.broker} is not ready: {reason}. Try again later.")
+            raise UnreachableError(f"the broker at {self.broker} is not ready: {why}. Try again later.")
 
     def subscribe(self, *subscriptions: Subscription) -> None:
         """Subscribe now and after each reconnect. A filter that is subscribed to twice replaces the first."""
@@ -393,13 +309,18 @@ class Client:
     @property
     def lagging(self) -> bool:
         """Whether the socket has fallen behind: it has not yet taken the last few messages of QoS 0."""
-        while self._unsent and self._unsent[0].is_published():
+        while self._unsent and _left(self._unsent[0]):
             self._unsent.popleft()
         return len(self._unsent) >= LAG_MESSAGES
 
     def _send(self, message: _Outgoing) -> paho.MQTTMessageInfo:
         info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
-        (self._unacknowledged if message.qos > 0 else self._unsent).append(info)
+        if message.qos > 0:
+            if info.rc == paho.MQTT_ERR_NO_CONN:  # it went just now; paho keeps the message, but `info` raises for ever
+                info.rc = paho.MQTT_ERR_SUCCESS
+            self._unacknowledged.append(info)
+        else:
+            self._unsent.append(info)
         return info
 
     def _send_subscriptions(self, subscriptions: list[Subscription]) -> None:
@@ -470,6 +391,10 @@ class Client:
 
     def _received(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         self._acknowledge_now()
+        if len(message.payload) > MAX_PACKET_BYTES:
+            if self._on_oversized:
+                self._on_oversized(message.topic, len(message.payload))
+            return
         p = message.properties
         incoming = Incoming(
             topic=message.topic,
@@ -491,13 +416,13 @@ class Client:
             self._on_connection(connected, reason)
 
 
+def _left(info: paho.MQTTMessageInfo) -> bool:
+    """Whether a message of QoS 0 waits no more: it was sent, or lost with its connection."""
+    try:
+        return info.is_published()
+    except RuntimeError:
+        return True
+
+
 def _disable_nagle(client: paho.Client, userdata: Any, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
-from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol
+from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol, read_password
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
+from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 from device_runtime.structured import check_schema
@@ -27,25 +28,28 @@ from device_runtime.yaml_schema import (
     ListOf,
     MapOf,
     Number,
+    OneOrMore,
     Plain,
     Record,
     Reference,
+    Report,
     Text,
 )
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
 
-__all__ = ["Broker", "Device", "Fleet", "ModelEntry", "load"]
+__all__ = ["FLEET", "Broker", "Device", "Fleet", "ModelEntry", "check_fleet", "load"]
 
 
 @dataclass(frozen=True)
 class Broker:
-    """How to reach the broker. Passwords are never in the file."""
+    """How to reach the broker. Passwords are never in the file; it may say which files have them."""
 
     url: str = "mqtt://localhost:1883"
     protocol: str = "5"  # or 3.1.1, for brokers that have no MQTT 5
     certs: str | None = None  # a folder with ca.crt and <device>.crt and .key; a path, relative to the fleet file
+    password_file: str | None = None  # a file with one, or a folder with <device>.password; relative to the fleet file
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class ModelEntry:
 class Device:
     """One board of the fleet."""
 
-    model: str  # the name of a model
+    models: tuple[str, ...]  # names of models; the first answers what names none. `model` in the file
     links: tuple[str, ...] = ()  # names of links
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
+    groups: tuple[str, ...] = ()  # for updates that go to several devices
 
 
 @dataclass(frozen=True)
@@ -88,29 +93,26 @@ class Fleet:
             ConfigurationError: the file has no such device.
         """
         entry = self._entry(device)
-        model = self.models[entry.model]
         links = tuple(link for link in self.links if link.name in entry.links)
         return DeviceConfig(
             device,
             broker,
             state_dir,
-            model=entry.model,
-            system=model.system,
-            max_new=model.max_new,
+            models=tuple(ModelSettings(n, self.models[n].system, self.models[n].max_new) for n in entry.models),
             links=links,
             pool=entry.pool,
             queue=entry.queue,
             home_assistant=self.home_assistant,
         )
 
-    def model(self, device: str) -> ModelEntry:
-        """The model of a device, its bundle path made absolute.
+    def models_of(self, device: str) -> Mapping[str, ModelEntry]:
+        """The models of a device by name, their bundle paths made absolute; the first is its default.
 
         Raises:
-            ConfigurationError: the file has no such device, or the path needs a variable that is not set.
+            ConfigurationError: the file has no such device, or a path needs a variable that is not set.
         """
-        model = self.models[self._entry(device).model]
-        return replace(model, bundle=str((self.path.parent / expand(model.bundle)).resolve()))
+        entries = {name: self.models[name] for name in self._entry(device).models}
+        return {name: replace(entry, bundle=str(self._beside(entry.bundle))) for name, entry in entries.items()}
 
     def keys_folder(self) -> Path | None:
         """The public keys that the file names, made absolute.
@@ -118,27 +120,61 @@ class Fleet:
         Raises:
             ConfigurationError: the path needs a variable that is not set.
         """
-        return None if self.keys is None else (self.path.parent / expand(self.keys)).resolve()
+        return None if self.keys is None else self._beside(self.keys)
 
-    def address(self, device: str, url: str | None = None, password: str | None = None) -> BrokerAddress:
-        """The broker as one device reaches it, with `url` in place of the file's if given.
-
-        Raises:
-            ConfigurationError: there is no such device, or its certificates are missing.
-        """
-        self._entry(device)
-        b, certificates = self.broker, None
-        if b.certs is not None:
-            certificates = Certificates.of((self.path.parent / expand(b.certs)).resolve(), device)
-        protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
-        return BrokerAddress.from_url(url or b.url, password=password, protocol=protocol, certificates=certificates)
-
-    def check_model(
-        self, device: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
-    ) -> None:
-        """What a device asks of its model, held against the model.
+    def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as one device reaches it.
 
         Args:
+            url: in place of the file's.
+            password_file: in place of the file's.
+
+        Raises:
+            ConfigurationError: there is no such device, or its certificates or its password are missing.
+        """
+        self._entry(device)
+        return self.address_for(device, url, password_file)
+
+    def address_for(self, name: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as anybody reaches it: an operator has a certificate or a password too.
+
+        Args:
+            name: who, as the broker knows them.
+
+        Raises:
+            ConfigurationError: the certificates or the password are missing.
+        """
+        b, certificates = self.broker, None
+        if password_file is None and b.password_file is not None:
+            password_file = self._beside(b.password_file)
+        password = read_password(password_file, name)
+        if b.certs is not None:
+            certificates = Certificates.of(self._beside(b.certs), name, password=password is not None)
+        protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
+        return BrokerAddress.from_url(
+            url or b.url, password=password, protocol=protocol, certificates=certificates, user=name
+        )
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """The devices of a group, in the order of the file; `all` is every device.
+
+        Raises:
+            ConfigurationError: no device is in it.
+        """
+        found = tuple(device for device, entry in self.devices.items() if name == "all" or name in entry.groups)
+        if not found:
+            known = sorted({group for entry in self.devices.values() for group in entry.groups} | {"all"})
+            hint = yaml_schema.nearest(name, known, "its groups are")
+            raise ConfigurationError(f"{self.path} has no device in the group {name!r}; {hint}")
+        return found
+
+    def check_model(
+        self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> None:
+        """What a device asks of one of its models, held against the model.
+
+        Args:
+            name: the model's.
             manifest: of the model's bundle.
             check_schema: called with a schema and `max_new`; raises a `SchemaError` if no answer can be held to it.
 
@@ -146,26 +182,31 @@ class Fleet:
             ConfigurationError: lists every contradiction.
         """
         entry = self._entry(device)
-        model, faults = self.models[entry.model], []
+        model, faults = self.models[name], []
         instruction = manifest.instruction
         if manifest.chat_template is None:
             faults.append(
-                f"the bundle of the model {entry.model!r} has no chat template, and a device is asked in messages; "
+                f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
                 "take an instruction-tuned checkpoint."
             )
         if model.system is not None and instruction not in (None, model.system):
             faults.append(
-                f"the model {entry.model!r} has a system message here, but its bundle has an instruction baked in "
+                f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
                 f"({instruction!r}); leave out `system`, or convert without --prefix."
             )
         for link in self.links:
-            if link.name in entry.links and link.answer is not None:
+            answers = name == (link.model or entry.models[0])
+            if link.name in entry.links and answers and link.answer is not None:
                 try:
                     check_schema(link.answer, model.max_new)
                 except SchemaError as error:
                     faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _beside(self, path: str) -> Path:
+        """A path in the file is relative to it."""
+        return (self.path.parent / expand(path)).resolve()
 
     def _entry(self, device: str) -> Device:
         if device not in self.devices:
@@ -180,7 +221,17 @@ def load(path: Path | str) -> Fleet:
     Raises:
         ConfigurationError: lists every fault with file:line:column.
     """
-    return replace(yaml_schema.load(path, FLEET), path=Path(path))
+    return replace(yaml_schema.load(path, FLEET, check_fleet), path=Path(path))
+
+
+def check_fleet(fleet: Fleet, report: Report) -> None:
+    """What concerns several fields."""
+    for device, entry in fleet.devices.items():
+        for link in fleet.links:
+            if link.name in entry.links and link.model not in (None, *entry.models):
+                has = ", ".join(map(repr, entry.models))
+                text = f"link {link.name!r} wants the model {link.model!r}; this device has {has}. Add it to `model`"
+                report.add_at(("devices", device, "links"), text)
 
 
 def expand(text: str) -> str:
@@ -238,6 +289,7 @@ _LINK = Record(
     {
         "name": Field(_id("link")),
         "from": Field(Text("a topic filter", check=_source), to="source"),
+        "model": Field(Reference("model", "models"), None),
         "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
         "window": Field(_WINDOW, None),
         "prompt": Field(Text("a template", check=check_template)),
@@ -262,6 +314,7 @@ FLEET = Record(
                     "url": Field(Text("a broker URL", check=_broker_url), "mqtt://localhost:1883"),
                     "protocol": Field(Choice(("5", "3.1.1")), "5"),
                     "certs": Field(Text("the path of a folder with certificates"), None),
+                    "password_file": Field(Text("the path of a file with a password"), None),
                 },
             ),
             Broker(),
@@ -286,10 +339,11 @@ FLEET = Record(
                 Record(
                     Device,
                     {
-                        "model": Field(Reference("model", "models")),
+                        "model": Field(OneOrMore(Reference("model", "models")), to="models"),
                         "links": Field(ListOf(Reference("link", "links"), "a list of link names"), ()),
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
+                        "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
                     },
                 ),
             )

@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from device_runtime.machine import rss_mb, temperature_c, throttled
@@ -43,8 +43,13 @@ class Health:
         with self._lock:
             self._errors += 1
 
-    def to_fields(self, queue: int) -> dict[str, Any]:
-        """`out/health`; a figure that this machine or the time so far cannot tell is left out."""
+    def to_fields(self, queue: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """`out/health`; a figure that this machine or the time so far cannot tell is left out.
+
+        Args:
+            queue: how many wait.
+            dropped: what the limits have kept out, by kind.
+        """
         with self._lock:
             fields: dict[str, Any] = {
                 "uptime_s": round(self._clock() - self._started_s),
@@ -54,6 +59,7 @@ class Health:
                 "answers": self._answers,
                 "errors": self._errors,
                 "queue": queue,
+                "dropped": dropped or None,
                 "tps_p50": round(statistics.median(self._rates), 2) if self._rates else None,
                 "ttft_ms_p95": round(_percentile(self._firsts_ms, 95), 1) if self._firsts_ms else None,
             }

@@ -1,8 +1,9 @@
 """Links: a reading on one topic wakes the model, and its answer goes to another topic.
 
 A `Link` is one entry of a fleet file. `Links` matches readings to links, keeps their windows and renders their
-prompts. Expressions and templates are Jinja2 in its sandbox; an undefined name is an error, not an empty string.
-They come from the operator's fleet file; readings come from anywhere and are only ever values in them.
+prompts. `when` is an expression of `expression.py`; prompts and topics are Jinja2 templates in its sandbox. An
+undefined name is an error, not an empty string. They come from the operator's fleet file; readings come from anywhere
+and are only ever values in them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt.expression import Expression, LinkError, UndefinedNameError, arithmetic
 from device_runtime.mqtt.payload import MessageError, parse
 from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.mqtt.work import Overload
@@ -26,17 +28,11 @@ __all__ = ["Link", "LinkError", "Reading", "Wakeup", "Window", "Windows", "check
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
 MAX_PROMPT_CHARACTERS = 32_768
 
-# What an expression can run into: it computes with values that anybody may send.
+# What a template can run into: it computes with values that anybody may send.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
     MemoryError,
 )  # fmt: skip
-
-
-class LinkError(StonechatError):
-    """A link met a reading that its expression or its templates cannot use."""
-
-    code = "link"
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class Link:
     answer: Mapping[str, Any] | None = None  # a JSON schema that the model's answer fits; None takes any text
     deadline_s: float = 30.0  # from the reading to the end of its answer
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
+    model: str | None = None  # the name of the model that answers; None is the device's first
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Windows:
         self.link = link
         self._clock = clock
         self._earlier: OrderedDict[str, deque[Reading]] = OrderedDict()
-        self._when = _texts.compile_expression(link.when, undefined_to_none=False) if link.when else None
+        self._when = Expression(link.when) if link.when else None
         self._prompt = _texts.from_string(link.prompt)
         self._to = _levels.from_string(link.to)
 
@@ -101,12 +98,12 @@ class Windows:
         names = {**reading.value, "reading": reading.value, "topic": reading.topic.split("/")}
         names["window"] = self._remember(reading)
         try:
-            if self._when is not None and not self._when(names):
+            if self._when is not None and not self._when.value(names):
                 return None
             prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
-        except jinja2.UndefinedError as e:
+        except (jinja2.UndefinedError, UndefinedNameError) as e:
             fields = ", ".join(sorted(reading.value)) or "no fields"
-            raise LinkError(f"{e.message}; the reading has {fields}.") from None
+            raise LinkError(f"{e}; the reading has {fields}.") from None
         except LinkError:
             raise
         except ConfigurationError as e:
@@ -146,15 +143,12 @@ def read(topic: str, payload: bytes, received_s: float) -> Reading:
 
 
 def check_expression(source: str) -> str:
-    """`source`, if it is a Jinja2 expression.
+    """`source`, if it is an expression.
 
     Raises:
         ConfigurationError: it is not.
     """
-    try:
-        _texts.compile_expression(source)
-    except jinja2.TemplateSyntaxError as e:
-        raise ConfigurationError(f"not an expression: {e.message}") from None
+    Expression(source)
     return source
 
 
@@ -179,5 +173,14 @@ def _one_level(value: Any) -> Any:
     return value
 
 
-_texts = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
-_levels = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_one_level)
+class _Sandbox(SandboxedEnvironment):
+    """Jinja2's sandbox, in which a text cannot be multiplied or be a format: a reading may hold `%999999999d`."""
+
+    intercepted_binops = frozenset({"*", "%", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        return arithmetic(operator, left, right)
+
+
+_texts = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
+_levels = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_one_level)

@@ -13,8 +13,10 @@ from enum import Enum
 from typing import Any, Literal
 
 from device_runtime.mqtt.payload import Check, MessageError, check_fields, dump, flag, integer, number, parse, text
+from device_runtime.mqtt.topics import is_id
 
 __all__ = [
+    "Accepted",
     "Address",
     "Cancel",
     "DeviceState",
@@ -41,7 +43,7 @@ class DeviceState(Enum):
     INIT = "init"  # connected, opening its model
     READY = "ready"
     BUSY = "busy"  # answering; more requests may still queue
-    UPDATING = "updating"
+    UPDATING = "updating"  # trying a new model; requests queue meanwhile
     SLEEPING = "sleeping"
     DISCONNECTED = "disconnected"  # left on purpose
     LOST = "lost"  # the broker's word, from the last will
@@ -54,8 +56,8 @@ class DeviceState(Enum):
 _NEXT = {
     DeviceState.INIT: {DeviceState.READY, DeviceState.DISCONNECTED},
     DeviceState.READY: {DeviceState.BUSY, DeviceState.UPDATING, DeviceState.SLEEPING, DeviceState.DISCONNECTED},
-    DeviceState.BUSY: {DeviceState.READY, DeviceState.DISCONNECTED},
-    DeviceState.UPDATING: {DeviceState.READY, DeviceState.DISCONNECTED},
+    DeviceState.BUSY: {DeviceState.READY, DeviceState.UPDATING, DeviceState.DISCONNECTED},
+    DeviceState.UPDATING: {DeviceState.READY, DeviceState.BUSY, DeviceState.DISCONNECTED},
     DeviceState.SLEEPING: {DeviceState.READY, DeviceState.DISCONNECTED},
     DeviceState.DISCONNECTED: set[DeviceState](),
     DeviceState.LOST: set[DeviceState](),
@@ -116,6 +118,7 @@ class Request:
     schema: Mapping[str, Any] | None = None  # a JSON schema that the answer fits
     stream: bool = False  # send pieces before the final answer
     deadline_ms: int | None = None  # from arrival; what is ready by then is the answer
+    accept: bool = False  # say at once who has taken it
 
     @classmethod
     def from_value(cls, value: Any) -> Request:
@@ -170,11 +173,24 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """A device has taken a request that asked to `accept`, and will answer it. Sent with QoS 1, before all else."""
+
+    device: str
+    boot: int  # as in its `State`: a later one has forgotten the request
+
+    def to_fields(self) -> dict[str, Any]:
+        """As JSON fields."""
+        return {"accepted": True, "device": self.device, "boot": self.boot}
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer, as soon as it is there. Sent with QoS 0: the final answer heals a loss."""
 
     seq: int  # counts from 0
     text: str
+    device: str | None = None  # which one of a pool says so
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON fields."""
@@ -191,6 +207,7 @@ class Final:
     usage: Usage = field(default_factory=Usage)
     ttft_ms: float = 0.0  # from the start of the generation to its first token
     tps: float = 0.0  # tokens per second after the first
+    device: str | None = None  # which one of a pool says so
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON fields."""
@@ -213,6 +230,7 @@ class ErrorReply:
     code: str
     message: str
     retry_after_ms: int | None = None  # with busy
+    device: str | None = None  # which one of a pool says so
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON fields."""
@@ -273,24 +291,29 @@ class Info:
         return cls(**_complete("an info", check_fields("an info", parse(payload), table, strict=False), table))
 
 
-def parse_reply(payload: bytes) -> Piece | Final | ErrorReply:
+def parse_reply(payload: bytes) -> Accepted | Piece | Final | ErrorReply:
     """Read what came on a reply topic.
 
     Raises:
-        MessageError: it is none of the three.
+        MessageError: it is none of the four.
     """
     value = parse(payload)
+    fields = check_fields("a reply", value, _REPLY, strict=False)
+    device = fields.pop("device", None)
     if isinstance(value, dict) and "error" in value:
         error = check_fields("an error", value["error"], _ERROR, strict=False)
-        return ErrorReply(**_complete("an error", error, ("code", "message")))
-    fields = check_fields("a reply", value, _REPLY, strict=False)
+        return ErrorReply(**_complete("an error", error, ("code", "message")), device=device)
+    if fields.pop("accepted", False):
+        fields = _complete("an acceptance", fields | {"device": device} if device else fields, ("device", "boot"))
+        return Accepted(fields["device"], fields["boot"])
+    fields.pop("boot", None)
     if fields.pop("done", False):
         fields = _complete("a final reply", fields, ("seq", "text", "finish"))
         if "usage" in fields:
             fields["usage"] = Usage(**check_fields("usage", fields["usage"], _USAGE, strict=False))
-        return Final(**fields)
+        return Final(**fields, device=device)
     fields = _complete("a piece", fields, ("seq", "text"))
-    return Piece(fields["seq"], fields["text"])
+    return Piece(fields["seq"], fields["text"], device)
 
 
 def _complete(what: str, fields: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -329,6 +352,12 @@ def _schema(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _device(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not is_id(value):
+        raise MessageError(f"{name} must be the id of a device.")
+    return value
+
+
 def _stop(name: str, value: Any) -> tuple[str, ...]:
     stops: tuple[str, ...] = _list_of(text(limit=256), 16)(name, value)
     if "" in stops:
@@ -350,10 +379,14 @@ _REQUEST: dict[str, Check] = {
     "schema": _schema,
     "stream": flag,
     "deadline_ms": integer(1),
+    "accept": flag,
 }
 _USAGE: dict[str, Check] = {"prompt_tokens": integer(), "cached_tokens": integer(), "completion_tokens": integer()}
 _ERROR: dict[str, Check] = {"code": text(), "message": text(), "retry_after_ms": integer()}
 _REPLY: dict[str, Check] = {
+    "accepted": flag,
+    "boot": integer(),
+    "device": _device,
     "seq": integer(),
     "text": text(),
     "done": flag,

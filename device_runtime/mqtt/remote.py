@@ -1,10 +1,10 @@
-"""A device's model, asked over MQTT: what an application uses, with or without asyncio.
+"""A device's model, or a pool's, asked over MQTT: what an application uses, with or without asyncio.
 
     with RemoteModel(BrokerAddress("broker.local"), "greenhouse-pi") as model:
         for piece in model.generate("It is 38 °C. What should I do?", max_new=40):
             print(piece, end="", flush=True)
 
-    async with RemoteModel(BrokerAddress("broker.local"), "greenhouse-pi") as model:
+    async with RemoteModel(BrokerAddress("broker.local"), pool="herd") as model:
         async for piece in model.generate("It is 38 °C. What should I do?", max_new=40):
             print(piece, end="", flush=True)
 
@@ -14,50 +14,48 @@ Any number of answers may be under way on one connection. Each has a reply topic
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import math
-import queue
-import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
-from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription
-from device_runtime.mqtt.messages import DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
-from device_runtime.mqtt.payload import MessageError, dump
-from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.mqtt.asking import GRACE_S, Asker, Session, Signal, to_error
+from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.failover import PoolCourse
+from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
+from device_runtime.mqtt.payload import MessageError
+from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 
 __all__ = ["RemoteAnswer", "RemoteModel"]
 
 STATE_WAIT_S = 2.0  # a retained state follows the subscription at once
 LONGEST_S = 86_400  # that an answer may take
-GRACE_S = 5.0  # beyond the deadline that the device keeps itself
-_CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
 _END = object()
 
 
 class RemoteModel:
-    """One connection to a broker, and one device on it. May be used from any thread."""
+    """One connection to a broker, and one device or one pool on it. May be used from any thread."""
 
-    def __init__(self, broker: BrokerAddress, device: str, *, client: str | None = None) -> None:
+    def __init__(
+        self, broker: BrokerAddress, device: str | None = None, *, pool: str | None = None, client: str | None = None
+    ) -> None:
         """Prepare a connection; entering the context opens it.
 
         Args:
-            client: who asks, as the broker knows it (see docs/mqtt.md): it may read no other's answers. None: a name
+            device: whom to ask; or else
+            pool: the group of devices of which any may answer. When the one that does vanishes, another is asked.
+            client: who asks, as the broker knows it (see docs/broker.md): it may read no other's answers. None: a name
                 that nobody else has, for brokers that let everyone in.
+
+        Raises:
+            ConfigurationError: there is neither device nor pool, or both, or one that is no id.
         """
-        self._broker, self._topics = broker, DeviceTopics(device)
-        connection = secrets.token_hex(4)
-        self._name = client or f"ask-{connection}"
-        self._answers: dict[str, queue.SimpleQueue[Incoming]] = {}  # by reply topic
-        self._state: Incoming | None = None
-        self._state_known = threading.Event()
-        self._lock = threading.Lock()
-        self._client = Client(broker, f"{client or 'ask'}-{connection}", on_message=self._receive)
+        if (device is None) == (pool is None):
+            raise ConfigurationError("a remote model is either one device or one pool; name exactly one of them.")
+        self._device, self._pool = device, pool
+        topics = DeviceTopics(device) if device is not None else PoolTopics(pool or "")
+        self._asker = Asker(broker, topics, client)
 
     def open(self) -> None:
         """Connect.
@@ -66,12 +64,11 @@ class RemoteModel:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses this client, or does not prove who it is.
         """
-        self._client.subscribe(Subscription(self._topics.replies(self._name)), Subscription(self._topics.state))
-        self._client.connect()
+        self._asker.open()
 
     def close(self) -> None:
         """Disconnect. Answers that are under way end with an error."""
-        self._client.close()
+        self._asker.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -109,7 +106,7 @@ class RemoteModel:
             prompt: a user's message, or chat messages.
             schema: a JSON schema that the answer fits.
             stream: hear pieces as they come; else the whole answer is one piece.
-            timeout_s: the device's deadline; what is ready by then is the answer.
+            timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
 
         Raises:
             ConfigurationError: an argument is out of its bounds.
@@ -126,90 +123,46 @@ class RemoteModel:
             request = Request.from_value(fields)
         except MessageError as error:
             raise ConfigurationError(str(error)) from None
-        return RemoteAnswer(self, request, timeout_s)
+        if self._device is not None:
+            return RemoteAnswer(_DeviceCourse(self._asker, self._device, request, timeout_s))
+        return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s))
 
-    # for RemoteAnswer
 
-    def _send(self, request: Request, timeout_s: float) -> tuple[str, bytes, queue.SimpleQueue[Incoming]]:
-        session, correlation_data = secrets.token_hex(8), secrets.token_bytes(8)
-        reply_to = self._topics.reply(self._name, session)
-        heard = self._answers[reply_to] = queue.SimpleQueue()
-        payload = request.to_json()
-        if self._broker.protocol == "3.1.1":
-            payload = dump({**json.loads(payload), "reply_to": reply_to, "id": session})
-        self._client.publish(
-            self._topics.generate,
-            payload,
-            qos=1,
-            response_topic=reply_to,
-            correlation_data=correlation_data,
-            expiry_s=math.ceil(timeout_s),
-        )
-        return reply_to, correlation_data, heard
+class _Course(Protocol):
+    """How one answer comes about."""
 
-    def _take_back(self, reply_to: str, correlation_data: bytes) -> None:
-        fields = {"reply_to": reply_to, "id": reply_to.rpartition("/")[2]} if self._broker.protocol == "3.1.1" else {}
-        self._client.publish(
-            self._topics.cancel, dump(fields), qos=1, response_topic=reply_to, correlation_data=correlation_data
-        )
-        self._client.flush()
+    final: Final  # set when `run` has ended
 
-    def _forget(self, reply_to: str) -> None:
-        self._answers.pop(reply_to, None)
+    @property
+    def device(self) -> str | None: ...
 
-    def _receive(self, message: Incoming) -> None:
-        if message.topic == self._topics.state:
-            self._state = message
-            self._state_known.set()
-            for heard in list(self._answers.values()):
-                heard.put(message)
-        elif heard_by := self._answers.get(message.topic):
-            heard_by.put(message)
+    def run(self) -> Iterator[str]: ...
 
-    def _await_device(self) -> None:
-        if not self._state_known.wait(STATE_WAIT_S) or self._state is None:
-            raise UnreachableError(
-                f"no device {self._topics.device!r} is known to the broker at {self._broker}. "
-                "Check the id, or start it with: stonechat serve"
-            )
-        self._check_state(self._state)
-
-    def _check_state(self, message: Incoming) -> None:
-        try:
-            state = State.from_json(message.payload).state
-        except MessageError:
-            return  # a state that a newer version knows; the reply will tell
-        why = {
-            DeviceState.LOST: "lost: it vanished without a word. Check its power and network",
-            DeviceState.DISCONNECTED: "disconnected: it was stopped. Start it with: stonechat serve",
-            DeviceState.INIT: "still opening its model. Try again in a few seconds",
-        }.get(state)
-        if why:
-            raise UnreachableError(f"device {self._topics.device!r} is {why}.")
-
-    def _error(self, reply: ErrorReply) -> StonechatError:
-        text = f"device {self._topics.device!r} answers {reply.code}: {reply.message}"
-        if reply.retry_after_ms is not None:
-            text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
-        if reply.code in ("busy", "unavailable"):
-            return UnreachableError(text)
-        return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)
+    def cancel(self) -> None: ...
 
 
 class RemoteAnswer(Iterator[str], AsyncIterator[str]):
     """An answer as it comes: iterate for its pieces, with `for` or `async for`, then read `final`.
 
     Raises, while iterated:
-        UnreachableError: no such device is on the air, it is busy, or it fell silent.
+        UnreachableError: no such device is on the air, it is busy, or it fell silent; or nobody in the pool has
+            answered by the deadline, or a second one not with the words of the first.
         ConfigurationError: the device says that the request cannot be served as it is.
     """
 
-    final: Final  # set when the iteration has ended
+    def __init__(self, course: _Course) -> None:
+        self._course = course
+        self._pieces = course.run()
 
-    def __init__(self, model: RemoteModel, request: Request, timeout_s: float) -> None:
-        self._model, self._request, self._timeout_s = model, request, timeout_s
-        self._sent: tuple[str, bytes] | None = None
-        self._pieces = self._run()
+    @property
+    def final(self) -> Final:
+        """The whole answer, once the iteration has ended."""
+        return self._course.final
+
+    @property
+    def device(self) -> str | None:
+        """Who answers; of a pool, None until one has taken the request."""
+        return self._course.device
 
     def __iter__(self) -> Self:
         return self
@@ -232,41 +185,58 @@ class RemoteAnswer(Iterator[str], AsyncIterator[str]):
 
     def cancel(self) -> None:
         """Tell the device to stop; the iteration ends with what it has. May be called from another thread."""
-        if self._sent is not None:
-            self._model._take_back(*self._sent)
+        self._course.cancel()
 
-    def _run(self) -> Iterator[str]:
-        model = self._model
-        model._await_device()
-        reply_to, correlation_data, heard = model._send(self._request, self._timeout_s)
-        self._sent = reply_to, correlation_data
+
+class _DeviceCourse:
+    """The course of one answer of one device."""
+
+    final: Final
+
+    def __init__(self, asker: Asker, device: str, request: Request, timeout_s: float) -> None:
+        self._asker, self.device, self._request, self._timeout_s = asker, device, request, timeout_s
+        self._session: Session | None = None
+
+    def cancel(self) -> None:
+        """Tell the device to stop."""
+        if self._session is not None:
+            self._asker.take_back(self._session, self.device)
+            self._asker.flush()
+
+    def run(self) -> Iterator[str]:
+        """The pieces of the answer."""
+        self._check_state(self._asker.await_state(self.device, STATE_WAIT_S))
+        session = self._session = self._asker.send(self._request, self._timeout_s)
         try:
-            yield from self._hear(heard)
+            yield from self._hear(session)
         finally:
-            model._forget(reply_to)
+            self._asker.forget(session)
 
-    def _hear(self, heard: queue.SimpleQueue[Incoming]) -> Iterator[str]:
-        model, device = self._model, self._model._topics.device
+    def _hear(self, session: Session) -> Iterator[str]:
         end_s = time.monotonic() + self._timeout_s + GRACE_S
         early: dict[int, str] = {}  # pieces whose forerunners are missing
         printed, due = 0, 0
         while True:
-            message = _next(heard, end_s)
+            message = session.next(end_s)
             if message is None:
                 raise UnreachableError(
-                    f"device {device!r} took the request but did not answer within {self._timeout_s:g} s. "
+                    f"device {self.device!r} took the request but did not answer within {self._timeout_s:g} s. "
                     "Try again, or allow more with --timeout."
                 )
-            if message.topic == model._topics.state:
-                model._check_state(message)
+            if isinstance(message, Signal):
+                continue
+            if told := self._asker.state_in(message):
+                self._check_state(told[1])
                 continue
             try:
                 reply = parse_reply(message.payload)
             except MessageError as error:
-                raise StonechatError(f"device {device!r} sent an answer that cannot be read: {error}") from None
+                raise StonechatError(f"device {self.device!r} sent an answer that cannot be read: {error}") from None
             match reply:
+                case Accepted():
+                    pass
                 case ErrorReply():
-                    raise model._error(reply)
+                    raise to_error(f"device {self.device!r}", reply)
                 case Piece():
                     early[reply.seq] = reply.text
                     while due in early:
@@ -279,9 +249,13 @@ class RemoteAnswer(Iterator[str], AsyncIterator[str]):
                         yield reply.text[printed:]
                     return
 
-
-def _next(heard: queue.SimpleQueue[Incoming], end_s: float) -> Incoming | None:
-    while (left_s := end_s - time.monotonic()) > 0:
-        with contextlib.suppress(queue.Empty):
-            return heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is heard
-    return None
+    def _check_state(self, state: State | None) -> None:
+        if state is None:
+            return  # one that a newer version knows; the reply will tell
+        why = {
+            DeviceState.LOST: "lost: it vanished without a word. Check its power and network",
+            DeviceState.DISCONNECTED: "disconnected: it was stopped. Start it with: stonechat serve",
+            DeviceState.INIT: "still opening its model. Try again in a few seconds",
+        }.get(state.state)
+        if why:
+            raise UnreachableError(f"device {self.device!r} is {why}.")

@@ -105,7 +105,7 @@ class Sensors:
         link, reading = wakeup.link, wakeup.reading
         log.info("link %s woke on %s", link.name, reading.topic)
         try:
-            request = Request(({"role": "user", "content": wakeup.prompt},), schema=link.answer)
+            request = Request(({"role": "user", "content": wakeup.prompt},), link.model, schema=link.answer)
             final = self._generate(request, None, deadline_s)
         except StonechatError as e:
             return self._trouble(link, e.code, reading.topic, str(e))

@@ -10,26 +10,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import platform
 import signal
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import device_runtime
-from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.mqtt import discovery
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.mqtt import discovery, patience
+from device_runtime.mqtt.boot import next_boot
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
+from device_runtime.mqtt.delivery import Delivery
 from device_runtime.mqtt.generation import Model, Run, incomplete
 from device_runtime.mqtt.health import INTERVAL_S, Health
+from device_runtime.mqtt.limits import Gate, Limits
 from device_runtime.mqtt.links import Link
-from device_runtime.mqtt.messages import Address, Cancel, DeviceState, ErrorReply, Final, Info, Piece, Request, State
-from device_runtime.mqtt.outbox import Kept, Outbox
+from device_runtime.mqtt.messages import (
+    Accepted,
+    Address,
+    Cancel,
+    DeviceState,
+    ErrorReply,
+    Final,
+    Info,
+    Piece,
+    Request,
+    State,
+)
+from device_runtime.mqtt.models import Models, ModelSettings
+from device_runtime.mqtt.ota import UpdatePlan, Updates
+from device_runtime.mqtt.outbox import Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
@@ -51,12 +66,12 @@ class DeviceConfig:
     device: str  # its id
     broker: BrokerAddress
     state_dir: Path  # keeps the boot counter
-    model: str = "default"  # the model's name in requests
-    system: str | None = None  # goes before messages that have no system message
-    max_new: int | None = None  # tokens, when a request does not say
+    models: tuple[ModelSettings, ...] = (ModelSettings(),)  # the first answers requests that name none
     links: tuple[Link, ...] = ()
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
+    limits: Limits = field(default_factory=Limits)  # of what comes in
+    updates: UpdatePlan | None = None  # what it takes over the air; None takes nothing
     home_assistant: bool = True  # show up there by discovery
     health_s: float = INTERVAL_S  # from one `out/health` to the next
 
@@ -65,9 +80,14 @@ class Service:
     """One device on the air, from `run` until `stop`."""
 
     def __init__(
-        self, config: DeviceConfig, open_model: Callable[[], Model], manager: ServiceManager | None = None
+        self, config: DeviceConfig, open_model: Callable[[str], Model], manager: ServiceManager | None = None
     ) -> None:
-        """Prepare the device; `open_model` is called once it is connected, `manager` hears how we are."""
+        """Prepare the device.
+
+        Args:
+            open_model: called with each model's name once there is a connection, and when a model was updated.
+            manager: hears how we are.
+        """
         self.config = config
         self._manager = manager or ServiceManager()
         self._working, self._hearing = Pulse(), Pulse()  # of the worker and of the network thread
@@ -82,35 +102,52 @@ class Service:
         self._stopping = threading.Event()
         self._average_ms = float(FIRST_GUESS_MS)
         self._health = Health()
+        self._gate = Gate(config.limits, lambda event: self._client.publish(self._topics.event, dump(event), qos=1))
         self._boot = next_boot(config.state_dir)
         self._state = DeviceState.INIT
-        self._model: Model | None = None
+        self._models: Models | None = None
         self._client = Client(
             config.broker,
             f"stonechat-{config.device}",
             on_message=self._receive,
             on_subscribed=self._announce,
             on_connection=self._connection_changed,
+            on_oversized=lambda topic, size: self._gate.drop("oversized", f"{topic[:64]} came with {size} bytes"),
             will=Will(self._topics.state, State(DeviceState.LOST, self._boot).to_json()),
         )
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
-        self._under_way: set[int] = set()  # numbers of its messages that paho has
+        self._delivery = Delivery(config.device, self._outbox, self._client)
+        self._failure: Exception | None = None  # ends `run`
+        self._updates: Updates | None = None
+        if config.updates is not None:
+            self._updates = Updates(
+                config.updates,
+                config.state_dir,
+                publish=lambda payload: self._client.publish(self._topics.ota_report, payload, qos=1),
+                reopen=self._reopen,
+            )
         self._sensors = Sensors(
-            config.device, config.links, self._line, self._client.publish, self._deliver, self._generate
+            config.device, config.links, self._line, self._client.publish, self._delivery.deliver, self._generate
         )
 
-    def run(self) -> None:
-        """Connect, open the model and serve until `stop` is called.
+    def run(self, *, wait_for_broker: bool = False) -> None:
+        """Connect, open the models and serve until `stop` is called.
+
+        Args:
+            wait_for_broker: try until there is a broker.
 
         Raises:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses the device, or another client has taken its id.
         """
         self._manager.status(f"connecting to {self.config.broker}")
-        self._client.connect()
+        if not wait_for_broker:
+            self._client.connect()
+        elif not patience.connect(self._client, self._stopping):
+            return self._outbox.close()
         try:
-            self._manager.status(f"opening the model {self.config.model}")
-            self._model = self._open_model()
+            self._manager.status(f"opening {', '.join(self._model_names)}")
+            self._models = Models(self.config.models, self._open_model)
             worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
@@ -121,7 +158,7 @@ class Service:
                     self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
-                        self._client.publish(self._topics.health, dump(self._health.to_fields(len(self._line))))
+                        self._client.publish(self._topics.health, dump(self._health_fields()))
                     if self._client.takeover.is_set():
                         raise ConfigurationError(
                             f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
@@ -131,12 +168,19 @@ class Service:
                 self._manager.stopping()
                 self._leave()
                 worker.join()
+                if self._updates is not None:
+                    self._updates.join()
+            if self._failure is not None:
+                raise self._failure
         finally:
             if self._client.connected:
                 self._enter(DeviceState.DISCONNECTED)
             self._client.close()
             self._client.tell_confirmed()
             self._outbox.close()
+
+    def _health_fields(self) -> dict[str, Any]:
+        return self._health.to_fields(len(self._line), dict(self._gate.counts))
 
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
@@ -146,15 +190,17 @@ class Service:
         """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
         if any(not thread.is_alive() for thread in self._threads.values()):
             return math.inf
-        self._working.observe(getattr(self._model, "position", None))
-        return max(self._working.stalled_s, self._hearing.stalled_s)
+        self._working.observe(self._models.progress if self._models is not None else None)
+        working_s = 0.0 if self._state is DeviceState.UPDATING else self._working.stalled_s  # a trial has its own limit
+        return max(working_s, self._hearing.stalled_s)
 
     # the network thread
 
     def _subscriptions(self) -> list[Subscription]:
-        commands = [self._topics.generate, self._topics.cancel]
+        commands = [self._topics.generate, self._topics.cancel, *([self._topics.ota] if self._updates else [])]
         return [
             *(Subscription(topic, tell_retained=True) for topic in commands),
+            *([Subscription(self._topics.ota_piece)] if self._updates else []),
             *([Subscription(self._pool.shared)] if self._pool else []),
             *([Subscription(discovery.STATUS_TOPIC, replay_retained=False)] if self.config.home_assistant else []),
             *self._sensors.subscriptions(),
@@ -167,8 +213,7 @@ class Service:
         """
         self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
         self._describe()
-        for kept in self._outbox.waiting():
-            self._send_kept(kept)
+        self._delivery.resume()
         with self._lock:
             if self._state is DeviceState.INIT and listening:
                 self._state = DeviceState.READY
@@ -176,15 +221,20 @@ class Service:
             ready = self._state in (DeviceState.READY, DeviceState.BUSY)
         if ready:
             self._manager.ready()
-            self._manager.status(f"{self.config.device} at {self.config.broker}, model {self.config.model}")
+            names = ", ".join(self._model_names)
+            self._manager.status(f"{self.config.device} at {self.config.broker}, serving {names}")
+
+    @property
+    def _model_names(self) -> tuple[str, ...]:
+        return tuple(settings.name for settings in self.config.models)
 
     def _info(self) -> Info:
         return Info(
             self.config.device,
             board=_board(),
             version=device_runtime.__version__,
-            models=(self.config.model,),
-            capabilities=("generate", "stream", "cancel", "schema", "links"),
+            models=self._model_names,
+            capabilities=("generate", "stream", "cancel", "schema", "links", *(("ota",) if self._updates else ())),
         )
 
     def _describe(self) -> None:
@@ -206,14 +256,31 @@ class Service:
 
     def _sort(self, message: Incoming) -> None:
         if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
-            self._command(message, self._accept)
+            if self._gate.admits("requests"):
+                self._command(message, self._accept)
         elif message.topic == self._topics.cancel:
-            self._command(message, self._cancel)
+            if self._gate.admits("cancels"):
+                self._command(message, self._cancel)
+        elif message.topic in (self._topics.ota, self._topics.ota_piece):
+            self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
-            if message.payload == b"online":
+            if message.payload == b"online" and self._gate.admits("announcements"):
                 self._describe()
-        else:
+        elif self._gate.admits("readings"):
             self._sensors.receive(message)
+
+    def _update(self, message: Incoming) -> None:
+        assert self._updates is not None  # or there would be no subscription
+        try:
+            if message.topic == self._topics.ota_piece:
+                self._updates.piece(message.payload)
+            elif message.retained:
+                raise MessageError("a command must not be retained.")
+            elif self._gate.admits("updates"):
+                self._updates.order(message.payload)
+        except MessageError as e:
+            if self._gate.admits("refusals"):
+                log.info("refused a message on %s: %s", message.topic, e)
 
     def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
         """Find out whom to answer, then `act`; what is wrong from there on is answered."""
@@ -225,21 +292,26 @@ class Service:
         try:
             address = Address.find(value, message.response_topic, message.correlation_data)
         except MessageError as e:
-            log.info("refused a message on %s: %s", message.topic, problem or e)
+            if self._gate.admits("refusals"):
+                log.info("refused a message on %s: %s", message.topic, problem or e)
             return
         trees = [self._topics, *([self._pool] if self._pool else [])]
         if not any(tree.allows_reply(address.reply_to) for tree in trees):
-            log.info("refused a message on %s: its reply topic is outside %s/", message.topic, self._topics.reply_root)
+            if self._gate.admits("refusals"):
+                root = self._topics.reply_root
+                log.info("refused a message on %s: its reply topic is outside %s/", message.topic, root)
             return
         try:
             if message.retained:
-                self._refuse(address, "retained", "a command must not be retained: publish it without the retain flag.")
+                self._turn_away(
+                    address, "retained", "a command must not be retained: publish it without the retain flag."
+                )
             elif problem:
                 raise problem
             else:
                 act(message, value, address)
         except MessageError as e:
-            self._refuse(address, e.code, str(e))
+            self._turn_away(address, e.code, str(e))
 
     def _accept(self, message: Incoming, value: Any, address: Address) -> None:
         now_s = time.monotonic()
@@ -248,9 +320,10 @@ class Service:
                 log.info("dropped a repeated request of %s", address.reply_to)
                 return None
         request = Request.from_value(value)
-        if request.model not in (None, self.config.model):
-            return self._refuse(
-                address, "unknown_model", f"this device has no model {request.model!r}; it has {self.config.model!r}."
+        if request.model is not None and request.model not in self._model_names:
+            names = ", ".join(map(repr, self._model_names))
+            return self._turn_away(
+                address, "unknown_model", f"this device has no model {request.model!r}; it has {names}."
             )
         deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
@@ -261,9 +334,11 @@ class Service:
             expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
             dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
         )
+        if request.accept and self._line.has_room:  # said first: the worker thread may answer at once
+            self._reply(address, Accepted(self.config.device, self._boot).to_fields(), qos=1)
         if not self._line.add_request(job):
             wait_ms = int(self._average_ms * (len(self._line) + 1))
-            return self._refuse(
+            return self._turn_away(
                 address, "busy", f"{self.config.queue} requests are waiting already; ask again later.", wait_ms
             )
         if address.key is not None:
@@ -337,8 +412,6 @@ class Service:
         deadline_s: float | None,
         on_piece: Callable[[str], None] = lambda text: None,
     ) -> Final:
-        from device_runtime.sampler import Sampling
-
         run = Run(deadline_s)
         with self._lock:
             self._current = (key, run)
@@ -346,17 +419,8 @@ class Service:
                 run.end("cancelled")
         start_s = time.monotonic()
         try:
-            messages = request.messages
-            if self.config.system and not any(m["role"] == "system" for m in messages):
-                messages = ({"role": "system", "content": self.config.system}, *messages)
-            assert self._model is not None  # `run` opens it before the first subscription
-            answer = self._model.generate(
-                messages,
-                max_new=request.max_new or self.config.max_new,
-                sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
-                stop=request.stop,
-                schema=request.schema,
-            )
+            assert self._models is not None  # `run` opens them before the first subscription
+            answer = self._models.generate(request)
 
             def heard(text: str) -> None:
                 self._working.beat()
@@ -375,8 +439,31 @@ class Service:
 
     # any thread
 
+    def _reopen(self, name: str) -> None:
+        """Have the worker close a model and open it again, and wait until it has."""
+        done = threading.Event()
+
+        def run() -> None:
+            self._enter(DeviceState.UPDATING)
+            try:
+                assert self._models is not None
+                self._models.reopen(name)
+            except Exception as error:  # there is no model to serve any more
+                self._failure = error
+                self._stopping.set()
+            finally:
+                done.set()
+
+        if not self._line.add_task(Job(None, run, dropped=done.set)):
+            raise UnreachableError("the device is shutting down.")
+        done.wait()
+        if self._failure is not None:
+            raise StonechatError(f"the model cannot be opened any more: {self._failure}")
+
     def _leave(self) -> None:
         self._stopping.set()
+        if self._updates is not None:
+            self._updates.stop()
         for job in self._line.close():
             job.dropped()
         with self._lock:
@@ -389,36 +476,14 @@ class Service:
                 self._state = state
                 self._publish_state()
 
-    def _deliver(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish what must not be lost: it is on the disk until the broker has it."""
-        given_up = self._outbox.given_up
-        self._send_kept(self._outbox.put(topic, payload, retain=retain))
-        if self._outbox.given_up > given_up:
-            log.warning("the box of unsent answers is full; %d were given up so far", self._outbox.given_up)
-
-    def _send_kept(self, kept: Kept) -> None:
-        with self._lock:
-            if kept.number in self._under_way:  # paho sends it again after a reconnect
-                return
-            self._under_way.add(kept.number)
-
-        def confirmed() -> None:
-            self._outbox.done(kept.number)
-            with self._lock:
-                self._under_way.discard(kept.number)
-
-        # By its number a reader knows a message that came twice: the confirmation of the first may have been lost.
-        name = f"{self.config.device}-{kept.number}".encode()
-        sent = self._client.publish(
-            kept.topic, kept.payload, qos=1, retain=kept.retain, correlation_data=name, on_confirmed=confirmed
-        )
-        if not sent:
-            with self._lock:
-                self._under_way.discard(kept.number)
-
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()
         self._client.publish(self._topics.state, payload, qos=1, retain=True)
+
+    def _turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        """Refuse what has cost its sender nothing: not more often than the limits say."""
+        if self._gate.admits("refusals"):
+            self._refuse(address, code, message, retry_after_ms)
 
     def _refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
         log.info("refused %s: %s", address.reply_to.removeprefix(self._topics.reply_root + "/"), code)
@@ -427,36 +492,9 @@ class Service:
     def _reply(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
         if address.id is not None:
             fields = {"id": address.id, **fields}
+        if self._pool and self._pool.allows_reply(address.reply_to):  # whoever asked a pool wants to know who answers
+            fields = {**fields, "device": self.config.device}
         self._client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
-
-
-def next_boot(state_dir: Path) -> int:
-    """Count this start in `state_dir` and return its number, from 1.
-
-    Raises:
-        ConfigurationError: the folder cannot be written.
-    """
-    path = state_dir / "boot"
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            boot = int(path.read_text(encoding="ascii")) + 1
-        except FileNotFoundError:
-            boot = 1
-        except ValueError:
-            log.warning("%s does not hold a number; the boot counter starts again from 1", path)
-            boot = 1
-        temporary = path.with_suffix(".new")
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(str(boot))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        raise ConfigurationError(
-            f"cannot keep the boot counter in {path}: {e.strerror}. Name a folder that can be written with --state-dir."
-        ) from None
-    return boot
 
 
 @contextlib.contextmanager

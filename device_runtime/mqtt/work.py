@@ -45,6 +45,12 @@ class WorkLine:
         with self._condition:
             return len(self._requests) + sum(map(len, self._slots.values()))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a request would be queued; the thread that adds requests can rely on it, but for `close`."""
+        with self._condition:
+            return not self._closed and len(self._requests) < self.limit
+
     def add_request(self, job: Job) -> bool:
         """Queue a request, or return False when the line is full."""
         with self._condition:
@@ -53,6 +59,14 @@ class WorkLine:
             self._requests.append(self._stamp(job))
             self._condition.notify()
             return True
+
+    def add_task(self, job: Job) -> bool:
+        """Queue something of the device's own, for which there is always room; False when the line is closed."""
+        with self._condition:
+            if not self._closed:
+                self._requests.append(self._stamp(job))
+                self._condition.notify()
+            return not self._closed
 
     def add_reading(self, slot: Hashable, job: Job, overload: Overload) -> bool:
         """Queue a reading in its slot; return False when a reading (this one or an older one) is given up for it."""

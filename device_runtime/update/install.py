@@ -15,7 +15,7 @@ from device_runtime.update.slots import Slots, resolve
 from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
 from device_runtime.update.state import Limits
 
-__all__ = ["Installed", "install", "preview"]
+__all__ = ["Installed", "has_bundle", "install", "preview"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def install(
     with ExitStack() as stack:
         opened = _open(source, policy, stack)
         manifest = policy.judge(opened.manifest, opened.signature, slots.state.security_counter)
-        if _has(slots, opened.manifest):
+        if has_bundle(slots, opened.manifest):
             return Installed(manifest.name, manifest.version, changed=False)
         staging = Staging.begin(slots, opened.manifest, opened.signature, policy)
         files = staging.missing()
@@ -91,7 +91,7 @@ def _send(source: _Source, file: Missing, staging: Staging) -> None:
         )
 
 
-def _has(slots: Slots, manifest: bytes) -> bool:
+def has_bundle(slots: Slots, manifest: bytes) -> bool:
     """Whether the bundle with this manifest is active or waits for its trial, and is sound."""
     slot = slots.state.trial.slot if slots.state.trial is not None else slots.state.active
     try:

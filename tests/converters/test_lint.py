@@ -236,7 +236,7 @@ class TestDamage:
             check_graph(tmp_path / "model.tflite")
 
     @given(data=st.data())
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def test_damage_gives_violations_or_one_error(self, graph: bytes, data: st.DataObject) -> None:
         """Whatever the offsets say: no other exception, and no endless reading."""
         damaged = bytearray(graph)

@@ -111,7 +111,7 @@ def drawn(compiler: SchemaCompiler, bundle: Bundle, schema: dict[str, Any], limi
 
 class TestAnyAnswer:
     @given(schema=schemas(), seed=st.integers(0, 2**32), spare=st.integers(0, 30))
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     def test_random_tokens_become_an_answer_that_fits_in_time(
         self, compiler: SchemaCompiler, bundle: Bundle, schema: dict[str, Any], seed: int, spare: int
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from device_runtime.errors import BundleError
@@ -28,7 +28,6 @@ def pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
 
 
 @every_tokenizer
-@settings(deadline=None)
 @given(text=texts)
 @example(text=" leading space")
 @example(text="  two")
@@ -47,7 +46,6 @@ def test_pieces_joined_are_the_text(name: str, text: str) -> None:
 
 
 @every_tokenizer
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_tokens_stream_to_what_they_decode_to(name: str, data: st.DataObject) -> None:
     """Tokens that no encoder makes, as a model may: lone bytes, control tokens in the middle."""

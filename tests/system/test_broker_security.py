@@ -25,7 +25,7 @@ from paho.mqtt.properties import Properties
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.client import BrokerAddress, Certificates, Client
-from tests.brokers import free_port, mosquitto_path
+from tests.brokers import free_port, made_broker
 from toolkit.broker.access import Access, access_list, parse_list, target
 from toolkit.cli import main
 
@@ -56,17 +56,6 @@ class Site:
     port: int
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    binary = mosquitto_path()
-    if binary is None:
-        pytest.skip("mosquitto is not installed (Debian: apt install mosquitto mosquitto-clients)")
-    config = folder / "mosquitto.conf"
-    text = config.read_text()
-    if "\nuser " not in text:  # as root it would become a user who may not read a test's keys
-        config.write_text(f"{text}user root\n")
-    return subprocess.Popen([binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, pi_bundle: Path) -> Iterator[Site]:
     folder, port = tmp_path_factory.mktemp("site"), free_port()
@@ -75,26 +64,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, pi_bundle: Path) -> Iterator[
     flags = ["--host", "localhost", "--port", str(port), "--fleet", str(fleet), "--client", "phone", "--client", "spy"]
     sensors = ["--sensor", "probe=plant/+/air", "--home-assistant", "ha"]
     assert main(["broker", "init", str(folder / "broker"), *flags, *sensors]) == 0
-    process = start(folder / "broker")
-    try:
-        end_s = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < end_s and not reachable(port):
-            time.sleep(0.05)
-        assert process.poll() is None, (folder / "broker" / "mosquitto.conf").read_text()
+    with made_broker(folder / "broker", port):
         yield Site(folder, port)
-    finally:
-        process.terminate()
-        process.wait(5)
-
-
-def reachable(port: int) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("localhost", port), timeout=0.2).close()
-    except OSError:
-        return False
-    return True
 
 
 class User:
@@ -289,11 +260,12 @@ class TestCommand:
 
     def test_a_second_call_adds_and_keeps(self, tmp_path: Path) -> None:
         assert self.init(tmp_path, "--host", "a.local", "--port", "9999", "--device", "one", "--client", "phone") == 0
+        changing = ("acl", "issued.pem")
         before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
         assert self.init(tmp_path, "--device", "two", "--sensor", "probe=x/+") == 0
         after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-        assert {name: after[name] for name in before if name != "acl"} == {
-            name: content for name, content in before.items() if name != "acl"
+        assert {name: after[name] for name in before if name not in changing} == {
+            name: content for name, content in before.items() if name not in changing
         }
         assert {"two.crt", "two.key", "probe.crt", "probe.key"} <= after.keys()
         access = parse_list(after["acl"].decode())

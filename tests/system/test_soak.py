@@ -1,12 +1,13 @@
-"""Many requests while the broker is restarted and the device is killed: each is answered once, or refused by name."""
+"""Many requests while the broker is restarted and devices are killed: each is answered once, or refused by name."""
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
+import statistics
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,28 +16,7 @@ from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port, mosquitto
-
-ROOT = Path(__file__).parents[2]
-DEVICE = ROOT / "tests" / "toolkit" / "scripted_device.py"
-
-
-class Device:
-    """The scripted device, which can be killed and comes back."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        fleet = ROOT / "examples" / "greenhouse" / "fleet.yaml"
-        url = f"mqtt://127.0.0.1:{port}"
-        self._command = [sys.executable, str(DEVICE), str(fleet), "--device", "greenhouse-pi", "--broker", url]
-        self._command += ["--state-dir", str(folder / "state")]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+from tests.scripted_fleet import Device, fleet_file
 
 
 @pytest.mark.parametrize(
@@ -44,7 +24,7 @@ class Device:
 )
 def test_every_request_has_one_end(requests: int, restart_every: int, kill_every: int, tmp_path: Path) -> None:
     port = free_port()
-    device = Device(tmp_path, port)
+    device = Device(tmp_path, port, "greenhouse-pi")
     broker = contextlib.ExitStack()
     broker.enter_context(mosquitto(tmp_path, port=port))
     device.start()
@@ -81,3 +61,53 @@ def test_every_request_has_one_end(requests: int, restart_every: int, kill_every
     assert ends["refused"] <= 15 * (interruptions + 1), dict(ends)
     assert ends["answered"] >= requests / 3
     print(f"\n{dict(ends)}")
+
+
+@pytest.mark.parametrize(
+    "requests, restart_every, kill_every", [(40, 30, 10), pytest.param(10_000, 500, 100, marks=pytest.mark.slow)]
+)
+def test_a_pool_answers_every_request(requests: int, restart_every: int, kill_every: int, tmp_path: Path) -> None:
+    """Workers are killed with SIGKILL in the middle of an answer, and none of the answers is lost, doubled or mixed."""
+    port = free_port()
+    fleet = fleet_file(tmp_path, {f"worker-{i}": ", pool: herd" for i in range(3)})
+    workers = {name: Device(tmp_path, port, name, fleet) for name in ("worker-0", "worker-1", "worker-2")}
+    broker = contextlib.ExitStack()
+    broker.enter_context(mosquitto(tmp_path, port=port))
+    hand = threading.Lock()  # that pulls plugs
+    failovers_ms: list[float] = []
+
+    def ask(number: int) -> None:
+        kill = number % kill_every == kill_every - 1
+        if number % restart_every == restart_every - 1:
+            with hand:
+                broker.close()
+                broker.enter_context(mosquitto(tmp_path, port=port))
+        prompt = " ".join(f"word-{number}-{i}" for i in range(60 if kill else 4))
+        answer = model.generate(prompt, timeout_s=60.0)
+        text = next(answer)
+        if kill and answer.device is not None:
+            with hand:
+                workers[answer.device].kill()
+                killed_s = time.monotonic()
+                workers[answer.device].start()
+            text += next(answer)
+            failovers_ms.append((time.monotonic() - killed_s) * 1e3)
+        text += "".join(answer)
+        assert text == answer.final.text == prompt.upper()
+
+    try:
+        for worker in workers.values():
+            worker.start(ready=True)
+        with RemoteModel(BrokerAddress("127.0.0.1", port), pool="herd") as model, ThreadPoolExecutor(4) as threads:
+            for _ in threads.map(ask, range(requests)):  # the first that fails is raised here
+                pass
+    finally:
+        for worker in workers.values():
+            worker.kill()
+        broker.close()
+    assert len(failovers_ms) >= requests // kill_every - requests // restart_every
+    print(
+        f"\n{requests} requests, {len(failovers_ms)} workers killed in the middle of an answer, "
+        f"{requests // restart_every} restarts of the broker: all answered; the answer went on after "
+        f"{statistics.median(failovers_ms):.0f} ms in the median, {max(failovers_ms):.0f} ms at most"
+    )

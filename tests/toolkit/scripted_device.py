@@ -1,8 +1,12 @@
-"""`stonechat serve` with a scripted model in place of the engine: it repeats a prompt in upper case."""
+"""`stonechat serve` with a scripted model in place of the engine: it repeats a prompt in upper case.
+
+STONECHAT_SCRIPT_PIECE_S: how long it takes for each word.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,19 +20,21 @@ from scripted import ScriptedAnswer, ScriptedModel  # noqa: E402
 from device_runtime import engine  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
+PIECE_S = float(os.environ.get("STONECHAT_SCRIPT_PIECE_S", "0.005"))
+
 
 class SlowAnswer(ScriptedAnswer):
     """Takes its time for each piece, as a model does."""
 
     def __next__(self) -> str:
-        time.sleep(0.005)
+        time.sleep(PIECE_S)
         return super().__next__()
 
 
 class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
 
-    manifest = SimpleNamespace(instruction=None, chat_template="x")
+    manifest = SimpleNamespace(instruction=None, chat_template="x", expires=None)
 
     def check_schema(self, schema: object, max_new: object = None) -> None:
         """Any will do."""
@@ -39,6 +45,7 @@ class SlowModel(ScriptedModel):
 
     def generate(self, prompt, **options):  # type: ignore[no-untyped-def]
         answer = super().generate(prompt, **options)
+        self.asked.clear()  # it may be asked for hours
         return SlowAnswer(answer._pieces, None)
 
 

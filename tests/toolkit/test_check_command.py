@@ -52,7 +52,7 @@ def test_a_good_file(check: Check, pi_bundle: Path) -> None:
 def test_a_bundle_on_another_machine_is_said_to_be_unchecked(check: Check, tmp_path: Path) -> None:
     code, out, _ = check(tmp_path / "elsewhere", max_new=1)
     assert code == 0
-    assert f"the bundle of north is not on this machine ({tmp_path}/elsewhere); what its links ask" in out
+    assert f"the bundle of tiny is not on this machine ({tmp_path}/elsewhere); what links ask" in out
 
 
 def test_json(check: Check, pi_bundle: Path) -> None:

@@ -1,1 +1,1 @@
-"""A broker for a fleet: certificates, an access list and a configuration for mosquitto."""
+"""A broker for a fleet: certificates, passwords, an access list and a configuration for mosquitto."""

@@ -1,7 +1,8 @@
-"""Who may do what at the broker: mosquitto's access list, and its configuration.
+"""Who may do what at the broker: mosquitto's access list.
 
-mosquitto takes each user's name from its certificate. A line that begins with `pattern` holds for every user, with %u
-in place of the name, so a device reads its own commands and writes its own answers and nobody else's.
+A user's name is that of its certificate, or the one that its password belongs to. A line that begins with `pattern`
+holds for every user, with %u in place of the name, so a device reads its own commands and writes its own answers and
+nobody else's.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from device_runtime.mqtt.fleet import Fleet
 
-__all__ = ["Access", "access_list", "configuration", "parse_list", "target"]
+__all__ = ["Access", "access_list", "parse_list", "target"]
 
 _PATTERNS = """\
 # Every device: its commands in, its word out.
@@ -43,24 +43,6 @@ _HOME_ASSISTANT = (
     "read stonechat/1/+/out/health",
     "read stonechat/1/+/out/link/+",
 )
-_CONFIGURATION = """\
-# Made by `stonechat broker init`. Start it with: mosquitto -c {folder}/mosquitto.conf
-listener {port}
-cafile {folder}/ca.crt
-certfile {folder}/broker.crt
-keyfile {folder}/broker.key
-# Nobody comes in without a certificate of this authority, and its name is the user's.
-require_certificate true
-use_identity_as_username true
-allow_anonymous false
-acl_file {folder}/acl
-# Pieces of an answer are small; without this they wait for one another.
-set_tcp_nodelay true
-# A message that no stonechat part would read is not carried.
-max_packet_size 131072
-max_queued_messages 1000
-persistence false
-"""
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 
 
@@ -86,6 +68,10 @@ class Access:
     def add_sensor(self, name: str, topic: str) -> None:
         """Something that writes readings to one topic or filter."""
         self.add(name, [f"write {topic}"])
+
+    def add_reader(self, name: str, topic: str) -> None:
+        """Something that reads one topic or filter, such as a flow that passes readings on."""
+        self.add(name, [f"read {topic}"])
 
     def add_fleet(self, fleet: Fleet) -> None:
         """All devices of a fleet file: what their links read and write, and their pools."""
@@ -114,11 +100,6 @@ def access_list(access: Access) -> str:
     for name, lines in sorted(access.rights.items()):
         blocks.append("\n".join([f"user {name}", *(f"topic {line}" for line in lines), ""]))
     return "\n".join(blocks)
-
-
-def configuration(folder: Path, port: int) -> str:
-    """mosquitto.conf, for files that lie in `folder` on the broker's machine."""
-    return _CONFIGURATION.format(folder=folder, port=port)
 
 
 def parse_list(text: str) -> Access:

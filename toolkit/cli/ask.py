@@ -1,4 +1,4 @@
-"""`stonechat ask`: ask a device over MQTT and print its answer as it comes."""
+"""`stonechat ask`: ask a device or a pool over MQTT and print its answer as it comes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat ask`."""
     parser.add_argument("prompt", help="what to ask")
     parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="mqtt://[user@]host[:port]")
-    parser.add_argument("--device", metavar="ID", required=True, help="which device to ask")
+    whom = parser.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--device", metavar="ID", help="which device to ask")
+    whom.add_argument("--pool", metavar="GROUP", help="ask whichever device of this pool is free")
     parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
     parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
     parser.add_argument("--max-new", metavar="N", type=int, help="at most N tokens")
@@ -40,15 +42,18 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.topics import check_id, is_id
     from toolkit.cli.options import read_schema
 
-    if args.certs is not None and args.name is None:
-        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
     name = check_id("client", args.name) if args.name is not None else None
-    certificates = Certificates.of(args.certs, name) if args.certs is not None and name is not None else None
-    broker = BrokerAddress.from_url(args.broker, password=read_password(args.password_file), certificates=certificates)
+    known_as = name or BrokerAddress.from_url(args.broker).user
+    if args.certs is not None and known_as is None:
+        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
+    password, certificates = read_password(args.password_file, known_as), None
+    if args.certs is not None and known_as is not None:
+        certificates = Certificates.of(args.certs, known_as, password=password is not None)
+    broker = BrokerAddress.from_url(args.broker, password=password, certificates=certificates, user=name)
     if name is None and broker.user is not None and is_id(broker.user):
         name = broker.user
     system = [{"role": "system", "content": args.system}] if args.system else []
-    model = RemoteModel(broker, args.device, client=name)
+    model = RemoteModel(broker, args.device, pool=args.pool, client=name)
     answer = model.generate(
         [*system, {"role": "user", "content": args.prompt}],
         temperature=args.temperature,
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             return 130
     final = answer.final
     if args.json:
-        print(json.dumps({"device": args.device, **final.to_fields()}, ensure_ascii=False))
+        print(json.dumps({"device": answer.device, **final.to_fields()}, ensure_ascii=False))
     else:
         print()
         if final.finish == "deadline":

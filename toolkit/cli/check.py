@@ -32,12 +32,13 @@ def run(args: argparse.Namespace) -> int:
     elsewhere, faults = {}, []
     for device in plan.devices:
         try:
-            path = resolve(Path(plan.model(device).bundle))
-            if not (path / MANIFEST).is_file():
-                elsewhere[device] = str(path)
-                continue
-            bundle = Bundle.open(path)
-            plan.check_model(device, bundle.manifest, SchemaCompiler(bundle).check)
+            for name, model in plan.models_of(device).items():
+                path = resolve(Path(model.bundle))
+                if not (path / MANIFEST).is_file():
+                    elsewhere[name] = str(path)
+                    continue
+                bundle = Bundle.open(path)
+                plan.check_model(device, name, bundle.manifest, SchemaCompiler(bundle).check)
         except ConfigurationError as error:
             faults.append(str(error))
     if faults:
@@ -48,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
     print(f"{args.fleet}: {', '.join(words)}; no faults")
-    for device, missing in elsewhere.items():
-        print(f"the bundle of {device} is not on this machine ({missing}); what its links ask of it was not checked")
+    for name, missing in elsewhere.items():
+        print(f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked")
     return 0

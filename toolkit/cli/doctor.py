@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("--fleet and --device go together: which device of which file is this?")
     plan = fleet.load(args.fleet) if args.fleet else None
     if plan is not None:
-        plan.model(args.device)
+        plan.models_of(args.device)
     return print_findings(examine(plan, args.device, args.board, args.broker), args.json)
 
 

@@ -113,8 +113,7 @@ class Installer:
         self.remote, self.plan, self._say, self._progress = remote, plan, say, progress
         self.report = Report(plan.device, str(remote.target))
         self._plan = fleet.load(plan.fleet)
-        self._model = self._plan.devices[plan.device].model if plan.device in self._plan.devices else ""
-        self._plan.model(plan.device)  # is there such a device?
+        self._models = tuple(self._plan.models_of(plan.device))
         self._files = files_of(plan, self._plan)
 
     def run(self, dry_run: bool = False) -> Report:
@@ -248,9 +247,10 @@ class Installer:
     def _service(self) -> Step:
         layout, changed = self.plan.layout, any(step.changed for step in self.report.steps)
         deploy = f"stonechat deploy BUNDLE --to {self.remote.target}"
-        if self.remote.run(_HAS_MODEL, layout.slots(self._model), as_root=True).code:
-            self.report.next = f"bring a model: {deploy}"
-            return Step("service", False, f"no model {self._model} yet, so it is not started")
+        for model in self._models:
+            if self.remote.run(_HAS_MODEL, layout.slots(model), as_root=True).code:
+                self.report.next = f"bring a model: {deploy}" + (f" --model {model}" if self._models[1:] else "")
+                return Step("service", False, f"no model {model} yet, so it is not started")
         if not self._systemd and self.plan.restart is None:
             self.report.next = f"start it anew: {shlex.join(layout.serve(self.plan.device))}"
             return Step("service", False, "left to you (--service none)")

@@ -80,9 +80,9 @@ def status(board: BoardDevice) -> Status:
         copy = Path(folder) / "fleet.yaml"
         copy.write_text(board.fleet_text(), encoding="utf-8")
         plan = fleet.load(copy)
-    own = plan.devices[record.device].model if record.device in plan.devices else None
+    own = plan.devices[record.device].models if record.device in plan.devices else ()
     models = {name: board.slots(name) for name in plan.models}
-    models = {name: slots for name, slots in models.items() if slots is not None or name == own}
+    models = {name: slots for name, slots in models.items() if slots is not None or name in own}
     return Status(record.device, str(board.remote.target), record.board, version, board.unit(), models)
 
 

@@ -61,7 +61,7 @@ class OverSsh:
             raise ConfigurationError(
                 f"The fleet file of {self._remote.target} has no model {name!r}; it has {', '.join(plan.models)}."
             )
-        return name or plan.devices[self.device].model
+        return name or plan.devices[self.device].models[0]
 
     def send(self, bundle: Outgoing, model: str, progress: Callable[[str, float], None]) -> tuple[list[str], int]:
         """As in `Transport`."""

@@ -130,8 +130,9 @@ def on_air(port: int, peer: Callable[..., Peer], tmp_path: Path) -> Iterator[Cal
     def start(script: ScriptedModel | None = None, **config: Any) -> OnAir:
         device = config.pop("device", f"dev-{next(_numbers)}")
         model = script or ScriptedModel()
+        models = config.pop("scripts", {})  # by name, where there are several
         settings = {"state_dir": tmp_path / device, "broker": BrokerAddress("127.0.0.1", port)} | config
-        service = Service(DeviceConfig(device, **settings), lambda: model)
+        service = Service(DeviceConfig(device, **settings), lambda name: models.get(name, model))
         thread = threading.Thread(target=service.run)
         topics = DeviceTopics(device)
         client = peer()

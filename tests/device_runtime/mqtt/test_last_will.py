@@ -18,7 +18,7 @@ from scripted import ScriptedModel
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.service import DeviceConfig, Service, stop_on_signals
 broker = BrokerAddress("127.0.0.1", int(sys.argv[1]))
-service = Service(DeviceConfig("mortal", broker, Path(sys.argv[2])), ScriptedModel)
+service = Service(DeviceConfig("mortal", broker, Path(sys.argv[2])), lambda name: ScriptedModel())
 with stop_on_signals(service):
     service.run()
 """

@@ -8,6 +8,7 @@ import pytest
 from scripted import ScriptedModel
 
 from device_runtime.mqtt.links import Link, LinkError, Reading, Window, Windows, read
+from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.payload import MessageError
 
 
@@ -64,7 +65,9 @@ def test_a_field_cannot_take_the_place_of_topic_or_window():
         ({"prompt": "{{ x }}"}, {}, "'x' is undefined"),
         ({"prompt": "{{ 1 / x }}"}, {"x": 0}, "ZeroDivisionError"),
         ({"prompt": "{{ x.__class__.__mro__ }}"}, {"x": 0}, "unsafe"),
-        ({"prompt": "{{ x * 40000 }}"}, {"x": "a"}, "40000 characters"),
+        ({"prompt": "{{ x }}"}, {"x": "a" * 40000}, "40000 characters"),
+        ({"prompt": "{{ x * 40000 }}"}, {"x": "a"}, "two numbers"),
+        ({"prompt": "{{ x % 10 }}"}, {"x": "%999999999d"}, "two numbers"),
         ({"to": "a/{{ x }}"}, {"x": "b/c"}, "cannot be one level"),
         ({"to": "a/{{ x }}"}, {"x": "#"}, "cannot be one level"),
         ({"to": "a/{{ x }}"}, {"x": ""}, "cannot be one level"),
@@ -101,6 +104,16 @@ def test_a_reading_wakes_the_model_and_its_answer_goes_out(on_air):
     expected = {"text": "95 DEGREES", "reading": {"t": 95}, "link": "hot", "device": device.topics.device}
     assert seen[-1][1] == expected
     assert len(device.model.asked) == 1
+
+
+def test_a_link_is_answered_by_the_model_that_it_names(on_air):
+    scripts = {"small": ScriptedModel(["small"]), "large": ScriptedModel(["large"])}
+    models = (ModelSettings("small"), ModelSettings("large"))
+    device = on_air(models=models, scripts=scripts, links=(hot(3), hot(3, name="why", model="large")))
+    device.client.subscribe("plant/3/+/advice")
+    device.client.publish("plant/3/b1", {"t": 95})
+    answers = [device.client.until(lambda t, v: t.endswith("/advice"))[-1][1] for _ in range(2)]
+    assert {a["link"]: a["text"] for a in answers} == {"hot": "small", "why": "large"}
 
 
 def test_overlapping_links_each_wake_once(on_air):

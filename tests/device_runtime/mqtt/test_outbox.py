@@ -53,7 +53,7 @@ class TestTheBox:
         assert len(set(numbers)) == 4 and numbers == sorted(numbers)
 
     @given(st.lists(st.sampled_from(["put", "done"]), max_size=40))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_it_never_holds_more_than_its_limit_and_gives_up_the_oldest(
         self, tmp_path_factory: pytest.TempPathFactory, actions: list[str]
     ) -> None:
@@ -90,7 +90,7 @@ class TestTheBox:
 class TestOnAir:
     def start(self, folder: Path, port: int, model: ScriptedModel) -> tuple[Service, threading.Thread]:
         config = DeviceConfig("kept", BrokerAddress("127.0.0.1", port), folder, links=(LINK,), home_assistant=False)
-        service = Service(config, lambda: model)
+        service = Service(config, lambda name: model)
         thread = threading.Thread(target=service.run)
         thread.start()
         return service, thread

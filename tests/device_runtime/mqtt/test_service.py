@@ -16,6 +16,7 @@ from scripted import ScriptedModel
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.mqtt import client
 from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.service import DeviceConfig, Service, next_boot
 from tests.brokers import free_port
 
@@ -30,7 +31,7 @@ def replies(device):
 
 
 def test_a_request_gets_one_whole_answer(on_air):
-    device = on_air(ScriptedModel(["Open", " the", " window."]), model="assistant", max_new=9)
+    device = on_air(ScriptedModel(["Open", " the", " window."]), models=(ModelSettings("assistant", max_new=9),))
     device.ask(prompt="It is hot.")
     (answer,) = replies(device)
     assert answer == {
@@ -92,12 +93,29 @@ def test_a_schema_that_cannot_be_used_is_told_so(on_air):
 
 
 def test_the_fleets_system_message_goes_first_unless_the_client_has_one(on_air):
-    device = on_air(system="Be brief.")
+    device = on_air(models=(ModelSettings(system="Be brief."),))
     device.ask(prompt="x")
     replies(device)
     device.ask(messages=[{"role": "system", "content": "Be long."}, {"role": "user", "content": "y"}], correlation=b"2")
     replies(device)
     assert [[m["content"] for m in asked[0]] for asked in device.model.asked] == [["Be brief.", "x"], ["Be long.", "y"]]
+
+
+def test_a_request_names_one_of_several_models_or_gets_the_first(on_air):
+    scripts = {"small": ScriptedModel(["small"]), "large": ScriptedModel(["large"])}
+    models = (ModelSettings("small", max_new=7), ModelSettings("large", system="Be brief."))
+    device = on_air(models=models, scripts=scripts)
+    device.ask(session="0", correlation=b"0", prompt="x", model="huge")
+    error = device.client.until(lambda t, v: v.get("error"))[-1][1]["error"]
+    assert error["code"] == "unknown_model"
+    assert "it has 'small', 'large'" in error["message"]
+    for session, named in (("1", {}), ("2", {"model": "large"}), ("3", {"model": "small"})):
+        device.ask(session=session, correlation=session.encode(), prompt="x", **named)
+    answers = [device.client.until(lambda t, v: v.get("done"))[-1][1]["text"] for _ in range(3)]
+    assert answers == ["small", "large", "small"]
+    assert [options["max_new"] for _, options in scripts["small"].asked] == [7, 7]
+    ((messages, options),) = scripts["large"].asked
+    assert (messages[0]["content"], options["max_new"]) == ("Be brief.", None)
 
 
 def test_the_first_piece_is_not_held_back_until_the_end(on_air):
@@ -350,7 +368,7 @@ def test_prompts_and_answers_stay_out_of_logs(on_air, caplog):
 
 
 def test_info_and_state_are_retained(on_air, peer):
-    device = on_air(model="assistant")
+    device = on_air(models=(ModelSettings("assistant"),))
     late = peer()
     late.subscribe(device.topics.info, device.topics.state)
     values = dict([late.next(), late.next()])
@@ -397,7 +415,7 @@ def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_pa
 
     for folder in ("a", "b"):
         config = DeviceConfig("twin", BrokerAddress("127.0.0.1", port), tmp_path / folder)
-        services.append(Service(config, ScriptedModel))
+        services.append(Service(config, lambda name: ScriptedModel()))
         threading.Thread(target=run, args=[services[-1]]).start()
     assert "is 'twin' running elsewhere?" in failures.get(timeout=20)
     for service in services:
@@ -406,7 +424,7 @@ def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_pa
 
 def test_no_broker_is_unreachable_with_host_port_reason_and_next_step(tmp_path):
     port = free_port()
-    service = Service(DeviceConfig("d", BrokerAddress("127.0.0.1", port), tmp_path), ScriptedModel)
+    service = Service(DeviceConfig("d", BrokerAddress("127.0.0.1", port), tmp_path), lambda name: ScriptedModel())
     with pytest.raises(UnreachableError, match=f"127.0.0.1:{port}: Connection refused. Check that it runs") as e:
         service.run()
     assert e.value.exit_code == 3

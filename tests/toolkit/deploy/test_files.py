@@ -50,7 +50,7 @@ def test_only_the_paths_of_a_fleet_file_are_replaced(tmp_path):
         .replace("'../certs of the site'", '"certs"')
     )
     plan = fleet.load(written(tmp_path, text))
-    assert plan.model("pi-1").bundle == str(tmp_path / "models/assistant")
+    assert plan.models_of("pi-1")["assistant"].bundle == str(tmp_path / "models/assistant")
 
 
 def test_what_a_board_has_already_stays_as_it_is(tmp_path):

@@ -1,0 +1,42 @@
+"""How often a device has started: by this number, others tell its word from that of an earlier life."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from device_runtime.errors import ConfigurationError
+
+__all__ = ["next_boot"]
+
+log = logging.getLogger("stonechat.serve")
+
+
+def next_boot(state_dir: Path) -> int:
+    """Count this start in `state_dir` and return its number, from 1.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    path = state_dir / "boot"
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            boot = int(path.read_text(encoding="ascii")) + 1
+        except FileNotFoundError:
+            boot = 1
+        except ValueError:
+            log.warning("%s does not hold a number; the boot counter starts again from 1", path)
+            boot = 1
+        temporary = path.with_suffix(".new")
+        with temporary.open("w", encoding="ascii") as file:
+            file.write(str(boot))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as e:
+        raise ConfigurationError(
+            f"cannot keep the boot counter in {path}: {e.strerror}. Name a folder that can be written with --state-dir."
+        ) from None
+    return boot

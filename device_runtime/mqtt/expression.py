@@ -1,0 +1,153 @@
+"""The language of `when`: one expression over a reading, that cannot do anything but compute a value.
+
+Its syntax is Python's; it is evaluated by simpleeval, which walks the syntax tree and never calls `eval`. There are
+fields (`temp_c`, `reading["temp-c"]`, `window[-1].temp_c`), comparisons, `and or not in`, `a if b else c`,
+`+ - * / // %`, `r.temp_c for r in window` inside of a function, and the functions below. There are no methods and no
+attributes but fields, no powers and no text formatting: values come from whoever can publish a reading, and a small
+one must not become a large computation.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import simpleeval
+
+from device_runtime.errors import ConfigurationError, StonechatError
+
+__all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic"]
+
+MAX_CHARACTERS = 1000
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (abs, all, any, float, int, len, max, min, round, sum)
+}
+_CONSTANTS = {"true": True, "false": False, "null": None}  # as JSON spells them
+_OPERATOR_SIGNS = {"*": operator.mul, "%": operator.mod, "**": operator.pow}
+_MAX_EXPONENT = 64
+
+# What an expression can run into: it computes with values that anybody may send.
+_ERRORS = (
+    simpleeval.InvalidExpression, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+
+
+class LinkError(StonechatError):
+    """A link met a reading that its expression or its templates cannot use."""
+
+    code = "link"
+
+
+class UndefinedNameError(LinkError):
+    """The reading lacks a field that is used."""
+
+
+class Expression:
+    """An expression, ready to be evaluated many times. For one thread."""
+
+    def __init__(self, source: str) -> None:
+        """Read an expression.
+
+        Raises:
+            ConfigurationError: it is not one, or uses what there is not.
+        """
+        self.source = source
+        self._evaluator = simpleeval.EvalWithCompoundTypes(
+            operators=dict(_OPERATORS), functions=dict(_FUNCTIONS), names={}
+        )
+        self._evaluator.functions = dict(_FUNCTIONS)  # without those that it has added
+        self._evaluator.nodes = {node: handler for node, handler in self._evaluator.nodes.items() if node in _NODES}
+        self._evaluator.nodes[ast.Attribute] = self._field
+        self._tree = _parse(source)
+
+    def value(self, names: Mapping[str, Any]) -> Any:
+        """What the expression is with these names.
+
+        Raises:
+            LinkError: a name or a field is not there, or a value is of a kind that cannot be computed with.
+        """
+        self._evaluator.names = {**_CONSTANTS, **names}
+        try:
+            return self._evaluator.eval(self.source, previously_parsed=self._tree)
+        except LinkError:
+            raise
+        except simpleeval.NameNotDefined as error:
+            raise UndefinedNameError(f"{error.name!r} is undefined") from None
+        except _ERRORS as error:
+            raise LinkError(f"{type(error).__name__}: {error}") from None
+
+    def _field(self, node: ast.Attribute) -> Any:
+        """`window[-1].temp_c`: a field of an object, and never an attribute of Python's."""
+        value = self._evaluator._eval(node.value)
+        if isinstance(value, Mapping) and node.attr in value:
+            return value[node.attr]
+        raise UndefinedNameError(f"{ast.unparse(node)!r} is undefined")
+
+
+def arithmetic(sign: str, left: Any, right: Any) -> Any:
+    """`left sign right`, for numbers alone: with texts, `*` and `%` make long ones out of short ones.
+
+    Raises:
+        TypeError: one of them is no number.
+        ArithmeticError: an exponent is too large.
+    """
+    if not (isinstance(left, int | float) and isinstance(right, int | float)):
+        raise TypeError(f"{sign!r} needs two numbers, not {type(left).__name__} and {type(right).__name__}")
+    if sign == "**" and not (abs(left) <= 2**64 and abs(right) <= _MAX_EXPONENT):
+        raise ArithmeticError(f"'**' takes exponents up to {_MAX_EXPONENT}")
+    return _OPERATOR_SIGNS[sign](left, right)
+
+
+def _parse(source: str) -> ast.expr:
+    if len(source) > MAX_CHARACTERS:
+        raise ConfigurationError(f"the expression has {len(source)} characters; at most {MAX_CHARACTERS} are allowed")
+    try:
+        tree = ast.parse(source.strip(), mode="eval").body
+    except SyntaxError as error:
+        place = error.offset or len(source) + 1
+        hint = "; equality is ==" if source.strip()[place - 1 : place] == "=" else ""
+        raise ConfigurationError(f"not an expression: {error.msg} at character {place}{hint}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ConfigurationError(f"not an expression: {error}") from None
+    for node in ast.walk(tree):
+        _check(node)
+    return tree
+
+
+def _check(node: ast.AST) -> None:
+    """A fault that can be seen in the file is not left for the first reading to find."""
+    if isinstance(node, ast.expr) and type(node) not in _NODES:
+        raise ConfigurationError(f"{ast.unparse(node)!r} is not part of the expressions that `when` takes")
+    if isinstance(node, ast.operator | ast.unaryop | ast.cmpop) and type(node) not in _OPERATORS:
+        raise ConfigurationError(f"the operator {type(node).__name__} is not part of the expressions that `when` takes")
+    if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | bool | None):
+        raise ConfigurationError(f"{ast.unparse(node)!r} is neither a number nor a text")
+    if isinstance(node, ast.Call):
+        name = node.func.id if isinstance(node.func, ast.Name) else None
+        if name not in _FUNCTIONS:
+            near = get_close_matches(name or "", _FUNCTIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_FUNCTIONS)}."
+            raise ConfigurationError(f"there is no function {ast.unparse(node.func)!r}; {hint}")
+
+
+_NODES: frozenset[type[ast.AST]] = frozenset(
+    {
+        ast.Attribute, ast.BinOp, ast.BoolOp, ast.Call, ast.Compare, ast.Constant, ast.GeneratorExp, ast.IfExp,
+        ast.List, ast.ListComp, ast.Name, ast.Slice, ast.Subscript, ast.Tuple, ast.UnaryOp,
+    }
+)  # fmt: skip
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    node: simpleeval.DEFAULT_OPERATORS[node]
+    for node in (
+        ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.USub, ast.UAdd, ast.Not, ast.Eq, ast.NotEq, ast.Lt, ast.LtE,
+        ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot,
+    )
+} | {
+    ast.Mult: lambda left, right: arithmetic("*", left, right),
+    ast.Mod: lambda left, right: arithmetic("%", left, right),
+}  # fmt: skip

@@ -1,0 +1,76 @@
+"""How much a device takes in: a token bucket for each kind of input, and a count of what was kept out.
+
+A limit is far above what an honest fleet sends. It is there so that a client gone wild costs the device neither its
+memory nor its CPU, its log or its share of the network: what is kept out is not even parsed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["Gate", "Kind", "Limits"]
+
+EVENT_INTERVAL_S = 60.0
+BURST_S = 2.0  # so many seconds' worth may come at once
+
+Kind = Literal["requests", "cancels", "readings", "refusals", "announcements", "updates", "oversized"]
+
+log = logging.getLogger("stonechat.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Messages a second, over two seconds."""
+
+    requests: float = 500.0
+    cancels: float = 500.0
+    readings: float = 5000.0  # a reading costs about 0.14 ms of a desk machine's core
+    refusals: float = 50.0  # error replies to, and log lines about, what was not accepted: junk is not amplified
+    announcements: float = 1.0  # to Home Assistant, when it says that it has started
+    updates: float = 10.0  # orders; of their pieces only those are read that were asked for
+
+
+class Gate:
+    """Lets in what is within the limits. May be used from any thread."""
+
+    def __init__(
+        self, limits: Limits, tell: Callable[[dict[str, Any]], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`tell` gets an event when something was kept out, at most once a minute for each kind."""
+        self._tell, self._clock = tell, clock
+        self._lock = threading.Lock()
+        self._rates: dict[str, float] = asdict(limits)
+        self._tokens = {kind: rate * BURST_S for kind, rate in self._rates.items()}
+        self._filled_s = dict.fromkeys(self._rates, clock())
+        self._told_s: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()  # kind -> messages that were kept out
+
+    def admits(self, kind: Kind) -> bool:
+        """Whether one more message of this kind is within its limit; if not, it is counted."""
+        rate = self._rates[kind]
+        with self._lock:
+            now_s = self._clock()
+            tokens = min(rate * BURST_S, self._tokens[kind] + (now_s - self._filled_s[kind]) * rate)
+            self._filled_s[kind] = now_s
+            self._tokens[kind] = tokens - 1 if tokens >= 1 else tokens
+        if tokens >= 1:
+            return True
+        self.drop(kind, f"more than {rate:g} a second came")
+        return False
+
+    def drop(self, kind: Kind, message: str) -> None:
+        """Count a message that was kept out, and why."""
+        with self._lock:
+            self.counts[kind] += 1
+            now_s, count = self._clock(), self.counts[kind]
+            if now_s - self._told_s.get(kind, -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
+                return
+            self._told_s[kind] = now_s
+        log.warning("%s dropped (%d so far): %s", kind, count, message)
+        self._tell({"event": "dropped", "kind": kind, "message": message, "count": count})
