@@ -120,7 +120,9 @@ def main() -> None:
     for checkpoint, plan in work:
         with tempfile.TemporaryDirectory() as folder:
             for row in rows(checkpoint, Path(folder), plan):
-                print(f"{row.what:48}{row.predicted:11.1f}{row.measured:11.1f} {row.unit}  {row.error:+.1%}", flush=True)
+                print(
+                    f"{row.what:48}{row.predicted:11.1f}{row.measured:11.1f} {row.unit}  {row.error:+.1%}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class Subject:
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         known = self.graph.width > 0
         other = self.model_bytes if not known else None  # nothing better is known of an older bundle
-        return replace(
-            self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None
-        )
+        return replace(self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None)
 
     @property
     def graph_bytes(self) -> int:
@@ -186,7 +184,9 @@ def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
         "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),
         "arena": Figure("  arena", taken.total_bytes, "bytes", kind, cost=True),
         "kv_cache": Figure("    kv_cache", taken.kv_cache_bytes, "bytes", kind, cost=True),
-        "records": Figure("    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True),
+        "records": Figure(
+            "    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True
+        ),
         "activations": Figure("    activations", taken.head_bytes, "bytes", kind, cost=True),
         "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
     }

@@ -84,7 +84,9 @@ def model_bytes(shape: GraphShape, profile: str, context: int) -> int:
     if profile == "pi":
         signatures = 2 * len(cache_windows(context))
         mapped = _FLOAT * shape.width**2 if shape.tied_head else 0
-        return weights + mapped + tables + scales + signatures * (_FLOAT * _rows(shape, 5) + shape.layers * _GRAPH_LAYER)
+        return (
+            weights + mapped + tables + scales + signatures * (_FLOAT * _rows(shape, 5) + shape.layers * _GRAPH_LAYER)
+        )
     mapped = 2 * shape.width**2 if shape.tied_head else 0
     slots = _FLOAT * context
     return weights + mapped + tables + scales + slots + 12 * _rows(shape, 2) + 160 * _operators(shape)
@@ -103,7 +105,13 @@ def memory(shape: GraphShape, profile: str, context: int, tokenizer_bytes: int, 
         # The interpreter keeps no records as dense as TFLite Micro's, and maps the whole graph.
         graph = _LITERT_MODEL + 1_400 * _operators(shape) + 100 * _rows(shape, 2)
         return Footprint(
-            _PROCESS["micro"], tokenizer, graph_bytes, graph, wide.head_bytes, wide.kv_cache_bytes + 8 * shape.vocabulary, 0
+            _PROCESS["micro"],
+            tokenizer,
+            graph_bytes,
+            graph,
+            wide.head_bytes,
+            wide.kv_cache_bytes + 8 * shape.vocabulary,
+            0,
         )
     windows = cache_windows(context)
     rows = _rows(shape, 5)
