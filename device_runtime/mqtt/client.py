@@ -235,6 +235,13 @@ class Client:
             if self._paho.is_connected():
                 self._send_subscriptions(list(subscriptions))
 
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Take a subscription back, now and for each reconnect."""
+        with self._lock:
+            self._subscriptions = [s for s in self._subscriptions if s.filter != subscription.filter]
+            if self._paho.is_connected():
+                self._paho.unsubscribe(subscription.filter)
+
     def publish(
         self,
         topic: str,

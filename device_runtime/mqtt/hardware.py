@@ -13,8 +13,8 @@ class Hardware(Protocol):
     """The seam; `device_runtime.serial.model.SerialModel` fits it too."""
 
     @property
-    def available(self) -> bool:
-        """Whether the model can be asked now. While it cannot, the device's state is `lost`."""
+    def trouble(self) -> str:
+        """Why the model cannot be asked now; empty when it can. While it cannot, the device's state is `lost`."""
 
     def info(self) -> dict[str, Any]:
         """Fields of `Info`."""
@@ -26,7 +26,7 @@ class Hardware(Protocol):
 class ThisMachine:
     """The model runs here."""
 
-    available = True
+    trouble = ""
 
     def info(self) -> dict[str, Any]:
         """Fields of `Info`."""

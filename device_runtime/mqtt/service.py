@@ -30,6 +30,7 @@ from device_runtime.mqtt.hardware import Hardware, ThisMachine
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.limits import Gate, Limits
 from device_runtime.mqtt.links import Link
+from device_runtime.mqtt.membership import Membership
 from device_runtime.mqtt.messages import (
     Accepted,
     Address,
@@ -121,6 +122,7 @@ class Service:
             on_oversized=lambda topic, size: self._gate.drop("oversized", f"{topic[:64]} came with {size} bytes"),
             will=Will(self._topics.state, State(DeviceState.LOST, self._boot).to_json()),
         )
+        self._membership = Membership(self._pool, self._client, self._line) if self._pool else None
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._delivery = Delivery(config.device, self._outbox, self._client)
         self._failure: Exception | None = None  # ends `run`
@@ -214,7 +216,7 @@ class Service:
         return [
             *(Subscription(topic, tell_retained=True) for topic in commands),
             *([Subscription(self._topics.ota_piece)] if self._updates else []),
-            *([Subscription(self._pool.shared)] if self._pool else []),
+            *([self._membership.subscription] if self._membership else []),
             *([Subscription(discovery.STATUS_TOPIC, replay_retained=False)] if self.config.home_assistant else []),
             *self._sensors.subscriptions(),
         ]
@@ -234,8 +236,10 @@ class Service:
             ready = self._state in (DeviceState.READY, DeviceState.BUSY)
         if ready:
             self._manager.ready()
-            names = ", ".join(self._model_names)
-            self._manager.status(f"{self.config.device} at {self.config.broker}, serving {names}")
+            self._tell_what_it_serves()
+
+    def _tell_what_it_serves(self) -> None:
+        self._manager.status(f"{self.config.device} at {self.config.broker}, serving {', '.join(self._model_names)}")
 
     @property
     def _model_names(self) -> tuple[str, ...]:
@@ -269,7 +273,7 @@ class Service:
             self._sort(message)
 
     def _sort(self, message: Incoming) -> None:
-        if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
+        if message.topic == self._topics.generate or (self._membership and self._membership.takes(message.topic)):
             if self._gate.admits("requests"):
                 self._command(message, self._accept)
         elif message.topic == self._topics.cancel:
@@ -339,6 +343,10 @@ class Service:
             return self._turn_away(
                 address, "unknown_model", f"this device has no model {request.model!r}; it has {names}."
             )
+        pooled = self._membership is not None and self._membership.takes(message.topic)
+        trouble = self._hardware.trouble
+        if trouble and (pooled or self._current is None):  # an answer under way waits for it, and so do those behind
+            return self._turn_away(address, "unavailable", trouble)
         deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
         job = Job(
@@ -347,6 +355,7 @@ class Service:
             start_by_s=min(limits, default=None),
             expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
             dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
+            hand_on=(lambda: self._hand_on(address)) if pooled else None,
         )
         if request.accept and self._line.has_room:  # said first: the worker thread may answer at once
             self._reply(address, Accepted(self.config.device, self._boot).to_fields(), qos=1)
@@ -388,7 +397,7 @@ class Service:
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
-            if not len(self._line) and self._hardware.available:
+            if not len(self._line) and not self._hardware.trouble:
                 self._enter(DeviceState.READY)
 
     def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
@@ -492,13 +501,24 @@ class Service:
 
     def _follow_hardware(self) -> None:
         """A microcontroller that goes is `lost`, as a Pi without power is; one that comes back may be another."""
-        if not self._hardware.available:
+        trouble = self._hardware.trouble
+        if self._membership is not None:
+            self._membership.follow(not trouble)
+        if trouble:
             if self._current is None:  # an answer that is under way may still go on when it comes back
                 self._enter(DeviceState.LOST)
+                self._manager.status(f"{self.config.device}: {trouble}")
         elif self._state is DeviceState.LOST:
             self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
             self._describe()
             self._enter(DeviceState.READY)
+            self._tell_what_it_serves()
+
+    def _hand_on(self, address: Address) -> None:
+        """Have a request that was taken from the pool asked again, elsewhere."""
+        with self._lock:
+            self._seen.pop(address.key, None)
+        self._refuse(address, "unavailable", f"{self._hardware.trouble or 'the device was away'} Ask again.")
 
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()

@@ -28,6 +28,7 @@ class Job:
     start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
     expired: Callable[[], None] = field(default=lambda: None)  # called instead of `run` when it is too late
     dropped: Callable[[], None] = field(default=lambda: None)  # called instead of `run` on shutdown
+    hand_on: Callable[[], None] | None = None  # called instead of `run` when others of the pool had better do it
 
 
 class WorkLine:
@@ -112,6 +113,13 @@ class WorkLine:
                     self._requests.remove(entry)
                     return entry[1]
         return None
+
+    def remove_pooled(self) -> list[Job]:
+        """Take the waiting requests out of the line that another device can answer."""
+        with self._condition:
+            pooled = [job for _, job in self._requests if job.hand_on is not None]
+            self._requests = deque(entry for entry in self._requests if entry[1].hand_on is None)
+            return pooled
 
     def close(self) -> list[Job]:
         """Take nothing more, wake the worker, and return the requests that were still waiting."""

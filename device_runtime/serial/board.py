@@ -78,6 +78,7 @@ class Board:
         self._prompt, self._answer = bytearray(), bytearray()
         self._work = Work.IDLE
         self._sent = 0  # bytes of the answer
+        self._steps = 0  # of the engine, since the start
         self._done: Done | None = None
         self._began_s = self._first_s = 0.0
         self._out = bytearray()
@@ -107,6 +108,7 @@ class Board:
         """One step of the engine."""
         if not self.working or self._start is None:
             return b""
+        self._steps = (self._steps + 1) % 2**32
         try:
             data, finish = self._engine.step()
         except EngineError as error:
@@ -205,7 +207,7 @@ class Board:
     def _send_status(self) -> None:
         request = self._start.request if self._start else 0
         uptime_ms = round((self._clock() - self._booted_s) * 1000) % 2**32
-        self._send(Status(request, self._work, len(self._answer), uptime_ms, self.temperature))
+        self._send(Status(request, self._work, len(self._answer), uptime_ms, self.temperature, self._steps))
 
     def _send(self, message: Message) -> None:
         self._out += frame(message.pack())

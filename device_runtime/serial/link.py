@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.serial.messages import Hello
 from device_runtime.serial.request import Ask, Event
-from device_runtime.serial.session import Phase, Session, Timing
+from device_runtime.serial.session import Phase, Session
+from device_runtime.serial.timing import Timing
 
 __all__ = ["Link"]
 

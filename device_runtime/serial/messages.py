@@ -1,15 +1,15 @@
 """What is said in frames: docs/serial-protocol.md, section 4.
 
-The first byte of a body is the message's type; the rest is packed, little-endian. Bytes past the last field are for
-later versions and are not read.
+How they are packed is in codec.py.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, ClassVar, Self, get_type_hints
+
+from device_runtime.serial.codec import Message, MessageError, WithData
 
 __all__ = [
     "TOKEN_BYTES",
@@ -42,10 +42,6 @@ MAX_NAME = 32  # bytes of a name in `Hello`
 MAX_REASON = 100  # bytes of the text in `Fault`
 UNKNOWN_TEMPERATURE = -32768
 TOKEN_BYTES = 4  # of a token id in a prompt or an answer
-
-
-class MessageError(ValueError):
-    """A body that is no message of this protocol."""
 
 
 class Capability(IntFlag):
@@ -82,61 +78,6 @@ class FaultCode(IntEnum):
     UNSUPPORTED = 3  # a message or a field that needs a capability it lacks
     MALFORMED = 4  # a message that cannot be read
     FAILED = 5  # the model failed
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message: its fields in order are its layout."""
-
-    TYPE: ClassVar[int]
-    LAYOUT: ClassVar[str]  # for `struct`, without strings and the data at the end
-
-    def pack(self) -> bytes:
-        """The body of a frame."""
-        return bytes([self.TYPE]) + struct.pack("<" + self.LAYOUT, *(getattr(self, name) for name in _fixed(self)))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        """From the bytes after the type.
-
-        Raises:
-            MessageError: too few, or out of range.
-        """
-        values, _ = cls._head(data)
-        return cls(**values)
-
-    @classmethod
-    def _head(cls, data: bytes) -> tuple[dict[str, Any], bytes]:
-        size = struct.calcsize("<" + cls.LAYOUT)
-        if len(data) < size:
-            raise MessageError(f"{cls.__name__} has {len(data)} bytes after its type; expected {size} or more")
-        hints = get_type_hints(cls)
-        values: dict[str, Any] = {}
-        for name, value in zip(_fixed(cls), struct.unpack_from("<" + cls.LAYOUT, data), strict=True):
-            try:
-                values[name] = hints[name](value) if issubclass(hints[name], IntEnum | IntFlag) else value
-            except ValueError:
-                raise MessageError(f"{cls.__name__}.{name} is {value}, which means nothing") from None
-        return values, data[size:]
-
-
-@dataclass(frozen=True)
-class _WithData(Message):
-    """A message that ends with data up to the end of its frame."""
-
-    def pack(self) -> bytes:
-        """The body of a frame."""
-        return super().pack() + self._data()
-
-    def _data(self) -> bytes:
-        data: bytes = getattr(self, "data")  # noqa: B009  # the last field of each of these
-        return data
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        """From the bytes after the type."""
-        values, rest = cls._head(data)
-        return cls(**(values | {"data": rest}))
 
 
 # from the bridge
@@ -181,7 +122,7 @@ class Start(Message):
 
 
 @dataclass(frozen=True)
-class Prompt(_WithData):
+class Prompt(WithData):
     """A part of the prompt. The board answers with `Taken`."""
 
     TYPE, LAYOUT = 0x03, "II"
@@ -264,7 +205,7 @@ class Taken(Message):
 
 
 @dataclass(frozen=True)
-class Piece(_WithData):
+class Piece(WithData):
     """A part of the answer: tokens of four bytes each, or UTF-8."""
 
     TYPE, LAYOUT = 0x83, "II"
@@ -313,12 +254,13 @@ class Fault(Message):
 class Status(Message):
     """How the board is, and how far with its request."""
 
-    TYPE, LAYOUT = 0x86, "IBIIh"
+    TYPE, LAYOUT = 0x86, "IBIIhI"
     request: int  # 0: none
     work: Work
     length: int  # bytes of the answer so far
     uptime_ms: int  # since its start; wraps
     temperature: int = UNKNOWN_TEMPERATURE  # tenths of a degree Celsius
+    steps: int = 0  # that the model has taken since the board's start, those of prompts too; wraps
 
 
 _KINDS: dict[int, type[Message]] = {
@@ -337,9 +279,3 @@ def parse(body: bytes) -> Message:
     if kind is None:
         raise MessageError(f"no message has the type {body[:1].hex() or 'of nothing'}")
     return kind.unpack(body[1:])
-
-
-def _fixed(kind: Message | type[Message]) -> list[str]:
-    """Names of the fields that the layout covers."""
-    count = len(struct.unpack("<" + kind.LAYOUT, bytes(struct.calcsize("<" + kind.LAYOUT))))
-    return [field.name for field in fields(kind)[:count]]

@@ -126,9 +126,9 @@ class SerialModel:
         """
         if schema is not None:
             check_schema(schema)
-        hello, problem = self._link.session.hello, self._problem()
-        if hello is None or problem or self._language is None:
-            raise UnavailableError(problem or "the board has not said what it is.")
+        hello, trouble = self._link.session.hello, self.trouble
+        if hello is None or trouble or self._language is None:
+            raise UnavailableError(trouble or "the board has not said what it is.")
         ask = self._language.ask(prompt, max_new, hello)
         if sampling.temperature > 0:
             if not hello.capabilities & Capability.SAMPLING:
@@ -143,12 +143,24 @@ class SerialModel:
             )  # fmt: skip
         return SerialAnswer(self._link, ask, self._language.decoder(), stop)
 
+    @property
+    def position(self) -> object:
+        """Changes as the board gets on with an answer; see `device_runtime.mqtt.models.Models.progress`."""
+        return self._link.session.progress
+
     # what the service tells of the hardware
 
     @property
-    def available(self) -> bool:
-        """Whether a request would be taken now."""
-        return self._problem() == ""
+    def trouble(self) -> str:
+        """Why no request can be taken now; empty when one can."""
+        session = self._link.session
+        if not self._link.up or session.hello is None:
+            return session.trouble
+        try:
+            self._choose(session.hello)  # another board may have been plugged in
+        except ConfigurationError as error:
+            return str(error)
+        return ""
 
     def info(self) -> dict[str, Any]:
         """For `out/info`."""
@@ -171,17 +183,6 @@ class SerialModel:
             "board_resets": session.resets,
             "line_noise": session.reader.noise,
         }
-
-    def _problem(self) -> str:
-        """Why no request can be taken; empty when one can."""
-        session = self._link.session
-        if not self._link.up or session.hello is None:
-            return session.trouble
-        try:
-            self._choose(session.hello)  # another board may have been plugged in
-        except ConfigurationError as error:
-            return str(error)
-        return ""
 
     def _choose(self, hello: Hello) -> Tokens | Text:
         if self._bundle is None:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.service import Service
     from device_runtime.serial.link import Link
     from device_runtime.serial.model import SerialModel
-    from device_runtime.serial.session import Timing
+    from device_runtime.serial.timing import Timing
     from device_runtime.service_manager import ServiceManager
 
     log_to_stderr()

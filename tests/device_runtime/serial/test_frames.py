@@ -60,7 +60,7 @@ SAMPLES: list[Message] = [
     Done(0x01020304, 8, Finish.STOP, 6, 1, 3, 431, 240),
     Fault(0x01020304, FaultCode.UNKNOWN_REQUEST),
     Fault(0, FaultCode.MALFORMED, "Start is cut"),
-    Status(0x01020304, Work.PREFILL, 0, 61_000, 415),
+    Status(0x01020304, Work.PREFILL, 0, 61_000, 415, 37),
     Status(0, Work.IDLE, 0, 1_000),
 ]  # fmt: skip
 

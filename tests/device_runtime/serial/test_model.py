@@ -137,21 +137,21 @@ def test_cancel_from_another_thread_ends_an_answer(desk, model, local):
 
 
 def test_a_board_that_is_away_is_refused_by_name_and_taken_again_when_it_is_back(desk, model, local):
-    assert model.available
+    assert not model.trouble
     desk.unplug()
-    until(lambda: not model.available)
+    until(lambda: model.trouble)
     with pytest.raises(UnavailableError, match="plug it in again") as caught:
         model.generate(QUESTION)
     assert caught.value.code == "unavailable"
     desk.plug()
-    until(lambda: model.available)
+    until(lambda: not model.trouble)
     same(answer(model, max_new=10), local(max_new=10))
 
 
 def test_cancel_does_not_wait_for_a_board_that_is_away(desk, model):
     generation = model.generate(QUESTION, max_new=TOKENS)
     desk.at(20, desk.unplug)
-    away = threading.Thread(target=lambda: (until(lambda: not model.available), generation.cancel()))
+    away = threading.Thread(target=lambda: (until(lambda: model.trouble), generation.cancel()))
     away.start()
     text = "".join(generation)
     away.join()
@@ -162,7 +162,7 @@ def test_a_board_that_comes_back_with_another_model_is_refused(desk, model):
     desk.unplug()
     desk.board.hello = replace(desk.board.hello, model=b"another!")
     desk.plug()
-    until(lambda: model._link.up and not model.available)
+    until(lambda: model._link.up and model.trouble)
     with pytest.raises(UnavailableError, match="does not run the bundle 'yarn-biases': its model is 616e"):
         model.generate(QUESTION)
 
