@@ -30,7 +30,7 @@ class Link:
     """A board on a port. `generate` and `health` of the model come from other threads than the reader."""
 
     def __init__(self, url: str, baud: int = 115_200, timing: Timing | None = None) -> None:
-        """`url` is a device file, or what pyserial's `serial_for_url` takes, such as socket://host:port."""
+        """`url` is a device file, socket://host:port or rfc2217://host:port."""
         self.url, self.baud = url, baud
         self.session = Session(baud, timing)
         self._port: Any = None
@@ -150,12 +150,15 @@ class Link:
     def _connect(self) -> None:
         from serial import SerialException, serial_for_url
 
-        expected = "expected a device file such as /dev/ttyACM0, or socket://host:port."
+        expected = "expected a device file such as /dev/ttyACM0, socket://host:port or rfc2217://host:port."
         try:
-            if self.url.startswith("socket://") and urlsplit(self.url).port is None:
+            remote = self.url.startswith(("socket://", "rfc2217://"))
+            if remote and urlsplit(self.url).port is None:
                 raise ValueError("the TCP port is missing")
-            # exclusive: two bridges on one port would each take half of what the board says.
-            port = serial_for_url(self.url, self.baud, timeout=READ_S, write_timeout=2.0, exclusive=True)
+            # exclusive: two bridges on one port would each take half of what the board says. A server has one client,
+            # and pyserial no timeout for writing to it.
+            own = {} if remote else {"write_timeout": 2.0, "exclusive": True}
+            port = serial_for_url(self.url, self.baud, timeout=READ_S, **own)
         except ValueError as error:
             raise ConfigurationError(f"{self.url} with {self.baud} baud is no port ({error}); {expected}") from None
         except (SerialException, OSError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,13 +18,19 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.engine import LanguageModel
 from device_runtime.mqtt.client import BrokerAddress, Client, Subscription
-from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.mqtt.remote import RemoteModel
+from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
+from device_runtime.sampler import Sampling
 from device_runtime.serial.peer import main as peer_main
-from tests.brokers import free_port, made_broker, mosquitto
+from device_runtime.update.install import install
+from device_runtime.update.slots import lock, read_state
+from tests.brokers import await_ready, free_port, made_broker, mosquitto
 from toolkit.cli import main
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
+GREEDY = Sampling()
 FLEET = """\
 schema: 1
 broker: {{url: "mqtt://127.0.0.1:{port}"}}
@@ -30,6 +38,8 @@ models:
   tiny: {{bundle: "{bundle}", max_new: 8}}
 devices:
   field-mcu: {{model: tiny, links: [too-hot]}}
+  mcu-a: {{model: tiny, pool: herd}}
+  mcu-b: {{model: tiny, pool: herd}}
 links:
   - name: too-hot
     from: plant/+/air
@@ -50,6 +60,17 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="module")
+def local_answer(bundle: Path) -> Iterator[Callable[..., str]]:
+    """What the engine answers without a bridge."""
+    with LanguageModel.open(bundle, threads=1) as model:
+
+        def answer(prompt: str, max_new: int, sampling: Sampling = GREEDY) -> str:
+            return "".join(model.generate([{"role": "user", "content": prompt}], max_new=max_new, sampling=sampling))
+
+        yield answer
+
+
 @contextmanager
 def peer(bundle: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The reference peer as a process of its own, and what to give to --port."""
@@ -63,12 +84,12 @@ def peer(bundle: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]
 
 
 @contextmanager
-def bridge(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def bridge(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """`stonechat bridge`; it leaves when it is asked to."""
     log = folder / "bridge.log"
     with log.open("a") as file:
         command = [*STONECHAT, "bridge", *arguments, "--state-dir", str(folder / "state")]
-        process = subprocess.Popen(command, stdout=file, stderr=file, text=True)
+        process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=os.environ | environment)
         try:
             yield process
         finally:
@@ -142,82 +163,132 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def local_answer(bundle: Path, prompt: str, *flags: str) -> str:
-    command = [*STONECHAT, "run", str(bundle), prompt, *flags, "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["text"]
+@pytest.fixture(scope="module")
+def field(bundle: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A board of the fleet file on a pseudo-terminal, for the tests that do it no harm; its device id."""
+    folder = tmp_path_factory.mktemp("field")
+    (folder / "fleet.yaml").write_text(FLEET.format(port=port, bundle=bundle))
+    fleet = str(folder / "fleet.yaml")
+    with peer(bundle) as (name, _), bridge(folder, fleet, "--port", name, "--device", "field-mcu"):
+        await_ready(port, "field-mcu")
+        yield "field-mcu"
 
 
-@pytest.mark.parametrize("wire", [("--pty",), ("--listen", "127.0.0.1:0")], ids=["pty", "tcp"])
-def test_ask_prints_what_run_prints(wire, bundle, port, listener, tmp_path):
-    device = "mcu-" + wire[0].strip("-")
+def test_ask_prints_what_run_prints(field, port, listener, local_answer):
+    info = listener.wait(DeviceTopics(field).info, lambda value: value["board"] == "stonechat peer")
+    assert info["models"] == ["tiny"]
+    assert "schema" not in info["capabilities"] and "ota" not in info["capabilities"]
     flags = ("--max-new", "60", "--temperature", "1", "--seed", "5")
-    with peer(bundle, *wire) as (name, _):
-        arguments = [
-            "--port",
-            name,
-            "--device",
-            device,
-            "--bundle",
-            str(bundle),
-            "--broker",
-            f"mqtt://127.0.0.1:{port}",
-        ]
-        with bridge(tmp_path, *arguments):
-            info = listener.wait(DeviceTopics(device).info, lambda value: value["board"] == "stonechat peer")
-            assert info["models"] == ["yarn-biases"]
-            assert "schema" not in info["capabilities"]
-            listener.state(device, "ready")
-            done = ask(port, device, "how are you", *flags, "--json")
-            assert (done.returncode, done.stderr) == (0, "")
-            assert json.loads(done.stdout)["text"] == local_answer(bundle, "how are you", *flags)
-        listener.state(device, "disconnected")
+    done = ask(port, field, "how are you", *flags, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["text"] == local_answer("how are you", 60, Sampling(temperature=1, seed=5))
 
 
-def test_a_link_wakes_the_board_and_a_cool_reading_does_not(bundle, port, listener, tmp_path):
-    (tmp_path / "fleet.yaml").write_text(FLEET.format(port=port, bundle=bundle))
-    fleet = str(tmp_path / "fleet.yaml")
-    with peer(bundle) as (name, _), bridge(tmp_path, fleet, "--port", name, "--device", "field-mcu"):
-        listener.state("field-mcu", "ready")
-        for house, temp_c in (("north", 20), ("south", 35.5)):
-            listener.publish(f"plant/{house}/air", {"temp_c": temp_c})
-        topic, advice = listener.wait_for(lambda topic, value: topic.endswith("/advice"))
-        assert topic == "plant/south/advice"
-        assert advice["text"] == local_answer(bundle, "south 35.5", "--max-new", "8")
+def test_a_link_wakes_the_board_and_a_cool_reading_does_not(field, listener, local_answer):
+    for house, temp_c in (("north", 20), ("south", 35.5)):
+        listener.publish(f"plant/{house}/air", {"temp_c": temp_c})
+    topic, advice = listener.wait_for(lambda topic, value: topic.endswith("/advice"))
+    assert topic == "plant/south/advice"
+    assert advice["text"] == local_answer("south 35.5", 8)
 
 
-def test_a_board_without_power_is_lost_and_ready_when_it_is_back(bundle, port, listener, tmp_path):
+def test_a_board_without_power_is_lost_and_ready_when_it_is_back(bundle, port, listener, tmp_path, local_answer):
+    topics = DeviceTopics("mcu-lost")
     arguments = ["--device", "mcu-lost", "--bundle", str(bundle), "--broker", f"mqtt://127.0.0.1:{port}"]
     with peer(bundle, "--listen", "127.0.0.1:0") as (name, process), bridge(tmp_path, "--port", name, *arguments):
         listener.state("mcu-lost", "ready")
+        health = listener.wait(topics.health)
+        assert "rss_mb" not in health and health["board_resets"] == 0
         process.kill()
         process.wait()
         listener.state("mcu-lost", "lost")
         done = ask(port, "mcu-lost", "how are you")
         assert done.returncode == 3 and "is lost" in done.stderr
+        reply_to = topics.reply("tester", "1")
+        listener.publish(topics.generate, {"prompt": "x", "reply_to": reply_to, "id": "1"})
+        error = listener.wait(reply_to)["error"]
+        assert error == {"code": "unavailable", "message": "the board's serial port is gone; plug it in again."}
+        assert not any(topic == topics.state for topic, _ in listener.heard)  # it stays lost
         with peer(bundle, "--listen", name.removeprefix("socket://")):
             listener.state("mcu-lost", "ready")
             done = ask(port, "mcu-lost", "how are you", "--max-new", "8")
-            assert done.stdout == local_answer(bundle, "how are you", "--max-new", "8") + "\n"
+            assert done.stdout == local_answer("how are you", 8) + "\n"
 
 
-def test_a_request_to_a_lost_board_is_refused_as_unavailable(bundle, port, listener, tmp_path):
-    arguments = ["--device", "mcu-gone", "--bundle", str(bundle), "--broker", f"mqtt://127.0.0.1:{port}"]
-    topics = DeviceTopics("mcu-gone")
-    with peer(bundle) as (name, process), bridge(tmp_path, "--port", name, *arguments):
-        listener.state("mcu-gone", "ready")
-        process.kill()
-        listener.state("mcu-gone", "lost")
-        reply_to = topics.reply("tester", "1")
-        listener.publish(topics.generate, {"prompt": "x", "reply_to": reply_to, "id": "1"})
-        assert listener.wait(reply_to)["error"]["code"] == "unavailable"
-        assert not any(value.get("state") == "ready" for topic, value in listener.heard if topic == topics.state)
+def test_a_pool_goes_on_without_a_member_whose_board_is_gone(bundle, port, listener, tmp_path, local_answer):
+    """Both members are on the air all the time: only the board of one of them is not."""
+    (tmp_path / "fleet.yaml").write_text(FLEET.format(port=port, bundle=bundle))
+    fleet, pool = str(tmp_path / "fleet.yaml"), PoolTopics("herd")
+    with ExitStack() as parts:
+        name, board = parts.enter_context(peer(bundle, "--listen", "127.0.0.1:0"))
+        for device, at in (("mcu-a", name), ("mcu-b", parts.enter_context(peer(bundle))[0])):
+            (tmp_path / device).mkdir()
+            parts.enter_context(bridge(tmp_path / device, fleet, "--port", at, "--device", device))
+            await_ready(port, device)
+        herd = parts.enter_context(RemoteModel(BrokerAddress("127.0.0.1", port), pool="herd"))
+
+        def answers(count: int) -> list[str]:
+            found = []
+            for number in range(count):
+                answer = herd.generate(f"question {number}", max_new=8)
+                assert "".join(answer) == local_answer(f"question {number}", 8)
+                found.append(answer.device)
+            return found
+
+        assert set(answers(4)) == {"mcu-a", "mcu-b"}
+        drawn = Sampling(temperature=1, seed=7)
+        while True:  # until it is the board that goes which answers
+            answer = herd.generate("how are you", max_new=200, temperature=1, seed=7, stream=True)
+            said = next(answer)
+            if answer.device == "mcu-a":
+                break
+            list(answer)
+        board.kill()
+        board.wait()
+        assert said + "".join(answer) == local_answer("how are you", 200, drawn)
+        assert set(answers(6)) <= {"mcu-a", "mcu-b"}
+        listener.state("mcu-a", "lost")
+        reply_to = f"{pool.reply_root}/tester/1"
+        for number in range(6):  # without a client that asks again
+            listener.publish(pool.generate, {"prompt": "x", "max_new": 4, "reply_to": reply_to, "id": str(number)})
+            reply = listener.wait(reply_to, lambda value, number=number: value["id"] == str(number))
+            assert (reply["device"], reply["done"]) == ("mcu-b", True)
+        parts.enter_context(peer(bundle, "--listen", name.removeprefix("socket://")))
+        listener.state("mcu-a", "ready")
+        until(lambda: "mcu-a" in answers(2))
 
 
-def test_health_carries_the_boards_figures(bundle, port, listener, tmp_path):
-    arguments = ["--device", "mcu-health", "--bundle", str(bundle), "--broker", f"mqtt://127.0.0.1:{port}"]
-    with peer(bundle) as (name, _), bridge(tmp_path, "--port", name, *arguments):
-        health = listener.wait(DeviceTopics("mcu-health").health)
-        assert "rss_mb" not in health and health["board_resets"] == 0
+def test_slots_signatures_and_the_service_manager_are_what_they_are_to_serve(bundle, port, listener, tmp_path):
+    pytest.importorskip("cryptography", reason="cryptography is not installed (pip install 'stonechat[update]')")
+    from toolkit.signing.bundles import sign_bundle
+    from toolkit.signing.keys import new_key
+
+    (tmp_path / "keys").mkdir()
+    key = new_key("plant", tmp_path / "secret", None)
+    (tmp_path / "keys" / "plant.pub").write_text(key.public.to_text())
+    arguments = ["--device", "mcu-slots", "--broker", f"mqtt://127.0.0.1:{port}", "--keys", str(tmp_path / "keys")]
+    with peer(bundle) as (name, _):
+        unsigned = bridge_once(tmp_path, "--port", name, *arguments, "--bundle", str(bundle))
+        assert unsigned.returncode == 4 and "is not signed" in unsigned.stderr
+        shutil.copytree(bundle, tmp_path / "signed")
+        sign_bundle(tmp_path / "signed", {}, (key,))
+        with lock(tmp_path / "model", make=True) as slots:
+            install(tmp_path / "signed", slots)
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        with bridge(
+            tmp_path, "--port", name, *arguments, "--bundle", str(tmp_path / "model"),
+            NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="2000000",
+        ):  # fmt: skip
+            heard: set[str] = set()
+            while not {"READY=1", "WATCHDOG=1"} <= heard:
+                heard.add(manager.recv(4096).decode())
+            info = listener.wait(DeviceTopics("mcu-slots").info)
+            assert info["models"] == ["yarn-biases"] and "ota" not in info["capabilities"]
+        manager.close()
+    last = read_state(tmp_path / "model").last
+    assert last is not None and last.outcome == "confirmed"  # its trial was held first
 
 
 def bridge_once(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -265,7 +336,7 @@ def test_a_link_that_wants_a_schema_is_refused_before_anything_is_opened(bundle,
     assert "the answer of link 'too-hot' cannot be given: a microcontroller cannot hold" in done.stderr
 
 
-def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(bundle, tmp_path):
+def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(bundle, tmp_path, local_answer):
     pytest.importorskip("cryptography", reason="cryptography is not installed (pip install 'stonechat[broker]')")
     from tests.system.test_broker_security import Site, User
 
@@ -285,7 +356,7 @@ def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(b
             until(lambda: (topics.state, b'{"state":"ready","boot":1}') in list(anna.heard.queue))
             other.publish(topics.generate, ResponseTopic=topics.reply("anna", "7"), CorrelationData=b"7")
             done = ask_with(*secure, "--as", "anna", "--device", "mcu-a", "how are you", "--max-new", "8")
-            assert done.stdout == local_answer(bundle, "how are you", "--max-new", "8") + "\n", done.stderr
+            assert done.stdout == local_answer("how are you", 8) + "\n", done.stderr
         heard = [topic for topic, _ in list(other.heard.queue)]
         assert not [topic for topic in heard if topic.startswith("stonechat/1/mcu-a/")]
         replies = [topic for user in (anna, spy) for topic, _ in list(user.heard.queue) if "/reply/" in topic]

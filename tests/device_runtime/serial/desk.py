@@ -36,6 +36,8 @@ class Desk:
         self._text = text
         self.spoil: Callable[[bytes], bytes] = lambda data: data  # what the line does to bytes from the board
         self.boots = 0
+        self.hung = False  # the model; the port still answers
+        self.pace_s = 0.0  # from one step of the model to the next
         self._plans: list[tuple[int, Callable[[], None]]] = []
         self._fds: tuple[int, int] | None = None
         self._stop = threading.Event()
@@ -90,13 +92,16 @@ class Desk:
         self.model.close()
 
     def _run(self) -> None:
+        next_step_s = 0.0
         while not self._stop.is_set():
             with self._lock:
                 said, self._said = self._said, b""
                 if self._fds is not None and select.select([self._fds[0]], [], [], 0)[0]:
                     said += self.board.receive(os.read(self._fds[0], 4096))
                 working = self.board.working
-                said += self.board.step()
+                if not self.hung and time.monotonic() >= next_step_s:
+                    said += self.board.step()
+                    next_step_s = time.monotonic() + self.pace_s
                 if said and self._fds is not None:
                     os.write(self._fds[0], self.spoil(said))
                 if self._plans and self.engine.completion_tokens == self._plans[0][0]:

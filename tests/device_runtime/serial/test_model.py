@@ -25,6 +25,8 @@ from device_runtime.errors import (
 from device_runtime.sampler import Sampling
 from device_runtime.serial.link import Link
 from device_runtime.serial.model import SerialModel
+from tests.serial_server import rfc2217_server
+from tests.update_bundles import variant
 
 QUESTION = [{"role": "user", "content": "how are you"}]
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=2**40 + 7)
@@ -127,6 +129,16 @@ def test_damaged_bytes_change_nothing(desk, model, local, seed):
     same(answer(model, max_new=60, sampling=DRAW), local(max_new=60, sampling=DRAW))
 
 
+def test_a_board_behind_a_serial_server_answers_alike(desk, bundle, local):
+    with rfc2217_server(str(desk.path)) as url:
+        model = SerialModel(Link(url), Bundle.open(bundle))
+        try:
+            model.open(30)
+            same(answer(model, max_new=40, sampling=DRAW), local(max_new=40, sampling=DRAW))
+        finally:
+            model.close()
+
+
 def test_cancel_from_another_thread_ends_an_answer(desk, model, local):
     generation = model.generate(QUESTION, max_new=TOKENS, sampling=DRAW)
     desk.at(25, lambda: threading.Thread(target=generation.cancel).start())
@@ -184,9 +196,9 @@ def test_health_tells_the_boards_own_figures(model):
     assert model.info()["board"] == "stonechat peer"
 
 
-def test_another_bundle_than_the_boards_is_refused(desk, converted):
-    other = Bundle.open(converted("linear-rope", "micro"))
-    with pytest.raises(ConfigurationError, match="does not run the bundle 'linear-rope'"):
+def test_another_bundle_than_the_boards_is_refused(desk, bundle, tmp_path):
+    other = Bundle.open(variant(bundle, tmp_path / "other", "2", {"model.tflite": b"other weights"}, name="other"))
+    with pytest.raises(ConfigurationError, match="does not run the bundle 'other': its model is"):
         SerialModel(Link(str(desk.path)), other).open(30)
 
 
@@ -217,17 +229,19 @@ class TestPortsWithoutABoard:
         with pytest.raises(ConfigurationError, match="expected a device file"):
             Link("ftp://board").open(1)
 
-    def test_an_address_without_a_port(self):
+    @pytest.mark.parametrize("kind", ["socket", "rfc2217"])
+    def test_an_address_without_a_port(self, kind):
         with pytest.raises(ConfigurationError, match="the TCP port is missing"):
-            Link("socket://localhost").open(1)
+            Link(f"{kind}://localhost").open(1)
 
     def test_a_file_that_is_no_port(self):
         with pytest.raises(UnreachableError, match="/dev/null cannot be opened: it is no serial port"):
             Link("/dev/null").open(1)
 
-    def test_nobody_listens(self):
+    @pytest.mark.parametrize("kind", ["socket", "rfc2217"])
+    def test_nobody_listens(self, kind):
         with pytest.raises(UnreachableError, match="cannot be opened"):
-            Link("socket://127.0.0.1:1").open(1)
+            Link(f"{kind}://127.0.0.1:1").open(1)
 
     def test_nothing_answers(self):
         own, others = os.openpty()

@@ -50,7 +50,10 @@ def test_the_limit_of_tokens_is_kept():
     assert isinstance(end, Ended) and (end.finish, end.completion_tokens) == (Finish.LENGTH, 10)
 
 
-@pytest.mark.parametrize("seed", range(40))
+FEW_AND_MANY = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 200))]
+
+
+@pytest.mark.parametrize("seed", FEW_AND_MANY)
 def test_a_bad_line_loses_and_doubles_nothing(seed):
     bad = line(seed=seed, drop=0.04, damage=0.04, double=0.04)
     for _ in range(2):
@@ -61,7 +64,7 @@ def test_a_bad_line_loses_and_doubles_nothing(seed):
     assert bad.session.reader.noise > 0
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", FEW_AND_MANY)
 def test_resets_and_unplugged_cables_lose_and_double_nothing(seed):
     chance = random.Random(seed)
     rounds = sorted(chance.sample(range(40, 160), 4))
@@ -72,13 +75,14 @@ def test_resets_and_unplugged_cables_lose_and_double_nothing(seed):
     assert (end.finish, end.prompt_tokens, end.completion_tokens) == (Finish.STOP, len(PROMPT), ANSWER + 1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
+any_trouble = given(
     seed=st.integers(0, 2**32), drop=st.floats(0, 0.08), damage=st.floats(0, 0.08), double=st.floats(0, 0.08),
     resets=st.lists(st.integers(1, 200), max_size=3), unplugs=st.lists(st.integers(1, 200), max_size=3),
     cancel_at=st.none() | st.integers(1, 150), max_new=st.integers(1, 100),
 )  # fmt: skip
-def test_every_request_has_one_end_and_its_text_is_exact_as_far_as_it_goes(cancel_at, max_new, **trouble):
+
+
+def check_one_exact_end(cancel_at, max_new, **trouble):
     bad = line(**trouble)
     data, end = bad.answer(ask(max_new), cancel_at)
     assert data == expected(ANSWER)[: len(data)]
@@ -86,6 +90,19 @@ def test_every_request_has_one_end_and_its_text_is_exact_as_far_as_it_goes(cance
         assert len(data) == 4 * min(max_new, ANSWER)
     else:
         assert cancel_at is not None or isinstance(end, Failed)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@any_trouble
+def test_every_request_has_one_end_and_its_text_is_exact_as_far_as_it_goes(**trouble):
+    check_one_exact_end(**trouble)
+
+
+@pytest.mark.slow
+@settings(max_examples=1_000, suppress_health_check=[HealthCheck.too_slow])
+@any_trouble
+def test_every_one_of_many_requests_has_one_end(**trouble):
+    check_one_exact_end(**trouble)
 
 
 def test_a_request_that_is_sent_twice_runs_once():
@@ -185,6 +202,22 @@ def test_a_board_that_cannot_be_talked_to_says_why(change, words):
     assert words in session.trouble
 
 
+def test_progress_changes_with_prompts_and_answers_and_not_with_a_model_that_hangs():
+    slow = line()
+    slow.session.ask(ask(), slow.now_s)
+    seen = []
+    while slow.session.next_event() is None:  # up to the first token
+        slow.once()
+        seen.append(slow.session.progress)
+    assert len(set(seen)) > 4  # parts of the prompt, steps that took it in
+    slow.board.step = lambda: b""  # the model hangs; the port still answers
+    for _ in range(200):
+        slow.once()
+        seen.append(slow.session.progress)
+    assert len(set(seen[-150:])) == 1
+    assert slow.session.phase is Phase.UP
+
+
 def test_an_idle_board_is_pinged_and_missed():
     idle = line()
     for _ in range(500):
@@ -205,12 +238,26 @@ def test_a_restart_of_an_idle_board_is_counted():
     assert idle.session.resets == 1
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.binary(max_size=80) | st.builds(frame, st.binary(min_size=1, max_size=60)), max_size=20))
-def test_any_bytes_from_the_board_are_survived(parts):
+any_bytes = given(st.lists(st.binary(max_size=80) | st.builds(frame, st.binary(min_size=1, max_size=60)), max_size=20))
+
+
+def check_bytes_are_survived(parts):
     alive = line()
     alive.session.ask(ask(), alive.now_s)
     for part in parts:
         alive.session.receive(part, alive.now_s)
         alive.once()
         alive.board.receive(part)
+
+
+@settings(max_examples=40)
+@any_bytes
+def test_any_bytes_from_the_board_are_survived(parts):
+    check_bytes_are_survived(parts)
+
+
+@pytest.mark.slow
+@settings(max_examples=2_000)
+@any_bytes
+def test_many_bytes_from_the_board_are_survived(parts):
+    check_bytes_are_survived(parts)
