@@ -16,12 +16,14 @@ from device_runtime.errors import FlashError
 
 __all__ = ["MAX_TRANSFER_BYTES", "BootLoader", "Line", "Silence"]
 
-MAX_TRANSFER_BYTES = 256
+MAX_TRANSFER_BYTES = 256  # sections 3.4 and 3.6
 _ACK, _NACK = 0x79, 0x1F
 _SYNC = 0x7F
 _GET, _GET_ID, _READ, _GO, _WRITE, _ERASE, _EXTENDED_ERASE = 0x00, 0x02, 0x11, 0x21, 0x31, 0x43, 0x44
 _SYNC_ATTEMPTS = 5
-_ERASE_TIMEOUT_S = 60.0  # of a command; a sector of 128 KiB takes up to 4 s (STM32F405 datasheet, x8 parallelism)
+# Of a command. A sector of 128 KiB takes up to 4 s in steps of 8 bits (datasheet DS8626, flash memory programming),
+# which is how the F4's boot loader erases (AN2606: its voltage range is 1.62 to 2.1 V).
+_ERASE_TIMEOUT_S = 60.0
 _ERASES_AT_ONCE = 8
 
 
@@ -65,7 +67,10 @@ class BootLoader:
         return int.from_bytes(product, "big")
 
     def erase(self, sectors: Sequence[int], report: Callable[[float], None]) -> None:
-        """Erase sectors (pages) by their numbers."""
+        """Erase sectors (pages) by their numbers.
+
+        A boot loader says ACK for a sector that is write-protected, too (section 3.8): only reading tells.
+        """
         for start in range(0, len(sectors), _ERASES_AT_ONCE):
             some = sectors[start : start + _ERASES_AT_ONCE]
             if _EXTENDED_ERASE in self._commands:

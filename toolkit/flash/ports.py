@@ -61,7 +61,8 @@ def find_port(board: Board, ports: Iterable[_Port] | None = None) -> str:
             f"Several boards could be {board.name}:\n{_list(fitting)}\nChoose one with --port, or unplug the others."
         )
     found = f"found:\n{_list(there)}" if there else "found no USB serial port at all."
-    expected = f"expected the USB id {' or '.join(wanted)}" if wanted else "its board file gives no USB id"
+    nowhere = "its board file gives no USB id, because it is flashed through a serial adapter of your own"
+    expected = f"expected the USB id {' or '.join(wanted)}" if wanted else nowhere
     raise UnreachableError(
         f"No port of {board.name}: {expected}; {found}\nPlug the board in, or name its port with --port."
         + (f" If it does not show up: {board.flash.boot_loader}." if board.flash.boot_loader else "")

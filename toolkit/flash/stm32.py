@@ -27,21 +27,26 @@ _FLASH_START = 0x08000000
 _BAUD = 115200
 _TIMEOUT_S = 2.0
 _BLOCK_ATTEMPTS = 3
-_FLASH_WORD_BYTES = 32  # the longest of any line, the H7's
+# What is programmed at once: 4 bytes on the F4 and 16 on the U5 (AN2606, flash memory alignment constraints), 32 on the
+# H7 (RM0433, embedded flash memory: a flash word has 256 bits), of which its boot loader takes parts.
+_FLASH_WORD_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Chip:
     """What has to be known of a line of chips."""
 
-    product_id: int  # GET ID, application note AN2606
-    sectors_kib: tuple[int, ...]  # in the order of their numbers, from 0x08000000; reference manual of the line
+    product_id: int  # what GET ID answers: AN2606, table of device-dependent boot loader parameters, "PID"
+    sectors_kib: tuple[int, ...]  # in the order of their numbers, from 0x08000000; those of a second bank go on
 
 
-# Sectors: RM0090 (F405/F407), RM0433 (H743: two banks of eight), RM0456 (U575/U585: two banks of 128 pages).
+# The parts with the most flash of each line; of a smaller one, the sectors that are not there cannot be erased.
 CHIPS = {
+    # RM0090, embedded flash memory interface, flash module organization (STM32F40x and F41x): sectors 0 to 11.
     "stm32f405": Chip(0x413, (16, 16, 16, 16, 64, *[128] * 7)),
+    # RM0433, embedded flash memory: two banks of eight sectors. The H743xG has four in each, and a gap between.
     "stm32h743": Chip(0x450, (128,) * 16),
+    # RM0456, embedded flash memory: two banks of 128 pages; 2 MB are always two banks.
     "stm32u575": Chip(0x482, (8,) * 256),
     "stm32u585": Chip(0x482, (8,) * 256),
 }
@@ -129,7 +134,8 @@ class Flasher:
                     at = next(i for i, (a, b) in enumerate(zip(found, block, strict=True)) if a != b)
                     raise FlashError(
                         f"Reading back, 0x{address + at:08x} holds 0x{found[at]:02x}; written was 0x{block[at]:02x}. "
-                        f"{self.half_done}"
+                        "If it never changes, the sector is write-protected (option bytes; STM32CubeProgrammer takes "
+                        f"that off): a boot loader does not tell. {self.half_done}"
                     )
                 report(f"verify {part.what}", _share(part, address, block))
 

@@ -11,6 +11,7 @@ from peers.serial_line import SocketPeer
 from peers.stm32 import Faults, Stm32Peer
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
+from tests.serial_server import rfc2217_server
 from toolkit.flash import an3155, stm32
 from toolkit.flash.images import Image
 from toolkit.flash.stm32 import CHIPS, Flasher
@@ -82,10 +83,18 @@ def test_more_sectors_than_one_command_erases() -> None:
 
 
 class OnASocket(Stm32Peer, SocketPeer):
-    """The same behind a serial server."""
+    """The same on a bare TCP port."""
 
 
 def test_through_a_serial_server() -> None:
+    image = program(2_000)
+    with Stm32Peer(F405.sectors_kib, F405.product_id) as peer, rfc2217_server(peer.port) as url:
+        parts = flasher().check(Image("firmware.bin", image), None)
+        assert flasher().flash(parts, url, lambda step, share: None).port == url
+    assert peer.flash[: len(image)] == image
+
+
+def test_through_a_tcp_port() -> None:
     with OnASocket(F405.sectors_kib, F405.product_id) as peer:
         run(peer, program(2_000))
     assert peer.flash[:2_000] == program(2_000)
@@ -129,6 +138,14 @@ def test_a_byte_that_does_not_take_is_found_by_reading_back() -> None:
     with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(corrupt_byte_at=700)) as peer:
         with pytest.raises(FlashError, match=r"0x080002bc holds"):
             run(peer, program(2_000))
+        assert peer.log.went_to is None
+
+
+def test_a_write_protected_sector_which_the_boot_loader_hides_is_found_by_reading_back() -> None:
+    faults = Faults(protected=(1,))
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=faults) as peer:
+        with pytest.raises(FlashError, match=r"0x08004000 holds 0x5a.*write-protected \(option bytes"):
+            run(peer, program(20_000))
         assert peer.log.went_to is None
 
 

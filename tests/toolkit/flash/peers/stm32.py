@@ -16,6 +16,7 @@ class Faults:
 
     nack_writes: int = 0  # so many WRITEs are refused
     nack_erase: bool = False
+    protected: tuple[int, ...] = ()  # sectors that keep what they have; it says ACK all the same (AN3155)
     corrupt_byte_at: int | None = None  # a bit of flash that does not take
     unplug_after_writes: int | None = None
     silent_after_writes: int | None = None
@@ -116,7 +117,8 @@ class Stm32Peer(PtyPeer):
         if self.log.writes == self.faults.unplug_after_writes:
             self.unplug()
         for i, byte in enumerate(data):
-            self.flash[offset + i] &= byte
+            if not self.is_protected(offset + i):
+                self.flash[offset + i] &= byte
         bad = self.faults.corrupt_byte_at
         if bad is not None and offset <= bad < offset + n + 1:
             self.flash[bad] ^= 0x04
@@ -125,11 +127,17 @@ class Stm32Peer(PtyPeer):
                 self.read_some()
         self.write(ACK)
 
+    def is_protected(self, offset: int) -> bool:
+        firsts = {n: sum(self.sectors_kib[:n]) * 1024 for n in self.faults.protected}
+        return any(first <= offset < first + self.sectors_kib[n] * 1024 for n, first in firsts.items())
+
     def clear(self, sectors: list[int]) -> None:
         if self.faults.nack_erase or any(n >= len(self.sectors_kib) for n in sectors):
             self.write(NACK)
             return
         for n in sectors:
+            if n in self.faults.protected:
+                continue
             first = sum(self.sectors_kib[:n]) * 1024
             size = self.sectors_kib[n] * 1024
             self.flash[first : first + size] = b"\xff" * size
