@@ -12,10 +12,10 @@ from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from boards.instructions import missing_instructions
 from device_runtime.bundle import MODEL, Arena, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed
+from device_runtime.instructions import missing_instructions
 
 __all__ = ["Figure", "Fit", "Subject", "fit", "largest_context", "require_fit"]
 
@@ -55,9 +55,7 @@ class Subject:
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         known = self.graph.width > 0
         other = self.model_bytes if not known else None  # nothing better is known of an older bundle
-        return replace(
-            self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None
-        )
+        return replace(self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None)
 
     @property
     def graph_bytes(self) -> int:
@@ -186,7 +184,9 @@ def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
         "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),
         "arena": Figure("  arena", taken.total_bytes, "bytes", kind, cost=True),
         "kv_cache": Figure("    kv_cache", taken.kv_cache_bytes, "bytes", kind, cost=True),
-        "records": Figure("    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True),
+        "records": Figure(
+            "    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True
+        ),
         "activations": Figure("    activations", taken.head_bytes, "bytes", kind, cost=True),
         "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
     }
@@ -202,8 +202,9 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
         found.append(f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
     if subject.graph.width == 0 and board.kind == "linux":
         found.append("it was made by an older converter and does not say how wide it is; convert the checkpoint again")
-    if lacking := missing_instructions(board, subject.profile):
-        found.append(lacking)
+    soc = board.soc
+    if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
+        found.append(f"{lacking} (soc.features)")
     for need, there, what in (("storage", "storage_there", "of storage"), ("memory", "memory_there", "of memory")):
         needed, have = figures[need].value, figures[there].value
         if needed > have:
