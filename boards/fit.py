@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 from boards.board import Board
@@ -223,13 +224,18 @@ def _remedies(board: Board, subject: Subject, longest: int) -> tuple[str, ...]:
         )  # fmt: skip
         if context := largest_context(board, other):
             found.append(f"the other profile: convert with --profile micro --context {context}")
-    fitting = [b for b in map(load_board, board_ids()) if b.id != board.id and _fits(b, subject)]
+    fitting = [b for b in _known_boards() if b.id != board.id and _fits(b, subject)]
     fitting.sort(key=lambda b: (b.kind != board.kind, b.memory.model_budget_kib, b.id))
     if fitting:
         found.append(f"another board: {', '.join(b.id for b in fitting[:3])}")
     if not found:
         found.append("a smaller model; no board in the list holds this one")
     return tuple(found)
+
+
+@cache
+def _known_boards() -> tuple[Board, ...]:
+    return tuple(map(load_board, board_ids()))
 
 
 def _fits(board: Board, subject: Subject) -> bool:

@@ -169,7 +169,7 @@ def test_a_microcontroller_has_no_ssh(board_file: Callable[..., str]) -> None:
             ("profile: pi", "profile: micro"),
             ("arch: aarch64", "arch: armv7e-m"),
             ("[neon, crc32]", "[dsp]"),
-        )  # fmt: skip
+        )
     )
     assert found == ["9:17: flash.method: found 'ssh', which needs Linux; expected esptool, uf2, smp or stm32"]
 

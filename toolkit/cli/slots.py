@@ -100,7 +100,7 @@ def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]
 
     if name is None:
         return None, lambda manifest: None
-    from boards.board import load_board
+    from boards import load_board
 
     board = load_board(name)
 
