@@ -102,10 +102,11 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     """
     figures = _figures(board, subject)
     problems = _problems(board, subject, figures)
-    longest = largest_context(board, subject)
-    figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
-    remedies = remedies and subject.graph.width > 0
-    found = _remedies(board, subject, longest) if problems and remedies else ()
+    known = subject.graph.width > 0
+    longest = largest_context(board, subject) if known else 0
+    if known:
+        figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
+    found = _remedies(board, subject, longest) if problems and remedies and known else ()
     return Fit(board, subject, figures, problems, longest, found)
 
 
@@ -148,7 +149,9 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
             f"  of a slot ({board.storage.slots} on the board)", board.storage.model_kib << 10, "bytes", "quoted"
         ),
     }
-    if board.kind == "linux":
+    if subject.graph.width == 0 and (board.kind == "linux" or subject.arena is None):
+        pass  # of an older converter: the memory cannot be computed, and the report leaves it out
+    elif board.kind == "linux":
         peak = memory(subject.graph, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes)
         parts = {
             "memory": ("memory, peak of the first start", peak.total),
@@ -201,12 +204,12 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
         found.append(f"the bundle is meant for {', '.join(subject.boards)}")
     if subject.profile == "pi" and board.profile != "pi":
         found.append(f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
-    if subject.graph.width == 0 and board.kind == "linux":
-        found.append("it was made by an older converter and does not say how wide it is; convert the checkpoint again")
     soc = board.soc
     if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
         found.append(f"{lacking} (soc.features)")
     for need, there, what in (("storage", "storage_there", "of storage"), ("memory", "memory_there", "of memory")):
+        if need not in figures:  # an older converter did not say how wide the network is
+            continue
         needed, have = figures[need].value, figures[there].value
         if needed > have:
             found.append(f"it needs {_kib(needed)} {what}, and there are {_kib(have)}")

@@ -173,6 +173,13 @@ def test_a_bundle_for_other_boards_does_not_fit(micro: Bundle) -> None:
     assert fit(load_board("stm32h743"), subject).problems == ("the bundle is meant for rp2040",)
 
 
+def test_of_an_older_bundle_the_memory_is_left_out(pi: Bundle) -> None:
+    subject = Subject.of_manifest(replace(pi.manifest, graph=replace(pi.manifest.graph, width=0)))
+    result = fit(load_board("raspberry-pi-zero-2-w"), subject)
+    assert result.fits
+    assert "memory" not in result.figures and "largest_context" not in result.figures
+
+
 def test_a_board_without_the_instructions_is_refused(pi: Bundle) -> None:
     board = load_board("generic-x86-64")
     old = replace(board, soc=replace(board.soc, features=("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt")))
