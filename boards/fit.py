@@ -202,8 +202,8 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
     found = []
     if subject.boards and board.id not in subject.boards:
         found.append(f"the bundle is meant for {', '.join(subject.boards)}")
-    if subject.profile == "pi" and board.profile != "pi":
-        found.append(f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
+    if subject.profile == "pi" and board.profile != "pi":  # whose sizes would say nothing of this board
+        return (*found, f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
     soc = board.soc
     if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
         found.append(f"{lacking} (soc.features)")
