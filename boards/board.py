@@ -61,10 +61,12 @@ class Flash:
     """How software gets onto the board."""
 
     method: Literal["ssh", "esptool", "uf2", "smp", "stm32"]
-    chip: str | None = None  # as esptool's --chip takes it: esp32s3
+    chip: str | None = None  # as esptool's --chip takes it: esp32s3; with stm32 the part's line: stm32f405
     baud: int | None = None  # of the serial port while flashing; None: the method's own default
     uf2_family: int | None = None  # family id that each UF2 block carries
     uf2_board_id: str | None = None  # Board-ID in the INFO_UF2.TXT of the boot loader's drive
+    firmware_address: int | None = None  # where an image goes that does not say it itself; counted as model_address
+    firmware_kib: int | None = None  # room for it from there, with smp of one MCUboot slot
     model_address: int | None = None  # of the first slot's first byte: a CPU address; for esptool an offset in flash
     boot_loader: str | None = None  # what to press so that the board waits for a new image
 

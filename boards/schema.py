@@ -81,7 +81,7 @@ def _check_flash(board: Board, report: Report) -> None:
         report.add_at(("flash", "method"), "found 'ssh', which needs Linux; expected esptool, uf2, smp or stm32")
     if flash.method != "ssh" and board.kind == "linux":
         report.add_at(("flash", "method"), f"found {flash.method!r}, which is for microcontrollers; expected ssh")
-    needs = {"esptool": "chip", "uf2": "uf2_family", "stm32": "model_address"}.get(flash.method)
+    needs = {"esptool": "chip", "uf2": "uf2_family", "stm32": "chip"}.get(flash.method)
     if needs and getattr(flash, needs) is None:
         report.add_at(("flash",), f"method {flash.method} needs {needs!r}, which is missing")
 
@@ -115,10 +115,12 @@ _FLASH = Record(
     Flash,
     {
         "method": Field(Choice(("ssh", "esptool", "uf2", "smp", "stm32"))),
-        "chip": Field(Text("a chip as esptool names it, such as esp32s3", r"esp[0-9a-z]+"), None),
+        "chip": Field(Text("a chip such as esp32s3 (as esptool names it) or stm32f405", r"(esp|stm32)[0-9a-z]+"), None),
         "baud": Field(Integer(1200, 10_000_000, "baud"), None),
         "uf2_family": Field(Hexadecimal("a UF2 family id such as 0xe48bff56"), None),
         "uf2_board_id": Field(Text("the Board-ID in the drive's INFO_UF2.TXT, such as RPI-RP2"), None),
+        "firmware_address": Field(Hexadecimal("an address such as 0x10000000"), None),
+        "firmware_kib": Field(_POSITIVE_KIB, None),
         "model_address": Field(Hexadecimal("an address such as 0x10100000"), None),
         "boot_loader": Field(Text("what to press so that the board waits for an image"), None),
     },

@@ -27,6 +27,7 @@ from typing import IO, BinaryIO
 from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
+from device_runtime.typed_json import shortened
 
 __all__ = ["HEAD_BYTES", "Archive", "Head", "Place", "head_of", "layout", "open_any", "pack", "read_head"]
 
@@ -39,6 +40,7 @@ _MAX_READ = 2**20  # bytes at once; the zip's index, which nobody has signed, mu
 _CHUNK_BYTES = 2**18
 _SLACK_BYTES = 4096  # of the zip's own structures, besides what each file takes
 _PER_FILE_BYTES = 512
+_CUT = "it is truncated: it ends within its head; copy the bundle again."
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 HEAD_BYTES = MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + 1024  # so many from the beginning always hold the head
@@ -71,7 +73,7 @@ def read_head(stream: BinaryIO) -> Head:
     """
     name, size, crc = _local_header(stream, MAX_MANIFEST_BYTES)
     if name != MANIFEST:
-        raise BundleError(f"the zip begins with {name!r}; in a packed bundle {MANIFEST} comes first.")
+        raise BundleError(f"the zip begins with {shortened(name)}; in a packed bundle {MANIFEST} comes first.")
     manifest = _exactly(stream, size)
     name, size, _ = _local_header(stream, MAX_SIGNATURE_BYTES)
     return Head(manifest, _exactly(stream, size) if name == SIGNATURE else None, crc)
@@ -269,11 +271,12 @@ def _parse(head: Head) -> Manifest:
 
 def _local_header(stream: BinaryIO, limit: int) -> tuple[str, int, int]:
     """Name, size and CRC of the entry that begins here."""
-    magic, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = _LOCAL.unpack(
-        _exactly(stream, _LOCAL.size)
-    )
-    if magic != _LOCAL_MAGIC:
+    header = stream.read(_LOCAL.size)
+    if not _LOCAL_MAGIC.startswith(header[:4]):
         raise BundleError("it is not a packed bundle; make one with `stonechat bundle pack DIR -o FILE.zip`.")
+    if len(header) < _LOCAL.size:
+        raise BundleError(_CUT)
+    _, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = _LOCAL.unpack(header)
     name = _exactly(stream, name_bytes).decode("ascii", "replace")
     if name in (MANIFEST, SIGNATURE):  # what else comes here is judged by the index
         if flags & (_ENCRYPTED | _SIZES_FOLLOW) or method != zipfile.ZIP_STORED or packed != size:
@@ -302,7 +305,7 @@ def _check_index(manifest: Manifest, head: Head, entries: list[zipfile.ZipInfo])
     for entry in entries:
         name = entry.orig_filename  # before zipfile cuts it at a zero byte
         if name not in sizes or name != entry.filename:
-            raise BundleError(f"it holds {name[:100]!r}, which its manifest does not list. Do not use this bundle.")
+            raise BundleError(f"it holds {shortened(name)}, which its manifest does not list. Do not use this bundle.")
         if name in seen:
             raise BundleError(f"it holds {name} twice. Do not use this bundle.")
         seen.add(name)
@@ -350,7 +353,7 @@ def _write_synced(path: Path, chunks: Iterable[bytes]) -> None:
 def _exactly(stream: BinaryIO, size: int) -> bytes:
     content = stream.read(size)
     if len(content) < size:
-        raise BundleError("it is truncated: it ends within its head; copy the bundle again.")
+        raise BundleError(_CUT)
     return content
 
 

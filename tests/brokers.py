@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import queue
 import shutil
 import socket
 import subprocess
@@ -10,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-__all__ = ["free_port", "mosquitto", "mosquitto_path"]
+__all__ = ["await_ready", "free_port", "made_broker", "mosquitto", "mosquitto_path"]
 
 
 def mosquitto_path() -> str | None:
@@ -29,7 +33,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[int]:
+def mosquitto(folder: Path, *lines: str, port: int | None = None, address: str = "127.0.0.1") -> Iterator[int]:
     """A mosquitto on a free port of this machine; `lines` join its configuration."""
     binary = mosquitto_path()
     if binary is None:
@@ -37,20 +41,72 @@ def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[in
     port = port or free_port()
     config = folder / f"mosquitto-{port}.conf"
     access = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-    config.write_text("\n".join([f"listener {port} 127.0.0.1", *access, "persistence false", *lines, ""]))
-    log = (folder / f"mosquitto-{port}.log").open("wb")
+    config.write_text("\n".join([f"listener {port} {address}", *access, "persistence false", *lines, ""]))
+    with _running(binary, config, port, address=address):
+        yield port
+
+
+@contextmanager
+def made_broker(folder: Path, *ports: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A mosquitto with what `stonechat broker init` made in a folder; its log is beside mosquitto.conf."""
+    binary = mosquitto_path()
+    if binary is None:
+        pytest.skip("mosquitto is not installed (Debian: apt install mosquitto mosquitto-clients)")
+    config = folder / "mosquitto.conf"
+    text = config.read_text()
+    if "\nuser " not in text:  # as root it would become a user who may not read a test's keys
+        config.write_text(f"{text}user root\n")
+    with _running(binary, config, *ports) as process:
+        yield process
+
+
+def await_ready(
+    port: int, device: str, *, ca: Path | None = None, login: tuple[str, str] | None = None, timeout_s: float = 30.0
+) -> None:
+    """Wait until a device says that it is ready: its subscriptions are there.
+
+    Args:
+        ca: the authority of a broker that speaks TLS.
+        login: a user who may read states, and the password.
+    """
+    states: queue.Queue[str] = queue.Queue()
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.on_message = lambda c, u, message: states.put(json.loads(message.payload)["state"])
+    if ca is not None:
+        client.tls_set(str(ca))
+    if login is not None:
+        client.username_pw_set(*login)
+    client.connect("localhost", port)
+    client.loop_start()
+    try:
+        client.subscribe(f"stonechat/1/{device}/out/state", 1)
+        while states.get(timeout=timeout_s) != "ready":
+            pass
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+@contextmanager
+def _running(binary: str, config: Path, *ports: int, address: str = "127.0.0.1") -> Iterator[subprocess.Popen[bytes]]:
+    log = config.with_suffix(".log").open("wb")
     process = subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
     try:
         end_s = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
-                break
-            except OSError:
+        for port in ports:
+            while not _listens(port, address):
                 assert process.poll() is None and time.monotonic() < end_s, Path(log.name).read_text()
                 time.sleep(0.02)
-        yield port
+        yield process
     finally:
         process.terminate()
         process.wait(5)
         log.close()
+
+
+def _listens(port: int, address: str) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True

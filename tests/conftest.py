@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -47,3 +50,17 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def pi_bundle(converted: Callable[..., Path]) -> Path:
     """gqa-tied: a chat template, a prefix of one token, context 256, and a quality report. Read only."""
     return converted("gqa-tied")
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a bundle with other fields in its manifest."""
+
+    def change(bundle: Path, **fields: Any) -> Path:
+        copy = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(bundle, copy)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | fields))
+        return copy
+
+    return change

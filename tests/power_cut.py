@@ -211,9 +211,9 @@ class Recorder:
 
 
 class Killer:
-    """`os` until the `number`-th change, from 0: then SIGKILL, before it is made."""
+    """`os` until the `number`-th change, from 0: then SIGKILL, before it is made. Flushes nothing."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: float = float("inf")) -> None:
         self._left = number
 
     def __getattr__(self, name: str) -> Any:

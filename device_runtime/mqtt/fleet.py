@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.limits import Limits
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.service import DeviceConfig
@@ -70,6 +71,8 @@ class Device:
     links: tuple[str, ...] = ()  # names of links
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
+    groups: tuple[str, ...] = ()  # for updates that go to several devices
+    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Fleet:
             links=links,
             pool=entry.pool,
             queue=entry.queue,
+            limits=entry.limits,
             home_assistant=self.home_assistant,
         )
 
@@ -132,16 +136,40 @@ class Fleet:
             ConfigurationError: there is no such device, or its certificates or its password are missing.
         """
         self._entry(device)
+        return self.address_for(device, url, password_file)
+
+    def address_for(self, name: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as anybody reaches it: an operator has a certificate or a password too.
+
+        Args:
+            name: who, as the broker knows them.
+
+        Raises:
+            ConfigurationError: the certificates or the password are missing.
+        """
         b, certificates = self.broker, None
         if password_file is None and b.password_file is not None:
             password_file = self._beside(b.password_file)
-        password = read_password(password_file, device)
+        password = read_password(password_file, name)
         if b.certs is not None:
-            certificates = Certificates.of(self._beside(b.certs), device, password=password is not None)
+            certificates = Certificates.of(self._beside(b.certs), name, password=password is not None)
         protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
         return BrokerAddress.from_url(
-            url or b.url, password=password, protocol=protocol, certificates=certificates, user=device
+            url or b.url, password=password, protocol=protocol, certificates=certificates, user=name
         )
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """The devices of a group, in the order of the file; `all` is every device.
+
+        Raises:
+            ConfigurationError: no device is in it.
+        """
+        found = tuple(device for device, entry in self.devices.items() if name == "all" or name in entry.groups)
+        if not found:
+            known = sorted({group for entry in self.devices.values() for group in entry.groups} | {"all"})
+            hint = yaml_schema.nearest(name, known, "its groups are")
+            raise ConfigurationError(f"{self.path} has no device in the group {name!r}; {hint}")
+        return found
 
     def check_model(
         self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
@@ -275,6 +303,11 @@ _LINK = Record(
     },
 )
 
+_LIMITS = Record(
+    Limits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    expected="a mapping such as {readings: 5000}",
+)
 
 FLEET = Record(
     Fleet,
@@ -318,6 +351,8 @@ FLEET = Record(
                         "links": Field(ListOf(Reference("link", "links"), "a list of link names"), ()),
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
+                        "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
+                        "limits": Field(_LIMITS, Limits()),
                     },
                 ),
             )

@@ -50,6 +50,8 @@ class Model(Protocol):
         schema: Mapping[str, Any] | None = None,
     ) -> Answer: ...
 
+    def close(self) -> None: ...
+
 
 class Run:
     """Runs one generation to its end, its deadline or its cancellation, whichever comes first."""

@@ -19,7 +19,7 @@ __all__ = ["Gate", "Kind", "Limits"]
 EVENT_INTERVAL_S = 60.0
 BURST_S = 2.0  # so many seconds' worth may come at once
 
-Kind = Literal["requests", "cancels", "readings", "refusals", "announcements", "oversized"]
+Kind = Literal["requests", "cancels", "readings", "refusals", "announcements", "updates", "oversized"]
 
 log = logging.getLogger("stonechat.serve")
 
@@ -33,6 +33,7 @@ class Limits:
     readings: float = 5000.0  # a reading costs about 0.14 ms of a desk machine's core
     refusals: float = 50.0  # error replies to, and log lines about, what was not accepted: junk is not amplified
     announcements: float = 1.0  # to Home Assistant, when it says that it has started
+    updates: float = 10.0  # orders; of their pieces only those are read that were asked for
 
 
 class Gate:

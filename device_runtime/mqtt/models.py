@@ -5,7 +5,7 @@ They share the worker thread, so one answers at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from device_runtime.mqtt.generation import Answer, Model
@@ -30,7 +30,18 @@ class Models:
         """Open every model; `open_model` gets its name."""
         self._settings = {entry.name: entry for entry in settings}
         self._default = settings[0].name
-        self._opened: Mapping[str, Model] = {name: open_model(name) for name in self._settings}
+        self._open_model = open_model
+        self._opened: dict[str, Model] = {name: open_model(name) for name in self._settings}
+
+    @property
+    def progress(self) -> object:
+        """Changes with every token that a model takes in or puts out."""
+        return [getattr(model, "position", None) for model in list(self._opened.values())]
+
+    def reopen(self, name: str) -> None:
+        """Close a model, and open what is there under its name now; there is never memory needed for both."""
+        self._opened.pop(name).close()
+        self._opened[name] = self._open_model(name)
 
     def generate(self, request: Request) -> Answer:
         """Start the answer of the model that the request names."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
+import math
 import signal
 import threading
 import time
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import device_runtime
-from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt import discovery, patience
 from device_runtime.mqtt.boot import next_boot
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
 from device_runtime.mqtt.delivery import Delivery
 from device_runtime.mqtt.generation import Model, Run, incomplete
+from device_runtime.mqtt.hardware import Hardware, ThisMachine
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.limits import Gate, Limits
 from device_runtime.mqtt.links import Link
@@ -42,11 +43,13 @@ from device_runtime.mqtt.messages import (
     State,
 )
 from device_runtime.mqtt.models import Models, ModelSettings
+from device_runtime.mqtt.ota import UpdatePlan, Updates
 from device_runtime.mqtt.outbox import Outbox
 from device_runtime.mqtt.payload import MessageError, dump, parse
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.mqtt.work import Job, WorkLine
+from device_runtime.service_manager import Pulse, ServiceManager
 
 __all__ = ["DeviceConfig", "Service", "next_boot", "stop_on_signals"]
 
@@ -68,6 +71,7 @@ class DeviceConfig:
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
     limits: Limits = field(default_factory=Limits)  # of what comes in
+    updates: UpdatePlan | None = None  # what it takes over the air; None takes nothing
     home_assistant: bool = True  # show up there by discovery
     health_s: float = INTERVAL_S  # from one `out/health` to the next
 
@@ -75,9 +79,25 @@ class DeviceConfig:
 class Service:
     """One device on the air, from `run` until `stop`."""
 
-    def __init__(self, config: DeviceConfig, open_model: Callable[[str], Model]) -> None:
-        """Prepare the device; `open_model` is called with each model's name once it is connected."""
+    def __init__(
+        self,
+        config: DeviceConfig,
+        open_model: Callable[[str], Model],
+        manager: ServiceManager | None = None,
+        hardware: Hardware | None = None,
+    ) -> None:
+        """Prepare the device.
+
+        Args:
+            open_model: called with each model's name once there is a connection, and when a model was updated.
+            manager: hears how we are.
+            hardware: what the model runs on; None is this machine.
+        """
         self.config = config
+        self._hardware = hardware or ThisMachine()
+        self._manager = manager or ServiceManager()
+        self._working, self._hearing = Pulse(), Pulse()  # of the worker and of the network thread
+        self._threads: dict[str, threading.Thread] = {}  # the same two, once they run
         self._open_model = open_model
         self._topics = DeviceTopics(config.device)
         self._pool = PoolTopics(config.pool) if config.pool else None
@@ -103,6 +123,15 @@ class Service:
         )
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._delivery = Delivery(config.device, self._outbox, self._client)
+        self._failure: Exception | None = None  # ends `run`
+        self._updates: Updates | None = None
+        if config.updates is not None:
+            self._updates = Updates(
+                config.updates,
+                config.state_dir,
+                publish=lambda payload: self._client.publish(self._topics.ota_report, payload, qos=1),
+                reopen=self._reopen,
+            )
         self._sensors = Sensors(
             config.device, config.links, self._line, self._client.publish, self._delivery.deliver, self._generate
         )
@@ -117,19 +146,23 @@ class Service:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses the device, or another client has taken its id.
         """
+        self._manager.status(f"connecting to {self.config.broker}")
         if not wait_for_broker:
             self._client.connect()
         elif not patience.connect(self._client, self._stopping):
             return self._outbox.close()
         try:
+            self._manager.status(f"opening {', '.join(self._model_names)}")
             self._models = Models(self.config.models, self._open_model)
-            worker = threading.Thread(target=self._work, name="stonechat-worker")
+            worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
                 self._client.subscribe(*self._subscriptions())
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._follow_hardware()
+                    self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
                         self._client.publish(self._topics.health, dump(self._health_fields()))
@@ -139,8 +172,13 @@ class Service:
                             f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
                         )
             finally:
+                self._manager.stopping()
                 self._leave()
                 worker.join()
+                if self._updates is not None:
+                    self._updates.join()
+            if self._failure is not None:
+                raise self._failure
         finally:
             if self._client.connected:
                 self._enter(DeviceState.DISCONNECTED)
@@ -149,18 +187,33 @@ class Service:
             self._outbox.close()
 
     def _health_fields(self) -> dict[str, Any]:
-        return self._health.to_fields(len(self._line), dict(self._gate.counts))
+        fields = self._health.to_fields(len(self._line), dict(self._gate.counts)) | self._hardware.health()
+        return {name: value for name, value in fields.items() if value is not None}
 
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._stopping.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def _stalled_s(self) -> float:
+        """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
+        if any(not thread.is_alive() for thread in self._threads.values()):
+            return math.inf
+        self._working.observe(self._models.progress if self._models is not None else None)
+        working_s = 0.0 if self._state is DeviceState.UPDATING else self._working.stalled_s  # a trial has its own limit
+        return max(working_s, self._hearing.stalled_s)
+
     # the network thread
 
     def _subscriptions(self) -> list[Subscription]:
-        commands = [self._topics.generate, self._topics.cancel]
+        commands = [self._topics.generate, self._topics.cancel, *([self._topics.ota] if self._updates else [])]
         return [
             *(Subscription(topic, tell_retained=True) for topic in commands),
+            *([Subscription(self._topics.ota_piece)] if self._updates else []),
             *([Subscription(self._pool.shared)] if self._pool else []),
             *([Subscription(discovery.STATUS_TOPIC, replay_retained=False)] if self.config.home_assistant else []),
             *self._sensors.subscriptions(),
@@ -178,18 +231,24 @@ class Service:
             if self._state is DeviceState.INIT and listening:
                 self._state = DeviceState.READY
             self._publish_state()
+            ready = self._state in (DeviceState.READY, DeviceState.BUSY)
+        if ready:
+            self._manager.ready()
+            names = ", ".join(self._model_names)
+            self._manager.status(f"{self.config.device} at {self.config.broker}, serving {names}")
 
     @property
     def _model_names(self) -> tuple[str, ...]:
         return tuple(settings.name for settings in self.config.models)
 
     def _info(self) -> Info:
+        hardware = self._hardware.info()
+        hardware["capabilities"] += ("ota",) if self._updates else ()
         return Info(
             self.config.device,
-            board=_board(),
             version=device_runtime.__version__,
             models=self._model_names,
-            capabilities=("generate", "stream", "cancel", "schema", "links"),
+            **hardware,
         )
 
     def _describe(self) -> None:
@@ -198,23 +257,44 @@ class Service:
         self._client.publish(discovery.config_topic(self.config.device), message, qos=1, retain=True)
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
+        self._threads["network"] = threading.current_thread()
         if connected:
             log.info("connected to %s as %s", self.config.broker, self.config.device)
         else:
             log.info("disconnected from %s: %s", self.config.broker, reason)
+            self._manager.status(f"no connection to {self.config.broker}: {reason}")
 
     def _receive(self, message: Incoming) -> None:
+        with self._hearing.working():
+            self._sort(message)
+
+    def _sort(self, message: Incoming) -> None:
         if message.topic == self._topics.generate or (self._pool and message.topic == self._pool.generate):
             if self._gate.admits("requests"):
                 self._command(message, self._accept)
         elif message.topic == self._topics.cancel:
             if self._gate.admits("cancels"):
                 self._command(message, self._cancel)
+        elif message.topic in (self._topics.ota, self._topics.ota_piece):
+            self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
             if message.payload == b"online" and self._gate.admits("announcements"):
                 self._describe()
         elif self._gate.admits("readings"):
             self._sensors.receive(message)
+
+    def _update(self, message: Incoming) -> None:
+        assert self._updates is not None  # or there would be no subscription
+        try:
+            if message.topic == self._topics.ota_piece:
+                self._updates.piece(message.payload)
+            elif message.retained:
+                raise MessageError("a command must not be retained.")
+            elif self._gate.admits("updates"):
+                self._updates.order(message.payload)
+        except MessageError as e:
+            if self._gate.admits("refusals"):
+                log.info("refused a message on %s: %s", message.topic, e)
 
     def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
         """Find out whom to answer, then `act`; what is wrong from there on is answered."""
@@ -300,14 +380,15 @@ class Service:
         while job := self._line.take():
             self._enter(DeviceState.BUSY)
             try:
-                if job.start_by_s is not None and time.monotonic() > job.start_by_s:
-                    job.expired()
-                else:
-                    job.run()
+                with self._working.working():
+                    if job.start_by_s is not None and time.monotonic() > job.start_by_s:
+                        job.expired()
+                    else:
+                        job.run()
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
-            if not len(self._line):
+            if not len(self._line) and self._hardware.available:
                 self._enter(DeviceState.READY)
 
     def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
@@ -354,7 +435,12 @@ class Service:
         try:
             assert self._models is not None  # `run` opens them before the first subscription
             answer = self._models.generate(request)
-            final = run.to_end(answer, on_piece)
+
+            def heard(text: str) -> None:
+                self._working.beat()
+                on_piece(text)
+
+            final = run.to_end(answer, heard)
             self._health.answered(final)
             return final
         except Exception:
@@ -367,8 +453,31 @@ class Service:
 
     # any thread
 
+    def _reopen(self, name: str) -> None:
+        """Have the worker close a model and open it again, and wait until it has."""
+        done = threading.Event()
+
+        def run() -> None:
+            self._enter(DeviceState.UPDATING)
+            try:
+                assert self._models is not None
+                self._models.reopen(name)
+            except Exception as error:  # there is no model to serve any more
+                self._failure = error
+                self._stopping.set()
+            finally:
+                done.set()
+
+        if not self._line.add_task(Job(None, run, dropped=done.set)):
+            raise UnreachableError("the device is shutting down.")
+        done.wait()
+        if self._failure is not None:
+            raise StonechatError(f"the model cannot be opened any more: {self._failure}")
+
     def _leave(self) -> None:
         self._stopping.set()
+        if self._updates is not None:
+            self._updates.stop()
         for job in self._line.close():
             job.dropped()
         with self._lock:
@@ -380,6 +489,16 @@ class Service:
             if state is not self._state and self._state.may_become(state):
                 self._state = state
                 self._publish_state()
+
+    def _follow_hardware(self) -> None:
+        """A microcontroller that goes is `lost`, as a Pi without power is; one that comes back may be another."""
+        if not self._hardware.available:
+            if self._current is None:  # an answer that is under way may still go on when it comes back
+                self._enter(DeviceState.LOST)
+        elif self._state is DeviceState.LOST:
+            self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
+            self._describe()
+            self._enter(DeviceState.READY)
 
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()
@@ -411,10 +530,3 @@ def stop_on_signals(service: Service) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _board() -> str:
-    try:
-        return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n")
-    except (OSError, UnicodeDecodeError):
-        return f"{platform.system()} {platform.machine()}"

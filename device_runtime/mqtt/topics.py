@@ -1,7 +1,9 @@
 """Topic names: building, parsing and the rule for reply topics.
 
-    stonechat/1/<device>/in/{generate,cancel}            commands, never retained
+    stonechat/1/<device>/in/{generate,cancel,ota}        commands, never retained
+    stonechat/1/<device>/in/ota/piece                    parts of an update
     stonechat/1/<device>/out/{state,info,health,event}   what the device says of itself
+    stonechat/1/<device>/out/ota                         how far an update is
     stonechat/1/<device>/out/link/<name>                 what a link has answered last
     stonechat/1/<device>/out/reply/<client>/<session>    answers
     stonechat/1/pool/<group>/generate                    work that several devices share
@@ -36,8 +38,8 @@ ROOT = "stonechat/1"
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 _ID = re.compile(r"[a-z0-9-]{1,64}")
-_COMMANDS = frozenset({"generate", "cancel"})
-_OUTPUTS = frozenset({"state", "info", "health", "event"})
+_COMMANDS = frozenset({"generate", "cancel", "ota"})
+_OUTPUTS = frozenset({"state", "info", "health", "event", "ota"})
 
 
 def is_id(text: str) -> bool:
@@ -107,6 +109,21 @@ class DeviceTopics(_Replies):
         return f"{ROOT}/{self.device}/in/cancel"
 
     @property
+    def ota(self) -> str:
+        """Updates are ordered here."""
+        return f"{ROOT}/{self.device}/in/ota"
+
+    @property
+    def ota_piece(self) -> str:
+        """Parts of an update come in here."""
+        return f"{ROOT}/{self.device}/in/ota/piece"
+
+    @property
+    def ota_report(self) -> str:
+        """How far an update is, and what it needs."""
+        return f"{ROOT}/{self.device}/out/ota"
+
+    @property
     def state(self) -> str:
         """Retained: what the device is doing, or that it is lost."""
         return f"{ROOT}/{self.device}/out/state"
@@ -167,7 +184,7 @@ class TopicParts:
 
     owner: Literal["device", "pool"]
     id: str  # of the device or the pool
-    kind: str  # generate, cancel, state, info, health, event, link or reply
+    kind: str  # generate, cancel, ota, piece, state, info, health, event, link or reply
     client: str = ""  # of a reply topic
     session: str = ""  # of a reply topic
     link: str = ""  # of a link's topic
@@ -186,6 +203,8 @@ def parse(topic: str) -> TopicParts | None:
             return None
         case [device, "in", command] if is_id(device) and command in _COMMANDS:
             return TopicParts("device", device, command)
+        case [device, "in", "ota", "piece"] if is_id(device):
+            return TopicParts("device", device, "piece")
         case [device, "out", output] if is_id(device) and output in _OUTPUTS:
             return TopicParts("device", device, output)
         case [device, "out", "link", name] if is_id(device) and is_id(name):

@@ -60,6 +60,14 @@ class WorkLine:
             self._condition.notify()
             return True
 
+    def add_task(self, job: Job) -> bool:
+        """Queue something of the device's own, for which there is always room; False when the line is closed."""
+        with self._condition:
+            if not self._closed:
+                self._requests.append(self._stamp(job))
+                self._condition.notify()
+            return not self._closed
+
     def add_reading(self, slot: Hashable, job: Job, overload: Overload) -> bool:
         """Queue a reading in its slot; return False when a reading (this one or an older one) is given up for it."""
         with self._condition:

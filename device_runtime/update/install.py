@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.archive import Archive
-from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, read_signature
+from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import Slots, resolve
 from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
 from device_runtime.update.state import Limits
 
-__all__ = ["Installed", "install"]
+__all__ = ["Installed", "has_bundle", "install", "preview"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def install(
     with ExitStack() as stack:
         opened = _open(source, policy, stack)
         manifest = policy.judge(opened.manifest, opened.signature, slots.state.security_counter)
-        if _has(slots, opened.manifest):
+        if has_bundle(slots, opened.manifest):
             return Installed(manifest.name, manifest.version, changed=False)
         staging = Staging.begin(slots, opened.manifest, opened.signature, policy)
         files = staging.missing()
@@ -69,13 +69,20 @@ def install(
     return Installed(manifest.name, manifest.version, True, tuple(f.name for f in files), tuple(staging.reused))
 
 
+def preview(source: Path, policy: Policy) -> Manifest:
+    """The manifest of a bundle that could be installed somewhere; see `install` for what is raised."""
+    with ExitStack() as stack:
+        opened = _open(source, policy, stack)
+        return policy.judge(opened.manifest, opened.signature, 0)
+
+
 def _send(source: _Source, file: Missing, staging: Staging) -> None:
     offset = 0
+    staging.restart(file.name)  # its beginning may have been damaged by a cut, and is read from here once more
     if file.size_bytes == 0:
         staging.write(file.name, 0, b"")
-    for chunk in source.chunks(file.name):  # from the beginning: what is there already is left out
-        if offset + len(chunk) > file.have_bytes:
-            staging.write(file.name, offset, chunk)
+    for chunk in source.chunks(file.name):
+        staging.write(file.name, offset, chunk)
         offset += len(chunk)
     if offset < file.size_bytes:
         raise BundleError(
@@ -84,7 +91,7 @@ def _send(source: _Source, file: Missing, staging: Staging) -> None:
         )
 
 
-def _has(slots: Slots, manifest: bytes) -> bool:
+def has_bundle(slots: Slots, manifest: bytes) -> bool:
     """Whether the bundle with this manifest is active or waits for its trial, and is sound."""
     slot = slots.state.trial.slot if slots.state.trial is not None else slots.state.active
     try:

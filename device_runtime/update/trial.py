@@ -150,7 +150,7 @@ def judge(found: Measured, limits: Limits, bundle: Bundle) -> str | None:
 
 
 def _give_back(slots: Slots, last: Last, reason: str) -> Last:
-    slots.give_back(Last("rolled_back", last.name, last.version, reason))
+    slots.give_back(Last("rolled_back", last.name, last.version, reason.rstrip(".")))
     assert slots.state.last is not None
     return slots.state.last
 

@@ -186,7 +186,7 @@ def test_a_feature_that_the_processor_cannot_have_is_a_fault(board_file: Callabl
     assert found[0].startswith("5:78: soc.features[1]: found 'helium', which aarch64 does not have; expected one of")
 
 
-@pytest.mark.parametrize(("method", "field"), [("esptool", "chip"), ("uf2", "uf2_family"), ("stm32", "model_address")])
+@pytest.mark.parametrize(("method", "field"), [("esptool", "chip"), ("uf2", "uf2_family"), ("stm32", "chip")])
 def test_each_way_to_flash_has_what_it_needs(method: str, field: str, tmp_path: Path) -> None:
     text = (EXAMPLE.parent / "nrf52840.yaml").read_text(encoding="utf-8").replace("method: smp", f"method: {method}")
     (tmp_path / "nrf52840.yaml").write_text(text, encoding="utf-8")

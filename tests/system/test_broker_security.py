@@ -25,7 +25,7 @@ from paho.mqtt.properties import Properties
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.client import BrokerAddress, Certificates, Client
-from tests.brokers import free_port, mosquitto_path
+from tests.brokers import free_port, made_broker
 from toolkit.broker.access import Access, access_list, parse_list, target
 from toolkit.cli import main
 
@@ -39,7 +39,7 @@ models:
   tiny: {{bundle: "{bundle}", threads: 1, max_new: 8}}
 devices:
   north: {{model: tiny, links: [too-hot], pool: herd}}
-  south: {{model: tiny}}
+  south: {{model: tiny, pool: flock}}
 links:
   - name: too-hot
     from: plant/+/air
@@ -54,17 +54,7 @@ class Site:
 
     folder: Path
     port: int
-
-
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    binary = mosquitto_path()
-    if binary is None:
-        pytest.skip("mosquitto is not installed (Debian: apt install mosquitto mosquitto-clients)")
-    config = folder / "mosquitto.conf"
-    text = config.read_text()
-    if "\nuser " not in text:  # as root it would become a user who may not read a test's keys
-        config.write_text(f"{text}user root\n")
-    return subprocess.Popen([binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    keys: str = "broker"  # in the folder
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +65,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, pi_bundle: Path) -> Iterator[
     flags = ["--host", "localhost", "--port", str(port), "--fleet", str(fleet), "--client", "phone", "--client", "spy"]
     sensors = ["--sensor", "probe=plant/+/air", "--home-assistant", "ha"]
     assert main(["broker", "init", str(folder / "broker"), *flags, *sensors]) == 0
-    process = start(folder / "broker")
-    try:
-        end_s = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < end_s and not reachable(port):
-            time.sleep(0.05)
-        assert process.poll() is None, (folder / "broker" / "mosquitto.conf").read_text()
+    with made_broker(folder / "broker", port):
         yield Site(folder, port)
-    finally:
-        process.terminate()
-        process.wait(5)
-
-
-def reachable(port: int) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("localhost", port), timeout=0.2).close()
-    except OSError:
-        return False
-    return True
 
 
 class User:
@@ -102,7 +74,7 @@ class User:
 
     def __init__(self, site: Site, name: str) -> None:
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
-        certs = Certificates.of(site.folder / "broker", name)
+        certs = Certificates.of(site.folder / site.keys, name)
         self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=paho.MQTTv5)
         self.client.tls_set_context(certs.context())
         self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))
@@ -220,6 +192,10 @@ class TestDelivery:
         )  # fmt: skip
         assert not spy.gets("stonechat/1/south/out/reply/phone/9", 1.0)
 
+    def test_a_pool_is_asked_with_the_rights_that_a_client_has(self, site: Site, serving) -> None:
+        done = ask(site, "phone", whom=("--pool", "flock"))
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
 
 @pytest.fixture(scope="module")
 def serving(site: Site) -> Iterator[subprocess.Popen[str]]:
@@ -243,11 +219,15 @@ def serving(site: Site) -> Iterator[subprocess.Popen[str]]:
         assert process.wait(20) == 0
 
 
-def ask(site: Site, name: str, host: str = "localhost", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
+def ask(
+    site: Site,
+    name: str,
+    host: str = "localhost",
+    certs: Path | None = None,
+    whom: tuple[str, str] = ("--device", "south"),
+) -> subprocess.CompletedProcess[str]:
     flags = ["--broker", f"mqtts://{host}:{site.port}", "--certs", str(certs or site.folder / "broker"), "--as", name]
-    return subprocess.run(
-        [*STONECHAT, "ask", "--device", "south", *flags, "how are you"], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([*STONECHAT, "ask", *whom, *flags, "how are you"], capture_output=True, text=True, timeout=60)
 
 
 class TestWhoGetsIn:

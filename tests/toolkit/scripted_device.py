@@ -34,7 +34,7 @@ class SlowAnswer(ScriptedAnswer):
 class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
 
-    manifest = SimpleNamespace(instruction=None, chat_template="x")
+    manifest = SimpleNamespace(instruction=None, chat_template="x", expires=None)
 
     def check_schema(self, schema: object, max_new: object = None) -> None:
         """Any will do."""

@@ -69,6 +69,10 @@ class Access:
         """Something that writes readings to one topic or filter."""
         self.add(name, [f"write {topic}"])
 
+    def add_reader(self, name: str, topic: str) -> None:
+        """Something that reads one topic or filter, such as a flow that passes readings on."""
+        self.add(name, [f"read {topic}"])
+
     def add_fleet(self, fleet: Fleet) -> None:
         """All devices of a fleet file: what their links read and write, and their pools."""
         links = {link.name: link for link in fleet.links}

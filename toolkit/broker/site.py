@@ -126,12 +126,11 @@ class Site:
             port: of the listener for certificates, or of the only one.
             password_port: of the listener for passwords.
         """
-        file = self.folder / "mosquitto.conf"
-        now = Listeners.of(file.read_text(encoding="utf-8")) if file.is_file() else None
+        file, now = self.folder / "mosquitto.conf", self._listeners()
         listeners = Listeners.plan(
             now,
             folder=path.absolute() if path else now.folder if now else self.folder.absolute(),
-            certificates=self._certificates(),
+            certificates=not self.by_password_alone(),
             passwords=len(self.passwords) > 0,
             port=port,
             password_port=password_port,
@@ -144,20 +143,31 @@ class Site:
         return now is not None
 
     def by_password_alone(self) -> bool:
-        """Whether everybody known so far has a password and nobody a certificate."""
-        return len(self.passwords) > 0 and not self._certificates()
+        """Whether passwords are in use here, and certificates are not."""
+        now = self._listeners()
+        passwords = len(self.passwords) > 0 or (now is not None and now.passwords is not None)
+        return passwords and not any(self.authority.current(name) for name in self.access.rights)
 
     def path(self) -> Path:
         """Where the files lie on the broker's machine."""
-        return Listeners.of((self.folder / "mosquitto.conf").read_text(encoding="utf-8")).folder
+        now = self._listeners()
+        return now.folder if now else self.folder.absolute()
+
+    def ports(self) -> dict[str, int]:
+        """Where clients come in, by what they prove themselves with."""
+        now = self._listeners()
+        ports = {"certificates": now.certificates, "passwords": now.passwords} if now else {}
+        return {kind: port for kind, port in ports.items() if port is not None}
 
     def broker_files(self) -> list[str]:
         """What the broker's machine needs of this folder."""
         names = ["mosquitto.conf", "acl", PASSWORD_FILE, "ca.crt", "crl.pem", "broker.crt", "broker.key"]
         return [name for name in names if (self.folder / name).is_file()]
 
-    def _certificates(self) -> bool:
-        return any(self.authority.current(name) for name in self.access.rights)
+    def _listeners(self) -> Listeners | None:
+        """What mosquitto.conf says at present."""
+        file = self.folder / "mosquitto.conf"
+        return Listeners.of(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def entries(self) -> list[Entry]:
         """The broker first, then everyone by name."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "make and keep the keys, the passwords, the access list and the configuration of a mosquitto broker"
+HELP = "make the keys, the access list and the configuration of a mosquitto broker"
 _DAYS = 825
 
 
@@ -68,6 +68,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", metavar="NAME", action="append", default=[], help="who may ask (repeatable)")
     parser.add_argument(
         "--sensor", metavar="NAME=TOPIC", action="append", default=[], help="who may write there (repeatable)"
+    )
+    parser.add_argument(
+        "--reader", metavar="NAME=TOPIC", action="append", default=[], help="who may read there (repeatable)"
     )
     parser.add_argument("--home-assistant", metavar="NAME", action="append", default=[], help="a Home Assistant")
     parser.add_argument(
@@ -147,12 +150,16 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
         access.add_client(check_id("client", name))
     for name in args.home_assistant:
         access.add_home_assistant(check_id("client", name))
-    for sensor in args.sensor:
-        name, equals, topic = sensor.partition("=")
-        if not equals:
-            raise ConfigurationError(f"--sensor is {sensor!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
-        access.add_sensor(check_id("client", name), check_filter(topic))
-        named.add(name)
+    for flag, texts, add in (
+        ("--sensor", args.sensor, access.add_sensor),
+        ("--reader", args.reader, access.add_reader),
+    ):
+        for text in texts:
+            name, equals, topic = text.partition("=")
+            if not equals:
+                raise ConfigurationError(f"{flag} is {text!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
+            add(check_id("client", name), check_filter(topic))
+            named.add(name)
     return named | {*args.client, *args.home_assistant}
 
 
@@ -168,7 +175,8 @@ def _report_init(args: argparse.Namespace, site: Site, made: dict[str, list[str]
     parts = [f"{kind}s for {', '.join(names)}" for kind, names in kinds.items() if names]
     print(f"{args.folder}: {'; '.join(parts) or 'nobody new'}; {len(known)} known in all")
     path = site.path()
-    print(f"start the broker: mosquitto -c {path}/mosquitto.conf")
+    ports = [f"{kind} on port {port}" for kind, port in site.ports().items()]
+    print(f"start the broker: mosquitto -c {path}/mosquitto.conf ({', '.join(ports)})")
     print(f"on its machine {path} needs {', '.join(site.broker_files())}")
     if kinds["certificate"]:
         print("give each its own NAME.key, NAME.crt and ca.crt; ca.key stays here")
@@ -219,7 +227,10 @@ def _revoke(args: argparse.Namespace) -> int:
         return 0
     for name, what in gone.items():
         print(f"{name}: took {', '.join(what)}")
-    print(f"copy {', '.join(site.broker_files())} to the broker's {site.path()} and restart mosquitto")
+    there = site.path()
+    if there != args.folder.absolute():
+        print(f"copy {', '.join(site.broker_files())} to {there} on the broker's machine")
+    print("restart mosquitto: a reload lets nobody in anew, but keeps connections that certificates have opened")
     return 0
 
 
@@ -247,8 +258,12 @@ def _renew(args: argparse.Namespace) -> int:
         print(f"{name}: new {' and '.join(what)}")
     if not made:
         print(f"no certificate expires within {args.expiring} days")
-    if any("certificate" in what for what in made.values()):
+    if any("certificate" in what for name, what in made.items() if name != SERVER):
         print("the old certificates stay valid until they expire; `stonechat broker revoke` ends them at once")
     if any("password" in what for what in made.values()):
         print("the old passwords end when mosquitto has the new file `passwords` and is told to reload (SIGHUP)")
+    if SERVER in made:
+        print(
+            "mosquitto shows the new certificate when it has broker.crt and broker.key and is told to reload (SIGHUP)"
+        )
     return 0

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     pack = actions.add_parser("pack", help="make one file of a bundle folder", allow_abbrev=False)
     pack.add_argument("bundle", metavar="DIR", type=Path)
-    pack.add_argument("-o", "--output", metavar="FILE.zip", type=Path, required=True)
+    pack.add_argument("-o", "--output", metavar="FILE.zip", type=Path, required=True, help="the file to write")
     pack.add_argument("--key", metavar="FILE", type=Path, action="append", default=[], help="sign with it (repeatable)")
     sign = actions.add_parser("sign", help="add a signature, or put it in place of the key's last", allow_abbrev=False)
     sign.add_argument("bundle", metavar="DIR|ZIP", type=Path)
@@ -74,6 +74,9 @@ def _pack(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from toolkit.signing.bundles import pack_bundle
 
+    if args.bundle.is_file():
+        raise ConfigurationError(f"{args.bundle} is a file; `pack` takes a bundle folder. `bundle sign` takes both.")
+    _check_parent(args.output)
     if args.output.is_dir():
         raise ConfigurationError(
             f"{args.output} is a folder; name the file to write, such as {args.output}/bundle.zip."
@@ -136,11 +139,19 @@ def _unpack(args: argparse.Namespace) -> int:
     from device_runtime.archive import Archive
     from device_runtime.trust import TrustStore
 
+    _check_parent(args.output)
     trust = TrustStore.load(args.keys, required=True) if args.keys else None
     with Archive.open(args.bundle, trust) as archive:
         bundle = archive.unpack(args.output)
     print(f"{bundle.path}: {bundle.manifest.name}, version {bundle.manifest.version}")
     return 0
+
+
+def _check_parent(target: Path) -> None:
+    from device_runtime.errors import ConfigurationError
+
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"{target} cannot be written: there is no folder {target.parent}; make it first.")
 
 
 def _keys(args: argparse.Namespace) -> list[Any]:

@@ -29,17 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     import logging
+    from dataclasses import replace
 
     from device_runtime.admission import warn_if_expired
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
+    from device_runtime.mqtt.ota import UpdatePlan
     from device_runtime.mqtt.service import Service, stop_on_signals
+    from device_runtime.service_manager import ServiceManager
     from device_runtime.trust import trusted
+    from device_runtime.update.policy import Policy
+    from device_runtime.update.slots import is_slot_folder
     from device_runtime.update.trial import ready_bundle
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
+    manager = ServiceManager.from_environment()
     plan = fleet.load(args.fleet)
     models = plan.models_of(args.device)
     trust = trusted(args.keys or plan.keys_folder())
@@ -58,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
             raise
         return opened
 
-    service = Service(config, open_model)
+    folders = {name: Path(model.bundle) for name, model in models.items() if is_slot_folder(Path(model.bundle))}
+    updates = UpdatePlan(folders, Policy(trust)) if folders else None
+    service = Service(replace(config, updates=updates), open_model, manager)
     with stop_on_signals(service):
         service.run(wait_for_broker=not args.no_wait)
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cli.options import add_json
+from toolkit.cli.options import add_json, positive_number
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
@@ -48,10 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", metavar="ID", help="which board this is; refuses bundles for others")
-    parser.add_argument("--min-tps", metavar="N", type=_positive, help="its trial fails below N tokens a second")
-    parser.add_argument("--max-rss-mb", metavar="MB", type=_positive, help="its trial fails above MB of memory")
+    parser.add_argument("--min-tps", metavar="N", type=positive_number, help="its trial fails below N tokens a second")
+    parser.add_argument("--max-rss-mb", metavar="MB", type=positive_number, help="its trial fails above MB of memory")
     parser.add_argument(
-        "--trial-timeout-s", metavar="S", type=_positive, default=300.0, help="its trial fails after S (default 300)"
+        "--trial-timeout-s",
+        metavar="S",
+        type=positive_number,
+        default=300.0,
+        help="its trial fails after S (default 300)",
     )
     parser.add_argument(
         "--trial",
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _install(args: argparse.Namespace) -> int:
     from device_runtime.trust import trusted
-    from device_runtime.update.install import install
+    from device_runtime.update.install import install, preview
     from device_runtime.update.policy import Policy
     from device_runtime.update.slots import lock
     from device_runtime.update.state import Limits
@@ -76,6 +80,7 @@ def _install(args: argparse.Namespace) -> int:
     trust = trusted(args.keys)
     policy = Policy(trust, *_of_board(args.board))
     limits = Limits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
+    preview(args.bundle, policy)  # before a folder is made for it
     with lock(args.folder, make=True) as slots:
         done = install(args.bundle, slots, limits, policy)
         if slots.state.trial is not None and args.trial:
@@ -211,13 +216,3 @@ def _versions(folder: Path) -> dict[str, str]:
 
     manifests = {slot: peek(folder / slot) for slot in SLOTS if (folder / slot).exists()}
     return {slot: manifest.version if manifest else "?" for slot, manifest in manifests.items()}
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

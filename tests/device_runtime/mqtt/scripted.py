@@ -52,3 +52,6 @@ class ScriptedModel:
         assert not isinstance(prompt, str)
         words = prompt[-1]["content"].upper().split(" ")
         return ScriptedAnswer(self.pieces or [w if i == 0 else f" {w}" for i, w in enumerate(words)], self.gate)
+
+    def close(self) -> None:
+        pass

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
-from device_runtime.mqtt.client import BrokerAddress, read_password
+from device_runtime.mqtt.client import PASSWORD_VARIABLE, BrokerAddress, Certificates, read_password
 from device_runtime.mqtt.links import Link, Window
 from device_runtime.mqtt.models import ModelSettings
 
@@ -86,6 +87,60 @@ def test_a_model_that_is_not_there_is_a_fault_with_its_place(model, links, messa
         yaml_schema.loads(SEVERAL % (model, links), fleet.FLEET, fleet.check_fleet, file="f.yaml")
 
 
+@pytest.fixture
+def with_password(tmp_path, monkeypatch):
+    """A fleet file whose devices have passwords: one file, or a folder, at $WHERE."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "ca.crt").write_text("")
+    (tmp_path / "keys" / "pi.password").write_text("secret-of-pi\n")
+    (tmp_path / "one.password").write_text("secret-of-all\r\n")
+    (tmp_path / "empty.password").write_text("\n")
+    broker = "{url: 'mqtts://host', certs: keys, password_file: '${WHERE}'}"
+    path = tmp_path / "fleet.yaml"
+    path.write_text(re.sub(r"(?m)^broker: .*$", lambda _: f"broker: {broker}", GOOD), encoding="utf-8")
+    return lambda where: monkeypatch.setenv("WHERE", where) or fleet.load(path)
+
+
+def test_a_password_comes_from_a_file_and_its_user_is_the_device(with_password, tmp_path):
+    address = with_password("keys").address("pi")
+    assert (address.user, address.password, address.tls) == ("pi", "secret-of-pi", True)
+    assert address.certificates == Certificates(ca=tmp_path / "keys" / "ca.crt")
+    assert "secret" not in repr(address)
+    assert with_password("one.password").address("zero").password == "secret-of-all"
+    other = with_password("keys").address("pi", "mqtts://me@host", tmp_path / "one.password")
+    assert (other.user, other.password) == ("me", "secret-of-all")
+
+
+def test_a_device_with_both_proves_itself_by_both(with_password, tmp_path):
+    for ending in ("crt", "key"):
+        (tmp_path / "keys" / f"pi.{ending}").write_text("")
+    address = with_password("keys").address("pi")
+    assert address.password == "secret-of-pi" and address.certificates.own == tmp_path / "keys" / "pi.crt"
+
+
+@pytest.mark.parametrize(
+    "where, device, words",
+    [
+        ("keys", "zero", r"cannot read the password file .*keys/zero.password: No such file"),
+        ("nowhere", "pi", r"cannot read the password file .*nowhere: No such file"),
+        ("empty.password", "pi", r"empty.password is empty; expected one line"),
+    ],
+)
+def test_a_password_that_is_missing_is_told(with_password, where, device, words):
+    with pytest.raises(ConfigurationError, match=words):
+        with_password(where).address(device)
+
+
+def test_without_a_password_a_certificate_is_needed(with_password, tmp_path, monkeypatch):
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    path = tmp_path / "fleet.yaml"
+    path.write_text(path.read_text().replace(", password_file: '${WHERE}'", ""))
+    with pytest.raises(ConfigurationError, match=r"keys/pi.crt is missing; make it with"):
+        fleet.load(path).address("pi")
+    monkeypatch.setenv(PASSWORD_VARIABLE, "from the environment")
+    assert fleet.load(path).address("pi").user == "pi"
+
+
 def test_all_faults_come_at_once_with_their_places(monkeypatch):
     monkeypatch.chdir(HERE)
     with pytest.raises(ConfigurationError) as e:
@@ -111,6 +166,7 @@ def test_a_file_that_is_no_fleet_says_why(text, message):
         yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=60) | st.binary(max_size=60))
 def test_any_text_gives_a_fleet_or_our_own_error(text):
     with pytest.raises(ConfigurationError):
@@ -120,6 +176,7 @@ def test_any_text_gives_a_fleet_or_our_own_error(text):
 LINES = GOOD.splitlines()
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     st.integers(0, len(LINES) - 1),
     st.sampled_from(["", "- ", "{", "}", ":", "&a ", "*a", "? ", "!!x ", "null", "[]", "9"]),

@@ -1,0 +1,94 @@
+"""The files of a bundle from an HTTP(S) server, which serves the bundle's folder as it is.
+
+A broken transfer goes on at the byte where it stopped (RFC 9110, section 14.2). What arrives is checked against the
+manifest by whoever reads it, so a server that sends the wrong bytes does no harm.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
+
+__all__ = ["HttpSource"]
+
+_TIMEOUT_S = 30.0  # without a byte
+_TRIES = 5  # in a row that bring nothing
+_PAUSE_S = 1.0  # after the first of them; doubles
+_CHUNK_BYTES = 1 << 18
+
+
+class HttpSource:
+    """A folder behind a URL."""
+
+    def __init__(self, url: str, *, pause_s: float = _PAUSE_S) -> None:
+        """`url` is that of the folder.
+
+        Raises:
+            ConfigurationError: it is no http:// or https:// URL.
+        """
+        try:
+            parts = urllib.parse.urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigurationError(
+                f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH."
+            )
+        self._url, self._pause_s = url.rstrip("/"), pause_s
+
+    def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
+        """What the file `name` holds from byte `offset` on; nothing if there is no such file.
+
+        Raises:
+            UnreachableError: the server does not answer, or stops in the middle, time after time.
+            BundleError: it answers with something else.
+        """
+        failed = 0
+        while True:
+            try:
+                for chunk in self._transfer(name, offset):
+                    offset, failed = offset + len(chunk), 0
+                    yield chunk
+                return
+            except urllib.error.HTTPError as error:
+                if error.code == HTTPStatus.NOT_FOUND:
+                    return
+                if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise BundleError(f"{self._url}/{name}: the server answers {error.code} {error.reason}.") from None
+                reason = f"{error.code} {error.reason}"
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+            failed += 1
+            if failed == _TRIES:
+                raise UnreachableError(f"{self._url}/{name} cannot be read: {reason}. Check the server and the URL.")
+            time.sleep(self._pause_s * 2 ** (failed - 1))
+
+    def _transfer(self, name: str, offset: int) -> Iterator[bytes]:
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        request = urllib.request.Request(f"{self._url}/{urllib.parse.quote(name)}", headers=headers)
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # all of it is here
+                return
+            raise
+        with answer:
+            skip = offset if answer.status == HTTPStatus.OK else 0  # it serves no ranges
+            expected = int(answer.headers.get("Content-Length") or -1)
+            got = 0
+            while chunk := answer.read(_CHUNK_BYTES):
+                got += len(chunk)
+                rest = chunk[skip:]
+                skip -= min(skip, len(chunk))
+                if rest:
+                    yield rest
+            if got < expected:
+                raise http.client.IncompleteRead(b"", expected - got)

@@ -1,0 +1,49 @@
+"""Starts a real Home Assistant in a folder, waits for a stonechat device and an answer, and tells what it saw.
+
+Run by the Python that Home Assistant is installed in: `python home_assistant_driver.py CONFIG_DIR SECONDS`. Prints one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from homeassistant import bootstrap, runner
+from homeassistant.components import persistent_notification
+from homeassistant.helpers import device_registry, entity_registry
+
+
+async def main(config_dir: str, timeout_s: float) -> None:
+    """Wait for the device and for the notification of the example's automation, at most `timeout_s`."""
+    hass = await bootstrap.async_setup_hass(runner.RuntimeConfig(config_dir=config_dir, skip_pip=True))
+    assert hass is not None
+    messages: list[str] = []
+
+    def notified(_: object, notifications: dict[str, dict[str, str]]) -> None:
+        messages.extend(n["message"] for n in notifications.values() if n["notification_id"] == "stonechat")
+
+    persistent_notification.async_register_callback(hass, notified)
+    await hass.async_start()
+    devices = device_registry.async_get(hass).devices
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        ours = [d for d in devices.values() if d.manufacturer == "stonechat"]
+        advice = hass.states.get("sensor.greenhouse_advice")
+        if ours and messages and advice is not None and advice.state not in ("unknown", "unavailable"):
+            break
+        await asyncio.sleep(0.1)
+    entities = {e.unique_id: e for e in entity_registry.async_get(hass).entities.values() if e.platform == "mqtt"}
+    states = {key: hass.states.get(e.entity_id) for key, e in entities.items()}
+    found = {
+        "devices": [{"name": d.name, "model": d.model} for d in ours],
+        "states": {key: state.state for key, state in states.items() if state is not None},
+        "messages": messages,
+    }
+    print(json.dumps(found), flush=True)
+    await hass.async_stop()
+
+
+asyncio.run(main(sys.argv[1], float(sys.argv[2])))

@@ -1,0 +1,123 @@
+"""Bundles to a board over a real sshd: on trial, on the air, and back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ssh_boards import Board, new_board
+
+
+@pytest.fixture(scope="module")
+def on_air(server, broker_port, pi_bundle, tmp_path_factory) -> Iterator[Board]:
+    """Version 1 runs there; each test leaves it like that."""
+    board = new_board(server, broker_port, tmp_path_factory.mktemp("on-air"))
+    assert board.init(*board.restart_flag()).returncode == 0
+    empty = board.run("device", "status", server.target)
+    assert "model tiny  no bundle yet\n" in empty.stdout
+    first = board.deploy(pi_bundle, "--json")
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert report["restarted"] is True
+    assert {"model.tflite", "manifest.json"} <= set(report["sent"])
+    yield board
+    board.stop()
+
+
+def ask(board: Board) -> str:
+    command = [sys.executable, "-m", "toolkit", "ask", "--broker", f"mqtt://127.0.0.1:{board.port}"]
+    done = subprocess.run([*command, "--device", "test-pi", "hello"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_only_what_changed_travels_and_the_way_back_is_open(on_air, pi_bundle, changed: Callable[..., Path]):
+    done = on_air.deploy(changed(pi_bundle, version="2"), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["sent"] == ["manifest.json"]
+    assert report["slots"]["versions"][report["slots"]["active"]] == "2"
+    assert not list((on_air.root / "incoming").iterdir())
+
+    status = on_air.run("device", "status", on_air.server.target)
+    assert "model tiny   version 2, slot b; version 1 in slot a to go back to\n" in status.stdout
+    assert "service      no systemd; started by somebody else\n" in status.stdout
+
+    back = on_air.run("device", "rollback", on_air.server.target)
+    assert (back.returncode, back.stdout) == (0, "test-pi: model tiny is back at version 1\n")
+    assert ask(on_air)
+
+
+def test_the_doctor_looks_at_the_model_and_the_broker(on_air):
+    done = on_air.run("device", "doctor", on_air.server.target, "--json")
+    findings = {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["model"]["found"] == "gqa-tied 1"
+    assert findings["broker"]["found"] == f"127.0.0.1:{on_air.port} answers, without encryption"
+
+
+def test_without_a_journal_the_log_is_a_file(on_air):
+    missing = on_air.run("device", "logs", on_air.server.target)
+    assert missing.returncode == 2
+    assert "serve.log; have what starts the service append its stderr to this file." in missing.stderr
+    (on_air.root / "state" / "serve.log").write_text("one\ntwo\nthree\n")
+    assert on_air.run("device", "logs", on_air.server.target, "-n", "2").stdout == "two\nthree\n"
+
+
+def test_a_failed_trial_ends_with_6_and_the_message_of_the_board(on_air, pi_bundle, changed):
+    trial = {"prompt": "hello", "expect": "nobody says this", "max_new": 8}
+    done = on_air.deploy(changed(pi_bundle, version="2", trial=trial), "--json")
+    assert done.returncode == 6
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "rolled_back"
+    assert error["message"].startswith("test-pi: version 2 of gqa-tied did not pass its trial: ")
+    assert ask(on_air)
+
+
+def test_a_floor_for_its_speed_is_a_part_of_the_trial(on_air, pi_bundle, changed):
+    done = on_air.deploy(changed(pi_bundle, version="2"), "--min-tps", "1e9")
+    assert done.returncode == 6
+    assert "tok/s" in done.stderr
+
+
+def test_a_model_that_the_fleet_file_does_not_know_is_refused(on_air, pi_bundle):
+    done = on_air.deploy(pi_bundle, "--model", "huge")
+    assert done.returncode == 2
+    assert "has no model 'huge'; it has tiny." in done.stderr
+
+
+def test_a_damaged_bundle_does_not_leave(board, pi_bundle, changed):
+    damaged = changed(pi_bundle)
+    with open(damaged / "model.tflite", "r+b") as file:
+        file.seek(1000)
+        file.write(b"\xff\x00\xff")
+    done = board.deploy(damaged)
+    assert done.returncode == 1
+    assert "model.tflite" in done.stderr
+    assert not board.root.exists()
+
+
+def test_a_board_with_keys_takes_only_what_they_have_signed(board, pi_bundle, tmp_path):
+    """And where nothing of ours starts the service, the operator is told to."""
+    keys, packed = tmp_path / "keys", tmp_path / "model.zip"
+    assert board.stonechat("key", "new", "site", "-o", keys).returncode == 0
+    done = board.stonechat("bundle", "pack", pi_bundle, "-o", packed, "--key", keys / "site.key")
+    assert done.returncode == 0, done.stderr
+    assert board.init("--keys", keys).returncode == 0
+
+    unsigned = board.deploy(pi_bundle, "--json")
+    assert unsigned.returncode == 4
+    assert json.loads(unsigned.stdout)["error"]["code"] == "signature"
+
+    unsigned = board.deploy(pi_bundle, "--keys", keys)
+    assert unsigned.returncode == 4
+    assert not list((board.root / "incoming").glob("*"))  # it did not leave
+
+    signed = board.deploy(packed, "--keys", keys)
+    assert signed.returncode == 0, signed.stderr
+    assert signed.stdout == "test-pi: gqa-tied 1 waits for the service to start anew as tiny\n"
+    assert f"start the service anew there: '{board.prefix}/venv/bin/stonechat' serve " in signed.stderr

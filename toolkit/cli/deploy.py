@@ -1,0 +1,89 @@
+"""`stonechat deploy`: bring a bundle to a device, on trial, and on the air."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolkit.cli.device import add_connection, open_remote
+from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.rollout import add_rollout, begin
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "bring a bundle to a device, try it there, and put it on the air"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat deploy`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
+    parser.add_argument(
+        "--to", metavar="[USER@]HOST[:PORT]", required=True, help="a board set up by `device init`, or fleet:GROUP"
+    )
+    parser.add_argument("--model", metavar="NAME", help="for which model of its fleet file (default: the device's)")
+    parser.add_argument("--keys", metavar="DIR", type=Path, help="check its signature here first, by these public keys")
+    parser.add_argument("--min-tps", metavar="N", type=positive_number, help="its trial fails below N tokens a second")
+    parser.add_argument("--max-rss-mb", metavar="MB", type=positive_number, help="its trial fails above MB of memory")
+    add_connection(parser)
+    add_rollout(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Deploy; the exit code is that of the device: 4 signature, 5 does not fit, 6 rolled back."""
+    if args.to.startswith("fleet:"):
+        return begin(args)
+    import json
+    import sys
+    from dataclasses import asdict
+
+    from toolkit.deploy.deploy import Limits, Outgoing, deploy
+    from toolkit.deploy.device import BoardDevice
+    from toolkit.deploy.over_ssh import OverSsh
+    from toolkit.progress import ProgressBar
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    limits, remote = Limits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
+    with as_folder(args.bundle) as folder, ProgressBar() as bar:
+        if args.keys is not None:
+            check_signature(folder, args.keys)
+        bundle = Outgoing.open(folder)
+        with remote:
+            board = BoardDevice(remote, args.root)
+            done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
+    if args.json:
+        print(json.dumps(asdict(done), ensure_ascii=False))
+        return 0
+    state = "is on the air" if done.restarted else "waits for the service to start anew"
+    print(f"{done.device}: {done.name} {done.version} {state} as {done.model}")
+    return 0
+
+
+@contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """A bundle folder; a packed bundle is unpacked for as long as this lasts."""
+    import tempfile
+
+    from device_runtime.archive import Archive
+
+    if not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, Archive.open(path) as archive:
+        yield archive.unpack(Path(folder) / "bundle").path
+
+
+def check_signature(folder: Path, keys: Path) -> None:
+    """Raise a `SignatureError` if none of the keys has signed this bundle: nothing has to travel to find out."""
+    from device_runtime.bundle import MANIFEST
+    from device_runtime.trust import TrustStore
+    from toolkit.deploy.deploy import SIGNATURE
+
+    trust = TrustStore.load(keys, required=True)
+    if (folder / MANIFEST).is_file():  # else `Outgoing.open` says what is there instead
+        signature = folder / SIGNATURE
+        trust.verify((folder / MANIFEST).read_bytes(), signature.read_bytes() if signature.is_file() else None)

@@ -1,0 +1,139 @@
+"""A board that `device init` has set up, as the commands after it see it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from device_runtime import typed_json
+from device_runtime.errors import ConfigurationError
+from toolkit.deploy.layout import SERVICE, USER, Layout
+from toolkit.deploy.ssh import Remote
+
+__all__ = ["BoardDevice", "Record"]
+
+_SHOW = """
+systemctl show "$1" -p ActiveState -p SubState -p Result -p ExecMainStatus -p StatusText -p NRestarts \
+    -p ActiveEnterTimestamp -p WatchdogUSec
+"""
+_KEYS = 'find "$1" -name "*.pub"'
+
+
+@dataclass(frozen=True)
+class Record:
+    """ROOT/device.json: what `device init` chose."""
+
+    device: str  # its id in the fleet file
+    prefix: str
+    service: str  # systemd, or none
+    restart: str | None = None  # where there is no systemd: a command that ends well once the service is ready
+    board: str | None = None  # the id of its board file
+    schema: int = 1
+
+    def to_json(self) -> str:
+        """As it lies on the board."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+class BoardDevice:
+    """A connection, and what is at its other end."""
+
+    def __init__(self, remote: Remote, root: str) -> None:
+        """Find what `device init` has made.
+
+        Raises:
+            ConfigurationError: nothing, or by a newer stonechat.
+        """
+        self.remote = remote
+        uid, *words = remote.check("id -u; command -v sudo >/dev/null && echo sudo || true").split()
+        remote.sudo = uid != "0" and bool(words)
+        layout = Layout(root)
+        done = remote.run('cat "$1"', layout.record, as_root=remote.sudo and self._may_sudo())
+        if "Permission denied" in done.err:
+            raise ConfigurationError(
+                f"{remote.target} may not read {layout.record}; allow it sudo without a password, or connect as root."
+            )
+        if done.code:
+            raise ConfigurationError(
+                f"{remote.target} has no {layout.record}; set it up with `stonechat device init {remote.target}` first "
+                "(--root, if it has another folder)."
+            )
+        try:
+            data = json.loads(done.out)
+            if data.get("schema") != 1:
+                raise ValueError(f"schema is {data.get('schema')!r}, and this stonechat knows 1")
+            self.record: Record = typed_json.read(Record, data)
+        except (ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{remote.target}:{layout.record} cannot be used: {error}; run `stonechat device init` again."
+            ) from None
+        self.layout = Layout(root, self.record.prefix)
+        if not self.systemd:
+            remote.sudo = False
+        elif remote.sudo and not self._may_sudo():
+            raise ConfigurationError(
+                f"{remote.target} may not use sudo without a password; allow it, or connect as root."
+            )
+
+    @property
+    def systemd(self) -> bool:
+        """Whether systemd runs the service."""
+        return self.record.service == "systemd"
+
+    @property
+    def user(self) -> str | None:
+        """Whose the models are; None is the one that we are there."""
+        return USER if self.systemd else None
+
+    def stonechat(self, *arguments: str) -> tuple[int, str, str]:
+        """Run the board's own stonechat, as the user of the service."""
+        script = 'cd "$1" && STONECHAT_CACHE="$1/state/cache" && export STONECHAT_CACHE && shift && exec "$@"'
+        done = self.remote.run(script, self.layout.root, self.layout.command, *arguments, user=self.user)
+        return done.code, done.out, done.err
+
+    def keys_flag(self) -> list[str]:
+        """The keys whose bundles the board takes, as a flag for its stonechat; empty where it has none."""
+        found = self.remote.check(_KEYS, self.layout.keys, user=self.user)
+        return ["--keys", self.layout.keys] if found.strip() else []
+
+    def unit(self) -> dict[str, str]:
+        """What systemd says of the service; empty without it."""
+        if not self.systemd:
+            return {}
+        lines = self.remote.check(_SHOW, SERVICE).splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def restart(self) -> tuple[int, str]:
+        """Start the service anew and wait until it is ready; returns 0, or why not."""
+        if self.systemd:
+            done = self.remote.run('systemctl restart "$1"', SERVICE, as_root=True)
+        else:
+            assert self.record.restart is not None
+            done = self.remote.run(self.record.restart)
+        return done.code, done.err.strip()
+
+    def fleet_text(self) -> str:
+        """Its fleet file."""
+        return self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
+
+    def last_log_lines(self, count: int = 5) -> str:
+        """What the service itself has said last (systemd speaks of it too), where there is a journal."""
+        if not self.systemd:
+            return ""
+        done = self.remote.run(
+            'journalctl "_SYSTEMD_UNIT=$1" -n "$2" -o cat --no-pager', SERVICE, str(count), as_root=True
+        )
+        return done.out.strip()
+
+    def _may_sudo(self) -> bool:
+        return self.remote.run("sudo -n true").code == 0
+
+    def slots(self, model: str) -> dict[str, Any] | None:
+        """What `stonechat slots show` says of a model; None where there is no bundle yet."""
+        code, out, _ = self.stonechat("slots", "show", self.layout.slots(model), "--json")
+        try:
+            found = json.loads(out)
+        except ValueError:
+            return None
+        return found if code == 0 and isinstance(found, dict) else None
