@@ -77,7 +77,7 @@ class _SteppedAnswer(Iterator[str]):
 @contextlib.contextmanager
 def serving(folder: Path, broker: BrokerAddress, model: Any, **config: Any) -> Iterator[Service]:
     """A device in a thread, that waits for its broker."""
-    service = Service(DeviceConfig("off-pi", broker, folder / "state", **config), lambda: model)
+    service = Service(DeviceConfig("off-pi", broker, folder / "state", **config), lambda name: model)
     thread = threading.Thread(target=service.run, kwargs={"wait_for_broker": True})
     thread.start()
     try:

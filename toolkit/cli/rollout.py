@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_json(action)
 
 
-def add_broker(parser: argparse.ArgumentParser) -> None:
+def add_broker(parser: argparse._ActionsContainer) -> None:
     """--broker, --as, --password-file and --wait"""
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the fleet file's")
     parser.add_argument("--as", metavar="NAME", dest="name", help="who sends, as the broker knows it (operator)")
@@ -56,7 +56,7 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--parallel", metavar="N", type=whole_number(1), default=10, help="at once (default 10)")
     group.add_argument("--url", metavar="URL", help="where devices fetch the bundle's folder (default: over MQTT)")
-    add_broker(parser)
+    add_broker(group)
 
 
 def begin(args: argparse.Namespace) -> int:

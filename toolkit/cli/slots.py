@@ -99,24 +99,17 @@ def _install(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]:
-    """The id of a board, and what raises a `DoesNotFitError` when it does not run a bundle's profile."""
-    from device_runtime.errors import DoesNotFitError
+def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
+    """The id of a board, and what raises a `DoesNotFitError` when it, or else this machine, does not hold a bundle."""
+    from device_runtime.room import require_room
 
     if name is None:
-        return None, lambda manifest: None
+        return None, require_room
     from boards import load_board
+    from boards.fit import Subject, require_fit
 
     board = load_board(name)
-
-    def fits(manifest: Manifest) -> None:
-        if manifest.profile == "pi" and board.profile != "pi":  # a board that runs `pi` runs `micro` too
-            raise DoesNotFitError(
-                f"{manifest.name} {manifest.version} has the profile pi, and {board.id} runs micro. "
-                "Convert the checkpoint again with --profile micro."
-            )
-
-    return board.id, fits
+    return board.id, lambda manifest: require_fit(board, Subject.of_manifest(manifest))
 
 
 def _show(args: argparse.Namespace) -> int:
