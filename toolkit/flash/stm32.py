@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ _BLOCK_ATTEMPTS = 3
 # What is programmed at once: 4 bytes on the F4 and 16 on the U5 (AN2606, flash memory alignment constraints), 32 on the
 # H7 (RM0433, embedded flash memory: a flash word has 256 bits), of which its boot loader takes parts.
 _FLASH_WORD_BYTES = 32
+_ERASE_S = 4.0  # the longest for 128 KiB: datasheet DS12110, flash memory programming, in steps of 8 bits
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Chip:
 
     product_id: int  # what GET ID answers: AN2606, table of device-dependent boot loader parameters, "PID"
     sectors_kib: tuple[int, ...]  # in the order of their numbers, from 0x08000000; those of a second bank go on
+    early_ack_from: int | None = None  # the sector from which on the boot loader may say ACK before it has erased
 
 
 # The parts with the most flash of each line; of a smaller one, the sectors that are not there cannot be erased.
@@ -45,7 +48,8 @@ CHIPS = {
     # RM0090, embedded flash memory interface, flash module organization (STM32F40x and F41x): sectors 0 to 11.
     "stm32f405": Chip(0x413, (16, 16, 16, 16, 64, *[128] * 7)),
     # RM0433, embedded flash memory: two banks of eight sectors. The H743xG has four in each, and a gap between.
-    "stm32h743": Chip(0x450, (128,) * 16),
+    # AN2606, STM32H74xxx/75xxx boot loader versions: 9.1 says ACK too early in bank 2; the next command may hang it.
+    "stm32h743": Chip(0x450, (128,) * 16, early_ack_from=8),
     # RM0456, embedded flash memory: two banks of 128 pages; 2 MB are always two banks.
     "stm32u575": Chip(0x482, (8,) * 256),
     "stm32u585": Chip(0x482, (8,) * 256),
@@ -122,7 +126,7 @@ class Flasher:
         chip = self._chip()
         report("erase", 0.0)
         for part in parts:
-            loader.erase(_sectors(chip, part), lambda share: report("erase", share))
+            _erase(loader, chip, _sectors(chip, part), lambda share: report("erase", share))
         for part in parts:
             for address, block in _blocks(part):
                 _write_block(loader, address, block)
@@ -172,6 +176,18 @@ def _line_errors() -> tuple[type[Exception], ...]:
     import serial
 
     return serial.SerialException, OSError
+
+
+def _erase(loader: BootLoader, chip: Chip, sectors: Sequence[int], report: Callable[[float], None]) -> None:
+    """Erase sectors; one by one, each with a pause, where the boot loader does not wait for the end itself."""
+    hasty = [n for n in sectors if chip.early_ack_from is not None and n >= chip.early_ack_from]
+    patient = [n for n in sectors if n not in hasty]
+    if patient:
+        loader.erase(patient, lambda share: report(share * len(patient) / len(sectors)))
+    for done, number in enumerate(hasty, len(patient) + 1):
+        loader.erase([number], lambda share: None)
+        time.sleep(_ERASE_S)
+        report(done / len(sectors))
 
 
 def _write_block(loader: BootLoader, address: int, block: bytes) -> None:

@@ -82,6 +82,17 @@ def test_more_sectors_than_one_command_erases() -> None:
     assert peer.flash[: len(image)] == image
 
 
+def test_a_boot_loader_that_says_ack_before_it_has_erased_is_given_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stm32, "_ERASE_S", 0.2)  # of a peer that takes half of it
+    chip = CHIPS["stm32h743"]
+    image, model = program(130_000), bytes(range(256)) * 1000
+    with Stm32Peer(chip.sectors_kib, chip.product_id, faults=Faults(early_ack_from=8)) as peer:
+        _, steps = run(peer, image, model, flasher("stm32h743", model_address=0x08100000))
+    assert peer.log.erased == [0, 8, 9]
+    assert peer.flash[0x100000 : 0x100000 + len(model)] == model
+    assert [share for step, share in steps if step == "erase"] == [0.0, 1.0, 0.5, 1.0]
+
+
 class OnASocket(Stm32Peer, SocketPeer):
     """The same on a bare TCP port."""
 

@@ -60,6 +60,12 @@ def test_sectors_are_where_the_reference_manuals_have_them() -> None:
     assert {chip: starts(chip)[-1] for chip in CHIPS} == ENDS
 
 
+def test_bank_2_of_the_h743_is_erased_with_patience() -> None:
+    """AN2606: STM32H74xxx/75xxx boot loader 9.1, known limitations. DS12110: up to 4 s for a sector of 128 Kbytes."""
+    assert starts("stm32h743")[CHIPS["stm32h743"].early_ack_from] == RM0433[8]
+    assert stm32._ERASE_S >= 4
+
+
 def test_what_is_written_at_once_keeps_every_alignment() -> None:
     assert all(stm32._FLASH_WORD_BYTES % size == 0 for size in ALIGNMENT_BYTES.values())
 
@@ -83,7 +89,7 @@ class Script:
         pass
 
 
-# GET: the number of bytes to follow less one, the version, the commands. GET ID: the same number, the PID with 0x04 first.
+# GET: the number of bytes to follow less one, the version, the commands. GET ID: that number, the PID.
 CONNECT = "79  79 0b 31 00 01 02 11 21 31 44 63 73 82 92 79  79 01 04 13 79"
 
 
@@ -96,11 +102,14 @@ def connected(answers: str = "", connect: str = CONNECT) -> tuple[BootLoader, Sc
     return loader, line
 
 
+WRITE = "31 ce  08 00 01 00 09  03 aa bb cc dd 03"  # the last byte: XOR of the number and the data
+
+
 @pytest.mark.parametrize(
     ("act", "answers", "sent"),
     [
         (lambda b: b.read(0x0800_0100, 4), "79 79 79 aa bb cc dd", "11 ee  08 00 01 00 09  03 fc"),
-        (lambda b: b.write(0x0800_0100, bytes.fromhex("aabbccdd")), "79 79 79", "31 ce  08 00 01 00 09  03 aa bb cc dd 03"),
+        (lambda b: b.write(0x0800_0100, bytes.fromhex("aabbccdd")), "79 79 79", WRITE),
         (lambda b: b.erase([3, 260], lambda share: None), "79 79", "44 bb  00 01 00 03 01 04 07"),
         (lambda b: b.go(0x0800_0000), "79 79", "21 de  08 00 00 00 08"),
     ],
@@ -135,5 +144,5 @@ def test_no_board_file_promises_a_serial_port_where_there_is_none(board) -> None
 
 
 def test_a_board_that_is_flashed_through_an_adapter_asks_for_its_port() -> None:
-    with pytest.raises(UnreachableError, match="serial adapter of your own.*\n.*name its port with --port"):
+    with pytest.raises(UnreachableError, match=r"serial adapter of your own.*\n.*name its port with --port"):
         ports.find_port(load_board("stm32f405"), [])

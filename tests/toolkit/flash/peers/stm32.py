@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from peers.serial_line import PtyPeer
@@ -17,6 +18,8 @@ class Faults:
     nack_writes: int = 0  # so many WRITEs are refused
     nack_erase: bool = False
     protected: tuple[int, ...] = ()  # sectors that keep what they have; it says ACK all the same (AN3155)
+    early_ack_from: int | None = None  # of sectors from here on it says ACK while it still erases …
+    erase_s: float = 0.1  # … for so long; a command in that time hangs it (the STM32H743's version 9.1)
     corrupt_byte_at: int | None = None  # a bit of flash that does not take
     unplug_after_writes: int | None = None
     silent_after_writes: int | None = None
@@ -46,6 +49,7 @@ class Stm32Peer(PtyPeer):
         self.faults = faults or Faults()
         self.extended = extended
         self.log = Log()
+        self.busy_until_s = 0.0
         self.flash = bytearray(b"\x5a" * (sum(sectors_kib) * 1024))  # an old program
 
     def serve(self) -> None:
@@ -60,6 +64,7 @@ class Stm32Peer(PtyPeer):
             self.write(ACK)
         while True:
             code = self.read(1)[0]
+            assert time.monotonic() >= self.busy_until_s, "a command while it still erases"
             complement = self.read(1)[0]
             command = self.commands().get(code)
             if complement != code ^ 0xFF or command is None:
@@ -142,6 +147,8 @@ class Stm32Peer(PtyPeer):
             size = self.sectors_kib[n] * 1024
             self.flash[first : first + size] = b"\xff" * size
             self.log.erased.append(n)
+            if self.faults.early_ack_from is not None and n >= self.faults.early_ack_from:
+                self.busy_until_s = max(time.monotonic(), self.busy_until_s) + self.faults.erase_s
         self.write(ACK)
 
     def extended_erase(self) -> None:
