@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -157,7 +158,7 @@ class Link:
                 raise ValueError("the TCP port is missing")
             # exclusive: two bridges on one port would each take half of what the board says. A server has one client,
             # and pyserial no timeout for writing to it.
-            own = {} if remote else {"write_timeout": 2.0, "exclusive": True}
+            own: dict[str, Any] = {} if remote else {"write_timeout": 2.0, "exclusive": True}
             port = serial_for_url(self.url, self.baud, timeout=READ_S, **own)
         except ValueError as error:
             raise ConfigurationError(f"{self.url} with {self.baud} baud is no port ({error}); {expected}") from None
@@ -226,7 +227,9 @@ def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number:
         return os.strerror(number)
-    return "it is no serial port" if "configure port" in str(error) else str(error)
+    if "configure port" in str(error):
+        return "it is no serial port"
+    return re.sub(r"^could not open port \S+: (\[Errno \d+\] )?", "", str(error), flags=re.IGNORECASE).rstrip(".")
 
 
 def _known_ports() -> str:
