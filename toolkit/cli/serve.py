@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = ["HELP", "add_arguments", "run"]
 
+OPENING_S = 600.0  # at most that opening a model takes after its trial: its weights are arranged anew
 HELP = "answer requests and sensor readings over MQTT, as one device of a fleet file"
 
 
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys", metavar="DIR", type=Path, help="run only what these keys have signed (default: this device's keys)"
     )
+    parser.add_argument(
+        "--board", metavar="ID", help="which board this is: no update that does not fit it (default: found out)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,15 +36,17 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from device_runtime.admission import warn_if_expired
+    from device_runtime.bundle import Bundle
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
     from device_runtime.mqtt.ota import UpdatePlan
     from device_runtime.mqtt.service import Service, stop_on_signals
     from device_runtime.service_manager import ServiceManager
+    from device_runtime.structured import SchemaCompiler
     from device_runtime.trust import trusted
-    from device_runtime.update.policy import Policy
-    from device_runtime.update.slots import is_slot_folder
+    from device_runtime.update.slots import is_slot_folder, read_state
     from device_runtime.update.trial import ready_bundle
+    from toolkit.deploy.installed import keys_beside, policy_here
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
     logging.getLogger("stonechat").setLevel(logging.INFO)
@@ -48,13 +54,20 @@ def run(args: argparse.Namespace) -> int:
     manager = ServiceManager.from_environment()
     plan = fleet.load(args.fleet)
     models = plan.models_of(args.device)
-    trust = trusted(args.keys or plan.keys_folder())
+    trust = trusted(args.keys or plan.keys_folder() or keys_beside(args.fleet))
     broker = plan.address(args.device, args.broker, args.password_file)
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model(name: str) -> LanguageModel:
         model = models[name]
-        bundle = ready_bundle(Path(model.bundle), model.threads, trust)
+        path = Path(model.bundle)
+        if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
+            manager.starting(trial.limits.timeout_s + OPENING_S)
+
+        def check(bundle: Bundle) -> None:
+            plan.check_model(args.device, name, bundle.manifest, SchemaCompiler(bundle).check)
+
+        bundle = ready_bundle(path, model.threads, trust, check)
         opened = LanguageModel.open(bundle, threads=model.threads, trust=trust)
         try:
             warn_if_expired(opened.manifest)
@@ -65,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return opened
 
     folders = {name: Path(model.bundle) for name, model in models.items() if is_slot_folder(Path(model.bundle))}
-    updates = UpdatePlan(folders, Policy(trust)) if folders else None
+    updates = UpdatePlan(folders, policy_here(args.fleet, args.board, trust)) if folders else None
     service = Service(replace(config, updates=updates), open_model, manager)
     with stop_on_signals(service):
         service.run(wait_for_broker=not args.no_wait)

@@ -95,24 +95,15 @@ def _install(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]:
-    """The id of a board, and what raises a `DoesNotFitError` when it does not run a bundle's profile."""
-    from device_runtime.errors import DoesNotFitError
-
+def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
+    """The id of a board, and what raises a `DoesNotFitError` when a bundle does not fit it."""
     if name is None:
         return None, lambda manifest: None
     from boards import load_board
+    from toolkit.deploy.installed import fits_on
 
     board = load_board(name)
-
-    def fits(manifest: Manifest) -> None:
-        if manifest.profile == "pi" and board.profile != "pi":  # a board that runs `pi` runs `micro` too
-            raise DoesNotFitError(
-                f"{manifest.name} {manifest.version} has the profile pi, and {board.id} runs micro. "
-                "Convert the checkpoint again with --profile micro."
-            )
-
-    return board.id, fits
+    return board.id, fits_on(board)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from boards.board import Board
 from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
+from device_runtime.mqtt.address import read_password
 from toolkit.deploy.copy import copy_file, file_sha256, put_text
 from toolkit.deploy.device import Record
 from toolkit.deploy.fleet_file import fleet_for_board
@@ -50,7 +51,7 @@ fi
 after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 [ "$before" = "$after" ] || echo changed
 """
-_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli"'
+_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli, cryptography"'
 # $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing
 _MAKE = """
 set -eu
@@ -92,11 +93,12 @@ class Plan:
     fleet: Path
     layout: Layout
     keys: Path | None = None  # a folder with public keys
-    certs: Path | None = None  # a folder with ca.crt, DEVICE.crt and DEVICE.key
+    certs: Path | None = None  # a folder with ca.crt, and DEVICE.crt and DEVICE.key, or DEVICE.password
     wheelhouse: Path | None = None  # wheels of the dependencies, for boards without a package index
     service: str = "systemd"  # or none
     restart: str | None = None  # without systemd: the command that starts the service anew
     board: Board | None = None  # found out when None
+    board_file: Path | None = None  # of a board that does not come with stonechat
 
 
 @dataclass(frozen=True)
@@ -164,36 +166,63 @@ class Installer:
     def _systemd(self) -> bool:
         return self.plan.service == "systemd"
 
-    @property
-    def _owner(self) -> str:
-        return f"root:{USER}" if self._systemd else ""
+    def _owner(self, path: str) -> str:
+        """Root's, and the service may read it; a password nobody else may."""
+        user = USER if path.endswith(".password") else "root"
+        return f"{user}:{USER}" if self._systemd else ""
+
+    def _board_name(self) -> str | None:
+        """What the commands on the board know it by."""
+        if self._board is None or self.plan.board_file is None:
+            return self._board.id if self._board else None
+        return self.plan.layout.board_file(self._board.id)
 
     def _config_files(self) -> dict[str, tuple[str | bytes, str]]:
         """path on the board -> content, mode. Read before the connection: what is missing here shows first."""
         plan, layout = self.plan, self.plan.layout
         files: dict[str, tuple[str | bytes, str]] = {layout.fleet: (fleet_for_board(plan.fleet), "640")}
-        if self._plan.broker.certs is not None or plan.certs is not None:
-            folder = plan.certs or (plan.fleet.parent / fleet.expand(self._plan.broker.certs or "")).resolve()
-            if self._plan.broker.certs is None:
-                raise ConfigurationError(
-                    f"{plan.fleet} names no certificates, so that --certs would have no use; add `certs: certs` to "
-                    "its broker."
-                )
-            for name in ("ca.crt", f"{plan.device}.crt", f"{plan.device}.key"):
+        files |= {f"{layout.certs}/{name}": content for name, content in self._credentials().items()}
+        folder = plan.keys or self._plan.keys_folder()
+        if folder is not None:
+            keys = sorted(folder.glob("*.pub"))
+            if not keys:
+                raise ConfigurationError(f"{folder} has no public keys (*.pub); make one with `stonechat key new`.")
+            for key in [*keys, *sorted(folder.glob("retired/*.pub"))]:
+                files[f"{layout.keys}/{key.relative_to(folder).as_posix()}"] = (key.read_bytes(), "644")
+        if plan.board is not None and plan.board_file is not None:
+            files[layout.board_file(plan.board.id)] = (plan.board_file.read_bytes(), "644")
+        return files
+
+    def _credentials(self) -> dict[str, tuple[bytes, str]]:
+        """By which device and broker know each other: name -> content, mode."""
+        plan, broker = self.plan, self._plan.broker
+        if plan.certs is not None and broker.certs is None and broker.password_file is None:
+            raise ConfigurationError(
+                f"{plan.fleet} names no certificates, so that --certs would have no use; add `certs: certs` to its "
+                "broker."
+            )
+        found: dict[str, tuple[bytes, str]] = {}
+        if broker.password_file is not None:
+            path = plan.certs or self._beside(broker.password_file)
+            password = read_password(path, plan.device)
+            found[f"{plan.device}.password"] = (f"{password}\n".encode(), "600")
+        if broker.certs is not None:
+            folder = plan.certs or self._beside(broker.certs)
+            own = [f"{plan.device}.crt", f"{plan.device}.key"]
+            if found and not (folder / own[0]).is_file():
+                own = []  # the password is enough
+            for name in ("ca.crt", *own):
                 try:
-                    files[f"{layout.certs}/{name}"] = ((folder / name).read_bytes(), "640")
+                    found[name] = ((folder / name).read_bytes(), "640")
                 except OSError as error:
                     raise ConfigurationError(
                         f"{folder / name} cannot be read ({error.strerror}); make it with `stonechat broker init "
                         f"{folder} --device {plan.device}`, or name the folder with --certs."
                     ) from None
-        if plan.keys is not None:
-            keys = sorted(plan.keys.glob("*.pub"))
-            if not keys:
-                raise ConfigurationError(f"{plan.keys} has no public keys (*.pub); make one with `stonechat key new`.")
-            for key in [*keys, *sorted(plan.keys.glob("retired/*.pub"))]:
-                files[f"{layout.keys}/{key.relative_to(plan.keys).as_posix()}"] = (key.read_bytes(), "644")
-        return files
+        return found
+
+    def _beside(self, path: str) -> Path:
+        return (self.plan.fleet.parent / fleet.expand(path)).resolve()
 
     def _check(self) -> Step:
         facts = self._facts = probe(self.remote, self.plan.layout)
@@ -246,7 +275,7 @@ class Installer:
                     self._bring(path, f"{house}/{path.name}")
                 self._progress("copy", 1.0)
                 done = self.remote.follow(
-                    _MAKE, venv, f"{house}/{wheel.path.name}", house if self.plan.wheelhouse else "",
+                    _MAKE, venv, f"{house}/{wheel.path.name}[update]", house if self.plan.wheelhouse else "",
                     on_line=lambda line: self._say(f"      {line}") if line.startswith(_TOLD) else None, as_root=True,
                 )  # fmt: skip
                 if done.code:
@@ -268,14 +297,12 @@ class Installer:
 
     def _configure(self) -> Step:
         plan = self.plan
-        record = Record(
-            plan.device, plan.layout.prefix, plan.service, plan.restart, self._board.id if self._board else None
-        )
+        record = Record(plan.device, plan.layout.prefix, plan.service, plan.restart, self._board_name())
         files = {**self._files, plan.layout.record: (record.to_json(), "644")}  # last: it says that all is there
         changed = [
             path
             for path, (content, mode) in files.items()
-            if put_text(self.remote, content, path, mode=mode, owner=self._owner, as_root=True)
+            if put_text(self.remote, content, path, mode=mode, owner=self._owner(path), as_root=True)
         ]
         names = ", ".join(path.removeprefix(plan.layout.root + "/") for path in changed or files)
         self._restart_needed = bool(changed)
