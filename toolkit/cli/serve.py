@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from device_runtime.admission import warn_if_expired
+    from device_runtime.backends.native_log import own_stderr
     from device_runtime.bundle import Bundle
     from device_runtime.engine import LanguageModel
     from device_runtime.mqtt import fleet
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.update.trial import ready_bundle
     from toolkit.deploy.installed import keys_beside, policy_here
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=own_stderr())
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
     manager = ServiceManager.from_environment()
