@@ -77,13 +77,13 @@ def peak_mb(bundle: Bundle, cache: Path) -> float:
     return float(json.loads(done.stdout)["peak_rss_mb"])
 
 
-def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Row:
+def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> Row:
     """The arena, predicted from the checkpoint's configuration, KB."""
     measured = bundle.manifest.arena or measured_arena(bundle)
     if measured is None:
         raise SystemExit("TFLite Micro's interpreter is not installed (there are packages for x86_64 only).")
     shape = graph_shape(checkpoint.config, "micro", bundle.manifest.context)
-    predicted = arena(shape, bundle.manifest.context, measured.pointer_bytes)
+    predicted = arena(shape, bundle.manifest.context, measured.pointer_bytes, thorough=not fast)
     return Row(f"{name}, arena", predicted.total_bytes / 1e3, measured.total_bytes / 1e3, "KB")
 
 
@@ -103,7 +103,7 @@ def rows(checkpoint: Checkpoint, folder: Path, plan: list[tuple[str, int]], fast
         yield size_row(name, checkpoint, bundle)
         yield from memory_rows(name, bundle)
         if profile == "micro":
-            yield arena_row(name, checkpoint, bundle)
+            yield arena_row(name, checkpoint, bundle, fast)
 
 
 def main() -> None:
@@ -120,7 +120,9 @@ def main() -> None:
     for checkpoint, plan in work:
         with tempfile.TemporaryDirectory() as folder:
             for row in rows(checkpoint, Path(folder), plan):
-                print(f"{row.what:48}{row.predicted:11.1f}{row.measured:11.1f} {row.unit}  {row.error:+.1%}", flush=True)
+                print(
+                    f"{row.what:48}{row.predicted:11.1f}{row.measured:11.1f} {row.unit}  {row.error:+.1%}", flush=True
+                )
 
 
 if __name__ == "__main__":

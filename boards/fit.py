@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from boards.instructions import missing_instructions
 from device_runtime.bundle import MODEL, Arena, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed
+from device_runtime.instructions import missing_instructions
 
 __all__ = ["Figure", "Fit", "Subject", "fit", "largest_context", "require_fit"]
 
@@ -55,9 +56,7 @@ class Subject:
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         known = self.graph.width > 0
         other = self.model_bytes if not known else None  # nothing better is known of an older bundle
-        return replace(
-            self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None
-        )
+        return replace(self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None)
 
     @property
     def graph_bytes(self) -> int:
@@ -103,10 +102,11 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     """
     figures = _figures(board, subject)
     problems = _problems(board, subject, figures)
-    longest = largest_context(board, subject)
-    figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
-    remedies = remedies and subject.graph.width > 0
-    found = _remedies(board, subject, longest) if problems and remedies else ()
+    known = subject.graph.width > 0
+    longest = largest_context(board, subject) if known else 0
+    if known:
+        figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
+    found = _remedies(board, subject, longest) if problems and remedies and known else ()
     return Fit(board, subject, figures, problems, longest, found)
 
 
@@ -149,7 +149,9 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
             f"  of a slot ({board.storage.slots} on the board)", board.storage.model_kib << 10, "bytes", "quoted"
         ),
     }
-    if board.kind == "linux":
+    if subject.graph.width == 0 and (board.kind == "linux" or subject.arena is None):
+        pass  # of an older converter: the memory cannot be computed, and the report leaves it out
+    elif board.kind == "linux":
         peak = memory(subject.graph, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes)
         parts = {
             "memory": ("memory, peak of the first start", peak.total),
@@ -186,7 +188,9 @@ def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
         "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),
         "arena": Figure("  arena", taken.total_bytes, "bytes", kind, cost=True),
         "kv_cache": Figure("    kv_cache", taken.kv_cache_bytes, "bytes", kind, cost=True),
-        "records": Figure("    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True),
+        "records": Figure(
+            "    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True
+        ),
         "activations": Figure("    activations", taken.head_bytes, "bytes", kind, cost=True),
         "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
     }
@@ -198,13 +202,14 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
     found = []
     if subject.boards and board.id not in subject.boards:
         found.append(f"the bundle is meant for {', '.join(subject.boards)}")
-    if subject.profile == "pi" and board.profile != "pi":
-        found.append(f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
-    if subject.graph.width == 0 and board.kind == "linux":
-        found.append("it was made by an older converter and does not say how wide it is; convert the checkpoint again")
-    if lacking := missing_instructions(board, subject.profile):
-        found.append(lacking)
+    if subject.profile == "pi" and board.profile != "pi":  # whose sizes would say nothing of this board
+        return (*found, f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
+    soc = board.soc
+    if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
+        found.append(f"{lacking} (soc.features)")
     for need, there, what in (("storage", "storage_there", "of storage"), ("memory", "memory_there", "of memory")):
+        if need not in figures:  # an older converter did not say how wide the network is
+            continue
         needed, have = figures[need].value, figures[there].value
         if needed > have:
             found.append(f"it needs {_kib(needed)} {what}, and there are {_kib(have)}")
@@ -222,13 +227,18 @@ def _remedies(board: Board, subject: Subject, longest: int) -> tuple[str, ...]:
         )  # fmt: skip
         if context := largest_context(board, other):
             found.append(f"the other profile: convert with --profile micro --context {context}")
-    fitting = [b for b in map(load_board, board_ids()) if b.id != board.id and _fits(b, subject)]
+    fitting = [b for b in _known_boards() if b.id != board.id and _fits(b, subject)]
     fitting.sort(key=lambda b: (b.kind != board.kind, b.memory.model_budget_kib, b.id))
     if fitting:
         found.append(f"another board: {', '.join(b.id for b in fitting[:3])}")
     if not found:
         found.append("a smaller model; no board in the list holds this one")
     return tuple(found)
+
+
+@cache
+def _known_boards() -> tuple[Board, ...]:
+    return tuple(map(load_board, board_ids()))
 
 
 def _fits(board: Board, subject: Subject) -> bool:

@@ -38,6 +38,8 @@ _OPERATOR_RECORD = {8: 64, 4: 32}  # NodeAndRegistration: pointers but for one s
 _OPERATOR_DATA = 44  # parsed options and what a kernel keeps; almost all of it numbers
 _ROW_DATA = 8  # multiplier and shift of one row of weights
 _ARENA_ALIGNMENT = 16
+# What a search for grids adds to a layer of a `micro` graph: factors and centers before and after its matmuls.
+_GRID_OPERATORS, _GRID_TENSORS, _GRID_DATA = 6, 16, 300
 
 
 def cache_windows(context: int) -> tuple[int, ...]:
@@ -84,7 +86,9 @@ def model_bytes(shape: GraphShape, profile: str, context: int) -> int:
     if profile == "pi":
         signatures = 2 * len(cache_windows(context))
         mapped = _FLOAT * shape.width**2 if shape.tied_head else 0
-        return weights + mapped + tables + scales + signatures * (_FLOAT * _rows(shape, 5) + shape.layers * _GRAPH_LAYER)
+        return (
+            weights + mapped + tables + scales + signatures * (_FLOAT * _rows(shape, 5) + shape.layers * _GRAPH_LAYER)
+        )
     mapped = 2 * shape.width**2 if shape.tied_head else 0
     slots = _FLOAT * context
     return weights + mapped + tables + scales + slots + 12 * _rows(shape, 2) + 160 * _operators(shape)
@@ -103,7 +107,13 @@ def memory(shape: GraphShape, profile: str, context: int, tokenizer_bytes: int, 
         # The interpreter keeps no records as dense as TFLite Micro's, and maps the whole graph.
         graph = _LITERT_MODEL + 1_400 * _operators(shape) + 100 * _rows(shape, 2)
         return Footprint(
-            _PROCESS["micro"], tokenizer, graph_bytes, graph, wide.head_bytes, wide.kv_cache_bytes + 8 * shape.vocabulary, 0
+            _PROCESS["micro"],
+            tokenizer,
+            graph_bytes,
+            graph,
+            wide.head_bytes,
+            wide.kv_cache_bytes + 8 * shape.vocabulary,
+            0,
         )
     windows = cache_windows(context)
     rows = _rows(shape, 5)
@@ -125,13 +135,21 @@ def memory(shape: GraphShape, profile: str, context: int, tokenizer_bytes: int, 
     )
 
 
-def arena(shape: GraphShape, context: int, pointer_bytes: int) -> Arena:
-    """The arena of a `micro` graph in TFLite Micro, where addresses have 4 or 8 bytes."""
+def arena(shape: GraphShape, context: int, pointer_bytes: int, *, thorough: bool = True) -> Arena:
+    """The arena of a `micro` graph in TFLite Micro, where addresses have 4 or 8 bytes.
+
+    Args:
+        thorough: converted without `--fast`, which leaves the search for grids out.
+    """
     operators, tensors = _operators(shape), _tensors(shape)
+    if thorough:
+        operators += _GRID_OPERATORS * shape.layers
+        tensors += _GRID_TENSORS * shape.layers
     records = (
         operators * (_OPERATOR_RECORD[pointer_bytes] + _OPERATOR_DATA)
         + tensors * _TENSOR_RECORD[pointer_bytes]
         + _rows(shape, 2) * _ROW_DATA
+        + (_GRID_DATA * shape.layers if thorough else 0)
     )
     kv_cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * context
     head = _arena_head(shape, context)
@@ -141,8 +159,8 @@ def arena(shape: GraphShape, context: int, pointer_bytes: int) -> Arena:
 def narrowed(measured: Arena, shape: GraphShape, pointer_bytes: int) -> Arena:
     """A measured arena as it is where addresses have `pointer_bytes`.
 
-    The records of tensors and operators shrink. What kernels keep is counted as it was measured, so the result is an
-    upper bound.
+    The records of tensors and operators shrink. What kernels keep, and what a search for grids added, is counted as it
+    was measured, so the result is an upper bound.
     """
     if pointer_bytes == measured.pointer_bytes:
         return measured

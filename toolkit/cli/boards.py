@@ -75,8 +75,14 @@ def _show(args: argparse.Namespace) -> int:
     soc, memory, storage, flash = board.soc, board.memory, board.storage, board.flash
     rows = [
         ("board", f"{board.name} ({board.id}), {board.kind}"),
-        ("processor", f"{soc.cores} × {soc.core} at {soc.mhz} MHz, {soc.arch}: {', '.join(soc.features) or 'no extras'}"),
-        ("memory", f"{memory.ram_kib:,} KiB, PSRAM {memory.psram_kib:,} KiB; {memory.model_budget_kib:,} KiB for a model"),
+        (
+            "processor",
+            f"{soc.cores} × {soc.core} at {soc.mhz} MHz, {soc.arch}: {', '.join(soc.features) or 'no extras'}",
+        ),
+        (
+            "memory",
+            f"{memory.ram_kib:,} KiB, PSRAM {memory.psram_kib:,} KiB; {memory.model_budget_kib:,} KiB for a model",
+        ),
         ("weights", f"run from {memory.weights}, at most {memory.bandwidth_mb_s:,} MB/s"),
         ("storage", f"{storage.slots} × {storage.model_kib:,} KiB"),
         ("graph", f"profile {board.profile}, context up to {board.max_context}"),

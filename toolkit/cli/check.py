@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("--update-baseline needs --baseline FILE, the file to write.")
     if args.path.is_dir():
         if args.board is None:
-            raise ConfigurationError(f"{args.path} is a folder; say for which board: --board ID (`stonechat boards list`).")
+            raise ConfigurationError(
+                f"{args.path} is a folder; say for which board: --board ID (`stonechat boards list`)."
+            )
         from toolkit.cli.fit_report import check_bundle
 
         return check_bundle(args)

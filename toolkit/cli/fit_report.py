@@ -71,6 +71,8 @@ def _print(result: Fit) -> None:
     print(f"{subject.name}, profile {subject.profile}, context {subject.context}, on {board.name} ({board.id})")
     for figure in result.figures.values():
         print(f"{figure.label:<42}{_value(figure):>18}  {figure.kind}")
+    if "memory" not in result.figures:
+        print("memory is not known: the bundle is of an older converter; convert the checkpoint again")
     print("it fits" if result.fits else "it does not fit")
 
 

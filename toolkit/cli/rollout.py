@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json, whole_number
+from toolkit.cli.options import add_json, percent, whole_number
 
 if TYPE_CHECKING:
     from toolkit.deploy.rollout import Rollout
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_json(action)
 
 
-def add_broker(parser: argparse.ArgumentParser) -> None:
+def add_broker(parser: argparse._ActionsContainer) -> None:
     """--broker, --as, --password-file and --wait"""
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the fleet file's")
     parser.add_argument("--as", metavar="NAME", dest="name", help="who sends, as the broker knows it (operator)")
@@ -50,13 +50,13 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
     """Flags of `stonechat deploy --to fleet:GROUP`."""
     group = parser.add_argument_group("with --to fleet:GROUP, over MQTT")
     group.add_argument("--fleet", metavar="FLEET.yaml", type=Path, help="whose groups and broker; `all` is a group")
-    group.add_argument("--canary", metavar="PERCENT", type=_percent, default=10.0, help="come first (default 10)")
+    group.add_argument("--canary", metavar="PERCENT", type=percent, default=10.0, help="come first (default 10)")
     group.add_argument(
-        "--max-failed", metavar="PERCENT", type=_percent, default=20.0, help="more failures stop it (default 20)"
+        "--max-failed", metavar="PERCENT", type=percent, default=20.0, help="more failures stop it (default 20)"
     )
     group.add_argument("--parallel", metavar="N", type=whole_number(1), default=10, help="at once (default 10)")
     group.add_argument("--url", metavar="URL", help="where devices fetch the bundle's folder (default: over MQTT)")
-    add_broker(parser)
+    add_broker(group)
 
 
 def begin(args: argparse.Namespace) -> int:
@@ -221,13 +221,3 @@ def _fields(rollout: Rollout, files: RolloutFiles) -> dict[str, object]:
             for name, d in rollout.devices.items()
         },
     }
-
-
-def _percent(text: str) -> float:
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percent from 0 to 100")
-    return value

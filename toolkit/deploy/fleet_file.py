@@ -31,9 +31,9 @@ def fleet_for_board(path: Path) -> str:
     for keys, node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
         if len(keys) == 3 and keys[0] == "models" and keys[2] == "bundle":
             places.append((node, f"models/{keys[1]}"))
-        elif keys in (("broker", "certs"), ("broker", "password_file")) and not _is_null(node):
+        elif keys in (("broker", "certs"), ("broker", "password_file")):
             places.append((node, "certs"))
-        elif keys == ("keys",) and not _is_null(node):
+        elif keys == ("keys",):
             places.append((node, KEYS))
     for node, value in sorted(places, key=lambda place: -place[0].start_mark.index):
         text = text[: node.start_mark.index] + json.dumps(value) + text[node.end_mark.index :]
@@ -50,10 +50,6 @@ def fleet_for_board(path: Path) -> str:
             f"{path}: each model needs a path of its own on the board; write `bundle:` out for each, without anchors."
         )
     return text
-
-
-def _is_null(node: yaml.ScalarNode) -> bool:
-    return str(node.tag).endswith(":null")
 
 
 def _scalars(node: yaml.Node | None, keys: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], yaml.ScalarNode]]:

@@ -13,21 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from boards.board import Board
 from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
-from device_runtime.mqtt.address import read_password
 from toolkit.deploy.copy import copy_file, file_sha256, put_text
 from toolkit.deploy.device import Record
-from toolkit.deploy.fleet_file import fleet_for_board
-from toolkit.deploy.layout import SERVICE, USER, Layout
+from toolkit.deploy.layout import SERVICE, USER
+from toolkit.deploy.plan import Plan, files_of
 from toolkit.deploy.probe import Facts, check_board, probe
 from toolkit.deploy.ssh import Remote, RemoteError
 from toolkit.deploy.unit import unit_text
 from toolkit.deploy.wheel import write_wheel
 
-__all__ = ["Installer", "Plan", "Report", "Step"]
+__all__ = ["Installer", "Report", "Step"]
 
 _UNIT_PATH = f"/etc/systemd/system/{SERVICE}"
 
@@ -86,22 +84,6 @@ _HAS_MODEL = '[ -f "$1/slots.json" ] && [ -f "$1/a/manifest.json" -o -f "$1/b/ma
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to set up."""
-
-    device: str  # an id of the fleet file
-    fleet: Path
-    layout: Layout
-    keys: Path | None = None  # a folder with public keys
-    certs: Path | None = None  # a folder with ca.crt, and DEVICE.crt and DEVICE.key, or DEVICE.password
-    wheelhouse: Path | None = None  # wheels of the dependencies, for boards without a package index
-    service: str = "systemd"  # or none
-    restart: str | None = None  # without systemd: the command that starts the service anew
-    board: Board | None = None  # found out when None
-    board_file: Path | None = None  # of a board that does not come with stonechat
-
-
-@dataclass(frozen=True)
 class Step:
     """What one step came to."""
 
@@ -132,7 +114,7 @@ class Installer:
         self.report = Report(plan.device, str(remote.target))
         self._plan = fleet.load(plan.fleet)
         self._models = tuple(self._plan.models_of(plan.device))
-        self._files = self._config_files()
+        self._files = files_of(plan, self._plan)
 
     def run(self, dry_run: bool = False) -> Report:
         """All steps.
@@ -176,53 +158,6 @@ class Installer:
         if self._board is None or self.plan.board_file is None:
             return self._board.id if self._board else None
         return self.plan.layout.board_file(self._board.id)
-
-    def _config_files(self) -> dict[str, tuple[str | bytes, str]]:
-        """path on the board -> content, mode. Read before the connection: what is missing here shows first."""
-        plan, layout = self.plan, self.plan.layout
-        files: dict[str, tuple[str | bytes, str]] = {layout.fleet: (fleet_for_board(plan.fleet), "640")}
-        files |= {f"{layout.certs}/{name}": content for name, content in self._credentials().items()}
-        folder = plan.keys or self._plan.keys_folder()
-        if folder is not None:
-            keys = sorted(folder.glob("*.pub"))
-            if not keys:
-                raise ConfigurationError(f"{folder} has no public keys (*.pub); make one with `stonechat key new`.")
-            for key in [*keys, *sorted(folder.glob("retired/*.pub"))]:
-                files[f"{layout.keys}/{key.relative_to(folder).as_posix()}"] = (key.read_bytes(), "644")
-        if plan.board is not None and plan.board_file is not None:
-            files[layout.board_file(plan.board.id)] = (plan.board_file.read_bytes(), "644")
-        return files
-
-    def _credentials(self) -> dict[str, tuple[bytes, str]]:
-        """By which device and broker know each other: name -> content, mode."""
-        plan, broker = self.plan, self._plan.broker
-        if plan.certs is not None and broker.certs is None and broker.password_file is None:
-            raise ConfigurationError(
-                f"{plan.fleet} names no certificates, so that --certs would have no use; add `certs: certs` to its "
-                "broker."
-            )
-        found: dict[str, tuple[bytes, str]] = {}
-        if broker.password_file is not None:
-            path = plan.certs or self._beside(broker.password_file)
-            password = read_password(path, plan.device)
-            found[f"{plan.device}.password"] = (f"{password}\n".encode(), "600")
-        if broker.certs is not None:
-            folder = plan.certs or self._beside(broker.certs)
-            own = [f"{plan.device}.crt", f"{plan.device}.key"]
-            if found and not (folder / own[0]).is_file():
-                own = []  # the password is enough
-            for name in ("ca.crt", *own):
-                try:
-                    found[name] = ((folder / name).read_bytes(), "640")
-                except OSError as error:
-                    raise ConfigurationError(
-                        f"{folder / name} cannot be read ({error.strerror}); make it with `stonechat broker init "
-                        f"{folder} --device {plan.device}`, or name the folder with --certs."
-                    ) from None
-        return found
-
-    def _beside(self, path: str) -> Path:
-        return (self.plan.fleet.parent / fleet.expand(path)).resolve()
 
     def _check(self) -> Step:
         facts = self._facts = probe(self.remote, self.plan.layout)

@@ -12,6 +12,7 @@ from boards.board import Board
 from boards.detect import detect_here
 from boards.fit import Subject, require_fit
 from device_runtime.errors import ConfigurationError
+from device_runtime.room import require_room
 from device_runtime.update.policy import Policy
 from toolkit.deploy.device import Record
 from toolkit.deploy.layout import KEYS, RECORD
@@ -35,7 +36,9 @@ def policy_here(fleet: Path, board: str | None, trust: TrustStore) -> Policy:
         ConfigurationError: there is no such board.
     """
     found = load_board(board) if board is not None else _noted(fleet) or detect_here()
-    return Policy(trust) if found is None else Policy(trust, found.id, fits_on(found))
+    if found is None:
+        return Policy(trust, fits=require_room)
+    return Policy(trust, found.id, fits_on(found))
 
 
 def fits_on(board: Board) -> Callable[[Manifest], object]:

@@ -28,7 +28,7 @@ class Device:
         self.heard.settimeout(60)
         config = DeviceConfig(name, BrokerAddress("127.0.0.1", port), folder / "state")
         manager = ServiceManager(str(folder / "notify"), WATCHDOG_S)
-        self.service = Service(config, lambda: model, manager)
+        self.service = Service(config, lambda name: model, manager)
         self.thread = threading.Thread(target=self.service.run)
 
     def until(self, wanted: str) -> list[str]:
@@ -52,7 +52,7 @@ def device(port: int, tmp_path: Path) -> Iterator[Device]:
 def test_a_device_says_when_it_is_ready_and_what_it_does(device):
     heard = device.until("READY=1")
     assert heard[0].startswith("STATUS=connecting to 127.0.0.1")
-    assert "STATUS=opening the model default" in heard
+    assert "STATUS=opening default" in heard
     assert device.heard.recv(4096).decode().startswith("STATUS=watched at 127.0.0.1")
     device.service.stop()
     assert "STOPPING=1" in device.until("STOPPING=1")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from boards.board import load_board
+from boards import load_board
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
 from device_runtime.update.state import Limits
@@ -55,17 +55,11 @@ def test_only_the_paths_of_a_fleet_file_are_replaced(tmp_path):
 
 
 def test_passwords_and_keys_have_their_places_too(tmp_path):
-    text = FLEET.replace("'../certs of the site'", "certs, password_file: ${SECRETS}/pi.password")
+    text = FLEET.replace("'../certs of the site'", "certs, password_file: '${SECRETS}/all'")
     text = fleet_for_board(written(tmp_path, text.replace("models:", "keys: /home/me/keys  # ours\nmodels:")))
     assert 'certs: "certs", password_file: "certs"}' in text
     assert 'keys: "keys"  # ours\n' in text
     assert fleet.load(written(tmp_path, text)).keys_folder() == tmp_path / "keys"
-
-
-def test_what_is_left_empty_stays_empty(tmp_path):
-    text = FLEET.replace("'../certs of the site'", "~, password_file: null").replace("models:", "keys:\nmodels:", 1)
-    text = fleet_for_board(written(tmp_path, text))
-    assert "certs: ~, password_file: null}\nkeys:\nmodels:" in text
 
 
 def test_what_a_board_has_already_stays_as_it_is(tmp_path):
