@@ -7,6 +7,7 @@ through Python; when a window is full its rows are copied once into the buffers 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,9 @@ class CompiledBackend:
                 xnnpack_weight_cache_path=cache.path,
             )
         )
+        silence_at_exit()
         with captured_stderr() as log:
+            environment: Any = None
             try:
                 # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
                 environment = litert.Environment.create(
@@ -65,9 +68,11 @@ class CompiledBackend:
                 self._window.allocate()
                 self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
+                environment = self._model = self._window = None
+                self._windows = []
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
         cache.keep()
-        silence_at_exit()
         self._prefix = prefix
         self.position = 0
         if prefix:

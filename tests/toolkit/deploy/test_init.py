@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import boards
 from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt import fleet
 from tests.brokers import free_port
 from tests.ssh_boards import Board
 from tests.ssh_servers import ssh_server
@@ -85,6 +87,47 @@ def test_a_missing_certificate_shows_before_anything_is_changed(board):
     assert done.returncode == 2
     assert "test-pi.key cannot be read (No such file or directory); make it with `stonechat broker init" in done.stderr
     assert not board.root.exists()
+
+
+def test_a_board_gets_its_own_password_which_nobody_else_may_read(board):
+    certs = with_certificates(board, "ca.crt", "test-pi.password", "other.password")
+    text = board.fleet.read_text().replace("certs: certs}", "certs: certs, password_file: certs}")
+    board.fleet.write_text(text)
+    done = board.init()
+    assert done.returncode == 0, done.stderr
+    found = {path.name: oct(path.stat().st_mode & 0o777) for path in (board.root / "certs").iterdir()}
+    assert found == {"ca.crt": "0o640", "test-pi.password": "0o600"}
+    assert (board.root / "certs" / "test-pi.password").read_text() == "this is test-pi.password\n"
+    assert "this is test-pi" not in done.stdout + done.stderr
+    plan = fleet.load(board.root / "fleet.yaml")
+    assert plan.address("test-pi").password == "this is test-pi.password"
+
+    (certs / "test-pi.password").unlink()
+    done = board.init()
+    assert done.returncode == 2
+    assert "cannot read the password file" in done.stderr
+
+
+def test_keys_that_the_fleet_file_names_are_trusted(board):
+    keys = board.fleet.parent / "our keys"
+    keys.mkdir()
+    (keys / "site.pub").write_text("site.pub")
+    board.fleet.write_text(board.fleet.read_text().replace("models:", "keys: our keys\nmodels:"))
+    assert board.init().returncode == 0
+    assert (board.root / "keys" / "site.pub").read_text() == "site.pub"
+    assert fleet.load(board.root / "fleet.yaml").keys_folder() == board.root / "keys"
+
+
+def test_a_board_file_of_ones_own_comes_along(board, pi_bundle, tmp_path):
+    text = (Path(boards.__path__[0]) / "generic-x86-64.yaml").read_text().replace("generic-x86-64", "our-box")
+    (tmp_path / "our-box.yaml").write_text(text)
+    done = board.init("--board", tmp_path / "our-box.yaml", *board.restart_flag())
+    if done.returncode == 5:
+        pytest.skip("this machine is no x86-64 one")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((board.root / "device.json").read_text())["board"] == str(board.root / "our-box.yaml")
+    done = board.deploy(pi_bundle)
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_keys_are_trusted_and_private_ones_stay_here(board, tmp_path):
