@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from toolkit.cli.options import add_json, percent
@@ -38,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
         return check_bundle(args)
     if args.board is not None or args.baseline is not None:
-        what = "is neither" if args.path.exists() else "does not exist"
+        what = "is no bundle" if args.path.exists() else "does not exist"
         raise ConfigurationError(
-            f"{args.path} {what}; --board and --baseline are for a bundle: its folder, or the .zip that "
+            f"{args.path} {what}; --board and --baseline are for one: its folder, or the .zip that "
             "`stonechat bundle pack` writes."
         )
     return _check_fleet(args)
@@ -48,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _is_zip(path: Path) -> bool:
     """By its name, so that a damaged one is reported as such, or by how it begins."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.suffix == ".zip" or file.read(2) == b"PK"
+    if path.suffix == ".zip" or not path.is_file():
+        return path.is_file()
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(2) == b"PK"
+    return False
 
 
 def _check_fleet(args: argparse.Namespace) -> int:
