@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
         return check_bundle(args)
     if args.board is not None or args.baseline is not None:
-        what = "is no bundle" if args.path.exists() else "does not exist"
+        what = "is no bundle" if args.path.exists() else "is no bundle: it does not exist"
         raise ConfigurationError(
-            f"{args.path} {what}; --board and --baseline are for one: its folder, or the .zip that "
+            f"{args.path} {what}; --board and --baseline ask for one: its folder, or the .zip that "
             "`stonechat bundle pack` writes."
         )
     return _check_fleet(args)
