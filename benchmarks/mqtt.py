@@ -1,6 +1,6 @@
-"""What MQTT adds: time to the first token, and the cost of readings that wake nobody.
+"""What MQTT adds: time to a first token, the cost of readings that wake nobody, and a pool's way around a dead worker.
 
-    python benchmarks/mqtt.py [--requests 500] [--sensors 1000] [--seconds 60]
+    python benchmarks/mqtt.py [--requests 500] [--sensors 1000] [--seconds 60] [--failovers 20]
 
 The broker (mosquitto if installed, else the demo's) and the device are processes of their own on this machine. The
 device runs the real service with a model that answers at once, so that what is measured is not the model:
@@ -8,11 +8,14 @@ device runs the real service with a model that answers at once, so that what is 
 1. latency: from publishing a request to its first piece, less the model's own time to first token.
 2. sensors: so many publish one reading a second each; the link's `when` wakes the model for 1 in 200. Every wakeup is
    answered and counted; CPU and memory are those of the device's process.
+3. pool: of two workers, the one that answers is killed in the middle of it: the time until the answer goes on. The
+   other one takes 5 ms for a token, of which it says again what the first had said.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.engine import Completion
+from device_runtime.errors import UnreachableError
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription
 from device_runtime.mqtt.links import Link
+from device_runtime.mqtt.remote import RemoteModel
 from device_runtime.mqtt.service import DeviceConfig, Service
 from device_runtime.mqtt.topics import DeviceTopics
 from toolkit.demo import broker
@@ -48,6 +53,14 @@ class Instant:
 
     def close(self) -> None:
         """As `LanguageModel.close`."""
+
+
+class Steady(Instant):
+    """A model that says 200 words, one every 5 ms."""
+
+    def generate(self, prompt: Any, **options: Any) -> Iterator[str]:
+        """As `LanguageModel.generate`."""
+        return _SteadyAnswer()
 
 
 class _Answer:
@@ -72,6 +85,22 @@ class _Answer:
         """Nothing to stop."""
 
 
+class _SteadyAnswer(_Answer):
+    def __next__(self) -> str:
+        time.sleep(0.005)
+        if self._said == 200:
+            self.result = Completion("so " * 200, "stop", 1, 0, 200, 5.0, 200.0)
+            raise StopIteration
+        self._said += 1
+        return "so "
+
+
+def worker(port: int, folder: str, name: str) -> None:
+    """One of a pool."""
+    broker = BrokerAddress("127.0.0.1", port)
+    Service(DeviceConfig(name, broker, Path(folder) / name, pool="bench"), Steady).run()
+
+
 def device(port: int, folder: str) -> None:
     """The process under test."""
     link = Link("hot", "plant/+/air", "It is {{ temp_c }}.", "plant/advice/{{ topic[1] }}", f"temp_c >= {THRESHOLD}",
@@ -93,7 +122,8 @@ def sensors(port: int, first: int, count: int, seconds: int, sent: Any) -> None:
             client.publish(f"plant/{first + number % count}/air", json.dumps({"temp_c": temp_c}).encode(), qos=1)
             number += 1
         time.sleep(0.005)
-    client.flush(30)
+    if not client.flush(120):
+        sys.exit("the broker did not take what the sensors said")
     client.close()
     sent.put((number, -(-number // WAKES)))
 
@@ -104,13 +134,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--sensors", type=int, default=1000)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--failovers", type=int, default=20)
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with Processes() as parts, tempfile.TemporaryDirectory() as folder:
         kind, port = broker.start(parts)
         print(f"through {kind}")
-        worker = context.Process(target=device, args=(port, folder), daemon=True)
-        worker.start()
+        served = context.Process(target=device, args=(port, folder), daemon=True)
+        served.start()
         heard: queue.Queue[tuple[float, Incoming]] = queue.Queue()
         client = Client(
             BrokerAddress("127.0.0.1", port), "bench-client",
@@ -123,10 +154,11 @@ def main() -> None:
         while json.loads(heard.get(timeout=30)[1].payload).get("state") != "ready":
             pass
         latency(client, heard, topics, reply_to, args.requests)
-        assert worker.pid is not None
-        load(context, port, worker.pid, heard, args.sensors, args.seconds)
+        assert served.pid is not None
+        load(context, port, served.pid, heard, args.sensors, args.seconds)
         client.close()
-        worker.terminate()
+        served.terminate()
+        failover(context, port, folder, args.failovers)
 
 
 def latency(
@@ -180,12 +212,14 @@ def load(
     counter.start()
     time.sleep(min(5.0, seconds / 4))  # until the sensors are connected and the first readings are through
     cpu_s, rss_mb, started_s = cpu_seconds(pid), resident_mb(pid), time.perf_counter()
-    total, woken = sent.get(timeout=seconds + 60)
+    total, woken = sent.get(timeout=seconds + 150)
     elapsed_s = time.perf_counter() - started_s
     cpu = (cpu_seconds(pid) - cpu_s) / elapsed_s
     end_mb = resident_mb(pid)
     process.join()
-    time.sleep(1)
+    end_s = time.monotonic() + 60  # a link's deadline: until then an answer is late, and not lost
+    while answers < woken and time.monotonic() < end_s:
+        time.sleep(0.1)
     done.set()
     counter.join()
     print(
@@ -194,6 +228,51 @@ def load(
     )
     if answers != woken:
         sys.exit(f"{woken - answers} wakeups were not answered")
+
+
+def failover(context: Any, port: int, folder: str, kills: int) -> None:
+    """Kill the worker that answers, after ten pieces."""
+    workers: dict[str, Any] = {}
+
+    def start(name: str) -> None:
+        workers[name] = context.Process(target=worker, args=(port, folder, name), daemon=True)
+        workers[name].start()
+
+    def ready() -> None:
+        """Both are on the air: each has answered."""
+        seen: set[str | None] = set()
+        while len(seen) < 2:
+            answer = model.generate("x", timeout_s=30)
+            with contextlib.suppress(UnreachableError):  # neither of them is, yet
+                next(answer)
+                seen.add(answer.device)
+                answer.cancel()
+                list(answer)
+
+    gaps_ms = []
+    with RemoteModel(BrokerAddress("127.0.0.1", port), pool="bench") as model:
+        for name in ("one", "two"):
+            start(name)
+        for _ in range(kills):
+            ready()
+            answer = model.generate("x", timeout_s=30)
+            text = "".join(next(answer) for _ in range(10))
+            name = answer.device or ""
+            workers[name].kill()
+            killed_s = time.perf_counter()
+            text += next(answer)
+            gaps_ms.append((time.perf_counter() - killed_s) * 1e3)
+            text += "".join(answer)
+            if text != "so " * 200:
+                sys.exit(f"an answer was not whole: {len(text)} characters")
+            workers[name].join()
+            start(name)
+        for process in workers.values():
+            process.terminate()
+    print(
+        f"pool, {kills} workers killed after 10 pieces of an answer: all whole; it went on after "
+        f"{statistics.median(gaps_ms):.0f} ms p50, {max(gaps_ms):.0f} ms at most"
+    )
 
 
 def cpu_seconds(pid: int) -> float:

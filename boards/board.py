@@ -1,35 +1,32 @@
-"""Board files: what stonechat knows of a board, read from YAML and checked.
+"""What stonechat knows of a board: the dataclasses that a board file is read into.
 
-The files beside this one describe the boards that come with stonechat; a file of the same form anywhere else
-describes yours. Every figure says in `source` where it is from.
+The file's form, its checks and its reading are in boards/schema.py and boards/catalogue.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Literal
 
-from device_runtime import yaml_schema
-from device_runtime.errors import ConfigurationError
-from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, Number, Record, Report, Text
+__all__ = ["Board", "Detect", "Flash", "Graph", "Measurement", "Memory", "Soc", "Storage"]
 
-__all__ = ["Board", "Detect", "Flash", "Graph", "Measurement", "Memory", "Soc", "Storage", "board_ids", "load_board"]
-
-_FOLDER = Path(__file__).parent
-_RUNS_PI = ("aarch64", "x86_64")  # LiteRT 2 has packages for these
+_BITS_64 = ("aarch64", "x86_64")
 
 
 @dataclass(frozen=True)
 class Soc:
     """The processor."""
 
-    arch: str  # as `uname -m` says it, or the instruction set of a microcontroller
+    arch: str  # of the programs that run: a 32-bit Raspberry Pi OS is armv7l, whatever its kernel says
     core: str  # cortex-a53
     cores: int
     mhz: int
     features: tuple[str, ...] = ()  # neon, dotprod, dsp …: what kernels may use
+
+    @property
+    def pointer_bytes(self) -> int:
+        """The width of an address."""
+        return 8 if self.arch in _BITS_64 else 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,8 @@ class Memory:
     ram_kib: int
     psram_kib: int  # external, slower than `ram_kib`
     model_budget_kib: int  # what a model may take: arena or resident memory, its weights included if they are in RAM
-    bandwidth_mb_s: int  # 10^6 bytes a second that the interface of the memory with the model can move at most
+    bandwidth_mb_s: int  # 10^6 bytes a second that the interface of the memory with the weights can move at most
+    weights: Literal["ram", "flash"]  # where the weights lie while the model runs; in flash they take no RAM
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,15 @@ class Graph:
 class Flash:
     """How software gets onto the board."""
 
-    method: Literal["ssh", "esptool", "uf2", "smp"]
+    method: Literal["ssh", "esptool", "uf2", "smp", "stm32"]
+    chip: str | None = None  # as esptool's --chip takes it: esp32s3; with stm32 the part's line: stm32f405
+    baud: int | None = None  # of the serial port while flashing; None: the method's own default
+    uf2_family: int | None = None  # family id that each UF2 block carries
+    uf2_board_id: str | None = None  # Board-ID in the INFO_UF2.TXT of the boot loader's drive
+    firmware_address: int | None = None  # where an image goes that does not say it itself; counted as model_address
+    firmware_kib: int | None = None  # room for it from there, with smp of one MCUboot slot
+    model_address: int | None = None  # of the first slot's first byte: a CPU address; for esptool an offset in flash
+    boot_loader: str | None = None  # what to press so that the board waits for a new image
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Detect:
     """How a board that is plugged in, or the board that we run on, is recognized."""
 
     device_tree: str | None = None  # one of the strings in /proc/device-tree/compatible
-    usb: tuple[str, ...] = ()  # vendor:product, in hexadecimal
+    usb: tuple[str, ...] = ()  # vendor:product, in hexadecimal, of the serial port
+    boot_usb: tuple[str, ...] = ()  # the same, of the boot loader, if it has other ids
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,9 @@ class Board:
     graph: Graph
     flash: Flash
     detect: Detect
-    source: str  # where each figure is from
+    source: str  # where each figure is from, and which are our own choice
     measured: tuple[Measurement, ...] = ()
+    refused: str | None = None  # why stonechat does not run here, for a board that is only known
     schema: int = 1
 
     @property
@@ -124,105 +132,3 @@ class Board:
     def model_budget_kib(self) -> int:
         """What a model may take of it."""
         return self.memory.model_budget_kib
-
-
-def board_ids() -> list[str]:
-    """The boards that come with stonechat."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
-
-
-def load_board(id_or_path: str) -> Board:
-    """Read a board file.
-
-    Args:
-        id_or_path: the id of a board that comes with stonechat, or the path of a .yaml file.
-
-    Raises:
-        ConfigurationError: there is no such board; or the file is faulty, with every fault and its place.
-    """
-    if id_or_path.endswith((".yaml", ".yml")):
-        path = Path(id_or_path)
-    elif id_or_path in (known := board_ids()):
-        path = _FOLDER / f"{id_or_path}.yaml"
-    else:
-        near = get_close_matches(id_or_path, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected an id, or the path of a .yaml file."
-        raise ConfigurationError(f"There is no board {id_or_path!r}; {hint} The boards are {', '.join(known)}.")
-    return yaml_schema.load(path, _BOARD, lambda board, report: _check(board, report, path))
-
-
-def _check(board: Board, report: Report, path: Path) -> None:
-    """What concerns several fields."""
-    if board.id != path.stem:
-        report.add_at(("id",), f"found {board.id!r}; expected the file's name, {path.stem!r}")
-    memory = board.memory
-    if memory.model_budget_kib > memory.ram_kib + memory.psram_kib:
-        found = f"found {memory.model_budget_kib} KiB; expected at most ram_kib + psram_kib"
-        report.add_at(("memory", "model_budget_kib"), f"{found}, {memory.ram_kib + memory.psram_kib} KiB")
-    if board.profile == "pi" and (board.kind != "linux" or board.arch not in _RUNS_PI):
-        report.add_at(
-            ("graph", "profile"), f"found 'pi', which needs Linux on {' or '.join(_RUNS_PI)}; expected 'micro'"
-        )
-    if board.flash.method == "ssh" and board.kind != "linux":
-        report.add_at(("flash", "method"), "found 'ssh', which needs Linux; expected esptool, uf2 or smp")
-
-
-_KIB = Integer(0, 2**40, "KiB")
-_POSITIVE_KIB = Integer(1, 2**40, "KiB")
-_SOC = Record(
-    Soc,
-    {
-        "arch": Field(Choice(("aarch64", "x86_64", "armv7l", "armv6-m", "armv7e-m", "armv8-m", "riscv32", "xtensa"))),
-        "core": Field(Text("the core's name, such as cortex-a53")),
-        "cores": Field(Integer(1, 1024)),
-        "mhz": Field(Integer(1, 100_000, "MHz")),
-        "features": Field(ListOf(Text("a feature, such as neon")), ()),
-    },
-)
-_MEMORY = Record(
-    Memory,
-    {
-        "ram_kib": Field(_POSITIVE_KIB),
-        "psram_kib": Field(_KIB, 0),
-        "model_budget_kib": Field(_POSITIVE_KIB),
-        "bandwidth_mb_s": Field(Integer(1, 10**7, "MB/s")),
-    },
-)
-_MEASUREMENT = Record(
-    Measurement,
-    {
-        "model": Field(Text("a model's name")),
-        "tokens_per_s": Field(Number(0, 1e6, "tok/s")),
-        "ttft_ms": Field(Number(0, 1e9, "ms")),
-        "date": Field(Text("a date such as 2026-11-22", r"\d{4}-\d\d-\d\d")),
-    },
-)
-_DETECT = Record(
-    Detect,
-    {
-        "device_tree": Field(Text("a compatible string, such as raspberrypi,4-model-b", r"[^,\s]+,\S+"), None),
-        "usb": Field(ListOf(Text("vendor:product in hexadecimal, such as 303a:1001", r"[0-9a-f]{4}:[0-9a-f]{4}")), ()),
-    },
-)
-_BOARD: Record[Board] = Record(
-    Board,
-    {
-        "schema": Field(Integer(1, 1)),
-        "id": Field(Text("an id of a-z, 0-9 and -, at most 64 characters", r"[a-z0-9][a-z0-9-]{0,63}")),
-        "name": Field(Text("the board's name")),
-        "class": Field(Choice(("linux", "mcu")), to="kind"),
-        "soc": Field(_SOC),
-        "memory": Field(_MEMORY),
-        "storage": Field(Record(Storage, {"model_kib": Field(_POSITIVE_KIB), "slots": Field(Integer(1, 16))})),
-        "graph": Field(
-            Record(
-                Graph,
-                {"profile": Field(Choice(("pi", "micro"))), "max_context": Field(Integer(16, 2**20, "positions"))},
-            )
-        ),
-        "flash": Field(Record(Flash, {"method": Field(Choice(("ssh", "esptool", "uf2", "smp")))})),
-        "detect": Field(_DETECT, Detect()),
-        "source": Field(Text("where each figure is from")),
-        "measured": Field(ListOf(_MEASUREMENT), ()),
-    },
-)

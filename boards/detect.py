@@ -7,7 +7,8 @@ import platform
 from collections.abc import Collection
 from pathlib import Path
 
-from boards.board import Board, board_ids, load_board
+from boards.board import Board
+from boards.catalogue import board_ids, load_board
 
 __all__ = ["detect", "detect_here"]
 

@@ -19,7 +19,7 @@ from converters.lint import measured_arena, require_clean
 from converters.network import NetworkConfig
 from converters.ops_numpy import Observe, ReadTensor, with_head
 from converters.profile_micro import write_micro
-from converters.profile_pi import PREFILL_TOKENS, cache_windows, write_pi
+from converters.profile_pi import write_pi
 from converters.quality import text_windows
 from converters.quantize.observers import ChannelPeaks, observe_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
@@ -39,9 +39,10 @@ from device_runtime.bundle import (
     TokenizerInfo,
 )
 from device_runtime.errors import ConfigurationError
+from device_runtime.footprint import PREFILL_TOKENS, cache_windows
 from device_runtime.tokenizer import Tokenizer, read_tokenizer
 
-__all__ = ["Options", "Progress", "calibration_windows", "convert", "heldout_windows", "sorted_channels"]
+__all__ = ["Options", "Progress", "calibration_windows", "convert", "graph_shape", "heldout_windows", "sorted_channels"]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 CALIBRATION_WINDOW = {"pi": 256, "micro": 512}  # tokens that calibration reads at a time, at most
@@ -132,6 +133,25 @@ def calibration_windows(
     return np.stack(in_turn[: max(1, wanted // length)])
 
 
+def graph_shape(config: NetworkConfig, profile: Literal["pi", "micro"], context: int) -> GraphShape:
+    """What the manifest will say of the graph."""
+    windows = cache_windows(context) if profile == "pi" else (context,)
+    return GraphShape(
+        config.layers,
+        config.kv_heads,
+        config.head_dim,
+        config.vocabulary,
+        windows,
+        min(PREFILL_TOKENS, windows[0]) if profile == "pi" else 0,
+        weight_bytes=config.matmul_weights,  # int8
+        rotated=True,
+        width=config.width,
+        heads=config.heads,
+        ffn_width=config.ffn_width,
+        tied_head=config.tied_head,
+    )
+
+
 def _context(config: NetworkConfig, options: Options) -> int:
     context = options.context or min(DEFAULT_CONTEXT[options.profile], config.max_context)
     if not SHORTEST_CONTEXT <= context <= config.max_context:
@@ -166,7 +186,6 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         progress("quantizing", done / steps)
 
     quality: dict[str, Any] = {}
-    windows_of_cache: tuple[int, ...]
     peaks = ChannelPeaks()
     counted = _counted(read, config, lambda share: progress("calibrating", share))
     observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
@@ -182,7 +201,6 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
 
         compensate = None if options.fast else calibrate_weights
         write_pi(work / MODEL, config, rotated, embedding_map, context, compensate, step)
-        windows_of_cache, prefill = cache_windows(context), min(PREFILL_TOKENS, cache_windows(context)[0])
     else:
         thorough = not options.fast
         chosen = write_micro(
@@ -196,7 +214,6 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
             thorough=thorough,
             progress=step,
         )
-        windows_of_cache, prefill = (context,), 0
         if thorough:
             progress("weighing int16", 0.0)
             heldout = heldout_windows(
@@ -214,16 +231,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         architecture=checkpoint.architecture,
         profile=options.profile,
         context=context,
-        graph=GraphShape(
-            config.layers,
-            config.kv_heads,
-            config.head_dim,
-            config.vocabulary,
-            windows_of_cache,
-            prefill,
-            weight_bytes=config.matmul_weights,  # int8
-            rotated=True,
-        ),
+        graph=graph_shape(config, options.profile, context),
         tokenizer=TokenizerInfo(
             tokenizer_file.file_name,
             tokenizer_file.bos_id,

@@ -16,21 +16,9 @@ from converters.network import NetworkConfig, decoder, matmul_groups
 from converters.ops_numpy import FloatArray, Observe, ReadTensor
 from converters.ops_tflite_pi import ColumnRange, PiConstants, PiOps, QuantizedMatmul, rope_tables
 from converters.quantize.weights import InputProducts, quantize_rows
+from device_runtime.footprint import PREFILL_TOKENS, cache_windows
 
-__all__ = ["PREFILL_TOKENS", "cache_windows", "write_pi"]
-
-PREFILL_TOKENS = 64  # measured best of 32, 64 and 128: per token, and in the memory of one pass
-_SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
-
-
-def cache_windows(context: int) -> tuple[int, ...]:
-    """256, 1,024, 4,096 … up to the context, which is always the last."""
-    windows = []
-    window = _SMALLEST_WINDOW
-    while window < context:
-        windows.append(window)
-        window *= 4
-    return (*windows, context)
+__all__ = ["write_pi"]
 
 
 def write_pi(

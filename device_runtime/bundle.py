@@ -59,6 +59,10 @@ class GraphShape:
     prefill: int  # tokens that one prefill signature takes in; 0 where there is none
     weight_bytes: int = 0  # weights that one decode step reads
     rotated: bool = False  # the residual stream is in the basis of converters/quantize/rotation.py
+    width: int = 0  # of the residual stream; 0 in a bundle of an older converter, whose memory cannot be computed
+    heads: int = 0  # query heads
+    ffn_width: int = 0
+    tied_head: bool = True  # the head reads the embedding's rows
 
     def bytes_per_token(self, positions: int, profile: str) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""

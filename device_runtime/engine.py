@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from device_runtime.backends import Backend, Logits, open_backend
 from device_runtime.bundle import Bundle, Manifest
-from device_runtime.chat import Message, render_chat
-from device_runtime.errors import ConfigurationError, ContextOverflowError
+from device_runtime.chat import Message
+from device_runtime.prompts import PromptEncoder
 from device_runtime.sampler import Sampler, Sampling
+from device_runtime.stop_strings import StopStrings
 from device_runtime.structured import Constraint, SchemaCompiler
 from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 from device_runtime.trust import TrustStore
@@ -77,7 +78,7 @@ class Generation(Iterator[str]):
     ) -> Iterator[str]:
         model._answering = self
         logits, cached = model._take_in(prompt)
-        stream, held = TextStream(model._tokenizer), _StopStrings(stop)
+        stream, held = TextStream(model._tokenizer), StopStrings(stop)
         finish: Finish = "length"
         count, first_s = 0, 0.0
         text: list[str] = []
@@ -126,50 +127,6 @@ class Generation(Iterator[str]):
         )
 
 
-class _StopStrings:
-    """Ends a text before the first stop string in it; holds back what may be the beginning of one."""
-
-    def __init__(self, stop: list[str]) -> None:
-        self._stop = stop
-        self._held = ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """Text that is safe to show."""
-        if not self._stop or self.found:
-            return "" if self.found else piece
-        self._held += piece
-        starts = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if starts:
-            self.found = True
-            safe, self._held = self._held[: min(starts)], ""
-            return safe
-        keep = max(self._overlap(s) for s in self._stop)
-        split = len(self._held) - keep
-        safe, self._held = self._held[:split], self._held[split:]
-        return safe
-
-    def flush(self) -> str:
-        """What was held back and turned out to be no stop string."""
-        safe, self._held = self._held, ""
-        return safe
-
-    def _overlap(self, stop: str) -> int:
-        """How many characters at the end of the held text begin this stop string."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
-def _with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
-    own = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "system"]
-    if any(m.get("content") != instruction for m in own):
-        raise ConfigurationError(
-            f"This bundle has its instruction baked in ({instruction[:60]!r}); leave the system message out, or "
-            "convert again without --prefix."
-        )
-    return list(messages) if own else [{"role": "system", "content": instruction}, *messages]
-
-
 class LanguageModel:
     """A bundle, opened. Not thread-safe: one generation at a time.
 
@@ -182,9 +139,9 @@ class LanguageModel:
     def __init__(self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer) -> None:
         self.backend, self._tokenizer = backend, tokenizer
         self.manifest: Manifest = bundle.manifest
-        self._prefix = list(bundle.manifest.prefix_tokens)
+        self._prompts = PromptEncoder(bundle.manifest, tokenizer)
         self._schemas = SchemaCompiler(bundle)
-        self._cached = list(self._prefix)  # the tokens behind the positions of the kv_cache
+        self._cached = list(bundle.manifest.prefix_tokens)  # the tokens behind the positions of the kv_cache
 
     @classmethod
     def open(
@@ -224,34 +181,7 @@ class LanguageModel:
         Raises:
             ConfigurationError: the prompt is not text, or has another system message than the bundle's instruction.
         """
-        info, instruction = self.manifest.tokenizer, self.manifest.instruction
-        plain = isinstance(prompt, str)
-        if isinstance(prompt, str):
-            text = prompt
-        else:
-            messages = prompt if instruction is None else _with_instruction(prompt, instruction)
-            text = render_chat(self.manifest.chat_template, messages, info.special_tokens)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair in JSON, or bytes in an argument
-            raise ConfigurationError(
-                f"The prompt is not text: character {error.start} is {text[error.start]!r}; give it in UTF-8."
-            ) from None
-        tokens = self._tokenizer.encode(text)
-        if tokens[: len(self._prefix)] == self._prefix:
-            return tokens
-        if instruction is not None:
-            if not plain:
-                raise ConfigurationError(
-                    "The first characters of this message run into the bundle's instruction and change its tokens; "
-                    "begin the message with a letter."
-                )
-            return self._prefix + tokens  # which begins with BOS if the model wants one
-        if plain and info.adds_bos and info.bos_id is not None and tokens[:1] != [info.bos_id]:
-            tokens = [info.bos_id, *tokens]
-        if tokens[: len(self._prefix)] != self._prefix:
-            tokens = self._prefix + tokens
-        return tokens
+        return self._prompts.encode(prompt)
 
     def generate(
         self,
@@ -276,19 +206,7 @@ class LanguageModel:
             SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
-        if max_new is not None and max_new < 1:
-            raise ConfigurationError(f"max_new is {max_new}; it must be at least 1.")
-        tokens = self.encode(prompt)
-        context = self.manifest.context
-        if len(tokens) >= context:
-            raise ContextOverflowError(
-                f"The prompt has {len(tokens)} tokens; the model's context holds {context} positions, one of which "
-                "the answer needs. Shorten the prompt, or convert again with a larger --context."
-            )
-        if len(tokens) == len(self._prefix):
-            raise ConfigurationError("The prompt is empty; give the model something to go on.")
-        room = context - len(tokens) + 1  # the last token of an answer is never fed back
-        limit = min(max_new or room, room)
+        tokens, limit = self._prompts.plan(prompt, max_new)
         constraint = None if schema is None else self._schemas.constraint(schema, limit)
         return Generation(self, tokens, limit, sampling, stop, constraint)
 

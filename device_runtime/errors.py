@@ -5,12 +5,15 @@
     │   ├── ContextOverflowError              2  more tokens than the context holds
     │   └── SchemaError                       2  a JSON schema that no answer can be held to
     ├── UnreachableError (ConnectionError)    3  a retry may help
+    │   └── UnavailableError                  3  a microcontroller is gone from its serial port
     ├── SignatureError                        4  a bundle nobody trusted has signed
     ├── DoesNotFitError                       5  the model is too large for the board
     ├── RolledBackError                       6  an update failed, the old slot runs again
     ├── CheckpointError (ValueError)          1  a checkpoint that cannot be read
     │   └── ArchitectureError                 1  a family that no converter knows
     ├── BundleError (ValueError)              1  a bundle that is damaged or too new
+    ├── ImageError (ValueError)               1  firmware, or a packed bundle to flash, that is damaged
+    ├── FlashError                            1  a board that refused an image, or holds something else than it
     ├── GraphError (ValueError)               1  a graph that TFLite Micro could not run, or a damaged one
     └── BackendError (RuntimeError)           1  a graph that this runtime cannot run
         └── BackendMissingError               2  the runtime that is needed is not installed
@@ -30,11 +33,14 @@ __all__ = [
     "ConfigurationError",
     "ContextOverflowError",
     "DoesNotFitError",
+    "FlashError",
     "GraphError",
+    "ImageError",
     "RolledBackError",
     "SchemaError",
     "SignatureError",
     "StonechatError",
+    "UnavailableError",
     "UnreachableError",
     "UpdateError",
 ]
@@ -71,6 +77,12 @@ class UnreachableError(StonechatError, ConnectionError):
 
     exit_code = 3
     code = "unreachable"
+
+
+class UnavailableError(UnreachableError):
+    """A device is in its fleet and cannot answer now: its microcontroller is gone from the serial port."""
+
+    code = "unavailable"
 
 
 class SignatureError(StonechatError):
@@ -116,6 +128,18 @@ class BundleError(StonechatError, ValueError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
     code = "bundle"
+
+
+class ImageError(StonechatError, ValueError):
+    """A file that is to be flashed is damaged, or no image at all."""
+
+    code = "image"
+
+
+class FlashError(StonechatError):
+    """A board refused an image, fell silent while it was written, or holds something else afterwards."""
+
+    code = "flash"
 
 
 class GraphError(StonechatError, ValueError):

@@ -37,6 +37,11 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed) if sampling.temperature > 0 else None
 
+    def skip(self, tokens: int) -> None:
+        """Go on as if so many tokens had been drawn already."""
+        if self._random is not None:
+            self._random.random(tokens)
+
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token for `logits` of shape (vocabulary,)."""
         if self._random is None:

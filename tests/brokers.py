@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[int]:
+def mosquitto(folder: Path, *lines: str, port: int | None = None, address: str = "127.0.0.1") -> Iterator[int]:
     """A mosquitto on a free port of this machine; `lines` join its configuration."""
     binary = mosquitto_path()
     if binary is None:
@@ -41,8 +41,8 @@ def mosquitto(folder: Path, *lines: str, port: int | None = None) -> Iterator[in
     port = port or free_port()
     config = folder / f"mosquitto-{port}.conf"
     access = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-    config.write_text("\n".join([f"listener {port} 127.0.0.1", *access, "persistence false", *lines, ""]))
-    with _running(binary, config, port):
+    config.write_text("\n".join([f"listener {port} {address}", *access, "persistence false", *lines, ""]))
+    with _running(binary, config, port, address=address):
         yield port
 
 
@@ -88,13 +88,13 @@ def await_ready(
 
 
 @contextmanager
-def _running(binary: str, config: Path, *ports: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(binary: str, config: Path, *ports: int, address: str = "127.0.0.1") -> Iterator[subprocess.Popen[bytes]]:
     log = config.with_suffix(".log").open("wb")
     process = subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
     try:
         end_s = time.monotonic() + 10
         for port in ports:
-            while not _listens(port):
+            while not _listens(port, address):
                 assert process.poll() is None and time.monotonic() < end_s, Path(log.name).read_text()
                 time.sleep(0.02)
         yield process
@@ -104,9 +104,9 @@ def _running(binary: str, config: Path, *ports: int) -> Iterator[subprocess.Pope
         log.close()
 
 
-def _listens(port: int) -> bool:
+def _listens(port: int, address: str) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
+        socket.create_connection((address, port), timeout=0.2).close()
     except OSError:
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,13 +40,30 @@ class Device:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stderr=log, stdout=log, env=self._environment)
         if ready:
-            await_state(self._port, self.device, lambda s: s["state"] == "ready" and s["boot"] == boot)
+
+            def up(state: dict) -> bool:
+                return state["state"] == "ready" and state["boot"] == boot
+
+            await_state(self._port, self.device, up, process=self.process)
 
     def kill(self) -> None:
         """As a power cut does, but that its TCP connection is closed."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop the process where it stands; return when none of its threads runs any more."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        wait_until(lambda: all(_thread_state(thread) == "T" for thread in threads.iterdir()))
+
+    def stop(self) -> None:
+        """As systemd does."""
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.wait(20) == 0, self.log.read_text()[-2000:]
 
 
 def fleet_file(folder: Path, devices: dict[str, str], links: str = "") -> Path:
@@ -57,16 +75,26 @@ def fleet_file(folder: Path, devices: dict[str, str], links: str = "") -> Path:
     return path
 
 
-def await_state(port: int, device: str, wanted: Callable[[dict], bool], timeout_s: float = 30.0) -> dict:
+def await_state(
+    port: int,
+    device: str,
+    wanted: Callable[[dict], bool],
+    timeout_s: float = 30.0,
+    host: str = "127.0.0.1",
+    process: subprocess.Popen[bytes] | None = None,
+) -> dict:
     """The first state of a device that is `wanted`."""
     seen: list[dict] = []
+    end_s = time.monotonic() + timeout_s
     client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.on_message = lambda c, u, message: seen.append(json.loads(message.payload))
-    client.connect("127.0.0.1", port)
+    client.connect(host, port)
     client.loop_start()
     client.subscribe(f"stonechat/1/{device}/out/state", qos=1)
     try:
-        wait_until(lambda: any(map(wanted, seen)), timeout_s, f"{device} said {seen}")
+        while not any(map(wanted, seen)):
+            assert time.monotonic() < end_s and (process is None or process.poll() is None), f"{device} said {seen}"
+            time.sleep(0.02)
         return next(filter(wanted, seen))
     finally:
         client.disconnect()
@@ -79,6 +107,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, otherwise
     while not condition():
         assert time.monotonic() < end_s, otherwise
         time.sleep(0.02)
+
+
+def _thread_state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def resident_mb(pid: int) -> float:

@@ -17,10 +17,11 @@ MODULES = sorted(
     for package in PACKAGES
     for path in (ROOT / package).rglob("*.py")
 )
-# What `pip install stonechat` brings: device_runtime and boards may import nothing else.
+# What `pip install stonechat` brings, and serial and cobs of the extra `bridge`: device_runtime and boards may import
+# nothing else.
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
-    "yaml", "llguidance", "simpleeval",
+    "yaml", "llguidance", "simpleeval", "serial", "cobs",
     "cryptography",  # of the extra `update`, to check signatures; imported where it is used
 }  # fmt: skip
 
@@ -123,6 +124,7 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "ContextOverflowError": 2,
         "SchemaError": 2,
         "UnreachableError": 3,
+        "UnavailableError": 3,
         "SignatureError": 4,
         "DoesNotFitError": 5,
         "RolledBackError": 6,
@@ -130,6 +132,8 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "CheckpointError": 1,
         "ArchitectureError": 1,
         "BundleError": 1,
+        "ImageError": 1,
+        "FlashError": 1,
         "GraphError": 1,
         "BackendError": 1,
         "BackendMissingError": 2,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from boards.board import load_board
+from boards import load_board
 from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.machine import temperature_c, throttled

@@ -52,7 +52,7 @@ __all__ = [
 
 KEEPALIVE_S = 15  # a device without power is lost after one and a half of these
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 16_384  # a payload, its topic and its properties; more is not taken off the wire
-RECEIVE_MAXIMUM = 20  # messages that the broker may send ahead of our confirmations
+RECEIVE_MAXIMUM = 200  # messages that the broker may send ahead of our confirmations
 OFFLINE_MESSAGES = 100  # what waits for the connection to come back
 LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
@@ -171,19 +171,8 @@ class Client:
             ConfigurationError: the broker refuses the user, the client id or the protocol.
         """
         kind = "TLS " if self.broker.tls else ""
-        self._paho.connect_timeout = timeout_s
-        self._answered.clear()
-        self._refusal, self._short_lives = None, 0
         try:
-            if self._v5:
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-                properties.MaximumPacketSize = MAX_PACKET_BYTES
-                properties.ReceiveMaximum = RECEIVE_MAXIMUM
-                self._paho.connect(
-                    self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True, properties=properties
-                )
-            else:
-                self._paho.connect(self.broker.host, self.broker.port, KEEPALIVE_S)
+            self._open(timeout_s)
         except ssl.SSLCertVerificationError as e:
             raise ConfigurationError(
                 f"the broker at {self.broker} does not prove who it is: {e.verify_message}. Check the host in the "
@@ -220,6 +209,24 @@ class Client:
                     f"its password (--password-file or {PASSWORD_VARIABLE}) and the broker's MQTT version."
                 )
             raise UnreachableError(f"the broker at {self.broker} is not ready: {why}. Try again later.")
+
+    def _open(self, timeout_s: float) -> None:
+        self._answered.clear()
+        self._refusal, self._short_lives = None, 0
+        self._paho.connect_timeout = timeout_s
+        properties = None
+        if self._v5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.MaximumPacketSize = MAX_PACKET_BYTES
+            properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        clean_start = True if self._v5 else paho.MQTT_CLEAN_START_FIRST_ONLY
+        try:
+            self._paho.connect(
+                self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=clean_start, properties=properties
+            )
+        except BaseException:
+            self._paho.disconnect()  # or paho would take itself for connecting, and refuse to try again
+            raise
 
     def subscribe(self, *subscriptions: Subscription) -> None:
         """Subscribe now and after each reconnect. A filter that is subscribed to twice replaces the first."""

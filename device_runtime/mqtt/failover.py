@@ -161,6 +161,8 @@ class PoolCourse:
                         text, due = text + early.pop(due), due + 1
                     if more := self._more(text, cut=True):
                         yield more
+                case Final(finish="cancelled") if not self._cancelled.is_set():
+                    raise _AskAgain(f"{self._name()} was stopped")
                 case Final():
                     more = self._more(reply.text, cut=reply.finish in ("cancelled", "deadline"))
                     self.final = replace(reply, text=self._said)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.limits import Limits
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.service import DeviceConfig
@@ -71,6 +72,7 @@ class Device:
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
     groups: tuple[str, ...] = ()  # for updates that go to several devices
+    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Fleet:
             links=links,
             pool=entry.pool,
             queue=entry.queue,
+            limits=entry.limits,
             home_assistant=self.home_assistant,
         )
 
@@ -300,6 +303,11 @@ _LINK = Record(
     },
 )
 
+_LIMITS = Record(
+    Limits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    expected="a mapping such as {readings: 5000}",
+)
 
 FLEET = Record(
     Fleet,
@@ -344,6 +352,7 @@ FLEET = Record(
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
                         "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
+                        "limits": Field(_LIMITS, Limits()),
                     },
                 ),
             )

@@ -46,7 +46,7 @@ class DeviceState(Enum):
     UPDATING = "updating"  # trying a new model; requests queue meanwhile
     SLEEPING = "sleeping"
     DISCONNECTED = "disconnected"  # left on purpose
-    LOST = "lost"  # the broker's word, from the last will
+    LOST = "lost"  # the broker's word, from the last will; or a bridge's, whose microcontroller is gone
 
     def may_become(self, other: DeviceState) -> bool:
         """Whether the device itself may go from this state to `other`."""
@@ -55,12 +55,18 @@ class DeviceState(Enum):
 
 _NEXT = {
     DeviceState.INIT: {DeviceState.READY, DeviceState.DISCONNECTED},
-    DeviceState.READY: {DeviceState.BUSY, DeviceState.UPDATING, DeviceState.SLEEPING, DeviceState.DISCONNECTED},
-    DeviceState.BUSY: {DeviceState.READY, DeviceState.UPDATING, DeviceState.DISCONNECTED},
+    DeviceState.READY: {
+        DeviceState.BUSY,
+        DeviceState.UPDATING,
+        DeviceState.SLEEPING,
+        DeviceState.LOST,
+        DeviceState.DISCONNECTED,
+    },
+    DeviceState.BUSY: {DeviceState.READY, DeviceState.UPDATING, DeviceState.LOST, DeviceState.DISCONNECTED},
     DeviceState.UPDATING: {DeviceState.READY, DeviceState.BUSY, DeviceState.DISCONNECTED},
     DeviceState.SLEEPING: {DeviceState.READY, DeviceState.DISCONNECTED},
     DeviceState.DISCONNECTED: set[DeviceState](),
-    DeviceState.LOST: set[DeviceState](),
+    DeviceState.LOST: {DeviceState.READY, DeviceState.DISCONNECTED},
 }
 
 
@@ -272,10 +278,12 @@ class Info:
     version: str  # of stonechat
     models: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
+    firmware: str | None = None  # its version, on a microcontroller
 
     def to_json(self) -> bytes:
         """The payload."""
-        return dump(vars(self) | {"models": list(self.models), "capabilities": list(self.capabilities)})
+        fields = vars(self) | {"models": list(self.models), "capabilities": list(self.capabilities)}
+        return dump({name: value for name, value in fields.items() if value is not None})
 
     @classmethod
     def from_json(cls, payload: bytes) -> Info:
@@ -288,7 +296,8 @@ class Info:
         table: dict[str, Check] = {
             "device": text(), "board": text(), "version": text(), "models": words, "capabilities": words
         }  # fmt: skip
-        return cls(**_complete("an info", check_fields("an info", parse(payload), table, strict=False), table))
+        fields = check_fields("an info", parse(payload), table | {"firmware": text()}, strict=False)
+        return cls(**_complete("an info", fields, table))
 
 
 def parse_reply(payload: bytes) -> Accepted | Piece | Final | ErrorReply:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import platform
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from device_runtime.mqtt.boot import next_boot
 from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
 from device_runtime.mqtt.delivery import Delivery
 from device_runtime.mqtt.generation import Model, Run, incomplete
+from device_runtime.mqtt.hardware import Hardware, ThisMachine
 from device_runtime.mqtt.health import INTERVAL_S, Health
 from device_runtime.mqtt.limits import Gate, Limits
 from device_runtime.mqtt.links import Link
@@ -80,15 +80,21 @@ class Service:
     """One device on the air, from `run` until `stop`."""
 
     def __init__(
-        self, config: DeviceConfig, open_model: Callable[[str], Model], manager: ServiceManager | None = None
+        self,
+        config: DeviceConfig,
+        open_model: Callable[[str], Model],
+        manager: ServiceManager | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         """Prepare the device.
 
         Args:
             open_model: called with each model's name once there is a connection, and when a model was updated.
             manager: hears how we are.
+            hardware: what the model runs on; None is this machine.
         """
         self.config = config
+        self._hardware = hardware or ThisMachine()
         self._manager = manager or ServiceManager()
         self._working, self._hearing = Pulse(), Pulse()  # of the worker and of the network thread
         self._threads: dict[str, threading.Thread] = {}  # the same two, once they run
@@ -155,6 +161,7 @@ class Service:
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._follow_hardware()
                     self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
                         next_health_s += self.config.health_s
@@ -180,11 +187,17 @@ class Service:
             self._outbox.close()
 
     def _health_fields(self) -> dict[str, Any]:
-        return self._health.to_fields(len(self._line), dict(self._gate.counts))
+        fields = self._health.to_fields(len(self._line), dict(self._gate.counts)) | self._hardware.health()
+        return {name: value for name, value in fields.items() if value is not None}
 
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
 
     def _stalled_s(self) -> float:
         """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
@@ -229,12 +242,13 @@ class Service:
         return tuple(settings.name for settings in self.config.models)
 
     def _info(self) -> Info:
+        hardware = self._hardware.info()
+        hardware["capabilities"] += ("ota",) if self._updates else ()
         return Info(
             self.config.device,
-            board=_board(),
             version=device_runtime.__version__,
             models=self._model_names,
-            capabilities=("generate", "stream", "cancel", "schema", "links", *(("ota",) if self._updates else ())),
+            **hardware,
         )
 
     def _describe(self) -> None:
@@ -374,7 +388,7 @@ class Service:
             except Exception as e:  # the next request must still be served
                 log.error("failed: %s", type(e).__name__)
                 log.debug("details", exc_info=e)
-            if not len(self._line):
+            if not len(self._line) and self._hardware.available:
                 self._enter(DeviceState.READY)
 
     def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
@@ -476,6 +490,16 @@ class Service:
                 self._state = state
                 self._publish_state()
 
+    def _follow_hardware(self) -> None:
+        """A microcontroller that goes is `lost`, as a Pi without power is; one that comes back may be another."""
+        if not self._hardware.available:
+            if self._current is None:  # an answer that is under way may still go on when it comes back
+                self._enter(DeviceState.LOST)
+        elif self._state is DeviceState.LOST:
+            self._client.publish(self._topics.info, self._info().to_json(), qos=1, retain=True)
+            self._describe()
+            self._enter(DeviceState.READY)
+
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()
         self._client.publish(self._topics.state, payload, qos=1, retain=True)
@@ -506,10 +530,3 @@ def stop_on_signals(service: Service) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _board() -> str:
-    try:
-        return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n")
-    except (OSError, UnicodeDecodeError):
-        return f"{platform.system()} {platform.machine()}"

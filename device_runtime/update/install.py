@@ -78,11 +78,11 @@ def preview(source: Path, policy: Policy) -> Manifest:
 
 def _send(source: _Source, file: Missing, staging: Staging) -> None:
     offset = 0
+    staging.restart(file.name)  # its beginning may have been damaged by a cut, and is read from here once more
     if file.size_bytes == 0:
         staging.write(file.name, 0, b"")
-    for chunk in source.chunks(file.name):  # from the beginning: what is there already is left out
-        if offset + len(chunk) > file.have_bytes:
-            staging.write(file.name, offset, chunk)
+    for chunk in source.chunks(file.name):
+        staging.write(file.name, offset, chunk)
         offset += len(chunk)
     if offset < file.size_bytes:
         raise BundleError(

@@ -13,6 +13,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from device_runtime.backends import Backend
 
 __all__ = ["Measured", "measure"]
 
@@ -51,14 +55,20 @@ def measure(path: Path, threads: int | None = None) -> Measured:
         )
         text = "".join(answer)
         graph = model.backend
-        steps = min(_STEPS, graph.context - 2)
-        graph.rewind(max(len(model.manifest.prefix_tokens), min(graph.position, graph.context - steps)))
-        steps = min(steps, graph.context - graph.position)
-        before_s = time.perf_counter()
-        for _ in range(steps):
-            graph.decode(model.manifest.graph.vocabulary // 2)  # a step costs the same whatever it says
-        rate = steps / (time.perf_counter() - before_s)
+        rate = _tokens_per_s(graph, len(model.manifest.prefix_tokens), model.manifest.graph.vocabulary // 2)
     return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb())
+
+
+def _tokens_per_s(graph: Backend, prefix: int, token: int) -> float:
+    """The rate of decoding; a step costs the same whatever it says."""
+    room = graph.context - prefix
+    steps = max(1, min(_STEPS, room - 1))
+    graph.rewind(max(prefix, min(graph.position, graph.context - steps - 1)))
+    graph.decode(token)  # the first one after a prompt may have something to prepare
+    before_s = time.perf_counter()
+    for _ in range(steps):
+        graph.decode(token)
+    return steps / (time.perf_counter() - before_s)
 
 
 def _main() -> None:

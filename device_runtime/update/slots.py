@@ -30,6 +30,7 @@ INCOMING = "incoming"
 SLOTS: tuple[Slot, Slot] = ("a", "b")
 _TRASH = "trash"
 _LOCK = ".lock"
+_PID_BYTES = 10
 
 
 def is_slot_folder(path: Path) -> bool:
@@ -167,12 +168,11 @@ def lock(folder: Path, *, make: bool = False) -> Iterator[Slots]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            holder = os.pread(file, 20, 0).decode("ascii", "replace") or "unknown"
+            holder = os.pread(file, _PID_BYTES, 0).decode("ascii", "replace").strip() or "unknown"
             raise UpdateError(
                 f"{folder} is being changed by process {holder}; wait until it is done, then try again."
             ) from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
+        os.pwrite(file, str(os.getpid()).ljust(_PID_BYTES).encode(), 0)  # for the message above
         if not is_slot_folder(folder):  # first of all: from here on `a` and `b` in this folder are ours
             durable.replace_file(folder / STATE, State().to_json())
         slots = Slots(folder)

@@ -6,7 +6,9 @@
     staging.finish(limits)                                          checks all of it, and puts it on trial
 
 The manifest comes first, and is judged before anything else is looked at. What has arrived outlives a restart: the
-next `begin` with the same manifest goes on from there. Files are copied from a slot rather than linked: a link would
+next `begin` with the same manifest goes on from there. The beginning of a file is not flushed before its end has come,
+so after a loss of power it may turn out damaged: `write` then raises a BundleError at the last piece, and `missing`
+asks for the whole file again. Files are copied from a slot rather than linked: a link would
 let one bad block, or one stray write, damage the new bundle and the one to go back to.
 """
 
@@ -85,6 +87,7 @@ class Staging:
                 durable.remove(slots.incoming / name)
             elif _read(slots.incoming / name) != content:
                 durable.replace_file(slots.incoming / name, content)
+        staging._settle()
         staging._reuse()
         return staging
 
@@ -148,9 +151,20 @@ class Staging:
         durable.sync_folder(self._slots.incoming)
         self._slots.install(limits, Last("installed", self.manifest.name, self.manifest.version))
 
+    def restart(self, name: str) -> None:
+        """Drop what has arrived of a file that is not whole."""
+        durable.remove(self._part(name))
+
     def abandon(self) -> None:
         """Drop what has arrived."""
         self._slots.discard_incoming()
+
+    def _settle(self) -> None:
+        """Files of which the last byte had arrived when the power went: take them, or drop them if they are damaged."""
+        for file in self.missing():
+            if file.have_bytes >= file.size_bytes > 0:
+                with suppress(BundleError):
+                    self._complete(file.name, self._entry(file.name))
 
     def _reuse(self) -> None:
         """Copy files that a slot has already. Their hashes are checked: damage does not spread."""

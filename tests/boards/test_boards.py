@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import boards
 from boards import Board, board_ids, load_board
+from boards.schema import BOARD, check
+from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
 
 EXAMPLE = Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml"
@@ -42,21 +47,21 @@ def faults(path: str) -> list[str]:
 
 def test_the_boards_of_this_release() -> None:
     assert board_ids() == [
-        "esp32-s3",
-        "generic-x86-64",
-        "raspberry-pi-3b-plus",
-        "raspberry-pi-4-2gb",
-        "raspberry-pi-5-4gb",
-        "raspberry-pi-zero-2-w",
-        "stm32h743",
-    ]
+        "beaglebone-black", "esp32-c3", "esp32-p4", "esp32-s3", "generic-x86-64", "jetson-nano", "mps2-an386",
+        "mps2-an500", "mps3-an547", "nrf52840", "nrf5340", "orange-pi-zero-2w", "radxa-zero-3", "raspberry-pi-1",
+        "raspberry-pi-3b-plus", "raspberry-pi-3b-plus-32bit", "raspberry-pi-4-2gb", "raspberry-pi-4-2gb-32bit",
+        "raspberry-pi-4-4gb", "raspberry-pi-4-8gb", "raspberry-pi-5-16gb", "raspberry-pi-5-4gb", "raspberry-pi-5-8gb",
+        "raspberry-pi-zero", "raspberry-pi-zero-2-w", "raspberry-pi-zero-2-w-32bit", "rp2040", "rp2350",
+        "rp2350-psram", "stm32f405", "stm32h743", "stm32u5", "teensy-4-1",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("board_id", board_ids())
 def test_every_board_that_comes_with_stonechat_is_sound(board_id: str) -> None:
     board = load_board(board_id)
     assert board.id == board_id
-    assert board.profile == ("pi" if board.kind == "linux" else "micro")
+    assert board.profile == ("pi" if board.arch in ("aarch64", "x86_64") else "micro")
+    assert (board.refused is not None) == (board.arch == "armv6l")
     assert (board.flash.method == "ssh") == (board.kind == "linux")
     assert board.model_budget_kib < board.ram_kib + board.memory.psram_kib  # the system needs something too
 
@@ -67,7 +72,7 @@ def test_every_figure_has_a_source(board_id: str) -> None:
     for word in ("Bandwidth:", "ur own choices" if board_id != "generic-x86-64" else "our own choices"):
         assert word in board.source
     if board_id != "generic-x86-64":
-        assert any(word in board.source for word in ("datasheet", "product brief"))
+        assert any(word in board.source for word in ("datasheet", "product brief", "application note"))
     for measurement in board.measured:
         assert measurement.tokens_per_s > 0
 
@@ -82,7 +87,8 @@ def test_a_board_has_its_figures() -> None:
     )
     assert (board.ram_kib, board.model_budget_kib) == (524288, 262144)
     assert board.detect.device_tree == "raspberrypi,model-zero-2-w"
-    assert board.soc.features == ("neon",)
+    assert board.soc.features == ("neon", "crc32")
+    assert (board.soc.pointer_bytes, load_board("stm32h743").soc.pointer_bytes) == (8, 4)
 
 
 def test_a_board_cannot_be_changed() -> None:
@@ -136,7 +142,7 @@ def test_every_fault_is_reported_with_its_place_and_the_nearest_spelling(board_f
         "5:39: soc: unknown field 'coers'; did you mean 'cores'?",
         "6:19: memory.ram_kib: found '512MB'; expected a whole number from 1 to 1099511627776 KiB",
         "7:38: storage.slots: found '0'; expected a whole number from 1 to 16",
-        "9:17: flash.method: found 'telnet'; expected one of: ssh, esptool, uf2, smp",
+        "9:17: flash.method: found 'telnet'; expected one of: ssh, esptool, uf2, smp, stm32",
         "10:59: detect.usb[0]: found '0483-374b'; expected vendor:product in hexadecimal, such as 303a:1001",
     ]
 
@@ -152,13 +158,72 @@ def test_a_model_cannot_have_more_memory_than_there_is(board_file: Callable[...,
 
 
 def test_the_pi_profile_needs_64_bit_linux(board_file: Callable[..., str]) -> None:
-    (fault,) = faults(board_file(("arch: aarch64", "arch: armv7l")))
+    (fault,) = faults(board_file(("arch: aarch64", "arch: armv7l"), (", crc32", "")))
     assert "needs Linux on aarch64 or x86_64; expected 'micro'" in fault
 
 
 def test_a_microcontroller_has_no_ssh(board_file: Callable[..., str]) -> None:
-    (fault,) = faults(board_file(("class: linux", "class: mcu"), ("profile: pi", "profile: micro")))
-    assert "expected esptool, uf2 or smp" in fault
+    found = faults(
+        board_file(
+            ("class: linux", "class: mcu"),
+            ("profile: pi", "profile: micro"),
+            ("arch: aarch64", "arch: armv7e-m"),
+            ("[neon, crc32]", "[dsp]"),
+        )
+    )
+    assert found == ["9:17: flash.method: found 'ssh', which needs Linux; expected esptool, uf2, smp or stm32"]
+
+
+def test_the_class_and_the_processor_belong_together(board_file: Callable[..., str]) -> None:
+    (fault, *_) = faults(board_file(("arch: aarch64", "arch: armv6-m")))
+    assert fault.startswith(
+        "5:13: soc.arch: found 'armv6-m', which no board of class linux has; expected one of aarch64"
+    )
+
+
+def test_a_feature_that_the_processor_cannot_have_is_a_fault(board_file: Callable[..., str]) -> None:
+    found = faults(board_file(("[neon, crc32]", "[neon, helium]")))
+    assert found[0].startswith("5:78: soc.features[1]: found 'helium', which aarch64 does not have; expected one of")
+
+
+@pytest.mark.parametrize(("method", "field"), [("esptool", "chip"), ("uf2", "uf2_family"), ("stm32", "chip")])
+def test_each_way_to_flash_has_what_it_needs(method: str, field: str, tmp_path: Path) -> None:
+    text = (EXAMPLE.parent / "nrf52840.yaml").read_text(encoding="utf-8").replace("method: smp", f"method: {method}")
+    (tmp_path / "nrf52840.yaml").write_text(text, encoding="utf-8")
+    (fault,) = faults(str(tmp_path / "nrf52840.yaml"))
+    assert fault.endswith(f"flash: method {method} needs {field!r}, which is missing")
+
+
+def test_a_slot_of_flash_ends_inside_the_part() -> None:
+    """model_address and the slots behind it, for the parts whose memory map is one range."""
+    ends = {"rp2040": 0x10200000, "rp2350": 0x10400000, "rp2350-psram": 0x11000000, "stm32f405": 0x08100000,
+            "stm32h743": 0x08200000, "stm32u5": 0x08200000, "esp32-s3": 0x1000000, "esp32-p4": 0x1000000,
+            "esp32-c3": 0x400000, "teensy-4-1": 0x60800000}  # fmt: skip
+    for board_id, end in ends.items():
+        board = load_board(board_id)
+        assert board.flash.model_address is not None
+        assert board.flash.model_address + board.storage.slots * board.storage.model_kib * 1024 <= end, board_id
+
+
+@given(st.text(max_size=300) | st.binary(max_size=300))
+def test_whatever_a_file_holds_the_error_is_one_of_ours(content: str | bytes) -> None:
+    with suppress(ConfigurationError):
+        yaml_schema.loads(content, BOARD, file="x.yaml")
+
+
+SOUND = (EXAMPLE.read_text(encoding="utf-8"), (EXAMPLE.parent / "esp32-s3.yaml").read_text(encoding="utf-8"))
+
+
+@given(st.data())
+def test_a_damaged_file_gets_an_error_of_ours(data: st.DataObject) -> None:
+    """Some characters of a sound file are replaced, left out, or said twice."""
+    text = data.draw(st.sampled_from(SOUND))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = min(len(text), start + data.draw(st.integers(0, 12)))
+        text = text[:start] + data.draw(st.text("ab:{}[],-0x19\n #&*!|>'\"é\x00", max_size=6)) + text[stop:]
+    with suppress(ConfigurationError):
+        yaml_schema.loads(text, BOARD, lambda board, report: check(board, report, Path("x.yaml")), file="x.yaml")
 
 
 def test_measurements_are_whole(board_file: Callable[..., str]) -> None:

@@ -39,7 +39,7 @@ models:
   tiny: {{bundle: "{bundle}", threads: 1, max_new: 8}}
 devices:
   north: {{model: tiny, links: [too-hot], pool: herd}}
-  south: {{model: tiny}}
+  south: {{model: tiny, pool: flock}}
 links:
   - name: too-hot
     from: plant/+/air
@@ -54,6 +54,7 @@ class Site:
 
     folder: Path
     port: int
+    keys: str = "broker"  # in the folder
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ class User:
 
     def __init__(self, site: Site, name: str) -> None:
         self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
-        certs = Certificates.of(site.folder / "broker", name)
+        certs = Certificates.of(site.folder / site.keys, name)
         self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=paho.MQTTv5)
         self.client.tls_set_context(certs.context())
         self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))
@@ -191,6 +192,10 @@ class TestDelivery:
         )  # fmt: skip
         assert not spy.gets("stonechat/1/south/out/reply/phone/9", 1.0)
 
+    def test_a_pool_is_asked_with_the_rights_that_a_client_has(self, site: Site, serving) -> None:
+        done = ask(site, "phone", whom=("--pool", "flock"))
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
 
 @pytest.fixture(scope="module")
 def serving(site: Site) -> Iterator[subprocess.Popen[str]]:
@@ -214,11 +219,15 @@ def serving(site: Site) -> Iterator[subprocess.Popen[str]]:
         assert process.wait(20) == 0
 
 
-def ask(site: Site, name: str, host: str = "localhost", certs: Path | None = None) -> subprocess.CompletedProcess[str]:
+def ask(
+    site: Site,
+    name: str,
+    host: str = "localhost",
+    certs: Path | None = None,
+    whom: tuple[str, str] = ("--device", "south"),
+) -> subprocess.CompletedProcess[str]:
     flags = ["--broker", f"mqtts://{host}:{site.port}", "--certs", str(certs or site.folder / "broker"), "--as", name]
-    return subprocess.run(
-        [*STONECHAT, "ask", "--device", "south", *flags, "how are you"], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([*STONECHAT, "ask", *whom, *flags, "how are you"], capture_output=True, text=True, timeout=60)
 
 
 class TestWhoGetsIn:

@@ -16,7 +16,7 @@ from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port, mosquitto
-from tests.scripted_fleet import Device, fleet_file
+from tests.scripted_fleet import Device, fleet_file, resident_mb
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,45 @@ def test_a_pool_answers_every_request(requests: int, restart_every: int, kill_ev
         f"{requests // restart_every} restarts of the broker: all answered; the answer went on after "
         f"{statistics.median(failovers_ms):.0f} ms in the median, {max(failovers_ms):.0f} ms at most"
     )
+
+
+@pytest.mark.parametrize("requests, restart_every", [pytest.param(8_000, 500, marks=pytest.mark.slow)])
+def test_a_device_that_lives_on_does_not_grow(requests: int, restart_every: int, tmp_path: Path) -> None:
+    """Resident memory over thousands of answers and many restarts of the broker, none of its own."""
+    port = free_port()
+    device = Device(tmp_path, port, "greenhouse-pi", piece_s=0.0)
+    broker = contextlib.ExitStack()
+    broker.enter_context(mosquitto(tmp_path, port=port))
+    answers: list[int] = []
+    memory_mb: list[float] = []
+    try:
+        device.start(ready=True)
+        assert device.process is not None
+        with RemoteModel(BrokerAddress("127.0.0.1", port), "greenhouse-pi") as model:
+            for number in range(requests):
+                if number % restart_every == restart_every - 1:
+                    broker.close()
+                    broker.enter_context(mosquitto(tmp_path, port=port))
+                try:
+                    "".join(model.generate(f"request {number} " + "x" * 200, timeout_s=2.0))
+                except UnreachableError:
+                    time.sleep(0.3)
+                # What a new device fills first is bounded: its last 256 requests and times, the allocator's pools.
+                if number >= requests // 4 and number % 50 == 0:
+                    answers.append(number)
+                    memory_mb.append(resident_mb(device.process.pid))
+        assert device.process.poll() is None
+    finally:
+        device.kill()
+        broker.close()
+    slope, start = statistics.linear_regression(answers, memory_mb)
+    noise_mb = statistics.pstdev(m - (start + slope * a) for a, m in zip(answers, memory_mb, strict=True))
+    grown_mb = slope * (answers[-1] - answers[0])
+    print(
+        f"\n{requests} requests, {requests // restart_every} restarts of the broker: {memory_mb[0]:.2f} MB after a "
+        f"quarter, {memory_mb[-1]:.2f} MB at the end; slope {slope * 1e6:.0f} bytes a request, "
+        f"noise {noise_mb * 1e3:.0f} kB"
+    )
+    # A straight line through steps of the allocator is off by a few of them. One request that is kept (its topic, its
+    # correlation data and 200 characters of prompt and answer each, as Python objects) would be 1 kB, so 6 MB here.
+    assert grown_mb < max(3 * noise_mb, 1.0), f"{slope * 1e6:.0f} bytes a request"

@@ -20,6 +20,7 @@ from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.payload import dump
 from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port, mosquitto
+from tests.scripted_fleet import Device, fleet_file
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]
@@ -64,6 +65,33 @@ def test_json_is_one_object(url):
     done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "hi", "--json")
     answer = json.loads(done.stdout)
     assert (answer["text"], answer["finish"], answer["device"]) == ("HI", "stop", "greenhouse-pi")
+
+
+def test_a_pool_is_asked_like_a_device(port, tmp_path):
+    worker = Device(tmp_path, port, "asked-pi", fleet_file(tmp_path, {"asked-pi": ", pool: asked"}))
+    worker.start(ready=True)
+    try:
+        broker = ["--broker", f"mqtt://127.0.0.1:{port}"]
+        done = stonechat("ask", *broker, "--pool", "asked", "open the window")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "OPEN THE WINDOW\n", "")
+        answer = json.loads(stonechat("ask", *broker, "--pool", "asked", "hi", "--json").stdout)
+        assert (answer["text"], answer["device"]) == ("HI", "asked-pi")
+    finally:
+        worker.stop()
+
+
+def test_a_pool_of_nobody_exits_3_and_says_what_to_do(url):
+    done = stonechat("ask", "--broker", url, "--pool", "nobody", "hi")
+    assert done.returncode == 3
+    assert "nobody in the pool 'nobody' takes requests" in done.stderr
+    assert "start a device that has `pool: nobody` in its fleet file" in done.stderr
+
+
+@pytest.mark.parametrize("whom", [[], ["--device", "a", "--pool", "b"]])
+def test_a_device_or_a_pool_is_asked_and_not_both(whom):
+    done = stonechat("ask", *whom, "hi")
+    assert done.returncode == 2
+    assert "--device" in done.stderr and "--pool" in done.stderr
 
 
 def test_no_broker_exits_3_and_says_where_it_looked():

@@ -194,6 +194,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], object], int]] = {
     "expired": (lambda bundle, keys: signed(expired(bundle), keys), 4),
     "for another board": (lambda bundle, keys: signed(bundle, keys, "plant", "--board", "raspberry-pi-5-4gb"), 5),
     "flipped byte": (lambda b, keys: altered(signed(b, keys) / "tokenizer.json", flipped), 1),
+    "mixed from two bundles": (lambda b, keys: shutil.copy(b.parent / "1" / "tokenizer.json", signed(b, keys)), 1),
     "truncated": (lambda b, keys: altered(signed(b, keys) / "tokenizer.json", lambda c: c[:-1]), 1),
     "oversized": (lambda b, keys: altered(signed(b, keys) / "tokenizer.json", lambda c: c + b" "), 1),
 }

@@ -24,10 +24,11 @@ set_tcp_nodelay true
 # Twice what a request may have, so that descriptions of devices with many links fit too. Whoever sends more is
 # disconnected before it is in memory. (mosquitto 1 called it message_size_limit.)
 max_packet_size 131072
-# Messages with QoS 1 on their way to one client, the default: a board asks for fewer by its Receive Maximum.
-max_inflight_messages 20
+# A device with many sensors may fall behind for a moment: its readings are sent many at a time, and the rest waits.
+# mosquitto's defaults, 20 and 1000, hold one second of a thousand sensors.
+max_inflight_messages 200
 # What may wait for one client that reads too slowly, whichever is reached first. Without it memory has no limit.
-max_queued_messages 1000
+max_queued_messages 10000
 max_queued_bytes 8388608
 # Clients that want their messages kept and never come back are forgotten.
 persistent_client_expiration 1d

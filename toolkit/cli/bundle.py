@@ -99,7 +99,7 @@ def _verify(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from boards.board import load_board
+    from boards import load_board
     from device_runtime.admission import check_admission
     from device_runtime.archive import Archive, head_of, open_any
     from device_runtime.trust import TrustStore, device_keys
@@ -165,7 +165,7 @@ def _keys(args: argparse.Namespace) -> list[Any]:
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The manifest's fields that the flags set."""
-    from boards.board import load_board
+    from boards import load_board
     from device_runtime.errors import ConfigurationError
     from toolkit.signing.bundles import expiry, golden_answer
 

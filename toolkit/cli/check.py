@@ -1,24 +1,48 @@
-"""`stonechat check`: find the faults of a fleet file before a device does."""
+"""`stonechat check`: find the faults of a fleet file, or whether a bundle fits a board, before a device does."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from toolkit.cli.options import add_json
+from toolkit.cli.options import add_json, percent
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "check a fleet file without connecting to anything"
+HELP = "check a fleet file, or whether a bundle fits a board"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat check`."""
-    parser.add_argument("fleet", metavar="FLEET.yaml", type=Path)
+    parser.add_argument("path", metavar="FLEET.yaml|BUNDLE", type=Path, help="nothing is connected to, nothing is run")
+    parser.add_argument("--board", metavar="ID", help="the board to hold the bundle against, or a board file's path")
+    parser.add_argument("--baseline", metavar="FILE", type=Path, help="fail when it costs more than this file says")
+    parser.add_argument("--allow", metavar="PERCENT", type=percent, default=0.0, help="how much more (default 0)")
+    parser.add_argument("--update-baseline", action="store_true", help="write the baseline anew")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Tell a bundle from a fleet file by what the path is."""
+    from device_runtime.errors import ConfigurationError
+
+    if args.update_baseline and args.baseline is None:
+        raise ConfigurationError("--update-baseline needs --baseline FILE, the file to write.")
+    if args.path.is_dir():
+        if args.board is None:
+            raise ConfigurationError(
+                f"{args.path} is a folder; say for which board: --board ID (`stonechat boards list`)."
+            )
+        from toolkit.cli.fit_report import check_bundle
+
+        return check_bundle(args)
+    if args.board is not None or args.baseline is not None:
+        what = "is a file" if args.path.exists() else "does not exist"
+        raise ConfigurationError(f"{args.path} {what}; --board and --baseline are for the folder of a bundle.")
+    return _check_fleet(args)
+
+
+def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
     import json
 
@@ -28,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.structured import SchemaCompiler
     from device_runtime.update.slots import resolve
 
-    plan = fleet.load(args.fleet)
+    plan = fleet.load(args.path)
     elsewhere, faults = {}, []
     for device in plan.devices:
         try:
@@ -45,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("\n".join(faults))
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
     if args.json:
-        print(json.dumps({"file": str(args.fleet), **counts, "bundles_elsewhere": elsewhere}))
+        print(json.dumps({"file": str(args.path), **counts, "bundles_elsewhere": elsewhere}))
         return 0
     words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
-    print(f"{args.fleet}: {', '.join(words)}; no faults")
+    print(f"{args.path}: {', '.join(words)}; no faults")
     for name, missing in elsewhere.items():
         print(f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked")
     return 0

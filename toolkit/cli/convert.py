@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", choices=["pi", "micro"], help="pi: 64-bit Linux boards; micro: microcontrollers, 32-bit boards"
     )
-    parser.add_argument("--board", metavar="ID", help="take profile and context from this board's file")
+    parser.add_argument("--board", metavar="ID", help="profile and longest context that fit this board")
     parser.add_argument(
         "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
     )
@@ -44,18 +44,18 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
 
-    profile, context = args.profile, args.context
+    profile, context, board = args.profile, args.context, None
     if args.board is not None:
         from boards import load_board
 
         board = load_board(args.board)
         profile = profile or board.profile
-        context = context or board.max_context
     if profile is None:
         raise ConfigurationError("Say which boards the bundle is for: --profile pi, --profile micro, or --board ID.")
     try:
         from converters.checkpoints import open_checkpoint
         from converters.convert import Options, convert
+        from converters.plan import context_for
     except ImportError as error:
         raise require_extra("convert", error) from None
 
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
-    if args.board is not None and args.context is None:
-        context = min(context, checkpoint.config.max_context)
+    if board is not None:
+        context = context_for(checkpoint, board, profile, context)
     options = Options(profile, context, text, instruction, fast=args.fast)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)

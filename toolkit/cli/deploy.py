@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cli.device import add_connection, open_remote
-from toolkit.cli.options import add_json
+from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.rollout import add_rollout, begin
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -18,17 +19,22 @@ HELP = "bring a bundle to a device, try it there, and put it on the air"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat deploy`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
-    parser.add_argument("--to", metavar="[USER@]HOST[:PORT]", required=True, help="a board set up by `device init`")
+    parser.add_argument(
+        "--to", metavar="[USER@]HOST[:PORT]", required=True, help="a board set up by `device init`, or fleet:GROUP"
+    )
     parser.add_argument("--model", metavar="NAME", help="for which model of its fleet file (default: the device's)")
     parser.add_argument("--keys", metavar="DIR", type=Path, help="check its signature here first, by these public keys")
-    parser.add_argument("--min-tps", metavar="N", type=positive, help="its trial fails below N tokens a second")
-    parser.add_argument("--max-rss-mb", metavar="MB", type=positive, help="its trial fails above MB of memory")
+    parser.add_argument("--min-tps", metavar="N", type=positive_number, help="its trial fails below N tokens a second")
+    parser.add_argument("--max-rss-mb", metavar="MB", type=positive_number, help="its trial fails above MB of memory")
     add_connection(parser)
+    add_rollout(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Deploy; the exit code is that of the device: 4 signature, 5 does not fit, 6 rolled back."""
+    if args.to.startswith("fleet:"):
+        return begin(args)
     import json
     import sys
     from dataclasses import asdict
@@ -81,14 +87,3 @@ def check_signature(folder: Path, keys: Path) -> None:
     if (folder / MANIFEST).is_file():  # else `Outgoing.open` says what is there instead
         signature = folder / SIGNATURE
         trust.verify((folder / MANIFEST).read_bytes(), signature.read_bytes() if signature.is_file() else None)
-
-
-def positive(text: str) -> float:
-    """An argparse type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

@@ -90,10 +90,11 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
     import sys
     from dataclasses import asdict
 
-    from boards.board import load_board
+    from boards import load_board
     from device_runtime.errors import ConfigurationError
-    from toolkit.deploy.install import Installer, Plan
+    from toolkit.deploy.install import Installer
     from toolkit.deploy.layout import Layout
+    from toolkit.deploy.plan import Plan
     from toolkit.progress import ProgressBar
 
     if args.restart is not None and args.service != "none":

@@ -16,6 +16,8 @@ __all__ = [
     "add_json",
     "add_runtime",
     "add_sampling",
+    "percent",
+    "positive_number",
     "read_schema",
     "read_text",
     "require_extra",
@@ -75,6 +77,26 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def percent(text: str) -> float:
+    """An argparse type: a share of at least 0 %."""
+    return _number(text, lambda value: 0 <= value < float("inf"), "a number of percent, at least 0")
+
+
+def positive_number(text: str) -> float:
+    """An argparse type: a number above 0."""
+    return _number(text, lambda value: 0 < value < 1e12, "a number above 0")
+
+
+def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not good(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
 
 
 def require_extra(extra: str, error: ImportError) -> ConfigurationError:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cli.options import add_json
+from toolkit.cli.options import add_json, positive_number
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
@@ -48,10 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", metavar="ID", help="which board this is; refuses bundles for others")
-    parser.add_argument("--min-tps", metavar="N", type=_positive, help="its trial fails below N tokens a second")
-    parser.add_argument("--max-rss-mb", metavar="MB", type=_positive, help="its trial fails above MB of memory")
+    parser.add_argument("--min-tps", metavar="N", type=positive_number, help="its trial fails below N tokens a second")
+    parser.add_argument("--max-rss-mb", metavar="MB", type=positive_number, help="its trial fails above MB of memory")
     parser.add_argument(
-        "--trial-timeout-s", metavar="S", type=_positive, default=300.0, help="its trial fails after S (default 300)"
+        "--trial-timeout-s",
+        metavar="S",
+        type=positive_number,
+        default=300.0,
+        help="its trial fails after S (default 300)",
     )
     parser.add_argument(
         "--trial",
@@ -95,24 +99,17 @@ def _install(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], None]]:
-    """The id of a board, and what raises a `DoesNotFitError` when it does not run a bundle's profile."""
-    from device_runtime.errors import DoesNotFitError
+def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
+    """The id of a board, and what raises a `DoesNotFitError` when it, or else this machine, does not hold a bundle."""
+    from device_runtime.room import require_room
 
     if name is None:
-        return None, lambda manifest: None
-    from boards.board import load_board
+        return None, require_room
+    from boards import load_board
+    from boards.fit import Subject, require_fit
 
     board = load_board(name)
-
-    def fits(manifest: Manifest) -> None:
-        if manifest.profile == "pi" and board.profile != "pi":  # a board that runs `pi` runs `micro` too
-            raise DoesNotFitError(
-                f"{manifest.name} {manifest.version} has the profile pi, and {board.id} runs micro. "
-                "Convert the checkpoint again with --profile micro."
-            )
-
-    return board.id, fits
+    return board.id, lambda manifest: require_fit(board, Subject.of_manifest(manifest))
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -219,13 +216,3 @@ def _versions(folder: Path) -> dict[str, str]:
 
     manifests = {slot: peek(folder / slot) for slot in SLOTS if (folder / slot).exists()}
     return {slot: manifest.version if manifest else "?" for slot, manifest in manifests.items()}
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

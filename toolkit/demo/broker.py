@@ -42,6 +42,8 @@ _MOSQUITTO = """\
 listener {port} 127.0.0.1
 allow_anonymous true
 persistence false
+max_inflight_messages 200
+max_queued_messages 10000
 """
 
 

@@ -118,10 +118,12 @@ class BoardDevice:
         return self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
 
     def last_log_lines(self, count: int = 5) -> str:
-        """Of the service, where there is a journal."""
+        """What the service itself has said last (systemd speaks of it too), where there is a journal."""
         if not self.systemd:
             return ""
-        done = self.remote.run('journalctl -u "$1" -n "$2" -o cat --no-pager', SERVICE, str(count), as_root=True)
+        done = self.remote.run(
+            'journalctl "_SYSTEMD_UNIT=$1" -n "$2" -o cat --no-pager', SERVICE, str(count), as_root=True
+        )
         return done.out.strip()
 
     def _may_sudo(self) -> bool:

@@ -13,20 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from boards.board import Board
 from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
 from toolkit.deploy.copy import copy_file, file_sha256, put_text
 from toolkit.deploy.device import Record
-from toolkit.deploy.fleet_file import fleet_for_board
-from toolkit.deploy.layout import SERVICE, USER, Layout
+from toolkit.deploy.layout import SERVICE, USER
+from toolkit.deploy.plan import Plan, files_of
 from toolkit.deploy.probe import Facts, check_board, probe
 from toolkit.deploy.ssh import Remote, RemoteError
 from toolkit.deploy.unit import unit_text
 from toolkit.deploy.wheel import write_wheel
 
-__all__ = ["Installer", "Plan", "Report", "Step"]
+__all__ = ["Installer", "Report", "Step"]
 
 _UNIT_PATH = f"/etc/systemd/system/{SERVICE}"
 
@@ -85,21 +84,6 @@ _HAS_MODEL = '[ -f "$1/slots.json" ] && [ -f "$1/a/manifest.json" -o -f "$1/b/ma
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to set up."""
-
-    device: str  # an id of the fleet file
-    fleet: Path
-    layout: Layout
-    keys: Path | None = None  # a folder with public keys
-    certs: Path | None = None  # a folder with ca.crt, DEVICE.crt and DEVICE.key
-    wheelhouse: Path | None = None  # wheels of the dependencies, for boards without a package index
-    service: str = "systemd"  # or none
-    restart: str | None = None  # without systemd: the command that starts the service anew
-    board: Board | None = None  # found out when None
-
-
-@dataclass(frozen=True)
 class Step:
     """What one step came to."""
 
@@ -130,7 +114,7 @@ class Installer:
         self.report = Report(plan.device, str(remote.target))
         self._plan = fleet.load(plan.fleet)
         self._models = tuple(self._plan.models_of(plan.device))
-        self._files = self._config_files()
+        self._files = files_of(plan, self._plan)
 
     def run(self, dry_run: bool = False) -> Report:
         """All steps.
@@ -167,33 +151,6 @@ class Installer:
     @property
     def _owner(self) -> str:
         return f"root:{USER}" if self._systemd else ""
-
-    def _config_files(self) -> dict[str, tuple[str | bytes, str]]:
-        """path on the board -> content, mode. Read before the connection: what is missing here shows first."""
-        plan, layout = self.plan, self.plan.layout
-        files: dict[str, tuple[str | bytes, str]] = {layout.fleet: (fleet_for_board(plan.fleet), "640")}
-        if self._plan.broker.certs is not None or plan.certs is not None:
-            folder = plan.certs or (plan.fleet.parent / fleet.expand(self._plan.broker.certs or "")).resolve()
-            if self._plan.broker.certs is None:
-                raise ConfigurationError(
-                    f"{plan.fleet} names no certificates, so that --certs would have no use; add `certs: certs` to "
-                    "its broker."
-                )
-            for name in ("ca.crt", f"{plan.device}.crt", f"{plan.device}.key"):
-                try:
-                    files[f"{layout.certs}/{name}"] = ((folder / name).read_bytes(), "640")
-                except OSError as error:
-                    raise ConfigurationError(
-                        f"{folder / name} cannot be read ({error.strerror}); make it with `stonechat broker init "
-                        f"{folder} --device {plan.device}`, or name the folder with --certs."
-                    ) from None
-        if plan.keys is not None:
-            keys = sorted(plan.keys.glob("*.pub"))
-            if not keys:
-                raise ConfigurationError(f"{plan.keys} has no public keys (*.pub); make one with `stonechat key new`.")
-            for key in [*keys, *sorted(plan.keys.glob("retired/*.pub"))]:
-                files[f"{layout.keys}/{key.relative_to(plan.keys).as_posix()}"] = (key.read_bytes(), "644")
-        return files
 
     def _check(self) -> Step:
         facts = self._facts = probe(self.remote, self.plan.layout)

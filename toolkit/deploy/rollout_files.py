@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from device_runtime import typed_json
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.update import durable
 from toolkit.deploy.rollout import Device, DevicePhase, Plan, Rollout, Stage
 
@@ -104,6 +105,28 @@ class RolloutFiles:
             return None
         path.unlink(missing_ok=True)
         return wish
+
+    def await_wish(self, rollout_id: str, timeout_s: float = 10.0) -> None:
+        """Wait until that process has heard.
+
+        Raises:
+            UnreachableError: it has not in time.
+        """
+        end_s = time.monotonic() + timeout_s
+        while not ((rollout := self.read(rollout_id)).paused or rollout.ended):
+            if time.monotonic() > end_s:
+                raise UnreachableError(f"the process that carries out {rollout_id} does not answer; is it stopped?")
+            time.sleep(0.05)
+
+    def keep_bundle(self, rollout_id: str, path: Path) -> Path:
+        """A bundle folder that stays as long as the roll-out: `path` itself, or a packed bundle unpacked here."""
+        if not path.is_file():
+            return path.absolute()
+        from device_runtime.archive import Archive
+
+        durable.make_folder(self.folder)
+        with Archive.open(path) as archive:
+            return archive.unpack(self._path(rollout_id, "bundle")).path
 
     def _lock(self, rollout_id: str) -> int | None:
         file = os.open(self._path(rollout_id, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,11 +39,16 @@ class Runner:
         self._infos: dict[str, Info] = {}
         self._heard_s: dict[str, float] = {}  # device -> when its update was last heard of
         self._shares: dict[str, float] = {}  # device -> of its files, what it has
-        self._stopping = threading.Event()
+        self._stops = 0  # how often `stop` was called
 
     def stop(self) -> None:
-        """Pause; may be called from a signal handler."""
-        self._stopping.set()
+        """Pause, and let what is under way end; the second time, leave at once. For a signal handler."""
+        self._stops += 1
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stops > 0
 
     def run(self) -> Rollout:
         """Go on until it has ended, is paused, or only devices that are not on the air are left."""
@@ -54,15 +58,16 @@ class Runner:
             self._sender.watch(device)
         self._listen(ROLL_CALL_S, lambda: len(self._infos) == len(plan.devices) == len(self._states))
         alone_since_s = time.monotonic()
-        while not self.rollout.ended and not self.rollout.paused:
+        while self._stops < 2:
             self._obey()
             self._begin()
             self._listen(0.2)
             self._give_up_the_silent()
-            busy = self.rollout.count(DevicePhase.UPDATING) or self.rollout.due(self._on_air())
-            if busy:
+            if self.rollout.count(DevicePhase.UPDATING):  # what is under way is not left alone
                 alone_since_s = time.monotonic()
-            elif time.monotonic() - alone_since_s >= self._wait_s:
+                continue
+            waited = time.monotonic() - alone_since_s >= self._wait_s and not self.rollout.due(self._on_air())
+            if self.rollout.ended or self.rollout.paused or waited:
                 break
         return self.rollout
 
@@ -73,8 +78,10 @@ class Runner:
         wish = self._files.take_wish(self.rollout.plan.id)
         if wish == "abort":
             self._save(self.rollout.abort())
-        elif wish == "pause" or self._stopping.is_set():
+        elif (wish == "pause" or self.interrupted) and not (self.rollout.paused or self.rollout.ended):
             self._save(replace(self.rollout, paused=True))
+            if under_way := self.rollout.count(DevicePhase.UPDATING):
+                self._say(f"paused; {under_way} under way will end first (Ctrl-C leaves them at once)")
 
     def _begin(self) -> None:
         on_air = self._on_air()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.mqtt.messages import (
+    Accepted,
     Address,
     DeviceState,
     ErrorReply,
@@ -30,7 +32,8 @@ JSON = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["prompt", "messages", "max_new", "temperature", "seed", "stop", "stream", "deadline_ms", "model", "top_p",
-     "reply_to", "id", "seq", "text", "done", "finish", "usage", "ttft_ms", "error", "state", "boot", "schema"]
+     "reply_to", "id", "seq", "text", "done", "finish", "usage", "ttft_ms", "error", "state", "boot", "schema",
+     "accept", "accepted", "device"]
 )  # fmt: skip
 PAYLOADS = st.binary(max_size=64) | (JSON | st.dictionaries(FIELDS, JSON, max_size=6)).map(
     lambda value: json.dumps(value).encode("utf-8", "surrogatepass")
@@ -105,6 +108,7 @@ MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "ass
         seed=st.none() | st.integers(0, 2**63 - 1),
         stop=st.lists(TEXT.filter(bool), max_size=3).map(tuple),
         stream=st.booleans(),
+        accept=st.booleans(),
         deadline_ms=st.none() | st.integers(1, 10**6),
     )
 )
@@ -119,6 +123,23 @@ def test_a_request_survives_the_wire(asked):
 )
 def test_a_reply_survives_the_wire(reply):
     assert parse_reply(dump(reply.to_fields())) == reply
+
+
+@given(st.sampled_from([Piece(1, "a"), Final(1, "a", "stop"), ErrorReply("busy", "full", 9)]))
+def test_who_of_a_pool_has_replied_is_read_from_its_reply(reply):
+    assert parse_reply(dump({**reply.to_fields(), "device": "north"})) == replace(reply, device="north")
+
+
+def test_an_acceptance_survives_the_wire():
+    assert parse_reply(dump(Accepted("north", 3).to_fields())) == Accepted("north", 3)
+
+
+@pytest.mark.parametrize("device", ["../x", "a/b", "", "#", 7, "pi+"])
+def test_a_reply_of_a_device_that_cannot_be_is_refused(device):
+    """Its name becomes part of a topic."""
+    for fields in ({"accepted": True, "boot": 1}, {"seq": 0, "text": "a"}):
+        with pytest.raises(MessageError, match="device must be the id of a device"):
+            parse_reply(dump({**fields, "device": device}))
 
 
 def test_a_client_understands_a_newer_device():
@@ -146,3 +167,11 @@ def test_only_states_that_follow_each_other_do():
     assert DeviceState.READY.may_become(DeviceState.BUSY)
     assert not DeviceState.INIT.may_become(DeviceState.BUSY)
     assert not DeviceState.DISCONNECTED.may_become(DeviceState.READY)
+    assert DeviceState.BUSY.may_become(DeviceState.LOST) and DeviceState.LOST.may_become(DeviceState.READY)
+
+
+def test_a_microcontroller_tells_its_firmware_and_a_pi_none():
+    pi = Info("a", "Raspberry Pi", "1.0")
+    assert b"firmware" not in pi.to_json()
+    board = Info("a", "nucleo", "1.0", firmware="0.3")
+    assert [Info.from_json(info.to_json()) for info in (pi, board)] == [pi, board]

@@ -197,6 +197,20 @@ def test_without_streaming_a_lost_worker_is_not_noticed(herd, play):
     assert (heard.error, heard.pieces) == (None, ["whatever"])
 
 
+def test_a_worker_that_is_stopped_on_purpose_hands_its_requests_over(on_air, herd):
+    """The one that it answers, and those that wait."""
+    first = on_air(ScriptedModel(["Open", " it"], gated=True), pool=herd.name)
+    answers = [in_thread(herd.generate(f"question {i}")) for i in range(3)]
+    first.model.gate.release()
+    wait_until(lambda: any(heard.pieces for heard in answers))
+    second = on_air(ScriptedModel(["Open", " it"]), pool=herd.name)
+    first.service.stop()
+    for heard in answers:
+        heard.thread.join(20)
+        assert (heard.error, heard.pieces) == (None, ["Open", " it"])
+    assert len(second.model.asked) == 3
+
+
 def test_a_state_from_before_the_acceptance_replaces_nobody(herd, play):
     """What the broker has kept of an earlier start may come after the acceptance."""
     worker = play("played-5")

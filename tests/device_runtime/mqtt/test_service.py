@@ -390,13 +390,13 @@ def test_a_clean_stop_says_disconnected_and_refuses_what_waits(on_air):
 
 
 def test_devices_of_a_pool_share_its_requests(on_air):
-    devices = [on_air(pool="herd"), on_air(pool="herd")]
+    devices = [on_air(pool="flock"), on_air(pool="flock")]
     client = devices[0].client
-    client.subscribe("stonechat/1/pool/herd/reply/#")
+    client.subscribe("stonechat/1/pool/flock/reply/#")
     for i in range(10):
         client.publish(
-            "stonechat/1/pool/herd/generate", {"prompt": f"q{i}"}, CorrelationData=b"%d" % i,
-            ResponseTopic="stonechat/1/pool/herd/reply/tester/1",
+            "stonechat/1/pool/flock/generate", {"prompt": f"q{i}"}, CorrelationData=b"%d" % i,
+            ResponseTopic="stonechat/1/pool/flock/reply/tester/1",
         )  # fmt: skip
     texts = [client.until(lambda topic, value: "/pool/" in topic)[-1][1]["text"] for _ in range(10)]
     assert sorted(texts) == [f"Q{i}" for i in range(10)]
@@ -451,7 +451,7 @@ def mosquitto_commands():
 
 @pytest.mark.parametrize("command", mosquitto_commands())
 def test_the_examples_of_the_documentation_work_as_written(on_air, port, command):
-    device = on_air(ScriptedModel(["Open", " it."]), device="greenhouse-pi")
+    device = on_air(ScriptedModel(["Open", " it."]), device="greenhouse-pi", pool="herd")
     command = command.replace("-h localhost", f"-h 127.0.0.1 -p {port}")
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 0, done.stderr

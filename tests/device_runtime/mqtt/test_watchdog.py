@@ -28,7 +28,7 @@ class Device:
         self.heard.settimeout(60)
         config = DeviceConfig(name, BrokerAddress("127.0.0.1", port), folder / "state")
         manager = ServiceManager(str(folder / "notify"), WATCHDOG_S)
-        self.service = Service(config, lambda: model, manager)
+        self.service = Service(config, lambda name: model, manager)
         self.thread = threading.Thread(target=self.service.run)
 
     def until(self, wanted: str) -> list[str]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -136,11 +136,15 @@ class SlotLife(RuleBasedStateMachine):
 @pytest.mark.parametrize("lives", [25, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_life_of_a_slot_folder_ends_without_a_whole_bundle(lives: int, tiny: dict[str, Path]) -> None:
     class OfTheseBundles(SlotLife):
-        bundles = tiny
+        sources = tiny
 
     run_state_machine_as_test(
         OfTheseBundles,
         settings=settings(
-            max_examples=lives, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=lives,
+            stateful_step_count=12,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.reuse, Phase.generate),  # to shrink a life takes minutes
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import UpdateError
@@ -80,6 +80,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.binary() | st.builds(lambda d: json.dumps({"schema": 1} | d).encode(), st.dictionaries(
     st.sampled_from(["active", "previous", "trial", "security_counter", "last"]),
     st.sampled_from(["a", "b"]) | JSON | st.fixed_dictionaries({"slot": JSON, "attempts_left": JSON, "limits": JSON}),

@@ -223,13 +223,16 @@ def test_ctrl_c_ends_with_130_and_leaves_no_connection(server, tmp_path):
     os.mkfifo(stuck / "device.json")  # reading it waits for ever
     command = [sys.executable, "-m", "toolkit", "device", "status", server.target, *server.flags, "--root", str(stuck)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    end_s = time.monotonic() + 60
-    while f"cat\0{stuck}/device.json" not in all_command_lines():
-        assert process.poll() is None and time.monotonic() < end_s
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=60)
-    os.close(os.open(stuck / "device.json", os.O_WRONLY))  # lets the reader there end
+    try:
+        end_s = time.monotonic() + 60
+        while f"cat\0{stuck}/device.json" not in all_command_lines():
+            assert process.poll() is None and time.monotonic() < end_s
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(os.open(stuck / "device.json", os.O_RDWR))  # lets the reader there end
     assert (process.returncode, err) == (130, "\nstonechat: interrupted\n")
 
 

@@ -1,0 +1,129 @@
+"""Does the prediction of `stonechat check` hold? Memory and arena, predicted beside measured.
+
+    python benchmarks/fit.py [CHECKPOINT ...]
+
+Each checkpoint (and a random one of middle size) is converted and run by `stonechat run` in a process of its own, with
+a prompt that fills its context: once without a weight cache, which is the first start, and once with it. For `micro`
+the arena is predicted from the configuration alone and compared with what TFLite Micro took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.checkpoints import Checkpoint, open_checkpoint
+from converters.convert import Options, convert, graph_shape
+from converters.lint import measured_arena
+from device_runtime.bundle import MODEL, Bundle
+from device_runtime.footprint import arena, memory, model_bytes
+from device_runtime.tokenizer import read_tokenizer
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for tests/random_checkpoint.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    what: str
+    predicted: float
+    measured: float
+    unit: str
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a share of what was measured."""
+        return self.predicted / self.measured - 1
+
+
+def memory_rows(name: str, bundle: Bundle) -> Iterator[Row]:
+    """The peak of the first start and of a later one, MB."""
+    manifest = bundle.manifest
+    os.sync()  # pages that are still to be written stay in memory, and are not what a device has
+    tokenizer_bytes = manifest.files[manifest.tokenizer.file].size_bytes
+    graph_bytes = manifest.files[MODEL].size_bytes
+    expected = memory(manifest.graph, manifest.profile, manifest.context, tokenizer_bytes, graph_bytes)
+    with tempfile.TemporaryDirectory() as cache:
+        first, later = (peak_mb(bundle, Path(cache)) for _ in range(2))
+    yield Row(f"{name}, first start", expected.total / 1e6, first, "MB")
+    yield Row(f"{name}, later", expected.later / 1e6, later, "MB")
+
+
+def peak_mb(bundle: Bundle, cache: Path) -> float:
+    """The peak resident memory of `stonechat run` with a prompt that fills the context."""
+    tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
+    room = bundle.manifest.context - len(bundle.manifest.prefix_tokens) - 8
+    count = room
+    while len(tokenizer.encode(" the" * count)) > room:
+        count -= max(1, count // 16)
+    command = [sys.executable, "-m", "toolkit", "run", str(bundle.path), "-", "--raw", "--max-new", "4", "--json"]
+    done = subprocess.run(
+        command,
+        input=" the" * count,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "STONECHAT_CACHE": str(cache)},
+    )
+    return float(json.loads(done.stdout)["peak_rss_mb"])
+
+
+def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> Row:
+    """The arena, predicted from the checkpoint's configuration, KB."""
+    measured = bundle.manifest.arena or measured_arena(bundle)
+    if measured is None:
+        raise SystemExit("TFLite Micro's interpreter is not installed (there are packages for x86_64 only).")
+    shape = graph_shape(checkpoint.config, "micro", bundle.manifest.context)
+    predicted = arena(shape, bundle.manifest.context, measured.pointer_bytes, thorough=not fast)
+    return Row(f"{name}, arena", predicted.total_bytes / 1e3, measured.total_bytes / 1e3, "KB")
+
+
+def size_row(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Row:
+    """The graph's file, predicted from the checkpoint's configuration, MB."""
+    manifest = bundle.manifest
+    shape = graph_shape(checkpoint.config, manifest.profile, manifest.context)
+    predicted = model_bytes(shape, manifest.profile, manifest.context)
+    return Row(f"{name}, model.tflite", predicted / 1e6, manifest.files[MODEL].size_bytes / 1e6, "MB")
+
+
+def rows(checkpoint: Checkpoint, folder: Path, plan: list[tuple[str, int]], fast: bool = True) -> Iterator[Row]:
+    """Convert a checkpoint for each (profile, context) and measure."""
+    for profile, context in plan:
+        name = f"{checkpoint.name} {profile} {context}"
+        bundle = convert(checkpoint, folder / f"{profile}-{context}", Options(profile, context, fast=fast))  # type: ignore[arg-type]
+        yield size_row(name, checkpoint, bundle)
+        yield from memory_rows(name, bundle)
+        if profile == "micro":
+            yield arena_row(name, checkpoint, bundle, fast)
+
+
+def main() -> None:
+    """Print the table."""
+    from tests.random_checkpoint import random_checkpoint
+
+    middle = random_checkpoint(
+        vocabulary=16000, width=512, layers=12, heads=8, kv_heads=4, head_dim=64, ffn_width=1536, max_context=4096
+    )
+    small = random_checkpoint(vocabulary=4096, width=128, layers=6, heads=4, kv_heads=2, head_dim=32, ffn_width=384)
+    work = [(middle, [("pi", 1024), ("micro", 256)]), (small, [("pi", 512), ("micro", 512)])]
+    work += [(open_checkpoint(Path(path)), [("pi", 512), ("pi", 2048), ("micro", 256)]) for path in sys.argv[1:]]
+    print(f"{'':48}{'predicted':>11}{'measured':>11}")
+    for checkpoint, plan in work:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in rows(checkpoint, Path(folder), plan):
+                print(
+                    f"{row.what:48}{row.predicted:11.1f}{row.measured:11.1f} {row.unit}  {row.error:+.1%}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The boards that come with stonechat, and the reading of a board file by id or path.
+
+The files beside this one describe the boards that come with stonechat; a file of the same form anywhere else
+describes yours. Every figure says in `source` where it is from.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from boards import schema
+from boards.board import Board
+from device_runtime import yaml_schema
+from device_runtime.errors import ConfigurationError
+
+__all__ = ["board_ids", "load_board", "read_board"]
+
+_FOLDER = Path(__file__).parent
+
+
+def board_ids() -> list[str]:
+    """The boards that come with stonechat."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+def load_board(id_or_path: str) -> Board:
+    """Read a board file.
+
+    Args:
+        id_or_path: the id of a board that comes with stonechat, or the path of a .yaml file.
+
+    Raises:
+        ConfigurationError: there is no such board; or the file is faulty, with every fault and its place.
+    """
+    if id_or_path.endswith((".yaml", ".yml")):
+        path = Path(id_or_path)
+    elif id_or_path in (known := board_ids()):
+        path = _FOLDER / f"{id_or_path}.yaml"
+    else:
+        near = get_close_matches(id_or_path, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "expected an id, or the path of a .yaml file."
+        raise ConfigurationError(f"There is no board {id_or_path!r}; {hint} The boards are {', '.join(known)}.")
+    return read_board(path)
+
+
+def read_board(path: Path | str) -> Board:
+    """Read and check a board file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is faulty: every fault and its place.
+    """
+    file = Path(path)
+    return yaml_schema.load(file, schema.BOARD, lambda board, report: schema.check(board, report, file))

@@ -1,0 +1,249 @@
+"""Does a model fit a board? Every figure with where it is from, the verdict, and what would make it fit.
+
+A figure is `measured` (on a bundle, or in TFLite Micro's interpreter), `computed` (device_runtime/footprint.py) or
+`quoted` (from the board file, whose `source` names the document).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
+
+from boards.board import Board
+from boards.catalogue import board_ids, load_board
+from device_runtime.bundle import MODEL, Arena, GraphShape, Manifest
+from device_runtime.errors import DoesNotFitError
+from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed
+from device_runtime.instructions import missing_instructions
+
+__all__ = ["Figure", "Fit", "Subject", "fit", "largest_context", "require_fit"]
+
+Kind = Literal["measured", "computed", "quoted"]
+SHORTEST_CONTEXT = 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle, or what a checkpoint would become."""
+
+    name: str
+    profile: Literal["pi", "micro"]
+    context: int
+    graph: GraphShape
+    tokenizer_bytes: int
+    model_bytes: int | None = None  # None: not made yet
+    other_bytes: int = 0  # manifest, prefix
+    arena: Arena | None = None  # as TFLite Micro reported it
+    boards: tuple[str, ...] = ()  # that it is meant for; empty: any
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> Subject:
+        """A bundle."""
+        sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
+        tokenizer = sizes[manifest.tokenizer.file]
+        other = sum(sizes.values()) - tokenizer - sizes[MODEL] + len(manifest.to_json().encode())
+        return cls(
+            manifest.name, manifest.profile, manifest.context, manifest.graph, tokenizer, sizes[MODEL], other,
+            manifest.arena, manifest.boards,
+        )  # fmt: skip
+
+    def with_context(self, context: int) -> Subject:
+        """The same network, converted for another context."""
+        if context == self.context:
+            return self
+        windows = cache_windows(context) if self.profile == "pi" else (context,)
+        known = self.graph.width > 0
+        other = self.model_bytes if not known else None  # nothing better is known of an older bundle
+        return replace(self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None)
+
+    @property
+    def graph_bytes(self) -> int:
+        """The size of model.tflite."""
+        if self.model_bytes is not None:
+            return self.model_bytes
+        return model_bytes(self.graph, self.profile, self.context)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number."""
+
+    label: str
+    value: float
+    unit: str  # bytes, positions, tok/s
+    kind: Kind
+    cost: bool = False  # a baseline watches it: more is worse
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The verdict of one model on one board."""
+
+    board: Board
+    subject: Subject
+    figures: Mapping[str, Figure]
+    problems: tuple[str, ...]  # what does not fit; empty: it fits
+    largest_context: int  # that fits; 0: none
+    remedies: tuple[str, ...] = field(default=())  # what would make it fit
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return not self.problems
+
+
+def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
+    """Hold a model against a board.
+
+    Args:
+        remedies: look for what would make it fit, other boards among them.
+    """
+    figures = _figures(board, subject)
+    problems = _problems(board, subject, figures)
+    known = subject.graph.width > 0
+    longest = largest_context(board, subject) if known else 0
+    if known:
+        figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
+    found = _remedies(board, subject, longest) if problems and remedies and known else ()
+    return Fit(board, subject, figures, problems, longest, found)
+
+
+def require_fit(board: Board, subject: Subject) -> Fit:
+    """Raise a `DoesNotFitError` that says what does not fit and what would."""
+    result = fit(board, subject)
+    if not result.fits:
+        raise DoesNotFitError(explain(result))
+    return result
+
+
+def explain(result: Fit) -> str:
+    """What does not fit and what would make it fit, a line each."""
+    head = f"{result.subject.name} ({result.subject.profile}, context {result.subject.context})"
+    lines = [f"{head} does not fit {result.board.id}:"]
+    lines += [f"  {problem}" for problem in result.problems]
+    lines += ["What would fit:", *(f"  {remedy}" for remedy in result.remedies)] if result.remedies else []
+    return "\n".join(lines)
+
+
+def largest_context(board: Board, subject: Subject) -> int:
+    """The longest context, in positions, with which the model fits; 0 if none does."""
+    low, high = SHORTEST_CONTEXT - 1, board.max_context
+    while low < high:  # memory grows with the context, so half of what is left can be ruled out each time
+        middle = (low + high + 1) // 2
+        changed = subject.with_context(middle)
+        if _problems(board, changed, _figures(board, changed)):
+            high = middle - 1
+        else:
+            low = middle
+    return low if low >= SHORTEST_CONTEXT else 0
+
+
+def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
+    made: Kind = "computed" if subject.model_bytes is None else "measured"
+    stored = subject.graph_bytes + subject.tokenizer_bytes + subject.other_bytes
+    figures = {
+        "storage": Figure("storage, one bundle", stored, "bytes", made, cost=True),
+        "storage_there": Figure(
+            f"  of a slot ({board.storage.slots} on the board)", board.storage.model_kib << 10, "bytes", "quoted"
+        ),
+    }
+    if subject.graph.width == 0 and (board.kind == "linux" or subject.arena is None):
+        pass  # of an older converter: the memory cannot be computed, and the report leaves it out
+    elif board.kind == "linux":
+        peak = memory(subject.graph, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes)
+        parts = {
+            "memory": ("memory, peak of the first start", peak.total),
+            "memory_later": ("  of later starts", peak.later),
+            "weights": ("  weights", peak.weights),
+            "kv_cache": ("  kv_cache", peak.kv_cache),
+            "graph": ("  records of the graph", peak.graph),
+            "workspace": ("  activations", peak.workspace),
+            "tokenizer": ("  tokenizer", peak.tokenizer),
+            "runtime": ("  Python and libraries", peak.process),
+        }
+        figures |= {k: Figure(label, value, "bytes", "computed", cost=True) for k, (label, value) in parts.items()}
+    else:
+        figures |= _microcontroller(board, subject)
+    figures["memory_there"] = Figure("  of the model's share", board.model_budget_kib << 10, "bytes", "quoted")
+    per_token = subject.graph.bytes_per_token(subject.context, subject.profile)
+    if per_token:
+        speed = board.memory.bandwidth_mb_s * 1e6 / per_token
+        figures["bytes_per_token"] = Figure("read for each token, context full", per_token, "bytes", "computed", True)
+        figures["bandwidth"] = Figure("memory bandwidth", board.memory.bandwidth_mb_s * 1e6, "bytes/s", "quoted")
+        figures["ceiling"] = Figure("ceiling on speed, never reached", speed, "tok/s", "computed")
+    return figures
+
+
+def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
+    pointer = board.soc.pointer_bytes
+    if subject.arena is not None:
+        taken = narrowed(subject.arena, subject.graph, pointer)
+        kind: Kind = "measured" if pointer == subject.arena.pointer_bytes else "computed"
+    else:
+        taken, kind = arena(subject.graph, subject.context, pointer), "computed"
+    weights = subject.graph_bytes if board.memory.weights == "ram" else 0
+    return {
+        "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),
+        "arena": Figure("  arena", taken.total_bytes, "bytes", kind, cost=True),
+        "kv_cache": Figure("    kv_cache", taken.kv_cache_bytes, "bytes", kind, cost=True),
+        "records": Figure(
+            "    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True
+        ),
+        "activations": Figure("    activations", taken.head_bytes, "bytes", kind, cost=True),
+        "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
+    }
+
+
+def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> tuple[str, ...]:
+    if board.refused is not None:
+        return (f"stonechat does not run on this board: {board.refused}",)
+    found = []
+    if subject.boards and board.id not in subject.boards:
+        found.append(f"the bundle is meant for {', '.join(subject.boards)}")
+    if subject.profile == "pi" and board.profile != "pi":  # whose sizes would say nothing of this board
+        return (*found, f"its profile is pi, which needs 64-bit Linux; the board has {board.arch}")
+    soc = board.soc
+    if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
+        found.append(f"{lacking} (soc.features)")
+    for need, there, what in (("storage", "storage_there", "of storage"), ("memory", "memory_there", "of memory")):
+        if need not in figures:  # an older converter did not say how wide the network is
+            continue
+        needed, have = figures[need].value, figures[there].value
+        if needed > have:
+            found.append(f"it needs {_kib(needed)} {what}, and there are {_kib(have)}")
+    return tuple(found)
+
+
+def _remedies(board: Board, subject: Subject, longest: int) -> tuple[str, ...]:
+    found = []
+    if longest and longest < subject.context:
+        found.append(f"a shorter context: convert with --board {board.id} --context {longest}")
+    if subject.profile == "pi" and board.profile == "micro" and board.refused is None:
+        other = replace(
+            subject, profile="micro", model_bytes=None, arena=None,
+            context=min(subject.context, board.max_context),
+        )  # fmt: skip
+        if context := largest_context(board, other):
+            found.append(f"the other profile: convert with --profile micro --context {context}")
+    fitting = [b for b in _known_boards() if b.id != board.id and _fits(b, subject)]
+    fitting.sort(key=lambda b: (b.kind != board.kind, b.memory.model_budget_kib, b.id))
+    if fitting:
+        found.append(f"another board: {', '.join(b.id for b in fitting[:3])}")
+    if not found:
+        found.append("a smaller model; no board in the list holds this one")
+    return tuple(found)
+
+
+@cache
+def _known_boards() -> tuple[Board, ...]:
+    return tuple(map(load_board, board_ids()))
+
+
+def _fits(board: Board, subject: Subject) -> bool:
+    return not _problems(board, subject, _figures(board, subject))
+
+
+def _kib(size: float) -> str:
+    return f"{size / 1024:,.0f} KiB"

@@ -1,0 +1,267 @@
+"""What fits a board, what the figures say, and that the figures are what really happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from micro_bundles import micro_bundle, random_network
+from random_checkpoint import random_checkpoint
+
+from boards import board_ids, load_board
+from boards.fit import Subject, explain, fit, largest_context, require_fit
+from converters.checkpoints import open_checkpoint
+from converters.convert import Options, convert, graph_shape
+from converters.lint import measured_arena
+from converters.plan import context_for, subject_of
+from device_runtime.bundle import Arena, Bundle
+from device_runtime.errors import DoesNotFitError
+from device_runtime.footprint import arena, memory, narrowed
+from device_runtime.instructions import missing_instructions
+from device_runtime.room import cpu_features, memory_bytes, require_room
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from fit import arena_row, memory_rows, rows, size_row
+
+MIDDLE = random_checkpoint(
+    vocabulary=4096, width=256, layers=6, heads=8, kv_heads=4, head_dim=32, ffn_width=768, max_context=4096
+)
+SMALL = random_checkpoint(vocabulary=512, width=64, layers=3, heads=4, kv_heads=2, head_dim=16, ffn_width=256)
+
+
+@pytest.fixture(scope="module")
+def pi(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return convert(MIDDLE, tmp_path_factory.mktemp("fit") / "pi", Options("pi", 300, fast=True))
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return convert(SMALL, tmp_path_factory.mktemp("fit") / "micro", Options("micro", 64, fast=True))
+
+
+# -- prediction and reality --------------------------------------------------------------------------------------------
+
+
+def test_memory_is_predicted_within_ten_percent(pi: Bundle, micro: Bundle) -> None:
+    """Each is run by `stonechat run` in a process of its own, with its context full."""
+    for name, bundle in (("pi", pi), ("micro", micro)):
+        for row in memory_rows(name, bundle):
+            assert abs(row.error) <= 0.10, row
+
+
+def test_the_size_of_the_graph_is_predicted(pi: Bundle, micro: Bundle) -> None:
+    assert abs(size_row("pi", MIDDLE, pi).error) <= 0.05
+    assert abs(size_row("micro", SMALL, micro).error) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({}, 40),
+        ({"tied_head": False, "attention_bias": True}, 64),
+        ({"width": 128, "ffn_width": 384, "heads": 4, "kv_heads": 1, "head_dim": 32, "layers": 2}, 96),
+        pytest.param({}, 200, marks=pytest.mark.slow),
+        pytest.param({"layers": 6}, 64, marks=pytest.mark.slow),
+        pytest.param({"width": 128, "ffn_width": 256, "heads": 8, "kv_heads": 4}, 64, marks=pytest.mark.slow),
+        pytest.param(
+            {"vocabulary": 2048, "width": 96, "ffn_width": 384, "kv_heads": 6, "layers": 4}, 128, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"width": 256, "ffn_width": 768, "heads": 4, "kv_heads": 1, "head_dim": 64, "layers": 2}, 96,
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_the_arena_is_predicted_within_five_percent(changes: dict[str, int], context: int, tmp_path: Path) -> None:
+    """From the configuration alone, and what TFLite Micro's own interpreter took."""
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
+    network = random_network(**changes)
+    found = measured_arena(micro_bundle(tmp_path / "b", network, context))
+    assert found is not None
+    expected = arena(graph_shape(network.config, "micro", context), context, found.pointer_bytes)
+    assert expected.kv_cache_bytes == found.kv_cache_bytes
+    assert expected.total_bytes == pytest.approx(found.total_bytes, rel=0.05)
+    assert expected.head_bytes == pytest.approx(found.head_bytes, rel=0.10)
+
+
+def test_the_counts_behind_narrow_pointers_are_those_of_the_graph(micro: Bundle) -> None:
+    """narrowed() takes 12 bytes from each tensor and 32 from each operator: so the counts have to be right."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    from device_runtime import footprint
+
+    graph = schema.Model.GetRootAs(micro.model_path.read_bytes(), 0).Subgraphs(0)
+    shape = micro.manifest.graph
+    assert footprint._operators(shape) == pytest.approx(graph.OperatorsLength(), rel=0.05)  # converted with --fast
+    assert footprint._tensors(shape) == pytest.approx(graph.TensorsLength(), rel=0.05)
+
+
+def test_narrow_pointers_leave_activations_and_cache_as_they_are(micro: Bundle) -> None:
+    shape = micro.manifest.graph
+    wide, narrow = (arena(shape, 64, pointer_bytes, thorough=False) for pointer_bytes in (8, 4))
+    assert narrowed(wide, shape, 4) == narrow
+    assert narrowed(narrow, shape, 4) is narrow
+    assert (narrow.head_bytes, narrow.kv_cache_bytes) == (wide.head_bytes, wide.kv_cache_bytes)
+    assert 0.5 < narrow.total_bytes / wide.total_bytes < 1
+
+
+# -- the verdict -------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_says_where_it_is_from(pi: Bundle, micro: Bundle) -> None:
+    for board_id in board_ids():
+        for bundle in (pi, micro):
+            figures = fit(load_board(board_id), Subject.of_manifest(bundle.manifest), remedies=False).figures
+            assert all(figure.kind in ("measured", "computed", "quoted") for figure in figures.values())
+            assert figures["storage"].kind == "measured"
+            assert figures["memory_there"].kind == figures["storage_there"].kind == "quoted"
+            assert "ceiling" in figures["ceiling"].label
+
+
+def test_a_ceiling_is_bandwidth_by_bytes_for_each_token(pi: Bundle) -> None:
+    figures = fit(load_board("raspberry-pi-zero-2-w"), Subject.of_manifest(pi.manifest)).figures
+    per_token = pi.manifest.graph.bytes_per_token(300, "pi")
+    assert figures["ceiling"].value == pytest.approx(3600e6 / per_token)
+
+
+def test_the_largest_context_fits_and_one_more_does_not() -> None:
+    board = load_board("stm32h743")
+    subject = subject_of(MIDDLE, "micro", 64)
+    board = replace(
+        board, storage=replace(board.storage, model_kib=65536), graph=replace(board.graph, max_context=4096)
+    )
+    board = replace(board, memory=replace(board.memory, model_budget_kib=900))
+    longest = largest_context(board, subject)
+    assert 16 <= longest < 4096
+    assert fit(board, subject.with_context(longest)).fits
+    assert not fit(board, subject.with_context(longest + 1)).fits
+
+
+@pytest.mark.parametrize("board_id", ["raspberry-pi-zero", "raspberry-pi-1"])
+def test_a_refused_board_says_why(board_id: str, micro: Bundle) -> None:
+    result = fit(load_board(board_id), Subject.of_manifest(micro.manifest))
+    assert not result.fits
+    assert "Armv6 without NEON" in result.problems[0]
+    assert result.largest_context == 0
+    assert "another board" in explain(result)
+
+
+def test_what_does_not_fit_gets_what_would(pi: Bundle) -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        require_fit(load_board("beaglebone-black"), Subject.of_manifest(pi.manifest))
+    message = str(caught.value)
+    assert "its profile is pi, which needs 64-bit Linux; the board has armv7l" in message
+    assert "the other profile: convert with --profile micro --context 256" in message
+    assert "another board: raspberry-pi-zero-2-w" in message
+
+
+def test_a_shorter_context_is_offered_where_it_helps() -> None:
+    board = load_board("stm32u5")
+    board = replace(board, storage=replace(board.storage, model_kib=16384))
+    result = fit(board, subject_of(MIDDLE, "micro", 2048))
+    assert result.largest_context
+    assert f"--context {result.largest_context}" in explain(result)
+
+
+def test_a_bundle_for_other_boards_does_not_fit(micro: Bundle) -> None:
+    subject = replace(Subject.of_manifest(micro.manifest), boards=("rp2040",))
+    assert fit(load_board("stm32h743"), subject).problems == ("the bundle is meant for rp2040",)
+
+
+def test_of_an_older_bundle_the_memory_is_left_out(pi: Bundle) -> None:
+    subject = Subject.of_manifest(replace(pi.manifest, graph=replace(pi.manifest.graph, width=0)))
+    result = fit(load_board("raspberry-pi-zero-2-w"), subject)
+    assert result.fits
+    assert "memory" not in result.figures and "largest_context" not in result.figures
+
+
+def test_a_board_without_the_instructions_is_refused(pi: Bundle) -> None:
+    board = load_board("generic-x86-64")
+    old = replace(board, soc=replace(board.soc, features=("sse3", "ssse3", "sse4.1", "sse4.2", "popcnt")))
+    (problem,) = fit(old, Subject.of_manifest(pi.manifest)).problems
+    assert problem.startswith("LiteRT's CompiledModel needs avx")
+    assert missing_instructions("armv7l", "micro", (), "a core") == (
+        "tflite-runtime 2.14 needs neon, which a core does not have"
+    )
+
+
+def test_every_board_has_the_instructions_of_its_profile_or_is_refused() -> None:
+    for board in map(load_board, board_ids()):
+        lacking = missing_instructions(board.arch, board.profile, board.soc.features, board.soc.core)
+        assert lacking is None, board.id
+
+
+def test_convert_takes_the_longest_context_that_fits() -> None:
+    board = load_board("esp32-s3")
+    board = replace(board, memory=replace(board.memory, model_budget_kib=640))
+    board = replace(board, storage=replace(board.storage, model_kib=16384))
+    context = context_for(MIDDLE, board, "micro", None)
+    assert 16 <= context < board.max_context
+    assert fit(board, subject_of(MIDDLE, "micro", context)).fits
+    assert context_for(SMALL, load_board("esp32-s3"), "micro", None) == 256
+    with pytest.raises(DoesNotFitError, match="does not fit esp32-s3"):
+        context_for(MIDDLE, board, "micro", 4096)
+
+
+# -- on the device -----------------------------------------------------------------------------------------------------
+
+
+def test_a_device_refuses_what_does_not_fit_it(pi: Bundle) -> None:
+    require_room(pi.manifest)
+    needed = memory(pi.manifest.graph, "pi", 300, 13_749, pi.manifest.files["model.tflite"].size_bytes).total
+    with pytest.raises(DoesNotFitError, match="of memory with its context full"):
+        require_room(pi.manifest, memory_limit_bytes=needed - 1)
+    with pytest.raises(DoesNotFitError, match="this device has armv7l"):
+        require_room(pi.manifest, arch="armv7l")
+    with pytest.raises(DoesNotFitError, match="needs avx"):
+        require_room(pi.manifest, arch="x86_64", features=frozenset({"ssse3", "sse4.1", "sse4.2", "popcnt"}))
+
+
+def test_this_machine_tells_what_it_has() -> None:
+    assert (memory_bytes() or 0) > 2**28
+    assert cpu_features()
+
+
+@settings(max_examples=50)
+@given(
+    layers=st.integers(1, 80), kv_heads=st.integers(1, 32), group=st.integers(1, 16), head_dim=st.integers(2, 256),
+    vocabulary=st.integers(1, 300_000), width=st.integers(1, 8192), ffn=st.integers(1, 32_768),
+    context=st.integers(16, 2**20), profile=st.sampled_from(("pi", "micro")),
+)  # fmt: skip
+def test_any_shape_on_any_board_has_a_verdict(
+    layers: int, kv_heads: int, group: int, head_dim: int, vocabulary: int, width: int, ffn: int, context: int,
+    profile: str,
+) -> None:  # fmt: skip
+    shape = replace(
+        graph_shape(SMALL.config, "pi", 64), layers=layers, kv_heads=kv_heads, heads=kv_heads * group,
+        head_dim=head_dim, vocabulary=vocabulary, width=width, ffn_width=ffn, weight_bytes=width * vocabulary,
+    )  # fmt: skip
+    subject = Subject("any", "micro" if profile == "micro" else "pi", 16, shape, 1000).with_context(context)
+    result = fit(load_board("raspberry-pi-zero-2-w"), subject)
+    assert result.fits == (not result.problems)
+    assert all(figure.value >= 0 for figure in result.figures.values())
+
+
+def test_an_arena_that_is_smaller_than_its_records_does_not_go_below_nothing() -> None:
+    odd = Arena(10, 5, 5, 5, 8)
+    assert narrowed(odd, graph_shape(SMALL.config, "micro", 64), 4).total_bytes == 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not Path(os.environ.get("STONECHAT_SMOLLM2", "")).is_file(),
+    reason="STONECHAT_SMOLLM2 does not name the checkpoint; run `make test-all`, which downloads it",
+)
+def test_smollm2_takes_what_was_predicted(tmp_path: Path) -> None:
+    """At two contexts; the micro graph in an arena, too."""
+    checkpoint = open_checkpoint(Path(os.environ["STONECHAT_SMOLLM2"]))
+    for row in rows(checkpoint, tmp_path, [("pi", 512), ("pi", 2048)]):
+        assert abs(row.error) <= 0.10, row
+    bundle = convert(checkpoint, tmp_path / "micro", Options("micro", 128, fast=True))
+    row = arena_row("micro", checkpoint, bundle, fast=True)
+    assert abs(row.error) <= 0.05, row

@@ -1,0 +1,46 @@
+"""The connection itself."""
+
+from __future__ import annotations
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import MQTTErrorCode
+
+from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.mqtt.client import LAG_MESSAGES, BrokerAddress, Client
+from tests.brokers import free_port, mosquitto
+
+
+def nothing(message: object) -> None:
+    """Hears."""
+
+
+def test_what_was_lost_with_its_connection_does_not_count_as_lag():
+    """paho marks such messages with an error, and raises it to whoever asks for them."""
+    client = Client(BrokerAddress("127.0.0.1"), "x", on_message=nothing)
+    for number in range(LAG_MESSAGES):
+        info = paho.MQTTMessageInfo(number)
+        info.rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
+        client._unsent.append(info)
+    assert not client.lagging
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_client_that_found_no_broker_may_try_again(tmp_path, protocol):
+    port = free_port()
+    client = Client(BrokerAddress("127.0.0.1", port, protocol=protocol), "x", on_message=nothing)
+    for _ in range(2):
+        with pytest.raises(UnreachableError, match="Connection refused"):
+            client.connect()
+    with mosquitto(tmp_path, port=port):
+        client.connect()
+        assert client.connected
+        client.close()
+
+
+def test_tls_to_a_port_without_it_is_a_fault_of_the_configuration(port):
+    """Waiting would not help."""
+    broker = BrokerAddress("127.0.0.1", port, tls=True)
+    with pytest.raises((ConfigurationError, UnreachableError)) as error:
+        Client(broker, "x", on_message=nothing).connect()
+    assert "TLS" in str(error.value)

@@ -1,0 +1,143 @@
+"""What a device keeps out, and how it tells."""
+
+from __future__ import annotations
+
+import paho.mqtt.client as paho
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt import fleet
+from device_runtime.mqtt.client import MAX_PACKET_BYTES, BrokerAddress
+from device_runtime.mqtt.limits import BURST_S, Gate, Limits
+from device_runtime.mqtt.links import Link
+
+
+def gate(**limits):
+    """A gate, its clock and what it tells."""
+    now, told = [0.0], []
+    return Gate(Limits(**limits), told.append, lambda: now[0]), now, told
+
+
+@given(st.lists(st.floats(0, 3), max_size=200), st.floats(0.5, 50))
+def test_never_more_than_a_burst_and_the_rate(pauses_s, rate):
+    kept, now, _ = gate(requests=rate)
+    admitted = 0
+    for pause_s in pauses_s:
+        now[0] += pause_s
+        admitted += kept.admits("requests")
+        assert admitted <= rate * (BURST_S + now[0]) + 1e-6
+    assert admitted + kept.counts["requests"] == len(pauses_s)
+
+
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_who_keeps_to_the_limit_loses_nothing(messages, rate):
+    kept, now, told = gate(readings=rate)
+    for _ in range(messages):
+        now[0] += 1 / rate
+        assert kept.admits("readings")
+    assert told == []
+
+
+def test_one_kind_does_not_use_up_another():
+    kept, _, _ = gate(requests=1, cancels=1)
+    assert [kept.admits("requests") for _ in range(4)] == [True, True, False, False]
+    assert kept.admits("cancels")
+
+
+def test_what_is_dropped_is_told_once_a_minute_with_its_count():
+    kept, now, told = gate(cancels=1)
+    for _ in range(100):
+        kept.admits("cancels")
+    assert told == [{"event": "dropped", "kind": "cancels", "message": "more than 1 a second came", "count": 1}]
+    now[0] = 59.9
+    for _ in range(10):
+        kept.admits("cancels")
+    assert len(told) == 1
+    now[0] = 60.1
+    for _ in range(100):
+        kept.admits("cancels")
+    assert [event["count"] for event in told] == [1, 107]  # the 107th was the first after a minute
+    assert kept.counts["cancels"] > 107
+
+
+def test_a_fleet_file_sets_limits(tmp_path):
+    path = tmp_path / "fleet.yaml"
+    text = "schema: 1\nmodels: {m: {bundle: x}}\ndevices: {d: {model: m, limits: {readings: 9000}}}\n"
+    path.write_text(text)
+    config = fleet.load(path).device("d", BrokerAddress("x"), tmp_path)
+    assert (config.limits.readings, config.limits.requests) == (9000, Limits().requests)
+    path.write_text(text.replace("readings", "redings"))
+    with pytest.raises(ConfigurationError, match=r"fleet.yaml:3:\d+: .*did you mean 'readings'\?"):
+        fleet.load(path)
+
+
+class TestOnAir:
+    def until_event(self, device):
+        seen = device.client.until(lambda topic, value: value.get("event") == "dropped", 10)
+        return seen[-1][1]
+
+    def test_requests_beyond_the_limit_are_dropped_and_told_in_event_and_health(self, on_air, peer):
+        device = on_air(limits=Limits(requests=1), health_s=0.2)
+        health = peer()
+        health.subscribe(device.topics.health)
+        for i in range(6):
+            device.ask(prompt=f"q {i}", correlation=b"%d" % i)
+        event = self.until_event(device)
+        assert (event["kind"], event["count"]) == ("requests", 1)
+        health.until(lambda topic, value: value.get("dropped", {}).get("requests", 0) >= 3, 10)
+        assert len(device.model.asked) <= 3
+
+    def test_readings_beyond_the_limit_wake_nobody(self, on_air, peer):
+        link = Link(name="hot", source="limited/+/air", prompt="{{ t }}", to="limited/advice", overload="every")
+        device = on_air(links=(link,), limits=Limits(readings=1))
+        sensor = peer()
+        for i in range(6):
+            sensor.publish("limited/a/air", {"t": i})
+        assert self.until_event(device)["kind"] == "readings"
+
+    def test_junk_is_not_amplified(self, on_air):
+        device = on_air(limits=Limits(refusals=2))
+        for i in range(50):
+            device.ask(nonsense=i, correlation=b"%d" % i)
+        device.ask(prompt="sense", correlation=b"last")
+        seen = device.client.until(lambda topic, value: value.get("text") == "SENSE", 10)
+        errors = [value for _, value in seen if "error" in value]
+        started = 4 + 2 * 10  # the burst, and what ten seconds would add
+        assert 4 <= len(errors) <= started
+
+    def test_home_assistant_is_answered_a_few_times_only(self, on_air, peer):
+        device = on_air()
+        watcher = peer()
+        watcher.subscribe(f"homeassistant/device/{device.topics.device}/config")
+        watcher.next()  # the retained one
+        for _ in range(30):
+            watcher.publish("homeassistant/status", b"online")
+        device.ask(prompt="x")
+        device.client.until(lambda topic, value: value.get("text") == "X", 10)
+        assert watcher.heard.qsize() < 15
+
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    def test_ten_megabytes_are_not_read(self, on_air, peer, port, protocol):
+        """An MQTT 5 broker keeps them; over MQTT 3.1.1 they come, and are dropped and told."""
+        device = on_air(broker=BrokerAddress("127.0.0.1", port, protocol=protocol))
+        client = peer(paho.MQTTv311)
+        reply_to = device.topics.reply("big", "1")
+        client.subscribe(reply_to)
+        fields = {"prompt": "x" * 10_000_000, "reply_to": reply_to, "id": "q"}
+        client.publish(device.topics.generate, fields)
+        client.publish(device.topics.generate, {"prompt": "small", "reply_to": reply_to, "id": "p"})
+        assert client.next(10)[1]["text"] == "SMALL"
+        assert device.service._gate.counts["oversized"] == (protocol == "3.1.1")
+        if protocol == "3.1.1":
+            event = self.until_event(device)
+            assert event["kind"] == "oversized"
+            assert f"{device.topics.generate} came with 100000" in event["message"]
+
+    def test_a_payload_that_is_a_little_too_large_is_still_told_so(self, on_air):
+        device = on_air()
+        device.ask(prompt="x" * 70_000)
+        seen = device.client.until(lambda topic, value: "error" in value, 10)
+        assert "at most 65536 are read" in seen[-1][1]["error"]["message"]
+        assert MAX_PACKET_BYTES > 70_000

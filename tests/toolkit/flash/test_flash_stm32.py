@@ -1,0 +1,202 @@
+"""STM32: the real flasher against a boot loader that speaks AN3155 on a pty."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from flash_boards import board
+from peers.serial_line import SocketPeer
+from peers.stm32 import Faults, Stm32Peer
+
+from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
+from toolkit.flash import an3155, stm32
+from toolkit.flash.images import Image
+from toolkit.flash.stm32 import CHIPS, Flasher
+
+START = 0x08000000
+F405 = CHIPS["stm32f405"]
+
+
+def program(size: int, address: int = START) -> bytes:
+    """A vector table and noise."""
+    return struct.pack("<2I", 0x20020000, address + 0x101) + random.Random(size).randbytes(size - 8)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board that is silent on purpose costs two seconds each time otherwise."""
+    monkeypatch.setattr(stm32, "_TIMEOUT_S", 0.2)
+
+
+def flasher(chip: str = "stm32f405", **flash: object) -> Flasher:
+    return Flasher(board("stm32", chip=chip, **{"model_address": 0x08020000} | flash))
+
+
+def run(peer: Stm32Peer, firmware: bytes | None, model: bytes | None = None, using: Flasher | None = None):
+    using = using or flasher()
+    parts = using.check(
+        Image("firmware.bin", firmware) if firmware else None, Image("bundle", model) if model else None
+    )
+    steps: list[tuple[str, float]] = []
+    result = using.flash(parts, peer.port, lambda step, share: steps.append((step, share)))
+    return result, steps
+
+
+def test_firmware_is_written_read_back_and_started() -> None:
+    image = program(20_001)  # two sectors of 16 KiB, and an odd end
+    with Stm32Peer(F405.sectors_kib, F405.product_id) as peer:
+        result, steps = run(peer, image)
+    assert result.port == peer.port and "read back" in result.verified
+    assert peer.flash[: len(image)] == image
+    assert peer.log.erased == [0, 1]
+    assert peer.flash[32 * 1024 :] == b"\x5a" * (len(peer.flash) - 32 * 1024)  # the rest is as it was
+    assert peer.log.went_to == START
+    assert [step for step, share in steps if share == 1.0] == ["erase", "write firmware", "verify firmware"]
+
+
+def test_a_model_alone_leaves_the_firmware_as_it_is() -> None:
+    model = random.Random(1).randbytes(150_000)
+    with Stm32Peer(F405.sectors_kib, F405.product_id) as peer:
+        run(peer, None, model)
+    assert peer.flash[0x20000 : 0x20000 + len(model)] == model
+    assert peer.log.erased == [5, 6]
+    assert peer.flash[:0x20000] == b"\x5a" * 0x20000
+
+
+def test_both_at_once_and_a_boot_loader_with_the_older_erase() -> None:
+    image, model = program(9_000), bytes(range(256)) * 20
+    with Stm32Peer(F405.sectors_kib, F405.product_id, extended=False) as peer:
+        run(peer, image, model)
+    assert peer.flash[:9_000] == image and peer.flash[0x20000 : 0x20000 + 5120] == model
+
+
+def test_more_sectors_than_one_command_erases() -> None:
+    chip = CHIPS["stm32u585"]
+    image = program(100_000)
+    with Stm32Peer(chip.sectors_kib, chip.product_id) as peer:
+        run(peer, image, using=flasher("stm32u585"))
+    assert peer.log.erased == list(range(13))
+    assert peer.flash[: len(image)] == image
+
+
+class OnASocket(Stm32Peer, SocketPeer):
+    """The same behind a serial server."""
+
+
+def test_through_a_serial_server() -> None:
+    with OnASocket(F405.sectors_kib, F405.product_id) as peer:
+        run(peer, program(2_000))
+    assert peer.flash[:2_000] == program(2_000)
+
+
+def test_a_line_that_does_not_open_changes_nothing() -> None:
+    peer = OnASocket(F405.sectors_kib, F405.product_id)
+    peer._listener.close()
+    with pytest.raises(UnreachableError, match=r"does not work: .*Nothing was changed"):
+        run(peer, program(2_000))
+
+
+def test_a_boot_loader_that_was_woken_before_answers_too() -> None:
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(awake=True)) as peer:
+        run(peer, program(600))
+    assert peer.log.went_to == START
+
+
+def test_a_refused_block_is_sent_again() -> None:
+    image = program(2_000)
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(nack_writes=2)) as peer:
+        run(peer, image)
+    assert peer.flash[:2_000] == image
+
+
+def test_a_block_that_is_refused_for_good_is_an_error() -> None:
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(nack_writes=99)) as peer:
+        with pytest.raises(FlashError, match=r"NACK; expected ACK.*partly written"):
+            run(peer, program(2_000))
+        assert peer.log.went_to is None
+
+
+def test_a_write_protected_sector_is_an_error() -> None:
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(nack_erase=True)) as peer:
+        with pytest.raises(FlashError, match=r"erasing of sectors 0 to 0 with NACK"):
+            run(peer, program(2_000))
+        assert peer.flash[:16] == b"\x5a" * 16
+
+
+def test_a_byte_that_does_not_take_is_found_by_reading_back() -> None:
+    with Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(corrupt_byte_at=700)) as peer:
+        with pytest.raises(FlashError, match=r"0x080002bc holds"):
+            run(peer, program(2_000))
+        assert peer.log.went_to is None
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", [{"unplug_after_writes": 3}, {"silent_after_writes": 3}])
+def test_a_board_that_is_lost_half_way_is_described(fault: dict[str, int]) -> None:
+    with (
+        Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(**fault)) as peer,
+        pytest.raises(FlashError, match=r"only partly written.*boot loader is in ROM"),
+    ):
+        run(peer, program(4_000))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_board_that_does_not_answer_names_its_button() -> None:
+    with (
+        Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(deaf=True)) as peer,
+        pytest.raises(UnreachableError, match=r"does not answer.*hold BOOT and press RESET"),
+    ):
+        run(peer, program(4_000))
+
+
+def test_a_board_that_runs_its_program_is_told_from_a_boot_loader() -> None:
+    with (
+        Stm32Peer(F405.sectors_kib, F405.product_id, faults=Faults(chatty=b"hello\r\n")) as peer,
+        pytest.raises(FlashError, match=r"no STM32 boot loader"),
+    ):
+        run(peer, program(4_000))
+
+
+def test_another_chip_is_left_alone() -> None:
+    with (
+        Stm32Peer(CHIPS["stm32h743"].sectors_kib, 0x450) as peer,
+        pytest.raises(DoesNotFitError, match=r"product id 0x450; stm32f405 has 0x413. Nothing was changed"),
+    ):
+        run(peer, program(4_000))
+    assert peer.log.erased == []
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (b"\xe9" + bytes(100), DoesNotFitError, "an image for an ESP chip"),
+        (b"\x7fELF" + bytes(100), DoesNotFitError, "objcopy"),
+        (bytes(100), DoesNotFitError, "stack pointer, is 0x00000000"),
+        (program(4_000, 0x10000000), DoesNotFitError, "linked for another place"),
+        (b"\0\0\0\x20", ImageError, "4 bytes"),
+        (program(1_100_000), DoesNotFitError, "the chip's flash is"),
+    ],
+)
+def test_what_cannot_be_a_program_for_it_is_refused_without_a_board(
+    image: bytes, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        flasher().check(Image("firmware.bin", image), None)
+
+
+def test_firmware_that_reaches_into_the_models_sector_is_refused() -> None:
+    with pytest.raises(DoesNotFitError, match=r"share a sector"):
+        flasher().check(Image("firmware.bin", program(0x20001)), Image("bundle", b"x"))
+
+
+def test_a_model_inside_a_sector_or_too_large_for_its_slot_is_refused() -> None:
+    with pytest.raises(DoesNotFitError, match=r"inside a sector"):
+        flasher(model_address=0x08020100).check(None, Image("bundle", b"x"))
+    with pytest.raises(DoesNotFitError, match=r"has 1048577 bytes; the board's place for the model has 1048576"):
+        flasher().check(None, Image("bundle", bytes(1024 * 1024 + 1)))
+
+
+def test_the_transfer_size_is_the_protocols() -> None:
+    assert an3155.MAX_TRANSFER_BYTES == 256  # one byte says how many, less one

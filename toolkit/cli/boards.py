@@ -1,0 +1,110 @@
+"""`stonechat boards`: the boards that stonechat knows, and the checking of board files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from toolkit.cli.options import add_json
+
+if TYPE_CHECKING:
+    from boards import Board
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "list boards, show one, or check a board file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat boards`."""
+    actions = parser.add_subparsers(metavar="list|show|check", required=True)
+    listing = actions.add_parser("list", help="all boards that come with stonechat", allow_abbrev=False)
+    listing.set_defaults(action=_list)
+    show = actions.add_parser("show", help="what is known of one board", allow_abbrev=False)
+    show.add_argument("board", metavar="ID", help="a board's id, or the path of a .yaml file")
+    show.set_defaults(action=_show)
+    check = actions.add_parser("check", help="find every fault of a board file of your own", allow_abbrev=False)
+    check.add_argument("file", metavar="FILE.yaml")
+    check.set_defaults(action=_check)
+    for action in (listing, show, check):
+        add_json(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked."""
+    return int(args.action(args))
+
+
+def _list(args: argparse.Namespace) -> int:
+    import json
+
+    from boards import board_ids, load_board
+
+    boards = [load_board(board_id) for board_id in board_ids()]
+    if args.json:
+        keys = ("id", "name", "class", "profile", "arch", "ram_kib", "model_budget_kib", "refused")
+        print(json.dumps({"boards": [{key: _row(board)[key] for key in keys} for board in boards]}))
+        return 0
+    width = max(len(board.id) for board in boards)
+    for board in boards:
+        what = "refused" if board.refused else board.profile
+        size = f"{board.model_budget_kib / 1024:,.0f} MiB" if board.kind == "linux" else f"{board.model_budget_kib} KiB"
+        print(f"{board.id:<{width}}  {what:<8}{board.arch:<10}{size:>11} for a model   {board.name}")
+    return 0
+
+
+def _row(board: Board) -> dict[str, Any]:
+    return {
+        "id": board.id, "name": board.name, "class": board.kind, "profile": board.profile, "arch": board.arch,
+        "ram_kib": board.ram_kib, "model_budget_kib": board.model_budget_kib, "refused": board.refused,
+    }  # fmt: skip
+
+
+def _show(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from boards import load_board
+
+    board = load_board(args.board)
+    if args.json:
+        values = asdict(board)
+        values["class"] = values.pop("kind")
+        print(json.dumps(values))
+        return 0
+    soc, memory, storage, flash = board.soc, board.memory, board.storage, board.flash
+    rows = [
+        ("board", f"{board.name} ({board.id}), {board.kind}"),
+        (
+            "processor",
+            f"{soc.cores} × {soc.core} at {soc.mhz} MHz, {soc.arch}: {', '.join(soc.features) or 'no extras'}",
+        ),
+        (
+            "memory",
+            f"{memory.ram_kib:,} KiB, PSRAM {memory.psram_kib:,} KiB; {memory.model_budget_kib:,} KiB for a model",
+        ),
+        ("weights", f"run from {memory.weights}, at most {memory.bandwidth_mb_s:,} MB/s"),
+        ("storage", f"{storage.slots} × {storage.model_kib:,} KiB"),
+        ("graph", f"profile {board.profile}, context up to {board.max_context}"),
+        ("flash", f"{flash.method}{f'; to enter the boot loader: {flash.boot_loader}' if flash.boot_loader else ''}"),
+        ("source", board.source.strip()),
+    ]
+    if board.refused:
+        rows.insert(1, ("refused", board.refused))
+    rows += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
+    for label, text in rows:
+        print(f"{label:<10}  {text}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import json
+
+    from boards.catalogue import read_board
+
+    board = read_board(args.file)
+    if args.json:
+        print(json.dumps({"file": args.file, "id": board.id, "faults": []}))
+        return 0
+    print(f"{args.file}: board {board.id}, no faults")
+    return 0

@@ -1,0 +1,88 @@
+"""`stonechat flash`: firmware and a model onto a microcontroller, verified."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.cli.options import add_json, require_extra
+
+if TYPE_CHECKING:
+    from toolkit.flash.flasher import Flasher, Part, Result
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "write firmware, a model or both to a microcontroller, and verify it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat flash`."""
+    parser.add_argument(
+        "firmware", metavar="FIRMWARE", nargs="?", type=Path, help=".bin, .hex or .uf2, as the board takes it"
+    )
+    parser.add_argument("--model", metavar="BUNDLE", type=Path, help="a bundle for the board's model slot")
+    parser.add_argument("--board", metavar="ID", required=True, help="a board's id, or the path of a board file")
+    parser.add_argument(
+        "--port", metavar="PORT", help="serial port, or where the UF2 drive is mounted (default: found by USB id)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be checked without the board, then write and verify."""
+    from boards import load_board
+    from device_runtime.errors import ConfigurationError
+    from toolkit.flash.flasher import flasher_for
+    from toolkit.flash.images import read_firmware
+    from toolkit.flash.model import read_model
+
+    if args.firmware is None and args.model is None:
+        raise ConfigurationError("There is nothing to flash; give FIRMWARE, --model BUNDLE or both.")
+    board = load_board(args.board)
+    try:
+        flasher = flasher_for(board)
+        firmware = read_firmware(args.firmware) if args.firmware else None
+        model = read_model(args.model, board) if args.model else None
+        parts = flasher.check(firmware, model)
+        result = _flash(flasher, parts, args.port)
+    except ImportError as error:
+        raise require_extra("flash", error) from None
+    _print(args.json, board.id, parts, result)
+    return 0
+
+
+def _flash(flasher: Flasher, parts: list[Part], port: str | None) -> Result:
+    """Write with a progress bar; after Ctrl-C say what state the board is in."""
+    from toolkit.progress import ProgressBar
+
+    begun = False
+    with ProgressBar() as bar:
+
+        def report(step: str, share: float) -> None:
+            nonlocal begun
+            begun = True
+            bar.update(step, share)
+
+        try:
+            return flasher.flash(parts, port, report)
+        except KeyboardInterrupt:
+            print(f"\nstonechat: {flasher.half_done if begun else 'Nothing was written.'}", file=sys.stderr)
+            raise
+
+
+def _print(as_json: bool, board: str, parts: list[Part], result: Result) -> None:
+    import json
+
+    if as_json:
+        written = [
+            {"what": p.what, "file": p.image.name, "address": p.address, "bytes": len(p.image.data)} for p in parts
+        ]
+        print(json.dumps({"board": board, "port": result.port, "written": written, "verified": result.verified}))
+        return
+    for part in parts:
+        place = f" at 0x{part.address:08x}" if part.address else ""
+        print(f"{part.what:<10}{part.image.name}, {len(part.image.data)} bytes{place}")
+    print(f"{'board':<10}{board} on {result.port}")
+    print(f"{'verified':<10}{result.verified}")

@@ -1,0 +1,213 @@
+"""`stonechat rollout`: see, pause, resume and abort updates of several devices; `stonechat deploy` begins them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.cli.options import add_json, percent, whole_number
+
+if TYPE_CHECKING:
+    from toolkit.deploy.rollout import Rollout
+    from toolkit.deploy.rollout_files import RolloutFiles
+
+__all__ = ["HELP", "add_arguments", "add_broker", "add_rollout", "begin", "run"]
+
+HELP = "see, pause, resume and abort updates of several devices"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions of `stonechat rollout` and their flags."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    texts = {
+        "list": "all roll-outs that this user has begun",
+        "show": "how far one is, device by device",
+        "pause": "begin no more devices for now",
+        "resume": "go on, here",
+        "abort": "begin no more devices for good; what runs the new bundle keeps it",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False)
+        if name != "list":
+            action.add_argument("id", metavar="ID", help="as `stonechat rollout list` shows it")
+        if name == "resume":
+            add_broker(action)
+        add_json(action)
+
+
+def add_broker(parser: argparse._ActionsContainer) -> None:
+    """--broker, --as, --password-file and --wait"""
+    parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the fleet file's")
+    parser.add_argument("--as", metavar="NAME", dest="name", help="who sends, as the broker knows it (operator)")
+    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the password at the broker")
+    parser.add_argument(
+        "--wait", metavar="S", type=whole_number(0), default=0, help="for devices that are not on the air (default 0)"
+    )
+
+
+def add_rollout(parser: argparse.ArgumentParser) -> None:
+    """Flags of `stonechat deploy --to fleet:GROUP`."""
+    group = parser.add_argument_group("with --to fleet:GROUP, over MQTT")
+    group.add_argument("--fleet", metavar="FLEET.yaml", type=Path, help="whose groups and broker; `all` is a group")
+    group.add_argument("--canary", metavar="PERCENT", type=percent, default=10.0, help="come first (default 10)")
+    group.add_argument(
+        "--max-failed", metavar="PERCENT", type=percent, default=20.0, help="more failures stop it (default 20)"
+    )
+    group.add_argument("--parallel", metavar="N", type=whole_number(1), default=10, help="at once (default 10)")
+    group.add_argument("--url", metavar="URL", help="where devices fetch the bundle's folder (default: over MQTT)")
+    add_broker(group)
+
+
+def begin(args: argparse.Namespace) -> int:
+    """Begin a roll-out, and carry it out."""
+    import secrets
+    import time
+
+    from device_runtime.bundle import Bundle
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.mqtt import fleet
+    from toolkit.deploy.rollout import Plan, Rollout
+    from toolkit.deploy.rollout_files import RolloutFiles, default_folder
+
+    if args.fleet is None:
+        raise ConfigurationError("--to fleet:GROUP needs --fleet FLEET.yaml, which says what is in the group.")
+    group = args.to.removeprefix("fleet:")
+    plan, files = fleet.load(args.fleet), RolloutFiles(default_folder())
+    devices = plan.group(group)
+    rollout_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    bundle = Bundle.open(files.keep_bundle(rollout_id, args.bundle), verify=True)
+    rollout = Rollout.of(
+        Plan(
+            rollout_id, str(bundle.path), bundle.manifest_sha256, bundle.manifest.name, bundle.manifest.version,
+            str(args.fleet.absolute()), group, devices, args.model, args.canary, args.max_failed, args.parallel,
+            url=args.url, min_tps=args.min_tps, max_rss_mb=args.max_rss_mb,
+        )
+    )  # fmt: skip
+    files.write(rollout)
+    return _carry_out(args, rollout, files)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one thing."""
+    from dataclasses import replace
+
+    from device_runtime.errors import ConfigurationError
+    from toolkit.deploy.rollout_files import RolloutFiles, default_folder
+
+    files = RolloutFiles(default_folder())
+    if args.action == "list":
+        return _list(args, files)
+    rollout = files.read(args.id)
+    if args.action == "show":
+        return _print(args, rollout, files)
+    if rollout.ended:
+        raise ConfigurationError(f"Roll-out {args.id} is {rollout.stage.value} already.")
+    if args.action == "resume":
+        return _carry_out(args, rollout, files)
+    if files.is_carried_out(args.id):
+        files.wish(args.id, args.action)
+        files.await_wish(args.id)
+    else:
+        files.write(rollout.abort() if args.action == "abort" else replace(rollout, paused=True))
+    return _print(args, files.read(args.id), files)
+
+
+def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
+    import signal
+    import sys
+
+    from device_runtime.bundle import Bundle
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.mqtt import fleet
+    from toolkit.deploy.rollout import Stage
+    from toolkit.deploy.run_rollout import Runner
+    from toolkit.deploy.sender import Sender
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    plan = rollout.plan
+    bundle = Bundle.open(Path(plan.bundle), verify=True)
+    if bundle.manifest_sha256 != plan.manifest_sha256:
+        raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it anew.")
+    address = fleet.load(plan.fleet).address_for(args.name or "operator", args.broker, args.password_file)
+    say(f"roll-out {plan.id}: {plan.name} {plan.version} to {len(plan.devices)} devices of {plan.group}")
+    with files.carrying_out(plan.id), Sender(address, bundle, name=args.name) as sender:
+        runner = Runner(rollout, files, sender, say, args.wait)
+        before = {number: signal.signal(number, lambda *_: runner.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            rollout = runner.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    _print(args, rollout, files)
+    if not rollout.ended:
+        say(f"go on with: stonechat rollout resume {plan.id}")
+        return 130 if runner.interrupted else 3 if not rollout.paused else 1
+    if rollout.stage is Stage.DONE:
+        return 0 if all(device.message == "" for device in rollout.devices.values()) else 1
+    return 6 if rollout.stage is Stage.STOPPED else 1
+
+
+def _list(args: argparse.Namespace, files: RolloutFiles) -> int:
+    import json
+
+    rollouts = [files.read(rollout_id) for rollout_id in files.ids()]
+    if args.json:
+        print(json.dumps([_fields(rollout, files) for rollout in rollouts], ensure_ascii=False))
+        return 0
+    if not rollouts:
+        print("no roll-outs; begin one with: stonechat deploy BUNDLE --to fleet:GROUP --fleet FLEET.yaml")
+    for rollout in rollouts:
+        plan = rollout.plan
+        print(f"{plan.id}  {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}")
+    return 0
+
+
+def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
+    import json
+
+    if args.json:
+        print(json.dumps(_fields(rollout, files), ensure_ascii=False))
+        return 0
+    plan = rollout.plan
+    print(f"roll-out {plan.id}: {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}")
+    width = max(map(len, rollout.devices))
+    for name, device in rollout.devices.items():
+        role = "canary" if name in rollout.canaries else ""
+        note = device.message or (f"{device.tokens_per_s:.1f} tok/s" if device.tokens_per_s else "")
+        print(f"  {name:<{width}}  {device.phase.value:<9}  {role:<6}  {note}".rstrip())
+    return 0
+
+
+def _sentence(rollout: Rollout, files: RolloutFiles) -> str:
+    from collections import Counter
+
+    from toolkit.deploy.rollout import DevicePhase
+
+    counts = Counter(device.phase for device in rollout.devices.values())
+    order = (DevicePhase.CONFIRMED, DevicePhase.FAILED, DevicePhase.UPDATING, DevicePhase.WAITING)
+    words = ", ".join(f"{counts[phase]} {phase.value}" for phase in order if counts[phase])
+    return f"{_stage(rollout, files)} ({words})"
+
+
+def _stage(rollout: Rollout, files: RolloutFiles) -> str:
+    if rollout.ended or (files.is_carried_out(rollout.plan.id) and not rollout.paused):
+        return rollout.stage.value
+    return f"{rollout.stage.value}, paused"
+
+
+def _fields(rollout: Rollout, files: RolloutFiles) -> dict[str, object]:
+    return {
+        "id": rollout.plan.id,
+        "bundle": {"name": rollout.plan.name, "version": rollout.plan.version},
+        "group": rollout.plan.group,
+        "stage": rollout.stage.value,
+        "carried_out": files.is_carried_out(rollout.plan.id),
+        "canaries": list(rollout.canaries),
+        "devices": {
+            name: {"phase": d.phase.value, "message": d.message, "tokens_per_s": d.tokens_per_s}
+            for name, d in rollout.devices.items()
+        },
+    }

@@ -1,0 +1,122 @@
+"""Files that go onto a microcontroller: reading them, and telling one kind from another."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_runtime.errors import ConfigurationError, DoesNotFitError, ImageError
+
+__all__ = ["MAX_IMAGE_BYTES", "Image", "describe", "kind_of", "read_file", "read_firmware", "require_kind"]
+
+MAX_IMAGE_BYTES = 256 * 1024 * 1024  # no microcontroller has more flash
+
+# First bytes of each kind of file, and what to call it. An ESP image has a single magic byte: it comes last.
+_MAGIC = (
+    (b"UF2\n", "uf2"),
+    (b"\x7fELF", "elf"),
+    (b"\x3d\xb8\xf3\x96", "mcuboot"),
+    (b"PK\x03\x04", "zip"),
+    (b"GGUF", "gguf"),
+    (b"\xe9", "esp"),
+)
+_CALLED = {
+    "uf2": "a UF2 file",
+    "elf": "an ELF file (make a .bin of it with `objcopy -O binary`)",
+    "mcuboot": "an MCUboot image",
+    "zip": "a zip file",
+    "gguf": "a GGUF checkpoint",
+    "esp": "an image for an ESP chip",
+    "tflite": "a TFLite graph",
+    "raw": "a plain binary",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """The content of a file."""
+
+    name: str  # as the user wrote it
+    data: bytes
+    address: int | None = None  # of the first byte, if the file says it (Intel HEX)
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is by its first bytes: uf2, elf, mcuboot, zip, gguf, esp, tflite or raw."""
+    if data[4:8] == b"TFL3":
+        return "tflite"
+    return next((kind for magic, kind in _MAGIC if data.startswith(magic)), "raw")
+
+
+def describe(data: bytes) -> str:
+    """What a file is, in words: a UF2 file."""
+    return _CALLED[kind_of(data)]
+
+
+def require_kind(image: Image, kinds: tuple[str, ...], board: str) -> str:
+    """The kind of an image, which must be one of `kinds`.
+
+    Raises:
+        DoesNotFitError: it is of another kind.
+    """
+    kind = kind_of(image.data)
+    if kind not in kinds:
+        expected = " or ".join(_CALLED[k].split(" (")[0] for k in kinds)
+        raise DoesNotFitError(f"{image.name} is {_CALLED[kind]}; {board} needs {expected}.")
+    return kind
+
+
+def read_firmware(path: Path) -> Image:
+    """Read a .bin, .uf2 or .hex file.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+        ImageError: it is empty, too large, or damaged Intel HEX.
+        ImportError: it is Intel HEX, and the extra `flash` is not installed.
+    """
+    data = read_file(path)
+    if path.suffix.lower() in (".hex", ".ihex"):
+        address, data = _from_hex(path, data)
+        return Image(str(path), data, address)
+    return Image(str(path), data)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that may be flashed.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+        ImageError: it is empty or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size <= MAX_IMAGE_BYTES:
+            data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(f"{path} has {size} bytes; expected at most {MAX_IMAGE_BYTES}.")
+    if not data:
+        raise ImageError(f"{path} is empty; expected an image.")
+    return data
+
+
+def _from_hex(path: Path, data: bytes) -> tuple[int, bytes]:
+    """Address and bytes of an Intel HEX file; gaps are 0xFF, as erased flash."""
+    from intelhex import IntelHex, IntelHexError
+
+    content = IntelHex()
+    try:
+        content.loadhex(io.StringIO(data.decode("ascii")))
+    except (IntelHexError, UnicodeDecodeError) as error:
+        raise ImageError(f"{path} is not Intel HEX: {error}") from None
+    first, last = content.minaddr(), content.maxaddr()
+    if first is None or last is None:
+        raise ImageError(f"{path} has no data; expected an image.")
+    if last - first >= MAX_IMAGE_BYTES:
+        raise ImageError(
+            f"{path} spreads from 0x{first:08x} to 0x{last:08x}; expected one image of at most {MAX_IMAGE_BYTES} bytes."
+        )
+    content.padding = 0xFF
+    return first, content.tobinstr()

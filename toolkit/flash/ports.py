@@ -1,0 +1,121 @@
+"""The serial port of a board: found by the USB ids of its board file, and what to say when it cannot be opened."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from boards import Board
+from device_runtime.errors import ConfigurationError, UnreachableError
+
+__all__ = ["claim", "find_port", "silent", "usable_port"]
+
+
+class _Port(Protocol):
+    """What pyserial tells of a port."""
+
+    device: str
+    vid: int | None
+    pid: int | None
+    description: str
+
+
+def usable_port(board: Board, port: str | None) -> str:
+    """The port to flash through: the one that was asked for, or the one that `find_port` finds. It can be opened.
+
+    Raises:
+        ConfigurationError: there is no such port, it may not be opened, or several boards are plugged in.
+        UnreachableError: no board is plugged in, or the port is in use.
+    """
+    if port is None:
+        port = find_port(board)
+    claim(port)
+    return port
+
+
+def find_port(board: Board, ports: Iterable[_Port] | None = None) -> str:
+    """The one serial port whose USB id is among the board's.
+
+    Args:
+        ports: those to choose from; None: those of this machine.
+
+    Raises:
+        ConfigurationError: several fit.
+        UnreachableError: none fits; the message lists what is there.
+    """
+    if ports is None:
+        from serial.tools import list_ports
+
+        ports = list_ports.comports()
+    there = sorted((port for port in ports if port.vid is not None), key=lambda port: port.device)
+    wanted = (*board.detect.usb, *board.detect.boot_usb)
+    fitting = [port for port in there if _usb_id(port) in wanted]
+    if len(fitting) == 1:
+        return fitting[0].device
+    if fitting:
+        raise ConfigurationError(
+            f"Several boards could be {board.name}:\n{_list(fitting)}\nChoose one with --port, or unplug the others."
+        )
+    found = f"found:\n{_list(there)}" if there else "found no USB serial port at all."
+    expected = f"expected the USB id {' or '.join(wanted)}" if wanted else "its board file gives no USB id"
+    raise UnreachableError(
+        f"No port of {board.name}: {expected}; {found}\nPlug the board in, or name its port with --port."
+        + (f" If it does not show up: {board.flash.boot_loader}." if board.flash.boot_loader else "")
+    )
+
+
+def claim(port: str) -> None:
+    """Check that a port can be opened, and that nobody else has it.
+
+    Raises:
+        ConfigurationError: there is no such port, it is no port, or this user may not open it.
+        UnreachableError: another program has it open.
+    """
+    if "://" in port:  # socket:// and rfc2217:// are opened by whoever uses them
+        return
+    try:
+        if not stat.S_ISCHR(os.stat(port).st_mode):
+            raise ConfigurationError(f"{port} is not a serial port; expected one such as /dev/ttyACM0.")
+        descriptor = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        raise _refusal(port, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise _refusal(port, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def silent(board: Board, port: str, what: str) -> UnreachableError:
+    """What to say when a board does not answer; `what` names what was tried."""
+    button = board.flash.boot_loader
+    return UnreachableError(
+        f"{board.name} does not answer on {port} ({what}). "
+        + (f"Bring it into its boot loader by hand: {button}; then try again. " if button else "")
+        + "If that does not help, check the cable (some only charge) and --port."
+    )
+
+
+def _refusal(port: str, error: OSError) -> Exception:
+    if error.errno == errno.ENOENT:
+        return ConfigurationError(f"There is no port {port}; plug the board in, or give another --port.")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ConfigurationError(
+            f"You may not open {port}; run `sudo usermod -aG dialout $USER` (uucp on Arch), then log in again."
+        )
+    if error.errno in (errno.EBUSY, errno.EWOULDBLOCK):
+        return UnreachableError(f"{port} is in use by another program; close it (a serial monitor?) and try again.")
+    return UnreachableError(f"{port} cannot be opened: {error.strerror}.")
+
+
+def _usb_id(port: _Port) -> str:
+    return f"{port.vid:04x}:{port.pid:04x}"
+
+
+def _list(ports: Iterable[Any]) -> str:
+    return "\n".join(f"  {port.device}  {_usb_id(port)}  {port.description}" for port in ports)

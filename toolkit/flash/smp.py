@@ -1,0 +1,231 @@
+"""Updating firmware under MCUboot, over a serial port, with the Simple Management Protocol (smpclient).
+
+The new image goes to the second slot while the old one runs, is started for a test, and is made permanent once it
+answers. MCUboot checks hash and signature before it starts it, and goes back to the old image if it is not confirmed.
+An upload that broke off is continued where the server stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from boards import Board
+from device_runtime.errors import ConfigurationError, FlashError, RolledBackError, UnreachableError
+from toolkit.flash.flasher import Part, Report, Result, require_room
+from toolkit.flash.images import Image, require_kind
+from toolkit.flash.mcuboot import SignedImage, read_image
+from toolkit.flash.ports import silent, usable_port
+
+if TYPE_CHECKING:
+    from smp.image_management import ImageState
+    from smpclient import SMPClient
+
+__all__ = ["Flasher"]
+
+_BAUD = 115200
+_TIMEOUT_S = 2.5
+_ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase the slot
+_RESTART_TIMEOUT_S = 120.0  # swapping two slots of a large flash takes a minute
+_ATTEMPTS_WITHOUT_PROGRESS = 3
+
+
+class Flasher:
+    """Uploads an image, tests it, and confirms it."""
+
+    half_done = (
+        "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never "
+        "kept. Run the same command again; the upload goes on where it stopped."
+    )
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
+        """See `toolkit.flash.flasher.Flasher`."""
+        if model is not None:
+            raise ConfigurationError(
+                f"{self._board.name} is updated over SMP, which writes MCUboot's image slots and nothing else; "
+                "a model for it has to be part of the firmware's image."
+            )
+        if firmware is None:
+            return []
+        require_kind(firmware, ("mcuboot",), self._board.name)
+        read_image(firmware.data, firmware.name)
+        kib = self._board.flash.firmware_kib
+        part = Part("firmware", firmware, 0, None if kib is None else kib * 1024)
+        require_room(part, "flash.firmware_kib")
+        return [part]
+
+    def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
+        """See `toolkit.flash.flasher.Flasher`.
+
+        Raises:
+            RolledBackError: MCUboot refused the image, or it ran and did not stay.
+        """
+        for name in ("smpclient", "smp"):  # they log what we raise
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        port = usable_port(self._board, port)
+        (part,) = parts
+        image = read_image(part.image.data, part.image.name)
+        return asyncio.run(self._update(part.image.data, image, port, report))
+
+    async def _update(self, data: bytes, image: SignedImage, port: str, report: Report) -> Result:
+        slots = await self._first_answer(port)
+        running = _active(slots)
+        if running is None or running.hash != image.digest:
+            if not any(slot.hash == image.digest for slot in slots):
+                await self._upload(data, port, report)
+            await self._start(image, port, report)
+        confirmed = _active(await self._confirm(port))
+        if confirmed is None or confirmed.hash != image.digest or not confirmed.confirmed:
+            raise FlashError(f"The board does not say that it has kept {image.version}. {self.half_done}")
+        return Result(port, f"MCUboot checked version {image.version} and runs it; confirmed by its hash")
+
+    async def _first_answer(self, port: str) -> list[ImageState]:
+        """What is in the slots of a board that may be printing its log, or starting, just now."""
+        for _ in range(_ATTEMPTS_WITHOUT_PROGRESS):
+            try:
+                return await self._slots(port)
+            except _line_troubles():
+                continue
+        raise silent(self._board, port, "no answer to an SMP request")
+
+    async def _upload(self, data: bytes, port: str, report: Report) -> None:
+        """Upload to the second slot; go on where the server stopped when a packet is lost."""
+        best, failures = -1, 0
+        report("upload", 0.0)
+        while True:
+            try:
+                async with self._client(port) as client:
+                    async for offset in client.upload(data, first_timeout_s=_ERASE_TIMEOUT_S):
+                        report("upload", offset / len(data))
+                        if offset > best:
+                            best, failures = offset, 0
+                return
+            except _line_troubles() as error:
+                failures += 1
+                if failures == _ATTEMPTS_WITHOUT_PROGRESS:
+                    raise FlashError(
+                        f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_words(error)}. {self.half_done}"
+                    ) from None
+            except _upload_error() as error:
+                raise FlashError(f"The board refused the upload: {_words(error)}. {self.half_done}") from None
+
+    async def _start(self, image: SignedImage, port: str, report: Report) -> None:
+        """Have MCUboot start the image for a test, and wait until it answers."""
+        from smpclient.requests.image_management import ImageStatesWrite
+        from smpclient.requests.os_management import ResetWrite
+
+        await self._ask(port, ImageStatesWrite(hash=image.digest), "marking the image for a test")
+        await self._ask(port, ResetWrite(), "restarting")
+        deadline = time.monotonic() + _RESTART_TIMEOUT_S
+        report("restart", 0.0)
+        while time.monotonic() < deadline:
+            try:
+                slots = await self._slots(port)
+            except _line_troubles():
+                await asyncio.sleep(0.1)
+                continue
+            running = _active(slots)
+            if running is not None and running.hash == image.digest:
+                report("restart", 1.0)
+                return
+            if not any(slot.hash == image.digest and slot.pending for slot in slots):
+                version = running.version if running else "nothing"
+                raise RolledBackError(
+                    f"MCUboot did not keep version {image.version}: the board runs {version}. Is the image signed with "
+                    "the key that the board's MCUboot has, and linked for its slots?"
+                )
+            await asyncio.sleep(0.1)  # it has not restarted yet
+        raise UnreachableError(
+            f"The board has not answered for {_RESTART_TIMEOUT_S:g} s since its restart. If the new image does not "
+            "run, press RESET: MCUboot then goes back to the old one."
+        )
+
+    async def _confirm(self, port: str) -> list[ImageState]:
+        from smpclient.requests.image_management import ImageStatesWrite
+
+        slots: list[ImageState] = (await self._ask(port, ImageStatesWrite(confirm=True), "confirming the image")).images
+        return slots
+
+    async def _slots(self, port: str) -> list[ImageState]:
+        """What is in the slots. Raises what `_line_troubles` names."""
+        from smpclient.generics import success
+        from smpclient.requests.image_management import ImageStatesRead
+
+        async with self._client(port) as client:
+            answer = await client.request(ImageStatesRead())
+        if not success(answer):
+            raise FlashError(f"The board does not list its image slots: {_reason(answer)}.")
+        return answer.images
+
+    async def _ask(self, port: str, request: Any, what: str) -> Any:
+        """Send a request that may be sent twice, until it is answered."""
+        from smpclient.generics import success
+
+        for attempt in range(_ATTEMPTS_WITHOUT_PROGRESS):
+            try:
+                async with self._client(port) as client:
+                    answer = await client.request(request)
+            except _line_troubles() as error:
+                if attempt < _ATTEMPTS_WITHOUT_PROGRESS - 1:
+                    continue
+                raise FlashError(f"The board fell silent at {what}: {_words(error)}. {self.half_done}") from None
+            if success(answer):
+                return answer
+            raise FlashError(f"The board refused {what}: {_reason(answer)}. {self.half_done}")
+        raise AssertionError
+
+    def _client(self, port: str) -> SMPClient:
+        """A new connection: it begins with empty buffers."""
+        from smpclient import SMPClient
+        from smpclient.transport.serial import SMPSerialTransport
+
+        transport = SMPSerialTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
+        return SMPClient(transport, port, _TIMEOUT_S)
+
+
+def _line_troubles() -> tuple[type[Exception], ...]:
+    """What a lost or altered byte, or a board that restarts, can make smpclient raise."""
+    from serial import SerialException
+    from smp.exceptions import SMPException
+    from smpclient.exceptions import SMPBadSequence, SMPValidationException
+    from smpclient.transport import SMPTransportDisconnected
+
+    return (
+        TimeoutError, OSError, SerialException, SMPException, SMPBadSequence, SMPValidationException,
+        SMPTransportDisconnected, binascii.Error, KeyError, ValueError,
+    )  # fmt: skip
+
+
+def _upload_error() -> type[Exception]:
+    from smpclient.exceptions import SMPUploadError
+
+    return SMPUploadError
+
+
+def _active(slots: Sequence[ImageState]) -> ImageState | None:
+    """The image that runs."""
+    return next((slot for slot in slots if slot.active and slot.image in (None, 0)), None)
+
+
+def _reason(answer: Any) -> str:
+    """Why a server refused, by the name of its error."""
+    error = getattr(answer, "err", answer)
+    code = getattr(error, "rc", None)
+    return f"{code.name} ({code.value})" if code is not None else str(answer)
+
+
+def _words(error: Exception) -> str:
+    """An exception in one line."""
+    if isinstance(error, TimeoutError):  # smpclient's message has the whole request
+        return "no answer"
+    cause = error.args[0] if error.args else ""
+    if hasattr(cause, "header"):  # an SMP error response
+        return _reason(cause)
+    return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
