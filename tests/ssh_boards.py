@@ -49,8 +49,8 @@ class Board:
 
     def init(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return self.run(
-            "device", "init", self.server.target, "--device", self.device, "--fleet", self.fleet, "--prefix", self.prefix,
-            "--service", "none", *arguments,
+            "device", "init", self.server.target, "--device", self.device, "--fleet", self.fleet,
+            "--prefix", self.prefix, "--service", "none", *arguments,
         )  # fmt: skip
 
     def restart_flag(self) -> list[str]:

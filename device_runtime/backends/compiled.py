@@ -41,8 +41,8 @@ class CompiledBackend:
         except ImportError:
             if sys.maxsize < 2**32:
                 raise BackendError(
-                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is a "
-                    "32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
+                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is "
+                    "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
                 ) from None
             raise BackendMissingError(
                 "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."

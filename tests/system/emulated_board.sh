@@ -14,7 +14,8 @@ case $arch in
 arm64) qemu=qemu-aarch64-static cpu=cortex-a53 triplet=aarch64-linux-gnu part=0xd03 include=python3-venv ;;
 # For 32-bit boards the package index lacks these (docs/boards-32-bit.md).
 armhf) qemu=qemu-arm-static cpu=cortex-a7 triplet=arm-linux-gnueabihf part=0xc07
-    include=python3-venv,python3-numpy,python3-sentencepiece,python3-yaml,python3-cryptography ;;
+    include=python3-venv,python3-numpy,python3-sentencepiece,python3-yaml,python3-cryptography
+    include=$include,python3-cffi-backend ;; # which cryptography needs under a virtual name; apt finds it by itself
 *) echo "there is no board for $arch; arm64 and armhf exist" >&2; exit 2 ;;
 esac
 for tool in debootstrap:debootstrap dpkg-deb:dpkg $qemu:qemu-user-static; do
@@ -27,7 +28,7 @@ root=$folder/root python=$folder/root/usr/bin/python3
 stamp=$folder/.made-$(cksum <"$0" | cut -d' ' -f1)
 [ ! -e "$stamp" ] || { echo "$python"; exit 0; }
 
-if ! ls "$folder"/debs/*.deb >/dev/null 2>&1; then
+if [ "$(cat "$folder/debs/include" 2>/dev/null)" != "$include" ]; then
     if [ "$(id -u)" = 0 ]; then as_root=""; elif sudo -n true 2>/dev/null; then as_root="sudo -n"; else
         echo "debootstrap needs root, or sudo without a password" >&2; exit 3
     fi
@@ -36,9 +37,10 @@ if ! ls "$folder"/debs/*.deb >/dev/null 2>&1; then
     $as_root env PATH="$PATH:/usr/sbin" debootstrap --download-only --arch="$arch" --variant=minbase \
         --include="$include" bookworm "$fetched" >"$folder/debootstrap.log" 2>&1 || {
         tail -n 3 "$folder/debootstrap.log" >&2; echo "debootstrap could not download Debian for $arch" >&2; exit 3; }
-    rm -rf "$folder/debs.new"
+    rm -rf "$folder/debs.new" "$folder/debs"
     mkdir "$folder/debs.new"
     cp "$fetched"/var/cache/apt/archives/*.deb "$folder/debs.new"
+    echo "$include" >"$folder/debs.new/include"
     mv -T "$folder/debs.new" "$folder/debs"
 fi
 

@@ -45,6 +45,20 @@ names = sys.argv[1].split(",")
 print(json.dumps({"machine": platform.machine(), "files": {n: importlib.import_module(n).__file__ for n in names}}))
 """
 
+# What a 32-bit system under a 64-bit kernel is called by the kernel, with `setarch linux32` in front: armv8l.
+PIP_THERE = """
+import json, os, platform
+release = os.uname()
+os.uname = lambda: os.uname_result((*release[:4], "armv8l"))
+platform.machine = lambda: "armv8l"
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.tags import sys_tags
+needed = [Requirement(line) for line in requires("stonechat")]
+wanted = [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+print(json.dumps({"tags": [str(tag) for tag in sys_tags()], "wanted": wanted}))
+"""
+
 
 @dataclass
 class Emulated:
@@ -77,9 +91,7 @@ class Emulated:
 
 def system(arch: str) -> Path | str:
     """The board's python3, or why there is none here."""
-    made = subprocess.run(
-        [HERE / "emulated_board.sh", arch, CACHE / arch], capture_output=True, text=True, timeout=900
-    )
+    made = subprocess.run([HERE / "emulated_board.sh", arch, CACHE / arch], capture_output=True, text=True, timeout=900)
     if made.returncode == 3:
         return made.stderr.strip()
     assert made.returncode == 0, made.stderr
@@ -212,9 +224,7 @@ def test_inspect_prints_the_same(ready: Emulated) -> None:
     assert (done.returncode, done.stdout) == (0, here("inspect", ready.bundle)), done.stderr
 
 
-def test_what_a_32_bit_board_cannot_do_is_said(
-    ready: Emulated, converted: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_a_32_bit_board_cannot_do_is_said(ready: Emulated, converted: Callable[..., Path], tmp_path: Path) -> None:
     if ready.arch != "armhf":
         pytest.skip("a 64-bit board can")
     done = ready.there("stonechat", "run", converted("gqa-tied", "pi"), PROMPT)
@@ -226,6 +236,20 @@ def test_what_a_32_bit_board_cannot_do_is_said(
     done = ready.there("stonechat", "run", ready.bundle, PROMPT, "--schema", tmp_path / "schema.json")
     assert done.returncode != 0
     assert "llguidance, which is not installed (there are packages for 64-bit machines only)" in done.stderr
+
+
+def test_under_a_64_bit_kernel_pip_is_told_that_the_system_is_a_32_bit_one(ready: Emulated) -> None:
+    """As `device init` tells it. QEMU has no such kernel: here Python only hears the name that one would give."""
+    if ready.arch != "armhf":
+        pytest.skip("about 32-bit systems")
+    python = str(ready.board.prefix / "venv/bin/python")
+    env = ready.env | {"_PYTHON_HOST_PLATFORM": "linux-armv7l"}
+    done = subprocess.run([python, "-c", PIP_THERE], capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "cp311-cp311-manylinux_2_34_armv7l" in found["tags"]  # of the wheel of tflite-runtime
+    assert "tflite-runtime" in found["wanted"]
+    assert not {"ai-edge-litert", "llguidance"} & set(found["wanted"])
 
 
 def test_a_schema_is_held_to_on_a_64_bit_board(ready: Emulated, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Facts:
 
     @property
     def word_size(self) -> str:
-        """"32" on a 32-bit system, "32 on 64" if its kernel is a 64-bit one, "" on a 64-bit system."""
+        """ "32" on a 32-bit system, "32 on 64" if its kernel is a 64-bit one, "" on a 64-bit system."""
         if self.bits == 64:
             return ""
         return "32 on 64" if self.machine in ("aarch64", "x86_64") else "32"
