@@ -7,6 +7,7 @@ through Python; when a window is full its rows are copied once into the buffers 
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.backends import Logits
+from device_runtime.backends.litert_library import load_without_gpu
 from device_runtime.backends.native_log import captured_stderr, silence_at_exit
 from device_runtime.backends.weight_cache import WeightCache
 from device_runtime.bundle import Bundle, GraphShape
@@ -34,9 +36,15 @@ class CompiledBackend:
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         try:
             with captured_stderr():
+                load_without_gpu()
                 from ai_edge_litert import __version__ as litert_version
                 from ai_edge_litert import compiled_model as litert
         except ImportError:
+            if sys.maxsize < 2**32:
+                raise BackendError(
+                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is "
+                    "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
+                ) from None
             raise BackendMissingError(
                 "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
             ) from None

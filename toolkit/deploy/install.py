@@ -50,16 +50,17 @@ after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 [ "$before" = "$after" ] || echo changed
 """
 _STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli, cryptography"'
-# $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing
+# $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing, $4 "32" on a 32-bit system, "32 on 64" if its kernel
+# is a 64-bit one: programs then take the machine for one, unless they are told (docs/boards-32-bit.md).
 _MAKE = """
 set -eu
 umask 022
 rm -rf "$1"
-python3 -m venv "$1"
-set -- "$1" "$2" ${3:+--no-index --find-links "$3"}
-venv=$1
-shift
-PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
+python3 -m venv ${4:+--system-site-packages} "$1"
+venv=$1 as=
+[ "$4" != "32 on 64" ] || as="env _PYTHON_HOST_PLATFORM=linux-armv7l setarch linux32"
+set -- --only-binary :all: "$2[update]" ${3:+--no-index --find-links "$3"}
+PIP_DISABLE_PIP_VERSION_CHECK=1 $as "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
 """
 # The link, and after it what is neither the one in use nor the one before.
 _SWITCH = """
@@ -210,7 +211,8 @@ class Installer:
                     self._bring(path, f"{house}/{path.name}")
                 self._progress("copy", 1.0)
                 done = self.remote.follow(
-                    _MAKE, venv, f"{house}/{wheel.path.name}[update]", house if self.plan.wheelhouse else "",
+                    _MAKE, venv, f"{house}/{wheel.path.name}", house if self.plan.wheelhouse else "",
+                    self._facts.word_size,
                     on_line=lambda line: self._say(f"      {line}") if line.startswith(_TOLD) else None, as_root=True,
                 )  # fmt: skip
                 if done.code:

@@ -182,6 +182,12 @@ def test_too_small_a_disk_ends_with_5(board, tmp_path):
     assert "has 8 MB free for the program, which needs 400; make room" in done.stderr
 
 
+def says(**facts: object) -> str:
+    """A python3 that speaks for another board."""
+    told = {"machine": "aarch64", "python": [3, 11, 2], "venv": True, "missing": []} | facts
+    return f"echo '{json.dumps(told)}'"
+
+
 @pytest.mark.parametrize(
     ("tools", "code", "message"),
     [
@@ -196,6 +202,17 @@ def test_too_small_a_disk_ends_with_5(board, tmp_path):
             {"python3": """echo '{"machine": "aarch64", "python": [3, 11, 2], "venv": false}'"""},
             2,
             "cannot make Python environments; run there: sudo apt-get install python3-venv",
+        ),
+        (
+            {"python3": says(bits=32, python=[3, 13, 5])},
+            2,
+            "is a 32-bit system with Python 3.13, and the runtime for those (tflite-runtime 2.14) has packages up to",
+        ),
+        (
+            {"python3": says(bits=32, missing=["numpy", "yaml"])},
+            2,
+            "for which not all packages come from the package index; run there: sudo apt-get install python3-numpy "
+            "python3-yaml",
         ),
     ],
 )
