@@ -10,7 +10,7 @@ VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow test-all lint format peers setup setup-tests model clean
+.PHONY: demo test test-slow test-all lint format peers setup setup-tests setup-emulation model clean
 
 setup:
 	@toolkit/setup_venv.sh $(VENV) convert,flash,dev,demo
@@ -38,7 +38,11 @@ lint: setup
 test: setup-tests lint
 	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: setup-tests $(CHECKPOINT)
+# 32- and 64-bit ARM boards on this machine (tests/system/emulated_board.sh)
+setup-emulation:
+	@toolkit/setup_debian.sh debootstrap debian-archive-keyring qemu-user-static
+
+test-slow: setup-tests setup-emulation $(CHECKPOINT)
 	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
 
 test-all: test test-slow

@@ -6,7 +6,7 @@ describes yours. Every figure says in `source` where it is from.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from boards import schema
@@ -17,6 +17,7 @@ from device_runtime.errors import ConfigurationError
 __all__ = ["board_ids", "load_board", "read_board"]
 
 _FOLDER = Path(__file__).parent
+_SUGGESTED = 6  # ids at most in a "did you mean"
 
 
 def board_ids() -> list[str]:
@@ -38,10 +39,24 @@ def load_board(id_or_path: str) -> Board:
     elif id_or_path in (known := board_ids()):
         path = _FOLDER / f"{id_or_path}.yaml"
     else:
-        near = get_close_matches(id_or_path, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected an id, or the path of a .yaml file."
+        near = " or ".join(map(repr, _nearest(id_or_path, known)))
+        hint = f"did you mean {near}?" if near else "expected an id, or the path of a .yaml file."
         raise ConfigurationError(f"There is no board {id_or_path!r}; {hint} The boards are {', '.join(known)}.")
     return read_board(path)
+
+
+def _nearest(word: str, known: list[str]) -> list[str]:
+    """The ids that begin most like `word`, or none if none does: what is left out of an id is most often its end."""
+
+    def likeness(board_id: str) -> float:
+        lengths = range(len(word) - 2, len(word) + 4)
+        return max((SequenceMatcher(None, word, board_id[:n]).ratio() for n in lengths if n > 0), default=0)
+
+    scores = {board_id: likeness(board_id) for board_id in known}
+    best = max(scores.values())
+    if best < 0.75:
+        return []
+    return sorted((i for i in known if scores[i] == best), key=lambda i: (len(i), i))[:_SUGGESTED]
 
 
 def read_board(path: Path | str) -> Board:

@@ -124,4 +124,4 @@ def _sorted_cuts(width: int) -> tuple[int, ...]:
     """
     if width < 256:
         return ()
-    return tuple(width * share // 24 // 32 * 32 for share in (8, 16, 21, 23))
+    return tuple(sorted({width * share // 24 // 32 * 32 for share in (8, 16, 21, 23)}))  # two may fall on one column

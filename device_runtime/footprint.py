@@ -1,7 +1,9 @@
 """What a model takes: memory, storage and memory traffic, computed from its shape before anything is run.
 
-Each formula names what it adds up. Its constants were fitted to processes and arenas of networks between two and
-thirty layers; `benchmarks/fit.py` prints prediction beside measurement, and tests hold the difference.
+Each formula names what it adds up. What it multiplies is either derived (from a layout in a header, or from what the
+converter writes) or fitted: least squares over processes and arenas of networks between two and thirty layers.
+`benchmarks/fit_constants.py` fits them anew and prints them beside those here; `benchmarks/fit.py` prints prediction
+beside measurement, and tests hold the difference.
 
 `pi`, in LiteRT's CompiledModel: the resident memory of the process at its peak, with the context full. Packed weights
 and the graph are pages of files, which the kernel may drop; they count, because a model whose weights do not stay
@@ -23,22 +25,28 @@ PREFILL_TOKENS = 64  # measured best of 32, 64 and 128: per token, and in the me
 _SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
 _FLOAT = 4
 
-# Of a process, x86_64, Python 3.11, LiteRT 2.3.
-_PROCESS = {"pi": 58_000 << 10, "micro": 51_000 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
-_TOKENIZER_FACTOR = 6.7  # a tokenizer in memory, as a multiple of its file
+# Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3.
+_PROCESS = {"pi": 60_000 << 10, "micro": 52_500 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
+_TOKENIZER_FACTOR = 13.0  # a tokenizer in memory, as a multiple of its file
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
 _SIGNATURE_LAYER = 188 << 10  # tensors and operators of one layer in one signature
 _SIGNATURE_ROW = 8.9  # scale, zero point and bookkeeping of one row of weights in one signature
-_PACKED_ROW = 12  # scale, sum and bias of one row, beside the packed weights
+_INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in LiteRT's interpreter, with its tensors
+_INTERPRETER_ROW = 100  # of weights there
 _GRAPH_LAYER = 22_000  # of the FlatBuffer, one layer of one signature
 
-# Of TFLite Micro: bytes of a record where pointers have 8 bytes, and where they have 4.
+# Derived. XNNPACK's row is a float scale, an int32 sum and a float bias, beside the packed weights.
+_PACKED_ROW = 12
+
+# Derived. Of TFLite Micro: bytes of a record where pointers have 8 bytes, and where they have 4.
 _TENSOR_RECORD = {8: 24, 4: 12}  # TfLiteEvalTensor: two pointers and a type
 _OPERATOR_RECORD = {8: 64, 4: 32}  # NodeAndRegistration: pointers but for one size
-_OPERATOR_DATA = 44  # parsed options and what a kernel keeps; almost all of it numbers
-_ROW_DATA = 8  # multiplier and shift of one row of weights
+_ROW_DATA = 8  # multiplier and shift of one row of weights: two int32
 _ARENA_ALIGNMENT = 16
-# What a search for grids adds to a layer of a `micro` graph: factors and centers before and after its matmuls.
+# Fitted. Parsed options and what a kernel keeps; almost all of it numbers.
+_OPERATOR_DATA = 44
+# What a search for grids adds to a layer of a `micro` graph: factors and centers before and after its matmuls. The
+# first two are counted in graphs that the converter wrote, the last is fitted.
 _GRID_OPERATORS, _GRID_TENSORS, _GRID_DATA = 6, 16, 300
 
 
@@ -105,7 +113,7 @@ def memory(shape: GraphShape, profile: str, context: int, tokenizer_bytes: int, 
     if profile == "micro":
         wide = arena(shape, context, 8)
         # The interpreter keeps no records as dense as TFLite Micro's, and maps the whole graph.
-        graph = _LITERT_MODEL + 1_400 * _operators(shape) + 100 * _rows(shape, 2)
+        graph = _LITERT_MODEL + _INTERPRETER_OPERATOR * _operators(shape) + _INTERPRETER_ROW * _rows(shape, 2)
         return Footprint(
             _PROCESS["micro"],
             tokenizer,

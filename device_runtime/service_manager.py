@@ -79,6 +79,10 @@ class ServiceManager:
         watchdog_s = int(usec) / 1e6 if usec.isascii() and usec.isdecimal() and int(usec) and for_us else None
         return cls(address, watchdog_s)
 
+    def starting(self, within_s: float) -> None:
+        """The start-up takes so long from now on, whatever the manager's own limit is."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+
     def ready(self) -> None:
         """The start-up is complete."""
         self._send("READY=1")

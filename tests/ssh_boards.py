@@ -34,11 +34,13 @@ class Board:
     prefix: Path
     fleet: Path
     port: int  # of the broker
+    device: str = "test-pi"
+    timeout_s: float = 240
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`stonechat` on this side; a board's flags are added."""
         command = [sys.executable, "-m", "toolkit", *map(str, arguments), *self.server.flags, "--root", str(self.root)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, capture_output=True, text=True, timeout=self.timeout_s)
 
     def stonechat(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`stonechat` on this side, without a board."""
@@ -47,14 +49,14 @@ class Board:
 
     def init(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return self.run(
-            "device", "init", self.server.target, "--device", "test-pi", "--fleet", self.fleet, "--prefix", self.prefix,
-            "--service", "none", *arguments,
+            "device", "init", self.server.target, "--device", self.device, "--fleet", self.fleet,
+            "--prefix", self.prefix, "--service", "none", *arguments,
         )  # fmt: skip
 
     def restart_flag(self) -> list[str]:
         """--restart: the service manager of this board."""
         serve = [
-            str(self.prefix / "venv/bin/stonechat"), "serve", str(self.root / "fleet.yaml"), "--device", "test-pi",
+            str(self.prefix / "venv/bin/stonechat"), "serve", str(self.root / "fleet.yaml"), "--device", self.device,
             "--state-dir", str(self.root / "state"),
         ]  # fmt: skip
         return ["--restart", shlex.join([sys.executable, str(SUPERVISOR), str(self.root / "state/run"), *serve])]

@@ -7,6 +7,8 @@ through Python; when a window is full its rows are copied once into the buffers 
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.backends import Logits
+from device_runtime.backends.litert_library import load_without_gpu
 from device_runtime.backends.native_log import captured_stderr, silence_at_exit
 from device_runtime.backends.weight_cache import WeightCache
 from device_runtime.bundle import Bundle, GraphShape
@@ -33,9 +36,15 @@ class CompiledBackend:
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         try:
             with captured_stderr():
+                load_without_gpu()
                 from ai_edge_litert import __version__ as litert_version
                 from ai_edge_litert import compiled_model as litert
         except ImportError:
+            if sys.maxsize < 2**32:
+                raise BackendError(
+                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is "
+                    "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
+                ) from None
             raise BackendMissingError(
                 "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
             ) from None
@@ -49,7 +58,9 @@ class CompiledBackend:
                 xnnpack_weight_cache_path=cache.path,
             )
         )
+        silence_at_exit()
         with captured_stderr() as log:
+            environment: Any = None
             try:
                 # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
                 environment = litert.Environment.create(
@@ -65,9 +76,11 @@ class CompiledBackend:
                 self._window.allocate()
                 self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
+                environment = self._model = self._window = None
+                self._windows = []
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
         cache.keep()
-        silence_at_exit()
         self._prefix = prefix
         self.position = 0
         if prefix:

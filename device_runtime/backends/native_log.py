@@ -9,16 +9,19 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
-__all__ = ["captured_stderr", "silence_at_exit"]
+__all__ = ["captured_stderr", "own_stderr", "silence_at_exit"]
+
+_CHATTER = ("INFO:", "WARNING:")  # how lines begin that no user needs, whatever else is in them
 
 
 @contextlib.contextmanager
 def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
     """Catch what native code writes to file descriptor 2.
 
-    Yields a function that returns those of the lines caught so far that have the word `keep` in them; "" keeps
-    all. Nothing is caught, and everything is shown, when the environment has STONECHAT_NATIVE_LOG=1.
+    Yields a function that returns those of the lines caught so far that have the word `keep` in them and are no
+    chatter; "" keeps all. Nothing is caught, and everything is shown, when the environment has STONECHAT_NATIVE_LOG=1.
     """
     if os.environ.get("STONECHAT_NATIVE_LOG") == "1" or sys.stderr is None:  # closed: descriptor 2 is somebody else's
         yield lambda: ""
@@ -33,6 +36,11 @@ def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def own_stderr() -> TextIO | None:
+    """A stream to stderr that nothing here catches: for what other threads have to say meanwhile."""
+    return None if sys.stderr is None else os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
 
 
 @functools.cache
@@ -50,4 +58,5 @@ def _drop_stderr() -> None:
 def _lines(descriptor: int, keep: str) -> str:
     size = os.fstat(descriptor).st_size
     text = os.pread(descriptor, size, 0).decode(errors="replace")
-    return "\n".join(line for line in text.splitlines() if keep in line)
+    lines = text.splitlines()
+    return "\n".join(line for line in lines if keep in line and not (keep and line.startswith(_CHATTER)))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,18 +24,23 @@ from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, 
 from device_runtime.update.staging import peek
 from device_runtime.update.state import ATTEMPTS, Last, Limits
 
-__all__ = ["judge", "ready_bundle", "roll_back", "try_bundle", "try_pending"]
+__all__ = ["Check", "judge", "ready_bundle", "roll_back", "try_bundle", "try_pending"]
+
+Check = Callable[[Bundle], object]  # raises a StonechatError if the device cannot serve with a bundle
 
 _LOOK_S = 0.02  # between looks at a process on trial
 log = logging.getLogger("stonechat.update")
 
 
-def ready_bundle(path: Path, threads: int | None = None, trust: TrustStore | None = None) -> Path:
+def ready_bundle(
+    path: Path, threads: int | None = None, trust: TrustStore | None = None, check: Check | None = None
+) -> Path:
     """What a service calls before it opens its model: holds the trial that is due, and returns the bundle to open.
 
     Args:
         path: a slot folder, or a bundle, which stays as it is.
         trust: whose signature the bundle on trial must have; None asks for none.
+        check: what the device asks of the bundle on trial, beyond that it runs.
 
     Raises:
         ConfigurationError: a slot folder has no bundle that passed its trial.
@@ -47,7 +53,7 @@ def ready_bundle(path: Path, threads: int | None = None, trust: TrustStore | Non
         try:
             with lock(path) as slots:
                 if slots.state.trial is not None:
-                    _log(try_pending(slots, threads, trust))
+                    _log(try_pending(slots, threads, trust, check))
         except UpdateError as error:
             if state.active is None:
                 raise
@@ -58,8 +64,10 @@ def ready_bundle(path: Path, threads: int | None = None, trust: TrustStore | Non
     return resolve(path)
 
 
-def try_pending(slots: Slots, threads: int | None = None, trust: TrustStore | None = None) -> Last:
-    """Hold the trial that is due; what came of it is on the disk when this returns."""
+def try_pending(
+    slots: Slots, threads: int | None = None, trust: TrustStore | None = None, check: Check | None = None
+) -> Last:
+    """Hold the trial that is due; what came of it is on the disk when this returns. `check` as in `ready_bundle`."""
     trial, last = slots.state.trial, slots.state.last
     assert trial is not None and last is not None
     if trial.attempts_left == 0:
@@ -75,6 +83,11 @@ def try_pending(slots: Slots, threads: int | None = None, trust: TrustStore | No
         return _give_back(slots, last, found)
     if (fault := judge(found, trial.limits, bundle)) is not None:
         return _give_back(slots, last, fault)
+    if check is not None:
+        try:  # by now every byte has been hashed, and a crash of ours counts as a start of the trial
+            check(bundle)
+        except StonechatError as error:
+            return _give_back(slots, last, str(error))
     figures = {"tokens_per_s": round(found.tokens_per_s, 2), "peak_rss_mb": round(found.peak_rss_mb, 1)}
     slots.confirm(bundle.manifest.security_counter, Last("confirmed", last.name, last.version, None, **figures))
     assert slots.state.last is not None

@@ -54,6 +54,15 @@ def test_logits_are_close_to_the_float_reference(name: str, converted: Callable[
     assert (found.argmax(1) == expected.argmax(1))[sure].all()
 
 
+def test_the_narrowest_feed_forward_that_is_cut_converts(tmp_path: Path) -> None:
+    """With 256 channels two cuts fall on one column."""
+    checkpoint = random_checkpoint(layers=1, ffn_width=256)
+    backend = open_backend(convert(checkpoint, tmp_path / "b", Options("pi", 32, fast=True)))
+    found = decoded(backend, [5, 6, 7])
+    backend.close()
+    assert relative_error(found, float_logits(checkpoint, [0], [5, 6, 7])) < 0.12
+
+
 def test_the_tolerance_would_notice_missing_biases() -> None:
     checkpoint, tokens = open_checkpoint(CHECKPOINTS / "yarn-biases"), golden_tokens("yarn-biases")
     whole = float_logits(checkpoint, [0], tokens)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from device_runtime.backends.native_log import captured_stderr
+from device_runtime.backends.native_log import captured_stderr, own_stderr
+from tests.update_bundles import variant
 
 
 def native(text: str) -> None:
@@ -35,6 +38,43 @@ def test_afterwards_stderr_is_what_it_was(capfd: pytest.CaptureFixture[str]) -> 
     native("shown\n")
     print("shown too", file=sys.stderr, flush=True)
     assert capfd.readouterr().err == "shown\nshown too\n"
+
+
+def test_a_stream_of_ones_own_is_heard_all_the_while(capfd: pytest.CaptureFixture[str]) -> None:
+    stream = own_stderr()
+    assert stream is not None
+    with stream, captured_stderr():
+        native("hidden\n")
+        print("from another thread", file=stream)
+    assert capfd.readouterr().err == "from another thread\n"
+
+
+def test_chatter_about_errors_is_chatter() -> None:
+    with captured_stderr() as log:
+        native("WARNING: no plugin: ERROR: none\nERROR: no such op\nINFO: ERROR\n")
+        assert log() == "ERROR: no such op"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda graph: graph.replace(b"decode_", b"decude_"),
+        lambda graph: graph[: len(graph) // 2],
+        lambda graph: bytes(len(graph)),
+    ],
+    ids=["other names", "half of it", "zeros"],
+)
+def test_a_graph_that_is_refused_leaves_only_errors_on_the_terminal(
+    harm: Callable[[bytes], bytes], pi_bundle: Path, tmp_path: Path
+) -> None:
+    """LiteRT has been started by then, and is taken down again."""
+    graph = harm((pi_bundle / "model.tflite").read_bytes())
+    bundle = variant(pi_bundle, tmp_path / "bundle", "1", {"model.tflite": graph})
+    done = subprocess.run([sys.executable, "-m", "toolkit", "run", bundle, "hello"], capture_output=True, text=True)
+    assert done.returncode == 1
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("stonechat: LiteRT refused ")
+    assert [line for line in others if line.startswith(("INFO", "WARNING"))] == []
 
 
 def test_an_exception_passes_through_and_stderr_comes_back(capfd: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,12 @@ def test_messages_are_those_of_sd_notify(ear, tmp_path):
     assert ear.all() == ["READY=1", "STATUS=two lines", "STOPPING=1"]
 
 
+def test_a_start_up_that_takes_longer_says_so(ear, tmp_path):
+    """As sd_notify(3) has it; a trial before `ready` may last longer than the unit's TimeoutStartSec."""
+    ServiceManager(str(tmp_path / "notify")).starting(900.5)
+    assert ear.all() == ["EXTEND_TIMEOUT_USEC=900500000"]
+
+
 def test_an_abstract_address_is_understood():
     name = f"stonechat-test-{os.getpid()}"
     ear = Ear("\0" + name)

@@ -53,7 +53,9 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from importlib.metadata import requires
 
     folder = tmp_path_factory.mktemp("wheelhouse")
-    needed = [line for line in requires("stonechat") or [] if "extra ==" not in line]
+    lines = requires("stonechat") or []
+    needed = [line for line in lines if "extra ==" not in line]
+    needed += [line.partition(";")[0] for line in lines if line.endswith('; extra == "update"')]
     command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", str(folder), *needed]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     if done.returncode:

@@ -63,7 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, pi_bundle: Path) -> Iterator[
     fleet = folder / "fleet.yaml"
     fleet.write_text(FLEET.format(port=port, certs=folder / "broker", bundle=pi_bundle))
     flags = ["--host", "localhost", "--port", str(port), "--fleet", str(fleet), "--client", "phone", "--client", "spy"]
-    sensors = ["--sensor", "probe=plant/+/air", "--home-assistant", "ha"]
+    sensors = ["--sensor", "probe=plant/+/air", "--home-assistant", "ha", "--operator", "chief"]
     assert main(["broker", "init", str(folder / "broker"), *flags, *sensors]) == 0
     with made_broker(folder / "broker", port):
         yield Site(folder, port)
@@ -130,6 +130,11 @@ ALLOWED = [
     ("north", "homeassistant/device/north/config", "ha"),
     ("ha", "homeassistant/status", "north"),
     ("probe", "plant/a/air", "north"),
+    ("chief", "stonechat/1/north/in/ota", "north"),
+    ("chief", "stonechat/1/north/in/ota/piece", "north"),
+    ("north", "stonechat/1/north/out/ota", "chief"),
+    ("north", "stonechat/1/north/out/state", "chief"),
+    ("north", "stonechat/1/north/out/info", "chief"),
 ]
 FORBIDDEN = [
     ("north", "stonechat/1/south/out/state", "phone", "a device writes as another"),
@@ -146,6 +151,14 @@ FORBIDDEN = [
     ("phone", "plant/a/air", "north", "a client pretends to be a sensor"),
     ("probe", "stonechat/1/north/in/generate", "north", "a sensor commands a device"),
     ("probe", "plant/a/advice", "north", "a sensor gives advice"),
+    ("phone", "stonechat/1/north/in/ota", "north", "a client orders an update"),
+    ("phone", "stonechat/1/north/in/ota/piece", "north", "a client slips in a piece of an update"),
+    ("ha", "stonechat/1/north/in/ota", "north", "Home Assistant orders an update"),
+    ("south", "stonechat/1/north/in/ota", "north", "a device orders another's update"),
+    ("chief", "stonechat/1/north/in/generate", "north", "an operator asks a device"),
+    ("north", "stonechat/1/north/out/reply/phone/1", "chief", "an operator reads a client's answers"),
+    ("chief", "stonechat/1/north/out/ota", "chief", "an operator reports as a device"),
+    ("north", "stonechat/1/north/out/ota", "phone", "a client reads about updates"),
     ("phone", "homeassistant/status", "north", "a client pretends to be Home Assistant"),
 ]
 
@@ -156,6 +169,7 @@ PROOF = {
     "ha": ("north", "stonechat/1/north/out/link/too-hot"),
     "north": ("ha", "homeassistant/status"),
     "south": ("ha", "homeassistant/status"),
+    "chief": ("north", "stonechat/1/north/out/state"),
 }
 
 

@@ -286,6 +286,7 @@ REFUSED = {
     "unpack-what-a-stranger-has-signed": ["bundle", "unpack", "by-a-stranger.zip", "-o", "out", "--keys", "keys"],
     "unpack-into-a-folder": ["bundle", "unpack", "signed.zip", "-o", "bundle"],
     "pack-what-has-expired": ["bundle", "pack", "bundle", "-o", "out", "--expires", "2020-01-31"],
+    "pack-a-version-of-words": ["bundle", "pack", "bundle", "-o", "out", "--version", "the good one"],
     "pack-until-someday": ["bundle", "pack", "bundle", "-o", "out", "--expires", "someday"],
     "pack-an-answer-without-a-question": ["bundle", "pack", "bundle", "-o", "out", "--trial-expect", "4"],
     "pack-a-file": ["bundle", "pack", "signed.zip", "-o", "out"],

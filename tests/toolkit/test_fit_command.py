@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,40 @@ def test_json_has_every_figure_and_the_verdict(pi_bundle: Path, capfd: pytest.Ca
     assert (code, err, result["fits"], result["problems"]) == (0, "", True, [])
     assert {f["kind"] for f in result["figures"].values()} == {"measured", "computed", "quoted"}
     assert result["figures"]["ceiling"]["unit"] == "tok/s"
+
+
+def test_a_packed_bundle_has_the_same_figures(
+    pi_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "b.zip"
+    assert run(capfd, "bundle", "pack", pi_bundle, "-o", packed)[0] == 0
+    assert run(capfd, "check", packed, *BOARD) == run(capfd, "check", pi_bundle, *BOARD)
+    code, _, err = run(capfd, "check", packed)
+    assert (code, err) == (
+        2,
+        f"stonechat: {packed} is a packed bundle; say for which board: --board ID (`stonechat boards list`).\n",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"other.txt", "cut"])
+def test_a_zip_that_is_no_bundle_says_what_it_lacks(
+    content: bytes | str, pi_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "b.zip"
+    if content == b"other.txt":
+        with zipfile.ZipFile(file, "w") as other:
+            other.writestr("other.txt", "x")
+        expected = "the zip begins with 'other.txt'; in a packed bundle manifest.json comes first."
+    elif content == "cut":
+        run(capfd, "bundle", "pack", pi_bundle, "-o", file)
+        os.truncate(file, file.stat().st_size // 2)
+        expected = "it is truncated: "
+    else:
+        file.write_bytes(bytes(content))  # type: ignore[arg-type]
+        expected = "" if not content else "it is not a packed bundle; make one with `stonechat bundle pack DIR"
+    code, out, err = run(capfd, "check", file, *BOARD)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"stonechat: {file}: {expected}")
 
 
 def test_what_does_not_fit_is_exit_5_in_json_too(pi_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,13 @@ _CLIENT = (
     "read stonechat/1/+/out/event",
     "read stonechat/1/+/out/link/+",
 )
+_OPERATOR = (
+    "write stonechat/1/+/in/ota",
+    "write stonechat/1/+/in/ota/piece",
+    "read stonechat/1/+/out/ota",
+    "read stonechat/1/+/out/state",
+    "read stonechat/1/+/out/info",
+)
 _HOME_ASSISTANT = (
     "readwrite homeassistant/#",
     "read stonechat/1/+/out/state",
@@ -60,6 +67,10 @@ class Access:
     def add_client(self, name: str) -> None:
         """Somebody who asks devices."""
         self.add(name, _CLIENT)
+
+    def add_operator(self, name: str) -> None:
+        """Somebody who updates devices over the air, and does not ask them."""
+        self.add(name, _OPERATOR)
 
     def add_home_assistant(self, name: str) -> None:
         """Home Assistant, which finds devices and reads what they say."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle import Bundle
     from device_runtime.mqtt.fleet import Fleet
     from device_runtime.mqtt.service import DeviceConfig
+    from device_runtime.service_manager import ServiceManager
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fleet is not None and args.certs is not None:
         raise ConfigurationError("--certs is for a bridge without a fleet file; with one, name the folder there.")
     plan = fleet.load(args.fleet) if args.fleet is not None else None
-    bundle = _bundle(args, plan)
+    bundle = _bundle(args, plan, manager)
     config = _config(args, plan, bundle)
     timing = Timing(grace_s=POOL_GRACE_S) if config.pool else Timing()
     model = SerialModel(Link(args.port, args.baud, timing), bundle)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bundle(args: argparse.Namespace, plan: Fleet | None) -> Bundle | None:
+def _bundle(args: argparse.Namespace, plan: Fleet | None, manager: ServiceManager) -> Bundle | None:
     """What the board runs, as far as it was named: trusted, and not at odds with the fleet file."""
     from device_runtime.bundle import Bundle
     from device_runtime.errors import ConfigurationError
@@ -96,7 +97,7 @@ def _bundle(args: argparse.Namespace, plan: Fleet | None) -> Bundle | None:
         entries = {name: ModelEntry(str(args.bundle)) for name in entries or ("",)}
     models = DeviceModels.of(args.device, plan, args.keys, entries)
     for name in entries:
-        bundle = Bundle.open(models.ready(name), trust=models.trust)
+        bundle = Bundle.open(models.ready(name, manager), trust=models.trust)
         models.check(name, bundle.manifest, check_schema)
         return bundle
     return None

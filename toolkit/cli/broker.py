@@ -72,6 +72,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reader", metavar="NAME=TOPIC", action="append", default=[], help="who may read there (repeatable)"
     )
+    parser.add_argument(
+        "--operator", metavar="NAME", action="append", default=[], help="who may update devices (repeatable)"
+    )
     parser.add_argument("--home-assistant", metavar="NAME", action="append", default=[], help="a Home Assistant")
     parser.add_argument(
         "--passwords", action="store_true", help="those named here get passwords, for what has no client certificates"
@@ -148,6 +151,8 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
         named |= plan.devices.keys()
     for name in args.client:
         access.add_client(check_id("client", name))
+    for name in args.operator:
+        access.add_operator(check_id("client", name))
     for name in args.home_assistant:
         access.add_home_assistant(check_id("client", name))
     for flag, texts, add in (
@@ -160,7 +165,7 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
                 raise ConfigurationError(f"{flag} is {text!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
             add(check_id("client", name), check_filter(topic))
             named.add(name)
-    return named | {*args.client, *args.home_assistant}
+    return named | {*args.client, *args.operator, *args.home_assistant}
 
 
 def _report_init(args: argparse.Namespace, site: Site, made: dict[str, list[str]]) -> None:

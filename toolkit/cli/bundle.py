@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:
     fields = parser.add_argument_group("what devices hold it to (written into the manifest; earlier signatures go)")
+    fields.add_argument("--version", metavar="TEXT", type=_version, help="its version, such as 2 or 2027-01")
     fields.add_argument(
         "--security-counter", metavar="N", type=whole_number(0), help="devices do not go back to a smaller one"
     )
@@ -147,6 +149,13 @@ def _unpack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _version(text: str) -> str:
+    """An argparse type: a word for people and for logs."""
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no version; expected up to 64 letters, digits and . + _ -")
+    return text
+
+
 def _check_parent(target: Path) -> None:
     from device_runtime.errors import ConfigurationError
 
@@ -170,6 +179,8 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     from toolkit.signing.bundles import expiry, golden_answer
 
     changes: dict[str, Any] = {}
+    if args.version is not None:
+        changes["version"] = args.version
     if args.security_counter is not None:
         changes["security_counter"] = args.security_counter
     if args.expires is not None:

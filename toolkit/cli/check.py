@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from toolkit.cli.options import add_json, percent
@@ -14,7 +15,7 @@ HELP = "check a fleet file, or whether a bundle fits a board"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat check`."""
-    parser.add_argument("path", metavar="FLEET.yaml|BUNDLE", type=Path, help="nothing is connected to, nothing is run")
+    parser.add_argument("path", metavar="FLEET.yaml|BUNDLE", type=Path, help="a bundle may be packed; nothing is run")
     parser.add_argument("--board", metavar="ID", help="the board to hold the bundle against, or a board file's path")
     parser.add_argument("--baseline", metavar="FILE", type=Path, help="fail when it costs more than this file says")
     parser.add_argument("--allow", metavar="PERCENT", type=percent, default=0.0, help="how much more (default 0)")
@@ -28,18 +29,31 @@ def run(args: argparse.Namespace) -> int:
 
     if args.update_baseline and args.baseline is None:
         raise ConfigurationError("--update-baseline needs --baseline FILE, the file to write.")
-    if args.path.is_dir():
+    if args.path.is_dir() or _is_zip(args.path):
         if args.board is None:
+            what = "a folder" if args.path.is_dir() else "a packed bundle"
             raise ConfigurationError(
-                f"{args.path} is a folder; say for which board: --board ID (`stonechat boards list`)."
+                f"{args.path} is {what}; say for which board: --board ID (`stonechat boards list`)."
             )
         from toolkit.cli.fit_report import check_bundle
 
         return check_bundle(args)
     if args.board is not None or args.baseline is not None:
-        what = "is a file" if args.path.exists() else "does not exist"
-        raise ConfigurationError(f"{args.path} {what}; --board and --baseline are for the folder of a bundle.")
+        what = "is no bundle" if args.path.exists() else "is no bundle: it does not exist"
+        raise ConfigurationError(
+            f"{args.path} {what}; --board and --baseline ask for one: its folder, or the .zip that "
+            "`stonechat bundle pack` writes."
+        )
     return _check_fleet(args)
+
+
+def _is_zip(path: Path) -> bool:
+    """By its name, so that a damaged one is reported as such, or by how it begins."""
+    if path.suffix == ".zip" or not path.is_file():
+        return path.is_file()
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(2) == b"PK"
+    return False
 
 
 def _check_fleet(args: argparse.Namespace) -> int:

@@ -47,7 +47,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="ID", required=True, help="which device of the fleet file it is")
     parser.add_argument("--fleet", metavar="FLEET.yaml", type=Path, required=True, help="the fleet file")
     parser.add_argument("--keys", metavar="DIR", type=Path, help="public keys (*.pub) whose bundles it takes")
-    parser.add_argument("--certs", metavar="DIR", type=Path, help="its certificates (default: the fleet file's)")
+    parser.add_argument(
+        "--certs", metavar="DIR", type=Path, help="its certificates, or password (default: the fleet's)"
+    )
     parser.add_argument("--board", metavar="ID", help="a board, or the path of a board file (default: found out)")
     parser.add_argument("--prefix", metavar="DIR", default=_PREFIX, help=f"the program (default {_PREFIX})")
     parser.add_argument("--wheelhouse", metavar="DIR", type=Path, help="wheels, for a board without internet")
@@ -90,7 +92,7 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
     import sys
     from dataclasses import asdict
 
-    from boards import load_board
+    from boards import board_ids, load_board
     from device_runtime.errors import ConfigurationError
     from toolkit.deploy.install import Installer
     from toolkit.deploy.layout import Layout
@@ -104,6 +106,7 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
     plan = Plan(
         args.device, args.fleet, Layout(args.root, args.prefix), args.keys, args.certs, args.wheelhouse, args.service,
         args.restart, load_board(args.board) if args.board else None,
+        Path(args.board) if args.board and args.board not in board_ids() else None,
     )  # fmt: skip
 
     def say(line: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from boards.fit import Figure, Fit
+    from device_runtime.bundle import Manifest
 
 __all__ = ["check_bundle"]
 
@@ -19,11 +20,10 @@ def check_bundle(args: argparse.Namespace) -> int:
     """Print every figure and the verdict; exit 5 when the bundle does not fit, 1 when it costs more than it did."""
     from boards import load_board
     from boards.fit import Subject, explain, fit
-    from device_runtime.bundle import Bundle
     from device_runtime.errors import DoesNotFitError
 
     board = load_board(args.board)
-    result = fit(board, Subject.of_manifest(Bundle.open(args.path).manifest))
+    result = fit(board, Subject.of_manifest(_manifest(args.path)))
     if not args.json:
         _print(result)
     grown = _against_baseline(args, result) if args.baseline and result.fits else []
@@ -37,6 +37,17 @@ def check_bundle(args: argparse.Namespace) -> int:
         print(f"stonechat: it costs more than {args.baseline} says:", *grown, sep="\n  ", file=sys.stderr)
         return 1
     return 0
+
+
+def _manifest(path: Path) -> Manifest:
+    """Of a bundle in either form; a packed one is read, not unpacked."""
+    from device_runtime.archive import Archive
+    from device_runtime.bundle import Bundle
+
+    if path.is_dir():
+        return Bundle.open(path).manifest
+    with Archive.open(path) as archive:
+        return archive.manifest
 
 
 def _against_baseline(args: argparse.Namespace, result: Fit) -> list[str]:

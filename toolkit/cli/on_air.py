@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device_runtime.bundle import Manifest
+    from device_runtime.bundle import Bundle, Manifest
     from device_runtime.mqtt.fleet import Fleet, ModelEntry
     from device_runtime.mqtt.service import Service
+    from device_runtime.service_manager import ServiceManager
     from device_runtime.trust import TrustStore
 
 __all__ = ["DeviceModels", "add_service_flags", "default_state_dir", "log_to_stderr", "run_until_stopped"]
+
+OPENING_S = 600.0  # at most that opening a model takes after its trial: its weights are arranged anew
 
 
 def add_service_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,17 +55,33 @@ class DeviceModels:
             ConfigurationError: the file has no such device, or the folder of keys has none.
         """
         from device_runtime.trust import trusted
+        from toolkit.deploy.installed import keys_beside
 
         if entries is None:
             entries = plan.models_of(device) if plan is not None else {}
-        return cls(device, entries, trusted(keys or (plan.keys_folder() if plan is not None else None)), plan)
+        if keys is None and plan is not None:
+            keys = plan.keys_folder() or keys_beside(plan.path)
+        return cls(device, entries, trusted(keys), plan)
 
-    def ready(self, name: str) -> Path:
-        """The bundle of a model: of a slot folder the active one, once the trial that is due has been held."""
+    def ready(self, name: str, manager: ServiceManager) -> Path:
+        """The bundle of a model: of a slot folder the active one, once the trial that is due has been held.
+
+        Args:
+            manager: hears that the start takes as long as the trial may.
+        """
+        from device_runtime.structured import SchemaCompiler
+        from device_runtime.update.slots import is_slot_folder, read_state
         from device_runtime.update.trial import ready_bundle
 
+        def check(bundle: Bundle) -> None:
+            if self.plan is not None:
+                self.plan.check_model(self.device, name, bundle.manifest, SchemaCompiler(bundle).check)
+
         entry = self.entries[name]
-        return ready_bundle(Path(entry.bundle), entry.threads, self.trust)
+        path = Path(entry.bundle)
+        if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
+            manager.starting(trial.limits.timeout_s + OPENING_S)
+        return ready_bundle(path, entry.threads, self.trust, check)
 
     def check(
         self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
@@ -79,7 +98,9 @@ def log_to_stderr() -> None:
     """What a service does, for whoever looks on."""
     import logging
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    from device_runtime.backends.native_log import own_stderr
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=own_stderr())
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
 

@@ -147,7 +147,17 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
         return 130 if runner.interrupted else 3 if not rollout.paused else 1
     if rollout.stage is Stage.DONE:
         return 0 if all(device.message == "" for device in rollout.devices.values()) else 1
-    return 6 if rollout.stage is Stage.STOPPED else 1
+    return _stopped(rollout) if rollout.stage is Stage.STOPPED else 1
+
+
+def _stopped(rollout: Rollout) -> int:
+    """What all who failed have in common, as `deploy` to a single board would end; else 6."""
+    from device_runtime.errors import DoesNotFitError, RolledBackError, SignatureError
+
+    for error in (SignatureError, DoesNotFitError):
+        if rollout.codes == {error.code}:
+            return error.exit_code
+    return RolledBackError.exit_code
 
 
 def _list(args: argparse.Namespace, files: RolloutFiles) -> int:
@@ -207,7 +217,7 @@ def _fields(rollout: Rollout, files: RolloutFiles) -> dict[str, object]:
         "carried_out": files.is_carried_out(rollout.plan.id),
         "canaries": list(rollout.canaries),
         "devices": {
-            name: {"phase": d.phase.value, "message": d.message, "tokens_per_s": d.tokens_per_s}
+            name: {"phase": d.phase.value, "message": d.message, "code": d.code, "tokens_per_s": d.tokens_per_s}
             for name, d in rollout.devices.items()
         },
     }

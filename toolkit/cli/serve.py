@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="ID", required=True, help="which device of the file this is")
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
     add_service_flags(parser)
+    parser.add_argument(
+        "--board", metavar="ID", help="which board this is: no update that does not fit it (default: found out)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.mqtt.ota import UpdatePlan
     from device_runtime.mqtt.service import Service
     from device_runtime.service_manager import ServiceManager
-    from device_runtime.update.policy import Policy
     from device_runtime.update.slots import is_slot_folder
+    from toolkit.deploy.installed import policy_here
 
     log_to_stderr()
     manager = ServiceManager.from_environment()
@@ -40,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     config = plan.device(args.device, broker, args.state_dir or default_state_dir(args.device))
 
     def open_model(name: str) -> LanguageModel:
-        opened = LanguageModel.open(models.ready(name), threads=models.entries[name].threads, trust=models.trust)
+        opened = LanguageModel.open(
+            models.ready(name, manager), threads=models.entries[name].threads, trust=models.trust
+        )
         try:
             models.check(name, opened.manifest, opened.check_schema)
         except BaseException:
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     paths = {name: Path(entry.bundle) for name, entry in models.entries.items()}
     folders = {name: path for name, path in paths.items() if is_slot_folder(path)}
-    updates = UpdatePlan(folders, Policy(models.trust)) if folders else None
+    updates = UpdatePlan(folders, policy_here(args.fleet, args.board, models.trust)) if folders else None
     service = Service(replace(config, updates=updates), open_model, manager)
     run_until_stopped(service, wait_for_broker=not args.no_wait)
     return 0

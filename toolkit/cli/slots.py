@@ -106,10 +106,10 @@ def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object
     if name is None:
         return None, require_room
     from boards import load_board
-    from boards.fit import Subject, require_fit
+    from toolkit.deploy.installed import fits_on
 
     board = load_board(name)
-    return board.id, lambda manifest: require_fit(board, Subject.of_manifest(manifest))
+    return board.id, fits_on(board)
 
 
 def _show(args: argparse.Namespace) -> int:

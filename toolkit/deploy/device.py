@@ -28,12 +28,26 @@ class Record:
     prefix: str
     service: str  # systemd, or none
     restart: str | None = None  # where there is no systemd: a command that ends well once the service is ready
-    board: str | None = None  # the id of its board file
+    board: str | None = None  # its id, or where its board file lies there
     schema: int = 1
 
     def to_json(self) -> str:
         """As it lies on the board."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read it.
+
+        Raises:
+            ValueError: it is damaged, or by a newer stonechat.
+        """
+        data = json.loads(text)
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != 1:
+            raise ValueError(f"schema is {schema!r}, and this stonechat knows 1")
+        record: Record = typed_json.read(cls, data)
+        return record
 
 
 class BoardDevice:
@@ -60,11 +74,8 @@ class BoardDevice:
                 "(--root, if it has another folder)."
             )
         try:
-            data = json.loads(done.out)
-            if data.get("schema") != 1:
-                raise ValueError(f"schema is {data.get('schema')!r}, and this stonechat knows 1")
-            self.record: Record = typed_json.read(Record, data)
-        except (ValueError, AttributeError) as error:
+            self.record = Record.from_json(done.out)
+        except ValueError as error:
             raise ConfigurationError(
                 f"{remote.target}:{layout.record} cannot be used: {error}; run `stonechat device init` again."
             ) from None

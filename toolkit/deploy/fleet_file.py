@@ -1,6 +1,7 @@
 """The fleet file as it lies on a board: the operator's, with the board's own paths in it.
 
-Only the paths of bundles and certificates are replaced, where they stand: comments, order and ids stay.
+Only the paths of bundles, certificates, passwords and keys are replaced, where they stand: comments, order and ids
+stay.
 """
 
 from __future__ import annotations
@@ -13,30 +14,33 @@ import yaml
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
+from toolkit.deploy.layout import KEYS
 
 __all__ = ["fleet_for_board"]
 
 
 def fleet_for_board(path: Path) -> str:
-    """The text of a fleet file with `bundle: models/NAME` and `certs: certs`.
+    """The text of a fleet file, with `bundle: models/NAME`, `certs` and `password_file: certs`, and `keys: keys`.
 
     Raises:
         ConfigurationError: the file has faults, or shares one path between models through an anchor.
     """
-    plan = fleet.load(path)
+    models = fleet.load(path).models
     text = path.read_text(encoding="utf-8")
     places = []
     for keys, node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
         if len(keys) == 3 and keys[0] == "models" and keys[2] == "bundle":
             places.append((node, f"models/{keys[1]}"))
-        elif keys == ("broker", "certs") and plan.broker.certs is not None:
+        elif keys in (("broker", "certs"), ("broker", "password_file")):
             places.append((node, "certs"))
+        elif keys == ("keys",):
+            places.append((node, KEYS))
     for node, value in sorted(places, key=lambda place: -place[0].start_mark.index):
         text = text[: node.start_mark.index] + json.dumps(value) + text[node.end_mark.index :]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         copy.write_text(text, encoding="utf-8")
-        expected = {name: f"models/{name}" for name in plan.models}
+        expected = {name: f"models/{name}" for name in models}
         try:
             found = {name: model.bundle for name, model in fleet.load(copy).models.items()}
         except ConfigurationError:

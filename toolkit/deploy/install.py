@@ -49,17 +49,18 @@ fi
 after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 [ "$before" = "$after" ] || echo changed
 """
-_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli"'
-# $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing
+_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine, toolkit.cli, cryptography"'
+# $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing, $4 "32" on a 32-bit system, "32 on 64" if its kernel
+# is a 64-bit one: programs then take the machine for one, unless they are told (docs/boards-32-bit.md).
 _MAKE = """
 set -eu
 umask 022
 rm -rf "$1"
-python3 -m venv "$1"
-set -- "$1" "$2" ${3:+--no-index --find-links "$3"}
-venv=$1
-shift
-PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
+python3 -m venv ${4:+--system-site-packages} "$1"
+venv=$1 as=
+[ "$4" != "32 on 64" ] || as="env _PYTHON_HOST_PLATFORM=linux-armv7l setarch linux32"
+set -- --only-binary :all: "$2[update]" ${3:+--no-index --find-links "$3"}
+PIP_DISABLE_PIP_VERSION_CHECK=1 $as "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
 """
 # The link, and after it what is neither the one in use nor the one before.
 _SWITCH = """
@@ -148,9 +149,16 @@ class Installer:
     def _systemd(self) -> bool:
         return self.plan.service == "systemd"
 
-    @property
-    def _owner(self) -> str:
-        return f"root:{USER}" if self._systemd else ""
+    def _owner(self, path: str) -> str:
+        """Root's, and the service may read it; a password nobody else may."""
+        user = USER if path.endswith(".password") else "root"
+        return f"{user}:{USER}" if self._systemd else ""
+
+    def _board_name(self) -> str | None:
+        """What the commands on the board know it by."""
+        if self._board is None or self.plan.board_file is None:
+            return self._board.id if self._board else None
+        return self.plan.layout.board_file(self._board.id)
 
     def _check(self) -> Step:
         facts = self._facts = probe(self.remote, self.plan.layout)
@@ -204,6 +212,7 @@ class Installer:
                 self._progress("copy", 1.0)
                 done = self.remote.follow(
                     _MAKE, venv, f"{house}/{wheel.path.name}", house if self.plan.wheelhouse else "",
+                    self._facts.word_size,
                     on_line=lambda line: self._say(f"      {line}") if line.startswith(_TOLD) else None, as_root=True,
                 )  # fmt: skip
                 if done.code:
@@ -225,14 +234,12 @@ class Installer:
 
     def _configure(self) -> Step:
         plan = self.plan
-        record = Record(
-            plan.device, plan.layout.prefix, plan.service, plan.restart, self._board.id if self._board else None
-        )
+        record = Record(plan.device, plan.layout.prefix, plan.service, plan.restart, self._board_name())
         files = {**self._files, plan.layout.record: (record.to_json(), "644")}  # last: it says that all is there
         changed = [
             path
             for path, (content, mode) in files.items()
-            if put_text(self.remote, content, path, mode=mode, owner=self._owner, as_root=True)
+            if put_text(self.remote, content, path, mode=mode, owner=self._owner(path), as_root=True)
         ]
         names = ", ".join(path.removeprefix(plan.layout.root + "/") for path in changed or files)
         self._restart_needed = bool(changed)

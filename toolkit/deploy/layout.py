@@ -7,12 +7,13 @@ from pathlib import PurePosixPath
 
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["PREFIX", "ROOT", "SERVICE", "USER", "Layout"]
+__all__ = ["KEYS", "PREFIX", "RECORD", "ROOT", "SERVICE", "USER", "Layout"]
 
 ROOT = "/var/lib/stonechat"
 PREFIX = "/opt/stonechat"
 USER = "stonechat"
 SERVICE = "stonechat.service"
+RECORD, KEYS = "device.json", "keys"  # in the root
 SYSTEM = ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/opt", "/proc", "/root", "/run", "/sbin", "/srv",
           "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/lib")  # fmt: skip
 
@@ -40,7 +41,7 @@ class Layout:
     @property
     def record(self) -> str:
         """What `device init` notes for the commands that come after it."""
-        return f"{self.root}/device.json"
+        return f"{self.root}/{RECORD}"
 
     @property
     def state(self) -> str:
@@ -55,12 +56,16 @@ class Layout:
     @property
     def keys(self) -> str:
         """Public keys whose bundles are taken."""
-        return f"{self.root}/keys"
+        return f"{self.root}/{KEYS}"
 
     @property
     def incoming(self) -> str:
         """Files that are being copied."""
         return f"{self.root}/incoming"
+
+    def board_file(self, board: str) -> str:
+        """A board file that does not come with stonechat."""
+        return f"{self.root}/{board}.yaml"
 
     def slots(self, model: str) -> str:
         """The slot folder of a model."""

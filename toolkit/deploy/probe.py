@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from boards.board import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError
@@ -17,13 +18,21 @@ PYTHON = (3, 11)
 PROGRAM_MB = 400  # 10^6 bytes: the environment (about 250 on x86-64), beside the one that it replaces
 CLOCK_OFF_S = 300
 _ARMV6 = "armv6"
+# What has no wheel for 32-bit ARM, and the Debian package that it comes from there.
+_FROM_DEBIAN = {
+    "numpy": "python3-numpy",
+    "sentencepiece": "python3-sentencepiece",
+    "yaml": "python3-yaml",
+    "cryptography": "python3-cryptography",
+}
+_PYTHON_32 = (3, 11)  # the last that tflite-runtime has wheels for
 
 # The far side may have an old Python, or none: sh first, then what every Python 3 understands.
 _PROBE = r"""
 machine=$(uname -m)
 if ! command -v python3 >/dev/null 2>&1; then echo "{\"machine\": \"$machine\", \"python\": null}"; exit 0; fi
-exec python3 - "$1" "$2" <<'EOF'
-import json, os, platform, shutil, struct, sys, time
+exec python3 - "$@" <<'EOF'
+import importlib.util, json, os, platform, shutil, struct, sys, time
 
 def existing(path):
     while not os.path.isdir(path):
@@ -44,6 +53,7 @@ with open("/proc/meminfo") as file:
     ram_kib = int(file.readline().split()[1])
 print(json.dumps({
     "machine": platform.machine(), "python": list(sys.version_info[:3]), "bits": 8 * struct.calcsize("P"),
+    "missing": [name for name in sys.argv[3:] if importlib.util.find_spec(name) is None],
     "venv": has_venv, "compatible": compatible, "ram_kib": ram_kib, "time_s": time.time(),
     "free_root_mb": shutil.disk_usage(existing(sys.argv[1])).free / 1e6,
     "free_prefix_mb": shutil.disk_usage(existing(sys.argv[2])).free / 1e6,
@@ -77,6 +87,13 @@ class Facts:
         """As board files have it."""
         return "armv7l" if self.machine in ("aarch64", "armv8l") and self.bits == 32 else self.machine
 
+    @property
+    def word_size(self) -> str:
+        """ "32" on a 32-bit system, "32 on 64" if its kernel is a 64-bit one, "" on a 64-bit system."""
+        if self.bits == 64:
+            return ""
+        return "32 on 64" if self.machine in ("aarch64", "x86_64") else "32"
+
 
 def probe(remote: Remote, layout: Layout) -> Facts:
     """Ask.
@@ -86,7 +103,7 @@ def probe(remote: Remote, layout: Layout) -> Facts:
         DoesNotFitError: stonechat has no runtime for its processor.
         RemoteError: it cannot be asked.
     """
-    said = json.loads(remote.check(_PROBE, layout.root, layout.prefix))
+    said = json.loads(remote.check(_PROBE, layout.root, layout.prefix, *_FROM_DEBIAN))
     where = remote.target
     if said["machine"].startswith(_ARMV6):
         raise DoesNotFitError(
@@ -107,11 +124,29 @@ def probe(remote: Remote, layout: Layout) -> Facts:
         raise ConfigurationError(
             f"{where} cannot make Python environments; run there: sudo apt-get install python3-venv"
         )
+    if said["bits"] == 32:
+        _check_32_bit(said, str(where))
     return Facts(
         said["machine"], said["bits"], tuple(said["python"]), tuple(said["compatible"]), said["ram_kib"],
         said["time_s"] - time.time(), said["free_root_mb"], said["free_prefix_mb"], said["systemd"], said["uid"],
         said["sudo"], said["writable"],
     )  # fmt: skip
+
+
+def _check_32_bit(said: dict[str, Any], where: str) -> None:
+    """Raise a `ConfigurationError` if pip could not install the program on a 32-bit system."""
+    if (found := tuple(said["python"])[:2]) != _PYTHON_32:
+        raise ConfigurationError(
+            f"{where} is a 32-bit system with Python {'.'.join(map(str, found))}, and the runtime for those "
+            "(tflite-runtime 2.14) has packages up to Python 3.11; take Debian 12 or Raspberry Pi OS (bookworm) there, "
+            "or a 64-bit system."
+        )
+    if said["missing"]:
+        packages = " ".join(_FROM_DEBIAN[name] for name in said["missing"])
+        raise ConfigurationError(
+            f"{where} is a 32-bit system, for which not all packages come from the package index; run there: "
+            f"sudo apt-get install {packages}"
+        )
 
 
 def check_board(facts: Facts, board: Board | None, where: str) -> list[str]:

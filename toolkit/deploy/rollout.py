@@ -90,6 +90,7 @@ class Device:
     phase: DevicePhase = DevicePhase.WAITING
     session: str = ""  # of its order
     message: str = ""  # why it failed
+    code: str = ""  # the same in a word: rolled_back, signature, does_not_fit …
     tokens_per_s: float | None = None  # what its trial measured
 
 
@@ -150,12 +151,17 @@ class Rollout:
         if report.phase is Phase.CONFIRMED:
             return self._with(device, replace(known, phase=DevicePhase.CONFIRMED, tokens_per_s=report.tokens_per_s))
         if report.phase.ended:
-            return self.failed(device, report.message or report.phase.value)
+            return self.failed(device, report.message or report.phase.value, report.code or "")
         return self
 
-    def failed(self, device: str, message: str) -> Rollout:
+    def failed(self, device: str, message: str, code: str = "") -> Rollout:
         """A device did not take the bundle."""
-        return self._with(device, replace(self.devices[device], phase=DevicePhase.FAILED, message=message))
+        return self._with(device, replace(self.devices[device], phase=DevicePhase.FAILED, message=message, code=code))
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Why devices failed."""
+        return frozenset(device.code for device in self.devices.values() if device.phase is DevicePhase.FAILED)
 
     def abort(self) -> Rollout:
         """Begin no more; devices that are under way end by themselves."""

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from boards.board import load_board
+from boards import load_board
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
+from device_runtime.update.state import Limits
 from toolkit.deploy.fleet_file import fleet_for_board
 from toolkit.deploy.layout import Layout
 from toolkit.deploy.unit import memory_max, unit_text
@@ -51,6 +52,14 @@ def test_only_the_paths_of_a_fleet_file_are_replaced(tmp_path):
     )
     plan = fleet.load(written(tmp_path, text))
     assert plan.models_of("pi-1")["assistant"].bundle == str(tmp_path / "models/assistant")
+
+
+def test_passwords_and_keys_have_their_places_too(tmp_path):
+    text = FLEET.replace("'../certs of the site'", "certs, password_file: '${SECRETS}/all'")
+    text = fleet_for_board(written(tmp_path, text.replace("models:", "keys: /home/me/keys  # ours\nmodels:")))
+    assert 'certs: "certs", password_file: "certs"}' in text
+    assert 'keys: "keys"  # ours\n' in text
+    assert fleet.load(written(tmp_path, text)).keys_folder() == tmp_path / "keys"
 
 
 def test_what_a_board_has_already_stays_as_it_is(tmp_path):
@@ -90,6 +99,14 @@ def test_systemd_finds_no_fault_in_the_unit(layout, tmp_path):
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
     assert not [line for line in done.stderr.splitlines() if "stonechat.service" in line], done.stderr
     assert "%%" in text if "%" in layout.root else "%" not in text
+
+
+def test_the_unit_leaves_room_for_a_trial_and_for_updates():
+    """`stonechat serve` holds the trials that are due before it is ready, and installs what comes over MQTT."""
+    lines = dict(line.partition("=")[::2] for line in unit_text(Layout(), "pi-1", None).splitlines() if "=" in line)
+    assert int(lines["TimeoutStartSec"]) > Limits().timeout_s
+    assert "/var/lib/stonechat/models" in lines["ReadWritePaths"].split()
+    assert Layout().slots("assistant").startswith("/var/lib/stonechat/models/")
 
 
 def test_a_wheel_is_the_same_each_time_and_its_record_is_right(tmp_path):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import boards
 from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt import fleet
 from tests.brokers import free_port
 from tests.ssh_boards import Board
 from tests.ssh_servers import ssh_server
@@ -87,6 +89,47 @@ def test_a_missing_certificate_shows_before_anything_is_changed(board):
     assert not board.root.exists()
 
 
+def test_a_board_gets_its_own_password_which_nobody_else_may_read(board):
+    certs = with_certificates(board, "ca.crt", "test-pi.password", "other.password")
+    text = board.fleet.read_text().replace("certs: certs}", "certs: certs, password_file: certs}")
+    board.fleet.write_text(text)
+    done = board.init()
+    assert done.returncode == 0, done.stderr
+    found = {path.name: oct(path.stat().st_mode & 0o777) for path in (board.root / "certs").iterdir()}
+    assert found == {"ca.crt": "0o640", "test-pi.password": "0o600"}
+    assert (board.root / "certs" / "test-pi.password").read_text() == "this is test-pi.password\n"
+    assert "this is test-pi" not in done.stdout + done.stderr
+    plan = fleet.load(board.root / "fleet.yaml")
+    assert plan.address("test-pi").password == "this is test-pi.password"
+
+    (certs / "test-pi.password").unlink()
+    done = board.init()
+    assert done.returncode == 2
+    assert "cannot read the password file" in done.stderr
+
+
+def test_keys_that_the_fleet_file_names_are_trusted(board):
+    keys = board.fleet.parent / "our keys"
+    keys.mkdir()
+    (keys / "site.pub").write_text("site.pub")
+    board.fleet.write_text(board.fleet.read_text().replace("models:", "keys: our keys\nmodels:"))
+    assert board.init().returncode == 0
+    assert (board.root / "keys" / "site.pub").read_text() == "site.pub"
+    assert fleet.load(board.root / "fleet.yaml").keys_folder() == board.root / "keys"
+
+
+def test_a_board_file_of_ones_own_comes_along(board, pi_bundle, tmp_path):
+    text = (Path(boards.__path__[0]) / "generic-x86-64.yaml").read_text().replace("generic-x86-64", "our-box")
+    (tmp_path / "our-box.yaml").write_text(text)
+    done = board.init("--board", tmp_path / "our-box.yaml", *board.restart_flag())
+    if done.returncode == 5:
+        pytest.skip("this machine is no x86-64 one")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((board.root / "device.json").read_text())["board"] == str(board.root / "our-box.yaml")
+    done = board.deploy(pi_bundle)
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_keys_are_trusted_and_private_ones_stay_here(board, tmp_path):
     keys = tmp_path / "keys"
     (keys / "retired").mkdir(parents=True)
@@ -139,6 +182,12 @@ def test_too_small_a_disk_ends_with_5(board, tmp_path):
     assert "has 8 MB free for the program, which needs 400; make room" in done.stderr
 
 
+def says(**facts: object) -> str:
+    """A python3 that speaks for another board."""
+    told = {"machine": "aarch64", "python": [3, 11, 2], "venv": True, "missing": []} | facts
+    return f"echo '{json.dumps(told)}'"
+
+
 @pytest.mark.parametrize(
     ("tools", "code", "message"),
     [
@@ -153,6 +202,17 @@ def test_too_small_a_disk_ends_with_5(board, tmp_path):
             {"python3": """echo '{"machine": "aarch64", "python": [3, 11, 2], "venv": false}'"""},
             2,
             "cannot make Python environments; run there: sudo apt-get install python3-venv",
+        ),
+        (
+            {"python3": says(bits=32, python=[3, 13, 5])},
+            2,
+            "is a 32-bit system with Python 3.13, and the runtime for those (tflite-runtime 2.14) has packages up to",
+        ),
+        (
+            {"python3": says(bits=32, missing=["numpy", "yaml"])},
+            2,
+            "for which not all packages come from the package index; run there: sudo apt-get install python3-numpy "
+            "python3-yaml",
         ),
     ],
 )

@@ -91,6 +91,16 @@ class TestDecisions:
         for device, session in (("pi-0", "other"), ("pi-1", "s"), ("stranger", "s")):
             assert rollout.heard(device, Report(session, Phase.CONFIRMED, "m")) is rollout
 
+    def test_it_is_known_what_those_who_failed_have_in_common(self):
+        rollout = Rollout.of(plan(canary_percent=20)).choose_canaries(TEN)
+        for device, code in (("pi-0", "does_not_fit"), ("pi-1", "rolled_back")):
+            rollout = rollout.ordered(device, f"s-{device}")
+            report = Report(f"s-{device}", Phase.REFUSED, "m", code=code, message="why")
+            rollout = rollout.heard(device, report)
+            if device == "pi-0":
+                assert rollout.codes == {"does_not_fit"}
+        assert rollout.codes == {"does_not_fit", "rolled_back"}
+
     def test_paused_and_aborted_begin_nothing(self):
         rollout = Rollout.of(plan()).choose_canaries(TEN)
         assert replace(rollout, paused=True).due(TEN) == []
