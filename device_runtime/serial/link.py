@@ -22,6 +22,7 @@ __all__ = ["Link"]
 
 READ_S = 0.05  # how long a read may wait: timers are looked at in between
 REOPEN_S = 0.5
+LARGEST_READ = 4096  # bytes, before what has come is looked at
 SAMPLE_BYTES = 40  # of what a port said that was no frame
 
 log = logging.getLogger("stonechat.bridge")
@@ -119,8 +120,7 @@ class Link:
                 self._reopen()
                 continue
             try:
-                data = self._port.read(1)
-                data += self._port.read(self._port.in_waiting) if data else b""
+                data = self._read()
             except (OSError, TypeError) as error:  # TypeError: pyserial, when the port is closed meanwhile
                 self._lose(error)
                 continue
@@ -138,6 +138,13 @@ class Link:
                 silent = self.session.phase is Phase.SILENT
             if silent:
                 self._lose(None)
+
+    def _read(self) -> bytes:
+        """Wait for a byte, and take what is there. Of a TCP port, pyserial tells only whether there is more."""
+        data = bytes(self._port.read(1))
+        while data and len(data) < LARGEST_READ and (waiting := self._port.in_waiting):
+            data += self._port.read(waiting)
+        return data
 
     def _reopen(self) -> None:
         if self._stopping.wait(REOPEN_S):
