@@ -157,7 +157,7 @@ class Link:
                 raise ValueError("the TCP port is missing")
             # exclusive: two bridges on one port would each take half of what the board says. A server has one client,
             # and pyserial no timeout for writing to it.
-            own = {} if remote else {"write_timeout": 2.0, "exclusive": True}
+            own: dict[str, Any] = {} if remote else {"write_timeout": 2.0, "exclusive": True}
             port = serial_for_url(self.url, self.baud, timeout=READ_S, **own)
         except ValueError as error:
             raise ConfigurationError(f"{self.url} with {self.baud} baud is no port ({error}); {expected}") from None
