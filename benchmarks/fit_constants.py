@@ -68,6 +68,8 @@ def bundles(profile: Literal["pi", "micro"], folder: Path) -> Iterator[Bundle]:
             vocabulary=vocabulary, width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             ffn_width=ffn_width, max_context=4096,
         )  # fmt: skip
+        # Of `micro`, a longer context would add what is derived, and minutes: it takes the prompt token by token.
+        context = context if profile == "pi" else min(context, 96)
         yield convert(checkpoint, folder / f"{profile}-{i}", Options(profile, context, fast=True))
 
 
