@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ __all__ = ["Link"]
 
 READ_S = 0.05  # how long a read may wait: timers are looked at in between
 REOPEN_S = 0.5
+LARGEST_READ = 4096  # bytes, before what has come is looked at
 SAMPLE_BYTES = 40  # of what a port said that was no frame
 
 log = logging.getLogger("stonechat.bridge")
@@ -118,8 +120,7 @@ class Link:
                 self._reopen()
                 continue
             try:
-                data = self._port.read(1)
-                data += self._port.read(self._port.in_waiting) if data else b""
+                data = self._read()
             except (OSError, TypeError) as error:  # TypeError: pyserial, when the port is closed meanwhile
                 self._lose(error)
                 continue
@@ -137,6 +138,13 @@ class Link:
                 silent = self.session.phase is Phase.SILENT
             if silent:
                 self._lose(None)
+
+    def _read(self) -> bytes:
+        """Wait for a byte, and take what is there. Of a TCP port, pyserial tells only whether there is more."""
+        data = bytes(self._port.read(1))
+        while data and len(data) < LARGEST_READ and (waiting := self._port.in_waiting):
+            data += self._port.read(waiting)
+        return data
 
     def _reopen(self) -> None:
         if self._stopping.wait(REOPEN_S):
@@ -226,7 +234,9 @@ def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number:
         return os.strerror(number)
-    return "it is no serial port" if "configure port" in str(error) else str(error)
+    if "configure port" in str(error):
+        return "it is no serial port"
+    return re.sub(r"^could not open port \S+: (\[Errno \d+\] )?", "", str(error), flags=re.IGNORECASE).rstrip(".")
 
 
 def _known_ports() -> str:
