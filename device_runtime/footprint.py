@@ -31,7 +31,7 @@ _TOKENIZER_FACTOR = 13.0  # a tokenizer in memory, as a multiple of its file
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
 _SIGNATURE_LAYER = 188 << 10  # tensors and operators of one layer in one signature
 _SIGNATURE_ROW = 8.9  # scale, zero point and bookkeeping of one row of weights in one signature
-_INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in LiteRT's interpreter, with its tensors
+_INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones cannot tell
 _INTERPRETER_ROW = 100  # of weights there
 _GRAPH_LAYER = 22_000  # of the FlatBuffer, one layer of one signature
 

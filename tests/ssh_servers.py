@@ -89,7 +89,7 @@ def ssh_server(
     )
     (folder / "sshd_config").write_text("\n".join([*settings, ""]))
     if Path("/run").is_dir() and not Path("/run/sshd").exists() and getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(mode=0o755)  # what Debian's unit makes
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what Debian's unit makes
     log = folder / "sshd.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(

@@ -60,6 +60,8 @@ SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one 
 SHORT_LIVES = 5  # this many in a row
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
+_NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
+
 log = logging.getLogger("stonechat.mqtt")
 
 
@@ -140,6 +142,7 @@ class Client:
         self._answered = threading.Event()  # the first CONNACK is here
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
+        self.forbidden = threading.Event()  # a message of ours was dropped for want of rights; MQTT 5 brokers say so
         self._short_lives = 0
         self._since_s = 0.0
         self._v5 = broker.protocol == "5"
@@ -155,7 +158,7 @@ class Client:
         self._paho.on_disconnect = self._disconnected
         self._paho.on_subscribe = self._subscribed
         self._paho.on_message = self._received
-        self._paho.on_publish = lambda *_: self._acknowledge_now()
+        self._paho.on_publish = self._published
         if broker.user is not None:
             self._paho.username_pw_set(broker.user, broker.password)
         if broker.tls:
@@ -391,6 +394,11 @@ class Client:
             complete = not self._unconfirmed
         if complete and self._on_subscribed:
             self._on_subscribed(True)
+
+    def _published(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        self._acknowledge_now()
+        if self._v5 and reason.value == _NOT_AUTHORIZED:
+            self.forbidden.set()
 
     def _acknowledge_now(self) -> None:
         """Confirm what has come to the broker's TCP at once, not after Linux's usual 40 ms.

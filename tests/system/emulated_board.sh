@@ -7,6 +7,7 @@
 # No chroot, no second stage, no binfmt: packages are unpacked, and QEMU prefers a file of the system (-L) to one of
 # this machine. Needs debootstrap and qemu-user-static, and root (or sudo) to download.
 set -eu
+[ $# = 2 ] || { echo "usage: $0 arm64|armhf FOLDER" >&2; exit 2; }
 arch=$1 folder=$2
 case $arch in
 # The CPU is always named: what QEMU makes up by default (-cpu max) has given wrong int8 results. The oldest that each

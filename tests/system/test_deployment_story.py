@@ -153,6 +153,10 @@ def test_init_deploy_ask_a_broken_version_and_a_good_one_for_everybody(desk: Des
         assert "stopped (1 failed, 4 waiting)" in done.stdout
         assert versions(desk) == ["1"] * 5
 
+        # A client may ask, and order nothing.
+        done = desk.stonechat("deploy", "v3.zip", "--to", "fleet:herd", *everybody, "--as", "phone", code=2)
+        assert "the broker does not let us order updates. Name an operator with --as" in done.stderr
+
         done = desk.stonechat("deploy", "v3.zip", "--to", "fleet:herd", *everybody, "--canary", "20", "--json")
         shown = json.loads(done.stdout)
         assert (shown["stage"], len(shown["canaries"])) == ("done", 1)

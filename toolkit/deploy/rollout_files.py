@@ -148,8 +148,7 @@ def _from_json(data: Any) -> Rollout:
         raise ValueError(f"it has schema {data['schema']}; this stonechat reads 1")
     plan: Plan = typed_json.read(Plan, data["plan"])
     devices = {
-        name: Device(DevicePhase(device["phase"]), device["session"], device["message"], device["tokens_per_s"])
-        for name, device in data["devices"].items()
+        name: Device(**device | {"phase": DevicePhase(device["phase"])}) for name, device in data["devices"].items()
     }
     if set(devices) != set(plan.devices):
         raise ValueError("its devices are not those of its plan")

@@ -51,7 +51,11 @@ class Runner:
         return self._stops > 0
 
     def run(self) -> Rollout:
-        """Go on until it has ended, is paused, or only devices that are not on the air are left."""
+        """Go on until it has ended, is paused, or only devices that are not on the air are left.
+
+        Raises:
+            ConfigurationError: the broker does not let us order anything.
+        """
         plan = self.rollout.plan
         self._save(replace(self.rollout, paused=False))
         for device in plan.devices:
@@ -62,6 +66,11 @@ class Runner:
             self._obey()
             self._begin()
             self._listen(0.2)
+            if self._sender.forbidden:
+                raise ConfigurationError(
+                    f"the broker does not let us order updates. Name an operator with --as (`stonechat broker init DIR "
+                    f"--operator NAME` makes one), and go on with: stonechat rollout resume {plan.id}"
+                )
             self._give_up_the_silent()
             if self.rollout.count(DevicePhase.UPDATING):  # what is under way is not left alone
                 alone_since_s = time.monotonic()

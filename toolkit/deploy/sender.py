@@ -80,6 +80,11 @@ class Sender:
             self._orders[device] = order
         self._publish_order(device, order)
 
+    @property
+    def forbidden(self) -> bool:
+        """Whether the broker lets us order nothing, and says so."""
+        return self._client.forbidden.is_set()
+
     def end(self, device: str) -> None:
         """Nothing more of this device's update is to be sent."""
         with self._lock:
