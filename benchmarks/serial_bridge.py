@@ -24,8 +24,10 @@ from typing import Any
 
 from mqtt import Instant  # benchmarks/mqtt.py
 
-from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.config import DeviceConfig
+from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.serial.board import Board
 from device_runtime.serial.frames import frame

@@ -18,7 +18,8 @@ from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.machine import temperature_c, throttled
 from device_runtime.mqtt import fleet
-from device_runtime.mqtt.client import BrokerAddress, Client, read_password
+from device_runtime.mqtt.address import BrokerAddress, read_password
+from device_runtime.mqtt.client import Client
 
 __all__ = ["Finding", "Level", "examine"]
 

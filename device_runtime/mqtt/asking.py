@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
-from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import Client, Incoming, Subscription
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
 from device_runtime.mqtt.payload import MessageError, dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse

@@ -31,24 +31,11 @@ from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import (
     PASSWORD_VARIABLE,
     BrokerAddress,
-    Certificates,
-    Protocol,
-    read_password,
     reason,
 )
 from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES
 
-__all__ = [
-    "PASSWORD_VARIABLE",
-    "BrokerAddress",
-    "Certificates",
-    "Client",
-    "Incoming",
-    "Protocol",
-    "Subscription",
-    "Will",
-    "read_password",
-]
+__all__ = ["Client", "Incoming", "Subscription", "Will"]
 
 KEEPALIVE_S = 15  # a device without power is lost after one and a half of these
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 16_384  # a payload, its topic and its properties; more is not taken off the wire

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
-from device_runtime.mqtt.client import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.limits import Limits
 from device_runtime.mqtt.links import Link, Window, check_expression, check_template
 from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.service import DeviceConfig
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 from device_runtime.structured import check_schema
 from device_runtime.yaml_schema import (

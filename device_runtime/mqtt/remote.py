@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.asking import GRACE_S, Asker, Session, Signal, to_error
-from device_runtime.mqtt.client import BrokerAddress
 from device_runtime.mqtt.failover import PoolCourse
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
 from device_runtime.mqtt.payload import MessageError

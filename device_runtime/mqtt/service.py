@@ -13,68 +13,36 @@ import math
 import signal
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import device_runtime
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt import discovery, patience
 from device_runtime.mqtt.boot import next_boot
-from device_runtime.mqtt.client import BrokerAddress, Client, Incoming, Subscription, Will
+from device_runtime.mqtt.client import Client, Incoming, Subscription, Will
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.delivery import Delivery
-from device_runtime.mqtt.generation import Model, Run, incomplete
+from device_runtime.mqtt.generation import Model
+from device_runtime.mqtt.generator import Generator
 from device_runtime.mqtt.hardware import Hardware, ThisMachine
-from device_runtime.mqtt.health import INTERVAL_S, Health
-from device_runtime.mqtt.limits import Gate, Limits
-from device_runtime.mqtt.links import Link
+from device_runtime.mqtt.health import Health
+from device_runtime.mqtt.limits import Gate
 from device_runtime.mqtt.membership import Membership
-from device_runtime.mqtt.messages import (
-    Accepted,
-    Address,
-    Cancel,
-    DeviceState,
-    ErrorReply,
-    Final,
-    Info,
-    Piece,
-    Request,
-    State,
-)
-from device_runtime.mqtt.models import Models, ModelSettings
-from device_runtime.mqtt.ota import UpdatePlan, Updates
+from device_runtime.mqtt.messages import DeviceState, Info, State
+from device_runtime.mqtt.models import Models
+from device_runtime.mqtt.ota import Updates
 from device_runtime.mqtt.outbox import Outbox
-from device_runtime.mqtt.payload import MessageError, dump, parse
+from device_runtime.mqtt.payload import MessageError, dump
+from device_runtime.mqtt.requests import Requests
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.mqtt.work import Job, WorkLine
 from device_runtime.service_manager import Pulse, ServiceManager
 
-__all__ = ["DeviceConfig", "Service", "next_boot", "stop_on_signals"]
-
-REMEMBERED = 256  # requests whose repeats are recognised
-FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
+__all__ = ["Service", "stop_on_signals"]
 
 log = logging.getLogger("stonechat.serve")
-
-
-@dataclass(frozen=True)
-class DeviceConfig:
-    """What a device needs to know, apart from its model."""
-
-    device: str  # its id
-    broker: BrokerAddress
-    state_dir: Path  # keeps the boot counter
-    models: tuple[ModelSettings, ...] = (ModelSettings(),)  # the first answers requests that name none
-    links: tuple[Link, ...] = ()
-    pool: str | None = None  # the group whose requests this device shares
-    queue: int = 8  # requests that may wait
-    limits: Limits = field(default_factory=Limits)  # of what comes in
-    updates: UpdatePlan | None = None  # what it takes over the air; None takes nothing
-    home_assistant: bool = True  # show up there by discovery
-    health_s: float = INTERVAL_S  # from one `out/health` to the next
 
 
 class Service:
@@ -103,16 +71,13 @@ class Service:
         self._topics = DeviceTopics(config.device)
         self._pool = PoolTopics(config.pool) if config.pool else None
         self._line = WorkLine(config.queue)
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._current: tuple[Hashable | None, Run] | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._average_ms = float(FIRST_GUESS_MS)
         self._health = Health()
+        self._generator = Generator(self._health, self._working)
         self._gate = Gate(config.limits, lambda event: self._client.publish(self._topics.event, dump(event), qos=1))
         self._boot = next_boot(config.state_dir)
         self._state = DeviceState.INIT
-        self._models: Models | None = None
         self._client = Client(
             config.broker,
             f"stonechat-{config.device}",
@@ -123,6 +88,10 @@ class Service:
             will=Will(self._topics.state, State(DeviceState.LOST, self._boot).to_json()),
         )
         self._membership = Membership(self._pool, self._client, self._line) if self._pool else None
+        self._requests = Requests(
+            self._topics, self._pool, self._membership, self._boot, self._model_names, self._client, self._line,
+            self._gate, self._generator, lambda: self._hardware.trouble,
+        )  # fmt: skip
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._delivery = Delivery(config.device, self._outbox, self._client)
         self._failure: Exception | None = None  # ends `run`
@@ -135,7 +104,12 @@ class Service:
                 reopen=self._reopen,
             )
         self._sensors = Sensors(
-            config.device, config.links, self._line, self._client.publish, self._delivery.deliver, self._generate
+            config.device,
+            config.links,
+            self._line,
+            self._client.publish,
+            self._delivery.deliver,
+            self._generator.generate,
         )
 
     def run(self, *, wait_for_broker: bool = False) -> None:
@@ -155,7 +129,7 @@ class Service:
             return self._outbox.close()
         try:
             self._manager.status(f"opening {', '.join(self._model_names)}")
-            self._models = Models(self.config.models, self._open_model)
+            self._generator.models = Models(self.config.models, self._open_model)
             worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
@@ -205,7 +179,8 @@ class Service:
         """How long a thread that has work has not got on with it. A long answer is no stall, one that hangs is."""
         if any(not thread.is_alive() for thread in self._threads.values()):
             return math.inf
-        self._working.observe(self._models.progress if self._models is not None else None)
+        models = self._generator.models
+        self._working.observe(models.progress if models is not None else None)
         working_s = 0.0 if self._state is DeviceState.UPDATING else self._working.stalled_s  # a trial has its own limit
         return max(working_s, self._hearing.stalled_s)
 
@@ -273,12 +248,8 @@ class Service:
             self._sort(message)
 
     def _sort(self, message: Incoming) -> None:
-        if message.topic == self._topics.generate or (self._membership and self._membership.takes(message.topic)):
-            if self._gate.admits("requests"):
-                self._command(message, self._accept)
-        elif message.topic == self._topics.cancel:
-            if self._gate.admits("cancels"):
-                self._command(message, self._cancel)
+        if self._requests.receive(message):
+            pass
         elif message.topic in (self._topics.ota, self._topics.ota_piece):
             self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
@@ -300,89 +271,6 @@ class Service:
             if self._gate.admits("refusals"):
                 log.info("refused a message on %s: %s", message.topic, e)
 
-    def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
-        """Find out whom to answer, then `act`; what is wrong from there on is answered."""
-        problem, value = None, None
-        try:
-            value = parse(message.payload)
-        except MessageError as e:
-            problem = e
-        try:
-            address = Address.find(value, message.response_topic, message.correlation_data)
-        except MessageError as e:
-            if self._gate.admits("refusals"):
-                log.info("refused a message on %s: %s", message.topic, problem or e)
-            return
-        trees = [self._topics, *([self._pool] if self._pool else [])]
-        if not any(tree.allows_reply(address.reply_to) for tree in trees):
-            if self._gate.admits("refusals"):
-                root = self._topics.reply_root
-                log.info("refused a message on %s: its reply topic is outside %s/", message.topic, root)
-            return
-        try:
-            if message.retained:
-                self._turn_away(
-                    address, "retained", "a command must not be retained: publish it without the retain flag."
-                )
-            elif problem:
-                raise problem
-            else:
-                act(message, value, address)
-        except MessageError as e:
-            self._turn_away(address, e.code, str(e))
-
-    def _accept(self, message: Incoming, value: Any, address: Address) -> None:
-        now_s = time.monotonic()
-        with self._lock:
-            if address.key is not None and address.key in self._seen:
-                log.info("dropped a repeated request of %s", address.reply_to)
-                return None
-        request = Request.from_value(value)
-        if request.model is not None and request.model not in self._model_names:
-            names = ", ".join(map(repr, self._model_names))
-            return self._turn_away(
-                address, "unknown_model", f"this device has no model {request.model!r}; it has {names}."
-            )
-        pooled = self._membership is not None and self._membership.takes(message.topic)
-        trouble = self._hardware.trouble
-        if trouble and (pooled or self._current is None):  # an answer under way waits for it, and so do those behind
-            return self._turn_away(address, "unavailable", trouble)
-        deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
-        limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
-        job = Job(
-            address.key,
-            run=lambda: self._answer(request, address, deadline_s),
-            start_by_s=min(limits, default=None),
-            expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
-            dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
-            hand_on=(lambda: self._hand_on(address)) if pooled else None,
-        )
-        if request.accept and self._line.has_room:  # said first: the worker thread may answer at once
-            self._reply(address, Accepted(self.config.device, self._boot).to_fields(), qos=1)
-        if not self._line.add_request(job):
-            wait_ms = int(self._average_ms * (len(self._line) + 1))
-            return self._turn_away(
-                address, "busy", f"{self.config.queue} requests are waiting already; ask again later.", wait_ms
-            )
-        if address.key is not None:
-            with self._lock:
-                self._seen[address.key] = None
-                if len(self._seen) > REMEMBERED:
-                    self._seen.popitem(last=False)
-        return None
-
-    def _cancel(self, message: Incoming, value: Any, address: Address) -> None:
-        if value is not None:
-            Cancel.from_value(value)
-        if address.key is None:
-            raise MessageError("a cancel command needs the Correlation Data (or id) of the request.")
-        if self._line.remove(address.key):
-            self._reply(address, Final(0, "", "cancelled").to_fields(), qos=1)
-            return
-        with self._lock:
-            if self._current and self._current[0] == address.key:
-                self._current[1].end("cancelled")
-
     # the worker thread
 
     def _work(self) -> None:
@@ -400,66 +288,6 @@ class Service:
             if not len(self._line) and not self._hardware.trouble:
                 self._enter(DeviceState.READY)
 
-    def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
-        seq = 0
-        held = ""
-
-        def send(text: str) -> None:
-            nonlocal seq, held
-            held += text
-            if request.stream and not self._client.lagging:  # else: let pieces grow until the socket keeps up
-                self._reply(address, Piece(seq, held).to_fields())
-                seq, held = seq + 1, ""
-
-        try:
-            final = self._generate(request, address.key, deadline_s, send)
-        except StonechatError as e:
-            return self._refuse(address, e.code, str(e))
-        except Exception:
-            self._refuse(address, "failed", "the model failed on this request; see the device's log.")
-            raise
-        if request.schema is not None and final.finish in ("length", "deadline"):
-            return self._refuse(address, "incomplete", incomplete(final))
-        self._reply(address, replace(final, seq=seq).to_fields(), qos=1)
-        log.info(
-            "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
-            address.reply_to.removeprefix(self._topics.reply_root + "/"), final.usage.prompt_tokens,
-            final.usage.completion_tokens, final.finish, final.ttft_ms, final.tps,
-        )  # fmt: skip
-        return None
-
-    def _generate(
-        self,
-        request: Request,
-        key: Hashable | None,
-        deadline_s: float | None,
-        on_piece: Callable[[str], None] = lambda text: None,
-    ) -> Final:
-        run = Run(deadline_s)
-        with self._lock:
-            self._current = (key, run)
-            if self._stopping.is_set():
-                run.end("cancelled")
-        start_s = time.monotonic()
-        try:
-            assert self._models is not None  # `run` opens them before the first subscription
-            answer = self._models.generate(request)
-
-            def heard(text: str) -> None:
-                self._working.beat()
-                on_piece(text)
-
-            final = run.to_end(answer, heard)
-            self._health.answered(final)
-            return final
-        except Exception:
-            self._health.failed()
-            raise
-        finally:
-            with self._lock:
-                self._current = None
-            self._average_ms += 0.3 * ((time.monotonic() - start_s) * 1000 - self._average_ms)
-
     # any thread
 
     def _reopen(self, name: str) -> None:
@@ -469,8 +297,8 @@ class Service:
         def run() -> None:
             self._enter(DeviceState.UPDATING)
             try:
-                assert self._models is not None
-                self._models.reopen(name)
+                assert self._generator.models is not None
+                self._generator.models.reopen(name)
             except Exception as error:  # there is no model to serve any more
                 self._failure = error
                 self._stopping.set()
@@ -489,9 +317,7 @@ class Service:
             self._updates.stop()
         for job in self._line.close():
             job.dropped()
-        with self._lock:
-            if self._current:
-                self._current[1].end("cancelled")
+        self._generator.stop()
 
     def _enter(self, state: DeviceState) -> None:
         with self._lock:
@@ -505,7 +331,7 @@ class Service:
         if self._membership is not None:
             self._membership.follow(not trouble)
         if trouble:
-            if self._current is None:  # an answer that is under way may still go on when it comes back
+            if self._generator.idle:  # an answer that is under way may still go on when it comes back
                 self._enter(DeviceState.LOST)
                 self._manager.status(f"{self.config.device}: {trouble}")
         elif self._state is DeviceState.LOST:
@@ -514,31 +340,9 @@ class Service:
             self._enter(DeviceState.READY)
             self._tell_what_it_serves()
 
-    def _hand_on(self, address: Address) -> None:
-        """Have a request that was taken from the pool asked again, elsewhere."""
-        with self._lock:
-            self._seen.pop(address.key, None)
-        self._refuse(address, "unavailable", f"{self._hardware.trouble or 'the device was away'} Ask again.")
-
     def _publish_state(self) -> None:
         payload = State(self._state, self._boot).to_json()
         self._client.publish(self._topics.state, payload, qos=1, retain=True)
-
-    def _turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
-        """Refuse what has cost its sender nothing: not more often than the limits say."""
-        if self._gate.admits("refusals"):
-            self._refuse(address, code, message, retry_after_ms)
-
-    def _refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
-        log.info("refused %s: %s", address.reply_to.removeprefix(self._topics.reply_root + "/"), code)
-        self._reply(address, ErrorReply(code, message, retry_after_ms).to_fields(), qos=1)
-
-    def _reply(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
-        if address.id is not None:
-            fields = {"id": address.id, **fields}
-        if self._pool and self._pool.allows_reply(address.reply_to):  # whoever asked a pool wants to know who answers
-            fields = {**fields, "device": self.config.device}
-        self._client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from device_runtime.engine import LanguageModel
-from device_runtime.mqtt.client import BrokerAddress, Client, Subscription
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import Client, Subscription
 from device_runtime.mqtt.remote import RemoteModel
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.sampler import Sampling

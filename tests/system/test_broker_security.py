@@ -24,7 +24,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.mqtt.client import BrokerAddress, Certificates, Client
+from device_runtime.mqtt.address import BrokerAddress, Certificates
+from device_runtime.mqtt.client import Client
 from tests.brokers import free_port, made_broker
 from toolkit.broker.access import Access, access_list, parse_list, target
 from toolkit.cli import main

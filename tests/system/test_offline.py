@@ -24,10 +24,11 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_runtime.engine import Completion
 from device_runtime.mqtt import patience
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.remote import RemoteModel
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.service import Service
 from tests.brokers import free_port, mosquitto
 from tests.scripted_fleet import Device, await_state, fleet_file, wait_until
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime.bundle import Bundle
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
 from device_runtime.update.install import install

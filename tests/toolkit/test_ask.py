@@ -15,7 +15,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.payload import dump
 from device_runtime.mqtt.remote import RemoteModel

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
+    from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
     from device_runtime.mqtt.remote import RemoteModel
     from device_runtime.mqtt.topics import check_id, is_id
     from toolkit.cli.options import read_schema

@@ -11,8 +11,8 @@ from toolkit.cli.options import require_extra, whole_number
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Bundle
+    from device_runtime.mqtt.config import DeviceConfig
     from device_runtime.mqtt.fleet import Fleet
-    from device_runtime.mqtt.service import DeviceConfig
     from device_runtime.service_manager import ServiceManager
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -105,9 +105,9 @@ def _bundle(args: argparse.Namespace, plan: Fleet | None, manager: ServiceManage
 
 def _config(args: argparse.Namespace, plan: Fleet | None, bundle: Bundle | None) -> DeviceConfig:
     """What the service needs. It takes no updates: the model is in the board's flash, and goes there over a cable."""
-    from device_runtime.mqtt.client import BrokerAddress, Certificates, read_password
+    from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
+    from device_runtime.mqtt.config import DeviceConfig
     from device_runtime.mqtt.models import ModelSettings
-    from device_runtime.mqtt.service import DeviceConfig
     from device_runtime.mqtt.topics import check_id, is_id
 
     state_dir = args.state_dir or default_state_dir(args.device)

@@ -19,8 +19,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from scripted import ScriptedModel
 
-from device_runtime.mqtt.client import BrokerAddress
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.config import DeviceConfig
+from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import mosquitto
 

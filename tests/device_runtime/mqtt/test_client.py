@@ -7,7 +7,8 @@ import pytest
 from paho.mqtt.enums import MQTTErrorCode
 
 from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.mqtt.client import LAG_MESSAGES, BrokerAddress, Client
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import LAG_MESSAGES, Client
 from tests.brokers import free_port, mosquitto
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
-from device_runtime.mqtt.client import PASSWORD_VARIABLE, BrokerAddress, Certificates, read_password
+from device_runtime.mqtt.address import PASSWORD_VARIABLE, BrokerAddress, Certificates, read_password
 from device_runtime.mqtt.links import Link, Window
 from device_runtime.mqtt.models import ModelSettings
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
-from device_runtime.mqtt.client import MAX_PACKET_BYTES, BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import MAX_PACKET_BYTES
 from device_runtime.mqtt.limits import BURST_S, Gate, Limits
 from device_runtime.mqtt.links import Link
 

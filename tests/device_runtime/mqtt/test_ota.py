@@ -21,12 +21,13 @@ from device_runtime.bundle import Bundle
 from device_runtime.engine import LanguageModel
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
 from device_runtime.mqtt import ota
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.ota import UpdatePlan
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.service import Service
 from device_runtime.trust import TrustStore
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import install

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from scripted import ScriptedModel
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.outbox import Outbox
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.service import Service
 from tests.brokers import free_port, mosquitto
 
 ROOT = Path(__file__).parents[3]

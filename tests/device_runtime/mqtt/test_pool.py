@@ -13,7 +13,7 @@ from scripted import ScriptedModel
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt import failover
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.remote import RemoteModel
 
 POOL = "stonechat/1/pool/herd/generate"

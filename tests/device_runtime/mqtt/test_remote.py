@@ -9,7 +9,7 @@ import pytest
 from scripted import ScriptedModel
 
 from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port
 

@@ -15,9 +15,11 @@ from scripted import ScriptedModel
 
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.mqtt import client
-from device_runtime.mqtt.client import BrokerAddress
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.boot import next_boot
+from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.service import DeviceConfig, Service, next_boot
+from device_runtime.mqtt.service import Service
 from tests.brokers import free_port
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedModel
 
-from device_runtime.mqtt.client import BrokerAddress
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.config import DeviceConfig
+from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.service_manager import ServiceManager
 

@@ -12,8 +12,10 @@ import pytest
 from desk import Desk, until
 
 from device_runtime.bundle import Bundle
-from device_runtime.mqtt.client import BrokerAddress, Client, Subscription
-from device_runtime.mqtt.service import DeviceConfig, Service
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import Client, Subscription
+from device_runtime.mqtt.config import DeviceConfig
+from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.serial.link import Link
 from device_runtime.serial.model import SerialModel

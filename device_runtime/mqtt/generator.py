@@ -1,0 +1,87 @@
+"""Runs one generation at a time, and lets others end it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+from device_runtime.mqtt.generation import Run
+from device_runtime.mqtt.health import Health
+from device_runtime.mqtt.messages import Final, Request
+from device_runtime.mqtt.models import Models
+from device_runtime.service_manager import Pulse
+
+__all__ = ["Generator"]
+
+FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
+
+
+class Generator:
+    """What stands between the jobs of a device and its models. `generate` is for one thread, the rest for any."""
+
+    def __init__(self, health: Health, pulse: Pulse) -> None:
+        """`pulse` beats with each piece of an answer."""
+        self.models: Models | None = None  # set before the first job comes
+        self.average_ms = float(FIRST_GUESS_MS)  # of an answer, lately
+        self._health, self._pulse = health, pulse
+        self._lock = threading.Lock()
+        self._current: tuple[Hashable | None, Run] | None = None
+        self._stopped = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        return self._current is None
+
+    def generate(
+        self,
+        request: Request,
+        key: Hashable | None,
+        deadline_s: float | None,
+        on_piece: Callable[[str], None] = lambda text: None,
+    ) -> Final:
+        """Answer a request.
+
+        Args:
+            key: what `cancel` names.
+            deadline_s: on the monotonic clock; what is ready by then is the answer.
+            on_piece: gets each piece.
+        """
+        run = Run(deadline_s)
+        with self._lock:
+            self._current = (key, run)
+            if self._stopped:
+                run.end("cancelled")
+        start_s = time.monotonic()
+        try:
+            assert self.models is not None
+            answer = self.models.generate(request)
+
+            def heard(text: str) -> None:
+                self._pulse.beat()
+                on_piece(text)
+
+            final = run.to_end(answer, heard)
+            self._health.answered(final)
+            return final
+        except Exception:
+            self._health.failed()
+            raise
+        finally:
+            with self._lock:
+                self._current = None
+            self.average_ms += 0.3 * ((time.monotonic() - start_s) * 1000 - self.average_ms)
+
+    def cancel(self, key: Hashable) -> None:
+        """End the answer with this key after the token that is being computed, if it is under way."""
+        with self._lock:
+            if self._current and self._current[0] == key:
+                self._current[1].end("cancelled")
+
+    def stop(self) -> None:
+        """End the answer that is under way, and each that begins from now on."""
+        with self._lock:
+            self._stopped = True
+            if self._current:
+                self._current[1].end("cancelled")
