@@ -20,6 +20,7 @@ from device_runtime.mqtt.links import Link
 from device_runtime.mqtt.outbox import Outbox
 from device_runtime.mqtt.service import Service
 from tests.brokers import free_port, mosquitto
+from tests.mqtt_peer import Peer
 
 ROOT = Path(__file__).parents[3]
 LINK = Link(name="hot", source="plant/+/air", prompt="{{ t }}", to="plant/advice")
@@ -97,8 +98,6 @@ class TestOnAir:
         return service, thread
 
     def collect(self, port: int):
-        from conftest import Peer
-
         peer = Peer(port)
         peer.subscribe("plant/advice", "stonechat/1/kept/out/state")
         return peer

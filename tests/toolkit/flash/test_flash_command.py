@@ -20,15 +20,15 @@ import pytest
 from flash_boards import board, board_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers.esp import EspPeer, Faults
-from peers.serial_line import PtyPeer
-from peers.stm32 import Stm32Peer
-from peers.uf2 import Uf2Peer
 
 from boards import board_ids, load_board
 from device_runtime.archive import pack
 from device_runtime.bundle import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from tests.toolkit.flash.peers.esp import EspPeer, Faults
+from tests.toolkit.flash.peers.serial_line import PtyPeer
+from tests.toolkit.flash.peers.stm32 import Stm32Peer
+from tests.toolkit.flash.peers.uf2 import Uf2Peer
 from toolkit.cli import main
 from toolkit.flash import ports
 from toolkit.flash.flasher import flasher_for

@@ -13,9 +13,9 @@ from flash_boards import board
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_images import esp_image, esp_whole_flash
-from peers.esp import EspPeer, Faults
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, StonechatError, UnreachableError
+from tests.toolkit.flash.peers.esp import EspPeer, Faults
 from toolkit.flash import esptool
 from toolkit.flash.esptool import Flasher
 from toolkit.flash.images import Image

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 pytest.importorskip("imgtool", reason="the extra `dev` is not installed")
 
-from peers.smp_server import Faults, SmpBoard
-
 from device_runtime.errors import (
     ConfigurationError,
     DoesNotFitError,
@@ -25,6 +23,7 @@ from device_runtime.errors import (
     StonechatError,
     UnreachableError,
 )
+from tests.toolkit.flash.peers.smp_server import Faults, SmpBoard
 from toolkit.flash import smp
 from toolkit.flash.images import Image
 from toolkit.flash.smp import Flasher

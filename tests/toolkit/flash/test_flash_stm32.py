@@ -7,11 +7,11 @@ import struct
 
 import pytest
 from flash_boards import board
-from peers.serial_line import SocketPeer
-from peers.stm32 import Faults, Stm32Peer
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
 from tests.serial_server import rfc2217_server
+from tests.toolkit.flash.peers.serial_line import SocketPeer
+from tests.toolkit.flash.peers.stm32 import Faults, Stm32Peer
 from toolkit.flash import an3155, stm32
 from toolkit.flash.images import Image
 from toolkit.flash.stm32 import CHIPS, Flasher

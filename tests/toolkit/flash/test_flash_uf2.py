@@ -16,9 +16,9 @@ import pytest
 from flash_boards import board
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers.uf2 import Uf2Peer
 
 from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, UnreachableError
+from tests.toolkit.flash.peers.uf2 import Uf2Peer
 from toolkit.flash import uf2
 from toolkit.flash.images import Image
 from toolkit.flash.uf2 import Flasher

@@ -11,7 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from peers.serial_line import SocketPeer, Unplugged
+from tests.toolkit.flash.peers.serial_line import SocketPeer, Unplugged
 
 FLASH_BYTES = 16 * 1024 * 1024
 FLASH_ID = 0x1840C8  # GigaDevice, 2**0x18 bytes

@@ -15,12 +15,13 @@ from pathlib import Path
 import cbor2
 from imgtool import keys
 from imgtool.image import Image, VerifyResult
-from peers.serial_line import PtyPeer
 from smp import header as smpheader
 from smp import image_management as img
 from smp import os_management as osm
 from smp import packet
 from smp.error import MGMT_ERR
+
+from tests.toolkit.flash.peers.serial_line import PtyPeer
 
 SLOT_BYTES = 256 * 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from peers.serial_line import PtyPeer
+from tests.toolkit.flash.peers.serial_line import PtyPeer
 
 ACK, NACK = b"\x79", b"\x1f"
 START = 0x08000000
