@@ -35,8 +35,9 @@ lint: setup
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
+# Two at a time, each file in one of them: a file's tests share what they convert, and its brokers.
 test: setup-tests lint
-	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 # 32- and 64-bit ARM boards on this machine (tests/system/emulated_board.sh)
 setup-emulation:
