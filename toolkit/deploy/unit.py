@@ -15,7 +15,6 @@ _UNIT = """\
 # Written by `stonechat device init`; local changes belong to `systemctl edit stonechat`.
 [Unit]
 Description=stonechat, a language model on the air as {device}
-Documentation=https://pypi.org/project/stonechat/
 Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 # The broker may be away for days: never give up.
