@@ -259,6 +259,8 @@ class TestSecrets:
                     [*ask, "--device", "north", "good morning"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     text=True, cwd=ROOT,
                 )  # fmt: skip
+                while asking.poll() is None and not Path(f"/proc/{asking.pid}/cmdline").read_bytes():
+                    time.sleep(0.001)  # Popen returns when exec has begun; the command line is there a little later
                 shown = [everything_that_shows()]
                 answer, errors = asking.communicate(timeout=30)
                 shown += [answer, errors, everything_that_shows()]
