@@ -100,7 +100,7 @@ class _SteadyAnswer(_Answer):
 def worker(port: int, folder: str, name: str) -> None:
     """One of a pool."""
     broker = BrokerAddress("127.0.0.1", port)
-    Service(DeviceConfig(name, broker, Path(folder) / name, pool="bench"), Steady).run()
+    Service(DeviceConfig(name, broker, Path(folder) / name, pool="bench"), lambda name: Steady()).run()
 
 
 def device(port: int, folder: str) -> None:
