@@ -177,13 +177,13 @@ class Updates:
             signature = _whole(source, SIGNATURE, MAX_SIGNATURE_BYTES) or None
             parsed = self._policy.judge(manifest, signature, slots.state.security_counter)
             report = Report(order.session, Phase.CONFIRMED, order.model, parsed.version)
-            if slots.state.trial is None and has_bundle(slots, manifest):
-                return report
-            if slots.state.trial is None or not has_bundle(slots, manifest):
+            if not has_bundle(slots, manifest):
                 staging = Staging.begin(slots, manifest, signature, self._policy)
                 self._fetch(staging, source, replace(report, phase=Phase.FETCHING))
                 limits = Limits(order.min_tps, order.max_rss_mb)
                 staging.finish(limits if order.timeout_s is None else replace(limits, timeout_s=order.timeout_s))
+            elif slots.state.trial is None:  # it runs already
+                return report
         self._check_goes_on()
         self._tell(replace(report, phase=Phase.TRIAL))
         self._reopen(order.model)

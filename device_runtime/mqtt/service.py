@@ -249,8 +249,8 @@ class Service:
 
     def _sort(self, message: Incoming) -> None:
         if self._requests.receive(message):
-            pass
-        elif message.topic in (self._topics.ota, self._topics.ota_piece):
+            return
+        if message.topic in (self._topics.ota, self._topics.ota_piece):
             self._update(message)
         elif message.topic == discovery.STATUS_TOPIC and self.config.home_assistant:
             if message.payload == b"online" and self._gate.admits("announcements"):

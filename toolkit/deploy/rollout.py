@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
@@ -103,7 +103,7 @@ class Rollout:
     stage: Stage = Stage.CANARY
     canaries: tuple[str, ...] = ()  # chosen when they are first needed, among those on the air
     paused: bool = False
-    schema: int = field(default=1)
+    schema: int = 1
 
     @classmethod
     def of(cls, plan: Plan) -> Rollout:

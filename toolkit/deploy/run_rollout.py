@@ -175,7 +175,5 @@ class Runner:
         self._say(f"{self.rollout.stage.value}: {done} of {len(self.rollout.devices)}")
 
     def _save(self, rollout: Rollout) -> None:
-        if rollout.plan.id != self.rollout.plan.id:
-            raise ConfigurationError("a roll-out cannot become another one.")
         self.rollout = rollout
         self._files.write(rollout)

@@ -10,7 +10,6 @@ import logging
 import queue
 import secrets
 import threading
-from pathlib import Path
 
 from device_runtime.bundle import MANIFEST, Bundle
 from device_runtime.mqtt.address import BrokerAddress
@@ -41,7 +40,9 @@ class Sender:
         self.manifest_sha256 = bundle.manifest_sha256
         self._folder = bundle.path
         self._files = {MANIFEST, SIGNATURE, *bundle.manifest.files}
-        self._sizes = {file: (bundle.path / file).stat().st_size for file in self._files if self._exists(file)}
+        self._sizes = {
+            file: (bundle.path / file).stat().st_size for file in self._files if (bundle.path / file).is_file()
+        }
         self._needs: queue.SimpleQueue[tuple[str, Need] | None] = queue.SimpleQueue()
         self._orders: dict[str, Order] = {}  # device -> the last one
         self._lock = threading.Lock()
@@ -145,6 +146,3 @@ class Sender:
             while offset < end and (data := stream.read(min(MAX_PIECE_BYTES, end - offset))):
                 self._client.publish(topic, Piece(need.session, need.file, offset, size, data).to_payload(), qos=1)
                 offset += len(data)
-
-    def _exists(self, file: str) -> bool:
-        return (Path(self._folder) / file).is_file()
