@@ -38,7 +38,7 @@ LONGEST_PAUSE_S = 2.0  # and up to this
 
 @dataclass(eq=False)
 class _AskAgain(Exception):
-    reason: str
+    reason: str | None  # None: the deadline came before there was one
     pause_s: float = 0.0
 
 
@@ -99,7 +99,7 @@ class PoolCourse:
                 self._asker.forget(session)
                 return
             except _AskAgain as again:
-                reason = again.reason
+                reason = again.reason or reason
                 self._give_up(session)
                 self._cancelled.wait(min(again.pause_s, max(0.0, end_s - time.monotonic())))
             except BaseException:
@@ -117,14 +117,16 @@ class PoolCourse:
         text, due = "", 0
         taken = False
         silence_s = min(SILENCE_S * 2**self._silent, LONGEST_SILENCE_S)
-        silent_until_s = min(time.monotonic() + silence_s, end_s)
+        silent_until_s = time.monotonic() + silence_s
         while True:
-            message = session.next(end_s + GRACE_S if taken else silent_until_s)
+            message = session.next(end_s + GRACE_S if taken else min(silent_until_s, end_s))
             if self._cancelled.is_set() and self._worker is None:
                 raise _AskAgain("it was cancelled")
+            if message is None and taken:
+                raise _AskAgain(f"{self._name()} fell silent")
             if message is None:
-                self._silent += not taken
-                raise _AskAgain(f"{self._name()} fell silent" if taken else f"nobody took it within {silence_s:g} s")
+                self._silent += 1
+                raise _AskAgain(f"nobody took it within {silence_s:g} s" if silent_until_s <= end_s else None)
             if message is Signal.RECONNECTED:
                 raise _AskAgain("the connection to the broker was gone")
             if isinstance(message, Signal):
