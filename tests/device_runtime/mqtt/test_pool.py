@@ -273,8 +273,8 @@ def test_the_deadline_says_how_often_it_was_asked_and_why(herd, play):
         assert json.loads(message.payload)["deadline_ms"] <= 1900
     heard.thread.join(10)  # it asks a fourth time; that nobody takes this one is no news in what is left of 1.9 s
     assert str(heard.error) == (
-        f"pool {herd.name!r} gave no answer within 1.9 s; it was asked 4 times, and at last device 'played-9' was busy. "
-        "Try again, or allow more with --timeout."
+        f"pool {herd.name!r} gave no answer within 1.9 s; it was asked 4 times, and at last device 'played-9' was busy."
+        " Try again, or allow more with --timeout."
     )
 
 
