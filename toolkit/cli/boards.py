@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json
@@ -72,7 +73,7 @@ def _show(args: argparse.Namespace) -> int:
         values["class"] = values.pop("kind")
         print(json.dumps(values))
         return 0
-    soc, memory, storage, flash = board.soc, board.memory, board.storage, board.flash
+    soc, memory, storage = board.soc, board.memory, board.storage
     rows = [
         ("board", f"{board.name} ({board.id}), {board.kind}"),
         (
@@ -86,15 +87,47 @@ def _show(args: argparse.Namespace) -> int:
         ("weights", f"run from {memory.weights}, at most {memory.bandwidth_mb_s:,} MB/s"),
         ("storage", f"{storage.slots} × {storage.model_kib:,} KiB"),
         ("graph", f"profile {board.profile}, context up to {board.max_context}"),
-        ("flash", f"{flash.method}{f'; to enter the boot loader: {flash.boot_loader}' if flash.boot_loader else ''}"),
+        ("flash", "; ".join(_flash_facts(board))),
+        ("detect", "; ".join(_detect_facts(board)) or "by no id"),
         ("source", board.source.strip()),
     ]
     if board.refused:
-        rows.insert(1, ("refused", board.refused))
+        rows.insert(1, ("refused", board.refused.strip()))
     rows += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
     for label, text in rows:
         print(f"{label:<10}  {text}")
     return 0
+
+
+def _flash_facts(board: Board) -> Iterator[str]:
+    flash = board.flash
+    yield flash.method
+    if flash.chip is not None:
+        yield f"chip {flash.chip}"
+    if flash.baud is not None:
+        yield f"{flash.baud} baud"
+    if flash.uf2_family is not None:
+        yield f"UF2 family {flash.uf2_family:#010x}"
+    if flash.uf2_board_id is not None:
+        yield f"drive {flash.uf2_board_id}"
+    if flash.firmware_address is not None:
+        yield f"firmware at {flash.firmware_address:#010x}"
+    if flash.firmware_kib is not None:
+        yield f"{flash.firmware_kib:,} KiB for it"
+    if flash.model_address is not None:
+        yield f"models from {flash.model_address:#010x}"
+    if flash.boot_loader is not None:
+        yield f"to enter the boot loader: {flash.boot_loader}"
+
+
+def _detect_facts(board: Board) -> Iterator[str]:
+    detect = board.detect
+    if detect.device_tree is not None:
+        yield f"device tree {detect.device_tree}"
+    if detect.usb:
+        yield f"USB {', '.join(detect.usb)}"
+    if detect.boot_usb:
+        yield f"boot loader USB {', '.join(detect.boot_usb)}"
 
 
 def _check(args: argparse.Namespace) -> int:
