@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json
@@ -87,8 +86,8 @@ def _show(args: argparse.Namespace) -> int:
         ("weights", f"run from {memory.weights}, at most {memory.bandwidth_mb_s:,} MB/s"),
         ("storage", f"{storage.slots} × {storage.model_kib:,} KiB"),
         ("graph", f"profile {board.profile}, context up to {board.max_context}"),
-        ("flash", "; ".join(_flash_facts(board))),
-        ("detect", "; ".join(_detect_facts(board)) or "by no id"),
+        ("flash", _flash_facts(board)),
+        ("detect", _detect_facts(board)),
         ("source", board.source.strip()),
     ]
     if board.refused:
@@ -99,35 +98,29 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _flash_facts(board: Board) -> Iterator[str]:
+def _flash_facts(board: Board) -> str:
     flash = board.flash
-    yield flash.method
-    if flash.chip is not None:
-        yield f"chip {flash.chip}"
-    if flash.baud is not None:
-        yield f"{flash.baud} baud"
-    if flash.uf2_family is not None:
-        yield f"UF2 family {flash.uf2_family:#010x}"
-    if flash.uf2_board_id is not None:
-        yield f"drive {flash.uf2_board_id}"
-    if flash.firmware_address is not None:
-        yield f"firmware at {flash.firmware_address:#010x}"
-    if flash.firmware_kib is not None:
-        yield f"{flash.firmware_kib:,} KiB for it"
-    if flash.model_address is not None:
-        yield f"models from {flash.model_address:#010x}"
-    if flash.boot_loader is not None:
-        yield f"to enter the boot loader: {flash.boot_loader}"
+    facts = [
+        ("chip {}", flash.chip),
+        ("{} baud", flash.baud),
+        ("UF2 family {:#010x}", flash.uf2_family),
+        ("drive {}", flash.uf2_board_id),
+        ("firmware at {:#010x}", flash.firmware_address),
+        ("{:,} KiB for it", flash.firmware_kib),
+        ("models from {:#010x}", flash.model_address),
+        ("to enter the boot loader: {}", flash.boot_loader),
+    ]
+    return "; ".join([flash.method, *(text.format(value) for text, value in facts if value is not None)])
 
 
-def _detect_facts(board: Board) -> Iterator[str]:
+def _detect_facts(board: Board) -> str:
     detect = board.detect
-    if detect.device_tree is not None:
-        yield f"device tree {detect.device_tree}"
-    if detect.usb:
-        yield f"USB {', '.join(detect.usb)}"
-    if detect.boot_usb:
-        yield f"boot loader USB {', '.join(detect.boot_usb)}"
+    facts = [
+        ("device tree {}", detect.device_tree),
+        ("USB {}", ", ".join(detect.usb)),
+        ("boot loader USB {}", ", ".join(detect.boot_usb)),
+    ]
+    return "; ".join(text.format(value) for text, value in facts if value) or "by no id"
 
 
 def _check(args: argparse.Namespace) -> int:
