@@ -72,7 +72,7 @@ class Flasher:
         return Result(str(drive), f"the boot loader took all {blocks} blocks and restarted (it cannot be read back)")
 
     def _place_uf2(self, firmware: Image) -> list[Part]:
-        """A UF2 file as the bytes that it puts into flash: a part for each run, so that sectors between stay as they are."""
+        """A UF2 file as the bytes that it puts into flash: a part for each run; what lies between stays as it is."""
         blocks = decode(firmware.data)
         self._leading = b"".join(block.to_bytes() for block in blocks if block.ignored)
         blocks = [b for b in blocks if not (b.ignored or b.flags & (Flag.NOT_MAIN_FLASH | Flag.FILE_CONTAINER))]
