@@ -127,10 +127,17 @@ class SmpBoard(PtyPeer):
 
     def refuse(self, request: smpheader.Header, group: int, reason: int) -> None:
         """An error of SMP's second version."""
-        body = cbor2.dumps({"err": {"group": group, "rc": int(reason)}})
+        self.reply(request, {"err": {"group": group, "rc": int(reason)}}, smpheader.Version.V2)
+
+    def answer_v1(self, request: smpheader.Header, content: dict[str, object]) -> None:
+        """An answer of SMP's first version, where errors are a number among the rest."""
+        self.reply(request, content, smpheader.Version.V1)
+
+    def reply(self, request: smpheader.Header, content: dict[str, object], version: smpheader.Version) -> None:
+        body = cbor2.dumps(content)
         op = smpheader.OP.WRITE_RSP if request.op == smpheader.OP.WRITE else smpheader.OP.READ_RSP
         header = smpheader.Header(
-            op=op, version=smpheader.Version.V2, flags=smpheader.Flag(0), length=len(body), group_id=request.group_id,
+            op=op, version=version, flags=smpheader.Flag(0), length=len(body), group_id=request.group_id,
             sequence=request.sequence, command_id=request.command_id,
         )  # fmt: skip
         self.write(b"".join(packet.encode(bytes(header) + body)))
@@ -167,16 +174,6 @@ class SmpBoard(PtyPeer):
         if request.off == len(self.slots[0]):
             self.slots[0] += request.data
         self.answer_v1(header, {"rc": 0, "off": len(self.slots[0])})
-
-    def answer_v1(self, request: smpheader.Header, content: dict[str, object]) -> None:
-        """An answer of SMP's first version, where errors are a number among the rest."""
-        body = cbor2.dumps(content)
-        op = smpheader.OP.WRITE_RSP if request.op == smpheader.OP.WRITE else smpheader.OP.READ_RSP
-        header = smpheader.Header(
-            op=op, version=smpheader.Version.V1, flags=smpheader.Flag(0), length=len(body), group_id=request.group_id,
-            sequence=request.sequence, command_id=request.command_id,
-        )  # fmt: skip
-        self.write(b"".join(packet.encode(bytes(header) + body)))
 
     def verify(self, data: bytes):
         """imgtool's judgement: hash and signature, then version and digest."""
