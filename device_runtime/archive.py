@@ -42,9 +42,8 @@ __all__ = [
     "read_head",
 ]
 
-# Bytes. A microcontroller runs the graph from where the zip lies in flash. TFLite's schema aligns constants to 16 within
-# the file, vector units want as much (Helium, ESP32-S3), caches have lines of 32 or 64, and the constants of a `pi` graph
-# are aligned to 64.
+# Bytes. A microcontroller runs the graph from where the zip lies in flash. TFLite's schema aligns constants to 16
+# within the graph, and vector units want as much (Helium, ESP32-S3); those of a `pi` graph are aligned to 64.
 MODEL_ALIGNMENT = 64
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # 4.3.7, up to the name
