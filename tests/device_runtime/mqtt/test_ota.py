@@ -165,29 +165,16 @@ def operator(port: int, device: Callable[..., Device]) -> Iterator[Callable[...,
         sender.__exit__()
 
 
-@contextmanager
-def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server for a folder, with ranges; it hangs up once after `cut_after` bytes of the model."""
-    asked: list[str] = []
-    cuts = [cut_after] if cut_after else []
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """An HTTP server that answers every GET so; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = folder / self.path.lstrip("/")
-            asked.append(f"{path.name} {self.headers.get('Range', '')}".strip())
-            if not path.is_file():
-                return self.send_error(404)
-            data = path.read_bytes()
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            if cuts and path.name == "tokenizer.json":
-                self.wfile.write(data[start : start + cuts.pop()])
-                self.close_connection = True
-                return None
-            self.wfile.write(data[start:])
-            return None
+            answer(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -196,11 +183,36 @@ def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, l
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server for a folder, with ranges; it hangs up once after `cut_after` bytes of the tokenizer."""
+    asked: list[str] = []
+    cuts = [cut_after] if cut_after else []
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        path = folder / self.path.lstrip("/")
+        asked.append(f"{path.name} {self.headers.get('Range', '')}".strip())
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end = start + cuts.pop() if cuts and path.name == "tokenizer.json" else len(data)
+        self.wfile.write(data[start:end])
+        self.close_connection = True
+        return None
+
+    with answering(answer) as url:
+        yield url, asked
 
 
 def wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -376,84 +388,36 @@ class TestHttpSource:
         with pytest.raises(UnreachableError, match="refused"):
             list(HttpSource(url, pause_s=0.001).read("manifest.json"))
 
-    def test_a_length_that_is_no_number_is_left_out(self, tmp_path, monkeypatch):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", "many")
-                self.end_headers()
-                self.wfile.write(b"content")
+    def test_a_length_that_is_no_number_is_left_out(self):
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "many")
+            self.end_headers()
+            self.wfile.write(b"content")
 
-            def log_message(self, *_: object) -> None:
-                pass
+        with answering(answer) as url:
+            assert b"".join(HttpSource(url).read("manifest.json")) == b"content"
 
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        assert b"".join(HttpSource(f"http://127.0.0.1:{server.server_port}").read("manifest.json")) == b"content"
-        thread.join()
-        server.server_close()
-
-    @pytest.mark.parametrize(("code", "asked"), [(429, 5), (503, 5), (400, 1)])
-    def test_what_may_pass_is_tried_again(self, code, asked):
+    @pytest.mark.parametrize(("code", "asked"), [(429, 5), (503, 5), (400, 1), (403, 1)])
+    def test_what_may_pass_is_tried_again_and_a_refusal_is_not(self, code, asked):
         tries: list[str] = []
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                tries.append(self.path)
-                self.send_error(code)
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            tries.append(self.path)
+            self.send_error(code)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises((UnreachableError, BundleError), match=str(code)):
-                list(HttpSource(f"http://127.0.0.1:{server.server_port}", pause_s=0.001).read("manifest.json"))
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        with answering(answer) as url, pytest.raises((UnreachableError, BundleError), match=str(code)):
+            list(HttpSource(url, pause_s=0.001).read("manifest.json"))
         assert len(tries) == asked
 
     def test_a_redirection_to_another_protocol_is_not_followed(self):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(302)
-                self.send_header("Location", "ftp://127.0.0.1:1/manifest.json")
-                self.end_headers()
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1:1/manifest.json")
+            self.end_headers()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(UnreachableError, match="unknown url type: ftp"):
-                list(HttpSource(f"http://127.0.0.1:{server.server_port}", pause_s=0.001).read("manifest.json"))
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-    def test_a_refusal_is_not_tried_again(self, tmp_path):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_error(403)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(BundleError, match="403"):
-            list(HttpSource(f"http://127.0.0.1:{server.server_port}").read("manifest.json"))
-        thread.join()
-        server.server_close()
+        with answering(answer) as url, pytest.raises(UnreachableError, match="unknown url type: ftp"):
+            list(HttpSource(url, pause_s=0.001).read("manifest.json"))
 
     @pytest.mark.parametrize("url", ["", "ftp://host/x", "http://", "http://host/?x=1", "http://[", "file:///etc"])
     def test_what_is_no_folder_of_a_server_is_refused(self, url):
@@ -590,59 +554,36 @@ def test_a_server_that_trickles_does_not_hold_up_who_orders_something_else(alone
     """Byte after byte, without an end: no timeout of a socket ever passes."""
     device, done = alone(), threading.Event()
 
-    class Trickle(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            while not done.wait(0.01):
-                self.wfile.write(b" ")
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        while not done.wait(0.01):
+            self.wfile.write(b" ")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        device.updates.order(order_of(bundles["2"], "slow", f"http://127.0.0.1:{server.server_port}"))
+    with answering(answer) as slow, serving(bundles["2"]) as (url, _):
+        device.updates.order(order_of(bundles["2"], "slow", slow))
         wait_for(lambda: bool(device.said))
-        with serving(bundles["2"]) as (url, _):
-            device.updates.order(order_of(bundles["2"], "good", url))
+        device.updates.order(order_of(bundles["2"], "good", url))
+        try:
             assert "called off" in device.end_of("slow").message
             assert device.end_of("good").phase is Phase.CONFIRMED
-    finally:
-        done.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        finally:
+            done.set()
 
 
 def test_every_order_is_answered_however_many_come_at_once(alone, bundles):
     device, go_on = alone(), threading.Event()
 
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            go_on.wait(60)
-            self.send_error(404)
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        go_on.wait(60)
+        self.send_error(404)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with answering(answer) as url:
         for number in range(5):
-            url = f"http://127.0.0.1:{server.server_port}"
             device.updates.order(order_of(bundles["2"], f"order-{number}", url))
         go_on.set()
         ends = [device.end_of(f"order-{number}") for number in range(5)]
-    finally:
-        go_on.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert ["called off" in end.message for end in ends[1:]] == [True, True, True, False]
     assert "there is no http://" in ends[-1].message and "expected the URL of a bundle's folder" in ends[-1].message
 
