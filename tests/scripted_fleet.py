@@ -63,7 +63,7 @@ class Device:
         """As systemd does."""
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(20) == 0, self.log.read_text()[-2000:]
+        assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
 
 
 def fleet_file(folder: Path, devices: dict[str, str], links: str = "") -> Path:
@@ -79,7 +79,7 @@ def await_state(
     port: int,
     device: str,
     wanted: Callable[[dict], bool],
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     host: str = "127.0.0.1",
     process: subprocess.Popen[bytes] | None = None,
 ) -> dict:
@@ -101,7 +101,7 @@ def await_state(
         client.loop_stop()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, otherwise: str = "it never came") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, otherwise: str = "it never came") -> None:
     """Poll until something is so."""
     end_s = time.monotonic() + timeout_s
     while not condition():
