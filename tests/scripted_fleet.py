@@ -27,10 +27,12 @@ class Device:
         self.device, self._port = device, port
         self.state_dir = folder / f"state-{device}"
         self.log = folder / f"{device}.log"
+        self.hold = folder / f"{device}.hold"  # while this file is there, the model says nothing
         fleet = fleet or ROOT / "examples" / "greenhouse" / "fleet.yaml"
         self._command = [sys.executable, str(SCRIPT), str(fleet), "--device", device]
         self._command += ["--broker", f"mqtt://127.0.0.1:{port}", "--state-dir", str(self.state_dir)]
-        self._environment = {**os.environ, "STONECHAT_SCRIPT_PIECE_S": str(piece_s)}
+        script = {"STONECHAT_SCRIPT_PIECE_S": str(piece_s), "STONECHAT_SCRIPT_HOLD": str(self.hold)}
+        self._environment = os.environ | script
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = False) -> None:
