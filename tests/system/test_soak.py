@@ -41,7 +41,7 @@ def test_every_request_has_one_end(requests: int, restart_every: int, kill_every
                 # An interruption costs what is on the way, and what comes until both sides are connected again.
                 end_s = time.monotonic() + 60
                 for attempt in itertools.count(1):
-                    prompt = f"request {number} attempt {attempt}"
+                    prompt = f"request {number}.{attempt}"
                     try:
                         text = "".join(model.generate(prompt, timeout_s=10.0))
                     except UnreachableError:
