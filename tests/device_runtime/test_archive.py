@@ -440,7 +440,7 @@ class TestWhatIsVerifiedIsWhatIsUsed:
         assert Bundle.open(copy, trust=shop.trust).manifest.name == "noise"
 
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture

@@ -314,7 +314,7 @@ def test_ctrl_c_while_it_waits_for_a_board_leaves_it_disconnected(bundle, port, 
     listener.state("mcu-mute", "init")
     assert os.read(own, 100)  # it has greeted
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.endswith("stonechat: interrupted\n")
     listener.state("mcu-mute", "disconnected")
@@ -358,6 +358,7 @@ def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(b
             other.publish(topics.generate, ResponseTopic=topics.reply("anna", "7"), CorrelationData=b"7")
             done = ask_with(*secure, "--as", "anna", "--device", "mcu-a", "how are you", "--max-new", "8")
             assert done.stdout == local_answer("how are you", 8) + "\n", done.stderr
+            until(lambda: any("/reply/" in topic for topic, _ in list(anna.heard.queue)))
         heard = [topic for topic, _ in list(other.heard.queue)]
         assert not [topic for topic in heard if topic.startswith("stonechat/1/mcu-a/")]
         replies = [topic for user in (anna, spy) for topic, _ in list(user.heard.queue) if "/reply/" in topic]

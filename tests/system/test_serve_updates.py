@@ -26,14 +26,6 @@ from toolkit.deploy.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 
-FLEET = """\
-schema: 1
-broker: {{url: "mqtt://127.0.0.1:{port}"}}
-models:
-  tiny: {{bundle: model, threads: 1, max_new: 8}}
-devices:
-  test-pi: {{model: tiny}}
-"""
 SMALL = "generic-x86-64"
 
 
@@ -51,9 +43,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 class Device:
     """A folder as `device init` leaves it, with version 1 of a model, and the process that serves from it."""
 
-    def __init__(self, folder: Path, port: int, key: SigningKey, bundle: Path) -> None:
-        self.folder, self.port, self.key, self._source = folder, port, key, bundle
-        (folder / "fleet.yaml").write_text(FLEET.format(port=port))
+    def __init__(self, fleet: Path, port: int, key: SigningKey, bundle: Path) -> None:
+        folder = fleet.parent
+        self.fleet, self.folder, self.port, self.key, self._source = fleet, folder, port, key, bundle
         (folder / "keys").mkdir()
         (folder / "keys" / "plant.pub").write_text(key.public.to_text())
         self.note(None)
@@ -73,7 +65,7 @@ class Device:
         return bundle
 
     def serve(self, *flags: object) -> None:
-        command = [sys.executable, "-m", "toolkit", "serve", self.folder / "fleet.yaml", "--device", "test-pi"]
+        command = [sys.executable, "-m", "toolkit", "serve", self.fleet, "--device", "test-pi"]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [*map(str, command), "--state-dir", str(self.folder / "state"), *map(str, flags)],
@@ -119,8 +111,10 @@ class Device:
 
 
 @pytest.fixture
-def device(port: int, key: SigningKey, pi_bundle: Path, tmp_path: Path) -> Iterator[Device]:
-    made = Device(tmp_path, port, key, pi_bundle)
+def device(
+    port: int, key: SigningKey, pi_bundle: Path, write_fleet: Callable[[Path, int], Path], tmp_path: Path
+) -> Iterator[Device]:
+    made = Device(write_fleet(tmp_path, port), port, key, pi_bundle)
     yield made
     made.stop()
 
@@ -209,7 +203,7 @@ def test_a_board_that_nobody_knows_any_more_is_no_reason_not_to_serve(device: De
 def test_a_board_that_is_named_by_hand_has_to_exist(device: Device) -> None:
     done = subprocess.run(
         [
-            sys.executable, "-m", "toolkit", "serve", device.folder / "fleet.yaml", "--device", "test-pi",
+            sys.executable, "-m", "toolkit", "serve", device.fleet, "--device", "test-pi",
             "--board", "raspberry-pi-9", "--state-dir", device.folder / "state",
         ],
         capture_output=True, text=True, env=os.environ, timeout=60,

@@ -129,7 +129,7 @@ def test_update_without_a_file_is_a_mistake(pi_bundle: Path, capfd: pytest.Captu
     assert run(capfd, "check", pi_bundle, *BOARD, "--update-baseline")[0] == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),

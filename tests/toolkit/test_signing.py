@@ -326,7 +326,7 @@ class TestServe:
                     watcher.terminate()
             finally:
                 process.send_signal(signal.SIGTERM)
-                _, err = process.communicate(timeout=30)
+                _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
 
     def test_a_folder_of_keys_without_a_key_is_no_way_around_them(self, shop: Workshop, pi_bundle: Path) -> None:

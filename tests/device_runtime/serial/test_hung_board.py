@@ -72,7 +72,7 @@ def test_a_model_that_hangs_trips_the_watchdog_and_a_slow_one_does_not(desk, con
         client.connect()
         try:
             watched.until("READY=1")
-            desk.pace_s = 0.25  # the prompt alone takes a dozen steps
+            desk.pace_s = 0.35  # the prompt alone takes a dozen steps
             question = {"prompt": "how are you " * 18, "max_new": 60, "temperature": 1, "seed": 5, "stream": True}
             client.publish(TOPICS.generate, json.dumps(question).encode(), qos=1, response_topic=reply_to)
             until(lambda: desk.board.working or replies)
