@@ -12,6 +12,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +287,31 @@ class TestWhoGetsIn:
         done = ask(site, "phone", host="127.0.0.1")
         assert done.returncode == 2
         assert "does not prove who it is" in done.stderr
+
+
+def test_who_fills_the_broker_is_disconnected_and_the_others_go_on(tmp_path: Path) -> None:
+    """A device may keep messages below its own out/, and as many as it likes."""
+    keys, port = tmp_path / "broker", free_port()
+    flags = ["--host", "localhost", "--port", str(port), "--device", "north", "--device", "south", "--client", "phone"]
+    assert main(["broker", "init", str(keys), *flags]) == 0
+    config = keys / "mosquitto.conf"
+    text = config.read_text()
+    assert "\nmemory_limit 134217728\n" in text
+    config.write_text(text.replace("memory_limit 134217728", "memory_limit 12000000"))  # sooner
+    with made_broker(keys, port) as process:
+        phone, north, south = users = [User(Site(tmp_path, port), name) for name in ("phone", "north", "south")]
+        gone = threading.Event()
+        north.client.on_disconnect = lambda *_: gone.set()
+        phone.subscribe("stonechat/1/south/out/state")
+        for number in range(200):
+            north.client.publish(f"stonechat/1/north/out/x/{number}", b"x" * 100_000, qos=1, retain=True)
+        assert gone.wait(PATIENCE_S)
+        north.close()
+        south.publish("stonechat/1/south/out/state", b"still here")
+        phone.until(b"still here")
+        assert process.poll() is None
+        for user in users:
+            user.close()
 
 
 class TestCommand:
