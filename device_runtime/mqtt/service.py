@@ -80,7 +80,7 @@ class Service:
         self._state = DeviceState.INIT
         self._client = Client(
             config.broker,
-            f"stonechat-{config.device}",
+            "-".join(filter(None, ("stonechat", config.device, config.broker.proof()))),
             on_message=self._receive,
             on_subscribed=self._announce,
             on_connection=self._connection_changed,

@@ -46,6 +46,7 @@ class Site:
     port: int
     password_port: int
     process: subprocess.Popen[bytes]
+    device: subprocess.Popen[bytes] | None = None  # the one on the air, if there is one
 
     def secret(self, name: str) -> str:
         return (self.folder / f"{name}.password").read_text().strip()
@@ -215,48 +216,33 @@ class TestPasswords:
 
 
 @contextmanager
-def device(fleet: Path, name: str) -> Iterator[None]:
-    """A device with a model that repeats its prompt in upper case; its log is beside the fleet file.
-
-    While there is a file `hold` beside them, it says nothing.
-    """
+def device(fleet: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A device with a model that repeats its prompt in upper case; its log is beside the fleet file."""
     script = ROOT / "tests" / "toolkit" / "scripted_device.py"
     command = [sys.executable, str(script), str(fleet), "--device", name, "--state-dir", str(fleet.parent / "state")]
     path = fleet.with_suffix(".log")
     with path.open("w") as log:
-        environment = os.environ | {"STONECHAT_SCRIPT_HOLD": str(fleet.with_name("hold"))}
-        serving = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        serving = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            end_s = time.monotonic() + 60
+            end_s = time.monotonic() + 120
             while f" as {name}" not in path.read_text():
                 assert serving.poll() is None and time.monotonic() < end_s, path.read_text()
                 time.sleep(0.05)
-            yield
+            yield serving
         finally:
             serving.terminate()
             assert serving.wait(60) == 0
 
 
 def everything_that_shows() -> str:
-    """The command lines of all processes, as `ps` and any user see them, each on a line of its own."""
+    """The command lines of all processes, one a line, as `ps` and any user see them."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = path.read_bytes().decode(errors="replace")
+            found.append(path.read_bytes().replace(b"\0", b" ").replace(b"\n", b" ").decode(errors="replace"))
         except OSError:  # it has ended
             continue
-        found.append(words.replace("\0", " ").replace("\n", " "))
-    return "\n" + "\n".join(found)
-
-
-def shown_while(running: subprocess.Popen[str], words: str, hold: Path) -> list[str]:
-    """`everything_that_shows`, again and again until it ends; `hold` goes with the first that has `words`."""
-    shown = []
-    while running.poll() is None:
-        shown.append(everything_that_shows())
-        if words in shown[-1]:
-            hold.unlink(missing_ok=True)
-    return shown
+    return "\n".join(found)
 
 
 class TestSecrets:
@@ -269,15 +255,15 @@ class TestSecrets:
             fleet.write_text(FLEET.format(port=site.password_port))
             ask = [sys.executable, "-m", "toolkit", "ask", "--broker", f"mqtts://watch@localhost:{site.password_port}"]
             ask += ["--password-file", str(site.folder / "watch.password"), "--certs", str(site.folder)]
-            hold = tmp_path / "hold"
-            hold.touch()
             with device(fleet, "north"):
                 asking = subprocess.Popen(
                     [*ask, "--device", "north", "good morning"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     text=True, cwd=ROOT,
                 )  # fmt: skip
-                shown = shown_while(asking, "watch.password", hold)
-                answer, errors = asking.communicate()
+                while asking.poll() is None and not Path(f"/proc/{asking.pid}/cmdline").read_bytes():
+                    time.sleep(0.001)  # Popen returns when exec has begun; the command line is there a little later
+                shown = [everything_that_shows()]
+                answer, errors = asking.communicate(timeout=120)
                 shown += [answer, errors, everything_that_shows()]
                 assert answer.split() == ["GOOD", "MORNING"], errors
             secrets = [site.secret(name) for name in ("north", "probe", "board", "watch")]
@@ -289,7 +275,7 @@ class TestSecrets:
             files += [path for path in site.folder.iterdir() if path.suffix != ".password"]
             shown += [out, err, *(path.read_text() for path in files)]
         assert any(str(fleet) in text for text in shown)  # the lists did have them
-        assert any("watch.password" in text for text in shown)
+        assert "watch.password" in shown[0]
         assert len(set(secrets)) == 5 and all(len(secret) == 32 for secret in secrets)
         assert [text for text in shown for secret in secrets if secret in text] == []
 
@@ -307,9 +293,6 @@ class TestSecrets:
         assert [ours[:3], *map(len, ours[3:])] == [theirs[:3], *map(len, theirs[3:])]
 
 
-RR = "\nmosquitto_rr -h localhost "  # itself, not a shell that was told to start it
-
-
 def documented_commands() -> list[str]:
     """The shell examples of docs/broker.md."""
     return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "broker.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -325,7 +308,7 @@ def greenhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (folder / "fleet.yaml").write_text(FLEET.format(port=password_port).replace("north", "greenhouse-pi"))
     with made_broker(folder / "broker", port, password_port) as process:
         site = Site(folder / "broker", port, password_port, process)
-        with device(folder / "fleet.yaml", "greenhouse-pi"):
+        with device(folder / "fleet.yaml", "greenhouse-pi") as site.device:
             await_ready(
                 password_port, "greenhouse-pi", ca=site.folder / "ca.crt", login=("phone", site.secret("phone"))
             )
@@ -340,13 +323,19 @@ def test_the_commands_of_the_documentation_work_and_show_no_password(greenhouse:
     home = greenhouse.folder.parent
     environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    (home / "hold").touch()
+    assert greenhouse.device is not None
+    greenhouse.device.send_signal(signal.SIGSTOP)  # no answer before the process list was looked at
     running = subprocess.Popen(["sh", "-c", command], cwd=home, env=environment, **pipes)
-    shown = shown_while(running, RR, home / "hold")
-    out, err = running.communicate()
+    try:
+        shown = [everything_that_shows()]
+        while running.poll() is None and "\nmosquitto_rr -h localhost" not in shown[-1]:
+            shown.append(everything_that_shows())
+    finally:
+        greenhouse.device.send_signal(signal.SIGCONT)
+    out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert '"text":"IT IS 38 °C. WHAT SHOULD I DO?"' in out
-    assert any(RR in text for text in shown)
+    assert any("mosquitto_rr -h localhost" in text for text in shown)
     assert not any(greenhouse.secret("phone") in text for text in [*shown, out, err])
 
 
