@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from device_runtime.errors import UpdateError
 from toolkit.deploy.device import BoardDevice
-from toolkit.deploy.ssh import RemoteError
+from toolkit.deploy.ssh import RemoteError, last_words
 
 __all__ = ["only_one"]
 
@@ -43,7 +43,7 @@ while select.select([0], [], [], float(lease_s))[0] and os.read(0, 64):
 
 
 @contextmanager
-def only_one(board: BoardDevice, lease_s: float = LEASE_S) -> Iterator[None]:
+def only_one(board: BoardDevice, lease_s: float = LEASE_S, beat_s: float = BEAT_S) -> Iterator[None]:
     """Within this context no other deployment to the board begins.
 
     Raises:
@@ -64,13 +64,15 @@ def only_one(board: BoardDevice, lease_s: float = LEASE_S) -> Iterator[None]:
                     f"another deployment to {board.remote.target} is under way, by {said or 'somebody'}; wait until it "
                     f"has ended. One whose connection broke ends within {lease_s:.0f} s."
                 )
-            raise RemoteError(f"{board.remote.target}:{path} could not be locked: {said or 'no reason given'}")
+            raise RemoteError(
+                f"{board.remote.target}:{path} could not be locked: {last_words(said) or 'no reason given'}."
+            )
 
         stdin = process.stdin
 
         def beat() -> None:
             with suppress(OSError):  # the connection broke, and whoever uses it notices
-                while not ended.wait(BEAT_S):
+                while not ended.wait(beat_s):
                     stdin.write(b".")
                     stdin.flush()
 
