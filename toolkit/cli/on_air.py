@@ -63,6 +63,15 @@ class DeviceModels:
             keys = plan.keys_folder() or keys_beside(plan.path)
         return cls(device, entries, trusted(keys), plan)
 
+    def hold_trials(self, manager: ServiceManager) -> None:
+        """Hold the trials that are due. What a bundle is worth does not depend on whether there is a broker.
+
+        Raises:
+            ConfigurationError: a slot folder has no bundle that passed its trial.
+        """
+        for name in self.entries:
+            self.ready(name, manager)
+
     def ready(self, name: str, manager: ServiceManager) -> Path:
         """The bundle of a model: of a slot folder the active one, once the trial that is due has been held.
 
@@ -81,6 +90,7 @@ class DeviceModels:
         path = Path(entry.bundle)
         if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
             manager.starting(trial.limits.timeout_s + OPENING_S)
+            manager.status(f"trying the new bundle of {name}")
         return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
 
     @property
