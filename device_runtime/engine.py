@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,7 @@ class Generation(Iterator[str]):
         return next(self._pieces)
 
     def cancel(self) -> None:
-        """Stop after the token that is being computed. May be called from another thread."""
+        """Stop after the token, or the part of the prompt, that is being computed. May be called from any thread."""
         self._cancelled.set()
 
     def _run(
@@ -77,13 +77,13 @@ class Generation(Iterator[str]):
         constraint: Constraint | None,
     ) -> Iterator[str]:
         model._answering = self
-        logits, cached = model._take_in(prompt)
+        logits, cached = model._take_in(prompt, self._cancelled.is_set)
         stream, held = TextStream(model._tokenizer), StopStrings(stop)
         finish: Finish = "length"
         count, first_s = 0, 0.0
         text: list[str] = []
         while count < max_new:
-            if self._cancelled.is_set() or model._answering is not self:
+            if logits is None or self._cancelled.is_set() or model._answering is not self:
                 finish = "cancelled"
                 break
             if constraint is None:
@@ -229,16 +229,25 @@ class LanguageModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_in(self, tokens: list[int]) -> tuple[Logits, int]:
-        """Bring the kv_cache to `tokens`; returns the logits after the last and how many were there already."""
+    def _take_in(self, tokens: list[int], cancelled: Callable[[], bool]) -> tuple[Logits | None, int]:
+        """Bring the kv_cache to `tokens`; returns the logits after the last and how many were there already.
+
+        A long prompt takes a small board half a minute: between two runs of the graph it looks whether it was
+        `cancelled`, and then there are no logits.
+        """
         common = 0
         limit = min(len(self._cached), len(tokens) - 1)  # the last token is computed again for its logits
         while common < limit and self._cached[common] == tokens[common]:
             common += 1
         self.backend.rewind(common)
         self._cached = tokens[:common]
-        logits = self.backend.prefill(tokens[common:])
-        self._cached = list(tokens)
+        logits: Logits | None = None
+        for start in range(common, len(tokens), self.backend.chunk):
+            if cancelled():
+                return None, common
+            part = tokens[start : start + self.backend.chunk]
+            logits = self.backend.prefill(part)
+            self._cached += part
         return logits, common
 
     def _step(self, token: int) -> Logits:

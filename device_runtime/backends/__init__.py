@@ -27,6 +27,7 @@ class Backend(Protocol):
 
     context: int  # positions that the kv_cache can hold, those of the prefix included
     position: int  # positions that it holds now
+    chunk: int  # tokens that one run of the graph takes in; `prefill` of more is several runs
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Take in one or more tokens; returns the logits after the last, (vocabulary,), valid until the next call."""

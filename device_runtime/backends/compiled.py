@@ -82,14 +82,13 @@ class CompiledBackend:
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
         cache.keep()
         self._prefix = prefix
-        self.position = 0
+        self.position, self.chunk = 0, max(1, self._shape.prefill)
         if prefix:
             self._write_prefix(*bundle.read_prefix())
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """As in `Backend`."""
-        done, logits = 0, None
-        chunk = self._shape.prefill
+        done, logits, chunk = 0, None, self.chunk
         while done < len(tokens):
             rest = tokens[done : done + chunk]
             # A padded chunk writes all of its rows: it must not reach past the context.

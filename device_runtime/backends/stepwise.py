@@ -21,6 +21,8 @@ __all__ = ["StepwiseBackend"]
 class StepwiseBackend(ABC):
     """See `device_runtime.backends.Backend`. A subclass runs one step."""
 
+    chunk = 1
+
     def __init__(self, bundle: Bundle) -> None:
         self._prefix = len(bundle.manifest.prefix_tokens)
         self.context = bundle.manifest.context

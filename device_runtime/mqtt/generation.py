@@ -18,7 +18,7 @@ __all__ = ["Answer", "Model", "Run", "incomplete"]
 
 def incomplete(final: Final) -> str:
     """What to say of an answer that was held to a schema and cut before it fitted it."""
-    limit = {"deadline": "the deadline", "length": "the limit of tokens"}.get(final.finish, "a stop text")
+    limit = "the deadline" if final.finish == "deadline" else "the limit of tokens"
     return (
         f"the answer met {limit} after {final.usage.completion_tokens} tokens, before it was complete; "
         "give it more, or ask for less."
@@ -64,7 +64,7 @@ class Run:
         self._reason: Literal["cancelled", "deadline"] | None = None
 
     def end(self, reason: Literal["cancelled", "deadline"]) -> None:
-        """Stop after the token that is being computed; before the start, stop as soon as it starts."""
+        """Stop after the token that is being computed; before the start, stop as soon as it starts. From any thread."""
         with self._lock:
             self._reason = self._reason or reason
             if self._answer is not None:

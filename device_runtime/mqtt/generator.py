@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
+from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.generation import Run
 from device_runtime.mqtt.health import Health
 from device_runtime.mqtt.messages import Final, Request
@@ -26,7 +27,7 @@ class Generator:
         self.average_ms = float(FIRST_GUESS_MS)  # of an answer, lately
         self._health, self._pulse = health, pulse
         self._lock = threading.Lock()
-        self._current: tuple[Hashable | None, Run] | None = None
+        self._current: Run | None = None
         self._stopped = False
 
     @property
@@ -34,23 +35,15 @@ class Generator:
         """Whether no answer is under way."""
         return self._current is None
 
-    def generate(
-        self,
-        request: Request,
-        key: Hashable | None,
-        deadline_s: float | None,
-        on_piece: Callable[[str], None] = lambda text: None,
-    ) -> Final:
+    def generate(self, request: Request, run: Run, on_piece: Callable[[str], None] = lambda text: None) -> Final:
         """Answer a request.
 
         Args:
-            key: what `cancel` names.
-            deadline_s: on the monotonic clock; what is ready by then is the answer.
+            run: ends the answer, by its deadline or by `end`.
             on_piece: gets each piece.
         """
-        run = Run(deadline_s)
         with self._lock:
-            self._current = (key, run)
+            self._current = run
             if self._stopped:
                 run.end("cancelled")
         start_s = time.monotonic()
@@ -65,6 +58,8 @@ class Generator:
             final = run.to_end(answer, heard)
             self._health.answered(final)
             return final
+        except ConfigurationError:  # the request's own fault
+            raise
         except Exception:
             self._health.failed()
             raise
@@ -73,15 +68,9 @@ class Generator:
                 self._current = None
             self.average_ms += 0.3 * ((time.monotonic() - start_s) * 1000 - self.average_ms)
 
-    def cancel(self, key: Hashable) -> None:
-        """End the answer with this key after the token that is being computed, if it is under way."""
-        with self._lock:
-            if self._current and self._current[0] == key:
-                self._current[1].end("cancelled")
-
     def stop(self) -> None:
         """End the answer that is under way, and each that begins from now on."""
         with self._lock:
             self._stopped = True
             if self._current:
-                self._current[1].end("cancelled")
+                self._current.end("cancelled")

@@ -139,6 +139,8 @@ class Request:
         prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
         if (prompt is None) == (messages is None):
             raise MessageError("a request needs either prompt or messages, and not both.")
+        if fields.get("stop") and fields.get("schema") is not None:
+            raise MessageError("stop and schema exclude each other: a stop text would cut the answer before it fits.")
         if messages is None:
             messages = ({"role": "user", "content": prompt},)
         return cls(messages, **fields)

@@ -16,7 +16,7 @@ from typing import Any
 
 from device_runtime.errors import StonechatError
 from device_runtime.mqtt.client import Client, Incoming
-from device_runtime.mqtt.generation import incomplete
+from device_runtime.mqtt.generation import Run, incomplete
 from device_runtime.mqtt.generator import Generator
 from device_runtime.mqtt.limits import Gate
 from device_runtime.mqtt.membership import Membership
@@ -28,6 +28,7 @@ from device_runtime.mqtt.work import Job, WorkLine
 __all__ = ["Requests"]
 
 REMEMBERED = 256  # requests whose repeats are recognised
+_SHUTTING_DOWN = "the device is shutting down; ask again later."
 
 log = logging.getLogger("stonechat.serve")
 
@@ -68,6 +69,11 @@ class Requests:
         else:
             return False
         return True
+
+    def give_up_late(self) -> None:
+        """Answer what has waited beyond its deadline: whoever asked knows by then, and others get its room."""
+        for job in self._line.remove_late():
+            job.expired()
 
     def _command(self, message: Incoming, act: Callable[[Incoming, Any, Address], None]) -> None:
         """Find out whom to answer, then `act`; what is wrong from there on is answered."""
@@ -117,18 +123,22 @@ class Requests:
         if trouble and (pooled or self._generator.idle):  # an answer under way waits for it, and so do those behind
             return self._turn_away(address, "unavailable", trouble)
         deadline_s = now_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
+        run = Run(deadline_s)
         limits = [t for t in (deadline_s, now_s + message.expiry_s if message.expiry_s is not None else None) if t]
         job = Job(
             address.key,
-            run=lambda: self._answer(request, address, deadline_s),
+            run=lambda: self._answer(request, address, run),
+            cancel=lambda: run.end("cancelled"),
             start_by_s=min(limits, default=None),
-            expired=lambda: self._reply(address, Final(0, "", "deadline").to_fields(), qos=1),
-            dropped=lambda: self._refuse(address, "unavailable", "the device is shutting down; ask again later."),
+            expired=lambda: self._conclude(request, address, Final(0, "", "deadline")),
+            dropped=lambda: self._refuse(address, "unavailable", _SHUTTING_DOWN),
             hand_on=(lambda: self._hand_on(address)) if pooled else None,
         )
         if request.accept and self._line.has_room:  # said first: the worker thread may answer at once
             self._reply(address, Accepted(self._topics.device, self._boot).to_fields(), qos=1)
         if not self._line.add_request(job):
+            if self._line.closed:
+                return self._turn_away(address, "unavailable", _SHUTTING_DOWN)
             wait_ms = int(self._generator.average_ms * (len(self._line) + 1))
             return self._turn_away(
                 address, "busy", f"{self._line.limit} requests are waiting already; ask again later.", wait_ms
@@ -145,12 +155,10 @@ class Requests:
             Cancel.from_value(value)
         if address.key is None:
             raise MessageError("a cancel command needs the Correlation Data (or id) of the request.")
-        if self._line.remove(address.key):
+        if self._line.cancel(address.key):
             self._reply(address, Final(0, "", "cancelled").to_fields(), qos=1)
-            return
-        self._generator.cancel(address.key)
 
-    def _answer(self, request: Request, address: Address, deadline_s: float | None) -> None:
+    def _answer(self, request: Request, address: Address, run: Run) -> None:
         seq = 0
         held = ""
 
@@ -162,15 +170,18 @@ class Requests:
                 seq, held = seq + 1, ""
 
         try:
-            final = self._generator.generate(request, address.key, deadline_s, send)
+            final = self._generator.generate(request, run, send)
         except StonechatError as e:
             return self._refuse(address, e.code, str(e))
         except Exception:
             self._refuse(address, "failed", "the model failed on this request; see the device's log.")
             raise
+        return self._conclude(request, address, replace(final, seq=seq))
+
+    def _conclude(self, request: Request, address: Address, final: Final) -> None:
         if request.schema is not None and final.finish in ("length", "deadline"):
             return self._refuse(address, "incomplete", incomplete(final))
-        self._reply(address, replace(final, seq=seq).to_fields(), qos=1)
+        self._reply(address, final.to_fields(), qos=1)
         log.info(
             "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
             address.reply_to.removeprefix(self._topics.reply_root + "/"), final.usage.prompt_tokens,

@@ -10,12 +10,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from device_runtime.errors import StonechatError
 from device_runtime.mqtt.client import Incoming, Subscription
-from device_runtime.mqtt.generation import incomplete
+from device_runtime.mqtt.generation import Run, incomplete
 from device_runtime.mqtt.links import Link, LinkError, Wakeup, Windows, read
 from device_runtime.mqtt.messages import Final, Request
 from device_runtime.mqtt.payload import MessageError, dump
@@ -51,7 +51,7 @@ class Sensors:
         line: WorkLine,
         publish: Publish,
         deliver: Deliver,
-        generate: Callable[[Request, Hashable | None, float | None], Final],
+        generate: Callable[[Request, Run], Final],
     ) -> None:
         self._device, self._line, self._publish, self._generate = device, line, publish, generate
         self._deliver = deliver
@@ -106,7 +106,7 @@ class Sensors:
         log.info("link %s woke on %s", link.name, reading.topic)
         try:
             request = Request(({"role": "user", "content": wakeup.prompt},), link.model, schema=link.answer)
-            final = self._generate(request, None, deadline_s)
+            final = self._generate(request, Run(deadline_s))
         except StonechatError as e:
             return self._trouble(link, e.code, reading.topic, str(e))
         except Exception:

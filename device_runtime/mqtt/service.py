@@ -137,6 +137,7 @@ class Service:
                 next_health_s = time.monotonic()
                 while not self._stopping.wait(0.2):
                     self._client.tell_confirmed()
+                    self._requests.give_up_late()
                     self._follow_hardware()
                     self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:

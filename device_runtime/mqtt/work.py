@@ -6,6 +6,7 @@ The network thread puts work in; the worker thread takes it out, oldest first. N
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class Job:
 
     key: Hashable | None  # what a cancel command names; None when nothing can name it
     run: Callable[[], None]
+    cancel: Callable[[], None] = field(default=lambda: None)  # ends `run`, also before it has begun
     start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
     expired: Callable[[], None] = field(default=lambda: None)  # called instead of `run` when it is too late
     dropped: Callable[[], None] = field(default=lambda: None)  # called instead of `run` on shutdown
@@ -39,12 +41,18 @@ class WorkLine:
         self._condition = threading.Condition()
         self._requests: deque[tuple[int, Job]] = deque()
         self._slots: OrderedDict[Hashable, deque[tuple[int, Job]]] = OrderedDict()
+        self._taken: Job | None = None  # the last that was taken out to be run
         self._arrivals = 0
         self._closed = False
 
     def __len__(self) -> int:
         with self._condition:
             return len(self._requests) + sum(map(len, self._slots.values()))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
 
     @property
     def has_room(self) -> bool:
@@ -96,23 +104,39 @@ class WorkLine:
             self._condition.wait_for(lambda: self._closed or self._requests or self._slots)
             if self._closed:
                 return None
-            first = min(self._slots, key=lambda s: self._slots[s][0][0], default=None)
-            if first is None or (self._requests and self._requests[0][0] < self._slots[first][0][0]):
-                return self._requests.popleft()[1]
-            waiting = self._slots[first]
-            job = waiting.popleft()[1]
-            if not waiting:
-                del self._slots[first]
-            return job
+            self._taken = self._first()
+            return self._taken
 
-    def remove(self, key: Hashable) -> Job | None:
-        """Take a waiting request out of the line by its key."""
+    def _first(self) -> Job:
+        first = min(self._slots, key=lambda s: self._slots[s][0][0], default=None)
+        if first is None or (self._requests and self._requests[0][0] < self._slots[first][0][0]):
+            return self._requests.popleft()[1]
+        waiting = self._slots[first]
+        job = waiting.popleft()[1]
+        if not waiting:
+            del self._slots[first]
+        return job
+
+    def cancel(self, key: Hashable) -> Job | None:
+        """Take a waiting request out of the line by its key and return it; one that was taken is told to end."""
         with self._condition:
             for entry in self._requests:
                 if entry[1].key == key:
                     self._requests.remove(entry)
                     return entry[1]
+            taken = self._taken
+        if taken is not None and taken.key == key:
+            taken.cancel()
         return None
+
+    def remove_late(self) -> list[Job]:
+        """Take the waiting requests out of the line that are not worth starting any more."""
+        now_s = time.monotonic()
+        with self._condition:
+            late = [job for _, job in self._requests if job.start_by_s is not None and now_s > job.start_by_s]
+            if late:
+                self._requests = deque(entry for entry in self._requests if entry[1] not in late)
+            return late
 
     def remove_pooled(self) -> list[Job]:
         """Take the waiting requests out of the line that another device can answer."""

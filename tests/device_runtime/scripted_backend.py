@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,15 @@ class Words:
 class ScriptedBackend:
     """See `device_runtime.backends.Backend`. The k-th decision of an answer is the k-th token of the script."""
 
+    chunk = 64
+
     def __init__(self, script: Sequence[int], context: int, prefix: int = 1) -> None:
         self.context, self.position = context, prefix
         self._script, self._prefix = list(script), prefix
         self._next = 0
         self.taken_in: list[list[int]] = []  # the tokens of each prefill
         self.closed = False
+        self.on_prefill: Callable[[], None] = lambda: None
 
     def _logits(self) -> np.ndarray:
         logits = np.zeros(100, np.float32)
@@ -54,6 +57,7 @@ class ScriptedBackend:
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         self.taken_in.append(list(tokens))
+        self.on_prefill()
         self._next = 0
         self.position += len(tokens)
         assert self.position <= self.context

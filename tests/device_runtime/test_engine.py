@@ -305,6 +305,21 @@ class TestCancelling:
         assert list(generation) == []
         assert (generation.result.finish, generation.result.completion_tokens) == ("cancelled", 0)
 
+    def test_in_the_middle_of_a_long_prompt(self) -> None:
+        """A small board takes in a few tokens a second; what it has taken in is there for the next prompt."""
+        model, backend = scripted_model([2, EOS], Words("a"))
+        backend.chunk = 4
+        prompt = " ".join(f"word-{i}" for i in range(20))
+        generation = model.generate(prompt)
+        backend.on_prefill = generation.cancel
+        assert list(generation) == []
+        assert (generation.result.finish, generation.result.completion_tokens) == ("cancelled", 0)
+        assert [len(part) for part in backend.taken_in] == [4]
+        backend.on_prefill = lambda: None
+        again = model.generate(prompt)
+        assert list(again) == ["a"]
+        assert again.result.cached_tokens == generation.result.cached_tokens + 4
+
     def test_what_was_held_back_is_still_shown(self) -> None:
         model, _ = scripted_model([2, 3], Words("x", "S"))
         generation = model.generate("ask", stop=["ST"])

@@ -19,6 +19,7 @@ from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import mosquitto
 from tests.mqtt_peer import Peer
+from tests.scripted_fleet import wait_until
 
 _numbers = itertools.count(1)
 
@@ -31,6 +32,10 @@ class OnAir:
     model: ScriptedModel
     topics: DeviceTopics
     client: Peer  # subscribed to everything the device says
+
+    def until_waiting(self, count: int) -> None:
+        """Wait until so many requests wait for the model."""
+        wait_until(lambda: len(self.service._line) == count)
 
     def ask(self, client: Peer | None = None, session: str = "1", correlation: bytes = b"c1", **fields: Any) -> str:
         """Send a request; return its reply topic."""
@@ -85,5 +90,5 @@ def on_air(port: int, peer: Callable[..., Peer], tmp_path: Path) -> Iterator[Cal
     yield start
     for service, thread in running:
         service.stop()
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()

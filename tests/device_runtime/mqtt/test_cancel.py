@@ -53,3 +53,26 @@ def test_it_takes_effect_within_one_token(on_air):
     assert final["finish"] == "cancelled"
     assert final["usage"]["completion_tokens"] <= device.model.said_at_cancel + 1
     assert final["text"] == "t" * final["usage"]["completion_tokens"]
+
+
+def test_it_finds_a_request_on_its_way_from_the_line_to_the_model(on_air, monkeypatch):
+    """It waits no more, and its answer has not begun: between two threads nothing is lost."""
+    device = on_air(ScriptedModel(["a", "b"], gated=True))
+    enter, steps = device.service._enter, []
+
+    def take_long(state):
+        if not steps:
+            steps.append(state)
+            reply_to = device.topics.reply("tester", "1")
+            device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c1")
+            device.ask(prompt="the next", session="2", correlation=b"c2")
+            device.until_waiting(1)  # so the cancel was read as well
+        enter(state)
+
+    monkeypatch.setattr(device.service, "_enter", take_long)
+    device.ask(prompt="x")
+    final = device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]
+    assert (final["finish"], final["text"]) == ("cancelled", "")
+    for _ in range(3):
+        device.model.gate.release()
+    assert device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]["text"] == "ab"

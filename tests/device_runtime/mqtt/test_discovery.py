@@ -198,9 +198,9 @@ class TestOnAir:
         device = on_air()
         client = self.heard(peer, device.topics.device)
         client.next()
-        client.client.publish(STATUS_TOPIC, b"offline", qos=1).wait_for_publish(5)
+        client.client.publish(STATUS_TOPIC, b"offline", qos=1).wait_for_publish(30)
         assert client.silent()
-        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(5)
+        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(30)
         assert client.next()[1]["device"]["name"] == device.topics.device
 
     def test_a_device_that_shall_not_show_up_takes_back_what_it_said(self, on_air, peer) -> None:
@@ -211,7 +211,7 @@ class TestOnAir:
         device.client.until(lambda topic, value: value.get("state") == "disconnected")
         on_air(device="hidden", home_assistant=False)
         assert client.heard.get(timeout=5).payload == b""
-        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(5)
+        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(30)
         while not client.heard.empty() or not client.silent():
             assert client.heard.empty() or client.heard.get().payload == b""
 

@@ -9,6 +9,7 @@ import pytest
 from scripted import ScriptedModel
 
 from device_runtime import machine
+from device_runtime.errors import ContextOverflowError
 from device_runtime.mqtt.health import Health
 from device_runtime.mqtt.messages import Final, Usage
 
@@ -94,6 +95,15 @@ def test_it_is_published_at_the_start_and_again(on_air):
     device.ask(prompt="y", correlation=b"2")
     health = device.client.until(lambda topic, value: topic == device.topics.health and value["errors"] == 1)[-1][1]
     assert health["queue"] == 0
+
+
+def test_what_a_request_asked_for_in_vain_is_no_error_of_the_device(on_air):
+    device = on_air(health_s=0.2)
+    device.client.deaf_to = "(nothing)"
+    device.model.fails_with = ContextOverflowError("The prompt has 999 tokens.")
+    device.ask(prompt="x")
+    device.client.until(lambda topic, value: "error" in value)
+    assert device.client.until(lambda topic, value: topic == device.topics.health)[-1][1]["errors"] == 0
 
 
 def test_it_is_not_retained(on_air, peer):

@@ -44,12 +44,15 @@ class TestBlocking:
         device = on_air(ScriptedModel(["1"]))
         messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
         schema = {"type": "integer"}
-        list(remote(device).generate(messages, temperature=0.5, top_k=3, seed=7, stop=["."], schema=schema))
+        model = remote(device)
+        list(model.generate(messages, temperature=0.5, top_k=3, seed=7, schema=schema))
+        list(model.generate("x", stop=["."]))
         asked, options = device.model.asked[0]
         assert [m["content"] for m in asked] == ["s", "u"]
         sampling = options["sampling"]
         assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.5, 3, 7)
-        assert (options["stop"], options["schema"]) == ((".",), schema)
+        assert options["schema"] == schema
+        assert device.model.asked[1][1]["stop"] == (".",)
 
     def test_without_streaming_there_is_one_piece(self, on_air, remote):
         device = on_air(ScriptedModel(["a", "b", "c"]))
@@ -144,6 +147,7 @@ class TestErrors:
             {"timeout_s": 0},
             {"timeout_s": float("nan")},
             {"stop": [""]},
+            {"stop": ["."], "schema": {}},
             {"schema": []},
         ],
     )
