@@ -168,6 +168,7 @@ class BoardDevice:
 def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
     """Have systemd start the service anew; as `BoardDevice.restart`."""
     remote.check('systemctl --no-block restart "$1"', SERVICE, as_root=True)
+    say("systemd has the order, and carries it out whatever becomes of us …")
     told, since_s = "", time.monotonic()
     while (unit := _unit(remote)).get("Job", "0") not in ("", "0"):
         text = unit.get("StatusText", "")
