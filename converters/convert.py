@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,14 +84,15 @@ def convert(
     folder = Path(os.path.abspath(folder))  # "." has no name to put a temporary folder beside
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
-        ) from None
-    try:
+    work = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    try:  # from before the folder is there: Ctrl-C may come at any moment
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir(mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
+            ) from None
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
         if options.profile == "micro":

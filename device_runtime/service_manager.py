@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 
-__all__ = ["Pulse", "ServiceManager"]
+__all__ = ["CONNECTING", "Pulse", "ServiceManager"]
+
+CONNECTING = "connecting to"  # begins the status of a service that waits for its broker; `stonechat deploy` reads it
 
 log = logging.getLogger("stonechat.serve")
 

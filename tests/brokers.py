@@ -67,7 +67,7 @@ def made_broker(folder: Path, *ports: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def await_ready(
-    port: int, device: str, *, ca: Path | None = None, login: tuple[str, str] | None = None, timeout_s: float = 30.0
+    port: int, device: str, *, ca: Path | None = None, login: tuple[str, str] | None = None, timeout_s: float = 120.0
 ) -> None:
     """Wait until a device says that it is ready: its subscriptions are there.
 
@@ -106,7 +106,7 @@ def _running(binary: str, config: Path, *ports: int, address: str = "127.0.0.1")
         yield process
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(60)
         log.close()
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A busy machine is no fault of what is tested.
-settings.register_profile("stonechat", deadline=None)
+# The same examples on every machine, so that a change is judged by what it changes; and a busy machine is no fault of
+# what is tested. `pytest --hypothesis-profile=search` draws new examples each time, and prints how to repeat one.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("stonechat", **PATIENT, derandomize=True)
+settings.register_profile("search", **PATIENT, print_blob=True)
 settings.load_profile("stonechat")
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"

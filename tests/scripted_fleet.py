@@ -27,10 +27,12 @@ class Device:
         self.device, self._port = device, port
         self.state_dir = folder / f"state-{device}"
         self.log = folder / f"{device}.log"
+        self.hold = folder / f"{device}.hold"  # while this file is there, the model says nothing
         fleet = fleet or ROOT / "examples" / "greenhouse" / "fleet.yaml"
         self._command = [sys.executable, str(SCRIPT), str(fleet), "--device", device]
         self._command += ["--broker", f"mqtt://127.0.0.1:{port}", "--state-dir", str(self.state_dir)]
-        self._environment = {**os.environ, "STONECHAT_SCRIPT_PIECE_S": str(piece_s)}
+        script = {"STONECHAT_SCRIPT_PIECE_S": str(piece_s), "STONECHAT_SCRIPT_HOLD": str(self.hold)}
+        self._environment = os.environ | script
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = False) -> None:
@@ -63,7 +65,7 @@ class Device:
         """As systemd does."""
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(20) == 0, self.log.read_text()[-2000:]
+        assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
 
 
 def fleet_file(folder: Path, devices: dict[str, str], links: str = "") -> Path:
@@ -79,7 +81,7 @@ def await_state(
     port: int,
     device: str,
     wanted: Callable[[dict], bool],
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     host: str = "127.0.0.1",
     process: subprocess.Popen[bytes] | None = None,
 ) -> dict:
@@ -101,7 +103,7 @@ def await_state(
         client.loop_stop()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, otherwise: str = "it never came") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, otherwise: str = "it never came") -> None:
     """Poll until something is so."""
     end_s = time.monotonic() + timeout_s
     while not condition():

@@ -96,7 +96,7 @@ def ssh_server(
             [binary, "-D", "-e", "-f", str(folder / "sshd_config")], stdout=stream, stderr=stream
         )
         try:
-            end_s = time.monotonic() + 20
+            end_s = time.monotonic() + 60
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), timeout=0.5).close()
@@ -107,4 +107,4 @@ def ssh_server(
             yield SshServer(port, identity, folder / "ssh_config", log)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

@@ -85,4 +85,4 @@ def systemd_board(folder: Path) -> Iterator[SshServer]:
             yield SshServer(port, identity, config, log, "pi")
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)

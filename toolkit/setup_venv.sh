@@ -26,8 +26,9 @@ echo "setup: installing packages into $folder (the first time takes a minute or 
 pip="$folder/bin/python -m pip --disable-pip-version-check -q"
 if [ "$extras" = tflite214 ]; then
     # --no-deps: the project itself asks for LiteRT, which this environment must not have.
-    $pip install "tflite-runtime==2.14.0" "numpy<2" tokenizers sentencepiece jinja2 pytest
-    $pip install --no-deps -e .
+    # Half of an environment would look like one to the tests.
+    { $pip install "tflite-runtime==2.14.0" "numpy<2" tokenizers sentencepiece jinja2 pytest &&
+        $pip install --no-deps -e .; } || { rm -rf "$folder"; exit 1; }
 else
     $pip install -e ".[$extras]"
 fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ __all__ = ["PASSWORD_VARIABLE", "BrokerAddress", "Certificates", "Protocol", "re
 PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
 
 Protocol = Literal["5", "3.1.1"]
+
+_PROOF_ITERATIONS = 50_000  # client ids stand in logs, from which nobody shall guess a password that a person chose
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,25 @@ class BrokerAddress:
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
+    def proof(self) -> str:
+        """16 characters that only a holder of our key or password can tell, the same at each start; "" without either.
+
+        They belong into a client id that has to stay the same: a broker ends a connection when another client comes
+        with its client id, whoever that is.
+
+        Raises:
+            ConfigurationError: the key cannot be read.
+        """
+        secret = (self.password or "").encode()
+        if self.certificates.key is not None:
+            try:
+                secret = self.certificates.key.read_bytes()
+            except OSError as e:
+                raise ConfigurationError(f"the key {self.certificates.key} cannot be read: {reason(e)}.") from None
+        if not secret:
+            return ""
+        return hashlib.pbkdf2_hmac("sha256", secret, b"stonechat client id", _PROOF_ITERATIONS).hex()[:16]
+
     @classmethod
     def from_url(
         cls,
@@ -97,17 +119,18 @@ class BrokerAddress:
             ConfigurationError: it is no such URL, or it holds a password, which process lists would show.
         """
         expected = "expected mqtt://[user@]host[:port], or mqtts:// for TLS"
+        if ":" in (url.partition("//")[2] or url).rpartition("@")[0]:  # before it is split: "/" and "#" may be in it
+            raise ConfigurationError(
+                f"the broker URL holds a password, which process lists show; leave it out and give it "
+                f"in a file (--password-file) or in the environment ({PASSWORD_VARIABLE})."
+            )
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             raise ConfigurationError(f"broker URL {url!r} cannot be read; {expected}.") from None
-        if parts.password is not None:
-            raise ConfigurationError(
-                f"the broker URL holds a password, which process lists show; leave it out and give it "
-                f"in a file (--password-file) or in the environment ({PASSWORD_VARIABLE})."
-            )
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
+        extra = parts.path.strip("/") or parts.query or parts.fragment
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or extra:
             raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
         user = parts.username or (user if password is not None else None)
         if password is not None and user is None:

@@ -45,6 +45,7 @@ LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
 SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one id show by short connections,
 SHORT_LIVES = 5  # this many in a row
+CUT_OFF = 2  # connections in one `connect` that end before the broker's answer: it does not want us. One may be chance
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
 _NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
@@ -131,6 +132,7 @@ class Client:
         self.takeover = threading.Event()  # another client uses our client id
         self.forbidden = threading.Event()  # a message of ours was dropped for want of rights; MQTT 5 brokers say so
         self._short_lives = 0
+        self._cut_off = 0  # connections that have ended before the broker's answer
         self._since_s = 0.0
         self._v5 = broker.protocol == "5"
         self._paho = paho.Client(
@@ -181,7 +183,7 @@ class Client:
         self._paho.loop_start()
         if not self._answered.wait(timeout_s):
             self.close(0)
-            if self.broker.tls and self._short_lives:
+            if self.broker.tls and self._cut_off >= CUT_OFF:
                 raise ConfigurationError(
                     f"the broker at {self.broker} closes the connection before it begins; it may want a certificate "
                     "of its own authority (certs in the fleet file, --certs)."
@@ -202,7 +204,7 @@ class Client:
 
     def _open(self, timeout_s: float) -> None:
         self._answered.clear()
-        self._refusal, self._short_lives = None, 0
+        self._refusal, self._short_lives, self._cut_off = None, 0, 0
         self._paho.connect_timeout = timeout_s
         properties = None
         if self._v5:
@@ -365,6 +367,7 @@ class Client:
             self._on_subscribed(False)
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
+        self._cut_off += not self._answered.is_set()
         short = code.is_failure and time.monotonic() - self._since_s < SHORT_LIFE_S
         self._short_lives = self._short_lives + 1 if short else 0
         if code.value == SESSION_TAKEN_OVER or self._short_lives >= SHORT_LIVES:

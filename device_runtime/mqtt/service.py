@@ -38,7 +38,7 @@ from device_runtime.mqtt.requests import Requests
 from device_runtime.mqtt.sensors import Sensors
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.mqtt.work import Job, WorkLine
-from device_runtime.service_manager import Pulse, ServiceManager
+from device_runtime.service_manager import CONNECTING, Pulse, ServiceManager
 
 __all__ = ["Service", "stop_on_signals"]
 
@@ -80,7 +80,7 @@ class Service:
         self._state = DeviceState.INIT
         self._client = Client(
             config.broker,
-            f"stonechat-{config.device}",
+            "-".join(filter(None, ("stonechat", config.device, config.broker.proof()))),
             on_message=self._receive,
             on_subscribed=self._announce,
             on_connection=self._connection_changed,
@@ -122,7 +122,7 @@ class Service:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses the device, or another client has taken its id.
         """
-        self._manager.status(f"connecting to {self.config.broker}")
+        self._manager.status(f"{CONNECTING} {self.config.broker}")
         if not wait_for_broker:
             self._client.connect()
         elif not patience.connect(self._client, self._stopping):

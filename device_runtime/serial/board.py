@@ -153,7 +153,7 @@ class Board:
         self._start, self._work, self._done, self._sent = start, Work.PROMPT, None, 0
         self._prompt.clear()
         self._answer.clear()
-        most = TEXT_BYTES if self.hello.capabilities & Capability.TEXT else TOKEN_BYTES * self.hello.context
+        most = TEXT_BYTES if self.hello.capabilities & Capability.TEXT else TOKEN_BYTES * (self.hello.context - 1)
         if not 0 < start.prompt_bytes <= most:
             self._fail(EngineError(FaultCode.TOO_LONG, f"a prompt has from 1 to {most} bytes here"))
 

@@ -30,7 +30,7 @@ from device_runtime.serial.messages import (
 from device_runtime.serial.request import Ask, Chunk, Ended, Event, Failed, Request, Stage
 from device_runtime.serial.timing import Timing
 
-__all__ = ["PART_HEADER", "Course", "prompt_room"]
+__all__ = ["Course", "prompt_room"]
 
 SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel behind a part of the prompt
 PART_HEADER = 9  # bytes of a Prompt before its data

@@ -12,6 +12,7 @@ from enum import IntEnum, IntFlag
 from device_runtime.serial.codec import Message, MessageError, WithData
 
 __all__ = [
+    "LEAST_BODY",
     "TOKEN_BYTES",
     "UNKNOWN_TEMPERATURE",
     "VERSION",
@@ -119,6 +120,9 @@ class Start(Message):
         if count > MAX_STOPS or len(rest) < 4 * count:
             raise MessageError(f"Start has {count} stop tokens and {len(rest)} bytes of them; at most {MAX_STOPS}")
         return cls(**values, stop_tokens=struct.unpack_from(f"<{count}I", rest))
+
+
+LEAST_BODY = 1 + struct.calcsize("<" + Start.LAYOUT) + 4 * MAX_STOPS  # bytes: the largest `Start`
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,22 @@ class TokenEngine:
 
     def __init__(self, model: LanguageModel) -> None:
         self._backend, self._prefix = model.backend, list(model.manifest.prefix_tokens)
+        self._vocabulary = model.manifest.graph.vocabulary
         self._cached: list[int] = list(self._prefix)
         self._steps: Iterator[tuple[bytes, Finish | None]] = iter(())
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
 
     def start(self, prompt: bytes, start: Start) -> None:
         """Begin an answer."""
+        if len(prompt) % TOKEN_BYTES:
+            raise EngineError(FaultCode.MALFORMED, f"a prompt has whole tokens of {TOKEN_BYTES} bytes")
         tokens = list(struct.unpack(f"<{len(prompt) // TOKEN_BYTES}I", prompt))
         if len(tokens) >= self._backend.context:
             raise EngineError(FaultCode.TOO_LONG, f"the context has {self._backend.context} positions")
         if len(tokens) <= len(self._prefix) or tokens[: len(self._prefix)] != self._prefix:
-            raise EngineError(FaultCode.MALFORMED, "the prompt does not begin with the model's prefix")
+            raise EngineError(FaultCode.MALFORMED, "the prompt is not the model's prefix and more")
+        if max(tokens) >= self._vocabulary:
+            raise EngineError(FaultCode.MALFORMED, f"the prompt has token {max(tokens)} of {self._vocabulary}")
         self._steps = self._run(tokens, start)
 
     def step(self) -> tuple[bytes, Finish | None]:

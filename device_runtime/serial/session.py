@@ -12,10 +12,10 @@ from collections.abc import Callable
 from enum import Enum
 
 from device_runtime.errors import UnavailableError
-from device_runtime.serial.course import PART_HEADER, Course, prompt_room
+from device_runtime.serial.course import Course, prompt_room
 from device_runtime.serial.frames import FrameReader, frame
 from device_runtime.serial.messages import (
-    TOKEN_BYTES,
+    LEAST_BODY,
     VERSION,
     Capability,
     Greet,
@@ -30,6 +30,8 @@ from device_runtime.serial.request import Ask, Event
 from device_runtime.serial.timing import Timing
 
 __all__ = ["Phase", "Session"]
+
+CLOCK_SLACK_S = 60.0  # that a board's uptime may be ahead of ours before it counts as having gone back
 
 
 class Phase(Enum):
@@ -56,6 +58,7 @@ class Session:
         self.reader = FrameReader()
         self.hello: Hello | None = None  # the last; stays when the link is lost
         self.status: Status | None = None
+        self._status_s = 0.0  # when it came
         self.refusal = ""  # why the board cannot be talked to
         self.resets = 0  # of the board: its uptime went back
         self.unreadable = 0  # frames that were no messages
@@ -169,9 +172,10 @@ class Session:
             case Hello():
                 self._meet(message, now_s)
             case Status():
-                if self.status is not None and message.uptime_ms < self.status.uptime_ms:
-                    self.resets += 1
-                self.status = message
+                if self.status is not None:
+                    counted_s = (message.uptime_ms - self.status.uptime_ms) % 2**32 / 1000  # it wraps after 50 days
+                    self.resets += counted_s > 2 * (now_s - self._status_s) + CLOCK_SLACK_S
+                self.status, self._status_s = message, now_s
         if self.phase is Phase.UP and (course := self._running) is not None:
             course.hear(message, now_s)
 
@@ -181,12 +185,10 @@ class Session:
                 f"the board speaks version {hello.version} of the serial protocol, and this stonechat {VERSION}; "
                 "bring the older of the two up to date."
             )
-        elif prompt_room(hello) < PART_HEADER + TOKEN_BYTES or not hello.capabilities & (
-            Capability.TOKENS | Capability.TEXT
-        ):
+        elif prompt_room(hello) < LEAST_BODY or not hello.capabilities & (Capability.TOKENS | Capability.TEXT):
             self._refuse(
-                f"the board takes neither tokens nor text in frames of {hello.largest_body} bytes "
-                f"with a buffer of {hello.window}; see docs/serial-protocol.md."
+                f"the board takes neither tokens nor text in bodies of {hello.largest_body} bytes with a buffer of "
+                f"{hello.window}; it needs {LEAST_BODY} for a request, and room for its frame: docs/serial-protocol.md."
             )
         else:
             self.hello, self.phase, self.refusal = hello, Phase.UP, ""

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,8 @@ def _tokens_per_s(graph: Backend, prefix: int, token: int) -> float:
 
 def _main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no trial goes on when nobody waits for it
+    with suppress(OSError):  # proc(5): where memory runs out, the trial is ended, and not what serves
+        Path("/proc/self/oom_score_adj").write_text("1000")
     report = os.dup(1)
     os.dup2(2, 1)  # what native libraries print is not the report
     bundle, threads = sys.argv[1:]

@@ -19,7 +19,7 @@ CONFIG = (CHECKPOINTS / "gqa-tied" / "config.json").read_bytes()
 TOKENIZER = (CHECKPOINTS / "gqa-tied" / "tokenizer.json").read_bytes()
 
 # Tests share one folder: each example overwrites the file that it damages.
-several = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def damaged(data: bytes, header: int) -> st.SearchStrategy[bytes]:

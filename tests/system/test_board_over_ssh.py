@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.brokers import mosquitto
+from tests.brokers import free_port, mosquitto
 from tests.ssh_boards import FLEET
 from tests.ssh_servers import SshServer
 from tests.systemd_board import systemd_board
@@ -20,6 +22,7 @@ from tests.systemd_board import systemd_board
 pytestmark = pytest.mark.slow
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
+SLOTS = "/var/lib/stonechat/models/tiny"
 
 
 @dataclass
@@ -86,6 +89,14 @@ def on_air(ready: Board, pi_bundle: Path) -> Board:
     return ready
 
 
+def until(what: Callable[[], bool], timeout_s: float = 300) -> None:
+    """Wait for what comes by itself; the limit is for what never comes."""
+    end_s = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end_s
+        time.sleep(0.5)
+
+
 def ask(board: Board, prompt: str = "hello") -> str:
     command = [*STONECHAT, "ask", "--broker", f"mqtt://127.0.0.1:{board.port}", "--device", "test-pi", prompt]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -139,12 +150,63 @@ def test_a_bundle_that_fails_its_trial_ends_with_6_and_the_old_one_runs(on_air, 
     assert ask(on_air) == before
 
 
-def test_a_bundle_with_which_the_service_does_not_start_is_taken_back(on_air, pi_bundle, changed):
+def test_the_service_holds_the_trial_so_that_there_is_never_memory_needed_for_two_models(on_air, pi_bundle, changed):
+    pid = on_air.sh("systemctl show stonechat -p MainPID --value")
+    trial = {"prompt": "hello", "expect": "nobody says this", "max_new": 8}
+    done = on_air.run("deploy", changed(pi_bundle, version="5", trial=trial), "--to", on_air.server.target)
+    assert done.returncode == 6
+    assert "trying the new bundle of tiny …" in done.stderr
+    assert on_air.sh("systemctl show stonechat -p MainPID --value") not in (pid, "0")
+    journal = on_air.sh('sudo journalctl "_SYSTEMD_UNIT=stonechat.service" -o cat --no-pager').splitlines()
+    assert any("version 5 of gqa-tied did not pass its trial" in line for line in journal[-5:])
+
+
+def test_what_the_fleet_file_asks_is_a_part_of_the_trial(on_air, pi_bundle, changed):
     done = on_air.run("deploy", changed(pi_bundle, version="3", chat_template=None), "--to", on_air.server.target)
     assert done.returncode == 6
     assert "has no chat template" in done.stderr
-    assert "The one before is back, and runs." in done.stderr
+    assert "Version 1 runs as before." in done.stderr
     assert ask(on_air)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_operators_side_the_board_gets_its_service_back(on_air, pi_bundle, changed, end):
+    """The trial is under way when Ctrl-C comes, or when this side vanishes with its connection."""
+    bundle = changed(pi_bundle, version=f"6.{end}", trial={"prompt": "hello", "expect": "", "max_new": 64})
+    command = [*STONECHAT, "deploy", str(bundle), "--to", on_air.server.target, *on_air.server.flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    assert any("the service starts anew" in line for line in process.stderr)
+    os.killpg(process.pid, end)
+    process.communicate(timeout=120)
+
+    def version() -> str:
+        shown = json.loads(on_air.sh("sudo /opt/stonechat/venv/bin/stonechat slots show --json " + SLOTS))
+        return shown["versions"][shown["active"]]
+
+    until(lambda: on_air.sh("systemctl is-active stonechat") == "active" and version() == f"6.{end}")
+    assert ask(on_air)
+    again = on_air.run("deploy", bundle, "--to", on_air.server.target)
+    assert again.returncode == 0, again.stderr
+    assert "copied 0.0 MB" in again.stderr
+    assert on_air.run("device", "rollback", on_air.server.target).returncode == 0
+
+
+def test_without_a_broker_the_trial_is_held_all_the_same_and_the_operator_is_told(on_air, pi_bundle, changed):
+    fleet = "/var/lib/stonechat/fleet.yaml"
+    on_air.sh(f"sudo sed -i 's/127.0.0.1:{on_air.port}/127.0.0.1:{free_port()}/' {fleet}")
+    try:
+        done = on_air.run("deploy", changed(pi_bundle, version="7"), "--to", on_air.server.target)
+    finally:
+        on_air.sh(f"sudo sed -i 's/127.0.0.1:[0-9]*/127.0.0.1:{on_air.port}/' {fleet}")
+        on_air.sh("sudo systemctl restart stonechat")
+    assert done.returncode == 3
+    assert "test-pi has the new bundle, and the service of pi@" in done.stderr
+    assert "does not reach its broker" in done.stderr
+    status = json.loads(on_air.run("device", "status", on_air.server.target, "--json").stdout)
+    slots = status["models"]["tiny"]
+    assert (slots["versions"][slots["active"]], slots["last"]["outcome"]) == ("7", "confirmed")
+    assert on_air.run("device", "rollback", on_air.server.target).returncode == 0
 
 
 def test_a_good_bundle_and_the_way_back(on_air, pi_bundle, changed):
@@ -178,12 +240,7 @@ def test_a_service_that_hangs_is_started_anew_by_the_watchdog(on_air):
     )
     pid = on_air.sh("systemctl show stonechat -p MainPID --value")
     on_air.sh(f"sudo kill -STOP {pid}")
-    deadline_s = time.monotonic() + 90
-    while on_air.sh("systemctl show stonechat -p MainPID --value") in (pid, "0"):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
-    assert "Watchdog timeout" in on_air.sh("sudo journalctl -u stonechat -n 200 -o cat --no-pager")
-    while on_air.sh("systemctl is-active stonechat") != "active":
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
+    until(lambda: on_air.sh("systemctl show stonechat -p MainPID --value") not in (pid, "0"))
+    assert "Watchdog timeout" in on_air.sh("sudo journalctl -u stonechat -o cat --no-pager")
+    until(lambda: on_air.sh("systemctl is-active stonechat") == "active")
     assert ask(on_air)

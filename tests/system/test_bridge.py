@@ -95,7 +95,7 @@ def bridge(folder: Path, *arguments: str, **environment: str) -> Iterator[subpro
             yield process
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0, log.read_text()
+            assert process.wait(60) == 0, log.read_text()
 
 
 class Listener:
@@ -154,7 +154,7 @@ def ask(port: int, device: str, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def ask_with(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*STONECHAT, "ask", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*STONECHAT, "ask", *arguments], capture_output=True, text=True, timeout=120)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -294,7 +294,7 @@ def test_slots_signatures_and_the_service_manager_are_what_they_are_to_serve(bun
 
 def bridge_once(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*STONECHAT, "bridge", *arguments, "--state-dir", str(tmp_path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_a_wrong_port_ends_with_3_and_says_so(bundle, port, listener, tmp_path):
@@ -314,7 +314,7 @@ def test_ctrl_c_while_it_waits_for_a_board_leaves_it_disconnected(bundle, port, 
     listener.state("mcu-mute", "init")
     assert os.read(own, 100)  # it has greeted
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.endswith("stonechat: interrupted\n")
     listener.state("mcu-mute", "disconnected")
@@ -358,6 +358,7 @@ def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(b
             other.publish(topics.generate, ResponseTopic=topics.reply("anna", "7"), CorrelationData=b"7")
             done = ask_with(*secure, "--as", "anna", "--device", "mcu-a", "how are you", "--max-new", "8")
             assert done.stdout == local_answer("how are you", 8) + "\n", done.stderr
+            until(lambda: any("/reply/" in topic for topic, _ in list(anna.heard.queue)))
         heard = [topic for topic, _ in list(other.heard.queue)]
         assert not [topic for topic in heard if topic.startswith("stonechat/1/mcu-a/")]
         replies = [topic for user in (anna, spy) for topic, _ in list(user.heard.queue) if "/reply/" in topic]

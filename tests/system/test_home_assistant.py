@@ -100,7 +100,7 @@ def site(tmp_path: Path) -> Iterator[int]:
             yield port
         finally:
             device.terminate()
-            device.wait(20)
+            device.wait(60)
 
 
 def config_folder(folder: Path, port: int) -> Path:

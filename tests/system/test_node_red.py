@@ -88,7 +88,7 @@ def site(tmp_path: Path, node_red: Path) -> Iterator[int]:
         finally:
             for process in filter(None, (red, device)):
                 process.terminate()
-                process.wait(20)
+                process.wait(60)
             print((tmp_path / "node-red.log").read_text()[-3000:])
 
 

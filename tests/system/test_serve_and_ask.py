@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import mosquitto
+from tests.mqtt_peer import Peer
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
 DEVICE = "test-pi"
@@ -67,7 +68,7 @@ def device(port: int, pi_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, (folder / "log").read_text()
+            assert process.wait(60) == 0, (folder / "log").read_text()
 
 
 def wait_for(port: int, topic: str, wanted, count: int = 20) -> dict:
@@ -120,19 +121,15 @@ def test_a_prompt_longer_than_the_context_is_refused_by_name(device, port):
 
 
 def test_a_hot_reading_wakes_the_model_and_a_cool_one_does_not(device, port, pi_bundle):
-    with subprocess.Popen(
-        ["mosquitto_sub", "-p", str(port), "-t", "plant/+/advice", "-C", "1", "-W", "30", "-v"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as advice:
-        wait_for(port, f"stonechat/1/{DEVICE}/out/state", lambda state: True)  # the subscription above is older
-        for house, reading in (("north", {"temp_c": 20}), ("south", {"temp_c": 35.5})):
-            publish = ["mosquitto_pub", "-p", str(port), "-t", f"plant/{house}/air", "-m", json.dumps(reading)]
-            subprocess.run(publish, check=True)
-        output, _ = advice.communicate(timeout=40)
-    topic, _, payload = output.partition(" ")
+    listening = Peer(port)
+    listening.subscribe("plant/+/advice")
+    for house, reading in (("north", {"temp_c": 20}), ("south", {"temp_c": 35.5})):
+        publish = ["mosquitto_pub", "-p", str(port), "-t", f"plant/{house}/air", "-m", json.dumps(reading)]
+        subprocess.run(publish, check=True)
+    topic, advice = listening.next()
+    listening.close()
     assert topic == "plant/south/advice"
-    assert json.loads(payload)["text"] == local_answer(pi_bundle, "south 35.5")
+    assert advice["text"] == local_answer(pi_bundle, "south 35.5")
 
 
 def deciding_fleet(port: int, bundle: Path, device: str, max_new: int) -> str:
@@ -147,20 +144,17 @@ def test_a_link_with_a_schema_gives_an_answer_that_fits_it(port, pi_bundle, tmp_
     (tmp_path / "fleet.yaml").write_text(deciding_fleet(port, pi_bundle, "decider", 60))
     command = [*STONECHAT, "serve", str(tmp_path / "fleet.yaml"), "--device", "decider", "--state-dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    decisions = subprocess.Popen(
-        ["mosquitto_sub", "-p", str(port), "-t", "plant/+/decision", "-C", "1", "-W", "60"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    decisions = Peer(port)
+    decisions.subscribe("plant/+/decision")
     try:
         wait_for(port, "stonechat/1/decider/out/state", lambda state: state["state"] == "ready")
         publish = ["mosquitto_pub", "-p", str(port), "-t", "plant/north/soil", "-m", '{"moisture": 12}']
         subprocess.run(publish, check=True)
-        decision = json.loads(decisions.communicate(timeout=60)[0])
+        _, decision = decisions.next()
     finally:
-        decisions.kill()
+        decisions.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert decision["reading"] == {"moisture": 12}
     assert set(decision["answer"]) == {"severity", "valve"}
     assert decision["answer"]["severity"] in ("ok", "warn")
@@ -237,7 +231,7 @@ def test_a_baked_instruction_serves_links_and_questions(system, port, baked, tmp
         assert answer["usage"]["cached_tokens"] > 5
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_fleet_that_contradicts_a_baked_instruction_does_not_start(port, baked, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,10 @@ from device_runtime.update.slots import lock, read_state, resolve
 from tests.brokers import mosquitto
 from tests.update_bundles import confirm, contents, variant
 
-FLEET = """\
-schema: 1
-broker: {{url: "mqtt://127.0.0.1:{port}"}}
-models:
-  tiny: {{bundle: model, threads: 1, max_new: 8}}
-devices:
-  test-pi: {{model: tiny}}
-"""
-
 
 @pytest.mark.parametrize(("expect", "version"), [("", "2"), ("Paris", "1")])
 def test_a_service_tries_what_is_pending_before_it_is_ready(
-    expect: str, version: str, pi_bundle: Path, tmp_path: Path
+    expect: str, version: str, pi_bundle: Path, write_fleet: Callable[[Path, int], Path], tmp_path: Path
 ) -> None:
     if shutil.which("mosquitto_sub") is None:
         pytest.skip("mosquitto_sub is not installed (Debian: apt install mosquitto-clients)")
@@ -40,17 +32,15 @@ def test_a_service_tries_what_is_pending_before_it_is_ready(
             if v == "1":
                 confirm(slots)
     with mosquitto(tmp_path) as port:
-        (tmp_path / "fleet.yaml").write_text(FLEET.format(port=port))
-        checked = subprocess.run(
-            [sys.executable, "-m", "toolkit", "check", str(tmp_path / "fleet.yaml")], capture_output=True, text=True
-        )
+        fleet = str(write_fleet(tmp_path, port))
+        checked = subprocess.run([sys.executable, "-m", "toolkit", "check", fleet], capture_output=True, text=True)
         assert checked.returncode == 0 and "not on this machine" not in checked.stdout  # it looked into the slot
-        command = [sys.executable, "-m", "toolkit", "serve", str(tmp_path / "fleet.yaml"), "--device", "test-pi"]
+        command = [sys.executable, "-m", "toolkit", "serve", fleet, "--device", "test-pi"]
         with open(tmp_path / "log", "w") as log:
             device = subprocess.Popen([*command, "--state-dir", str(tmp_path)], stdout=log, stderr=log)
             try:
                 topic = "stonechat/1/test-pi/out/state"
-                listen = ["mosquitto_sub", "-p", str(port), "-t", topic, "-W", "60"]
+                listen = ["mosquitto_sub", "-p", str(port), "-t", topic, "-W", "240"]
                 with subprocess.Popen(listen, stdout=subprocess.PIPE, text=True) as states:
                     assert states.stdout is not None
                     assert any(json.loads(line)["state"] == "ready" for line in states.stdout)
@@ -58,7 +48,7 @@ def test_a_service_tries_what_is_pending_before_it_is_ready(
                     states.kill()
             finally:
                 device.send_signal(signal.SIGTERM)
-                assert device.wait(30) == 0, (tmp_path / "log").read_text()
+                assert device.wait(120) == 0, (tmp_path / "log").read_text()
     words = {"2": "version 2 of gqa-tied passed its trial", "1": "did not pass its trial: it answered 'hello' with"}
     assert words[version] in (tmp_path / "log").read_text()
     assert state.trial is None and state.last is not None

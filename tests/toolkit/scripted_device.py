@@ -1,6 +1,7 @@
 """`stonechat serve` with a scripted model in place of the engine: it repeats a prompt in upper case.
 
 STONECHAT_SCRIPT_PIECE_S: how long it takes for each word.
+STONECHAT_SCRIPT_HOLD: a file; while it is there, no word comes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from device_runtime import engine  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
 PIECE_S = float(os.environ.get("STONECHAT_SCRIPT_PIECE_S", "0.005"))
+HOLD = os.environ.get("STONECHAT_SCRIPT_HOLD", "")
 
 
 class SlowAnswer(ScriptedAnswer):
@@ -28,6 +30,8 @@ class SlowAnswer(ScriptedAnswer):
 
     def __next__(self) -> str:
         time.sleep(PIECE_S)
+        while os.path.exists(HOLD) and not self._cancelled.is_set():
+            time.sleep(0.005)
         return super().__next__()
 
 

@@ -400,7 +400,7 @@ def test_ctrl_c_is_one_line_and_130(here: Path) -> None:
     while process.poll() is None and not children.read_text():
         time.sleep(0.005)  # until it measures
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
     assert err.strip() == "stonechat: interrupted"
@@ -412,7 +412,7 @@ def test_ctrl_c_during_a_conversion_leaves_nothing_behind(here: Path, tmp_path: 
     while process.poll() is None and not list(tmp_path.iterdir()):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip() == "stonechat: interrupted"
     assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,8 @@ max_inflight_messages 200
 # What may wait for one client that reads too slowly, whichever is reached first. Without it memory has no limit.
 max_queued_messages 10000
 max_queued_bytes 8388608
+# The same for all together: retained messages have no other limit. Whoever would exceed it is disconnected.
+memory_limit 134217728
 # Clients that want their messages kept and never come back are forgotten.
 persistent_client_expiration 1d
 # Devices say their state again and send unconfirmed answers again after a restart, so nothing here needs a disk, and

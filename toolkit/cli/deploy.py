@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from dataclasses import asdict
 
+    from toolkit.deploy.board_lock import only_one
     from toolkit.deploy.deploy import Limits, Outgoing, deploy
     from toolkit.deploy.device import BoardDevice
     from toolkit.deploy.over_ssh import OverSsh
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         bundle = Outgoing.open(folder)
         with remote:
             board = BoardDevice(remote, args.root)
-            done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
+            with only_one(board):
+                done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
     if args.json:
         print(json.dumps(asdict(done), ensure_ascii=False))
         return 0

@@ -159,18 +159,23 @@ def _rollback(args: argparse.Namespace, board: BoardDevice) -> int:
     import json
     import sys
 
+    from toolkit.deploy.board_lock import only_one
     from toolkit.deploy.look_after import rollback
     from toolkit.deploy.over_ssh import OverSsh
 
-    transport = OverSsh(board, lambda line: print(line, file=sys.stderr))
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    transport = OverSsh(board, say)
     model = transport.choose_model(args.model)
-    slots: dict[str, Any] = rollback(board, model)
-    restarted = board.systemd or board.record.restart is not None
+    with only_one(board):
+        slots: dict[str, Any] = rollback(board, model, say)
+    if not board.restartable:
+        transport.start(model, slots)  # which says how
     if args.json:
-        print(json.dumps({"device": board.record.device, "model": model, "restarted": restarted, "slots": slots}))
+        fields = {"device": board.record.device, "model": model, "restarted": board.restartable, "slots": slots}
+        print(json.dumps(fields))
         return 0
     active = slots.get("versions", {}).get(slots.get("active"), "?")
     print(f"{board.record.device}: model {model} is back at version {active}")
-    if not restarted:
-        transport.restart(model)
     return 0

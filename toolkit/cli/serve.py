@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     def open_model(name: str) -> LanguageModel:
         opened = LanguageModel.open(
-            models.ready(name, manager), threads=models.entries[name].threads, trust=models.trust
+            models.ready(name, manager), threads=models.entries[name].threads, trust=models.may_run
         )
         try:
             models.check(name, opened.manifest, opened.check_schema)
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     paths = {name: Path(entry.bundle) for name, entry in models.entries.items()}
     folders = {name: path for name, path in paths.items() if is_slot_folder(path)}
     updates = UpdatePlan(folders, policy_here(args.fleet, args.board, models.trust)) if folders else None
+    models.hold_trials(manager)
     service = Service(replace(config, updates=updates), open_model, manager)
     run_until_stopped(service, wait_for_broker=not args.no_wait)
     return 0

@@ -89,11 +89,18 @@ class Transport(Protocol):
         ...
 
     def install(self, bundle: Outgoing, model: str, limits: Limits) -> dict[str, Any]:
-        """Put what was sent on trial; returns the state of the slots once it is confirmed."""
+        """Put what was sent into the free slot; returns the state of the slots. Its trial may still be due."""
         ...
 
-    def restart(self, model: str) -> bool:
-        """Bring the confirmed bundle on the air, or go back; False when that is left to the operator."""
+    def start(self, model: str, slots: dict[str, Any]) -> dict[str, Any] | None:
+        """Have the service hold the trial and come on the air with the bundle, or go back.
+
+        Args:
+            slots: what `install` returned.
+
+        Returns:
+            The state of the slots then; None when the start is left to the operator.
+        """
         ...
 
 
@@ -112,13 +119,13 @@ def deploy(
     sent, sent_bytes = transport.send(bundle, chosen, progress)
     kept = tuple(name for name in bundle.files if name not in sent)
     say(f"copied {sent_bytes / 1e6:,.1f} MB; unchanged on the device: {', '.join(kept) or 'nothing'}")
-    say("trial …")
-    slots = transport.install(bundle, chosen, limits)
-    say("restarting the service …")
-    restarted = transport.restart(chosen)
+    say("installing it there …")
+    installed = transport.install(bundle, chosen, limits)
+    started = transport.start(chosen, installed)
     return Result(
-        transport.device, chosen, bundle.name, bundle.version, sent_bytes, tuple(sent), kept, restarted, slots
-    )
+        transport.device, chosen, bundle.name, bundle.version, sent_bytes, tuple(sent), kept, started is not None,
+        started or installed,
+    )  # fmt: skip
 
 
 _BY_CODE: dict[int, type[StonechatError]] = {

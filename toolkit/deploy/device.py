@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from device_runtime import typed_json
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.service_manager import CONNECTING
 from toolkit.deploy.layout import SERVICE, USER, Layout
-from toolkit.deploy.ssh import Remote
+from toolkit.deploy.ssh import Remote, last_words
 
-__all__ = ["BoardDevice", "Record"]
+__all__ = ["BoardDevice", "Record", "restart_by_command", "restart_unit"]
 
 _SHOW = """
-systemctl show "$1" -p ActiveState -p SubState -p Result -p ExecMainStatus -p StatusText -p NRestarts \
-    -p ActiveEnterTimestamp -p WatchdogUSec
+systemctl show "$1" -p ActiveState -p SubState -p Result -p StatusText -p NRestarts -p ActiveEnterTimestamp \
+    -p WatchdogUSec -p Job
 """
+# Its words go to a file: the command must not end half-way because nobody listens to it any more.
+_BY_COMMAND = """
+said=$(mktemp)
+sh -c "$1" > "$said" 2>&1
+code=$?
+cat "$said" >&2
+rm -f "$said"
+exit $code
+"""
+LOOK_S = 0.5  # between looks at a unit that starts
+BROKER_S = 60.0  # that a service may look for its broker before the operator is told
 _KEYS = 'find "$1" -name "*.pub"'
 
 
@@ -93,6 +107,11 @@ class BoardDevice:
         return self.record.service == "systemd"
 
     @property
+    def restartable(self) -> bool:
+        """Whether we can start the service anew."""
+        return self.systemd or self.record.restart is not None
+
+    @property
     def user(self) -> str | None:
         """Whose the models are; None is the one that we are there."""
         return USER if self.systemd else None
@@ -110,32 +129,28 @@ class BoardDevice:
 
     def unit(self) -> dict[str, str]:
         """What systemd says of the service; empty without it."""
-        if not self.systemd:
-            return {}
-        lines = self.remote.check(_SHOW, SERVICE).splitlines()
-        return dict(line.split("=", 1) for line in lines if "=" in line)
+        return _unit(self.remote) if self.systemd else {}
 
-    def restart(self) -> tuple[int, str]:
-        """Start the service anew and wait until it is ready; returns 0, or why not."""
+    def restart(self, say: Callable[[str], None]) -> str | None:
+        """Start the service anew and wait until it is ready. Once begun, it goes on without us.
+
+        Args:
+            say: hears what the service does meanwhile.
+
+        Returns:
+            None, or why it is not ready.
+
+        Raises:
+            UnreachableError: its broker does not answer; it goes on trying. Or the connection to the board broke.
+        """
         if self.systemd:
-            done = self.remote.run('systemctl restart "$1"', SERVICE, as_root=True)
-        else:
-            assert self.record.restart is not None
-            done = self.remote.run(self.record.restart)
-        return done.code, done.err.strip()
+            return restart_unit(self.remote, say)
+        assert self.record.restart is not None
+        return restart_by_command(self.remote, self.record.restart)
 
     def fleet_text(self) -> str:
         """Its fleet file."""
         return self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
-
-    def last_log_lines(self, count: int = 5) -> str:
-        """What the service itself has said last (systemd speaks of it too), where there is a journal."""
-        if not self.systemd:
-            return ""
-        done = self.remote.run(
-            'journalctl "_SYSTEMD_UNIT=$1" -n "$2" -o cat --no-pager', SERVICE, str(count), as_root=True
-        )
-        return done.out.strip()
 
     def _may_sudo(self) -> bool:
         return self.remote.run("sudo -n true").code == 0
@@ -148,3 +163,37 @@ class BoardDevice:
         except ValueError:
             return None
         return found if code == 0 and isinstance(found, dict) else None
+
+
+def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
+    """Have systemd start the service anew; as `BoardDevice.restart`."""
+    remote.check('systemctl --no-block restart "$1"', SERVICE, as_root=True)
+    told, since_s = "", time.monotonic()
+    while (unit := _unit(remote)).get("Job", "0") not in ("", "0"):
+        text = unit.get("StatusText", "")
+        if text != told:
+            told, since_s = text, time.monotonic()
+            if text and unit.get("ActiveState") == "activating":  # else it is the last word of the one that ends
+                say(f"{text} …")
+        if text.startswith(CONNECTING) and time.monotonic() - since_s > BROKER_S:
+            raise UnreachableError(
+                f"the service of {remote.target} does not reach its broker ({text}). It goes on trying; see "
+                "`stonechat device doctor`."
+            )
+        time.sleep(LOOK_S)
+    if unit.get("ActiveState") == "active":
+        return None
+    # What the service itself has said last; systemd speaks of it too.
+    last = remote.run('journalctl "_SYSTEMD_UNIT=$1" -n 1 -o cat --no-pager', SERVICE, as_root=True).out
+    return last_words(last) or unit.get("Result") or "no reason given"
+
+
+def restart_by_command(remote: Remote, command: str) -> str | None:
+    """Have another service manager start it anew; as `BoardDevice.restart`."""
+    done = remote.run(_BY_COMMAND, command)
+    return (last_words(done.err) or f"the command ends with {done.code}") if done.code else None
+
+
+def _unit(remote: Remote) -> dict[str, str]:
+    lines = remote.check(_SHOW, SERVICE).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)

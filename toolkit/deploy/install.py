@@ -17,7 +17,7 @@ from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt import fleet
 from toolkit.deploy.copy import copy_file, file_sha256, put_text
-from toolkit.deploy.device import Record
+from toolkit.deploy.device import Record, restart_by_command, restart_unit
 from toolkit.deploy.layout import SERVICE, USER
 from toolkit.deploy.plan import Plan, files_of
 from toolkit.deploy.probe import Facts, check_board, probe
@@ -265,15 +265,14 @@ class Installer:
             running = self.remote.run('systemctl is-active -q "$1"', SERVICE).code == 0
             if running and not changed:
                 return Step("service", False, "ready")
-            done = self.remote.run('systemctl restart "$1"', SERVICE, as_root=True)
+            fault = restart_unit(self.remote, lambda line: self._say(f"      {line}"))
         elif not changed:
             return Step("service", False, "left as it is")
         else:
-            done = self.remote.run(self.plan.restart or "")
-        if done.code:
+            fault = restart_by_command(self.remote, self.plan.restart or "")
+        if fault is not None:
             raise RemoteError(
-                f"the service does not become ready; see `stonechat device logs {self.remote.target}` "
-                f"({done.err.strip().splitlines()[-1] if done.err.strip() else 'no reason given'})"
+                f"the service does not become ready ({fault}); see `stonechat device logs {self.remote.target}`"
             )
         return Step("service", True, "started anew, and ready")
 

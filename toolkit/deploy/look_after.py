@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def doctor(board: BoardDevice) -> list[Finding]:
     return found
 
 
-def rollback(board: BoardDevice, model: str) -> dict[str, Any]:
+def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Go back to the bundle before, and bring it on the air.
 
     Raises:
@@ -128,13 +129,11 @@ def rollback(board: BoardDevice, model: str) -> dict[str, Any]:
     if code:
         fault = answer.get("error", {})
         raise error_of(code, str(fault.get("code")), f"{board.record.device}: {fault.get('message') or err.strip()}")
-    if board.systemd or board.record.restart is not None:
-        failed, said = board.restart()
-        if failed:
-            raise RolledBackError(
-                f"{board.record.device} is back at the bundle before, but its service does not start ({said}); see "
-                f"`stonechat device logs {shlex.quote(str(board.remote.target))}`."
-            )
+    if board.restartable and (fault := board.restart(say)) is not None:
+        raise RolledBackError(
+            f"{board.record.device} is back at the bundle before, but its service does not start ({fault}); see "
+            f"`stonechat device logs {shlex.quote(str(board.remote.target))}`."
+        )
     return answer
 
 

@@ -7,10 +7,11 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from device_runtime.errors import ConfigurationError, RolledBackError, UnreachableError
 from device_runtime.mqtt import fleet
+from device_runtime.update.state import ATTEMPTS
 from toolkit.deploy.copy import copy_file
 from toolkit.deploy.deploy import Limits, Outgoing, error_of
 from toolkit.deploy.device import BoardDevice
@@ -24,13 +25,19 @@ for slot in a b; do
     [ ! -f "$1/$slot/manifest.json" ] || { echo "$slot"; tr -d '\\n' < "$1/$slot/manifest.json"; echo; }
 done
 """
-# Files that nobody will go on with: those of other bundles.
+# Files that nobody will go on with: those of other bundles. $3 … are the hashes of this one's.
 _BEGIN = """
 set -eu
 umask 022
 mkdir -p "$1/$2"
 cd "$1"
 for other in */; do [ ! -d "$other" ] || [ "$other" = "$2/" ] || rm -rf "$other"; done
+shift 2
+for part in *.part; do
+    wanted=no
+    for sha256 in "$@"; do [ "$part" != "$sha256.part" ] || wanted=yes; done
+    [ $wanted = yes ] || rm -f "$part"
+done
 """
 _REUSE = """
 set -eu
@@ -48,6 +55,7 @@ class OverSsh:
     def __init__(self, board: BoardDevice, say: Callable[[str], None]) -> None:
         self._board, self._remote, self._say = board, board.remote, say
         self.device = board.record.device
+        self._others: tuple[str, ...] = ()  # models that the device serves besides the chosen one
 
     def choose_model(self, name: str | None) -> str:
         """As in `Transport`."""
@@ -61,13 +69,21 @@ class OverSsh:
             raise ConfigurationError(
                 f"The fleet file of {self._remote.target} has no model {name!r}; it has {', '.join(plan.models)}."
             )
-        return name or plan.devices[self.device].models[0]
+        own = plan.devices[self.device].models
+        chosen = name or own[0]
+        if chosen not in own:
+            raise ConfigurationError(
+                f"{self.device} does not serve {chosen!r}; its models are {', '.join(own)}. Change that in the fleet "
+                "file, and run `stonechat device init` again."
+            )
+        self._others = tuple(model for model in own if model != chosen)
+        return chosen
 
     def send(self, bundle: Outgoing, model: str, progress: Callable[[str, float], None]) -> tuple[list[str], int]:
         """As in `Transport`."""
         layout, user = self._board.layout, self._board.user
         slots, folder = layout.slots(model), f"{layout.incoming}/{bundle.id}"
-        self._remote.check(_BEGIN, layout.incoming, bundle.id, user=user)
+        self._remote.check(_BEGIN, layout.incoming, bundle.id, *bundle.files.values(), user=user)
         have = self._files_there(slots)
         wanted = []
         for name, sha256 in bundle.files.items():
@@ -91,7 +107,9 @@ class OverSsh:
     def install(self, bundle: Outgoing, model: str, limits: Limits) -> dict[str, Any]:
         """As in `Transport`."""
         layout = self._board.layout
-        words = ["slots", "install", f"{layout.incoming}/{bundle.id}", layout.slots(model), "--trial", "--json"]
+        words = ["slots", "install", f"{layout.incoming}/{bundle.id}", layout.slots(model), "--json"]
+        # The service lets go of its model for the trial, so that there is never memory needed for two.
+        words.append("--no-trial" if self._board.restartable and not self._lacking() else "--trial")
         words += self._board.keys_flag()
         if self._board.record.board is not None:
             words += ["--board", self._board.record.board]
@@ -108,26 +126,54 @@ class OverSsh:
             raise error_of(code, str(fault.get("code")), f"{self.device}: {message}")
         return answer
 
-    def restart(self, model: str) -> bool:
+    def start(self, model: str, slots: dict[str, Any]) -> dict[str, Any] | None:
         """As in `Transport`."""
-        record = self._board.record
-        if not self._board.systemd and record.restart is None:
-            self._say(f"start the service anew there: {shlex.join(self._board.layout.serve(self.device))}")
-            return False
-        code, said = self._board.restart()
-        if not code:
-            return True
-        unit = self._board.unit()
-        reason = self._board.last_log_lines(1) or said.splitlines()[-1:] or ["no reason given"]
-        reason = reason if isinstance(reason, str) else reason[0]
-        if unit.get("ExecMainStatus") == str(UnreachableError.exit_code):
-            raise UnreachableError(
-                f"{self.device} has the new bundle, but its service does not reach the broker ({reason}). It goes on "
-                "trying; see `stonechat device doctor`."
+        board = self._board
+        if not board.restartable:
+            self._say(f"start the service anew there: {shlex.join(board.layout.serve(self.device))}")
+            return None
+        if lacking := self._lacking():
+            self._say(
+                f"the service starts once there is a model {lacking[0]} as well: "
+                f"stonechat deploy BUNDLE --to {self._remote.target} --model {lacking[0]}"
             )
-        return self._go_back(model, reason)
+            return None
+        due = slots.get("trial") is not None
+        self._say("the service starts anew, and tries it …" if due else "the service starts anew …")
+        for _ in range(ATTEMPTS + 1):  # a start that is cut off counts as one, and the last one gives the bundle back
+            fault, away = None, None
+            try:
+                fault = board.restart(self._say)
+            except UnreachableError as error:  # its broker; or the board, and then what comes next says so
+                away = error
+            slots = board.slots(model) or {}
+            if away or slots.get("trial") is None:
+                break
+        last, goes_on = slots.get("last") or {}, f", but the service does not start: {fault}" if fault else ""
+        if away and slots.get("trial") is not None:
+            raise UnreachableError(f"{self.device} has the new bundle, and its trial is still due: {away}")
+        if not slots or slots.get("trial") is not None:
+            raise RemoteError(f"{self.device}: the trial was not held{goes_on}; see `stonechat device logs`.")
+        if due and last.get("outcome") == "rolled_back":
+            active = slots["versions"].get(slots["active"])
+            runs = f"Version {active} runs as before" if active else "No bundle runs there yet"
+            raise RolledBackError(
+                f"{self.device}: version {last['version']} of {last['name']} did not pass its trial: {last['reason']}. "
+                f"{runs}{goes_on if active else ''}."
+            )
+        if away:
+            raise UnreachableError(f"{self.device} has the new bundle, and {away}")
+        if fault and due:
+            self._go_back(model, fault)
+        if fault:
+            raise RemoteError(f"{self.device}: the service does not start ({fault}); see `stonechat device logs`.")
+        return slots
 
-    def _go_back(self, model: str, reason: str) -> bool:
+    def _lacking(self) -> list[str]:
+        """Models without which the service does not start."""
+        return [name for name in self._others if not (self._board.slots(name) or {}).get("active")]
+
+    def _go_back(self, model: str, reason: str) -> NoReturn:
         """The bundle passed its trial, and the service does not start with it: the one before has to run again."""
         code, out, err = self._board.stonechat(
             "slots", "rollback", self._board.layout.slots(model), "--json", *self._board.keys_flag()
@@ -138,10 +184,10 @@ class OverSsh:
                 f"{self.device} has the new bundle, and its service does not start with it ({reason}). There is no way "
                 f"back: {fault} See `stonechat device logs`."
             )
-        code, said = self._board.restart()
+        fault = self._board.restart(self._say)
         raise RolledBackError(
             f"{self.device}: the service does not start with the new bundle ({reason}). The one before is back"
-            + (f", but does not start either ({said}); see `stonechat device logs`." if code else ", and runs.")
+            + (f", but does not start either ({fault}); see `stonechat device logs`." if fault else ", and runs.")
         )
 
     def _files_there(self, slots: str) -> dict[str, str]:

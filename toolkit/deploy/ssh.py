@@ -23,7 +23,7 @@ from typing import IO
 
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 
-__all__ = ["Done", "Remote", "RemoteError", "Target"]
+__all__ = ["Done", "Remote", "RemoteError", "Target", "last_words"]
 
 CONNECT_S = 10
 IDLE_S = 300  # a connection that nobody closed, since we were killed, closes itself
@@ -133,7 +133,7 @@ class Remote:
             capture_output=True,
         )
         out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))  # \r\n stays as it is
-        self._check_connection(done.returncode, err)
+        self.check_connection(done.returncode, err)
         return Done(done.returncode, out, err)
 
     def check(self, script: str, *arguments: str, as_root: bool = False, user: str | None = None) -> str:
@@ -171,7 +171,7 @@ class Remote:
             except BaseException:
                 process.terminate()
                 raise
-        self._check_connection(process.returncode, "".join(said[-5:]))
+        self.check_connection(process.returncode, "".join(said[-5:]))
         return Done(process.returncode, "".join(said), "")
 
     def feed(
@@ -204,18 +204,33 @@ class Remote:
                 raise
             err.seek(0)
             said = err.read().decode("utf-8", "replace")
-        self._check_connection(code, said)
+        self.check_connection(code, said)
         if code:
             raise RemoteError(last_words(said) or f"the command ended with {code}")
         return out
+
+    def start(self, script: str, *arguments: str, user: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a sh script, and leave it running: its three streams are pipes, and its end is the caller's to see."""
+        return subprocess.Popen(
+            self._command(script, arguments, False, user), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
 
     def stream(self, script: str, *arguments: str, as_root: bool = False, out: IO[str] | None = None) -> int:
         """Run a sh script whose output a person reads; returns its exit code."""
         done = subprocess.run(
             self._command(script, arguments, as_root, None), stdin=subprocess.DEVNULL, stdout=out, encoding="utf-8"
         )
-        self._check_connection(done.returncode, "")
+        self.check_connection(done.returncode, "")
         return done.returncode
+
+    def check_connection(self, code: int, said: str) -> None:
+        """Raise an `UnreachableError` if a command that `start` started ended with `code` because of the connection."""
+        if code == _FAILED:
+            raise UnreachableError(
+                f"The connection to {self.target} broke ({last_words(said) or 'no reason given'}). "
+                "Run the command again: it goes on where it stopped."
+            )
 
     def _connect(self) -> None:
         """The master connection goes to the background and keeps stderr open: a file, since a pipe would not end."""
@@ -249,13 +264,6 @@ class Remote:
             words = ["sudo", "-n", "--", *words]
         # BatchMode: without the master (it was cut) ssh would connect anew, and could ask for a password once more.
         return ["ssh", "-T", "-o", "ControlMaster=no", "-o", "BatchMode=yes", *self._words(), shlex.join(words)]
-
-    def _check_connection(self, code: int, said: str) -> None:
-        if code == _FAILED:
-            raise UnreachableError(
-                f"The connection to {self.target} broke ({last_words(said) or 'no reason given'}). "
-                "Run the command again: it goes on where it stopped."
-            )
 
     def _refusal(self, said: str) -> StonechatError:
         """What ssh's own words mean."""

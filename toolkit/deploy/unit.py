@@ -39,7 +39,8 @@ RestartSec=10
 MemoryMax={memory_max}
 MemorySwapMax=0
 TasksMax=64
-OOMPolicy=stop
+# A bundle on trial that runs out of memory fails; what serves goes on.
+OOMPolicy=continue
 
 # It reads its own folder, writes two places in it, and talks to the broker; nothing else.
 ProtectSystem=strict

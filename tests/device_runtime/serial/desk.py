@@ -18,7 +18,7 @@ from device_runtime.serial.peer import TextEngine, TokenEngine, hello_of
 __all__ = ["Desk", "until"]
 
 
-def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
     """Wait for a condition."""
     end_s = time.monotonic() + timeout_s
     while not condition():

@@ -13,7 +13,7 @@ from device_runtime.serial.session import Phase, Session
 
 __all__ = ["HELLO", "CountingEngine", "Line", "continuation"]
 
-HELLO = Hello(VERSION, Capability.TOKENS | Capability.SAMPLING, 64, 160, 512, 1000, 0, 50, 0, name="counting")
+HELLO = Hello(VERSION, Capability.TOKENS | Capability.SAMPLING, 72, 160, 512, 1000, 0, 50, 0, name="counting")
 STOP = 999
 
 

@@ -1,6 +1,7 @@
 """Frames and messages: what is damaged is no frame, what is whole survives any noise around it, and vectors for C.
 
-After an intended change, write the vectors anew and copy those of the page:
+`serial_frames.txt` has single frames, `serial_exchange.txt` a whole conversation for a firmware to replay.
+After an intended change, write both anew and copy the vectors of the page:
 
     STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/device_runtime/serial/test_frames.py
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from device_runtime.serial import frames, messages
+from device_runtime.serial.board import Board
 from device_runtime.serial.frames import LARGEST_BODY, FrameError, FrameReader, body_of, frame
 from device_runtime.serial.messages import (
     Cancel,
@@ -42,7 +45,9 @@ from device_runtime.serial.messages import (
 
 ROOT = Path(__file__).parents[3]
 VECTORS = ROOT / "tests" / "data" / "serial_frames.txt"
+EXCHANGE = ROOT / "tests" / "data" / "serial_exchange.txt"
 PAGE = ROOT / "docs" / "serial-protocol.md"
+ON_PAGE_BYTES = 64  # longer bodies stand in the file alone
 BODIES = st.binary(min_size=1, max_size=LARGEST_BODY)
 
 SAMPLES: list[Message] = [
@@ -50,6 +55,7 @@ SAMPLES: list[Message] = [
     Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,)),
     Start(0x01020304, 40, 28, 4, 40, 0.75, 0.875, 2**40 + 1, 2, (2, 50_000)),
     Prompt(0x01020304, 0, bytes.fromhex("010000000a00000000010000")),
+    Prompt(0x01020304, 12, b"uhi\0"),  # text; or a part that begins and ends within a token
     Resume(0x01020304, 8),
     Cancel(0x01020304),
     Ping(),
@@ -62,7 +68,14 @@ SAMPLES: list[Message] = [
     Fault(0, FaultCode.MALFORMED, "Start is cut"),
     Status(0x01020304, Work.PREFILL, 0, 61_000, 415, 37),
     Status(0, Work.IDLE, 0, 1_000),
+    # COBS at its longest block: body and CRC are 254 bytes without a zero, then 255, then 254 and a zero behind them.
+    Prompt(0x01020304, 0x01010101, bytes(range(1, 242))),
+    Prompt(0x01020304, 0x01010101, bytes(range(1, 243))),
+    Prompt(0x01020304, 0x01010101, bytes(range(1, 246)) + b"\0\1"),
 ]  # fmt: skip
+# Between two zeros, and no frames: a wrong CRC, a CRC without a body, half a frame, a block that is longer than the
+# rest, and text.
+NO_FRAMES = ["000701012813c52e00", "00010101010100", "000701012800", "00ff01012813c52f00", "00626f6f740d0a00"]
 
 
 @given(BODIES, st.binary(max_size=300), st.binary(max_size=300), st.integers(1, 50))
@@ -155,7 +168,8 @@ def test_names_of_a_board_are_bounded_and_printable():
 
 def vectors() -> str:
     """Name, body and frame of each sample."""
-    return "".join(f"{type(m).__name__} {m.pack().hex()} {frame(m.pack()).hex()}\n" for m in SAMPLES)
+    good = "".join(f"{type(m).__name__} {m.pack().hex()} {frame(m.pack()).hex()}\n" for m in SAMPLES)
+    return good + "".join(f"- - {stretch}\n" for stretch in NO_FRAMES)
 
 
 def test_frames_are_the_bytes_of_the_golden_file():
@@ -164,16 +178,116 @@ def test_frames_are_the_bytes_of_the_golden_file():
     assert VECTORS.read_text(encoding="ascii") == vectors()
 
 
+def test_the_vectors_are_of_what_they_say():
+    for line in VECTORS.read_text(encoding="ascii").splitlines():
+        name, body, framed = line.split()
+        reader = FrameReader()
+        assert [found.hex() for found in reader.push(bytes.fromhex(framed))] == ([] if name == "-" else [body])
+        assert reader.noise == (name == "-")
+    blocks = [(frame(m.pack())[1], b"\0" in m.pack() + zlib.crc32(m.pack()).to_bytes(4, "little"), len(m.pack()) + 4)
+              for m in SAMPLES[-3:]]  # fmt: skip
+    assert blocks == [(0xFF, False, 254), (0xFF, False, 255), (0xFF, True, 260)]
+
+
+def test_a_full_block_may_be_followed_by_an_empty_one():
+    """Some encoders of COBS end with one, and ours does not; a reader takes both."""
+    body = SAMPLES[-3].pack()
+    assert frame(body)[1] == 0xFF and len(frame(body)) == 2 + 255
+    assert list(FrameReader().push(frame(body)[:-1] + b"\x01\0")) == [body]
+
+
+class Scripted:
+    """An engine for the exchange: two steps for a prompt of any length, then tokens 11 and 12, then a stop token."""
+
+    prompt_tokens = cached_tokens = completion_tokens = 0
+
+    def start(self, prompt: bytes, start: Start) -> None:
+        self.prompt_tokens, self.completion_tokens = len(prompt) // 4, 0
+        self._steps = iter([(b"", None), (b"\x0b\0\0\0", None), (b"\x0c\0\0\0", None), (b"", Finish.STOP)])
+
+    def step(self) -> tuple[bytes, Finish | None]:
+        data, finish = next(self._steps)
+        self.completion_tokens += bool(data) or finish is not None
+        return data, finish
+
+
+ONE = struct.pack("<6I", 1, 10, 256, 7, 8, 9)
+STEP = "step"
+TALK: list[tuple[str, Message | bytes | str]] = [
+    ("The board says who it is, as at its start.", Greet()),
+    ("A request of 24 bytes.", Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("A part may end within a token.", Prompt(7, 0, ONE[:14])),
+    ("The same again: nothing is appended.", Prompt(7, 0, ONE[:14])),
+    ("A gap: nothing is appended.", Prompt(7, 20, ONE[20:])),
+    ("The request again: it changes nothing.", Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("The rest: it begins.", Prompt(7, 14, ONE[14:])),
+    ("There is nothing to send yet.", Resume(7, 0)),
+    ("The prompt is being taken in.", STEP),
+    ("The first token.", STEP),
+    ("A greeting in the middle: the answer goes on.", Greet()),
+    ("The second.", STEP),
+    ("All that there is, once more.", Resume(7, 0)),
+    ("The end.", STEP),
+    ("The end is told as often as it is asked for.", Resume(7, 8)),
+    ("From beyond the end is from the end.", Resume(7, 400)),
+    ("A cancel comes late: the end stays what it was.", Cancel(7)),
+    ("Another number than the board's.", Resume(8, 0)),
+    ("The next request ends the last.", Start(9, 4, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("", Resume(7, 0)),
+    ("", Prompt(9, 0, ONE[:4])),
+    ("", STEP),
+    ("", STEP),
+    ("Cancelled after its first token.", Cancel(9)),
+    ("", Ping()),
+    ("More than the board has room for.", Start(10, 2_000, 8, 0, 0, 0.0, 1.0, 0, 0)),
+    ("It was over with that.", Ping()),
+    ("A message that is cut.", Start(11, 4, 8, 0, 0, 0.0, 1.0, 0, 0).pack()[:20]),
+    ("One of no known type.", b"\x42"),
+]
+
+
+def exchange() -> str:
+    """What a bridge sends (>), what the board answers (<), and where its model takes a step; times are all 0."""
+    capable = Hello(1, Capability.TOKENS, 256, 328, 256, 32_000, 1, 120, 0, name="scripted")
+    board = Board(Scripted(), capable, clock=lambda: 0.0)
+    lines = ["# A board whose model gives tokens 11 and 12 and then a stop token, docs/serial-protocol.md, section 7."]
+    lines.append("# The text of a Fault is the firmware's own, and so is the temperature.")
+
+    def answers(data: bytes) -> None:
+        for body in FrameReader().push(data):
+            name = type(parse(body)).__name__
+            lines.append(f"< {name} {body.hex()}")
+
+    for remark, said in TALK:
+        if remark:
+            lines.append(f"# {remark}")
+        if isinstance(said, str):
+            lines.append(STEP)
+            answers(board.step())
+        else:
+            body = said if isinstance(said, bytes) else said.pack()
+            lines.append(f"> {type(said).__name__ if isinstance(said, Message) else '-'} {body.hex()}")
+            answers(board.receive(frame(body)))
+    return "\n".join(lines) + "\n"
+
+
+def test_a_board_answers_as_the_golden_exchange():
+    if os.environ.get("STONECHAT_GOLDEN") == "write":
+        EXCHANGE.write_text(exchange(), encoding="ascii")
+    assert EXCHANGE.read_text(encoding="ascii") == exchange()
+
+
 def test_the_page_shows_every_vector_and_every_number():
     page = PAGE.read_text(encoding="utf-8")
     for vector in vectors().splitlines():
         name, body, framed = vector.split()
-        assert f"| `{name}` | `{body}` | `{framed}` |" in page
+        row = f"| no frame | | `{framed}` |" if name == "-" else f"| `{name}` | `{body}` | `{framed}` |"
+        assert (row in page) == (len(body) <= 2 * ON_PAGE_BYTES)
     assert f"`{zlib.crc32(b'123456789'):08x}`" in page
     for kind in messages._KINDS.values():
         assert f"### 0x{kind.TYPE:02x} `{kind.__name__}`" in page
     for words in (Capability, Finish, Work, FaultCode):
         for word in words:
             assert f"{word.value} `{word.name}`" in page
-    for bound in (LARGEST_BODY, messages.MAX_STOPS, messages.MAX_NAME, messages.MAX_REASON):
+    for bound in (LARGEST_BODY, messages.LEAST_BODY, messages.MAX_STOPS, messages.MAX_NAME, messages.MAX_REASON):
         assert str(bound) in page

@@ -17,6 +17,7 @@ from device_runtime.mqtt.client import Client, Subscription
 from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.serial import peer
 from device_runtime.serial.link import Link
 from device_runtime.serial.model import SerialModel
 from device_runtime.serial.timing import Timing
@@ -60,7 +61,8 @@ def desk(converted: Callable[..., Path], tmp_path: Path) -> Iterator[Desk]:
     made.close()
 
 
-def test_a_model_that_hangs_trips_the_watchdog_and_a_slow_one_does_not(desk, converted, tmp_path):
+def test_a_model_that_hangs_trips_the_watchdog_and_a_slow_one_does_not(desk, converted, tmp_path, monkeypatch):
+    monkeypatch.setattr(peer, "PREFILL", 3)  # the prompt alone takes dozens of steps
     replies: list[dict] = []
     with mosquitto(tmp_path) as port:
         watched = Watched(port, tmp_path, desk, converted("yarn-biases", "micro"))
@@ -72,7 +74,7 @@ def test_a_model_that_hangs_trips_the_watchdog_and_a_slow_one_does_not(desk, con
         client.connect()
         try:
             watched.until("READY=1")
-            desk.pace_s = 0.25  # the prompt alone takes a dozen steps
+            desk.pace_s = 0.25
             question = {"prompt": "how are you " * 18, "max_new": 60, "temperature": 1, "seed": 5, "stream": True}
             client.publish(TOPICS.generate, json.dumps(question).encode(), qos=1, response_topic=reply_to)
             until(lambda: desk.board.working or replies)

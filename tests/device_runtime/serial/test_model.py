@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import threading
 import tty
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ from device_runtime.errors import (
     UnreachableError,
 )
 from device_runtime.sampler import Sampling
+from device_runtime.serial.board import EngineError
 from device_runtime.serial.link import Link
+from device_runtime.serial.messages import FaultCode, Start
 from device_runtime.serial.model import SerialModel
 from tests.serial_server import rfc2217_server
 from tests.update_bundles import variant
@@ -141,7 +144,12 @@ def test_a_board_behind_a_serial_server_answers_alike(desk, bundle, local):
 
 def test_cancel_from_another_thread_ends_an_answer(desk, model, local):
     generation = model.generate(QUESTION, max_new=TOKENS, sampling=DRAW)
-    desk.at(25, lambda: threading.Thread(target=generation.cancel).start())
+
+    def hold_and_cancel() -> None:
+        desk.hung = True  # or the answer might end before the other thread has its turn
+        threading.Thread(target=generation.cancel).start()
+
+    desk.at(25, hold_and_cancel)
     text = "".join(generation)
     assert generation.result.finish == "cancelled"
     whole = local(max_new=TOKENS, sampling=DRAW).text
@@ -177,6 +185,18 @@ def test_a_board_that_comes_back_with_another_model_is_refused(desk, model):
     until(lambda: model._link.up and model.trouble)
     with pytest.raises(UnavailableError, match="does not run the bundle 'yarn-biases': its model is 616e"):
         model.generate(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [(b"\x01\0\0", "whole tokens"), (b"", "prefix and more"), (b"\xff\xff\0\0", "has token 65535 of")],
+)  # fmt: skip
+def test_a_prompt_that_is_none_of_the_models_is_refused_before_it_is_looked_up(desk, bundle, tokens, words):
+    manifest = Bundle.open(bundle).manifest
+    prefix = struct.pack(f"<{len(manifest.prefix_tokens)}I", *manifest.prefix_tokens)
+    with pytest.raises(EngineError, match=words) as caught:
+        desk.engine.start(prefix + tokens, Start(1, 0, 1, 0, 0, 0.0, 1.0, 0, 0))
+    assert caught.value.code is FaultCode.MALFORMED
 
 
 def test_what_firmware_cannot_do_is_refused_by_name(model):
@@ -254,7 +274,7 @@ class TestPortsWithoutABoard:
     def test_something_else_talks(self, desk):
         desk.spoil = lambda data: b"$GPGGA,123519,4807.038,N\r\n" * (len(data) // 20)
         with pytest.raises(UnreachableError, match=r"none of them is a frame.*GPGGA"):
-            Link(str(desk.path)).open(1.5)
+            Link(str(desk.path)).open(4)
 
     def test_a_port_that_another_bridge_has(self, desk, model):
         with pytest.raises(UnreachableError, match="Another program has it open"):

@@ -13,7 +13,7 @@ from lossy import HELLO, STOP, CountingEngine, Line, continuation
 from device_runtime.errors import UnavailableError
 from device_runtime.serial.board import EngineError
 from device_runtime.serial.frames import frame
-from device_runtime.serial.messages import Capability, FaultCode, Finish, Hello, Start
+from device_runtime.serial.messages import Capability, FaultCode, Finish, Hello, Start, Status, Work
 from device_runtime.serial.request import Ask, Ended, Failed
 from device_runtime.serial.session import Phase, Session
 
@@ -191,7 +191,8 @@ def test_what_the_engine_refuses_is_told():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 2}, "version 2 of the serial protocol"), ({"window": 70}, "takes neither"),
+    [({"version": 2}, "version 2 of the serial protocol"), ({"window": 138}, "takes neither"),
+     ({"largest_body": 67}, "it needs 68 for a request"),
      ({"capabilities": Capability(0)}, "takes neither")],
 )  # fmt: skip
 def test_a_board_that_cannot_be_talked_to_says_why(change, words):
@@ -235,6 +236,15 @@ def test_a_restart_of_an_idle_board_is_counted():
     idle = line(resets=[100])
     for _ in range(300):
         idle.once()
+    assert idle.session.resets == 1
+
+
+def test_an_uptime_that_wraps_is_no_restart():
+    idle = line()
+    for uptime_ms, now_s in ((2**32 - 1_500, 10.0), (500, 12.0), (2_500, 14.0)):
+        idle.session.receive(frame(Status(0, Work.IDLE, 0, uptime_ms).pack()), now_s)
+    assert idle.session.resets == 0
+    idle.session.receive(frame(Status(0, Work.IDLE, 0, 100).pack()), 16.0)
     assert idle.session.resets == 1
 
 

@@ -149,7 +149,7 @@ def test_a_bundle_on_trial_is_called_off_by_a_newer_one(
     assert "called off" in str(state.last.reason) and state.last.version == "2"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_the_pieces_and_restarts_are_the_bundle_arrives_whole(
     data: st.DataObject,

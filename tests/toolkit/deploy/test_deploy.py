@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from device_runtime.errors import UnreachableError
+from device_runtime.update.slots import read_state
 from tests.ssh_boards import Board, new_board
+from toolkit.deploy.board_lock import only_one
+from toolkit.deploy.device import BoardDevice, restart_by_command
+from toolkit.deploy.ssh import Remote, Target
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +38,17 @@ def on_air(server, broker_port, pi_bundle, tmp_path_factory) -> Iterator[Board]:
     assert {"model.tflite", "manifest.json"} <= set(report["sent"])
     yield board
     board.stop()
+
+
+def connected(board: Board) -> Remote:
+    return Remote(Target.parse(board.server.target), board.server.identity, ("-F", str(board.server.config)))
+
+
+def until(what: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
 
 
 def ask(board: Board) -> str:
@@ -82,6 +104,83 @@ def test_a_floor_for_its_speed_is_a_part_of_the_trial(on_air, pi_bundle, changed
     done = on_air.deploy(changed(pi_bundle, version="2"), "--min-tps", "1e9")
     assert done.returncode == 6
     assert "tok/s" in done.stderr
+
+
+def test_a_bundle_with_which_the_service_does_not_start_is_taken_back(on_air, pi_bundle, changed):
+    """It passes its trial. The service manager starts it with version 1 only."""
+    record = on_air.root / "device.json"
+    before = json.loads(record.read_text())
+    slots = on_air.root / "models" / "tiny"
+    now = f'"active": "{read_state(slots).active}"'
+    picky = f"grep -qF {shlex.quote(now)} {shlex.quote(str(slots / 'slots.json'))} || {{ echo not with me; exit 1; }}"
+    record.write_text(json.dumps(before | {"restart": f"{before['restart']} && {picky}"}))
+    try:
+        done = on_air.deploy(changed(pi_bundle, version="9"))
+    finally:
+        record.write_text(json.dumps(before))
+    assert done.returncode == 6
+    assert "the service does not start with the new bundle (not with me). The one before is back, and runs." in (
+        done.stderr
+    )
+    assert ask(on_air)
+
+
+def test_a_second_deployment_to_a_board_is_refused_before_anything_travels(on_air, pi_bundle, changed):
+    with connected(on_air) as remote, only_one(BoardDevice(remote, str(on_air.root))):
+        done = on_air.deploy(changed(pi_bundle, version="2"), "--json")
+        back = on_air.run("device", "rollback", on_air.server.target)
+    assert (done.returncode, back.returncode) == (1, 1)
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "update"
+    assert f"another deployment to {on_air.server.target} is under way, by {getpass.getuser()}@" in error["message"]
+    assert "copied" not in done.stderr
+    with connected(on_air) as remote, only_one(BoardDevice(remote, str(on_air.root))):
+        pass  # which the first has given back
+
+
+def test_what_other_bundles_left_behind_half_copied_is_cleared_away(on_air, pi_bundle):
+    left = on_air.root / "incoming" / f"{'0' * 64}.part"
+    left.write_bytes(b"half of a model")
+    assert on_air.deploy(pi_bundle).returncode == 0
+    assert not left.exists()
+
+
+def test_a_service_of_two_models_starts_when_both_have_come(board, pi_bundle, changed):
+    text = board.fleet.read_text().replace("devices:", "  other: {bundle: elsewhere, threads: 1}\ndevices:")
+    board.fleet.write_text(text.replace("model: tiny", "model: [tiny, other]"))
+    assert board.init(*board.restart_flag()).returncode == 0
+    trial = {"prompt": "hello", "expect": "nobody says this", "max_new": 8}
+    assert board.deploy(changed(pi_bundle, version="2", trial=trial)).returncode == 6  # tried at once: nothing runs
+    first = board.deploy(pi_bundle)
+    assert (first.returncode, first.stdout) == (0, "test-pi: gqa-tied 1 waits for the service to start anew as tiny\n")
+    assert f"stonechat deploy BUNDLE --to {board.server.target} --model other" in first.stderr
+    second = board.deploy(pi_bundle, "--model", "other")
+    assert (second.returncode, second.stdout) == (0, "test-pi: gqa-tied 1 is on the air as other\n")
+    assert ask(board)
+
+
+def test_a_restart_that_has_begun_ends_also_when_the_connection_breaks(server, tmp_path):
+    """Its words have nobody who hears them any more, and must not end it half-way."""
+    steps = f"set -e; cd {shlex.quote(str(tmp_path))}; echo began; touch began; read go < go; echo on; touch ended"
+    os.mkfifo(tmp_path / "go")
+    options = ("-F", str(server.config))
+    with Remote(Target.parse(server.target), server.identity, options) as remote:
+        with ThreadPoolExecutor() as pool:
+            restart = pool.submit(restart_by_command, remote, steps)
+            until((tmp_path / "began").exists)
+            os.kill(server.session_pid(), signal.SIGKILL)
+            with pytest.raises(UnreachableError, match=r"The connection to .* broke"):
+                restart.result(60)
+        (tmp_path / "go").write_text("go\n")
+        until((tmp_path / "ended").exists)
+
+
+def test_a_model_that_the_device_does_not_serve_is_refused(board, pi_bundle):
+    board.fleet.write_text(board.fleet.read_text().replace("devices:", "  other: {bundle: elsewhere}\ndevices:"))
+    assert board.init(*board.restart_flag()).returncode == 0
+    done = board.deploy(pi_bundle, "--model", "other")
+    assert done.returncode == 2
+    assert "test-pi does not serve 'other'; its models are tiny." in done.stderr
 
 
 def test_a_model_that_the_fleet_file_does_not_know_is_refused(on_air, pi_bundle):
