@@ -17,13 +17,14 @@ from device_runtime.errors import ConfigurationError, StonechatError, Unreachabl
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Incoming, Subscription
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
-from device_runtime.mqtt.payload import MessageError, dump
+from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
 
 __all__ = ["GRACE_S", "Asker", "Heard", "Session", "Signal", "to_error"]
 
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
 MAX_ABANDONED = 256  # sessions that were given up, and are still taken back from whoever turns out to have them
+_NOT_OPEN = "the connection is not open; enter the model's context first, or call `open`."
 _CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
 
 
@@ -31,6 +32,7 @@ class Signal(Enum):
     """What a session hears besides messages."""
 
     RECONNECTED = "the connection was gone; what was sent meanwhile may be lost"
+    CLOSED = "the connection was closed on purpose"
     WAKE = "look whether there is something to do"
 
 
@@ -46,10 +48,17 @@ class Session:
     heard: queue.SimpleQueue[Heard] = field(default_factory=queue.SimpleQueue)
 
     def next(self, end_s: float) -> Heard | None:
-        """What comes next; None when nothing comes until `end_s` on the monotonic clock."""
+        """What comes next; None when nothing comes until `end_s` on the monotonic clock.
+
+        Raises:
+            UnreachableError: the connection was closed.
+        """
         while (left_s := end_s - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                return self.heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is heard
+                heard = self.heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is heard
+                if heard is Signal.CLOSED:
+                    raise UnreachableError("the connection was closed before the answer was whole; ask again.")
+                return heard
         return None
 
 
@@ -66,6 +75,7 @@ class Asker:
         self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
         self._watched: set[str] = set()
         self._news = threading.Condition()
+        self._open = False
         self._connections = 0
         self._back = False  # connected again, but not yet subscribed
         self.heard_anyone = False  # whether this connection ever had a reply
@@ -76,6 +86,9 @@ class Asker:
             on_subscribed=self._subscribed,
             on_connection=self._connection_changed,
         )
+        self._client.subscribe(Subscription(topics.replies(self._name)))
+        if isinstance(topics, DeviceTopics):
+            self.watch(topics.device)
 
     def open(self) -> None:
         """Connect.
@@ -84,23 +97,38 @@ class Asker:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses this client, or does not prove who it is.
         """
-        self._client.subscribe(Subscription(self.topics.replies(self._name)))
-        if isinstance(self.topics, DeviceTopics):
-            self.watch(self.topics.device)
         self._client.connect()
+        self._open = True
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect; whoever still waits for an answer is told, and the device that answers is."""
+        self._open = False
+        for session in list(self._sessions.values()):
+            session.heard.put(Signal.CLOSED)
+            if isinstance(self.topics, DeviceTopics):
+                self.take_back(session, self.topics.device)
         self._client.close()
 
     def send(self, request: Request, timeout_s: float) -> Session:
-        """Publish a request that is worth an answer for so long; it has a session of its own."""
+        """Publish a request that is worth an answer for so long; it has a session of its own.
+
+        Raises:
+            ConfigurationError: it is larger than a device reads.
+            UnreachableError: the connection is not open.
+        """
         number = secrets.token_hex(8)
         reply_to = self.topics.reply(self._name, number)
-        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
         payload = request.to_json()
         if self.broker.protocol == "3.1.1":
             payload = dump({**json.loads(payload), "reply_to": reply_to, "id": number})
+        if len(payload) > MAX_PAYLOAD_BYTES:  # a broker drops it, if it is much larger, without a word
+            raise ConfigurationError(
+                f"the request has {len(payload)} bytes; a device reads at most {MAX_PAYLOAD_BYTES}. Shorten the prompt."
+            )
+        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
+        if not self._open:  # looked at after the session is known to `close`
+            self.forget(session)
+            raise UnreachableError(_NOT_OPEN)
         self._client.publish(
             self.topics.generate,
             payload,
@@ -122,10 +150,6 @@ class Asker:
             response_topic=session.reply_to,
             correlation_data=session.correlation_data,
         )
-
-    def flush(self) -> None:
-        """Wait until the broker has what was sent."""
-        self._client.flush()
 
     def forget(self, session: Session) -> None:
         """Hear no more of it."""
@@ -152,8 +176,10 @@ class Asker:
         """The state of a watched device; None when it says what we cannot read.
 
         Raises:
-            UnreachableError: the broker knows no such device.
+            UnreachableError: the broker knows no such device, or the connection is not open.
         """
+        if not self._open:
+            raise UnreachableError(_NOT_OPEN)
         with self._news:
             if not self._news.wait_for(lambda: device in self._states, timeout_s):
                 raise UnreachableError(
@@ -201,7 +227,7 @@ class Asker:
         with contextlib.suppress(MessageError):
             device = parse_reply(message.payload).device
             if device is not None:
-                del self._abandoned[session.reply_to]
+                self._abandoned.pop(session.reply_to, None)
                 self.take_back(session, device)
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.asking import GRACE_S, Asker, Session, Signal, to_error
+from device_runtime.mqtt.client import Incoming
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
 from device_runtime.mqtt.payload import MessageError
 
@@ -69,7 +70,6 @@ class PoolCourse:
         session, worker = self._session, self._worker
         if session is not None and worker is not None:
             self._asker.take_back(session, worker.device)
-            self._asker.flush()
         elif session is not None:
             session.heard.put(Signal.WAKE)
 
@@ -95,6 +95,8 @@ class PoolCourse:
             request = replace(self._request, deadline_ms=max(1, round(left_s * 1000)))
             session = self._session = self._asker.send(request, left_s)
             try:
+                if self._cancelled.is_set():  # `cancel` may have seen the session before
+                    raise _AskAgain("it was cancelled")
                 yield from self._hear(session, end_s)
                 self._asker.forget(session)
                 return
@@ -120,8 +122,8 @@ class PoolCourse:
         silent_until_s = time.monotonic() + silence_s
         while True:
             message = session.next(end_s + GRACE_S if taken else min(silent_until_s, end_s))
-            if self._cancelled.is_set() and self._worker is None:
-                raise _AskAgain("it was cancelled")
+            if self._cancelled.is_set() and self._worker is None and not isinstance(message, Incoming):
+                raise _AskAgain("it was cancelled")  # if an acceptance is on its way, the session is taken back then
             if message is None and taken:
                 raise _AskAgain(f"{self._name()} fell silent")
             if message is None:

@@ -14,6 +14,8 @@ Any number of answers may be under way on one connection. Each has a reply topic
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -31,7 +33,6 @@ __all__ = ["RemoteAnswer", "RemoteModel"]
 
 STATE_WAIT_S = 2.0  # a retained state follows the subscription at once
 LONGEST_S = 86_400  # that an answer may take
-_END = object()
 
 
 class RemoteModel:
@@ -90,6 +91,7 @@ class RemoteModel:
         self,
         prompt: str | Sequence[Mapping[str, str]],
         *,
+        model: str | None = None,
         max_new: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -104,7 +106,8 @@ class RemoteModel:
 
         Args:
             prompt: a user's message, or chat messages.
-            schema: a JSON schema that the answer fits.
+            model: its name in the fleet file; None is the device's first.
+            schema: a JSON schema that the answer fits; `stop` does not go with it.
             stream: hear pieces as they come; else the whole answer is one piece.
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
 
@@ -115,14 +118,17 @@ class RemoteModel:
             raise ConfigurationError(f"timeout_s is {timeout_s:g}; it must be above 0 and at most {LONGEST_S} seconds.")
         fields = {
             "prompt" if isinstance(prompt, str) else "messages": prompt if isinstance(prompt, str) else list(prompt),
-            "max_new": max_new, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "stop": list(stop), "schema": schema, "stream": stream,
+            "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "deadline_ms": max(1, round(timeout_s * 1000)),
         }  # fmt: skip
         try:
             request = Request.from_value(fields)
+            request.to_json()
         except MessageError as error:
             raise ConfigurationError(str(error)) from None
+        except ValueError as error:  # NaN, or half of a surrogate pair
+            raise ConfigurationError(f"the request cannot be written as JSON: {error}.") from None
         if self._device is not None:
             return RemoteAnswer(_DeviceCourse(self._asker, self._device, request, timeout_s))
         return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s))
@@ -144,15 +150,19 @@ class _Course(Protocol):
 class RemoteAnswer(Iterator[str], AsyncIterator[str]):
     """An answer as it comes: iterate for its pieces, with `for` or `async for`, then read `final`.
 
+    A `for` that is left early takes the request back. Whoever leaves an `async for` calls `cancel`, unless it is left
+    because its task was cancelled.
+
     Raises, while iterated:
-        UnreachableError: no such device is on the air, it is busy, or it fell silent; or nobody in the pool has
-            answered by the deadline, or a second one not with the words of the first.
+        UnreachableError: no such device is on the air, it is busy, was stopped, or fell silent; or nobody in the pool
+            has answered by the deadline, or a second one not with the words of the first; or the connection was closed.
         ConfigurationError: the device says that the request cannot be served as it is.
     """
 
     def __init__(self, course: _Course) -> None:
         self._course = course
         self._pieces = course.run()
+        self._relay: _Relay | None = None
 
     @property
     def final(self) -> Final:
@@ -174,18 +184,51 @@ class RemoteAnswer(Iterator[str], AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
+        if self._relay is None:
+            self._relay = _Relay(self._pieces)
         try:
-            piece = await asyncio.to_thread(next, self._pieces, _END)
+            return await self._relay.next()
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if piece is _END:
-            raise StopAsyncIteration
-        return str(piece)
 
     def cancel(self) -> None:
-        """Tell the device to stop; the iteration ends with what it has. May be called from another thread."""
+        """Tell the device to stop; the iteration ends with what it has. From any thread; does not wait."""
         self._course.cancel()
+
+
+class _Relay:
+    """Iterates in a thread of its own for an event loop.
+
+    The loop's own threads are few, and shared with all else that the application does in them: answers that wait would
+    keep them from each other. Nor could the loop end before they do.
+    """
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        """For the running loop."""
+        self._pieces = pieces
+        self._loop = asyncio.get_running_loop()
+        self._came: asyncio.Queue[str | BaseException] = asyncio.Queue()
+        self._end: BaseException | None = None
+        threading.Thread(target=self._run, name="stonechat-answer", daemon=True).start()
+
+    async def next(self) -> str:
+        if self._end is None:
+            came = await self._came.get()
+            if isinstance(came, str):
+                return came
+            self._end = came
+        raise self._end
+
+    def _run(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            try:
+                for piece in self._pieces:
+                    self._loop.call_soon_threadsafe(self._came.put_nowait, piece)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(self._came.put_nowait, error)
+            else:
+                self._loop.call_soon_threadsafe(self._came.put_nowait, StopAsyncIteration())
 
 
 class _DeviceCourse:
@@ -196,19 +239,29 @@ class _DeviceCourse:
     def __init__(self, asker: Asker, device: str, request: Request, timeout_s: float) -> None:
         self._asker, self.device, self._request, self._timeout_s = asker, device, request, timeout_s
         self._session: Session | None = None
+        self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Tell the device to stop."""
+        """Tell the device to stop; what was not sent yet is not sent any more."""
+        self._cancelled.set()
         if self._session is not None:
             self._asker.take_back(self._session, self.device)
-            self._asker.flush()
 
     def run(self) -> Iterator[str]:
         """The pieces of the answer."""
         self._check_state(self._asker.await_state(self.device, STATE_WAIT_S))
+        if self._cancelled.is_set():
+            self.final = Final(0, "", "cancelled")
+            return
         session = self._session = self._asker.send(self._request, self._timeout_s)
         try:
+            if self._cancelled.is_set():  # `cancel` may have found no session
+                self._asker.take_back(session, self.device)
             yield from self._hear(session)
+        except BaseException as error:
+            if not isinstance(error, StonechatError):  # nobody iterates any more
+                self._asker.take_back(session, self.device)
+            raise
         finally:
             self._asker.forget(session)
 
@@ -245,6 +298,11 @@ class _DeviceCourse:
                         yield text
                 case Final():
                     self.final = reply
+                    if reply.finish == "cancelled" and not self._cancelled.is_set():
+                        raise UnreachableError(
+                            f"device {self.device!r} stopped in the middle of its answer: it is shutting down, or "
+                            "somebody else has taken the request back. Ask again."
+                        )
                     if reply.text[printed:]:
                         yield reply.text[printed:]
                     return

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("--device", metavar="ID", help="which device to ask")
     whom.add_argument("--pool", metavar="GROUP", help="ask whichever device of this pool is free")
+    parser.add_argument("--model", metavar="NAME", help="which of its models, as the fleet file calls it")
     parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
     parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
     parser.add_argument("--max-new", metavar="N", type=int, help="at most N tokens")
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from device_runtime.errors import ConfigurationError
+    from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
     from device_runtime.mqtt.remote import RemoteModel
     from device_runtime.mqtt.topics import check_id, is_id
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     model = RemoteModel(broker, args.device, pool=args.pool, client=name)
     answer = model.generate(
         [*system, {"role": "user", "content": args.prompt}],
+        model=args.model,
         temperature=args.temperature,
         max_new=args.max_new,
         seed=args.seed,
@@ -63,16 +65,22 @@ def run(args: argparse.Namespace) -> int:
         stream=not args.json,
         timeout_s=args.timeout,
     )
+    printed = False
     with model:
         try:
             for piece in answer:
                 if not args.json:
                     print(piece, end="", flush=True)
+                    printed = True
         except KeyboardInterrupt:
             answer.cancel()
             if not args.json:
                 print()
             return 130
+        except StonechatError:
+            if printed and not args.json:
+                print(flush=True)  # the message begins a line of its own
+            raise
     final = answer.final
     if args.json:
         print(json.dumps({"device": answer.device, **final.to_fields()}, ensure_ascii=False))

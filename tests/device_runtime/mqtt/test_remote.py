@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from scripted import ScriptedModel
 
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port
 
@@ -54,6 +56,13 @@ class TestBlocking:
         assert options["schema"] == schema
         assert device.model.asked[1][1]["stop"] == (".",)
 
+    def test_one_of_several_models_is_named(self, on_air, remote):
+        scripts = {"small": ScriptedModel(["small"]), "large": ScriptedModel(["large"])}
+        model = remote(on_air(models=(ModelSettings("small"), ModelSettings("large")), scripts=scripts))
+        assert ["".join(model.generate("x", model=name)) for name in (None, "large")] == ["small", "large"]
+        with pytest.raises(ConfigurationError, match="it has 'small', 'large'"):
+            list(model.generate("x", model="huge"))
+
     def test_without_streaming_there_is_one_piece(self, on_air, remote):
         device = on_air(ScriptedModel(["a", "b", "c"]))
         assert list(remote(device).generate("x", stream=False)) == ["abc"]
@@ -71,7 +80,7 @@ class TestBlocking:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join()
         assert heard == {text: text.upper() for text in texts}
 
     def test_two_clients_hear_only_their_own(self, on_air, remote):
@@ -88,6 +97,34 @@ class TestBlocking:
         answer.cancel()
         assert list(answer) == []
         assert (answer.final.finish, answer.final.text) == ("cancelled", "a")
+
+    def test_cancel_before_the_first_piece_is_asked_for_sends_nothing(self, on_air, remote):
+        device = on_air()
+        model = remote(device)
+        answer = model.generate("never")
+        answer.cancel()
+        assert list(answer) == []
+        assert answer.final.finish == "cancelled"
+        assert "".join(model.generate("x")) == "X"
+        assert len(device.model.asked) == 1
+
+    def test_leaving_the_loop_takes_the_request_back(self, on_air, remote):
+        device = on_air(ScriptedModel(["a", "b"], gated=True))
+        device.model.gate.release()
+        for piece in remote(device).generate("x"):
+            assert piece == "a"
+            break
+        final = device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]
+        assert final["finish"] == "cancelled"
+
+    def test_a_connection_is_opened_closed_and_opened_again(self, on_air, port):
+        device = on_air()
+        model = RemoteModel(BrokerAddress("127.0.0.1", port), device.topics.device)
+        for _ in range(2):
+            with model:
+                assert "".join(model.generate("x")) == "X"
+            with pytest.raises(UnreachableError, match="the connection is not open"):
+                list(model.generate("x"))
 
     def test_mqtt_3(self, on_air, remote):
         device = on_air()
@@ -121,13 +158,13 @@ class TestErrors:
         threads[0].start()
         device.client.until(lambda topic, value: value.get("state") == "busy")
         threads[1].start()  # this one waits, and fills the queue
-        threading.Event().wait(0.3)
+        device.until_waiting(1)
         with pytest.raises(UnreachableError, match=r"answers busy: .*Retry in"):
             list(held[2])
         for _ in range(10):
             device.model.gate.release()
         for thread in threads:
-            thread.join(5)
+            thread.join()
         assert [answer.final.finish for answer in held[:2]] == ["stop", "stop"]
 
     def test_a_device_that_vanishes_in_the_middle(self, on_air, remote, peer):
@@ -139,6 +176,44 @@ class TestErrors:
         with pytest.raises(UnreachableError, match="lost: it vanished without a word"):
             next(answer)
 
+    def test_a_device_that_is_stopped_in_the_middle(self, on_air, remote):
+        """Half of an answer does not pass for a whole one."""
+        device = on_air(ScriptedModel(["a", "b"], gated=True))
+        answer = remote(device).generate("x")
+        device.model.gate.release()
+        assert next(answer) == "a"
+        device.service.stop()
+        with pytest.raises(UnreachableError, match="stopped in the middle of its answer"):
+            next(answer)
+        assert (answer.final.finish, answer.final.text) == ("cancelled", "a")
+
+    def test_close_ends_an_answer_under_way_here_and_there(self, on_air, remote):
+        device = on_air(ScriptedModel(["a", "b"], gated=True))
+        model = remote(device)
+        answer, errors = model.generate("x"), []
+        device.model.gate.release()
+        assert next(answer) == "a"
+
+        def wait() -> None:
+            try:
+                next(answer)
+            except UnreachableError as error:
+                errors.append(str(error))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        model.close()
+        waiting.join(30)  # not as long as its timeout, which is 60 s
+        assert errors == ["the connection was closed before the answer was whole; ask again."]
+        final = device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]
+        assert final["finish"] == "cancelled"
+
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    def test_a_request_that_no_broker_would_hand_on_is_not_sent(self, on_air, remote, protocol):
+        device = on_air()
+        with pytest.raises(ConfigurationError, match=r"the request has 120\d\d\d bytes; a device reads at most 65536"):
+            list(remote(device, protocol=protocol).generate("ü" * 60_000))
+
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -149,42 +224,42 @@ class TestErrors:
             {"stop": [""]},
             {"stop": ["."], "schema": {}},
             {"schema": []},
+            {"schema": {"maximum": float("nan")}},
+            {"prompt": "\udcff"},
         ],
     )
     def test_arguments_out_of_bounds_are_refused_before_anything_is_sent(self, arguments, port):
         model = RemoteModel(BrokerAddress("127.0.0.1", port), "x")
         with pytest.raises(ConfigurationError):
-            model.generate("x", **arguments)
+            model.generate(**({"prompt": "x"} | arguments))
 
 
 class TestAsyncio:
     def test_pieces_come_while_the_loop_goes_on(self, on_air, port):
         device = on_air(ScriptedModel(["a", "b"], gated=True))
-        ticks = 0
 
         async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
+            for _ in range(10):
                 await asyncio.sleep(0.01)
+            device.model.gate.release()  # there is no piece before the loop has gone on
 
         async def main() -> list[str]:
             async with RemoteModel(BrokerAddress("127.0.0.1", port), device.topics.device) as model:
                 ticking = asyncio.create_task(tick())
                 pieces = []
-                asyncio.get_running_loop().call_later(0.2, device.model.gate.release)
                 async for piece in model.generate("x"):
                     pieces.append(piece)
                     device.model.gate.release()
                     device.model.gate.release()
-                ticking.cancel()
+                await ticking
                 return pieces
 
         assert asyncio.run(main()) == ["a", "b"]
-        assert ticks >= 10
 
-    def test_many_at_once(self, on_air, port):
-        device = on_air()
+    def test_any_number_at_once(self, on_air, port):
+        """More than a loop has threads: all are asked before the first is answered."""
+        count = 50
+        device = on_air(ScriptedModel(gated=True), queue=count)
 
         async def main() -> list[str]:
             async with RemoteModel(BrokerAddress("127.0.0.1", port), device.topics.device) as model:
@@ -192,9 +267,13 @@ class TestAsyncio:
                 async def ask(text: str) -> str:
                     return "".join([piece async for piece in model.generate(text)])
 
-                return list(await asyncio.gather(*(ask(f"q {i}") for i in range(6))))
+                answers = asyncio.gather(*(ask(f"q {i}") for i in range(count)))
+                await asyncio.to_thread(device.until_waiting, count - 1)
+                for _ in range(3 * count):
+                    device.model.gate.release()
+                return list(await answers)
 
-        assert asyncio.run(main()) == [f"Q {i}" for i in range(6)]
+        assert asyncio.run(main()) == [f"Q {i}" for i in range(count)]
 
     def test_a_cancelled_task_cancels_at_the_device(self, on_air, port):
         device = on_air(ScriptedModel(["a", "b", "c"], gated=True))
@@ -203,21 +282,40 @@ class TestAsyncio:
             async with RemoteModel(BrokerAddress("127.0.0.1", port), device.topics.device) as model:
                 answer = model.generate("x")
 
+                heard = asyncio.Event()
+
                 async def read() -> None:
                     async for _ in answer:
-                        pass
+                        heard.set()
 
                 task = asyncio.create_task(read())
                 device.model.gate.release()
-                await asyncio.sleep(0.5)
+                await heard.wait()
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-                await asyncio.sleep(0.3)
 
         asyncio.run(main())
         seen = device.client.until(lambda topic, value: bool(value.get("done")))
         assert seen[-1][1]["finish"] == "cancelled"
+
+    def test_a_loop_does_not_wait_for_a_silent_device(self, port, peer):
+        device = peer()  # that takes everything and says nothing
+        device.publish("stonechat/1/silent/out/state", {"state": "ready", "boot": 1}, retain=True)
+
+        async def main() -> None:
+            async with RemoteModel(BrokerAddress("127.0.0.1", port), "silent") as model:
+
+                async def read() -> None:
+                    async for _ in model.generate("x", timeout_s=600):
+                        pass
+
+                await asyncio.wait_for(read(), 0.2)
+
+        started_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            asyncio.run(main())
+        assert time.monotonic() - started_s < 120
 
     def test_errors_come_out_of_the_loop(self, port):
         async def main() -> None:
