@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import paho.mqtt.client as paho
 import pytest
 from hypothesis import given
@@ -76,23 +78,23 @@ def test_a_fleet_file_sets_limits(tmp_path):
 
 class TestOnAir:
     def until_event(self, device):
-        seen = device.client.until(lambda topic, value: value.get("event") == "dropped", 10)
+        seen = device.client.until(lambda topic, value: value.get("event") == "dropped", 30)
         return seen[-1][1]
 
     def test_requests_beyond_the_limit_are_dropped_and_told_in_event_and_health(self, on_air, peer):
-        device = on_air(limits=Limits(requests=1), health_s=0.2)
+        device = on_air(limits=Limits(requests=0.5), health_s=0.2)  # one, and another after two seconds
         health = peer()
         health.subscribe(device.topics.health)
         for i in range(6):
             device.ask(prompt=f"q {i}", correlation=b"%d" % i)
         event = self.until_event(device)
         assert (event["kind"], event["count"]) == ("requests", 1)
-        health.until(lambda topic, value: value.get("dropped", {}).get("requests", 0) >= 3, 10)
-        assert len(device.model.asked) <= 3
+        health.until(lambda topic, value: value.get("dropped", {}).get("requests", 0) + value["answers"] == 6, 30)
+        assert len(device.model.asked) < 6
 
     def test_readings_beyond_the_limit_wake_nobody(self, on_air, peer):
         link = Link(name="hot", source="limited/+/air", prompt="{{ t }}", to="limited/advice", overload="every")
-        device = on_air(links=(link,), limits=Limits(readings=1))
+        device = on_air(links=(link,), limits=Limits(readings=0.5))
         sensor = peer()
         for i in range(6):
             sensor.publish("limited/a/air", {"t": i})
@@ -100,13 +102,13 @@ class TestOnAir:
 
     def test_junk_is_not_amplified(self, on_air):
         device = on_air(limits=Limits(refusals=2))
+        start_s = time.monotonic()
         for i in range(50):
             device.ask(nonsense=i, correlation=b"%d" % i)
         device.ask(prompt="sense", correlation=b"last")
-        seen = device.client.until(lambda topic, value: value.get("text") == "SENSE", 10)
+        seen = device.client.until(lambda topic, value: value.get("text") == "SENSE", 30)
         errors = [value for _, value in seen if "error" in value]
-        started = 4 + 2 * 10  # the burst, and what ten seconds would add
-        assert 4 <= len(errors) <= started
+        assert 4 <= len(errors) <= 4 + 2 * (time.monotonic() - start_s)  # the burst, and what the time has added
 
     def test_home_assistant_is_answered_a_few_times_only(self, on_air, peer):
         device = on_air()
@@ -116,7 +118,7 @@ class TestOnAir:
         for _ in range(30):
             watcher.publish("homeassistant/status", b"online")
         device.ask(prompt="x")
-        device.client.until(lambda topic, value: value.get("text") == "X", 10)
+        device.client.until(lambda topic, value: value.get("text") == "X", 30)
         assert watcher.heard.qsize() < 15
 
     @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -129,7 +131,7 @@ class TestOnAir:
         fields = {"prompt": "x" * 10_000_000, "reply_to": reply_to, "id": "q"}
         client.publish(device.topics.generate, fields)
         client.publish(device.topics.generate, {"prompt": "small", "reply_to": reply_to, "id": "p"})
-        assert client.next(10)[1]["text"] == "SMALL"
+        assert client.next(30)[1]["text"] == "SMALL"
         assert device.service._gate.counts["oversized"] == (protocol == "3.1.1")
         if protocol == "3.1.1":
             event = self.until_event(device)
@@ -139,6 +141,6 @@ class TestOnAir:
     def test_a_payload_that_is_a_little_too_large_is_still_told_so(self, on_air):
         device = on_air()
         device.ask(prompt="x" * 70_000)
-        seen = device.client.until(lambda topic, value: "error" in value, 10)
+        seen = device.client.until(lambda topic, value: "error" in value, 30)
         assert "at most 65536 are read" in seen[-1][1]["error"]["message"]
         assert MAX_PACKET_BYTES > 70_000
