@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Collection
 from pathlib import Path
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
+from device_runtime.machine import program_arch
 
 __all__ = ["detect", "detect_here"]
 
@@ -29,4 +29,4 @@ def detect_here() -> Board | None:
     except OSError:
         return None
     ram_kib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024
-    return detect(names, platform.machine(), ram_kib)
+    return detect(names, program_arch(), ram_kib)

@@ -15,13 +15,14 @@ from boards.board import Board
 from boards.catalogue import board_ids, load_board
 from device_runtime.bundle import MODEL, Arena, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
-from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed
+from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed, stretched
 from device_runtime.instructions import missing_instructions
 
-__all__ = ["Figure", "Fit", "Subject", "fit", "largest_context", "require_fit"]
+__all__ = ["Figure", "Fit", "Subject", "advised_context", "explain", "fit", "largest_context", "require_fit"]
 
 Kind = Literal["measured", "computed", "quoted"]
 SHORTEST_CONTEXT = 16
+SPARE = 0.05  # of the memory, left free by what is advised: as far as a computed arena may be off
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ class Subject:
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:
-        """The same network, converted for another context."""
+        """The same network, converted for another context: what was measured stays, and its change is computed."""
         if context == self.context:
             return self
         windows = cache_windows(context) if self.profile == "pi" else (context,)
-        known = self.graph.width > 0
-        other = self.model_bytes if not known else None  # nothing better is known of an older bundle
-        return replace(self, context=context, graph=replace(self.graph, windows=windows), model_bytes=other, arena=None)
+        graph, size, taken = replace(self.graph, windows=windows), self.model_bytes, self.arena
+        if self.graph.width > 0:  # nothing better is known of an older bundle
+            if size is not None:
+                before, after = (model_bytes(self.graph, self.profile, n) for n in (self.context, context))
+                size += after - before
+            if taken is not None:
+                taken = stretched(taken, self.graph, self.context, context)
+        return replace(self, context=context, graph=graph, model_bytes=size, arena=taken)
 
     @property
     def graph_bytes(self) -> int:
@@ -105,8 +111,9 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     known = subject.graph.width > 0
     longest = largest_context(board, subject) if known else 0
     if known:
-        figures["largest_context"] = Figure("largest context that fits", longest, "positions", "computed")
-    found = _remedies(board, subject, longest) if problems and remedies and known else ()
+        label = f"largest context that fits, up to {_longest_asked(board, subject):,}"
+        figures["largest_context"] = Figure(label, longest, "positions", "computed")
+    found = _remedies(board, subject) if problems and remedies and known else ()
     return Fit(board, subject, figures, problems, longest, found)
 
 
@@ -128,8 +135,11 @@ def explain(result: Fit) -> str:
 
 
 def largest_context(board: Board, subject: Subject) -> int:
-    """The longest context, in positions, with which the model fits; 0 if none does."""
-    low, high = SHORTEST_CONTEXT - 1, board.max_context
+    """The longest context, in positions, with which the model fits; 0 if none does.
+
+    It is no longer than the board file's longest, or than the model's own if that is longer.
+    """
+    low, high = SHORTEST_CONTEXT - 1, _longest_asked(board, subject)
     while low < high:  # memory grows with the context, so half of what is left can be ruled out each time
         middle = (low + high + 1) // 2
         changed = subject.with_context(middle)
@@ -138,6 +148,20 @@ def largest_context(board: Board, subject: Subject) -> int:
         else:
             low = middle
     return low if low >= SHORTEST_CONTEXT else 0
+
+
+def advised_context(board: Board, subject: Subject) -> int:
+    """The longest context to convert with, so that the bundle fits although its size was only computed; 0 if none does.
+
+    A twentieth of the memory stays free, or less where the model fits only without that.
+    """
+    share = int(board.memory.model_budget_kib * (1 - SPARE))
+    smaller = replace(board, memory=replace(board.memory, model_budget_kib=share))
+    return largest_context(smaller, subject) or largest_context(board, subject)
+
+
+def _longest_asked(board: Board, subject: Subject) -> int:
+    return max(board.max_context, subject.context)
 
 
 def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
@@ -167,10 +191,14 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     else:
         figures |= _microcontroller(board, subject)
     figures["memory_there"] = Figure("  of the model's share", board.model_budget_kib << 10, "bytes", "quoted")
-    per_token = subject.graph.bytes_per_token(subject.context, subject.profile)
+    if board.memory.weights == "flash":  # the kv_cache is read from RAM, beside it
+        per_token, read = subject.graph.weight_bytes, "weights read for each token"
+    else:
+        per_token = subject.graph.bytes_per_token(subject.context, subject.profile)
+        read = "read for each token, context full"
     if per_token:
         speed = board.memory.bandwidth_mb_s * 1e6 / per_token
-        figures["bytes_per_token"] = Figure("read for each token, context full", per_token, "bytes", "computed", True)
+        figures["bytes_per_token"] = Figure(read, per_token, "bytes", "computed", True)
         figures["bandwidth"] = Figure("memory bandwidth", board.memory.bandwidth_mb_s * 1e6, "bytes/s", "quoted")
         figures["ceiling"] = Figure("ceiling on speed, never reached", speed, "tok/s", "computed")
     return figures
@@ -198,7 +226,7 @@ def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
 
 def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> tuple[str, ...]:
     if board.refused is not None:
-        return (f"stonechat does not run on this board: {board.refused}",)
+        return (f"stonechat does not run on this board: {board.refused.strip()}",)
     found = []
     if subject.boards and board.id not in subject.boards:
         found.append(f"the bundle is meant for {', '.join(subject.boards)}")
@@ -207,25 +235,23 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
     soc = board.soc
     if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
         found.append(f"{lacking} (soc.features)")
-    for need, there, what in (("storage", "storage_there", "of storage"), ("memory", "memory_there", "of memory")):
+    for need, have in (("storage", "a slot has"), ("memory", "a model may take")):
         if need not in figures:  # an older converter did not say how wide the network is
             continue
-        needed, have = figures[need].value, figures[there].value
-        if needed > have:
-            found.append(f"it needs {_kib(needed)} {what}, and there are {_kib(have)}")
+        needed, there = figures[need].value, figures[f"{need}_there"].value
+        if needed > there:
+            found.append(f"it needs {_kib(needed)} of {need}, and {have} {_kib(there)}")
     return tuple(found)
 
 
-def _remedies(board: Board, subject: Subject, longest: int) -> tuple[str, ...]:
+def _remedies(board: Board, subject: Subject) -> tuple[str, ...]:
     found = []
-    if longest and longest < subject.context:
-        found.append(f"a shorter context: convert with --board {board.id} --context {longest}")
-    if subject.profile == "pi" and board.profile == "micro" and board.refused is None:
-        other = replace(
-            subject, profile="micro", model_bytes=None, arena=None,
-            context=min(subject.context, board.max_context),
-        )  # fmt: skip
-        if context := largest_context(board, other):
+    context = advised_context(board, subject)
+    if 0 < context < subject.context:
+        found.append(f"a shorter context: convert with --profile {subject.profile} --context {context}")
+    if subject.profile == "pi":  # micro takes less memory, and runs on every board
+        other = replace(subject, profile="micro", model_bytes=None, arena=None)
+        if context := min(advised_context(board, other), subject.context, board.max_context):
             found.append(f"the other profile: convert with --profile micro --context {context}")
     fitting = [b for b in _known_boards() if b.id != board.id and _fits(b, subject)]
     fitting.sort(key=lambda b: (b.kind != board.kind, b.memory.model_budget_kib, b.id))

@@ -26,6 +26,7 @@ from ai_edge_litert import schema_py_generated as schema
 __all__ = ["Constant", "GraphWriter", "Quantization", "Subgraph", "Tensor"]
 
 ALIGNMENT = 64  # bytes; XNNPACK and SIMD kernels load whole vectors
+INNER_ALIGNMENT = 16  # bytes, of constants inside the FlatBuffer: `force_align` of Buffer.data in schema.fbs
 _UNSET_OFFSET = 1 << 62  # stands in for an offset until the FlatBuffer's length is known
 _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
@@ -86,6 +87,15 @@ class _SharedQuantization(schema.QuantizationParametersT):  # type: ignore[misc]
         if self._packed[0] is not builder:
             self._packed = (builder, super().Pack(builder))
         return self._packed[1]
+
+
+class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # generated, untyped
+    """The generated code forgets the schema's alignment, and TFLite Micro reads a constant where it lies."""
+
+    def Pack(self, builder: Any) -> Any:  # the name that the generated code has
+        if self.data is not None:
+            builder.Prep(INNER_ALIGNMENT, self.data.size)
+        return super().Pack(builder)
 
 
 @dataclass
@@ -270,7 +280,7 @@ class GraphWriter:
         model.subgraphs = [s._pack() for s in self._subgraphs]
         model.buffers = [schema.BufferT()]
         for spooled in self._buffers:
-            b = schema.BufferT()
+            b = _AlignedBuffer()
             if self.external:
                 b.offset, b.size = (base or _UNSET_OFFSET) + spooled.offset, spooled.size
             else:

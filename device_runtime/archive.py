@@ -3,7 +3,7 @@
 A reader learns from the first bytes whether it wants the rest: `read_head` takes the manifest and its signature
 without the zip's index at the end. Everything else is bounded by that manifest before a byte of it is unpacked, and
 is hashed while it is written. `layout` says at which offsets of a packed file its parts lie, for whoever fetches only
-some of them.
+some of them, or reads the graph where it lies: model.tflite begins at a multiple of `MODEL_ALIGNMENT`.
 
 Sections are those of PKWARE's APPNOTE.TXT 6.3.
 """
@@ -24,18 +24,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO
 
-from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
+from device_runtime.bundle import MANIFEST, MAX_MANIFEST_BYTES, MODEL, Bundle, Manifest, read_signature
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.typed_json import shortened
 
-__all__ = ["HEAD_BYTES", "Archive", "Head", "Place", "head_of", "layout", "open_any", "pack", "read_head"]
+__all__ = [
+    "HEAD_BYTES",
+    "MODEL_ALIGNMENT",
+    "Archive",
+    "Head",
+    "Place",
+    "head_of",
+    "layout",
+    "open_any",
+    "pack",
+    "read_head",
+]
+
+# Bytes. A microcontroller runs the graph from where the zip lies in flash. TFLite's schema aligns constants to 16
+# within the graph, and vector units want as much (Helium, ESP32-S3); those of a `pi` graph are aligned to 64.
+MODEL_ALIGNMENT = 64
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # 4.3.7, up to the name
 assert _LOCAL.size == 30
 _LOCAL_MAGIC = b"PK\3\4"
 _ENCRYPTED, _SIZES_FOLLOW = 1, 8  # general purpose flags, 4.4.4
 _ZIP64_EXTRA_BYTES = 20  # what zipfile adds to the local header of a large file
+# 4.5.1: the id and size of an extra field. This one is Android's zipalign's: the alignment, then zeros.
+_PADDING = struct.Struct("<3H")
+_PADDING_ID = 0xD935
 _MAX_READ = 2**20  # bytes at once; the zip's index, which nobody has signed, must fit in one
 _CHUNK_BYTES = 2**18
 _SLACK_BYTES = 4096  # of the zip's own structures, besides what each file takes
@@ -83,7 +101,7 @@ def layout(manifest: Manifest, head: Head) -> dict[str, Place]:
     """Where each file lies in what `pack` makes of this bundle; of other zips it is wrong, as the hashes will tell."""
     offset, places = 0, {}
     for name, size in _contents(manifest, head.manifest, head.signature):
-        offset += _LOCAL.size + len(name) + (_ZIP64_EXTRA_BYTES if _is_large(size) else 0)
+        offset += _header_bytes(name, size) + len(_padding(name, size, offset))
         places[name] = Place(offset, size)
         offset += size
     return places
@@ -215,6 +233,7 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
                 info = zipfile.ZipInfo(name, _EARLIEST)
                 info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16  # Unix, wherever it is packed
                 info.file_size = size  # zipfile decides by this whether the entry is a large one
+                info.extra = _padding(name, size, zip_file.start_dir)
                 with zip_file.open(info, "w") as out:
                     if name == MANIFEST:
                         out.write(manifest)
@@ -222,6 +241,7 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
                         out.write(signature)
                     else:
                         _copy(bundle, name, out)
+                info.extra = b""  # the index has no need of it
         with open(work, "rb+") as file:
             os.fsync(file.fileno())
         work.replace(target)
@@ -254,6 +274,21 @@ def _contents(manifest: Manifest, raw: bytes, signature: bytes | None) -> list[t
     """Names and sizes in the order of the zip."""
     signed = [] if signature is None else [(SIGNATURE, len(signature))]
     return [(MANIFEST, len(raw)), *signed, *((n, e.size_bytes) for n, e in sorted(manifest.files.items()))]
+
+
+def _header_bytes(name: str, size: int) -> int:
+    """Of the local header of a file, without padding."""
+    return _LOCAL.size + len(name) + (_ZIP64_EXTRA_BYTES if _is_large(size) else 0)
+
+
+def _padding(name: str, size: int, offset: int) -> bytes:
+    """The extra field that aligns the graph, where its local header begins at `offset`."""
+    missing = -(offset + _header_bytes(name, size)) % MODEL_ALIGNMENT
+    if name != MODEL or missing == 0:
+        return b""
+    if missing < _PADDING.size:
+        missing += MODEL_ALIGNMENT
+    return _PADDING.pack(_PADDING_ID, missing - 4, MODEL_ALIGNMENT).ljust(missing, b"\0")
 
 
 def _is_large(size: int) -> bool:

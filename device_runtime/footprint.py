@@ -19,18 +19,18 @@ from dataclasses import dataclass
 
 from device_runtime.bundle import Arena, GraphShape
 
-__all__ = ["PREFILL_TOKENS", "Footprint", "arena", "cache_windows", "memory", "model_bytes", "narrowed"]
+__all__ = ["PREFILL_TOKENS", "Footprint", "arena", "cache_windows", "memory", "model_bytes", "narrowed", "stretched"]
 
 PREFILL_TOKENS = 64  # measured best of 32, 64 and 128: per token, and in the memory of one pass
 _SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
 _FLOAT = 4
 
-# Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3.
-_PROCESS = {"pi": 60_000 << 10, "micro": 52_500 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
+# Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3; a 32-bit process takes less.
+_PROCESS = {"pi": 54_200 << 10, "micro": 52_500 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
 _TOKENIZER_FACTOR = 13.0  # a tokenizer in memory, as a multiple of its file
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
-_SIGNATURE_LAYER = 188 << 10  # tensors and operators of one layer in one signature
-_SIGNATURE_ROW = 8.9  # scale, zero point and bookkeeping of one row of weights in one signature
+_SIGNATURE_LAYER = 159 << 10  # tensors and operators of one layer in one signature
+_SIGNATURE_ROW = 12.9  # scale, zero point and bookkeeping of one row of weights in one signature
 _INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones cannot tell
 _INTERPRETER_ROW = 100  # of weights there
 _GRAPH_LAYER = 22_000  # of the FlatBuffer, one layer of one signature
@@ -183,6 +183,18 @@ def narrowed(measured: Arena, shape: GraphShape, pointer_bytes: int) -> Arena:
         measured.kv_cache_bytes,
         pointer_bytes,
     )
+
+
+def stretched(measured: Arena, shape: GraphShape, before: int, after: int) -> Arena:
+    """An arena that was measured with one context, as it is with another, both in positions.
+
+    The kv_cache follows the context, the records do not depend on it, and the activations change as computed.
+    """
+    kv_cache = measured.kv_cache_bytes * after // before
+    records = measured.tail_bytes - measured.kv_cache_bytes
+    head = -(-measured.head_bytes * _arena_head(shape, after) // _arena_head(shape, before))
+    tail = records + kv_cache
+    return Arena(head + tail, head, tail, kv_cache, measured.pointer_bytes)
 
 
 def _arena_head(shape: GraphShape, context: int) -> int:

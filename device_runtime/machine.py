@@ -5,14 +5,38 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import struct
 import zlib
 from pathlib import Path
 
-__all__ = ["cpu_fingerprint", "peak_rss_mb", "rss_mb", "temperature_c", "throttled", "usable_cores"]
+__all__ = [
+    "cpu_fingerprint",
+    "peak_rss_mb",
+    "program_arch",
+    "program_arch_of",
+    "rss_mb",
+    "temperature_c",
+    "throttled",
+    "usable_cores",
+]
 
 _THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")
 _THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # of a Raspberry Pi
 _THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temperature limit
+
+
+def program_arch() -> str:
+    """The architecture of the programs that run here, as board files name it."""
+    return program_arch_of(platform.machine(), 8 * struct.calcsize("P"))
+
+
+def program_arch_of(machine: str, bits: int) -> str:
+    """The architecture of programs whose addresses have `bits`, under a kernel that says `machine`.
+
+    Raspberry Pi OS starts a 64-bit kernel under its 32-bit system where it can: the kernel says aarch64, and every
+    package has to be for armv7l.
+    """
+    return "armv7l" if machine in ("aarch64", "armv8l") and bits == 32 else machine
 
 
 def usable_cores() -> int:

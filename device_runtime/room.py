@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_runtime.errors import DoesNotFitError
 from device_runtime.footprint import memory
 from device_runtime.instructions import missing_instructions
+from device_runtime.machine import program_arch
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
@@ -39,7 +39,7 @@ def require_room(
     """
     from device_runtime.bundle import MODEL
 
-    arch = arch or platform.machine()
+    arch = arch or program_arch()
     limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
     features = cpu_features() if features is None else features
     what = f"{manifest.name} {manifest.version}"

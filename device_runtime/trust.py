@@ -158,6 +158,14 @@ class TrustStore:
             )
         return cls(keys, retired, folder)
 
+    def reloaded(self) -> TrustStore:
+        """The same folder as it is now. Once it has demanded signatures it does not cease to.
+
+        Raises:
+            ConfigurationError: see `load`.
+        """
+        return TrustStore.load(self.path, required=self.demands_signatures)
+
     def verify(self, manifest: bytes, signature: bytes | None) -> str | None:
         """The id of a trusted key that has signed this manifest; None on a device that knows no keys.
 

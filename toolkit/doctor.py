@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import platform
 import shutil
 import subprocess
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from boards import load_board
 from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.machine import temperature_c, throttled
+from device_runtime.machine import program_arch, temperature_c, throttled
 from device_runtime.mqtt import fleet
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
@@ -73,7 +72,7 @@ def _board(named: str | None) -> Finding:
         board = load_board(named) if named else detect_here()
     except ConfigurationError as error:
         return Finding("board", Level.FAIL, str(error), "name another with --board")
-    machine = platform.machine()
+    machine = program_arch()
     if board is None:
         return Finding(
             "board", Level.WARN, f"no board file knows this machine ({machine})", "name one with --board, or write one"

@@ -22,6 +22,7 @@ _TIMEOUT_S = 30.0  # without a byte
 _TRIES = 5  # in a row that bring nothing
 _PAUSE_S = 1.0  # after the first of them; doubles
 _CHUNK_BYTES = 1 << 18
+_PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)  # like those from 500 on
 
 
 class HttpSource:
@@ -61,7 +62,7 @@ class HttpSource:
             except urllib.error.HTTPError as error:
                 if error.code == HTTPStatus.NOT_FOUND:
                     return
-                if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in _PASSING:
                     raise BundleError(f"{self._url}/{name}: the server answers {error.code} {error.reason}.") from None
                 reason = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
@@ -75,16 +76,17 @@ class HttpSource:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         request = urllib.request.Request(f"{self._url}/{urllib.parse.quote(name)}", headers=headers)
         try:
-            answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+            answer = _opener().open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # all of it is here
                 return
             raise
         with answer:
             skip = offset if answer.status == HTTPStatus.OK else 0  # it serves no ranges
-            expected = int(answer.headers.get("Content-Length") or -1)
+            said = answer.headers.get("Content-Length") or ""
+            expected = int(said) if said.isascii() and said.isdigit() else -1
             got = 0
-            while chunk := answer.read(_CHUNK_BYTES):
+            while chunk := answer.read1(_CHUNK_BYTES):  # what is there: a slow server must not hold up who calls off
                 got += len(chunk)
                 rest = chunk[skip:]
                 skip -= min(skip, len(chunk))
@@ -92,3 +94,19 @@ class HttpSource:
                     yield rest
             if got < expected:
                 raise http.client.IncompleteRead(b"", expected - got)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Speaks HTTP(S) alone: a server that redirects elsewhere, as to ftp://, is not followed."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener

@@ -153,7 +153,7 @@ def lock(folder: Path, *, make: bool = False) -> Iterator[Slots]:
 
     Raises:
         ConfigurationError: there is no slot folder.
-        UpdateError: somebody else is at it, or its state is damaged.
+        UpdateError: somebody else is at it, it cannot be written, or its state is damaged.
     """
     if make:
         _check_place(folder)
@@ -161,7 +161,13 @@ def lock(folder: Path, *, make: bool = False) -> Iterator[Slots]:
     elif not is_slot_folder(folder):
         what = "is not a slot folder: it has no slots.json" if folder.exists() else "does not exist"
         raise ConfigurationError(f"{folder} {what}. Make one with `stonechat slots install BUNDLE {folder}`.")
-    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:  # another user's, or a disk that has become read-only
+        raise UpdateError(
+            f"{folder} cannot be changed ({error.strerror}); do it as the user whose folder it is, on a disk that can "
+            "be written."
+        ) from None
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -54,10 +54,11 @@ def ready_bundle(
             with lock(path) as slots:
                 if slots.state.trial is not None:
                     _log(try_pending(slots, threads, trust, check))
-        except UpdateError as error:
+        except (UpdateError, OSError) as error:
             if state.active is None:
                 raise
-            log.warning("%s", error)  # somebody else holds the trial, and decides for the next start
+            # Somebody else holds the trial, or the disk is full or read-only: what has run so far runs.
+            log.warning("the trial that is due is not held: %s", error)
     elif leftovers(path, state):
         with suppress(UpdateError, OSError), lock(path):  # which clears away; that can wait for another start
             pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 import boards
 from boards import Board, board_ids, load_board
+from boards.board import Detect, Flash, Graph, Measurement, Memory, Soc, Storage
+from boards.detect import detect
 from boards.schema import BOARD, check
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
+from device_runtime.machine import program_arch_of
 
 EXAMPLE = Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml"
 
@@ -214,7 +217,7 @@ def test_a_slot_of_flash_ends_inside_the_part() -> None:
     """model_address and the slots behind it, for the parts whose memory map is one range."""
     ends = {"rp2040": 0x10200000, "rp2350": 0x10400000, "rp2350-psram": 0x11000000, "stm32f405": 0x08100000,
             "stm32h743": 0x08200000, "stm32u5": 0x08200000, "esp32-s3": 0x1000000, "esp32-p4": 0x1000000,
-            "esp32-c3": 0x400000, "teensy-4-1": 0x60800000}  # fmt: skip
+            "esp32-c3": 0x400000, "teensy-4-1": 0x607C0000}  # fmt: skip
     for board_id, end in ends.items():
         board = load_board(board_id)
         assert board.flash.model_address is not None
@@ -257,3 +260,20 @@ def test_the_files_are_plain_yaml_that_other_tools_read() -> None:
     for board_id in board_ids():
         data = yaml.safe_load((EXAMPLE.parent / f"{board_id}.yaml").read_text(encoding="utf-8"))
         assert isinstance(load_board(board_id), Board) and data["id"] == board_id
+
+
+def test_a_32_bit_system_under_a_64_bit_kernel_is_the_32_bit_board() -> None:
+    """As Raspberry Pi OS has it: the kernel says aarch64, and pip must find packages for armv7l."""
+    name, ram_kib = ("raspberrypi,4-model-b",), 1_900_000
+    found = detect(name, program_arch_of("aarch64", 32), ram_kib)
+    assert found is not None and found.id == "raspberry-pi-4-2gb-32bit"
+    assert program_arch_of("armv8l", 32) == program_arch_of("armv7l", 32) == "armv7l"
+    found = detect(name, program_arch_of("aarch64", 64), ram_kib)
+    assert found is not None and found.id == "raspberry-pi-4-2gb"
+
+
+def test_every_field_of_a_board_file_is_documented() -> None:
+    page = (Path(boards.__file__).parents[1] / "docs" / "boards.md").read_text(encoding="utf-8")
+    for part in (Soc, Memory, Storage, Graph, Flash, Detect, Measurement):
+        for field in fields(part):
+            assert re.search(rf"\b{field.name}\b", page), f"{part.__name__}.{field.name}"

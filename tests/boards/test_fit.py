@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from micro_bundles import micro_bundle, random_network
 from random_checkpoint import random_checkpoint
 
-from boards import board_ids, load_board
-from boards.fit import Subject, explain, fit, largest_context, require_fit
+from boards import Board, board_ids, load_board
+from boards.fit import Subject, advised_context, explain, fit, largest_context, require_fit
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert, graph_shape
 from converters.lint import measured_arena
-from converters.plan import context_for, subject_of
+from converters.plan import context_for, plan_for, subject_of
 from device_runtime.bundle import Arena, Bundle
 from device_runtime.errors import DoesNotFitError
-from device_runtime.footprint import arena, memory, narrowed
+from device_runtime.footprint import arena, memory, narrowed, stretched
 from device_runtime.instructions import missing_instructions
 from device_runtime.room import cpu_features, memory_bytes, require_room
 
@@ -47,11 +47,21 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 # -- prediction and reality --------------------------------------------------------------------------------------------
 
 
-def test_memory_is_predicted_within_ten_percent(pi: Bundle, micro: Bundle) -> None:
-    """Each is run by `stonechat run` in a process of its own, with its context full."""
-    for name, bundle in (("pi", pi), ("micro", micro)):
-        for row in memory_rows(name, bundle):
-            assert abs(row.error) <= 0.10, row
+def test_memory_is_predicted_within_ten_percent(pi: Bundle, micro: Bundle, tmp_path: Path) -> None:
+    """Each is run by `stonechat run` in a process of its own, with its context full.
+
+    What Python and the libraries take differs between machines (cores, kernel, page cache): it is measured here, on the
+    smallest of networks, and may be a quarter off. What the model takes beside it may not.
+    """
+    for bundle in (pi, micro):
+        profile = bundle.manifest.profile
+        smallest = convert(random_checkpoint(), tmp_path / profile, Options(profile, 32, fast=True))
+        process = memory(bundle.manifest.graph, profile, bundle.manifest.context, 0, 0).process / 1e6
+        _, row = memory_rows("smallest", smallest)
+        here = row.measured - row.predicted  # beyond what the constant says
+        assert abs(here) <= 0.25 * process, row
+        for row in memory_rows(profile, bundle):
+            assert abs((row.predicted + here) / row.measured - 1) <= 0.10, (row, here)
 
 
 def test_the_size_of_the_graph_is_predicted(pi: Bundle, micro: Bundle) -> None:
@@ -138,6 +148,20 @@ def test_a_ceiling_is_bandwidth_by_bytes_for_each_token(pi: Bundle) -> None:
     assert figures["ceiling"].value == pytest.approx(3600e6 / per_token)
 
 
+def test_a_ceiling_on_weights_in_flash_does_not_count_the_cache_which_is_read_from_ram(micro: Bundle) -> None:
+    board = load_board("rp2040")
+    figures = fit(board, Subject.of_manifest(micro.manifest)).figures
+    assert figures["bytes_per_token"].value == micro.manifest.graph.weight_bytes
+    assert figures["ceiling"].value == pytest.approx(34e6 / micro.manifest.graph.weight_bytes)
+
+
+def test_no_machine_is_faster_than_its_ceiling(pi: Bundle) -> None:
+    """SmolLM2-135M ran at 163 tok/s on a small x86-64 server: 134 MB of weights, and a cache of 256 positions."""
+    shape = replace(pi.manifest.graph, layers=30, kv_heads=3, head_dim=64, windows=(256,), weight_bytes=134_479_872)
+    subject = replace(Subject.of_manifest(pi.manifest), graph=shape, context=256)
+    assert fit(load_board("generic-x86-64"), subject, remedies=False).figures["ceiling"].value > 163
+
+
 def test_the_largest_context_fits_and_one_more_does_not() -> None:
     board = load_board("stm32h743")
     subject = subject_of(MIDDLE, "micro", 64)
@@ -173,8 +197,71 @@ def test_a_shorter_context_is_offered_where_it_helps() -> None:
     board = load_board("stm32u5")
     board = replace(board, storage=replace(board.storage, model_kib=16384))
     result = fit(board, subject_of(MIDDLE, "micro", 2048))
-    assert result.largest_context
-    assert f"--context {result.largest_context}" in explain(result)
+    context = advised_context(board, result.subject)
+    assert 16 <= context < result.largest_context  # some memory is left for what a computed arena may be off
+    assert f"a shorter context: convert with --profile micro --context {context}" in explain(result)
+
+
+def test_a_model_that_is_too_large_as_pi_is_offered_as_micro_on_a_board_that_runs_both() -> None:
+    board = load_board("raspberry-pi-zero-2-w")
+    large = {"layers": 30, "kv_heads": 3, "head_dim": 64, "heads": 9, "width": 576, "ffn_width": 1536}
+    shape = replace(graph_shape(SMALL.config, "pi", 512), vocabulary=49152, weight_bytes=134_479_872, **large)
+    subject = Subject("SmolLM2", "pi", 512, replace(shape, windows=(256, 512)), 2_100_000)
+    result = fit(board, subject)
+    assert not result.fits
+    assert result.remedies[0] == "the other profile: convert with --profile micro --context 512"
+    assert fit(board, replace(subject, profile="micro")).fits
+
+
+@pytest.mark.parametrize("budget_kib", [110, 120, 160])
+def test_what_is_advised_fits_once_it_is_converted(budget_kib: int, tmp_path: Path) -> None:
+    """The bundle that comes out is held against the board as TFLite Micro measured it, not as it was computed."""
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
+    board = load_board("rp2350")
+    board = replace(board, memory=replace(board.memory, model_budget_kib=budget_kib))
+    asked = convert(SMALL, tmp_path / "asked", Options("micro", 1000, fast=True))
+    for subject in (Subject.of_manifest(asked.manifest), subject_of(SMALL, "micro", 1000)):
+        (advice,) = (remedy for remedy in fit(board, subject).remedies if "shorter context" in remedy)
+        context = int(advice.rpartition(" ")[2])
+        made = convert(SMALL, tmp_path / f"made-{context}", Options("micro", context, fast=True))
+        assert fit(board, Subject.of_manifest(made.manifest)).fits, advice
+
+
+def test_a_measured_arena_is_carried_over_to_another_context(tmp_path: Path) -> None:
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
+    short, long = (convert(SMALL, tmp_path / str(n), Options("micro", n, fast=True)).manifest.arena for n in (64, 512))
+    assert short is not None and long is not None
+    shape = graph_shape(SMALL.config, "micro", 64)
+    for found, expected in (
+        (stretched(short, shape, 64, 512), long),
+        (stretched(long, shape, 512, 64), short),
+    ):
+        assert found.kv_cache_bytes == expected.kv_cache_bytes
+        assert found.total_bytes == pytest.approx(expected.total_bytes, rel=0.02)
+
+
+def test_a_bundle_longer_than_the_board_asks_for_does_not_contradict_itself(micro: Bundle) -> None:
+    board = load_board("rp2350")
+    board = replace(board, graph=replace(board.graph, max_context=32))
+    result = fit(board, Subject.of_manifest(micro.manifest))  # 64 positions
+    assert result.fits and result.largest_context == 64
+
+
+def test_convert_falls_back_to_the_profile_that_takes_less_memory() -> None:
+    board = load_board("raspberry-pi-zero-2-w")
+    assert plan_for(MIDDLE, board, None, None) == ("pi", 1024)
+
+    def with_budget(megabytes: int) -> Board:
+        return replace(board, memory=replace(board.memory, model_budget_kib=megabytes << 10))
+
+    pi, micro = (fit(board, subject_of(MIDDLE, p, 256)).figures["memory"].value / 2**20 for p in ("pi", "micro"))
+    between = with_budget(int((pi + micro) / 2))
+    assert plan_for(MIDDLE, between, None, None)[0] == "micro"
+    assert plan_for(MIDDLE, between, None, 256) == ("micro", 256)
+    with pytest.raises(DoesNotFitError, match=r"\(pi, context 256\)"):
+        plan_for(MIDDLE, between, "pi", 256)
+    with pytest.raises(DoesNotFitError, match=r"\(pi, context 1024\)"):
+        plan_for(MIDDLE, with_budget(32), None, None)
 
 
 def test_a_bundle_for_other_boards_does_not_fit(micro: Bundle) -> None:

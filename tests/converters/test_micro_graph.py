@@ -239,6 +239,14 @@ def test_every_matmul_is_static_and_on_integers(model: Any) -> None:
         assert bias is None or bias.type in (Type.INT32, Type.INT64)
 
 
+def test_constants_are_aligned_as_the_schema_demands(bundle: Bundle) -> None:
+    """TFLite Micro reads them where they lie, and vector units load 16 bytes at once."""
+    model = schema.Model.GetRootAs(bundle.model_path.read_bytes(), 0)
+    tables = [model.Buffers(i) for i in range(model.BuffersLength())]
+    places = [table._tab.Vector(table._tab.Offset(4)) for table in tables if table.DataLength()]
+    assert len(places) > 20 and {place % 16 for place in places} == {0}
+
+
 def test_a_tied_head_shares_its_rows_with_the_embedding(model: Any, network: Network) -> None:
     tensors = {t.name: t for t in model.subgraphs[0].tensors}
     assert (tensors[b"embed_rows"].type, tensors[b"head"].type) == (Type.INT8, Type.INT16)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from signed_bundles import FILES, Workshop, entry_span
 
 from device_runtime import archive as archive_module
-from device_runtime.archive import HEAD_BYTES, Archive, layout, read_head
+from device_runtime.archive import HEAD_BYTES, MODEL_ALIGNMENT, Archive, layout, pack, read_head
 from device_runtime.bundle import MAX_MANIFEST_BYTES, Bundle
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError, StonechatError
 from device_runtime.trust import TrustStore
@@ -98,6 +98,53 @@ def test_the_layout_says_where_each_file_lies(shop: Workshop, folder: Path, pack
     assert list(places) == FILES
     for name, place in places.items():
         assert packed[place.offset : place.offset + place.size_bytes] == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_graph_is_aligned_whatever_stands_before_it(
+    large: bool, shop: Workshop, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A microcontroller runs it from where the zip lies in flash. Every remainder of the alignment comes up."""
+    if large:
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4000)  # which model.tflite passes
+    raw = (folder / "manifest.json").read_bytes()
+    graph, paddings = (folder / "model.tflite").read_bytes(), set()
+    for more in range(MODEL_ALIGNMENT):
+        manifest = raw + b" " * more
+        pack(Bundle.open(folder), file, manifest=manifest, signature=None)
+        packed = file.read_bytes()
+        begin, end = entry_span(packed, "model.tflite") if not large else (packed.index(graph), None)
+        assert begin % MODEL_ALIGNMENT == 0 and packed[begin:end].startswith(graph)
+        head = read_head(io.BytesIO(packed))
+        assert layout(Bundle.open(folder).manifest, head)["model.tflite"].offset == begin
+        extra = zipfile_extra(packed, "model.tflite")
+        paddings.add(len(extra) - 20 * large)
+        for field, content in extra_fields(extra):  # well formed: no reader stumbles over it
+            assert field == 1 or (field, content.rstrip(b"\0")) == (0xD935, bytes([MODEL_ALIGNMENT]))
+        with zipfile.ZipFile(io.BytesIO(packed)) as z:
+            assert z.testzip() is None
+            assert all(info.extra == b"" for info in z.infolist()) or large  # zip64 has its own there
+        with Archive.open(file) as archive:
+            archive.check("model.tflite")
+    assert paddings == {0, *range(6, 64), *range(65, 70)}  # an extra field has at least 6 bytes
+
+
+def zipfile_extra(packed: bytes, name: str) -> bytes:
+    """The extra field in the local header of a file."""
+    at = next(i.header_offset for i in zipfile.ZipFile(io.BytesIO(packed)).infolist() if i.filename == name)
+    name_bytes, extra_bytes = struct.unpack_from("<2H", packed, at + 26)
+    return packed[at + 30 + name_bytes :][:extra_bytes]
+
+
+def extra_fields(extra: bytes) -> list[tuple[int, bytes]]:
+    """Ids and contents (APPNOTE.TXT 4.5.1)."""
+    fields = []
+    while extra:
+        field, size = struct.unpack_from("<2H", extra)
+        assert len(extra) >= 4 + size
+        fields.append((field, extra[4 : 4 + size]))
+        extra = extra[4 + size :]
+    return fields
 
 
 def test_files_beyond_four_gigabytes_take_the_zip64_form(

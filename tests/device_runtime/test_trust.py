@@ -100,6 +100,16 @@ def test_several_keys_are_valid_at_once_until_one_is_retired(shop: Workshop) -> 
     refused(old, shop.trust, "plant-2026", "retired")
 
 
+def test_keys_are_read_again_and_a_device_that_had_some_demands_them(shop: Workshop) -> None:
+    before = shop.trust
+    for path in shop.keys.rglob("*.pub"):
+        path.unlink()
+    with pytest.raises(ConfigurationError, match="has no"):
+        before.reloaded()
+    (shop.keys / "stranger.pub").write_text(shop.stranger.public.to_text())
+    assert list(before.reloaded().keys) == [shop.stranger.public.key_id]
+
+
 def test_a_device_whose_keys_are_all_retired_takes_nothing(shop: Workshop, tmp_path: Path) -> None:
     retire(shop.trusted.public, shop.keys)
     refused(plain_bundle(tmp_path / "unsigned"), shop.trust, "not signed")

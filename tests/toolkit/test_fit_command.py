@@ -159,3 +159,27 @@ def test_convert_takes_what_fits_and_refuses_early(tmp_path: Path, capfd: pytest
     assert json.loads((out / "manifest.json").read_text())["profile"] == "micro"
     assert run(capfd, "check", out, "--board", "rp2350")[0] == 0
     shutil.rmtree(out)
+
+
+def test_convert_says_when_it_takes_the_smaller_profile_and_holds_the_result_against_the_board(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied"
+    board = tmp_path / "mine.yaml"
+    text = (Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml").read_text(encoding="utf-8")
+    text = text.replace("id: raspberry-pi-zero-2-w", "id: mine")
+    board.write_text(text.replace("model_budget_kib: 262144", "model_budget_kib: 56500"), encoding="utf-8")
+    out = tmp_path / "out"
+    code, _, err = run(capfd, "convert", checkpoint, "--board", board, "-o", out, "--fast")
+    assert code == 0
+    assert "stonechat: the profile pi takes too much memory for mine; converting for micro" in err
+    assert run(capfd, "check", out, "--board", board)[0] == 0
+
+
+def test_a_board_is_shown_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    shown = run(capfd, "boards", "show", "rp2350")[1]
+    for figure in ("0xe48bff59", "drive RP2350", "firmware at 0x10000000", "models from 0x10200000", "2e8a:000f"):
+        assert figure in shown
+    refused = run(capfd, "boards", "show", "raspberry-pi-1")[1]
+    assert "\n\n" not in refused
+    assert "device tree raspberrypi,model-b-plus" in refused

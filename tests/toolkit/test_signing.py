@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port, mosquitto
+from power_cut import recorded
 from signed_bundles import Workshop, plain_bundle
 
 from device_runtime.archive import Archive
@@ -108,6 +109,11 @@ class TestKeys:
         assert target == shop.keys / "retired" / "plant-2026.pub" and target.is_file()
         assert not list(shop.keys.glob("*.pub"))
         assert (list(trusted.keys), len(trusted.retired)) == ([], 2)
+
+    def test_a_loss_of_power_does_not_bring_a_retired_key_back(self, shop: Workshop) -> None:
+        with recorded(shop.keys) as disk:
+            retire(shop.trusted.public, shop.keys)
+        assert disk.log and disk.pending(len(disk.log)) == []
 
     def test_two_retired_keys_of_one_name_are_both_kept(self, shop: Workshop) -> None:
         again = new_key("plant-2025", shop.folder / "again", None)

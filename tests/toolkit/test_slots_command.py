@@ -299,6 +299,26 @@ def test_a_wrong_argument_is_named(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_new_folder_that_no_model_of_the_fleet_file_has_is_refused(pi_bundle: Path, tmp_path: Path) -> None:
+    """Mistyped, it would be filled and confirmed, and nothing would ever run it."""
+    (tmp_path / "device.json").write_text('{"schema":1,"device":"test-pi","prefix":"/opt/x","service":"none"}')
+    (tmp_path / "fleet.yaml").write_text(
+        "schema: 1\nbroker: {url: mqtt://127.0.0.1}\nmodels:\n  assistant: {bundle: models/assistant}\n"
+        "  elsewhere: {bundle: models/other}\ndevices:\n  test-pi: {model: [assistant, elsewhere]}\n"
+    )
+    wrong = stonechat("slots", "install", pi_bundle, tmp_path / "models" / "asistant", "--no-trial")
+    assert wrong.returncode == 2
+    assert "has no model 'asistant'" in wrong.stderr and "Did you mean 'assistant'?" in wrong.stderr
+    assert not (tmp_path / "models").exists()
+    for name in ("assistant", "other"):  # by its name, and by its path
+        done = stonechat("slots", "install", pi_bundle, tmp_path / "models" / name, "--no-trial")
+        assert done.returncode == 0, done.stderr
+    assert stonechat("slots", "install", pi_bundle, tmp_path / "spare", "--no-trial").returncode == 0
+    (tmp_path / "fleet.yaml").write_text("schema: [")
+    unknown = stonechat("slots", "install", pi_bundle, tmp_path / "models" / "new", "--no-trial")
+    assert unknown.returncode == 0, unknown.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 3 MB."""

@@ -72,7 +72,7 @@ def _show(args: argparse.Namespace) -> int:
         values["class"] = values.pop("kind")
         print(json.dumps(values))
         return 0
-    soc, memory, storage, flash = board.soc, board.memory, board.storage, board.flash
+    soc, memory, storage = board.soc, board.memory, board.storage
     rows = [
         ("board", f"{board.name} ({board.id}), {board.kind}"),
         (
@@ -86,15 +86,41 @@ def _show(args: argparse.Namespace) -> int:
         ("weights", f"run from {memory.weights}, at most {memory.bandwidth_mb_s:,} MB/s"),
         ("storage", f"{storage.slots} × {storage.model_kib:,} KiB"),
         ("graph", f"profile {board.profile}, context up to {board.max_context}"),
-        ("flash", f"{flash.method}{f'; to enter the boot loader: {flash.boot_loader}' if flash.boot_loader else ''}"),
+        ("flash", _flash_facts(board)),
+        ("detect", _detect_facts(board)),
         ("source", board.source.strip()),
     ]
     if board.refused:
-        rows.insert(1, ("refused", board.refused))
+        rows.insert(1, ("refused", board.refused.strip()))
     rows += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
     for label, text in rows:
         print(f"{label:<10}  {text}")
     return 0
+
+
+def _flash_facts(board: Board) -> str:
+    flash = board.flash
+    facts = [
+        ("chip {}", flash.chip),
+        ("{} baud", flash.baud),
+        ("UF2 family {:#010x}", flash.uf2_family),
+        ("drive {}", flash.uf2_board_id),
+        ("firmware at {:#010x}", flash.firmware_address),
+        ("{:,} KiB for it", flash.firmware_kib),
+        ("models from {:#010x}", flash.model_address),
+        ("to enter the boot loader: {}", flash.boot_loader),
+    ]
+    return "; ".join([flash.method, *(text.format(value) for text, value in facts if value is not None)])
+
+
+def _detect_facts(board: Board) -> str:
+    detect = board.detect
+    facts = [
+        ("device tree {}", detect.device_tree),
+        ("USB {}", ", ".join(detect.usb)),
+        ("boot loader USB {}", ", ".join(detect.boot_usb)),
+    ]
+    return "; ".join(text.format(value) for text, value in facts if value) or "by no id"
 
 
 def _check(args: argparse.Namespace) -> int:

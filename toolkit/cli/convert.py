@@ -49,13 +49,12 @@ def run(args: argparse.Namespace) -> int:
         from boards import load_board
 
         board = load_board(args.board)
-        profile = profile or board.profile
-    if profile is None:
+    if profile is None and board is None:
         raise ConfigurationError("Say which boards the bundle is for: --profile pi, --profile micro, or --board ID.")
     try:
         from converters.checkpoints import open_checkpoint
         from converters.convert import Options, convert
-        from converters.plan import context_for
+        from converters.plan import plan_for
     except ImportError as error:
         raise require_extra("convert", error) from None
 
@@ -64,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
     if board is not None:
-        context = context_for(checkpoint, board, profile, context)
+        profile, context = plan_for(checkpoint, board, args.profile, args.context)
+        if profile != (args.profile or board.profile):
+            what = f"the profile {board.profile} takes too much memory for {board.id}; converting for {profile}"
+            print(f"stonechat: {what}", file=sys.stderr)
     options = Options(profile, context, text, instruction, fast=args.fast)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
@@ -72,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     if warning := quality_warning(manifest.quality):
         print(f"stonechat: warning: {warning}", file=sys.stderr)
+    if board is not None:
+        from boards.fit import Subject, require_fit
+
+        require_fit(board, Subject.of_manifest(manifest))  # as it was measured now, no longer as it was computed
     if args.json:
         result = {
             "bundle": str(args.output),

@@ -39,7 +39,7 @@ class DeviceModels:
 
     device: str  # its id
     entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
-    trust: TrustStore
+    trust: TrustStore  # as it was at the start
     plan: Fleet | None = None  # None: there is no fleet file that could contradict a model
 
     @classmethod
@@ -81,7 +81,18 @@ class DeviceModels:
         path = Path(entry.bundle)
         if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
             manager.starting(trial.limits.timeout_s + OPENING_S)
-        return ready_bundle(path, entry.threads, self.trust, check)
+        return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
+
+    @property
+    def may_run(self) -> TrustStore:
+        """Whose bundles this process opens: a key that is retired meanwhile ends what runs at the next start only.
+
+        Without the keys of the start, an update that fails its trial would leave no bundle to go back to.
+        """
+        from dataclasses import replace
+
+        now = self.trust.reloaded()
+        return replace(now, keys=now.keys | self.trust.keys) if self.trust.demands_signatures else self.trust
 
     def check(
         self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]

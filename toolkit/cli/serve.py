@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     def open_model(name: str) -> LanguageModel:
         opened = LanguageModel.open(
-            models.ready(name, manager), threads=models.entries[name].threads, trust=models.trust
+            models.ready(name, manager), threads=models.entries[name].threads, trust=models.may_run
         )
         try:
             models.check(name, opened.manifest, opened.check_schema)

@@ -74,13 +74,16 @@ def _install(args: argparse.Namespace) -> int:
     from device_runtime.trust import trusted
     from device_runtime.update.install import install, preview
     from device_runtime.update.policy import Policy
-    from device_runtime.update.slots import lock
+    from device_runtime.update.slots import is_slot_folder, lock
     from device_runtime.update.state import Limits
+    from toolkit.deploy.installed import check_is_served
 
     trust = trusted(args.keys)
     policy = Policy(trust, *_of_board(args.board))
     limits = Limits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
     preview(args.bundle, policy)  # before a folder is made for it
+    if not is_slot_folder(args.folder):
+        check_is_served(args.folder)
     with lock(args.folder, make=True) as slots:
         done = install(args.bundle, slots, limits, policy)
         if slots.state.trial is not None and args.trial:

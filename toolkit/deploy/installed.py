@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,13 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.room import require_room
 from device_runtime.update.policy import Policy
 from toolkit.deploy.device import Record
-from toolkit.deploy.layout import KEYS, RECORD
+from toolkit.deploy.layout import FLEET, KEYS, RECORD, Layout
 
 if TYPE_CHECKING:
     from device_runtime.bundle import Manifest
     from device_runtime.trust import TrustStore
 
-__all__ = ["fits_on", "keys_beside", "policy_here"]
+__all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here"]
 
 log = logging.getLogger("stonechat.serve")
 
@@ -50,6 +51,32 @@ def keys_beside(fleet: Path) -> Path | None:
     """The keys of a board that `device init` has set up, wherever its root is; None where it has none."""
     root = fleet.absolute().parent
     return root / KEYS if (root / RECORD).exists() and any((root / KEYS).rglob("*.pub")) else None
+
+
+def check_is_served(folder: Path) -> None:
+    """Raise a `ConfigurationError` if a new slot folder is none that this board's fleet file knows of.
+
+    A folder whose name was mistyped would be filled, tried and confirmed, and nothing would ever run it. Elsewhere than
+    in the folder for models that `device init` has made, any will do.
+    """
+    from device_runtime.mqtt import fleet
+
+    folder = folder.resolve()
+    root = folder.parent.parent
+    if not (root / RECORD).exists() or str(folder) != Layout(str(root)).slots(folder.name):
+        return
+    try:
+        plan = fleet.load(root / FLEET)
+        served = {Path(entry.bundle).resolve() for device in plan.devices for entry in plan.models_of(device).values()}
+    except (OSError, ConfigurationError) as error:  # `serve` will say it; here it is no reason not to install
+        log.warning("whether %s is served cannot be told: %s", folder, error)
+        return
+    if folder.name not in plan.models and folder not in served:
+        near = get_close_matches(folder.name, plan.models, n=1)
+        raise ConfigurationError(
+            f"{plan.path} has no model {folder.name!r}, so nothing would run what is in {folder}; it has "
+            f"{', '.join(plan.models)}" + (f". Did you mean {near[0]!r}?" if near else ". Add it there first.")
+        )
 
 
 def _noted(fleet: Path) -> Board | None:

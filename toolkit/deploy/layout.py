@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["KEYS", "PREFIX", "RECORD", "ROOT", "SERVICE", "USER", "Layout"]
+__all__ = ["FLEET", "KEYS", "PREFIX", "RECORD", "ROOT", "SERVICE", "USER", "Layout"]
 
 ROOT = "/var/lib/stonechat"
 PREFIX = "/opt/stonechat"
 USER = "stonechat"
 SERVICE = "stonechat.service"
-RECORD, KEYS = "device.json", "keys"  # in the root
+RECORD, KEYS, FLEET = "device.json", "keys", "fleet.yaml"  # in the root
 SYSTEM = ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/opt", "/proc", "/root", "/run", "/sbin", "/srv",
           "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/lib")  # fmt: skip
 
@@ -36,7 +36,7 @@ class Layout:
     @property
     def fleet(self) -> str:
         """The fleet file."""
-        return f"{self.root}/fleet.yaml"
+        return f"{self.root}/{FLEET}"
 
     @property
     def record(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from boards.board import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError
+from device_runtime.machine import program_arch_of
 from toolkit.deploy.layout import Layout
 from toolkit.deploy.ssh import Remote
 
@@ -85,7 +86,7 @@ class Facts:
     @property
     def arch(self) -> str:
         """As board files have it."""
-        return "armv7l" if self.machine in ("aarch64", "armv8l") and self.bits == 32 else self.machine
+        return program_arch_of(self.machine, self.bits)
 
     @property
     def word_size(self) -> str:

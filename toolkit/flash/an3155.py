@@ -20,6 +20,7 @@ MAX_TRANSFER_BYTES = 256  # sections 3.4 and 3.6
 _ACK, _NACK = 0x79, 0x1F
 _SYNC = 0x7F
 _GET, _GET_ID, _READ, _GO, _WRITE, _ERASE, _EXTENDED_ERASE = 0x00, 0x02, 0x11, 0x21, 0x31, 0x43, 0x44
+_NEED_NO_PROTECTION = (_READ, _GO, _WRITE, _ERASE, _EXTENDED_ERASE)  # NACK while the flash is read-protected
 _SYNC_ATTEMPTS = 5
 # Of a command. A sector of 128 KiB takes up to 4 s in steps of 8 bits (datasheet DS8626, flash memory programming),
 # which is how the F4's boot loader erases (AN2606: its voltage range is 1.62 to 2.1 V).
@@ -123,7 +124,12 @@ class BootLoader:
 
     def _command(self, code: int) -> None:
         self._line.write(bytes((code, code ^ 0xFF)))
-        self._expect_ack(f"the command 0x{code:02x}")
+        hint = (
+            " The chip is read-protected (its option bytes say so); STM32CubeProgrammer takes that off, and erases all."
+            if code in _NEED_NO_PROTECTION
+            else ""
+        )
+        self._expect_ack(f"the command 0x{code:02x}", hint=hint)
 
     def _send_address(self, address: int) -> None:
         self._send_checked(address.to_bytes(4, "big"))
@@ -132,7 +138,7 @@ class BootLoader:
     def _send_checked(self, body: bytes, complement: bool = False) -> None:
         self._line.write(body + bytes((reduce(xor, body, 0xFF if complement else 0),)))
 
-    def _expect_ack(self, what: str, timeout_s: float = 0.0) -> None:
+    def _expect_ack(self, what: str, timeout_s: float = 0.0, hint: str = "") -> None:
         """Wait for ACK: as long as the line's own timeout, or until `timeout_s` has passed."""
         deadline = time.monotonic() + timeout_s
         while not (reply := self._line.read(1)):
@@ -141,7 +147,7 @@ class BootLoader:
         answer = reply[0]
         if answer != _ACK:
             found = "NACK" if answer == _NACK else f"0x{answer:02x}"
-            raise FlashError(f"The boot loader answered {what} with {found}; expected ACK.")
+            raise FlashError(f"The boot loader answered {what} with {found}; expected ACK.{hint}")
 
     def _read(self, size: int) -> bytes:
         data = self._line.read(size)

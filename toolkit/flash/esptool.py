@@ -121,14 +121,19 @@ def _run(command: Sequence[str], parts: Sequence[str], report: Report) -> tuple[
     assert process.stdout is not None
     lines = []
     done = 0
+
+    def hear(line: str) -> None:
+        nonlocal done
+        lines.append(line)
+        done += _VERIFIED in line
+        if _BEGUN in line and done < len(parts):
+            report(f"write {parts[done]}", 0.0)
+        if (writing := _WRITING.search(line)) and done < len(parts):
+            report(f"write {parts[done]}", float(writing[1]) / 100)
+
     try:
         for line in process.stdout:
-            lines.append(line)
-            done += _VERIFIED in line
-            if _BEGUN in line and done < len(parts):
-                report(f"write {parts[done]}", 0.0)
-            if (writing := _WRITING.search(line)) and done < len(parts):
-                report(f"write {parts[done]}", float(writing[1]) / 100)
+            hear(line)
         return process.wait(), "".join(lines)
     finally:
         if process.poll() is None:
@@ -138,4 +143,6 @@ def _run(command: Sequence[str], parts: Sequence[str], report: Report) -> tuple[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for line in process.stdout:  # after Ctrl-C: whether it had begun to write may still be in the pipe
+            hear(line)
         process.stdout.close()

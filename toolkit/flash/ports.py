@@ -58,7 +58,8 @@ def find_port(board: Board, ports: Iterable[_Port] | None = None) -> str:
         return fitting[0].device
     if fitting:
         raise ConfigurationError(
-            f"Several boards could be {board.name}:\n{_list(fitting)}\nChoose one with --port, or unplug the others."
+            f"Several ports could be that of {board.name}:\n{_list(fitting)}\nChoose one with --port, or unplug the "
+            "other boards. (Some debuggers have several ports; if one does not answer, try the next.)"
         )
     found = f"found:\n{_list(there)}" if there else "found no USB serial port at all."
     nowhere = "its board file gives no USB id, because it is flashed through a serial adapter of your own"

@@ -3,6 +3,10 @@
 The new image goes to the second slot while the old one runs, is started for a test, and is made permanent once it
 answers. MCUboot checks hash and signature before it starts it, and goes back to the old image if it is not confirmed.
 An upload that broke off is continued where the server stopped.
+
+MCUboot's serial recovery, which a button or a board without a program leads to, speaks the same protocol but is
+another thing: nothing runs, an upload replaces the first slot from its first packet on, and there is no test and no way
+back (https://docs.mcuboot.com/serial_recovery.html).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +36,9 @@ _BAUD = 115200
 _TIMEOUT_S = 2.5
 _ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase the slot
 _RESTART_TIMEOUT_S = 120.0  # swapping two slots of a large flash takes a minute
+_RESTART_AGAIN_S = 5.0  # from a request to restart until a board that still runs the old image is taken to have lost it
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+_OCCUPIED = ("NO_FREE_SLOT", "IMAGE_ALREADY_PENDING")  # refusals for a test that was begun and not ended
 
 
 class Flasher:
@@ -48,9 +55,11 @@ class Flasher:
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """See `toolkit.flash.flasher.Flasher`."""
         if model is not None:
+            address = self._board.flash.model_address
+            probe = f", or write the packed bundle to 0x{address:08x} with a debug probe" if address is not None else ""
             raise ConfigurationError(
-                f"{self._board.name} is updated over SMP, which writes MCUboot's image slots and nothing else; "
-                "a model for it has to be part of the firmware's image."
+                f"{self._board.name} is updated over SMP, which writes MCUboot's image slots and nothing else, and "
+                f"the firmware has one pair of them. Build the model into the firmware's image{probe}."
             )
         if firmware is None:
             return []
@@ -77,7 +86,9 @@ class Flasher:
     async def _update(self, data: bytes, image: SignedImage, port: str, report: Report) -> Result:
         slots = await self._first_answer(port)
         running = _active(slots)
-        if running is None or running.hash != image.digest:
+        if running is None:
+            return await self._recover(slots, data, image, port, report)
+        if running.hash != image.digest:
             if not any(slot.hash == image.digest for slot in slots):
                 await self._upload(data, port, report)
             await self._start(image, port, report)
@@ -85,6 +96,28 @@ class Flasher:
         if confirmed is None or confirmed.hash != image.digest or not confirmed.confirmed:
             raise FlashError(f"The board does not say that it has kept {image.version}. {self.half_done}")
         return Result(port, f"MCUboot checked version {image.version} and runs it; confirmed by its hash")
+
+    async def _recover(
+        self, slots: Sequence[ImageState], data: bytes, image: SignedImage, port: str, report: Report
+    ) -> Result:
+        """Replace the program through MCUboot's serial recovery; it lists only what it has checked."""
+        button = self._board.flash.boot_loader
+        back = f" ({button})" if button else ""
+        self.half_done = (
+            "The board's only program is partly written, so it does not start. MCUboot itself is whole: bring the "
+            f"board back into its recovery{back} and flash again, from the beginning."
+        )
+        if not any(slot.slot == 0 and slot.hash == image.digest for slot in slots):
+            await self._upload(data, port, report)
+            slots = (await self._ask(port, _states_read(), "listing the images")).images
+        if not any(_is_in_first_slot(slot, image) for slot in slots):
+            raise FlashError(
+                f"MCUboot does not accept version {image.version}, which it has received whole. Is the image signed "
+                f"with the key that the board's MCUboot has, and linked for its first slot? The board starts nothing; "
+                f"flash another image in the recovery{back}."
+            )
+        await self._restart(port)
+        return Result(port, f"MCUboot's recovery checked version {image.version}, hash and signature, and restarted")
 
     async def _first_answer(self, port: str) -> list[ImageState]:
         """What is in the slots of a board that may be printing its log, or starting, just now."""
@@ -114,16 +147,16 @@ class Flasher:
                         f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_words(error)}. {self.half_done}"
                     ) from None
             except _upload_error() as error:
-                raise FlashError(f"The board refused the upload: {_words(error)}. {self.half_done}") from None
+                raise FlashError(self._refused("the upload", _words(error))) from None
 
     async def _start(self, image: SignedImage, port: str, report: Report) -> None:
         """Have MCUboot start the image for a test, and wait until it answers."""
         from smpclient.requests.image_management import ImageStatesWrite
-        from smpclient.requests.os_management import ResetWrite
 
         await self._ask(port, ImageStatesWrite(hash=image.digest), "marking the image for a test")
-        await self._ask(port, ResetWrite(), "restarting")
-        deadline = time.monotonic() + _RESTART_TIMEOUT_S
+        await self._restart(port)
+        asked = time.monotonic()
+        deadline = asked + _RESTART_TIMEOUT_S
         report("restart", 0.0)
         while time.monotonic() < deadline:
             try:
@@ -141,11 +174,27 @@ class Flasher:
                     f"MCUboot did not keep version {image.version}: the board runs {version}. Is the image signed with "
                     "the key that the board's MCUboot has, and linked for its slots?"
                 )
+            if time.monotonic() - asked > _RESTART_AGAIN_S:
+                await self._restart(port)
+                asked = time.monotonic()
             await asyncio.sleep(0.1)  # it has not restarted yet
         raise UnreachableError(
             f"The board has not answered for {_RESTART_TIMEOUT_S:g} s since its restart. If the new image does not "
             "run, press RESET: MCUboot then goes back to the old one."
         )
+
+    async def _restart(self, port: str) -> None:
+        """Ask for a restart, once: the answer may be lost in it, and a second one would end the new image's test."""
+        from smpclient.generics import success
+        from smpclient.requests.os_management import ResetWrite
+
+        try:
+            async with self._client(port) as client:
+                answer = await client.request(ResetWrite())
+        except _line_troubles():
+            return
+        if not success(answer) and getattr(answer, "rc", None) != 0:  # MCUboot's own answer has an error of 0: none
+            raise FlashError(self._refused("restarting", _reason(answer)))
 
     async def _confirm(self, port: str) -> list[ImageState]:
         from smpclient.requests.image_management import ImageStatesWrite
@@ -156,10 +205,9 @@ class Flasher:
     async def _slots(self, port: str) -> list[ImageState]:
         """What is in the slots. Raises what `_line_troubles` names."""
         from smpclient.generics import success
-        from smpclient.requests.image_management import ImageStatesRead
 
         async with self._client(port) as client:
-            answer = await client.request(ImageStatesRead())
+            answer = await client.request(_states_read())
         if not success(answer):
             raise FlashError(f"The board does not list its image slots: {_reason(answer)}.")
         return answer.images
@@ -178,8 +226,17 @@ class Flasher:
                 raise FlashError(f"The board fell silent at {what}: {_words(error)}. {self.half_done}") from None
             if success(answer):
                 return answer
-            raise FlashError(f"The board refused {what}: {_reason(answer)}. {self.half_done}")
+            raise FlashError(self._refused(what, _reason(answer)))
         raise AssertionError
+
+    def _refused(self, what: str, reason: str) -> str:
+        """A server's refusal, and the next step."""
+        if reason.startswith(_OCCUPIED):
+            return (
+                f"The board refused {what}: {reason}. Its other slot waits for a test, or is the way back from one. "
+                "Press RESET, which ends a test (twice, if it had not begun), and flash again."
+            )
+        return f"The board refused {what}: {reason}. {self.half_done}"
 
     def _client(self, port: str) -> SMPClient:
         """A new connection: it begins with empty buffers."""
@@ -209,6 +266,22 @@ def _upload_error() -> type[Exception]:
     return SMPUploadError
 
 
+def _states_read() -> Any:
+    """A request for what is in the slots."""
+    from smpclient.requests.image_management import ImageStatesRead
+
+    return ImageStatesRead()
+
+
+def _is_in_first_slot(slot: ImageState, image: SignedImage) -> bool:
+    """Is this the image? A serial recovery need not tell hashes; then its version has to do."""
+    if slot.slot != 0 or slot.image not in (None, 0):
+        return False
+    if slot.hash is not None:
+        return slot.hash == image.digest
+    return slot.version == image.version.removesuffix("+0").replace("+", ".")
+
+
 def _active(slots: Sequence[ImageState]) -> ImageState | None:
     """The image that runs."""
     return next((slot for slot in slots if slot.active and slot.image in (None, 0)), None)
@@ -228,4 +301,9 @@ def _words(error: Exception) -> str:
     cause = error.args[0] if error.args else ""
     if hasattr(cause, "header"):  # an SMP error response
         return _reason(cause)
+    if found := re.search(r"No offset received: .*\brc=(\d+)", str(error)):  # smpclient shows the whole answer
+        from smp.error import MGMT_ERR
+
+        code = int(found[1])
+        return f"{MGMT_ERR(code).name} ({code})" if code in MGMT_ERR.__members__.values() else f"error {code}"
     return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__

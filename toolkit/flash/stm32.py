@@ -18,7 +18,7 @@ from device_runtime.errors import (
     UnreachableError,
 )
 from toolkit.flash.an3155 import MAX_TRANSFER_BYTES, BootLoader, Silence
-from toolkit.flash.flasher import Part, Report, Result, place_model, require_room
+from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.ports import silent, usable_port
 
@@ -26,7 +26,8 @@ __all__ = ["CHIPS", "Chip", "Flasher"]
 
 _FLASH_START = 0x08000000
 _BAUD = 115200
-_TIMEOUT_S = 2.0
+_TIMEOUT_S = 2.0  # on top of the time that a transfer is on the line
+_BITS_A_BYTE = 11  # start, eight of data, parity, stop
 _BLOCK_ATTEMPTS = 3
 # What is programmed at once: 4 bytes on the F4 and 16 on the U5 (AN2606, flash memory alignment constraints), 32 on the
 # H7 (RM0433, embedded flash memory: a flash word has 256 bits), of which its boot loader takes parts.
@@ -82,11 +83,8 @@ class Flasher:
             parts.append(place_model(self._board, model))
         for part in parts:
             _sectors(chip, part)
-        if len(parts) == 2 and set(_sectors(chip, parts[0])) & set(_sectors(chip, parts[1])):
-            raise DoesNotFitError(
-                f"{parts[0].image.name} and {parts[1].image.name} share a sector of flash; expected the firmware to "
-                f"end before the sector of 0x{parts[1].address:08x} (flash.model_address)."
-            )
+            if part.what == "firmware":  # each begins a sector, so that two that do not overlap share none
+                require_apart(part, self._board)
         return parts
 
     def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
@@ -158,11 +156,12 @@ class Flasher:
         import serial
 
         baud = self._board.flash.baud or _BAUD
+        timeout_s = _TIMEOUT_S + MAX_TRANSFER_BYTES * _BITS_A_BYTE / baud
         try:
             try:
-                line = serial.serial_for_url(port, baud, parity=serial.PARITY_EVEN, timeout=_TIMEOUT_S)
+                line = serial.serial_for_url(port, baud, parity=serial.PARITY_EVEN, timeout=timeout_s)
             except termios.error:  # a pseudo-terminal, as emulators and network ports have it, knows no parity
-                line = serial.serial_for_url(port, baud, timeout=_TIMEOUT_S)
+                line = serial.serial_for_url(port, baud, timeout=timeout_s)
             with line:
                 yield BootLoader(line)
         except _line_errors() as error:

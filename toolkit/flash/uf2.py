@@ -6,6 +6,7 @@ of them. It cannot be read back: a drive that stays is the only sign of a refusa
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -16,13 +17,19 @@ from boards import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, UnreachableError
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
-from toolkit.flash.uf2_format import BLOCK_BYTES, Block, Flag, decode, encode
+from toolkit.flash.uf2_format import BLOCK_BYTES, PAYLOAD_BYTES, Block, Flag, decode, encode
 
 __all__ = ["INFO", "Flasher", "drives"]
 
 INFO = "INFO_UF2.TXT"
 ACCEPT_TIMEOUT_S = 60.0  # from the last byte until the drive goes away; boards write while they receive
 _CHUNK_BYTES = 65536
+# The boot loader in an RP2's ROM erases sectors of 4 KiB. That of the RP2040 does not look at the addresses: it erases
+# the sector of the first block that comes out of each 16 numbers, so that 16 blocks in a row have to be one whole
+# sector (raspberrypi/pico-bootrom, bootrom/virtual_disk.c). Otherwise it erases what it has just written, or does not
+# erase what it writes, and takes its drive away as ever.
+_RP2_FAMILIES = range(0xE48BFF56, 0xE48BFF5C)
+_RP2_SECTOR_BYTES = 4096
 _TABLE = Path("/proc/self/mounts")
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how it writes a space
 _FAT = ("vfat", "msdos", "fuseblk")
@@ -40,6 +47,7 @@ class Flasher:
         assert board.flash.uf2_family is not None  # the board file's schema sees to it
         self._board = board
         self._family = board.flash.uf2_family
+        self._sector_bytes = _RP2_SECTOR_BYTES if self._family in _RP2_FAMILIES else PAYLOAD_BYTES
         self._mounts = mounts or _mount_points
         self._leading = b""  # blocks of the firmware's file that come before those that are counted
 
@@ -50,20 +58,21 @@ class Flasher:
             kind = require_kind(firmware, ("uf2", "raw"), self._board.name)
             parts += self._place_uf2(firmware) if kind == "uf2" else [self._place_raw(firmware)]
         if model is not None:
-            parts.append(place_model(self._board, model))
+            parts.append(self._place_model(model))
         return parts
 
     def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
         """See `toolkit.flash.flasher.Flasher`. `port` is where the drive is mounted."""
         drive = self._drive(port)
-        data = self._leading + encode(((part.address, part.image.data) for part in parts), self._family)
+        placed = ((part.address, part.image.data) for part in parts)
+        data = self._leading + encode(placed, self._family, self._sector_bytes)
         _copy(data, drive, report)
         self._wait_until_gone(drive, report)
         blocks = len(data) // BLOCK_BYTES
         return Result(str(drive), f"the boot loader took all {blocks} blocks and restarted (it cannot be read back)")
 
     def _place_uf2(self, firmware: Image) -> list[Part]:
-        """A UF2 file as the bytes that it puts into flash: a part for each run, so that gaps stay as they are."""
+        """A UF2 file as the bytes that it puts into flash: a part for each run; what lies between stays as it is."""
         blocks = decode(firmware.data)
         self._leading = b"".join(block.to_bytes() for block in blocks if block.ignored)
         blocks = [b for b in blocks if not (b.ignored or b.flags & (Flag.NOT_MAIN_FLASH | Flag.FILE_CONTAINER))]
@@ -84,6 +93,15 @@ class Flasher:
                 "flash.firmware_address; expected one of them, or a UF2 file."
             )
         return self._part(firmware, address)
+
+    def _place_model(self, model: Image) -> Part:
+        part = place_model(self._board, model)
+        if part.address % self._sector_bytes:
+            raise ConfigurationError(
+                f"The board file of {self._board.id} says flash.model_address: 0x{part.address:x}, inside a sector of "
+                f"flash, and erasing it would take what lies before; expected a multiple of 0x{self._sector_bytes:x}."
+            )
+        return part
 
     def _part(self, image: Image, address: int) -> Part:
         part = Part("firmware", image, address, self._room(address))
@@ -209,6 +227,9 @@ def _copy(data: bytes, drive: Path, report: Report) -> None:
                 os.fsync(file.fileno())
                 report("write", sent / len(data))
     except OSError as error:
+        if sent == 0:
+            yours = " Mount it for your user: `-o uid=$(id -u)`." if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise FlashError(f"{target} cannot be written: {error.strerror}.{yours} Nothing was written.") from None
         if sent < len(data):
             raise FlashError(
                 f"Writing to {target} stopped after {sent} of {len(data)} bytes: {error.strerror}. {Flasher.half_done}"

@@ -68,17 +68,25 @@ class Block:
         return header + body + _END.to_bytes(4, "little")
 
 
-def encode(parts: Iterable[tuple[int, bytes]], family: int) -> bytes:
+def encode(parts: Iterable[tuple[int, bytes]], family: int, sector_bytes: int = PAYLOAD_BYTES) -> bytes:
     """Make a UF2 file.
 
     Args:
-        parts: address and bytes of each part. The last block of a part is filled up with 0xFF, as erased flash is.
+        parts: address and bytes of each part.
         family: for which chips.
+        sector_bytes: what is written at once, a multiple of 256: the rest of such a sector is filled up with 0xFF, as
+            erased flash is.
     """
+    sectors: dict[int, bytearray] = {}
+    for address, data in parts:
+        for start in range(address // sector_bytes * sector_bytes, address + len(data), sector_bytes):
+            first, end = max(start, address), min(start + sector_bytes, address + len(data))
+            sector = sectors.setdefault(start, bytearray(b"\xff" * sector_bytes))
+            sector[first - start : end - start] = data[first - address : end - address]
     pages = [
-        (address + offset, data[offset : offset + PAYLOAD_BYTES].ljust(PAYLOAD_BYTES, b"\xff"))
-        for address, data in parts
-        for offset in range(0, len(data), PAYLOAD_BYTES)
+        (start + offset, bytes(sector[offset : offset + PAYLOAD_BYTES]))
+        for start, sector in sectors.items()
+        for offset in range(0, sector_bytes, PAYLOAD_BYTES)
     ]
     return b"".join(
         Block(address, page, number, len(pages), family).to_bytes() for number, (address, page) in enumerate(pages)

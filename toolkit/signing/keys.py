@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.topics import is_id
 from device_runtime.trust import RETIRED, PublicKey, Signature, TrustStore, read_key
+from device_runtime.update import durable
 
 __all__ = [
     "PASSPHRASE_VARIABLE",
@@ -106,13 +107,13 @@ def retire(key: PublicKey, folder: Path) -> tuple[Path, TrustStore]:
             raise ConfigurationError(f"{key} is retired in {folder} already.")
         names = ", ".join(map(str, trusted.keys.values())) or "none"
         raise ConfigurationError(f"{key} is not in {folder}; the keys there are: {names}.")
-    (folder / RETIRED).mkdir(exist_ok=True)
+    durable.make_folder(folder / RETIRED)
     target = folder / RETIRED / f"{key.name}.pub"
     if target.exists():  # another key had the name before
         target = folder / RETIRED / f"{key.name}-{key.key_id}.pub"
     for path in sorted(folder.glob("*.pub")):
         if read_key(path).key_id == key.key_id:
-            path.replace(target)
+            durable.move(path, target)  # a loss of power must not bring it back
     return target, TrustStore.load(folder)
 
 
@@ -146,3 +147,6 @@ def _both(name: str, private: Ed25519PrivateKey) -> SigningKey:
 def _write_new(path: Path, content: bytes, mode: int) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # its public half may be on devices before the disk has it
+    durable.sync_folder(path.parent)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
-import queue
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,16 +25,18 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.ota import UpdatePlan
-from device_runtime.mqtt.ota_messages import Order, Phase, Report
+from device_runtime.mqtt.ota import UpdatePlan, Updates
+from device_runtime.mqtt.ota_messages import Order, Phase, Report, parse_report
 from device_runtime.mqtt.service import Service
 from device_runtime.trust import TrustStore
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import install
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import lock, read_state
+from device_runtime.update.staging import Staging
+from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, try_pending
-from tests.update_bundles import variant
+from tests.update_bundles import confirm, variant
 from toolkit.deploy.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
@@ -163,29 +165,16 @@ def operator(port: int, device: Callable[..., Device]) -> Iterator[Callable[...,
         sender.__exit__()
 
 
-@contextmanager
-def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server for a folder, with ranges; it hangs up once after `cut_after` bytes of the model."""
-    asked: list[str] = []
-    cuts = [cut_after] if cut_after else []
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """An HTTP server that answers every GET so; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = folder / self.path.lstrip("/")
-            asked.append(f"{path.name} {self.headers.get('Range', '')}".strip())
-            if not path.is_file():
-                return self.send_error(404)
-            data = path.read_bytes()
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            if cuts and path.name == "tokenizer.json":
-                self.wfile.write(data[start : start + cuts.pop()])
-                self.close_connection = True
-                return None
-            self.wfile.write(data[start:])
-            return None
+            answer(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -194,11 +183,36 @@ def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, l
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def serving(folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server for a folder, with ranges; it hangs up once after `cut_after` bytes of the tokenizer."""
+    asked: list[str] = []
+    cuts = [cut_after] if cut_after else []
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        path = folder / self.path.lstrip("/")
+        asked.append(f"{path.name} {self.headers.get('Range', '')}".strip())
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end = start + cuts.pop() if cuts and path.name == "tokenizer.json" else len(data)
+        self.wfile.write(data[start:end])
+        self.close_connection = True
+        return None
+
+    with answering(answer) as url:
+        yield url, asked
 
 
 def wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -374,21 +388,36 @@ class TestHttpSource:
         with pytest.raises(UnreachableError, match="refused"):
             list(HttpSource(url, pause_s=0.001).read("manifest.json"))
 
-    def test_a_refusal_is_not_tried_again(self, tmp_path):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_error(403)
+    def test_a_length_that_is_no_number_is_left_out(self):
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "many")
+            self.end_headers()
+            self.wfile.write(b"content")
 
-            def log_message(self, *_: object) -> None:
-                pass
+        with answering(answer) as url:
+            assert b"".join(HttpSource(url).read("manifest.json")) == b"content"
 
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(BundleError, match="403"):
-            list(HttpSource(f"http://127.0.0.1:{server.server_port}").read("manifest.json"))
-        thread.join()
-        server.server_close()
+    @pytest.mark.parametrize(("code", "asked"), [(429, 5), (503, 5), (400, 1), (403, 1)])
+    def test_what_may_pass_is_tried_again_and_a_refusal_is_not(self, code, asked):
+        tries: list[str] = []
+
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            tries.append(self.path)
+            self.send_error(code)
+
+        with answering(answer) as url, pytest.raises((UnreachableError, BundleError), match=str(code)):
+            list(HttpSource(url, pause_s=0.001).read("manifest.json"))
+        assert len(tries) == asked
+
+    def test_a_redirection_to_another_protocol_is_not_followed(self):
+        def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1:1/manifest.json")
+            self.end_headers()
+
+        with answering(answer) as url, pytest.raises(UnreachableError, match="unknown url type: ftp"):
+            list(HttpSource(url, pause_s=0.001).read("manifest.json"))
 
     @pytest.mark.parametrize("url", ["", "ftp://host/x", "http://", "http://host/?x=1", "http://[", "file:///etc"])
     def test_what_is_no_folder_of_a_server_is_refused(self, url):
@@ -397,7 +426,187 @@ class TestHttpSource:
 
 
 def test_nobody_is_heard_after_the_end(operator, bundles):
+    """Messages of one device come in their order, so whatever it said of the first comes before the second."""
     o = operator(bundles["1"])
     o.end_of(o.order())
-    with pytest.raises(queue.Empty):
-        o.until(lambda said: isinstance(said, Report), timeout_s=0.3)
+    second = o.order()
+    said = o.until(lambda said: isinstance(said, Report))
+    assert isinstance(said, Report) and said.session == second.session
+
+
+class Alone:
+    """The updates of a device without a broker: what it says is a list, and its trials are held here."""
+
+    def __init__(self, folder: Path, key: SigningKey, bundle: Path, verdict: str = "confirmed") -> None:
+        self.slots, self.keys, self.state_dir, self.said = folder / "model", folder / "keys", folder / "state", []
+        self.verdict, self.trials = verdict, 0
+        for path in (self.keys, self.state_dir):
+            path.mkdir()
+        (self.keys / "plant.pub").write_text(key.public.to_text())
+        with lock(self.slots, make=True) as slots:
+            install(bundle, slots)
+            confirm(slots)
+        self.start()
+
+    def start(self) -> None:
+        """As after a cut."""
+        plan = UpdatePlan({"assistant": self.slots}, Policy(TrustStore.load(self.keys)))
+        self.updates = Updates(plan, self.state_dir, publish=self.said.append, reopen=self.trial)
+
+    def trial(self, model: str) -> None:
+        self.trials += 1
+        with lock(self.slots) as slots:
+            if self.verdict == "confirmed":
+                confirm(slots)
+            else:
+                slots.attempt()
+                slots.give_back(Last("rolled_back", "gqa-tied", "2", "it took the board down"))
+        if self.verdict == "cut":
+            self.updates.stop()  # nobody is left to report
+
+    def reports(self) -> list[Report]:
+        found = [parse_report(payload) for payload in list(self.said)]
+        return [report for report in found if isinstance(report, Report)]
+
+    def end_of(self, session: str) -> Report:
+        def ended() -> list[Report]:
+            return [report for report in self.reports() if report.session == session and report.phase.ended]
+
+        wait_for(lambda: bool(ended()))
+        return ended()[-1]
+
+
+@pytest.fixture
+def alone(bundles, key, tmp_path) -> Iterator[Callable[..., Alone]]:
+    made: list[Alone] = []
+
+    def start(**fields: Any) -> Alone:
+        made.append(Alone(tmp_path, key, bundles["1"], **fields))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.updates.stop()
+        one.updates.join(60)
+
+
+def order_of(bundle: Path, session: str, url: str | None) -> bytes:
+    return Order(session, "assistant", Bundle.open(bundle).manifest_sha256, url).to_json()
+
+
+def test_a_bundle_that_takes_the_board_down_is_not_tried_again_because_its_order_comes_again(alone, bundles):
+    """The operator sends it after each reconnect: without this, the board would never come to rest."""
+    device = alone(verdict="cut")
+    with serving(bundles["2"]) as (url, _):
+        order = order_of(bundles["2"], "one", url)
+        device.updates.order(order)
+        device.updates.join(60)
+        assert device.trials == 1 and not any(report.phase.ended for report in device.reports())
+        device.start()
+        device.updates.order(order)
+        report = device.end_of("one")
+        assert (report.phase, report.message) == (Phase.ROLLED_BACK, "it took the board down")
+        assert device.trials == 1
+        device.verdict = "confirmed"
+        device.updates.order(order_of(bundles["2"], "two", url))  # the operator's wish, and no echo
+        assert device.end_of("two").phase is Phase.CONFIRMED
+
+
+def test_a_trial_that_was_passed_at_the_next_start_is_reported(alone, bundles):
+    device = alone(verdict="confirmed")
+    device._trial, device.trial = device.trial, lambda model: device.updates.stop()
+    device.start()
+    with serving(bundles["2"]) as (url, asked):
+        order = order_of(bundles["2"], "one", url)
+        device.updates.order(order)
+        device.updates.join(60)
+        device._trial("assistant")  # by the start
+        del asked[:]
+        device.start()
+        device.updates.order(order)
+        assert device.end_of("one").phase is Phase.CONFIRMED
+        assert asked == []
+
+
+def test_a_key_that_is_retired_while_the_device_runs_signs_no_update_any_more(alone, bundles, tmp_path):
+    device = alone()
+    new_key("plant-2", tmp_path / "new", None)
+    (device.keys / "retired").mkdir()
+    (device.keys / "plant.pub").rename(device.keys / "retired" / "plant.pub")
+    (tmp_path / "new" / "plant-2.pub").rename(device.keys / "plant-2.pub")
+    with serving(bundles["2"]) as (url, _):
+        device.updates.order(order_of(bundles["2"], "one", url))
+        report = device.end_of("one")
+    assert (report.phase, report.code) == (Phase.REFUSED, "signature")
+    assert "retired" in report.message
+
+
+def test_a_device_whose_keys_have_gone_takes_nothing(alone, bundles):
+    device = alone()
+    (device.keys / "plant.pub").unlink()
+    with serving(bundles["2"]) as (url, asked):
+        device.updates.order(order_of(bundles["2"], "one", url))
+        assert device.end_of("one").phase is Phase.REFUSED
+    assert asked == []
+
+
+def test_a_server_that_trickles_does_not_hold_up_who_orders_something_else(alone, bundles):
+    """Byte after byte, without an end: no timeout of a socket ever passes."""
+    device, done = alone(), threading.Event()
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        while not done.wait(0.01):
+            self.wfile.write(b" ")
+
+    with answering(answer) as slow, serving(bundles["2"]) as (url, _):
+        device.updates.order(order_of(bundles["2"], "slow", slow))
+        wait_for(lambda: bool(device.said))
+        device.updates.order(order_of(bundles["2"], "good", url))
+        try:
+            assert "called off" in device.end_of("slow").message
+            assert device.end_of("good").phase is Phase.CONFIRMED
+        finally:
+            done.set()
+
+
+def test_every_order_is_answered_however_many_come_at_once(alone, bundles):
+    device, go_on = alone(), threading.Event()
+
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        go_on.wait(60)
+        self.send_error(404)
+
+    with answering(answer) as url:
+        for number in range(5):
+            device.updates.order(order_of(bundles["2"], f"order-{number}", url))
+        go_on.set()
+        ends = [device.end_of(f"order-{number}") for number in range(5)]
+    assert ["called off" in end.message for end in ends[1:]] == [True, True, True, False]
+    assert "there is no http://" in ends[-1].message and "expected the URL of a bundle's folder" in ends[-1].message
+
+
+def test_a_beginning_that_a_loss_of_power_has_damaged_is_fetched_again(alone, bundles):
+    device = alone()
+    manifest, signature = ((bundles["2"] / name).read_bytes() for name in ("manifest.json", "manifest.sig"))
+    with lock(device.slots) as slots:
+        Staging.begin(slots, manifest, signature)
+    (device.slots / "incoming" / ".tokenizer.json.part").write_bytes(bytes(1000))  # zeros: its length was flushed
+    with serving(bundles["2"]) as (url, asked):
+        device.updates.order(order_of(bundles["2"], "one", url))
+        assert device.end_of("one").phase is Phase.CONFIRMED
+    assert asked == ["manifest.json", "manifest.sig", "tokenizer.json bytes=1000-", "tokenizer.json"]
+
+
+def test_a_server_with_another_file_is_asked_once(alone, bundles, tmp_path):
+    device = alone()
+    other = Path(shutil.copytree(bundles["2"], tmp_path / "other"))
+    content = (other / "tokenizer.json").read_bytes()
+    (other / "tokenizer.json").write_bytes(b"?" + content[1:])
+    with serving(other) as (url, asked):
+        device.updates.order(order_of(bundles["2"], "one", url))
+        report = device.end_of("one")
+    assert report.phase is Phase.REFUSED and "not the file that the manifest describes" in report.message
+    assert asked == ["manifest.json", "manifest.sig", "tokenizer.json"]

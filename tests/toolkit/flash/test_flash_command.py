@@ -207,7 +207,7 @@ def test_every_microcontroller_has_a_place_for_its_model_or_says_why_not(board_i
         with pytest.raises(ConfigurationError, match="stonechat does not run on"):
             flasher_for(mcu)
     elif mcu.flash.method == "smp":
-        with pytest.raises(ConfigurationError, match="part of the firmware's image"):
+        with pytest.raises(ConfigurationError, match="Build the model into the firmware's image"):
             flasher_for(mcu).check(None, Image("bundle", b"x"))
     else:
         (part,) = flasher_for(mcu).check(None, Image("bundle", b"x"))
@@ -232,7 +232,9 @@ def test_none_or_several_boards_are_listed() -> None:
         ports.find_port(board("stm32"), [Port("/dev/ttyACM0", 0x2341, 0x43)])
     with pytest.raises(UnreachableError, match=r"found no USB serial port at all.\nPlug the board in.*hold BOOT"):
         ports.find_port(board("stm32"), [Port("/dev/ttyS0", None, None)])
-    with pytest.raises(ConfigurationError, match=r"Several boards could be"):
+    with pytest.raises(
+        ConfigurationError, match=r"Several ports could be that of Test board.*\n  /dev/ttyACM0.*\n  /dev/ttyACM1"
+    ):
         ports.find_port(board("stm32"), [Port("/dev/ttyACM0", 0x1209, 1), Port("/dev/ttyACM1", 0x1209, 1)])
 
 

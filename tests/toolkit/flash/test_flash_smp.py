@@ -155,7 +155,7 @@ def test_flash_that_holds_something_else_is_an_error_and_never_started(made: dic
 def test_a_refusal_has_the_servers_reason(made: dict) -> None:
     with (
         peer(made, Faults(refuse_upload=True)) as there,
-        pytest.raises(FlashError, match=r"refused the upload: NO_FREE_SLOT \(9\)"),
+        pytest.raises(FlashError, match=r"refused the upload: NO_FREE_SLOT \(9\). .*Press RESET, which ends a test"),
     ):
         run(there, made["new"])
 
@@ -165,6 +165,65 @@ def test_a_board_that_does_not_answer_names_its_button(made: dict, monkeypatch: 
     with (
         peer(made, Faults(deaf=True)) as there,
         pytest.raises(UnreachableError, match=r"no answer to an SMP request.*hold BOOT and press RESET"),
+    ):
+        run(there, made["new"])
+
+
+def test_a_restart_whose_answer_is_lost_is_not_asked_for_twice(made: dict) -> None:
+    """A second restart would end the new image's test."""
+    with peer(made, Faults(restart_at_once=True)) as there:
+        run(there, made["new"])
+    assert there.restarts == 1 and there.slots[0] == made["new"] and there.confirmed
+
+
+def test_a_request_to_restart_that_was_lost_is_repeated(made: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smp, "_RESTART_AGAIN_S", 0.0)
+    with peer(made, Faults(lose_resets=1)) as there:
+        run(there, made["new"])
+    assert there.restarts == 1 and there.slots[0] == made["new"] and there.confirmed
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize("held", ["old", "nothing"])
+def test_in_mcuboots_recovery_the_only_program_is_replaced(made: dict, hashes: bool, held: str) -> None:
+    with peer(made, Faults(recovery=True, recovery_hashes=hashes)) as there:
+        if held == "nothing":
+            there.slots[0] = b""
+        result, _ = run(there, made["new"])
+    assert there.slots == [made["new"], b""] and there.restarts == 1
+    assert result.verified == "MCUboot's recovery checked version 1.1.0+0, hash and signature, and restarted"
+
+
+def test_in_mcuboots_recovery_what_it_holds_already_is_not_sent_again(made: dict) -> None:
+    with peer(made, Faults(recovery=True, recovery_hashes=True)) as there:
+        run(there, made["old"])
+    assert there.packets == [] and there.restarts == 1
+
+
+def test_in_mcuboots_recovery_an_image_with_another_key_is_not_called_flashed(made: dict) -> None:
+    with (
+        peer(made, Faults(recovery=True)) as there,
+        pytest.raises(FlashError, match=r"does not accept version 1.2.0.*signed.*The board starts nothing.*hold BOOT"),
+    ):
+        run(there, made["foreign"])
+    assert there.restarts == 0
+
+
+def test_in_mcuboots_recovery_an_upload_that_broke_off_leaves_no_program(
+    made: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smp, "_TIMEOUT_S", 0.5)
+    with (
+        peer(made, Faults(recovery=True, stop_after=5)) as there,
+        pytest.raises(FlashError, match=r"only program is partly written.*back into its recovery \(hold BOOT"),
+    ):
+        run(there, made["new"])
+
+
+def test_a_refusal_of_the_first_version_has_a_name_too(made: dict) -> None:
+    with (
+        peer(made, Faults(recovery=True, refuse_upload=True)) as there,
+        pytest.raises(FlashError, match=r"refused the upload: EINVAL \(3\)\. "),
     ):
         run(there, made["new"])
 
@@ -185,8 +244,10 @@ def test_images_are_checked_without_a_board(made: dict) -> None:
     ]:
         with pytest.raises(error, match=message):
             check(Image("new.bin", data), None)
-    with pytest.raises(ConfigurationError, match=r"part of the firmware's image"):
+    with pytest.raises(ConfigurationError, match=r"into the firmware's image\.$"):
         check(Image("new.bin", new), Image("bundle", b"x"))
+    with pytest.raises(ConfigurationError, match=r"write the packed bundle to 0x60200000 with a debug probe"):
+        Flasher(board("smp", model_address=0x60200000)).check(None, Image("bundle", b"x"))
 
 
 @settings(deadline=None)

@@ -49,7 +49,7 @@ def test_a_uf2_file_reaches_the_flash_and_the_drive_goes_away(tmp_path: Path) ->
     assert peer.restarted and not peer.drive.exists()
     assert peer.memory(FIRMWARE_AT, len(NOISE)) == NOISE
     assert result.port == str(peer.drive)
-    assert "all 274 blocks" in result.verified and "cannot be read back" in result.verified
+    assert "all 288 blocks" in result.verified and "cannot be read back" in result.verified
 
 
 def test_through_the_sectors_of_a_real_fat_drive(tmp_path: Path) -> None:
@@ -65,18 +65,35 @@ def test_through_the_sectors_of_a_real_fat_drive(tmp_path: Path) -> None:
     assert peer.memory(MODEL_AT, 5000) == b"model" * 1000
 
 
-def test_a_model_alone_touches_no_other_page(tmp_path: Path) -> None:
+def test_a_model_alone_touches_no_other_sector(tmp_path: Path) -> None:
     with Uf2Peer(tmp_path, RP2040) as peer:
         run(flasher(), peer.drive, None, Image("bundle", b"weights" * 100))
-    assert sorted(peer.flash) == [MODEL_AT, MODEL_AT + 256, MODEL_AT + 512]
-    assert peer.memory(MODEL_AT, 700) == b"weights" * 100
+    assert sorted(peer.flash) == list(range(MODEL_AT, MODEL_AT + 4096, 256))
+    assert peer.memory(MODEL_AT, 4096) == b"weights" * 100 + b"\xff" * 3396
 
 
-def test_gaps_of_a_uf2_file_stay_gaps(tmp_path: Path) -> None:
-    file = Image("gaps.uf2", encode([(FIRMWARE_AT, b"a" * 256), (FIRMWARE_AT + 0x8000, b"b" * 256)], RP2040))
+@pytest.mark.parametrize("family", [RP2040, RP2350])
+def test_firmware_that_ends_inside_a_sector_leaves_the_model_behind_it_whole(tmp_path: Path, family: int) -> None:
+    """The boot loader of the RP2040 erases by the numbers of blocks, sixteen for a sector."""
+    firmware, model = NOISE[:300], NOISE[:9000]
+    with Uf2Peer(tmp_path, family) as peer:
+        run(flasher(uf2_family=family), peer.drive, Image("f.bin", firmware), Image("bundle", model))
+    assert peer.memory(FIRMWARE_AT, 300) == firmware
+    assert peer.memory(MODEL_AT, 9000) == model
+
+
+def test_gaps_of_a_uf2_file_stay_as_they_are_but_for_the_sectors_that_it_touches(tmp_path: Path) -> None:
+    parts = [(FIRMWARE_AT, b"a" * 256), (FIRMWARE_AT + 0x400, b"b" * 256), (FIRMWARE_AT + 0x8F00, b"c" * 256)]
     with Uf2Peer(tmp_path, RP2040) as peer:
-        run(flasher(), peer.drive, file)
-    assert sorted(peer.flash) == [FIRMWARE_AT, FIRMWARE_AT + 0x8000]
+        run(flasher(), peer.drive, Image("gaps.uf2", encode(parts, RP2040)))
+    assert all(peer.memory(address, 256) == data for address, data in parts)
+    assert {page // 4096 * 4096 for page in peer.flash} == {FIRMWARE_AT, FIRMWARE_AT + 0x8000}
+    assert peer.memory(FIRMWARE_AT + 0x100, 0x300) == b"\xff" * 0x300
+
+
+def test_a_models_place_inside_a_sector_is_a_fault_of_the_board_file() -> None:
+    with pytest.raises(ConfigurationError, match=r"0x10100100, inside a sector.*expected a multiple of 0x1000"):
+        flasher(model_address=MODEL_AT + 0x100).check(None, Image("bundle", b"x"))
 
 
 def test_the_block_that_picotool_puts_first_for_rp2350_is_passed_on_and_not_counted(tmp_path: Path) -> None:
@@ -148,6 +165,15 @@ def test_a_drive_that_goes_away_in_the_middle_is_not_an_acceptance(
             using.flash(parts, str(peer.drive), pull)
 
 
+def test_a_drive_that_may_not_be_written_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(uf2, "open", refuse, raising=False)
+    with pytest.raises(FlashError, match=r"Permission denied. Mount it for your user.*Nothing was written"):
+        uf2._copy(bytes(512), tmp_path, lambda step, share: None)
+
+
 def _no_device() -> None:
     raise OSError(5, "Input/output error")
 
@@ -194,12 +220,12 @@ def test_a_board_that_restarts_on_the_last_block_has_accepted(tmp_path: Path, mo
 
         def restart(descriptor: int) -> None:
             real(descriptor)
-            if os.fstat(descriptor).st_size == 274 * 512:  # the last block came: the device is gone
+            if os.fstat(descriptor).st_size == 288 * 512:  # the last block came: the device is gone
                 peer._thread.join(20)
                 _no_device()
 
         monkeypatch.setattr(os, "fsync", restart)
-        assert "all 274 blocks" in using.flash(parts, str(peer.drive), lambda step, share: None).verified
+        assert "all 288 blocks" in using.flash(parts, str(peer.drive), lambda step, share: None).verified
     assert peer.memory(FIRMWARE_AT, len(NOISE)) == NOISE
 
 
@@ -271,9 +297,14 @@ addresses = st.integers(0, 2**32 - 2**20)
 def test_what_is_encoded_is_decoded(parts: list[tuple[int, bytes]], family: int) -> None:
     blocks = decode(encode(parts, family))
     assert {block.family for block in blocks} == {family}
-    joined = b"".join(block.data for block in blocks)
-    expected = b"".join(data.ljust(-(-len(data) // 256) * 256, b"\xff") for _, data in parts)
-    assert joined == expected
+    assert all(len(block.data) == 256 and block.address % 256 == 0 for block in blocks)
+    held, expected = {}, {}
+    for block in blocks:
+        held |= dict(enumerate(block.data, block.address))
+    for address, data in parts:
+        expected |= dict(enumerate(data, address))
+    assert {address: held.pop(address) for address in expected} == expected
+    assert set(held.values()) <= {0xFF}
     assert b"".join(block.to_bytes() for block in blocks) == encode(parts, family)
 
 

@@ -40,6 +40,10 @@ class Faults:
     slow_restart: int = 0  # so many requests are still answered by the old image
     replug: Path | None = None  # a link to the port, which goes away for a while at the restart, as with USB
     mute_polls: int = 0  # so many requests after the restart stay without an answer
+    lose_resets: int = 0  # so many requests to restart do not arrive
+    restart_at_once: bool = False  # before the request to restart is answered
+    recovery: bool = False  # waits in MCUboot's serial recovery, as its boot_serial.c does
+    recovery_hashes: bool = False  # MCUBOOT_SERIAL_IMG_GRP_HASH
 
 
 class SmpBoard(PtyPeer):
@@ -84,10 +88,16 @@ class SmpBoard(PtyPeer):
             return
         group, command = header.group_id, header.command_id
         write = header.op == smpheader.OP.WRITE
-        if (group, command) == (0, 6):
+        if self.faults.recovery:
+            self.recover(header, frame)
+        elif (group, command) == (0, 6):
             self.send(osm.MCUMgrParametersReadResponse(sequence=header.sequence, buf_size=1024, buf_count=4))
         elif (group, command) == (0, 5):
-            self.send(osm.ResetWriteResponse(sequence=header.sequence))
+            if self.faults.lose_resets > 0:
+                self.faults.lose_resets -= 1
+                return
+            if not self.faults.restart_at_once:
+                self.send(osm.ResetWriteResponse(sequence=header.sequence))
             self._until_restart = self.faults.slow_restart
             if self._until_restart == 0:
                 self.restart()
@@ -117,13 +127,53 @@ class SmpBoard(PtyPeer):
 
     def refuse(self, request: smpheader.Header, group: int, reason: int) -> None:
         """An error of SMP's second version."""
-        body = cbor2.dumps({"err": {"group": group, "rc": int(reason)}})
+        self.reply(request, {"err": {"group": group, "rc": int(reason)}}, smpheader.Version.V2)
+
+    def answer_v1(self, request: smpheader.Header, content: dict[str, object]) -> None:
+        """An answer of SMP's first version, where errors are a number among the rest."""
+        self.reply(request, content, smpheader.Version.V1)
+
+    def reply(self, request: smpheader.Header, content: dict[str, object], version: smpheader.Version) -> None:
+        body = cbor2.dumps(content)
         op = smpheader.OP.WRITE_RSP if request.op == smpheader.OP.WRITE else smpheader.OP.READ_RSP
         header = smpheader.Header(
-            op=op, version=smpheader.Version.V2, flags=smpheader.Flag(0), length=len(body), group_id=request.group_id,
+            op=op, version=version, flags=smpheader.Flag(0), length=len(body), group_id=request.group_id,
             sequence=request.sequence, command_id=request.command_id,
         )  # fmt: skip
         self.write(b"".join(packet.encode(bytes(header) + body)))
+
+    def recover(self, request: smpheader.Header, frame: bytes) -> None:
+        """MCUboot's serial recovery: answers of the first version, nothing active, and the first slot is written."""
+        group, command, write = request.group_id, request.command_id, request.op == smpheader.OP.WRITE
+        if (group, command) == (0, 5):
+            self.answer_v1(request, {"rc": 0})
+            self.faults.recovery = False
+            self.restarts += 1
+        elif (group, command, write) == (1, 0, False):
+            images = []
+            if len(self.slots[0]) >= 32 and self.verify(self.slots[0])[0] is VerifyResult.OK:
+                major, minor, revision, _ = struct.unpack_from("<BBHI", self.slots[0], 20)
+                images.append({"slot": 0, "version": f"{major}.{minor}.{revision}"})
+                if self.faults.recovery_hashes:
+                    images[0]["hash"] = self.digest(self.slots[0])
+            self.answer_v1(request, {"images": images})
+        elif (group, command) == (1, 1):
+            self.upload_in_recovery(request, img.ImageUploadWriteRequest.loads(frame))
+        else:
+            self.answer_v1(request, {"rc": int(MGMT_ERR.ENOTSUP)})
+
+    def upload_in_recovery(self, header: smpheader.Header, request: img.ImageUploadWriteRequest) -> None:
+        if self.faults.refuse_upload:
+            self.answer_v1(header, {"rc": int(MGMT_ERR.EINVAL)})
+            return
+        self.packets.append(request.off)
+        if self.faults.stop_after is not None and len(self.packets) > self.faults.stop_after:
+            return
+        if request.off == 0:
+            self.slots[0] = b""  # an upload always begins anew
+        if request.off == len(self.slots[0]):
+            self.slots[0] += request.data
+        self.answer_v1(header, {"rc": 0, "off": len(self.slots[0])})
 
     def verify(self, data: bytes):
         """imgtool's judgement: hash and signature, then version and digest."""

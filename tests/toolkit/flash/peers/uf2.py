@@ -19,8 +19,17 @@ Board-ID: {board_id}\r
 """
 
 
+RP2040 = 0xE48BFF56
+SECTOR = 4096
+ERASED = b"\xff" * 256
+
+
 class Uf2Peer:
-    """Programs `flash` (address -> 256 bytes) from the blocks with its family."""
+    """Programs `flash` (address -> 256 bytes) from the blocks with its family, as the ROMs of the RP2 chips do.
+
+    Programming can only clear bits, so a sector is erased before its first block. The RP2040 takes sixteen blocks with
+    numbers in a row for a sector, wherever they go; the RP2350 looks at their addresses.
+    """
 
     def __init__(self, folder: Path, family: int, *, board_id: str = "RPI-RP2", image: Path | None = None) -> None:
         self.drive = folder / board_id
@@ -32,6 +41,7 @@ class Uf2Peer:
         self.restarted = False
         self.refuse = False
         self.seen: set[int] = set()
+        self.erased: set[int] = set()
         self.ignored: set[bytes] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -73,9 +83,19 @@ class Uf2Peer:
         if flags & 0x1 or not flags & 0x2000 or family != self.family or size != 256 or address % 256:
             self.ignored.add(sector)
             return False
-        self.flash[address] = sector[32 : 32 + size]
+        if number not in self.seen:
+            self._program(number, address, sector[32 : 32 + size])
         self.seen.add(number)
         return len(self.seen) == count
+
+    def _program(self, number: int, address: int, data: bytes) -> None:
+        group = number // 16 if self.family == RP2040 else address // SECTOR
+        if group not in self.erased:
+            self.erased.add(group)
+            start = address // SECTOR * SECTOR
+            self.flash |= dict.fromkeys(range(start, start + SECTOR, 256), ERASED)
+        held = self.flash.get(address, b"\x5a" * 256)  # an old program
+        self.flash[address] = bytes(old & new for old, new in zip(held, data, strict=True))
 
     def memory(self, address: int, size: int) -> bytes:
         """What the flash holds; a page that was never written is 0xFF."""
