@@ -210,6 +210,7 @@ class Plain:
 
     def read(self, node: yaml.Node, path: Path_, report: Report) -> Any:
         """The value: mappings with text as names, lists, text, numbers, truth values and null."""
+        _report_repeats(node, path, report)
         loader = yaml.SafeLoader("")
         try:
             value = loader.construct_document(node)
@@ -300,6 +301,7 @@ class Record(Generic[T]):
     make: Callable[..., T]
     fields: Mapping[str, Field]
     expected: str = "a mapping"
+    check: Callable[[T, Path_, Report], None] | None = None  # adds faults that concern several fields
 
     def read(self, node: yaml.Node, path: Path_, report: Report) -> T:
         """The dataclass; unknown, missing and faulty fields are all reported."""
@@ -322,7 +324,12 @@ class Record(Generic[T]):
                 values[f.to or name] = f.default
         if len(report.faults) > before:
             raise _Fault
-        return self.make(**values)
+        made = self.make(**values)
+        if self.check:
+            self.check(made, path, report)
+        if len(report.faults) > before:
+            raise _Fault
+        return made
 
 
 def load(path: Path | str, schema: Reader[T], check: Callable[[T, Report], None] | None = None) -> T:
@@ -348,15 +355,19 @@ def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], Non
         if len(data) > MAX_FILE_BYTES:
             raise ConfigurationError(f"{file} has {len(data)} bytes; at most {MAX_FILE_BYTES} are read.")
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError as e:
-        raise ConfigurationError(f"{file} is not UTF-8: byte {e.start} cannot be read.") from None
+        line = e.object.count(b"\n", 0, e.start) + 1
+        raise ConfigurationError(
+            f"{file}:{line}: not UTF-8: found byte 0x{e.object[e.start]:02x}. Save it as UTF-8."
+        ) from None
     except RecursionError:
         raise ConfigurationError(f"{file} nests too deep to be read.") from None
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise ConfigurationError(f"{place}: not YAML: {e.problem or e.context}.") from None
+        hint = _quote_hint(text.splitlines()[mark.line]) if mark and mark.line < len(text.splitlines()) else ""
+        raise ConfigurationError(f"{place}: not YAML: {e.problem or e.context}{hint}.") from None
     except yaml.YAMLError as e:
         raise ConfigurationError(f"{file}: not YAML: {str(e).splitlines()[0]}.") from None
     if node is None:
@@ -369,9 +380,56 @@ def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], Non
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes words as JSON and YAML 1.2 do: `on`, `yes` and 2026-01-31 are text. YAML 1.1 makes other things of them."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("int", "[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-+.0123456789"),
+    ("merge", "<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _report_repeats(node: yaml.Node, path: Path_, report: Report) -> None:
+    """A name that is twice in a mapping, anywhere in `node`: YAML would take the last."""
+    nodes, seen = [node], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an anchor leads here again
+            continue
+        seen.add(id(node))
+        names = set()
+        for key, value in node.value if _is_map(node) else ():
+            if _is_scalar(key) and key.value in names:
+                report.add(key, path, f"{key.value!r} is here twice")
+            names.add(key.value if _is_scalar(key) else None)
+            nodes.append(value)
+        nodes += node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _quote_hint(line: str) -> str:
+    """What to do about a line that is no YAML, where it is one of those that everybody writes once."""
+    found = re.match(r"[\s{-]*[\w-]+: +(.*)", line)
+    value = found[1] if found else ""
+    if line.lstrip(" ").startswith("\t"):
+        return "; indent with spaces"
+    if "{{" in value or "${" in value:
+        return "; put quotes around the whole of a value with braces in it"
+    if value.startswith(("'", '"')):
+        return "; a value that begins with a quote ends with it: put other quotes around the whole of it"
+    return "; put quotes around a value that has ': ' in it" if ": " in value else ""
+
+
 def _scalar(node: yaml.Node, path: Path_, report: Report, expected: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        report.fail(node, path, f"found {_kind(node)}; expected {expected}")
+        hint = "; in YAML a value that begins with '{' needs quotes to be text" if _is_braces(node) else ""
+        report.fail(node, path, f"found {_kind(node)}; expected {expected}{hint}")
     if node.tag == "tag:yaml.org,2002:null":
         report.fail(node, path, f"found nothing; expected {expected}")
     text: str = node.value
@@ -406,6 +464,11 @@ def _read_all(tasks: Any) -> list[Any]:
 
 def _is_map(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
     return isinstance(node, yaml.MappingNode)
+
+
+def _is_braces(node: yaml.Node) -> bool:
+    """`{{ … }}` without quotes: a mapping whose only name is a mapping."""
+    return _is_map(node) and len(node.value) == 1 and _is_map(node.value[0][0])
 
 
 def _is_scalar(node: yaml.Node) -> TypeGuard[yaml.ScalarNode]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.update import durable
 
 __all__ = ["next_boot"]
 
@@ -29,12 +29,7 @@ def next_boot(state_dir: Path) -> int:
         except ValueError:
             log.warning("%s does not hold a number; the boot counter starts again from 1", path)
             boot = 1
-        temporary = path.with_suffix(".new")
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(str(boot))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        durable.replace_file(path, str(boot).encode())  # a number that a power cut takes back would be used twice
     except OSError as e:
         raise ConfigurationError(
             f"cannot keep the boot counter in {path}: {e.strerror}. Name a folder that can be written with --state-dir."

@@ -49,6 +49,7 @@ CUT_OFF = 2  # connections in one `connect` that end before the broker's answer:
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
 _NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
+_NOT_YET_VALID = {9, 11}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CRL_NOT_YET_VALID
 
 log = logging.getLogger("stonechat.mqtt")
 
@@ -126,7 +127,8 @@ class Client:
         self._unacknowledged: deque[paho.MQTTMessageInfo] = deque(maxlen=OFFLINE_MESSAGES)
         self._unsent: deque[paho.MQTTMessageInfo] = deque(maxlen=LAG_MESSAGES)
         self._lock = threading.Lock()
-        self._to_confirm: deque[tuple[paho.MQTTMessageInfo, Callable[[], None]]] = deque()
+        self._to_confirm: deque[tuple[paho.MQTTMessageInfo, Callable[[str], None]]] = deque()
+        self._turned_down: dict[int, str] = {}  # packet ids of what the broker did not take (MQTT 5), and why
         self._answered = threading.Event()  # the first CONNACK is here
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
@@ -166,6 +168,13 @@ class Client:
         try:
             self._open(timeout_s)
         except ssl.SSLCertVerificationError as e:
+            if (
+                e.verify_code in _NOT_YET_VALID
+            ):  # a board without a battery is in the past until it has asked for the time
+                raise UnreachableError(
+                    f"the broker at {self.broker} cannot prove yet who it is: {e.verify_message}. Check this machine's "
+                    f"clock: it says {time.strftime('%Y-%m-%d %H:%M')}."
+                ) from None
             raise ConfigurationError(
                 f"the broker at {self.broker} does not prove who it is: {e.verify_message}. Check the host in the "
                 "broker URL, and that the certificates are of this broker's authority."
@@ -244,13 +253,14 @@ class Client:
         response_topic: str | None = None,
         correlation_data: bytes | None = None,
         expiry_s: int | None = None,
-        on_confirmed: Callable[[], None] | None = None,
+        on_confirmed: Callable[[str], None] | None = None,
     ) -> bool:
         """Publish; while offline, QoS 1 waits in a bounded queue that drops the oldest and QoS 0 is lost.
 
         Args:
-            on_confirmed: called by `tell_confirmed` once the broker has the message (QoS 1). Such a message does not
-                wait here while offline, because its sender keeps it.
+            on_confirmed: called by `tell_confirmed` once the broker has answered for the message (QoS 1), with why it
+                did not take it: empty when it did. Such a message does not wait here while offline, because its sender
+                keeps it.
 
         Returns:
             Whether it was sent, or will be.
@@ -277,14 +287,14 @@ class Client:
         return True
 
     def tell_confirmed(self) -> None:
-        """Call `on_confirmed` for what the broker has confirmed since. For one thread.
+        """Call `on_confirmed` for what the broker has answered for since. For one thread.
 
         paho's own callback will not do: it comes while paho holds a lock that `publish` needs in other threads.
         """
         for _ in range(len(self._to_confirm)):
             info, on_confirmed = self._to_confirm.popleft()
             if info.is_published():
-                on_confirmed()
+                on_confirmed(self._turned_down.get(info.mid, ""))
             else:
                 self._to_confirm.append((info, on_confirmed))
 
@@ -387,6 +397,10 @@ class Client:
 
     def _published(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         self._acknowledge_now()
+        if reason.is_failure:
+            self._turned_down[mid] = str(reason)
+        else:
+            self._turned_down.pop(mid, None)
         if self._v5 and reason.value == _NOT_AUTHORIZED:
             self.forbidden.set()
 

@@ -29,6 +29,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _CONSTANTS = {"true": True, "false": False, "null": None}  # as JSON spells them
 _OPERATOR_SIGNS = {"*": operator.mul, "%": operator.mod, "**": operator.pow}
 _MAX_EXPONENT = 64
+_HINTS = {"=": "; equality is ==", "&": "; write `and`", "|": "; write `or`", "!": "; write `not`"}
 
 # What an expression can run into: it computes with values that anybody may send.
 _ERRORS = (
@@ -110,7 +111,7 @@ def _parse(source: str) -> ast.expr:
         tree = ast.parse(source.strip(), mode="eval").body
     except SyntaxError as error:
         place = error.offset or len(source) + 1
-        hint = "; equality is ==" if source.strip()[place - 1 : place] == "=" else ""
+        hint = _HINTS.get(source.strip()[place - 1 : place], "")
         raise ConfigurationError(f"not an expression: {error.msg} at character {place}{hint}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ConfigurationError(f"not an expression: {error}") from None

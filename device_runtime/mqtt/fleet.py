@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.answer_schema import Answer
 from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.limits import Limits
-from device_runtime.mqtt.links import Link, Window, check_expression, check_template
+from device_runtime.mqtt.links import Link, Window, check_expression, check_template, faults, shape
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
-from device_runtime.structured import check_schema
 from device_runtime.yaml_schema import (
     Boolean,
     Choice,
@@ -30,7 +30,6 @@ from device_runtime.yaml_schema import (
     MapOf,
     Number,
     OneOrMore,
-    Plain,
     Record,
     Reference,
     Report,
@@ -235,6 +234,28 @@ def check_fleet(fleet: Fleet, report: Report) -> None:
                 has = ", ".join(map(repr, entry.models))
                 text = f"link {link.name!r} wants the model {link.model!r}; this device has {has}. Add it to `model`"
                 report.add_at(("devices", device, "links"), text)
+    for number, link in enumerate(fleet.links):
+        if names := _circle(link, fleet.links):
+            text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
+            report.add_at(("links", number, "to"), text)
+
+
+def _circle(start: Link, links: Sequence[Link]) -> tuple[str, ...]:
+    """The links by which the answers of `start` wake it again, whatever the readings; empty if they do not."""
+    ways: list[tuple[Link, tuple[str, ...]]] = [(start, ())]
+    seen = {start.name}
+    while ways:
+        last, names = ways.pop(0)
+        to = shape(last)
+        for link in links:
+            if to is None or not matches(link.source, to):
+                continue
+            if link is start and names:
+                return names
+            if link.name not in seen:
+                seen.add(link.name)
+                ways.append((link, (*names, link.name)))
+    return ()
 
 
 def expand(text: str) -> str:
@@ -274,11 +295,9 @@ def _source(pattern: str) -> str:
     return pattern
 
 
-def _answer(schema: Any) -> Any:
-    if not isinstance(schema, dict):
-        raise ConfigurationError("a JSON schema is a mapping such as {type: object, …}")
-    check_schema(schema)
-    return schema
+def _check_link(link: Link, path: tuple[str | int, ...], report: Report) -> None:
+    for name, text in faults(link):
+        report.add_at((*path, name), text)
 
 
 _WINDOW = Record(
@@ -296,11 +315,12 @@ _LINK = Record(
         "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
         "window": Field(_WINDOW, None),
         "prompt": Field(Text("a template", check=check_template)),
-        "answer": Field(Plain("a JSON schema such as {type: object, …}", check=_answer), None),
+        "answer": Field(Answer(), None),
         "to": Field(Text("a topic, or a template of one", check=check_template)),
         "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
         "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
     },
+    check=_check_link,
 )
 
 _LIMITS = Record(

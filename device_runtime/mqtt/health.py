@@ -43,12 +43,18 @@ class Health:
         with self._lock:
             self._errors += 1
 
-    def to_fields(self, queue: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
+    def to_fields(
+        self,
+        queue: int,
+        dropped: Mapping[str, int] | None = None,
+        links: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> dict[str, Any]:
         """`out/health`; a figure that this machine or the time so far cannot tell is left out.
 
         Args:
             queue: how many wait.
             dropped: what the limits have kept out, by kind.
+            links: by name, and by the kind of trouble: the readings that got no answer.
         """
         with self._lock:
             fields: dict[str, Any] = {
@@ -60,6 +66,7 @@ class Health:
                 "errors": self._errors,
                 "queue": queue,
                 "dropped": dropped or None,
+                "links": links or None,
                 "tps_p50": round(statistics.median(self._rates), 2) if self._rates else None,
                 "ttft_ms_p95": round(_percentile(self._firsts_ms, 95), 1) if self._firsts_ms else None,
             }

@@ -19,7 +19,11 @@ __all__ = ["Gate", "Kind", "Limits"]
 EVENT_INTERVAL_S = 60.0
 BURST_S = 2.0  # so many seconds' worth may come at once
 
-Kind = Literal["requests", "cancels", "readings", "refusals", "announcements", "updates", "oversized"]
+Kind = Literal[
+    "requests", "cancels", "readings", "refusals", "announcements", "updates",
+    "oversized",  # unread
+    "answers",  # of links, that the broker did not take or a full box gave up
+]  # fmt: skip
 
 log = logging.getLogger("stonechat.serve")
 

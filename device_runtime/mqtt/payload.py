@@ -44,6 +44,8 @@ def parse(payload: bytes) -> Any:
         source = payload.decode("utf-8")
     except UnicodeDecodeError as e:
         raise MessageError(f"the payload is not UTF-8: byte {e.start} is 0x{payload[e.start]:02x}.") from None
+    if not source.strip():
+        raise MessageError("the payload is empty, which is not JSON.")
     _check_depth(source)
     try:
         value = json.loads(

@@ -1,13 +1,14 @@
 """Readings in, answers out: runs the links of a device.
 
-What a link cannot use is counted and told in `out/event`, at most once a minute for each link and kind of trouble,
-so that a broken sensor neither stops anything nor floods the broker.
+What a link cannot use is counted, and told in `out/event`, at most once a minute for each link and kind of trouble,
+so that a broken sensor neither stops anything nor floods the broker. All counts are in `out/health`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,9 +37,9 @@ class Publish(Protocol):
 
 
 class Deliver(Protocol):
-    """Publishes with QoS 1, after a power cut if need be."""
+    """Publishes with QoS 1, after a power cut if need be; returns why it would not outlive one."""
 
-    def __call__(self, topic: str, payload: bytes, *, retain: bool = False) -> None: ...
+    def __call__(self, topic: str, payload: bytes, *, retain: bool = False) -> str: ...
 
 
 class Sensors:
@@ -58,12 +59,18 @@ class Sensors:
         self._windows = [Windows(link) for link in links]
         self._filters = list(dict.fromkeys(link.source for link in links))
         self._topics = DeviceTopics(device)
-        self.counts: Counter[tuple[str, str]] = Counter()  # (link, kind of trouble) -> readings
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {}  # link -> kind of trouble -> readings
         self._told_s: dict[tuple[str, str], float] = {}
 
     def subscriptions(self) -> list[Subscription]:
         """One for each filter. Stored readings are not replayed: a link acts on what is new."""
         return [Subscription(f, replay_retained=False, id=number) for number, f in enumerate(self._filters, 1)]
+
+    def troubles(self) -> dict[str, dict[str, int]]:
+        """How many readings met trouble, by link and kind; `overload` are those that gave way to others."""
+        with self._lock:
+            return {link: dict(counts) for link, counts in self._counts.items()}
 
     def receive(self, message: Incoming) -> None:
         """Handle a reading, in the network thread."""
@@ -99,7 +106,7 @@ class Sensors:
             expired=lambda: self._late(wakeup),
         )
         if not self._line.add_reading((link.name, reading.topic), job, link.overload):
-            self.counts[link.name, "overload"] += 1
+            self._count(link, "overload")
 
     def _answer(self, wakeup: Wakeup, deadline_s: float) -> None:
         link, reading = wakeup.link, wakeup.reading
@@ -122,7 +129,8 @@ class Sensors:
                 return self._trouble(link, "incomplete", reading.topic, incomplete(final))
             said = {"answer": json.loads(final.text)}
         payload = dump(said | {"reading": reading.value, "link": link.name, "device": self._device})
-        self._deliver(wakeup.to, payload)
+        if why := self._deliver(wakeup.to, payload):
+            self._trouble(link, "not_kept", reading.topic, f"the answer is sent without a copy on the disk: {why}")
         self._deliver(self._topics.link(link.name), payload, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
         return None
@@ -132,12 +140,17 @@ class Sensors:
         self._trouble(wakeup.link, "deadline", wakeup.reading.topic, f"no answer within deadline_s ({seconds} s).")
 
     def _trouble(self, link: Link, kind: str, topic: str, message: str) -> None:
-        self.counts[link.name, kind] += 1
-        now_s = time.monotonic()
-        if now_s - self._told_s.get((link.name, kind), -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
-            return
-        self._told_s[link.name, kind] = now_s
-        count = self.counts[link.name, kind]
+        count, now_s = self._count(link, kind), time.monotonic()
+        with self._lock:
+            if now_s - self._told_s.get((link.name, kind), -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
+                return
+            self._told_s[link.name, kind] = now_s
         log.warning("link %s: %s (%d so far): %s", link.name, kind, count, message)
         event = {"event": kind, "link": link.name, "topic": topic, "message": message, "count": count}
         self._publish(self._topics.event, dump(event), qos=1)
+
+    def _count(self, link: Link, kind: str) -> int:
+        with self._lock:
+            counts = self._counts.setdefault(link.name, Counter())
+            counts[kind] += 1
+            return counts[kind]

@@ -93,7 +93,9 @@ class Service:
             self._gate, self._generator, lambda: self._hardware.trouble,
         )  # fmt: skip
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
-        self._delivery = Delivery(config.device, self._outbox, self._client)
+        self._delivery = Delivery(
+            config.device, self._outbox, self._client, on_lost=lambda why: self._gate.drop("answers", why)
+        )
         self._failure: Exception | None = None  # ends `run`
         self._updates: Updates | None = None
         if config.updates is not None:
@@ -141,7 +143,7 @@ class Service:
                     self._follow_hardware()
                     self._manager.keep_alive(self._stalled_s())
                     if time.monotonic() >= next_health_s:
-                        next_health_s += self.config.health_s
+                        next_health_s = time.monotonic() + self.config.health_s
                         self._client.publish(self._topics.health, dump(self._health_fields()))
                     if self._client.takeover.is_set():
                         raise ConfigurationError(
@@ -164,7 +166,8 @@ class Service:
             self._outbox.close()
 
     def _health_fields(self) -> dict[str, Any]:
-        fields = self._health.to_fields(len(self._line), dict(self._gate.counts)) | self._hardware.health()
+        fields = self._health.to_fields(len(self._line), dict(self._gate.counts), self._sensors.troubles())
+        fields |= self._hardware.health()
         return {name: value for name, value in fields.items() if value is not None}
 
     def stop(self) -> None:

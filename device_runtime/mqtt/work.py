@@ -16,7 +16,7 @@ __all__ = ["Job", "Overload", "WorkLine"]
 
 Overload = Literal["newest", "oldest", "every"]
 
-MAX_SLOTS = 256  # topics that can wait for a link at the same time
+MAX_READINGS = 256  # that wait at the same time, of all links and topics
 MAX_EVERY = 32  # readings of one topic that wait when a link asks for every one
 
 
@@ -83,18 +83,14 @@ class WorkLine:
             if self._closed:
                 return False
             waiting = self._slots.get(slot)
-            if waiting is None:
-                if len(self._slots) >= MAX_SLOTS:
-                    return False
-                waiting = self._slots[slot] = deque()
             if waiting and overload == "oldest":
                 return False
             if waiting and overload == "newest":
                 waiting[0] = (waiting[0][0], job)  # it keeps its place in the line
                 return False
-            if len(waiting) >= MAX_EVERY:
+            if len(waiting or ()) >= MAX_EVERY or sum(map(len, self._slots.values())) >= MAX_READINGS:
                 return False
-            waiting.append(self._stamp(job))
+            self._slots.setdefault(slot, deque()).append(self._stamp(job))
             self._condition.notify()
             return True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.yaml_schema import Boolean, Choice, Field, Integer, ListOf, Number, Record, Text, loads
+from device_runtime.yaml_schema import Boolean, Choice, Field, Integer, ListOf, Number, Plain, Record, Text, loads
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,55 @@ def test_a_missing_file_says_so(tmp_path):
 
     with pytest.raises(ConfigurationError, match=r"No such file or directory\. Check the path"):
         load(tmp_path / "none.yaml", POINT)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("kind: {{ x }} is hot", "put quotes around the whole of a value with braces in it"),
+        ("{x: 1, kind: ${HOME}/x}", "put quotes around the whole of a value with braces in it"),
+        ("kind: Boiler: hot", "put quotes around a value that has ': ' in it"),
+        ("kind: 'a' in b", "put other quotes around the whole of it"),
+        ("\tkind: dot", "indent with spaces"),
+    ],
+)
+def test_a_line_that_everybody_writes_once_is_told_how(line, hint):
+    with pytest.raises(ConfigurationError, match=r"^p.yaml:2:\d+: not YAML: .*" + hint + r"\.$"):
+        read(f"# a file\n{line}\n" if line.startswith("{") else f"# a file\n{line}\nx: 1")
+
+
+def test_braces_without_quotes_are_a_mapping_and_told_so():
+    with pytest.raises(ConfigurationError, match=r"found a mapping; .* begins with '{' needs quotes to be text"):
+        read("x: 1\nkind: {{ x }}")
+
+
+def test_bytes_that_are_no_text_are_told_with_their_line():
+    with pytest.raises(ConfigurationError, match=r"^p.yaml:2: not UTF-8: found byte 0xb0. Save it as UTF-8"):
+        loads("x: 1\nkind: °C".encode("latin-1"), POINT, file="p.yaml")
+
+
+def test_what_a_record_checks_comes_with_the_other_faults():
+    def check(point, path, report):
+        report.add_at((*path, "x"), "is odd")
+
+    several = ListOf(Record(Point, POINT.fields, check=check))
+    with pytest.raises(ConfigurationError, match=r"2 faults:\np.yaml:1:7: \[0\].x: is odd\np.yaml:2:7: \[1\].x: found"):
+        loads("- {x: 1}\n- {x: -1}", several, file="p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[on, off, yes, no, y, 2026-01-31, 12:30, 1_000, 0o17, 010]", None),
+        ("[true, False, null, ~, 3, -4, 0.5, 1e3, .5]", [True, False, None, None, 3, -4, 0.5, 1000.0, 0.5]),
+    ],
+)
+def test_plain_values_are_what_json_would_make_of_them(text, value):
+    """YAML 1.1 makes truth values of `on` and `no`, and a date and 750 of the others."""
+    expected = value or [word.strip() for word in text[1:-1].split(",")]
+    assert loads(text, Plain("a list"), file="p.yaml") == expected
+
+
+def test_a_name_that_is_twice_inside_of_a_plain_value_is_a_fault():
+    with pytest.raises(ConfigurationError, match=r"p.yaml:1:18: 'b' is here twice"):
+        loads("{a: [{b: 1, c: 2, b: 3}]}".replace(", c: 2", ", c: "), Plain("a mapping"), file="p.yaml")

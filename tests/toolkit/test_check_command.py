@@ -55,6 +55,16 @@ def test_a_bundle_on_another_machine_is_said_to_be_unchecked(check: Check, tmp_p
     assert f"the bundle of tiny is not on this machine ({tmp_path}/elsewhere); what links ask" in out
 
 
+def test_a_link_that_no_device_has_is_told(check: Check, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check(tmp_path / "elsewhere")
+    file = tmp_path / "fleet.yaml"
+    file.write_text(file.read_text().replace(", links: [decide]", ""))
+    assert main(["check", str(file)]) == 0
+    assert "the link decide is in the `links` of no device; nobody listens" in capfd.readouterr().out
+    assert main(["check", str(file), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["links_unserved"] == ["decide"]
+
+
 def test_json(check: Check, pi_bundle: Path) -> None:
     result = json.loads(check(pi_bundle, "--json")[1])
     assert {name: result[name] for name in ("models", "devices", "links", "bundles_elsewhere")} == {

@@ -82,11 +82,16 @@ def _check_fleet(args: argparse.Namespace) -> int:
     if faults:
         raise ConfigurationError("\n".join(faults))
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
+    served = {name for device in plan.devices.values() for name in device.links}
+    unserved = [link.name for link in plan.links if link.name not in served]
     if args.json:
-        print(json.dumps({"file": str(args.path), **counts, "bundles_elsewhere": elsewhere}))
+        found = {"file": str(args.path), **counts, "bundles_elsewhere": elsewhere, "links_unserved": unserved}
+        print(json.dumps(found))
         return 0
     words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
     print(f"{args.path}: {', '.join(words)}; no faults")
     for name, missing in elsewhere.items():
         print(f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked")
+    for name in unserved:
+        print(f"the link {name} is in the `links` of no device; nobody listens to its readings")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import MQTTErrorCode
@@ -45,3 +47,21 @@ def test_tls_to_a_port_without_it_is_a_fault_of_the_configuration(port):
     with pytest.raises((ConfigurationError, UnreachableError)) as error:
         Client(broker, "x", on_message=nothing).connect()
     assert "TLS" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(9, UnreachableError), (11, UnreachableError), (10, ConfigurationError)]
+)
+def test_a_board_whose_clock_is_behind_waits_for_the_time(monkeypatch, code, expected):
+    """Without a battery it starts in the past, where the broker's certificate is not valid yet. Expired stays so."""
+
+    def verify(timeout_s: float) -> None:
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.verify_code, error.verify_message = code, "certificate is not yet valid"
+        raise error
+
+    client = Client(BrokerAddress("127.0.0.1", tls=True), "x", on_message=nothing)
+    monkeypatch.setattr(client, "_open", verify)
+    with pytest.raises(expected, match=r"is not yet valid. Check") as error:
+        client.connect()
+    assert ("clock: it says 20" in str(error.value)) == (expected is UnreachableError)

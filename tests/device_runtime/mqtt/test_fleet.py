@@ -87,6 +87,72 @@ def test_a_model_that_is_not_there_is_a_fault_with_its_place(model, links, messa
         yaml_schema.loads(SEVERAL % (model, links), fleet.FLEET, fleet.check_fleet, file="f.yaml")
 
 
+ANSWERING = """\
+schema: 1
+models: {small: {bundle: a}}
+devices: {pi: {model: small, links: [hot]}}
+links:
+- {name: hot, from: t, prompt: p, to: u, answer: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            "{type: object, propertys: {}}",
+            r"5:65: links.*answer: unknown keyword 'propertys'; did you mean 'properties'",
+        ),
+        ("{properties: {a: {anyOf: [{maxLenght: 3}]}}}", r"5:77: .*a.anyOf\[0\]: unknown keyword 'maxLenght'; did you"),
+        ("{properties: {valve: {}}, required: [valv]}", "'valv' is none of the properties; did you mean 'valve'"),
+        ("{type: objet}", "answer: The schema cannot be used"),
+        ("[1]", "answer: a JSON schema, a mapping such as"),
+        ("{type: object, type: array}", "'type' is here twice"),
+    ],
+)
+def test_a_fault_of_an_answers_schema_has_its_place(answer, message):
+    with pytest.raises(ConfigurationError, match=message):
+        yaml_schema.loads(ANSWERING % answer, fleet.FLEET, file="f.yaml")
+
+
+def test_words_of_an_answer_stay_words():
+    """YAML 1.1 would make `enum: [true, false]` of these, and the model would never say `on`."""
+    schema = "{type: object, properties: {valve: {enum: [on, off]}, unit: {const: no}}}"
+    (link,) = yaml_schema.loads(ANSWERING % schema, fleet.FLEET, file="f.yaml").links
+    assert link.answer["properties"] == {"valve": {"enum": ["on", "off"]}, "unit": {"const": "no"}}
+
+
+def test_an_answer_may_refer_to_itself_through_an_anchor():
+    with contextlib.suppress(ConfigurationError):
+        yaml_schema.loads(ANSWERING % "&a {type: object, properties: {inner: *a}}", fleet.FLEET, file="f.yaml")
+
+
+def test_faults_of_links_come_with_the_others():
+    text = GOOD.replace("overload: every", "overload: evry").replace("to: plant/{{ topic[1] }}", "to: plant/+")
+    text += '  - {name: cold, from: plant/+/air, prompt: "{{ topic[3] }}", to: plant/air}\n'
+    with pytest.raises(ConfigurationError) as e:
+        yaml_schema.loads(text, fleet.FLEET, file="f.yaml")
+    assert [line.split(": ")[1] for line in str(e.value).splitlines()[1:]] == ["links[0].overload", "links[1].prompt"]
+
+
+def test_links_that_wake_each_other_without_end_are_a_fault():
+    chain = """\
+schema: 1
+models: {small: {bundle: a}}
+devices: {pi: {model: small, links: [one, two, three]}}
+links:
+- {name: one, from: a/+, prompt: p, to: "b/{{ topic[1] }}/x"}
+- {name: two, from: b/#, prompt: p, to: c}
+- {name: three, from: c, prompt: p, to: %s}
+"""
+    with pytest.raises(ConfigurationError) as e:
+        yaml_schema.loads(chain % "a/z", fleet.FLEET, fleet.check_fleet, file="f.yaml")
+    assert "f.yaml:5:41: links[0].to: its answers come back to it by way of 'two', 'three', and so without" in str(
+        e.value
+    )
+    yaml_schema.loads(chain % "d", fleet.FLEET, fleet.check_fleet, file="f.yaml")
+
+
 @pytest.fixture
 def with_password(tmp_path, monkeypatch):
     """A fleet file whose devices have passwords: one file, or a folder, at $WHERE."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import re
 
 import pytest
 from scripted import ScriptedModel
 
-from device_runtime.mqtt.links import Link, LinkError, Reading, Window, Windows, read
+from device_runtime.mqtt import links
+from device_runtime.mqtt.links import Link, LinkError, Reading, Window, Windows, faults, read
 from device_runtime.mqtt.models import ModelSettings
 from device_runtime.mqtt.payload import MessageError
 
@@ -81,6 +82,73 @@ def test_a_reading_that_a_link_cannot_use_is_a_link_error(settings, fields, mess
         consider(fields, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "field", "message"),
+    [
+        ({"to": "plant/+/advice"}, "to", r"holds a wildcard; .* is \{\{ topic\[1\] \}\}"),
+        ({"to": "plant/{{ topic[1] }}/#"}, "to", "holds a wildcard"),
+        ({"to": "stonechat/1/{{ topic[1] }}/in/generate"}, "to", "leads to where devices are commanded"),
+        ({"to": "plant/{{ topic[1] }}/boiler"}, "to", "come back to this link: 'plant/.+/boiler' matches"),
+        ({"source": "plant/#", "to": "plant/advice"}, "to", "come back to this link"),
+        ({"to": "plant/a\nb"}, "to", "control character"),
+        ({"to": "x/{{ topic[3] }}"}, "to", r"topic\[3\] is not there: 'plant/.+/boiler' has topic\[0\] to \[2\]"),
+        ({"prompt": "{{ topic[-4] }}"}, "prompt", r"topic\[-4\] is not there"),
+        ({"when": "topic[9] == 'b'"}, "when", r"topic\[9\] is not there"),
+        ({"when": "t > 1 and window[-1].t <= 1"}, "when", "uses `window`, which is empty without"),
+        ({"prompt": "{% for r in window %}{{ r.t }}{% endfor %}"}, "prompt", "uses `window`"),
+        ({"prompt": "{{ '%.1f' % t }}"}, "prompt", r"'%' takes numbers only; round with \{\{ x \| round\(1\)"),
+        ({"prompt": "{{ '-' * 9 }}"}, "prompt", r"'\*' takes numbers only"),
+    ],
+)
+def test_a_fault_of_a_link_is_found_before_there_is_a_reading(settings, field, message):
+    ((name, text),) = faults(link(**settings))
+    assert name == field and re.search(message, text)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"source": "plant/#", "prompt": "{{ topic[5] }}", "to": "advice/{{ topic[-1] }}"},
+        {"to": "plant/{{ topic[1] }}/boiler/{{ x }}-advice"},
+        {"to": "{% if t > 9 %}alarm{% else %}advice{% endif %}/{{ topic[2] }}"},
+        {"when": "window", "window": Window(1, 1), "prompt": "{{ window | length % 2 }}"},
+    ],
+)
+def test_what_may_be_right_is_no_fault(settings):
+    assert faults(link(**settings)) == []
+
+
+def test_a_window_is_bounded_by_what_its_readings_weigh(monkeypatch):
+    monkeypatch.setattr(links, "MAX_WINDOW_BYTES", 1000)
+    windows = Windows(link(prompt="{{ window | length }}", window=Window(1e9, 50)), lambda: 0.0)
+    for topic, earlier in [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3), ("b", 4), ("b", 5), ("a", 0)]:
+        assert windows.consider(Reading(topic, {}, 0.0, size=200)).prompt == str(earlier), topic
+    windows.consider(Reading("b", {}, 0.0, size=2000))
+    assert windows._bytes == 0 and not windows._earlier
+
+
+def test_a_window_forgets_the_topic_that_was_silent_longest(monkeypatch):
+    monkeypatch.setattr(links, "MAX_WINDOWS", 2)
+    windows = Windows(link(prompt="{{ window | length }}", window=Window(1e9, 5)), lambda: 0.0)
+    seen = [windows.consider(Reading(topic, {}, 0.0)).prompt for topic in "aababcbca"]
+    assert seen == ["0", "1", "0", "2", "1", "0", "2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "value"),
+    [(b'\xef\xbb\xbf{"t": 1}', {"t": 1}), (b'{"t": 1}\0', {"t": 1}), (b"21.5\0\0", {"value": 21.5})],
+)
+def test_a_byte_order_mark_and_the_end_of_a_c_string_are_no_part_of_a_reading(payload, value):
+    assert read("t", payload, 0.0).value == value
+
+
+def test_an_empty_payload_is_called_so():
+    """Whoever clears a retained topic sends one."""
+    with pytest.raises(MessageError, match="the payload is empty"):
+        read("t", b"", 0.0)
+
+
 def test_bare_values_are_readings_and_lists_are_not():
     assert read("t", b"21.5", 0.0).value == {"value": 21.5}
     assert read("t", b'{"a": 1}', 0.0).value == {"a": 1}
@@ -138,12 +206,14 @@ def test_overload_decides_which_reading_waits(on_air, overload, answered):
     device.client.until(lambda topic, value: value.get("state") == "busy")
     for t in (91, 92, 93):
         device.client.publish(f"plant/{number}/b", {"t": t})
-    device.ask(prompt="the end")  # behind the readings, in one line with them
-    threading.Event().wait(0.2)
+    device.ask(prompt="the end", accept=True)  # behind the readings, in one line with them
+    device.client.until(lambda topic, value: value.get("accepted"))  # so all of them wait now
     for _ in range(20):
         device.model.gate.release()
-    seen = device.client.until(lambda topic, value: "/reply/" in topic)
+    seen = device.client.until(lambda topic, value: value.get("done"))
     assert sorted(v["reading"]["t"] for t, v in seen if t.endswith("/advice")) == answered
+    gave_way = 4 - len(answered)
+    assert device.service._sensors.troubles() == ({"hot": {"overload": gave_way}} if gave_way else {})
 
 
 def test_each_topic_has_its_own_slot(on_air):
@@ -153,6 +223,8 @@ def test_each_topic_has_its_own_slot(on_air):
     device.client.until(lambda topic, value: value.get("state") == "busy")
     device.client.publish("plant/30/a", {"t": 91})
     device.client.publish("plant/30/b", {"t": 92})
+    device.ask(prompt="the end", accept=True)
+    device.client.until(lambda topic, value: value.get("accepted"))
     for _ in range(20):
         device.model.gate.release()
     got = [device.client.until(lambda t, v: t.endswith("/advice"))[-1][1]["reading"]["t"] for _ in range(3)]
@@ -164,12 +236,10 @@ def test_a_reading_that_cannot_be_read_is_an_event_and_stops_nothing(on_air):
     device.client.subscribe("plant/40/+/advice")
     for payload in (b"not json", b"\xff\xff", b"[]"):
         device.client.publish("plant/40/b", payload)
-        device.client.heard.queue.clear()
     device.client.publish("plant/40/b", {"temperature": 3})
     device.client.publish("plant/40/b", {"t": 99})
     device.client.until(lambda topic, value: topic == "plant/40/b/advice")
-    counts = device.service._sensors.counts
-    assert counts == {("hot", "unparsable_reading"): 3, ("hot", "unusable_reading"): 1}
+    assert device.service._sensors.troubles() == {"hot": {"unparsable_reading": 3, "unusable_reading": 1}}
 
 
 def test_events_say_which_link_and_topic_and_do_not_flood(on_air):
