@@ -44,7 +44,7 @@ OFFLINE_MESSAGES = 100  # what waits for the connection to come back
 LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
 SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one id show by short connections,
-SHORT_LIVES = 5  # this many in a row
+SHORT_LIVES = 20  # this many in a row, to a broker that is always there: one that restarts again and again looks alike
 CUT_OFF = 2  # connections in one `connect` that end before the broker's answer: it does not want us. One may be chance
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
@@ -146,6 +146,7 @@ class Client:
         self._paho.reconnect_delay_set(1, random.randint(20, 40))  # so that a fleet does not come back as one
         self._paho.on_socket_open = _disable_nagle
         self._paho.on_connect = self._connected
+        self._paho.on_connect_fail = self._not_there
         self._paho.on_disconnect = self._disconnected
         self._paho.on_subscribe = self._subscribed
         self._paho.on_message = self._received
@@ -375,6 +376,9 @@ class Client:
         self._answered.set()
         if not self._subscriptions and self._on_subscribed:
             self._on_subscribed(False)
+
+    def _not_there(self, client: paho.Client, userdata: Any) -> None:
+        self._short_lives = 0  # it was the broker that went, not another client that came
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
         self._cut_off += not self._answered.is_set()

@@ -134,7 +134,7 @@ def test_a_device_that_lives_on_does_not_grow(requests: int, restart_every: int,
                 if number >= requests // 4 and number % 50 == 0:
                     answers.append(number)
                     memory_mb.append(resident_mb(device.process.pid))
-        assert device.process.poll() is None
+        assert device.process.poll() is None, device.log.read_text()[-2000:]
     finally:
         device.kill()
         broker.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ssl
+import threading
+import time
 
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import MQTTErrorCode
 
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.mqtt import client as module
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import LAG_MESSAGES, Client
 from tests.brokers import free_port, mosquitto
@@ -39,6 +42,49 @@ def test_a_client_that_found_no_broker_may_try_again(tmp_path, protocol):
         client.connect()
         assert client.connected
         client.close()
+
+
+def wait_until(condition) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_a_broker_that_restarts_again_and_again_is_not_another_client(tmp_path):
+    """Each connection is short, as those of two clients of one id are."""
+    port = free_port()
+    client = Client(BrokerAddress("127.0.0.1", port), "x", on_message=nothing)
+    with mosquitto(tmp_path, port=port):
+        client.connect()
+    for _ in range(6):
+        with mosquitto(tmp_path, port=port):
+            wait_until(lambda: client.connected)
+        wait_until(lambda: not client.connected)
+    assert not client.takeover.is_set()
+    client.close()
+
+
+def test_a_broker_that_was_not_there_for_a_while_is_not_another_client(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHORT_LIVES", 2)
+    port, missed = free_port(), threading.Semaphore(0)
+    client = Client(BrokerAddress("127.0.0.1", port), "x", on_message=nothing)
+    not_there = client._paho.on_connect_fail
+
+    def miss(*arguments) -> None:
+        not_there(*arguments)
+        missed.release()
+
+    client._paho.on_connect_fail = miss
+    with mosquitto(tmp_path, port=port):
+        client.connect()
+    for _ in range(2):
+        assert missed.acquire(timeout=60)
+        with mosquitto(tmp_path, port=port):
+            wait_until(lambda: client.connected)
+        wait_until(lambda: not client.connected)
+    assert not client.takeover.is_set()
+    client.close()
 
 
 def test_tls_to_a_port_without_it_is_a_fault_of_the_configuration(port):
