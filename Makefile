@@ -13,7 +13,7 @@ CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 .PHONY: demo test test-slow test-all lint format peers setup setup-tests setup-emulation model clean
 
 setup:
-	@toolkit/setup_venv.sh $(VENV) convert,flash,dev,demo
+	@scripts/setup_venv.sh $(VENV) convert,flash,dev,demo
 
 $(CHECKPOINT): | setup
 	@$(PYTHON) -m toolkit.demo.model $@
@@ -27,8 +27,8 @@ demo: $(BUNDLE)/manifest.json
 
 # Debian packages that some tests run; where they cannot be installed those tests are skipped and say so.
 setup-tests: setup
-	@toolkit/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools
-	@toolkit/setup_venv.sh $(VENV214) tflite214 || echo "setup: no tflite-runtime 2.14 here; its tests are skipped" >&2
+	@scripts/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools
+	@scripts/setup_venv.sh $(VENV214) tflite214 || echo "setup: no tflite-runtime 2.14 here; its tests are skipped" >&2
 
 lint: setup
 	@$(VENV)/bin/ruff check .
@@ -41,7 +41,7 @@ test: setup-tests lint
 
 # 32- and 64-bit ARM boards on this machine (tests/system/emulated_board.sh)
 setup-emulation:
-	@toolkit/setup_debian.sh debootstrap debian-archive-keyring qemu-user-static
+	@scripts/setup_debian.sh debootstrap debian-archive-keyring qemu-user-static
 
 test-slow: setup-tests setup-emulation $(CHECKPOINT)
 	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)

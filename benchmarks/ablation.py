@@ -3,7 +3,7 @@
     python benchmarks/ablation.py CHECKPOINT [--windows 2] [--window 256]
 
 Everything is computed in numpy: weights are rounded and taken back to float, and activations go through their grids
-(converters/ops_simulated.py). So a step can be left out that the emitted graph always has. The last row is what the
+(converters/ops/simulated.py). So a step can be left out that the emitted graph always has. The last row is what the
 graph computes, but for the rounding inside of its kernels; `stonechat eval` measures the graph itself. The texts are
 those of every report, in windows behind one prefix token; calibration never saw them. Takes about ten minutes on two
 cores.
@@ -22,17 +22,17 @@ import numpy as np
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import PEAK_WINDOWS, Options, calibration_windows, heldout_windows, sorted_channels
-from converters.network import NetworkConfig, matmul_groups
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor, keeping, with_head
-from converters.ops_simulated import SimulatedOps
-from converters.quality import Comparison, compare_logits, logits_by_rows, pooled
+from converters.measure.quality import Comparison, compare_logits, logits_by_rows, pooled
+from converters.network.decoder import NetworkConfig, matmul_groups
+from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, keeping, with_head
+from converters.ops.simulated import SimulatedOps
 from converters.quantize.activations import GridChooser, down_ranges
 from converters.quantize.grids import Choice, Grid, fit_grid
 from converters.quantize.observers import ChannelPeaks, observe_windows
 from converters.quantize.prefix import choose_prefix, float_prefix
 from converters.quantize.rotation import Rotation
 from converters.quantize.weights import InputProducts, quantize_rows
-from device_runtime.tokenizer import read_tokenizer
+from device_runtime.engine.tokenizer import read_tokenizer
 
 _BLOCK = 256  # rows whose logits are compared at once
 _SMOOTHING = 0.75  # exponent of a channel's peak in its factor

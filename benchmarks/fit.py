@@ -20,10 +20,10 @@ from pathlib import Path
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert, graph_shape
-from converters.lint import measured_arena
-from device_runtime.bundle import MODEL, Bundle
-from device_runtime.footprint import arena, memory, model_bytes
-from device_runtime.tokenizer import read_tokenizer
+from converters.emit.lint import measured_arena
+from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.engine.tokenizer import read_tokenizer
+from device_runtime.machine.memory import arena, memory, model_bytes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tests/random_checkpoint.py

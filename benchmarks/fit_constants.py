@@ -1,4 +1,4 @@
-"""Fit the constants of device_runtime/footprint.py anew on this machine, and print them beside those in force.
+"""Fit the constants of device_runtime/machine/memory.py anew on this machine, and print them beside those in force.
 
     python benchmarks/fit_constants.py [CHECKPOINT]
 
@@ -27,8 +27,8 @@ from fit import ROOT, peak_mb
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
-from device_runtime import footprint
-from device_runtime.bundle import MODEL, Arena, Bundle, GraphShape
+from device_runtime.bundle.folder import MODEL, Arena, Bundle, GraphShape
+from device_runtime.machine import memory as footprint
 
 # vocabulary, width, layers, heads, kv_heads, head_dim, ffn_width, context: each constant's factor varies by itself
 NETWORKS = (
@@ -147,7 +147,7 @@ def tokenizer_constant(checkpoint: Checkpoint, folder: Path) -> Constant:
     large = folder / checkpoint.tokenizer.file_name
     large.write_bytes(checkpoint.tokenizer.content)
     program = (
-        "import sys; from pathlib import Path; from device_runtime.tokenizer import read_tokenizer;"
+        "import sys; from pathlib import Path; from device_runtime.engine.tokenizer import read_tokenizer;"
         "kept = read_tokenizer(Path(sys.argv[1])); print(Path('/proc/self/statm').read_text().split()[1])"
     )
     factors, rests = [], []

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from converters.checkpoints import Checkpoint, open_checkpoint
-from converters.network import decoder
-from converters.ops_numpy import KvCache, NumpyOps, ReadTensor, with_head
+from converters.network.decoder import decoder
+from converters.ops.numpy import KvCache, NumpyOps, ReadTensor, with_head
 from converters.quantize.prefix import float_prefix
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = (

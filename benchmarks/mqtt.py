@@ -29,14 +29,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from device_runtime.engine import Completion
+from device_runtime.client.remote import RemoteModel
+from device_runtime.device.service import Service
+from device_runtime.engine.language_model import Completion
 from device_runtime.errors import UnreachableError
+from device_runtime.fleet.links import Link
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Incoming, Subscription
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.links import Link
-from device_runtime.mqtt.remote import RemoteModel
-from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes

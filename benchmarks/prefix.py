@@ -15,7 +15,7 @@ from pathlib import Path
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 
 INSTRUCTION = (
     "You watch over the pumps, boilers and valves of a small water plant. Each message is one reading. Pressures "

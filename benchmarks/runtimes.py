@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.flatbuffer import GraphWriter, Quantization, Subgraph, Tensor
-from device_runtime.backends.native_log import captured_stderr
+from converters.emit.tflite_write import GraphWriter, Quantization, Subgraph, Tensor
+from device_runtime.engine.backends.native_log import captured_stderr
 
 ROOT = Path(__file__).resolve().parents[1]
 Op = schema.BuiltinOperator
@@ -66,7 +66,7 @@ if kind == "operators":
         i.invoke()
         results.append(i.get_tensor(i.get_output_details()[0]["index"]).tolist())
 else:
-    from device_runtime.engine import LanguageModel
+    from device_runtime.engine.language_model import LanguageModel
     with LanguageModel.open(bundle, backend=name, threads=1) as model:
         for prompt, new in work:
             tokens, margins = model.encode(prompt), []

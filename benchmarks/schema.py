@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
-from device_runtime.sampler import Sampler, Sampling
-from device_runtime.structured import SchemaCompiler
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.sampler import Sampler, Sampling
+from device_runtime.engine.structured import SchemaCompiler
 
 PROMPT = [{"role": "user", "content": "Describe a greenhouse on a hot day."}]
 SCHEMAS = {

@@ -24,19 +24,19 @@ from typing import Any
 
 from mqtt import Instant  # benchmarks/mqtt.py
 
+from device_runtime.bridge.frames import frame
+from device_runtime.bridge.link import Link
+from device_runtime.bridge.messages import VERSION, Capability, Finish, Hello, Piece, Prompt, Start
+from device_runtime.bridge.model import SerialModel
+from device_runtime.device.service import Service
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Incoming, Subscription
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
-from device_runtime.serial.board import Board
-from device_runtime.serial.frames import frame
-from device_runtime.serial.link import Link
-from device_runtime.serial.messages import VERSION, Capability, Finish, Hello, Piece, Prompt, Start
-from device_runtime.serial.model import SerialModel
-from device_runtime.serial.peer import listen, pseudo_terminal, serve
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes
+from toolkit.emulate.model_board import listen, pseudo_terminal, serve
+from toolkit.emulate.pty_board import Board
 
 BODY = 256  # bytes of the largest body
 HELLO = Hello(VERSION, Capability.TEXT, BODY, 2 * BODY, 4096, 50_000, 0, 0, 0, name="instant")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
-from device_runtime.backends import Backend, open_backend
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import Backend, open_backend
 
 BUILD = Path(__file__).resolve().parents[1] / "build"
 POSITION, STEPS = 200, 40

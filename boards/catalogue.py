@@ -11,8 +11,8 @@ from pathlib import Path
 
 from boards import schema
 from boards.board import Board
-from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet import yaml_schema
 
 __all__ = ["board_ids", "load_board", "read_board"]
 

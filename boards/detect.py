@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from device_runtime.machine import program_arch
+from device_runtime.machine.machine import program_arch
 
 __all__ = ["detect", "detect_here"]
 

@@ -1,6 +1,6 @@
 """Does a model fit a board? Every figure with where it is from, the verdict, and what would make it fit.
 
-A figure is `measured` (on a bundle, or in TFLite Micro's interpreter), `computed` (device_runtime/footprint.py) or
+A figure is `measured` (on a bundle, or in TFLite Micro's interpreter), `computed` (device_runtime/machine/memory.py) or
 `quoted` (from the board file, whose `source` names the document).
 """
 
@@ -13,10 +13,10 @@ from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from device_runtime.bundle import MODEL, Arena, GraphShape, Manifest
+from device_runtime.bundle.folder import MODEL, Arena, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
-from device_runtime.footprint import arena, cache_windows, memory, model_bytes, narrowed, stretched
-from device_runtime.instructions import missing_instructions
+from device_runtime.machine.instruction_sets import missing_instructions
+from device_runtime.machine.memory import arena, cache_windows, memory, model_bytes, narrowed, stretched
 
 __all__ = ["Figure", "Fit", "Subject", "advised_context", "explain", "fit", "largest_context", "require_fit"]
 

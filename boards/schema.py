@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from boards.board import Board, Detect, Flash, Graph, Measurement, Memory, Soc, Storage
-from device_runtime.yaml_schema import Choice, Field, Integer, ListOf, Number, Path_, Record, Report, Text
+from device_runtime.fleet.yaml_schema import Choice, Field, Integer, ListOf, Number, Path_, Record, Report, Text
 
 __all__ = ["ARCHITECTURES", "BOARD", "FEATURES", "check"]
 

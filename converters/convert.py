@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint, TokenizerFile
-from converters.lint import measured_arena, require_clean
-from converters.network import NetworkConfig
-from converters.ops_numpy import Observe, ReadTensor, with_head
-from converters.profile_micro import write_micro
-from converters.profile_pi import write_pi
-from converters.quality import text_windows
+from converters.emit.lint import measured_arena, require_clean
+from converters.measure.quality import text_windows
+from converters.measure.report import int16_report, quality_report
+from converters.network.decoder import NetworkConfig
+from converters.ops.numpy import Observe, ReadTensor, with_head
+from converters.profiles.micro import write_micro
+from converters.profiles.pi import write_pi
 from converters.quantize.observers import ChannelPeaks, observe_windows
 from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
 from converters.quantize.rotation import Rotation
-from converters.report import int16_report, quality_report
 from converters.texts import chat_renderer, text_kinds
 from device_runtime import __version__
-from device_runtime.bundle import (
+from device_runtime.bundle.folder import (
     FORMAT,
     MANIFEST,
     MODEL,
@@ -38,9 +38,9 @@ from device_runtime.bundle import (
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
-from device_runtime.footprint import PREFILL_TOKENS, cache_windows
-from device_runtime.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
 
 __all__ = ["Options", "Progress", "calibration_windows", "convert", "graph_shape", "heldout_windows", "sorted_channels"]
 

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from converters.architectures import llama
 from converters.checkpoints import Checkpoint
-from converters.network import tensor_shapes
+from converters.network.decoder import tensor_shapes
 
 __all__ = ["add_tokenizer", "permuted", "write_gguf"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from converters.network import NetworkConfig, decoder, hidden, tensor_shapes
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
-from converters.profile_micro import write_micro
+from converters.network.decoder import NetworkConfig, decoder, hidden, tensor_shapes
+from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
+from converters.profiles.micro import write_micro
 from converters.quantize.activations import ActivationGrids
 from converters.quantize.rotation import Rotation
-from device_runtime.bundle import (
+from device_runtime.bundle.folder import (
     FORMAT,
     MANIFEST,
     MODEL,

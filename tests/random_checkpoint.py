@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoints import Checkpoint, TokenizerFile
-from converters.network import NetworkConfig, decoder, tensor_shapes
-from converters.ops_numpy import NumpyOps, with_head
+from converters.network.decoder import NetworkConfig, decoder, tensor_shapes
+from converters.ops.numpy import NumpyOps, with_head
 
 __all__ = ["CHECKPOINTS", "float_logits", "random_checkpoint"]
 

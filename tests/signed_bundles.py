@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from device_runtime.archive import head_of, pack
-from device_runtime.bundle import MANIFEST, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
-from device_runtime.trust import TrustStore
+from device_runtime.bundle.archive import head_of, pack
+from device_runtime.bundle.folder import MANIFEST, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle.trust import TrustStore
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.ssh_servers import SshServer
-from toolkit.deploy.wheel import write_wheel
+from toolkit.ssh.wheel import write_wheel
 
 __all__ = ["FLEET", "Board", "new_board"]
 

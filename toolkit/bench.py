@@ -76,8 +76,8 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
     import os
     import time
 
-    from device_runtime.engine import LanguageModel
-    from device_runtime.machine import peak_rss_mb
+    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.machine.machine import peak_rss_mb
 
     started_s = time.perf_counter()
     with LanguageModel.open(bundle, backend=backend, threads=threads) as model:

@@ -15,8 +15,8 @@ from pathlib import Path
 from boards import load_board
 from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.machine import program_arch, temperature_c, throttled
-from device_runtime.mqtt import fleet
+from device_runtime.fleet import file as fleet
+from device_runtime.machine.machine import program_arch, temperature_c, throttled
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
 
@@ -176,7 +176,7 @@ def _watchdog() -> Iterator[Finding]:
 
 
 def _model(plan: fleet.Fleet, device: str) -> Finding:
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.update.slots import resolve
 
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from device_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from converters.quality import LayerError
+    from converters.measure.quality import LayerError
 
 __all__ = ["plot_layer_errors", "require_writable"]
 

@@ -1,4 +1,4 @@
-"""Architectures: one file per family, each mapping its configuration and tensor names onto `converters.network`.
+"""Architectures: one file per family, mapping its configuration and tensor names onto the network of `converters`.
 
 A family is a module with the names of `Family`. To add one, write the module and list it in `FAMILIES`.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from converters.architectures import llama
 from converters.checkpoints.fields import Fields
-from converters.network import NetworkConfig
+from converters.network.decoder import NetworkConfig
 from device_runtime.errors import ArchitectureError
 
 __all__ = ["FAMILIES", "Family", "GgufSource", "family_of_gguf", "family_of_huggingface"]

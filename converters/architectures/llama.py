@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from converters.architectures import rope
 from converters.checkpoints.fields import Fields
-from converters.network import NetworkConfig
+from converters.network import rope
+from converters.network.decoder import NetworkConfig
 from device_runtime.errors import ArchitectureError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Checkpoints: one file per format, all of them read into the same `Checkpoint`.
 
 A reader hands over the format's own configuration and lazily read tensors; the family's file in
-`converters/architectures` maps both onto canonical names (see `converters.network`).
+`converters/architectures` maps both onto canonical names (see `converters.network.decoder`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig, tensor_shapes
+from converters.network.decoder import NetworkConfig, tensor_shapes
 from device_runtime.errors import CheckpointError, ConfigurationError
 
 __all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig, tensor_shapes
+from converters.network.decoder import NetworkConfig, tensor_shapes
 from device_runtime.errors import ArchitectureError, CheckpointError
 
 __all__ = ["FLOAT_ENCODINGS", "Bytes", "Encoding", "FloatArray", "StoredTensor", "bind", "sha256_of"]

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor
+from converters.network.decoder import NetworkConfig
+from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor
 from converters.quantize.grids import METHODS, Choice, Grid, fit_grid, int16_grid
 
 __all__ = ["INT16_MATMULS", "ActivationGrids", "GridChooser", "down_ranges"]

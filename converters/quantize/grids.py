@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.flatbuffer import Quantization
-from converters.ops_numpy import FloatArray
+from converters.emit.tflite_write import Quantization
+from converters.ops.numpy import FloatArray
 
 __all__ = ["METHODS", "Choice", "Grid", "Grids", "Method", "fit_grid", "int16_grid"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig, hidden
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, Observe, ReadTensor
+from converters.network.decoder import NetworkConfig, hidden
+from converters.ops.numpy import FloatArray, KvCache, NumpyOps, Observe, ReadTensor
 
 __all__ = ["ChannelPeaks", "observe_windows"]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from converters.checkpoints import TokenizerFile
-from converters.network import NetworkConfig, head, hidden
-from converters.ops_numpy import FloatArray, KvCache, NumpyOps, ReadTensor
-from device_runtime.chat import render_chat
+from converters.network.decoder import NetworkConfig, head, hidden
+from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor
+from device_runtime.engine.chat import render_chat
+from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.tokenizer import Tokenizer
 
 # How a message may begin: a tokenizer joins some of these to the end of what stands before them.
 _BEGINNINGS = ("x", "Y", "1", " a", "  ", "\n", "\n\n", "é", ".", "{", "<", "日")

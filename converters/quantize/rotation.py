@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import NetworkConfig
-from converters.ops_numpy import FloatArray, KvCache, ReadTensor
+from converters.network.decoder import NetworkConfig
+from converters.ops.numpy import FloatArray, KvCache, ReadTensor
 
 __all__ = ["Rotation", "rotation_matrix"]
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from converters.ops_numpy import FloatArray
+from converters.ops.numpy import FloatArray
 
 __all__ = ["InputProducts", "QuantizedRows", "quantize_rows"]
 

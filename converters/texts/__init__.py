@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Literal
 
-from device_runtime.chat import Message, render_chat
+from device_runtime.engine.chat import Message, render_chat
 from device_runtime.errors import ConfigurationError, StonechatError
 
 __all__ = ["Conversation", "chat_renderer", "plain_chat", "read_conversations", "text_kinds"]

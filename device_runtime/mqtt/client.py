@@ -33,7 +33,7 @@ from device_runtime.mqtt.address import (
     BrokerAddress,
     reason,
 )
-from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES
+from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES
 
 __all__ = ["Client", "Incoming", "Subscription", "Will"]
 

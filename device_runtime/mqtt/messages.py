@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from device_runtime.mqtt.payload import Check, MessageError, check_fields, dump, flag, integer, number, parse, text
+from device_runtime.mqtt.strict_json import Check, MessageError, check_fields, dump, flag, integer, number, parse, text
 from device_runtime.mqtt.topics import is_id
 
 __all__ = [

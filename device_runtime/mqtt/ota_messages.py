@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt.payload import Check, MessageError, check_fields, dump, integer, number, parse, text
+from device_runtime.mqtt.strict_json import Check, MessageError, check_fields, dump, integer, number, parse, text
 from device_runtime.mqtt.topics import is_id
 
 __all__ = ["MAX_PIECE_BYTES", "Need", "Order", "Phase", "Piece", "Report", "parse_report"]

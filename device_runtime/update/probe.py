@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device_runtime.backends import Backend
+    from device_runtime.engine.backends import Backend
 
 __all__ = ["Measured", "measure"]
 
@@ -43,8 +43,8 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     Raises:
         StonechatError: it does not open or does not answer.
     """
-    from device_runtime.engine import LanguageModel
-    from device_runtime.machine import peak_rss_mb
+    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.machine.machine import peak_rss_mb
 
     with LanguageModel.open(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial

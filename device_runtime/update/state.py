@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from device_runtime import typed_json
+from device_runtime.bundle import typed_json
 from device_runtime.errors import UpdateError
 
 __all__ = ["ATTEMPTS", "SCHEMA", "Last", "Limits", "Phase", "Slot", "State", "Trial"]

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError, UpdateError
-from device_runtime.trust import TrustStore
 from device_runtime.update.probe import Measured
 from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, read_state, resolve
 from device_runtime.update.staging import peek

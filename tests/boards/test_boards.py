@@ -18,9 +18,9 @@ from boards import Board, board_ids, load_board
 from boards.board import Detect, Flash, Graph, Measurement, Memory, Soc, Storage
 from boards.detect import detect
 from boards.schema import BOARD, check
-from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
-from device_runtime.machine import program_arch_of
+from device_runtime.fleet import yaml_schema
+from device_runtime.machine.machine import program_arch_of
 
 EXAMPLE = Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml"
 

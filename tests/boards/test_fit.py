@@ -17,13 +17,13 @@ from boards import Board, board_ids, load_board
 from boards.fit import Subject, advised_context, explain, fit, largest_context, require_fit
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert, graph_shape
-from converters.lint import measured_arena
+from converters.emit.lint import measured_arena
 from converters.plan import context_for, plan_for, subject_of
-from device_runtime.bundle import Arena, Bundle
+from device_runtime.bundle.folder import Arena, Bundle
 from device_runtime.errors import DoesNotFitError
-from device_runtime.footprint import arena, memory, narrowed, stretched
-from device_runtime.instructions import missing_instructions
-from device_runtime.room import cpu_features, memory_bytes, require_room
+from device_runtime.machine.instruction_sets import missing_instructions
+from device_runtime.machine.memory import arena, memory, narrowed, stretched
+from device_runtime.machine.requirements import cpu_features, memory_bytes, require_room
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fit import arena_row, memory_rows, rows, size_row
@@ -112,7 +112,7 @@ def test_the_counts_behind_narrow_pointers_are_those_of_the_graph(micro: Bundle)
     """narrowed() takes 12 bytes from each tensor and 32 from each operator: so the counts have to be right."""
     from ai_edge_litert import schema_py_generated as schema
 
-    from device_runtime import footprint
+    from device_runtime.machine import memory as footprint
 
     graph = schema.Model.GetRootAs(micro.model_path.read_bytes(), 0).Subgraphs(0)
     shape = micro.manifest.graph

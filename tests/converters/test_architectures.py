@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.architectures import FAMILIES, family_of_huggingface, llama, rope
+from converters.architectures import FAMILIES, family_of_huggingface, llama
 from converters.checkpoints.fields import Fields
+from converters.network import rope
 from device_runtime.errors import ArchitectureError, CheckpointError
 
 DATA = Path(__file__).parent.parent / "data"

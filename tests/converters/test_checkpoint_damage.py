@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converters.checkpoints import open_checkpoint
-from converters.network import tensor_shapes
+from converters.network.decoder import tensor_shapes
 from device_runtime.errors import StonechatError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"

@@ -17,7 +17,7 @@ from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.checkpoints.gguf import ENCODINGS
 from converters.checkpoints.gguf_header import read_header
 from converters.checkpoints.tensors import StoredTensor
-from converters.network import tensor_shapes
+from converters.network.decoder import tensor_shapes
 from device_runtime.errors import ArchitectureError, CheckpointError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"

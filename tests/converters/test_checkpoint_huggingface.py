@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from converters.architectures.llama import huggingface_name
 from converters.checkpoints import open_checkpoint
-from converters.network import tensor_shapes
+from converters.network.decoder import tensor_shapes
 from device_runtime.errors import ArchitectureError, CheckpointError, ConfigurationError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"

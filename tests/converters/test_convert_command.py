@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
 from toolkit.cli import main
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from converters.checkpoints import open_checkpoint
-from converters.network import decoder
-from converters.ops_numpy import KvCache, NumpyOps, with_head
+from converters.network.decoder import decoder
+from converters.ops.numpy import KvCache, NumpyOps, with_head
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 FOLDERS = sorted(p.name for p in CHECKPOINTS.iterdir() if p.is_dir())

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro_bundles import random_network
 
-from converters.flatbuffer import GraphWriter, Quantization, Subgraph, Tensor
-from converters.lint import RULES, check_graph, measured_arena, require_clean
-from device_runtime.bundle import Bundle
+from converters.emit.lint import RULES, check_graph, measured_arena, require_clean
+from converters.emit.tflite_write import GraphWriter, Quantization, Subgraph, Tensor
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, GraphError
 
 Op = schema.BuiltinOperator
@@ -184,7 +184,7 @@ def test_the_real_tflite_micro_refuses_it_too(what: str, tmp_path: Path) -> None
     pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter has packages for x86_64 only")
     from tflite_micro.python.tflite_micro import runtime
 
-    from device_runtime.backends.native_log import captured_stderr
+    from device_runtime.engine.backends.native_log import captured_stderr
 
     path = written(tmp_path / "model.tflite", BREACHES[what][0])
     with captured_stderr(), pytest.raises(Exception):  # noqa: B017  # it raises RuntimeError or what its parser hits

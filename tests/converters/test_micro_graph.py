@@ -11,15 +11,15 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from micro_bundles import Network, micro_bundle, random_network, relative_error
 
-from converters.network import decoder, hidden
-from converters.ops_numpy import NumpyOps
-from converters.ops_simulated import SimulatedOps
-from converters.profile_micro import write_micro
+from converters.network.decoder import decoder, hidden
+from converters.ops.numpy import NumpyOps
+from converters.ops.simulated import SimulatedOps
+from converters.profiles.micro import write_micro
 from converters.quantize.activations import ActivationGrids
 from converters.quantize.rotation import Rotation, rotation_matrix
-from device_runtime.backends.interpreter import LiteRtBackend
-from device_runtime.backends.tracing import trace_tensors
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends.interpreter import LiteRtBackend
+from device_runtime.engine.backends.tracing import trace_tensors
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 160, 24)]
 NETWORKS = {

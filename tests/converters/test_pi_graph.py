@@ -13,9 +13,9 @@ from random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
-from converters.profile_pi import cache_windows
-from device_runtime.backends import Backend, open_backend
-from device_runtime.bundle import Bundle
+from converters.profiles.pi import cache_windows
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import Backend, open_backend
 
 FOLDERS = ["gqa-tied", "mha-untied-sharded", "llama3-rope", "yarn-biases", "linear-rope"]
 LONG = 400  # tokens: past the window of 256, into that of 1,024

@@ -19,12 +19,12 @@ from random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from converters.quantize.prefix import choose_prefix
-from device_runtime.backends import open_backend
-from device_runtime.bundle import Bundle
-from device_runtime.chat import render_chat
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
+from device_runtime.engine.chat import render_chat
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError, ConfigurationError
-from device_runtime.tokenizer import Tokenizer, read_tokenizer
 from toolkit.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -127,8 +127,8 @@ class TestBackends:
             pytest.skip("STONECHAT_TFLITE214_PYTHON names no Python with tflite-runtime 2.14; `make test` sets it")
         bundle = bundles("micro", INSTRUCTION)
         code = (
-            "import sys, numpy as np; from device_runtime.backends import open_backend; "
-            "from device_runtime.bundle import Bundle; "
+            "import sys, numpy as np; from device_runtime.engine.backends import open_backend; "
+            "from device_runtime.bundle.folder import Bundle; "
             "b = open_backend(Bundle.open(sys.argv[1]), 'tflite-runtime'); "
             f"np.save(sys.argv[2], np.stack([b.decode(t).copy() for t in {self.TOKENS}]))"
         )

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.checkpoints import Checkpoint, open_checkpoint
-from converters.network import decoder
-from converters.ops_numpy import NumpyOps, with_head
-from converters.quality import (
+from converters.measure.quality import (
     Positions,
     by_kind,
     compare_logits,
@@ -22,8 +20,10 @@ from converters.quality import (
     text_windows,
     worst_layers,
 )
+from converters.network.decoder import decoder
+from converters.ops.numpy import NumpyOps, with_head
 from converters.quantize.prefix import float_prefix
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from converters.checkpoints import open_checkpoint
-from converters.network import decoder
-from converters.ops_numpy import NumpyOps, with_head
+from converters.network.decoder import decoder
+from converters.ops.numpy import NumpyOps, with_head
 from converters.quantize.rotation import Rotation, rotation_matrix
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime.bundle import Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle.folder import Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.engine.language_model import LanguageModel
 
 __all__ = ["EOS", "ScriptedBackend", "Words", "scripted_model"]
 
@@ -37,7 +37,7 @@ class Words:
 
 
 class ScriptedBackend:
-    """See `device_runtime.backends.Backend`. The k-th decision of an answer is the k-th token of the script."""
+    """See `device_runtime.engine.backends.Backend`. The k-th decision of an answer is the k-th token of the script."""
 
     chunk = 64
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from signed_bundles import FILES, Workshop, entry_span
 
-from device_runtime import archive as archive_module
-from device_runtime.archive import HEAD_BYTES, MODEL_ALIGNMENT, Archive, layout, pack, read_head
-from device_runtime.bundle import MAX_MANIFEST_BYTES, Bundle
+from device_runtime.bundle import archive as archive_module
+from device_runtime.bundle.archive import HEAD_BYTES, MODEL_ALIGNMENT, Archive, layout, pack, read_head
+from device_runtime.bundle.folder import MAX_MANIFEST_BYTES, Bundle
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError, StonechatError
-from device_runtime.trust import TrustStore
 from toolkit.signing.bundles import edited
 
 

@@ -14,11 +14,11 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from micro_bundles import micro_bundle, random_network, relative_error
 
-from converters.flatbuffer import GraphWriter
-from device_runtime.backends import Backend, open_backend
-from device_runtime.backends.interpreter import LiteRtBackend, TfliteRuntimeBackend
-from device_runtime.backends.tflm import TflmBackend
-from device_runtime.bundle import MODEL, Bundle
+from converters.emit.tflite_write import GraphWriter
+from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.engine.backends import Backend, open_backend
+from device_runtime.engine.backends.interpreter import LiteRtBackend, TfliteRuntimeBackend
+from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.errors import BackendError, BackendMissingError
 
 NETWORK = random_network(prefix_tokens=(4, 8))

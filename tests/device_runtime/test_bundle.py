@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_runtime import bundle as bundle_module
-from device_runtime.bundle import Bundle, GraphShape, Manifest, cache_folder
+from device_runtime.bundle import folder as bundle_module
+from device_runtime.bundle.folder import Bundle, GraphShape, Manifest, cache_folder
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
 FILES = ["model.tflite", "prefix.npz", "tokenizer.json"]

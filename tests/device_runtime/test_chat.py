@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from device_runtime.chat import render_chat
+from device_runtime.engine.chat import render_chat
 from device_runtime.errors import BundleError, ConfigurationError
 
 CHATML = (

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_backend import EOS, Words, scripted_model
 
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.sampler import Sampling
 from device_runtime.errors import (
     BackendError,
     BundleError,
     ConfigurationError,
     ContextOverflowError,
 )
-from device_runtime.sampler import Sampling
 
 HELLO = [{"role": "user", "content": "The pump in hall 3 runs."}]
 DRAW = Sampling(temperature=1.0, seed=11)

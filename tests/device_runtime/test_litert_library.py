@@ -17,7 +17,7 @@ DRIVER = "libLiteRtWebGpuAccelerator.so"
 CHILD = """
 import sys
 from pathlib import Path
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 
 with LanguageModel.open(sys.argv[1], threads=1) as model:
     "".join(model.generate("hello", max_new=2))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.backends.native_log import captured_stderr, own_stderr
+from device_runtime.engine.backends.native_log import captured_stderr, own_stderr
 from tests.update_bundles import variant
 
 
@@ -89,7 +89,7 @@ def test_no_descriptor_is_leaked() -> None:
     """In a process of its own: here, threads of other tests may open and close some meanwhile."""
     code = (
         "import os\n"
-        "from device_runtime.backends.native_log import captured_stderr\n"
+        "from device_runtime.engine.backends.native_log import captured_stderr\n"
         "before = os.listdir('/proc/self/fd')\n"
         "for _ in range(5):\n"
         "    with captured_stderr(): os.write(2, b'x')\n"
@@ -126,7 +126,7 @@ def test_what_is_written_at_exit_is_dropped_and_the_exit_code_stays() -> None:
     code = (
         "import atexit, os, sys\n"
         "atexit.register(lambda: os.write(2, b'torn down\\n'))\n"  # runs last, as a library's destructor
-        "from device_runtime.backends.native_log import silence_at_exit\n"
+        "from device_runtime.engine.backends.native_log import silence_at_exit\n"
         "silence_at_exit(); silence_at_exit()\n"
         "print('before', file=sys.stderr)\n"
         "sys.exit(7)\n"
@@ -136,7 +136,10 @@ def test_what_is_written_at_exit_is_dropped_and_the_exit_code_stays() -> None:
 
 
 def test_a_program_whose_stderr_is_closed_runs_all_the_same() -> None:
-    code = "from device_runtime.backends.native_log import captured_stderr\nwith captured_stderr(): pass\nprint('ok')"
+    code = (
+        "from device_runtime.engine.backends.native_log import captured_stderr\n"
+        "with captured_stderr(): pass\nprint('ok')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.close(2)
     )

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.errors import ConfigurationError
-from device_runtime.sampler import Sampler, Sampling
 
 some_logits = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32))
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.service_manager import Pulse, ServiceManager
+from device_runtime.device.watchdog import Pulse, ServiceManager
 
 
 class Clock:

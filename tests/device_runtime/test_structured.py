@@ -18,11 +18,11 @@ from tokenizer_files import small_sentencepiece
 
 from converters.checkpoints import TokenizerFile
 from converters.convert import Options, convert
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.sampler import Sampler, Sampling
+from device_runtime.engine.structured import SchemaCompiler, check_schema
 from device_runtime.errors import SchemaError
-from device_runtime.sampler import Sampler, Sampling
-from device_runtime.structured import SchemaCompiler, check_schema
 from toolkit.cli import main
 
 pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from device_runtime.engine.tokenizer import TextStream, Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError
-from device_runtime.tokenizer import TextStream, Tokenizer, read_tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = [

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from signed_bundles import Workshop, plain_bundle
 
-from device_runtime import trust as trust_module
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle import trust as trust_module
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.trust import PublicKey, TrustStore, device_keys, parse_signatures, read_key, trusted
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError
-from device_runtime.trust import PublicKey, TrustStore, device_keys, parse_signatures, read_key, trusted
 from toolkit.signing.keys import retire
 
 # RFC 8032, section 7.1, test 1

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_runtime.backends import open_backend
-from device_runtime.backends.weight_cache import WeightCache
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
+from device_runtime.engine.backends.weight_cache import WeightCache
 
 DEAD = 2**22 + 1  # above the largest process id of Linux
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.yaml_schema import Boolean, Choice, Field, Integer, ListOf, Number, Plain, Record, Text, loads
+from device_runtime.fleet.yaml_schema import Boolean, Choice, Field, Integer, ListOf, Number, Plain, Record, Text, loads
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def test_a_check_across_fields_can_point_at_a_field():
 
 
 def test_a_missing_file_says_so(tmp_path):
-    from device_runtime.yaml_schema import load
+    from device_runtime.fleet.yaml_schema import load
 
     with pytest.raises(ConfigurationError, match=r"No such file or directory\. Check the path"):
         load(tmp_path / "none.yaml", POINT)

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.engine import LanguageModel
+from device_runtime.client.remote import RemoteModel
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.sampler import Sampling
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Subscription
-from device_runtime.mqtt.remote import RemoteModel
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
-from device_runtime.sampler import Sampling
-from device_runtime.serial.peer import main as peer_main
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state
 from tests.brokers import await_ready, free_port, made_broker, mosquitto
 from toolkit.cli import main
+from toolkit.emulate.model_board import main as peer_main
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
 GREEDY = Sampling()
@@ -75,7 +75,7 @@ def local_answer(bundle: Path) -> Iterator[Callable[..., str]]:
 @contextmanager
 def peer(bundle: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The reference peer as a process of its own, and what to give to --port."""
-    command = [sys.executable, "-m", "device_runtime.serial.peer", str(bundle), *(flags or ["--pty"])]
+    command = [sys.executable, "-m", "toolkit.emulate.model_board", str(bundle), *(flags or ["--pty"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

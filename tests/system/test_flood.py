@@ -16,9 +16,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import UnreachableError
 from device_runtime.mqtt.address import BrokerAddress, Protocol
-from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import mosquitto
 from tests.scripted_fleet import Device, resident_mb
 

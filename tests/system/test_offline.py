@@ -22,13 +22,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from device_runtime.engine import Completion
-from device_runtime.mqtt import patience
+from device_runtime.client.remote import RemoteModel
+from device_runtime.device.service import Service
+from device_runtime.engine.language_model import Completion
+from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.mqtt import backoff as patience
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.messages import DeviceState, State
-from device_runtime.mqtt.remote import RemoteModel
-from device_runtime.mqtt.service import Service
 from tests.brokers import free_port, mosquitto
 from tests.scripted_fleet import Device, await_state, fleet_file, wait_until
 

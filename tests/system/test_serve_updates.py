@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
@@ -22,7 +22,7 @@ from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state
 from tests.brokers import mosquitto
 from tests.update_bundles import confirm, variant
-from toolkit.deploy.sender import Sender
+from toolkit.rollout.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 

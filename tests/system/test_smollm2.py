@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import LanguageModel
 
 CHECKPOINT = os.environ.get("STONECHAT_SMOLLM2", "")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -107,8 +107,8 @@ def test_a_prompt_longer_than_a_window_is_answered(model: LanguageModel) -> None
 def test_the_float_reference_answers_as_the_model_is_known_to(model: LanguageModel) -> None:
     """Seven tokens of "The capital of France is Paris.", token by token with a cache."""
     from converters.checkpoints import open_checkpoint
-    from converters.network import decoder
-    from converters.ops_numpy import KvCache, NumpyOps, with_head
+    from converters.network.decoder import decoder
+    from converters.ops.numpy import KvCache, NumpyOps, with_head
 
     checkpoint = open_checkpoint(Path(CHECKPOINT))
     read = with_head(checkpoint.config, checkpoint.read)

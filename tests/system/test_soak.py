@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port, mosquitto
 from tests.scripted_fleet import Device, fleet_file, resident_mb
 

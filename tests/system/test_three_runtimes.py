@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from micro_bundles import Network, micro_bundle, random_network, relative_error
 
-from device_runtime.backends import Backend
-from device_runtime.backends.interpreter import LiteRtBackend
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import Backend
+from device_runtime.engine.backends.interpreter import LiteRtBackend
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [11, 42, 99, 7]
@@ -48,8 +48,8 @@ NETWORKS = {
 CHILD = f"""
 import sys
 import numpy as np
-from device_runtime.backends.interpreter import TfliteRuntimeBackend
-from device_runtime.bundle import Bundle
+from device_runtime.engine.backends.interpreter import TfliteRuntimeBackend
+from device_runtime.bundle.folder import Bundle
 
 backend = TfliteRuntimeBackend(Bundle.open(sys.argv[1]), 1)
 logits, answer = backend.prefill({PROMPT}), []
@@ -80,7 +80,7 @@ def run(backend: Backend) -> Results:
 
 def in_tflm(bundle: Bundle, folder: Path) -> Results:
     pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
-    from device_runtime.backends.tflm import TflmBackend
+    from device_runtime.engine.backends.tflm import TflmBackend
 
     return run(TflmBackend(bundle, 1))
 

@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "device_runtime" / "mqtt")]
 
 from scripted import ScriptedAnswer, ScriptedModel  # noqa: E402
 
-from device_runtime import engine  # noqa: E402
+from device_runtime.engine import language_model as engine  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
 PIECE_S = float(os.environ.get("STONECHAT_SCRIPT_PIECE_S", "0.005"))

@@ -14,10 +14,10 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from device_runtime.client.remote import RemoteModel
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Final, Piece, State
-from device_runtime.mqtt.payload import dump
-from device_runtime.mqtt.remote import RemoteModel
+from device_runtime.mqtt.strict_json import dump
 from tests.brokers import free_port, mosquitto
 from tests.scripted_fleet import Device, fleet_file
 

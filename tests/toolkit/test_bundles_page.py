@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from signed_bundles import FILES, plain_bundle
 
-from device_runtime.archive import Archive
-from device_runtime.bundle import MAX_MANIFEST_BYTES
-from device_runtime.trust import MAX_SIGNATURE_BYTES
+from device_runtime.bundle.archive import Archive
+from device_runtime.bundle.folder import MAX_MANIFEST_BYTES
+from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES
 from toolkit.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from device_runtime.trust import PublicKey
+from device_runtime.bundle.trust import PublicKey
 from toolkit.signing.bundles import pack_bundle
 from toolkit.signing.keys import read_signing_key
 

@@ -87,8 +87,8 @@ def test_the_same_seed_gives_the_same_readings_and_most_wake_nothing(monkeypatch
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "greenhouse"))
     import sensors
 
-    from device_runtime.mqtt import fleet
-    from device_runtime.mqtt.links import Reading, Windows
+    from device_runtime.fleet import file as fleet
+    from device_runtime.fleet.links import Reading, Windows
     from device_runtime.mqtt.topics import matches
 
     day = list(itertools.islice(sensors.readings(3), 960))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from converters.checkpoints import open_checkpoint
-from converters.quality import compare_windows, pooled, text_windows
-from device_runtime.bundle import MANIFEST, Bundle
-from device_runtime.tokenizer import read_tokenizer
+from converters.measure.quality import compare_windows, pooled, text_windows
+from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.engine.tokenizer import read_tokenizer
 from toolkit.cli import main
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"

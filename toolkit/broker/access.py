@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device_runtime.mqtt.fleet import Fleet
+    from device_runtime.fleet.file import Fleet
 
 __all__ = ["Access", "access_list", "parse_list", "target"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_runtime import yaml_schema
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet import yaml_schema
 from toolkit.broker.access import Access, access_list, parse_list
 from toolkit.broker.certificates import SERVER, Authority
 from toolkit.broker.files import write_public

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
+    from device_runtime.client.remote import RemoteModel
     from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
-    from device_runtime.mqtt.remote import RemoteModel
     from device_runtime.mqtt.topics import check_id, is_id
     from toolkit.cli.options import read_schema
 

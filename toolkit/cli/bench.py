@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ContextOverflowError
     from toolkit.bench import FIGURES, measure, spread
     from toolkit.progress import ProgressBar

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.on_air import DeviceModels, add_service_flags, default_state_dir, log_to_stderr, run_until_stopped
 from toolkit.cli.options import require_extra, whole_number
+from toolkit.device.service import DeviceModels, add_service_flags, default_state_dir, log_to_stderr, run_until_stopped
 
 if TYPE_CHECKING:
-    from device_runtime.bundle import Bundle
-    from device_runtime.mqtt.config import DeviceConfig
-    from device_runtime.mqtt.fleet import Fleet
-    from device_runtime.service_manager import ServiceManager
+    from device_runtime.bundle.folder import Bundle
+    from device_runtime.device.watchdog import ServiceManager
+    from device_runtime.fleet.file import Fleet
+    from device_runtime.fleet.settings import DeviceConfig
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise require_extra("bridge", error) from None
 
+    from device_runtime.bridge.link import Link
+    from device_runtime.bridge.model import SerialModel
+    from device_runtime.bridge.timing import Timing
+    from device_runtime.device.service import Service
+    from device_runtime.device.watchdog import ServiceManager
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
-    from device_runtime.mqtt.service import Service
-    from device_runtime.serial.link import Link
-    from device_runtime.serial.model import SerialModel
-    from device_runtime.serial.timing import Timing
-    from device_runtime.service_manager import ServiceManager
+    from device_runtime.fleet import file as fleet
 
     log_to_stderr()
     manager = ServiceManager.from_environment()
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _bundle(args: argparse.Namespace, plan: Fleet | None, manager: ServiceManager) -> Bundle | None:
     """What the board runs, as far as it was named: trusted, and not at odds with the fleet file."""
-    from device_runtime.bundle import Bundle
+    from device_runtime.bridge.model import check_schema
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt.fleet import ModelEntry
-    from device_runtime.serial.model import check_schema
+    from device_runtime.fleet.file import ModelEntry
 
     entries = dict(plan.models_of(args.device)) if plan is not None else {}
     if len(entries) > 1:
@@ -105,9 +105,9 @@ def _bundle(args: argparse.Namespace, plan: Fleet | None, manager: ServiceManage
 
 def _config(args: argparse.Namespace, plan: Fleet | None, bundle: Bundle | None) -> DeviceConfig:
     """What the service needs. It takes no updates: the model is in the board's flash, and goes there over a cable."""
+    from device_runtime.device.models import ModelSettings
+    from device_runtime.fleet.settings import DeviceConfig
     from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
-    from device_runtime.mqtt.config import DeviceConfig
-    from device_runtime.mqtt.models import ModelSettings
     from device_runtime.mqtt.topics import check_id, is_id
 
     state_dir = args.state_dir or default_state_dir(args.device)

@@ -139,7 +139,7 @@ def _init(args: argparse.Namespace) -> int:
 def _named(args: argparse.Namespace, access: Access) -> set[str]:
     """Add everyone whom the flags name to the access list; returns their names."""
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
+    from device_runtime.fleet import file as fleet
     from device_runtime.mqtt.topics import check_filter, check_id
 
     named = {check_id("device", name) for name in args.device}

@@ -12,7 +12,7 @@ from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, require_extra, whole_number
 
 if TYPE_CHECKING:
-    from device_runtime.bundle import Manifest
+    from device_runtime.bundle.folder import Manifest
     from toolkit.signing.bundles import Signed
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -102,9 +102,9 @@ def _verify(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from boards import load_board
-    from device_runtime.admission import check_admission
-    from device_runtime.archive import Archive, head_of, open_any
-    from device_runtime.trust import TrustStore, device_keys
+    from device_runtime.bundle.admission import check_admission
+    from device_runtime.bundle.archive import Archive, head_of, open_any
+    from device_runtime.bundle.trust import TrustStore, device_keys
 
     board = load_board(args.board).id if args.board else None
     trust = TrustStore.load(args.keys or device_keys(), required=True)
@@ -138,8 +138,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _unpack(args: argparse.Namespace) -> int:
-    from device_runtime.archive import Archive
-    from device_runtime.trust import TrustStore
+    from device_runtime.bundle.archive import Archive
+    from device_runtime.bundle.trust import TrustStore
 
     _check_parent(args.output)
     trust = TrustStore.load(args.keys, required=True) if args.keys else None

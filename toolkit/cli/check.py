@@ -60,10 +60,10 @@ def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
     import json
 
-    from device_runtime.bundle import MANIFEST, Bundle
+    from device_runtime.bundle.folder import MANIFEST, Bundle
+    from device_runtime.engine.structured import SchemaCompiler
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
-    from device_runtime.structured import SchemaCompiler
+    from device_runtime.fleet import file as fleet
     from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.path)

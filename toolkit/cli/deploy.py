@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from dataclasses import asdict
 
-    from toolkit.deploy.board_lock import only_one
-    from toolkit.deploy.deploy import Limits, Outgoing, deploy
-    from toolkit.deploy.device import BoardDevice
-    from toolkit.deploy.over_ssh import OverSsh
     from toolkit.progress import ProgressBar
+    from toolkit.ssh.board_lock import only_one
+    from toolkit.ssh.deploy import Limits, Outgoing, deploy
+    from toolkit.ssh.device import BoardDevice
+    from toolkit.ssh.over_ssh import OverSsh
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -70,7 +70,7 @@ def as_folder(path: Path) -> Iterator[Path]:
     """A bundle folder; a packed bundle is unpacked for as long as this lasts."""
     import tempfile
 
-    from device_runtime.archive import Archive
+    from device_runtime.bundle.archive import Archive
 
     if not path.is_file():
         yield path
@@ -81,9 +81,9 @@ def as_folder(path: Path) -> Iterator[Path]:
 
 def check_signature(folder: Path, keys: Path) -> None:
     """Raise a `SignatureError` if none of the keys has signed this bundle: nothing has to travel to find out."""
-    from device_runtime.bundle import MANIFEST
-    from device_runtime.trust import TrustStore
-    from toolkit.deploy.deploy import SIGNATURE
+    from device_runtime.bundle.folder import MANIFEST
+    from device_runtime.bundle.trust import TrustStore
+    from toolkit.ssh.deploy import SIGNATURE
 
     trust = TrustStore.load(keys, required=True)
     if (folder / MANIFEST).is_file():  # else `Outgoing.open` says what is there instead

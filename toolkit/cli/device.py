@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
-    from toolkit.deploy.device import BoardDevice
-    from toolkit.deploy.ssh import Remote
+    from toolkit.ssh.device import BoardDevice
+    from toolkit.ssh.ssh import Remote
 
 __all__ = ["HELP", "add_arguments", "add_connection", "open_remote", "run"]
 
 HELP = "set up a Linux board over SSH, and look after it"
-_ROOT, _PREFIX = "/var/lib/stonechat", "/opt/stonechat"  # toolkit/deploy/layout.py, which would cost start-up time
+_ROOT, _PREFIX = "/var/lib/stonechat", "/opt/stonechat"  # toolkit/device/layout.py, which would cost start-up time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 def open_remote(args: argparse.Namespace, target: str) -> Remote:
     """The connection that the flags describe, not yet opened."""
-    from toolkit.deploy.ssh import Remote, Target
+    from toolkit.ssh.ssh import Remote, Target
 
     options = ("-F", str(args.ssh_config)) if args.ssh_config else ()
     return Remote(Target.parse(target), args.identity, options)
@@ -77,7 +77,7 @@ def open_remote(args: argparse.Namespace, target: str) -> Remote:
 
 def run(args: argparse.Namespace) -> int:
     """Do one thing to a board."""
-    from toolkit.deploy.device import BoardDevice
+    from toolkit.ssh.device import BoardDevice
 
     with_remote = open_remote(args, args.target)
     if args.action == "init":
@@ -94,10 +94,10 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
 
     from boards import board_ids, load_board
     from device_runtime.errors import ConfigurationError
-    from toolkit.deploy.install import Installer
-    from toolkit.deploy.layout import Layout
-    from toolkit.deploy.plan import Plan
+    from toolkit.device.layout import Layout
     from toolkit.progress import ProgressBar
+    from toolkit.ssh.install import Installer
+    from toolkit.ssh.plan import Plan
 
     if args.restart is not None and args.service != "none":
         raise ConfigurationError("--restart is for --service none; systemd restarts the service itself.")
@@ -129,7 +129,7 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
 def _status(args: argparse.Namespace, board: BoardDevice) -> int:
     import json
 
-    from toolkit.deploy.look_after import status
+    from toolkit.ssh.maintain import status
 
     found = status(board)
     if args.json:
@@ -143,14 +143,14 @@ def _status(args: argparse.Namespace, board: BoardDevice) -> int:
 
 
 def _logs(args: argparse.Namespace, board: BoardDevice) -> int:
-    from toolkit.deploy.look_after import logs
+    from toolkit.ssh.maintain import logs
 
     return logs(board, args.lines, args.follow)
 
 
 def _doctor(args: argparse.Namespace, board: BoardDevice) -> int:
     from toolkit.cli.doctor import print_findings
-    from toolkit.deploy.look_after import doctor
+    from toolkit.ssh.maintain import doctor
 
     return print_findings(doctor(board), args.json)
 
@@ -159,9 +159,9 @@ def _rollback(args: argparse.Namespace, board: BoardDevice) -> int:
     import json
     import sys
 
-    from toolkit.deploy.board_lock import only_one
-    from toolkit.deploy.look_after import rollback
-    from toolkit.deploy.over_ssh import OverSsh
+    from toolkit.ssh.board_lock import only_one
+    from toolkit.ssh.maintain import rollback
+    from toolkit.ssh.over_ssh import OverSsh
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

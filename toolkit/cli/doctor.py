@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Examine; 1 when something is broken."""
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
+    from device_runtime.fleet import file as fleet
     from toolkit.doctor import examine
 
     if (args.device is None) != (args.fleet is None):

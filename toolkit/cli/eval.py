@@ -10,8 +10,8 @@ from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 
 if TYPE_CHECKING:
     from converters.checkpoints import Checkpoint
-    from converters.quality import Comparison, LayerError
-    from device_runtime.bundle import Manifest
+    from converters.measure.quality import Comparison, LayerError
+    from device_runtime.bundle.folder import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import json
 
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
 
     bundle = Bundle.open(args.bundle)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         _check_picture(args.plot)
     try:
         from converters.checkpoints import open_checkpoint
-        from converters.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
+        from converters.measure.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
     except ImportError as error:
         raise require_extra("convert", error) from None
     import numpy as np
@@ -148,8 +148,8 @@ def _check_pair(manifest: Manifest, checkpoint: Checkpoint) -> None:
 def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, list[int]]:
     """Tokens of each text, by name."""
     from converters.texts import chat_renderer, read_conversations, text_kinds
+    from device_runtime.engine.tokenizer import read_tokenizer
     from device_runtime.errors import ConfigurationError
-    from device_runtime.tokenizer import read_tokenizer
 
     render = chat_renderer(manifest.chat_template, manifest.tokenizer.special_tokens)
     texts = {} if files else text_kinds("heldout", render)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from boards.fit import Figure, Fit
-    from device_runtime.bundle import Manifest
+    from device_runtime.bundle.folder import Manifest
 
 __all__ = ["check_bundle"]
 
@@ -41,8 +41,8 @@ def check_bundle(args: argparse.Namespace) -> int:
 
 def _manifest(path: Path) -> Manifest:
     """Of a bundle in either form; a packed one is read, not unpacked."""
-    from device_runtime.archive import Archive
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.archive import Archive
+    from device_runtime.bundle.folder import Bundle
 
     if path.is_dir():
         return Bundle.open(path).manifest

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the manifest, shortened for people or whole as JSON."""
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
 
     manifest = Bundle.open(args.bundle, verify=True).manifest
     if args.json:

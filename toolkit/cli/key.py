@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from toolkit.cli.options import add_json, require_extra
 
 if TYPE_CHECKING:
-    from device_runtime.trust import PublicKey
+    from device_runtime.bundle.trust import PublicKey
 
 __all__ = ["HELP", "add_arguments", "add_passphrase", "run"]
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         from toolkit.signing.keys import new_key, read_any_key, read_passphrase, retire
     except ImportError as error:
         raise require_extra("update", error) from None
+    from device_runtime.bundle.trust import read_key
     from device_runtime.mqtt.topics import check_id
-    from device_runtime.trust import read_key
 
     if args.action == "new":
         key = new_key(check_id("key", args.name), args.output, read_passphrase(args.passphrase_file)).public

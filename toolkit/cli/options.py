@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from device_runtime.sampler import Sampling
+    from device_runtime.engine.sampler import Sampling
 
 __all__ = [
     "add_json",
@@ -57,7 +57,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling(args: argparse.Namespace) -> Sampling:
     """What `add_sampling` asked for."""
-    from device_runtime.sampler import Sampling
+    from device_runtime.engine.sampler import Sampling
 
     return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 

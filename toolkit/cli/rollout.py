@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from toolkit.cli.options import add_json, percent, whole_number
 
 if TYPE_CHECKING:
-    from toolkit.deploy.rollout import Rollout
-    from toolkit.deploy.rollout_files import RolloutFiles
+    from toolkit.rollout.files import RolloutFiles
+    from toolkit.rollout.rollout import Rollout
 
 __all__ = ["HELP", "add_arguments", "add_broker", "add_rollout", "begin", "run"]
 
@@ -64,11 +64,11 @@ def begin(args: argparse.Namespace) -> int:
     import secrets
     import time
 
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
-    from toolkit.deploy.rollout import Plan, Rollout
-    from toolkit.deploy.rollout_files import RolloutFiles, default_folder
+    from device_runtime.fleet import file as fleet
+    from toolkit.rollout.files import RolloutFiles, default_folder
+    from toolkit.rollout.rollout import Plan, Rollout
 
     if args.fleet is None:
         raise ConfigurationError("--to fleet:GROUP needs --fleet FLEET.yaml, which says what is in the group.")
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from device_runtime.errors import ConfigurationError
-    from toolkit.deploy.rollout_files import RolloutFiles, default_folder
+    from toolkit.rollout.files import RolloutFiles, default_folder
 
     files = RolloutFiles(default_folder())
     if args.action == "list":
@@ -117,12 +117,12 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     import signal
     import sys
 
-    from device_runtime.bundle import Bundle
+    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
-    from device_runtime.mqtt import fleet
-    from toolkit.deploy.rollout import Stage
-    from toolkit.deploy.run_rollout import Runner
-    from toolkit.deploy.sender import Sender
+    from device_runtime.fleet import file as fleet
+    from toolkit.rollout.rollout import Stage
+    from toolkit.rollout.run import Runner
+    from toolkit.rollout.sender import Sender
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -194,7 +194,7 @@ def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> i
 def _sentence(rollout: Rollout, files: RolloutFiles) -> str:
     from collections import Counter
 
-    from toolkit.deploy.rollout import DevicePhase
+    from toolkit.rollout.rollout import DevicePhase
 
     counts = Counter(device.phase for device in rollout.devices.values())
     order = (DevicePhase.CONFIRMED, DevicePhase.FAILED, DevicePhase.UPDATING, DevicePhase.WAITING)

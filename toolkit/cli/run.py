@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
-    from device_runtime.engine import LanguageModel
+    from device_runtime.engine.language_model import LanguageModel
     from device_runtime.errors import ConfigurationError
 
     if args.raw and args.system is not None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         import json
         from dataclasses import asdict
 
-        from device_runtime.machine import peak_rss_mb
+        from device_runtime.machine.machine import peak_rss_mb
 
         result = asdict(generation.result)
         result["load_ms"] = (loaded_s - started_s) * 1e3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from toolkit.cli.on_air import DeviceModels, add_service_flags, default_state_dir, log_to_stderr, run_until_stopped
+from toolkit.device.service import DeviceModels, add_service_flags, default_state_dir, log_to_stderr, run_until_stopped
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -27,13 +27,13 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     from dataclasses import replace
 
-    from device_runtime.engine import LanguageModel
-    from device_runtime.mqtt import fleet
-    from device_runtime.mqtt.ota import UpdatePlan
-    from device_runtime.mqtt.service import Service
-    from device_runtime.service_manager import ServiceManager
+    from device_runtime.device.service import Service
+    from device_runtime.device.updates import UpdatePlan
+    from device_runtime.device.watchdog import ServiceManager
+    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.fleet import file as fleet
     from device_runtime.update.slots import is_slot_folder
-    from toolkit.deploy.installed import policy_here
+    from toolkit.device.installed import policy_here
 
     log_to_stderr()
     manager = ServiceManager.from_environment()

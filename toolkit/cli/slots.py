@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.options import add_json, positive_number
 
 if TYPE_CHECKING:
-    from device_runtime.bundle import Manifest
-    from device_runtime.trust import TrustStore
+    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
 
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from device_runtime.trust import trusted
+    from device_runtime.bundle.trust import trusted
     from device_runtime.update.install import install, preview
     from device_runtime.update.policy import Policy
     from device_runtime.update.slots import is_slot_folder, lock
     from device_runtime.update.state import Limits
-    from toolkit.deploy.installed import check_is_served
+    from toolkit.device.installed import check_is_served
 
     trust = trusted(args.keys)
     policy = Policy(trust, *_of_board(args.board))
@@ -104,12 +104,12 @@ def _install(args: argparse.Namespace) -> int:
 
 def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
     """The id of a board, and what raises a `DoesNotFitError` when it, or else this machine, does not hold a bundle."""
-    from device_runtime.room import require_room
+    from device_runtime.machine.requirements import require_room
 
     if name is None:
         return None, require_room
     from boards import load_board
-    from toolkit.deploy.installed import fits_on
+    from toolkit.device.installed import fits_on
 
     board = load_board(name)
     return board.id, fits_on(board)
@@ -131,8 +131,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _trial(args: argparse.Namespace) -> int:
+    from device_runtime.bundle.trust import trusted
     from device_runtime.errors import ConfigurationError
-    from device_runtime.trust import trusted
     from device_runtime.update.slots import lock
 
     with lock(args.folder) as slots:
@@ -144,7 +144,7 @@ def _trial(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from device_runtime.trust import trusted
+    from device_runtime.bundle.trust import trusted
     from device_runtime.update.slots import lock
     from device_runtime.update.trial import roll_back
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Trace and save."""
     import json
 
-    from converters.trace import save, trace_bundle, trace_checkpoint
+    from converters.measure.trace import save, trace_bundle, trace_checkpoint
 
     if (args.source / "manifest.json").is_file():
         arrays = trace_bundle(args.source, args.tokens, args.layers, args.backend)

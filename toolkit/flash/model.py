@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from boards import Board
-from device_runtime.admission import check_board
-from device_runtime.archive import Archive, head_of, open_any, pack
+from device_runtime.bundle.admission import check_board
+from device_runtime.bundle.archive import Archive, head_of, open_any, pack
 from device_runtime.errors import DoesNotFitError
 from toolkit.flash.images import Image, read_file
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from device_runtime.admission import utc_time
-from device_runtime.archive import Archive, head_of, open_any, pack
-from device_runtime.bundle import MANIFEST, Bundle, Manifest
+from device_runtime.bundle.admission import utc_time
+from device_runtime.bundle.archive import Archive, head_of, open_any, pack
+from device_runtime.bundle.folder import MANIFEST, Bundle, Manifest
+from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
-from device_runtime.trust import SIGNATURE, Signature, parse_signatures
 from toolkit.signing.keys import SigningKey
 
 __all__ = ["Signed", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
@@ -102,7 +102,7 @@ def golden_answer(folder: Path, prompt: str, max_new: int) -> str:
     Raises:
         ConfigurationError: it answers nothing.
     """
-    from device_runtime.engine import LanguageModel
+    from device_runtime.engine.language_model import LanguageModel
 
     with LanguageModel.open(folder) as model:
         plain = model.manifest.chat_template is None

@@ -10,9 +10,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from device_runtime.bundle.trust import RETIRED, PublicKey, Signature, TrustStore, read_key
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.topics import is_id
-from device_runtime.trust import RETIRED, PublicKey, Signature, TrustStore, read_key
 from device_runtime.update import durable
 
 __all__ = [

@@ -13,9 +13,9 @@ import paho.mqtt.client as paho
 import pytest
 from scripted import ScriptedModel
 
+from device_runtime.device.service import Service
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import mosquitto
 from tests.mqtt_peer import Peer

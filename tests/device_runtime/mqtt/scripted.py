@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from device_runtime.engine import Completion
+from device_runtime.engine.language_model import Completion
 
 __all__ = ["ScriptedAnswer", "ScriptedModel"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from scripted import ScriptedModel
 
-from device_runtime.engine import Completion
+from device_runtime.engine.language_model import Completion
 
 
 class Looking:

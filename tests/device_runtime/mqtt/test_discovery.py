@@ -14,8 +14,8 @@ import pytest
 from jinja2.nativetypes import NativeEnvironment
 from scripted import ScriptedModel
 
-from device_runtime.mqtt.discovery import STATUS_TOPIC, config_topic, describe
-from device_runtime.mqtt.links import Link
+from device_runtime.device.home_assistant import STATUS_TOPIC, config_topic, describe
+from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt.expression import Expression, LinkError
+from device_runtime.fleet.expression import Expression, LinkError
 
 NAMES = {
     "temp_c": 41.5,

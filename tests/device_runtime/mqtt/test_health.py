@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedModel
 
-from device_runtime import machine
+from device_runtime.device.health import Health
 from device_runtime.errors import ContextOverflowError
-from device_runtime.mqtt.health import Health
+from device_runtime.machine import machine
 from device_runtime.mqtt.messages import Final, Usage
 
 

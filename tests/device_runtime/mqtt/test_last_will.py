@@ -16,8 +16,8 @@ sys.path[:0] = sys.argv[3:]
 from pathlib import Path
 from scripted import ScriptedModel
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.service import Service, stop_on_signals
+from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.device.service import Service, stop_on_signals
 broker = BrokerAddress("127.0.0.1", int(sys.argv[1]))
 service = Service(DeviceConfig("mortal", broker, Path(sys.argv[2])), lambda name: ScriptedModel())
 with stop_on_signals(service):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.device.rate_limit import BURST_S, Gate, Limits
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt import fleet
+from device_runtime.fleet import file as fleet
+from device_runtime.fleet.links import Link
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import MAX_PACKET_BYTES
-from device_runtime.mqtt.limits import BURST_S, Gate, Limits
-from device_runtime.mqtt.links import Link
 
 
 def gate(**limits):

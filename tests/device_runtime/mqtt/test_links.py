@@ -7,10 +7,10 @@ import re
 import pytest
 from scripted import ScriptedModel
 
-from device_runtime.mqtt import links
-from device_runtime.mqtt.links import Link, LinkError, Reading, Window, Windows, faults, read
-from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.payload import MessageError
+from device_runtime.device.models import ModelSettings
+from device_runtime.fleet import links
+from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, faults, read
+from device_runtime.mqtt.strict_json import MessageError
 
 
 def link(**fields):

@@ -23,7 +23,7 @@ from device_runtime.mqtt.messages import (
     Usage,
     parse_reply,
 )  # fmt: skip
-from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES, MessageError, dump, parse
+from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump, parse
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -17,18 +17,18 @@ from typing import Any
 
 import pytest
 
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.trust import TrustStore
+from device_runtime.device import updates as ota
+from device_runtime.device.models import ModelSettings
+from device_runtime.device.service import Service
+from device_runtime.device.updates import UpdatePlan, Updates
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
-from device_runtime.mqtt import ota
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
 from device_runtime.mqtt.messages import DeviceState, State
-from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.ota import UpdatePlan, Updates
 from device_runtime.mqtt.ota_messages import Order, Phase, Report, parse_report
-from device_runtime.mqtt.service import Service
-from device_runtime.trust import TrustStore
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import install
 from device_runtime.update.policy import Policy
@@ -37,7 +37,7 @@ from device_runtime.update.staging import Staging
 from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, try_pending
 from tests.update_bundles import confirm, variant
-from toolkit.deploy.sender import Sender
+from toolkit.rollout.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Order, Phase, Piece, Report, parse_report
-from device_runtime.mqtt.payload import MAX_PAYLOAD_BYTES, MessageError
+from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError
 
 SHA = "0f" * 32
 IDS = st.text("abc09-", min_size=1, max_size=64)

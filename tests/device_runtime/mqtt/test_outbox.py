@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedModel
 
+from device_runtime.device.delivery import Delivery
+from device_runtime.device.outbox import Outbox
+from device_runtime.device.service import Service
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet.links import Link
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.delivery import Delivery
-from device_runtime.mqtt.links import Link
-from device_runtime.mqtt.outbox import Outbox
-from device_runtime.mqtt.service import Service
 from tests.brokers import free_port, mosquitto
 from tests.mqtt_peer import Peer
 
@@ -75,7 +75,7 @@ class TestTheBox:
 
     def test_a_process_that_is_killed_has_lost_nothing(self, tmp_path: Path) -> None:
         code = (
-            "import sys, os, signal; from pathlib import Path; from device_runtime.mqtt.outbox import Outbox\n"
+            "import sys, os, signal; from pathlib import Path; from device_runtime.device.outbox import Outbox\n"
             "box = Outbox(Path(sys.argv[1]))\n"
             "for i in range(20): box.put('t', str(i).encode())\n"
             "os.kill(os.getpid(), signal.SIGKILL)"

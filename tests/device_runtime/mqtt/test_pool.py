@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from scripted import ScriptedModel
 
+from device_runtime.client import pool as failover
+from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.mqtt import failover
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.remote import RemoteModel
 
 POOL = "stonechat/1/pool/herd/generate"
 

@@ -9,10 +9,10 @@ import time
 import pytest
 from scripted import ScriptedModel
 
+from device_runtime.client.remote import RemoteModel
+from device_runtime.device.models import ModelSettings
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.models import ModelSettings
-from device_runtime.mqtt.remote import RemoteModel
 from tests.brokers import free_port
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedModel
 
+from device_runtime.device.service import Service
+from device_runtime.device.watchdog import ServiceManager
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
-from device_runtime.service_manager import ServiceManager
 
 WATCHDOG_S = 1.0
 

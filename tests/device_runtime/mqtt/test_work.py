@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from device_runtime.mqtt import work
-from device_runtime.mqtt.work import Job, WorkLine
+from device_runtime.device import queue as work
+from device_runtime.device.queue import Job, WorkLine
 
 
 def job() -> Job:

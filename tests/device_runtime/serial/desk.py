@@ -10,10 +10,10 @@ import tty
 from collections.abc import Callable
 from pathlib import Path
 
-from device_runtime.bundle import Bundle
-from device_runtime.engine import LanguageModel
-from device_runtime.serial.board import Board
-from device_runtime.serial.peer import TextEngine, TokenEngine, hello_of
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import LanguageModel
+from toolkit.emulate.model_board import TextEngine, TokenEngine, hello_of
+from toolkit.emulate.pty_board import Board
 
 __all__ = ["Desk", "until"]
 

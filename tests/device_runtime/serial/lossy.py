@@ -6,10 +6,10 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-from device_runtime.serial.board import Board
-from device_runtime.serial.messages import VERSION, Capability, Finish, Hello, Start
-from device_runtime.serial.request import Ask, Chunk, Ended, Failed
-from device_runtime.serial.session import Phase, Session
+from device_runtime.bridge.messages import VERSION, Capability, Finish, Hello, Start
+from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
+from device_runtime.bridge.session import Phase, Session
+from toolkit.emulate.pty_board import Board
 
 __all__ = ["HELLO", "CountingEngine", "Line", "continuation"]
 

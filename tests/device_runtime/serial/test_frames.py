@@ -3,7 +3,7 @@
 `serial_frames.txt` has single frames, `serial_exchange.txt` a whole conversation for a firmware to replay.
 After an intended change, write both anew and copy the vectors of the page:
 
-    STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/device_runtime/serial/test_frames.py
+    STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/device_runtime/bridge/test_frames.py
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from device_runtime.serial import frames, messages
-from device_runtime.serial.board import Board
-from device_runtime.serial.frames import LARGEST_BODY, FrameError, FrameReader, body_of, frame
-from device_runtime.serial.messages import (
+from device_runtime.bridge import frames, messages
+from device_runtime.bridge.frames import LARGEST_BODY, FrameError, FrameReader, body_of, frame
+from device_runtime.bridge.messages import (
     Cancel,
     Capability,
     Done,
@@ -42,6 +41,7 @@ from device_runtime.serial.messages import (
     Work,
     parse,
 )
+from toolkit.emulate.pty_board import Board
 
 ROOT = Path(__file__).parents[3]
 VECTORS = ROOT / "tests" / "data" / "serial_frames.txt"

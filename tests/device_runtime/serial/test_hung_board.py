@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from desk import Desk, until
 
-from device_runtime.bundle import Bundle
+from device_runtime.bridge.link import Link
+from device_runtime.bridge.model import SerialModel
+from device_runtime.bridge.timing import Timing
+from device_runtime.bundle.folder import Bundle
+from device_runtime.device.service import Service
+from device_runtime.device.watchdog import ServiceManager
+from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Subscription
-from device_runtime.mqtt.config import DeviceConfig
-from device_runtime.mqtt.service import Service
 from device_runtime.mqtt.topics import DeviceTopics
-from device_runtime.serial import peer
-from device_runtime.serial.link import Link
-from device_runtime.serial.model import SerialModel
-from device_runtime.serial.timing import Timing
-from device_runtime.service_manager import ServiceManager
 from tests.brokers import mosquitto
+from toolkit.emulate import model_board as peer
 
 WATCHDOG_S = 1.6
 TOPICS = DeviceTopics("watched")

@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 from desk import Desk, until
 
-from device_runtime.bundle import Bundle
-from device_runtime.engine import Completion, LanguageModel
+from device_runtime.bridge.link import Link
+from device_runtime.bridge.messages import FaultCode, Start
+from device_runtime.bridge.model import SerialModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import Completion, LanguageModel
+from device_runtime.engine.sampler import Sampling
 from device_runtime.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -23,13 +27,9 @@ from device_runtime.errors import (
     UnavailableError,
     UnreachableError,
 )
-from device_runtime.sampler import Sampling
-from device_runtime.serial.board import EngineError
-from device_runtime.serial.link import Link
-from device_runtime.serial.messages import FaultCode, Start
-from device_runtime.serial.model import SerialModel
 from tests.serial_server import rfc2217_server
 from tests.update_bundles import variant
+from toolkit.emulate.pty_board import EngineError
 
 QUESTION = [{"role": "user", "content": "how are you"}]
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=2**40 + 7)

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lossy import HELLO, STOP, CountingEngine, Line, continuation
 
+from device_runtime.bridge.frames import frame
+from device_runtime.bridge.messages import Capability, FaultCode, Finish, Hello, Start, Status, Work
+from device_runtime.bridge.request import Ask, Ended, Failed
+from device_runtime.bridge.session import Phase, Session
 from device_runtime.errors import UnavailableError
-from device_runtime.serial.board import EngineError
-from device_runtime.serial.frames import frame
-from device_runtime.serial.messages import Capability, FaultCode, Finish, Hello, Start, Status, Work
-from device_runtime.serial.request import Ask, Ended, Failed
-from device_runtime.serial.session import Phase, Session
+from toolkit.emulate.pty_board import EngineError
 
 PROMPT = list(range(100, 140))
 ANSWER = 60  # tokens

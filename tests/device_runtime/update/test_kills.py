@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
 from device_runtime.update.install import install

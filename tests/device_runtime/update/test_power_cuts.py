@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.update.install import install
 from device_runtime.update.slots import SLOTS, STATE, Slots, lock, resolve

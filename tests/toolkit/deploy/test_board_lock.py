@@ -12,9 +12,9 @@ import pytest
 
 from device_runtime.errors import UpdateError
 from tests.ssh_servers import SshServer, ssh_server
-from toolkit.deploy.board_lock import only_one
-from toolkit.deploy.layout import Layout
-from toolkit.deploy.ssh import Remote, RemoteError, Target
+from toolkit.device.layout import Layout
+from toolkit.ssh.board_lock import only_one
+from toolkit.ssh.ssh import Remote, RemoteError, Target
 
 
 def connected(server: SshServer) -> Remote:

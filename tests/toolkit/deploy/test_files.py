@@ -15,12 +15,12 @@ import pytest
 
 from boards import load_board
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt import fleet
+from device_runtime.fleet import file as fleet
 from device_runtime.update.state import Limits
-from toolkit.deploy.fleet_file import fleet_for_board
-from toolkit.deploy.layout import Layout
-from toolkit.deploy.unit import memory_max, unit_text
-from toolkit.deploy.wheel import write_wheel
+from toolkit.device.layout import Layout
+from toolkit.ssh.fleet_file import fleet_for_board
+from toolkit.ssh.unit import memory_max, unit_text
+from toolkit.ssh.wheel import write_wheel
 
 FLEET = """\
 # our greenhouse

@@ -12,11 +12,11 @@ import pytest
 
 import boards
 from device_runtime.errors import ConfigurationError
-from device_runtime.mqtt import fleet
+from device_runtime.fleet import file as fleet
 from tests.brokers import free_port
 from tests.ssh_boards import Board
 from tests.ssh_servers import ssh_server
-from toolkit.deploy.layout import Layout
+from toolkit.device.layout import Layout
 
 
 def tree(folder: Path) -> dict[str, object]:

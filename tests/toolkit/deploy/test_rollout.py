@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from device_runtime.engine import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.ota_messages import Phase, Report
 from device_runtime.update.install import install
@@ -29,8 +29,8 @@ from device_runtime.update.trial import try_pending
 from tests.brokers import mosquitto
 from tests.update_bundles import variant
 from toolkit.cli import main
-from toolkit.deploy.rollout import DevicePhase, Plan, Rollout, Stage
-from toolkit.deploy.rollout_files import RolloutFiles
+from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.rollout import DevicePhase, Plan, Rollout, Stage
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import new_key
 

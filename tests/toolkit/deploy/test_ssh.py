@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from device_runtime.errors import ConfigurationError, UnreachableError
 from tests.brokers import free_port
 from tests.ssh_servers import SshServer, make_key, ssh_server
-from toolkit.deploy.copy import copy_file, file_sha256, put_text
-from toolkit.deploy.ssh import Remote, RemoteError, Target
+from toolkit.ssh.copy import copy_file, file_sha256, put_text
+from toolkit.ssh.ssh import Remote, RemoteError, Target
 
 
 def remote_to(server: SshServer, **changes: object) -> Remote:

@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boards import board_ids, load_board
-from device_runtime.archive import pack
-from device_runtime.bundle import Bundle
+from device_runtime.bundle.archive import pack
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from tests.toolkit.flash.peers.esp import EspPeer, Faults
 from tests.toolkit.flash.peers.serial_line import PtyPeer

@@ -1,0 +1,1 @@
+"""Files that are written: TFLite graphs, their reader and their lint."""

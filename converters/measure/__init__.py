@@ -1,0 +1,1 @@
+"""What a conversion cost: perplexity, reports and traces."""

@@ -1,0 +1,112 @@
+"""Every position's logits, and every layer's output, of a checkpoint or of a bundle.
+
+The tool for finding out where two readings of one network part: trace the checkpoint and the bundle with the
+same tokens and compare the arrays name by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
+from device_runtime.errors import ConfigurationError
+
+__all__ = ["layer_names", "trace_bundle", "trace_checkpoint"]
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+def layer_names(layers: int) -> list[str]:
+    """Canonical names of the residual stream after each attention and after each feed-forward block."""
+    return [f"layers.{i}.{part}" for i in range(layers) for part in ("attention_out", "out")]
+
+
+def trace_checkpoint(path: Path, tokens: Sequence[int], layers: bool) -> Arrays:
+    """Trace the float reference.
+
+    Returns:
+        `logits` (tokens, vocabulary), and with `layers` each of `layer_names` as (tokens, width).
+    """
+    from converters.checkpoints import open_checkpoint
+    from converters.network.decoder import decoder
+    from converters.ops.numpy import NumpyOps, with_head
+
+    checkpoint = open_checkpoint(path)
+    _check(tokens, checkpoint.config.vocabulary, checkpoint.config.max_context)
+    wanted = set(layer_names(checkpoint.config.layers)) if layers else set()
+    arrays: Arrays = {}
+
+    def keep(name: str, values: npt.NDArray[np.float32]) -> None:
+        if name in wanted:
+            arrays[name] = values
+
+    read = with_head(checkpoint.config, checkpoint.read)
+    arrays["logits"] = decoder(NumpyOps(checkpoint.config, read, np.array([tokens]), observe=keep), checkpoint.config)
+    return arrays
+
+
+def trace_bundle(path: Path, tokens: Sequence[int], layers: bool, backend_name: str | None = None) -> Arrays:
+    """Trace a graph, token by token, as it answers.
+
+    Where `tokens` begin with the bundle's prefix, the rows of the prefix are those that the float network had
+    at conversion (only of its last token; the others are NaN). Else the prefix stands before `tokens` and has
+    no rows.
+
+    Returns:
+        As `trace_checkpoint`. Layers come from LiteRT's Interpreter, which keeps every tensor.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    prefix = list(manifest.prefix_tokens)
+    inside = len(prefix) if list(tokens[: len(prefix)]) == prefix else 0
+    _check(tokens, manifest.graph.vocabulary, manifest.context - len(prefix) + inside)
+    logits = np.full((len(tokens), manifest.graph.vocabulary), np.nan, np.float32)
+    if inside:
+        logits[inside - 1] = np.load(bundle.prefix_path)["logits"]
+    rest = tokens[inside:]
+    backend = open_backend(bundle, backend_name)
+    try:
+        for row, token in enumerate(rest, inside):
+            logits[row] = backend.decode(token)
+    finally:
+        backend.close()
+    arrays: Arrays = {"logits": logits}
+    if layers:
+        from device_runtime.engine.backends.tracing import trace_tensors
+
+        for name, values in trace_tensors(bundle, rest, layer_names(manifest.graph.layers)).items():
+            if manifest.graph.rotated:  # back to the checkpoint's basis
+                from converters.quantize.rotation import rotation_matrix
+
+                values = values @ rotation_matrix(values.shape[1]).T
+            missing = np.full((inside, values.shape[1]), np.nan, np.float32)
+            arrays[name] = np.concatenate([missing, values])
+    return arrays
+
+
+def _check(tokens: Sequence[int], vocabulary: int, positions: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ConfigurationError(f"Token {token} is not in the vocabulary; it must be from 0 to {vocabulary - 1}.")
+    if len(tokens) > positions:
+        raise ConfigurationError(f"{len(tokens)} tokens do not fit; there is room for {positions}.")
+
+
+def save(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an .npz that appears whole."""
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file with -o.")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None

@@ -1,0 +1,1 @@
+"""The network, described once: blocks, tensors, and the functions that compute them."""

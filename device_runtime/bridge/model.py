@@ -1,0 +1,224 @@
+"""A microcontroller's model, at the seam where `device_runtime.mqtt` expects an engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from device_runtime.bridge.link import Link
+from device_runtime.bridge.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
+from device_runtime.bridge.prompt_codec import Decoder, Text, Tokens
+from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
+from device_runtime.bundle.folder import MODEL, Bundle, Manifest
+from device_runtime.engine.chat import Message
+from device_runtime.engine.language_model import Completion
+from device_runtime.engine.sampler import Sampling
+from device_runtime.engine.stop_strings import StopStrings
+from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
+
+__all__ = ["SerialAnswer", "SerialModel", "check_schema"]
+
+_FINISHES: dict[Finish, Any] = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
+_GREEDY = Sampling()
+
+
+class SerialAnswer(Iterator[str]):
+    """An answer as it comes: iterate for its pieces, then read `result`."""
+
+    result: Completion  # set when the iteration has ended
+
+    def __init__(self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str]) -> None:
+        self._link, self._ask = link, ask
+        self._started_s = time.perf_counter()
+        self._pieces = self._run(decoder, StopStrings([s for s in stop if s]))
+        self._cancelled = False
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Stop after the token that is being computed. May be called from another thread."""
+        self._cancelled = True
+        self._link.cancel()
+
+    def _run(self, decoder: Decoder, held: StopStrings) -> Iterator[str]:
+        self._link.ask(self._ask)
+        if self._cancelled:
+            self._link.cancel()
+        first_s: float | None = None
+        text: list[str] = []
+        while True:
+            event = self._link.next_event(1.0)
+            match event:
+                case Chunk():
+                    first_s = first_s or time.perf_counter()
+                    piece = held.push(decoder.push(event.data))
+                    if piece:
+                        text.append(piece)
+                        yield piece
+                    if held.found:
+                        self._link.cancel()
+                case Failed():
+                    raise event.error
+                case Ended():
+                    break
+        if not held.found:
+            rest = held.push(decoder.flush()) + held.flush()
+            if rest:
+                text.append(rest)
+                yield rest
+        first_s = first_s or time.perf_counter()
+        self.result = Completion(
+            text="".join(text),
+            finish="stop" if held.found else _FINISHES[event.finish],
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            completion_tokens=event.completion_tokens,
+            ttft_ms=(first_s - self._started_s) * 1e3,
+            tokens_per_s=event.tokens_per_s,
+        )
+
+
+class SerialModel:
+    """See `device_runtime.device.generation.Model` and `device_runtime.device.hardware.Hardware`."""
+
+    def __init__(self, link: Link, bundle: Bundle | None = None) -> None:
+        """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
+        self._link, self._bundle = link, bundle
+        self._language: Tokens | Text | None = None
+
+    def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> SerialModel:
+        """Find the board; see `Link.open`.
+
+        Raises:
+            UnreachableError: there is none.
+            ConfigurationError: its model is not the bundle's, or it needs a bundle.
+        """
+        hello = self._link.open(wait_s, interrupted)
+        try:
+            self._language = self._choose(hello)
+        except BaseException:
+            self._link.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._link.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_new: int | None = None,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> SerialAnswer:
+        """Start an answer; the arguments are those of `LanguageModel.generate`.
+
+        Raises:
+            UnavailableError: the board is not there now.
+            SchemaError: a schema was given.
+            ConfigurationError: the prompt does not fit, or asks for what the board cannot do.
+        """
+        if schema is not None:
+            check_schema(schema)
+        hello, trouble = self._link.session.hello, self.trouble
+        if hello is None or trouble or self._language is None:
+            raise UnavailableError(trouble or "the board has not said what it is.")
+        ask = self._language.ask(prompt, max_new, hello)
+        if sampling.temperature > 0:
+            if not hello.capabilities & Capability.SAMPLING:
+                raise ConfigurationError(
+                    f"temperature is {sampling.temperature}, and this board's firmware only answers greedily: "
+                    "it must be 0."
+                )
+            seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+            ask = Ask(
+                ask.prompt, ask.max_new, ask.stop_tokens, sampling.temperature, min(sampling.top_k, 65_535),
+                sampling.top_p, seed, ask.text,
+            )  # fmt: skip
+        return SerialAnswer(self._link, ask, self._language.decoder(), stop)
+
+    @property
+    def position(self) -> object:
+        """Changes as the board gets on with an answer; see `device_runtime.device.models.Models.progress`."""
+        return self._link.session.progress
+
+    # what the service tells of the hardware
+
+    @property
+    def trouble(self) -> str:
+        """Why no request can be taken now; empty when one can."""
+        session = self._link.session
+        if not self._link.up or session.hello is None:
+            return session.trouble
+        try:
+            self._choose(session.hello)  # another board may have been plugged in
+        except ConfigurationError as error:
+            return str(error)
+        return ""
+
+    def info(self) -> dict[str, Any]:
+        """For `out/info`."""
+        hello = self._link.session.hello
+        capabilities = ("generate", "stream", "cancel", "links")
+        return {"board": hello.board if hello and hello.board else "microcontroller", "capabilities": capabilities,
+                "firmware": hello.firmware or None if hello else None}  # fmt: skip
+
+    def health(self) -> dict[str, Any]:
+        """For `out/health`: the microcontroller's own figures, in place of this machine's."""
+        session = self._link.session
+        status, hello = session.status, session.hello
+        known = status is not None and status.temperature != UNKNOWN_TEMPERATURE
+        return {
+            "rss_mb": None,
+            "throttled": None,
+            "temperature_c": status.temperature / 10 if status and known else None,
+            "arena_bytes": hello.arena_bytes or None if hello else None,
+            "board_uptime_s": status.uptime_ms // 1000 if status else None,
+            "board_resets": session.resets,
+            "line_noise": session.reader.noise,
+        }
+
+    def _choose(self, hello: Hello) -> Tokens | Text:
+        if self._bundle is None:
+            if hello.capabilities & Capability.TEXT:
+                return self._language or Text()
+            raise ConfigurationError(
+                "this board takes tokens, which the bridge makes with the tokenizer of the board's bundle; "
+                "name it with --bundle DIR, or in a fleet file."
+            )
+        if not hello.capabilities & Capability.TOKENS:
+            return self._language or Text()
+        _check_bundle(self._bundle.manifest, hello)
+        return self._language or Tokens(self._bundle)
+
+
+def check_schema(schema: Mapping[str, Any], max_new: int | None = None) -> None:
+    """Refuse: firmware holds no answer to a schema.
+
+    Raises:
+        SchemaError: always.
+    """
+    raise SchemaError("a microcontroller cannot hold an answer to a JSON schema; ask without one.")
+
+
+def _check_bundle(manifest: Manifest, hello: Hello) -> None:
+    """Raises a `ConfigurationError` where board and bundle are not of the same model."""
+    sha256 = bytes.fromhex(manifest.files[MODEL].sha256)[: len(hello.model)]
+    for what, found, expected in (
+        ("model", hello.model.hex() if any(hello.model) else sha256.hex(), sha256.hex()),
+        ("vocabulary", hello.vocabulary, manifest.graph.vocabulary),
+        ("prefix", hello.prefix, len(manifest.prefix_tokens)),
+    ):
+        if found != expected:
+            raise ConfigurationError(
+                f"the board does not run the bundle {manifest.name!r}: its {what} is {found}, the bundle's {expected}. "
+                "Name the bundle that was flashed, or flash this one."
+            )
+    if len(manifest.tokenizer.eos_ids) > MAX_STOPS:
+        raise ConfigurationError(f"the bundle {manifest.name!r} has more than {MAX_STOPS} tokens that end an answer.")

@@ -1,0 +1,1 @@
+"""The client library: ask a device or a pool from Python."""

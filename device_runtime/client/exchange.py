@@ -1,0 +1,241 @@
+"""One connection that asks: sends requests, and sorts what comes back to whoever waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import queue
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum
+
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
+from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
+from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
+
+__all__ = ["GRACE_S", "Asker", "Heard", "Session", "Signal", "to_error"]
+
+GRACE_S = 5.0  # beyond the deadline that a device keeps itself
+MAX_ABANDONED = 256  # sessions that were given up, and are still taken back from whoever turns out to have them
+_NOT_OPEN = "the connection is not open; enter the model's context first, or call `open`."
+_CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
+
+
+class Signal(Enum):
+    """What a session hears besides messages."""
+
+    RECONNECTED = "the connection was gone; what was sent meanwhile may be lost"
+    CLOSED = "the connection was closed on purpose"
+    WAKE = "look whether there is something to do"
+
+
+Heard = Incoming | Signal
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """One request on its way."""
+
+    reply_to: str
+    correlation_data: bytes
+    heard: queue.SimpleQueue[Heard] = field(default_factory=queue.SimpleQueue)
+
+    def next(self, end_s: float) -> Heard | None:
+        """What comes next; None when nothing comes until `end_s` on the monotonic clock.
+
+        Raises:
+            UnreachableError: the connection was closed.
+        """
+        while (left_s := end_s - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                heard = self.heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is heard
+                if heard is Signal.CLOSED:
+                    raise UnreachableError("the connection was closed before the answer was whole; ask again.")
+                return heard
+        return None
+
+
+class Asker:
+    """A connection to a broker, and the device or the pool that it asks. May be used from any thread."""
+
+    def __init__(self, broker: BrokerAddress, topics: DeviceTopics | PoolTopics, client: str | None) -> None:
+        """Prepare a connection; `open` opens it."""
+        self.broker, self.topics = broker, topics
+        connection = secrets.token_hex(4)
+        self._name = client or f"ask-{connection}"
+        self._sessions: dict[str, Session] = {}  # by reply topic
+        self._abandoned: OrderedDict[str, Session] = OrderedDict()
+        self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
+        self._watched: set[str] = set()
+        self._news = threading.Condition()
+        self._open = False
+        self._connections = 0
+        self._back = False  # connected again, but not yet subscribed
+        self.heard_anyone = False  # whether this connection ever had a reply
+        self._client = Client(
+            broker,
+            f"{client or 'ask'}-{connection}",
+            on_message=self._receive,
+            on_subscribed=self._subscribed,
+            on_connection=self._connection_changed,
+        )
+        self._client.subscribe(Subscription(topics.replies(self._name)))
+        if isinstance(topics, DeviceTopics):
+            self.watch(topics.device)
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            UnreachableError: there is no broker.
+            ConfigurationError: the broker refuses this client, or does not prove who it is.
+        """
+        self._client.connect()
+        self._open = True
+
+    def close(self) -> None:
+        """Disconnect; whoever still waits for an answer is told, and the device that answers is."""
+        self._open = False
+        for session in list(self._sessions.values()):
+            session.heard.put(Signal.CLOSED)
+            if isinstance(self.topics, DeviceTopics):
+                self.take_back(session, self.topics.device)
+        self._client.close()
+
+    def send(self, request: Request, timeout_s: float) -> Session:
+        """Publish a request that is worth an answer for so long; it has a session of its own.
+
+        Raises:
+            ConfigurationError: it is larger than a device reads.
+            UnreachableError: the connection is not open.
+        """
+        number = secrets.token_hex(8)
+        reply_to = self.topics.reply(self._name, number)
+        payload = request.to_json()
+        if self.broker.protocol == "3.1.1":
+            payload = dump({**json.loads(payload), "reply_to": reply_to, "id": number})
+        if len(payload) > MAX_PAYLOAD_BYTES:  # a broker drops it, if it is much larger, without a word
+            raise ConfigurationError(
+                f"the request has {len(payload)} bytes; a device reads at most {MAX_PAYLOAD_BYTES}. Shorten the prompt."
+            )
+        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
+        if not self._open:  # looked at after the session is known to `close`
+            self.forget(session)
+            raise UnreachableError(_NOT_OPEN)
+        self._client.publish(
+            self.topics.generate,
+            payload,
+            qos=1,
+            response_topic=reply_to,
+            correlation_data=session.correlation_data,
+            expiry_s=math.ceil(timeout_s),
+        )
+        return session
+
+    def take_back(self, session: Session, device: str) -> None:
+        """Tell a device to stop answering."""
+        number = session.reply_to.rpartition("/")[2]
+        fields = {"reply_to": session.reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
+        self._client.publish(
+            DeviceTopics(device).cancel,
+            dump(fields),
+            qos=1,
+            response_topic=session.reply_to,
+            correlation_data=session.correlation_data,
+        )
+
+    def forget(self, session: Session) -> None:
+        """Hear no more of it."""
+        self._sessions.pop(session.reply_to, None)
+
+    def abandon(self, session: Session) -> None:
+        """Hear no more of it; a device that takes it up later is told to stop."""
+        self.forget(session)
+        self._abandoned[session.reply_to] = session
+        while len(self._abandoned) > MAX_ABANDONED:
+            self._abandoned.popitem(last=False)
+
+    def watch(self, device: str) -> State | None:
+        """Hear of a device's states from now on, in every session; its last one, if it is known already."""
+        with self._news:
+            known = self._states.get(device)
+            if device in self._watched:
+                return known
+            self._watched.add(device)
+        self._client.subscribe(Subscription(DeviceTopics(device).state))
+        return None
+
+    def await_state(self, device: str, timeout_s: float) -> State | None:
+        """The state of a watched device; None when it says what we cannot read.
+
+        Raises:
+            UnreachableError: the broker knows no such device, or the connection is not open.
+        """
+        if not self._open:
+            raise UnreachableError(_NOT_OPEN)
+        with self._news:
+            if not self._news.wait_for(lambda: device in self._states, timeout_s):
+                raise UnreachableError(
+                    f"no device {device!r} is known to the broker at {self.broker}. "
+                    "Check the id, or start it with: stonechat serve"
+                )
+            return self._states[device]
+
+    def state_in(self, message: Incoming) -> tuple[str, State | None] | None:
+        """Whose state a message tells, and which; None when it tells none."""
+        parts = parse(message.topic)
+        if parts is None or parts.kind != "state":
+            return None
+        try:
+            return parts.id, State.from_json(message.payload)
+        except MessageError:
+            return parts.id, None  # a newer version may know it
+
+    # the network thread
+
+    def _connection_changed(self, connected: bool, reason: str) -> None:
+        self._connections += connected
+        self._back = connected and self._connections > 1
+
+    def _subscribed(self, listening: bool) -> None:
+        if self._back:  # from here on nothing is missed
+            self._back = False
+            for session in list(self._sessions.values()):
+                session.heard.put(Signal.RECONNECTED)
+
+    def _receive(self, message: Incoming) -> None:
+        if session := self._sessions.get(message.topic):
+            self.heard_anyone = True
+            session.heard.put(message)
+        elif session := self._abandoned.get(message.topic):
+            self._still_answering(session, message)
+        elif told := self.state_in(message):
+            with self._news:
+                self._states[told[0]] = told[1]
+                self._news.notify_all()
+            for session in list(self._sessions.values()):
+                session.heard.put(message)
+
+    def _still_answering(self, session: Session, message: Incoming) -> None:
+        with contextlib.suppress(MessageError):
+            device = parse_reply(message.payload).device
+            if device is not None:
+                self._abandoned.pop(session.reply_to, None)
+                self.take_back(session, device)
+
+
+def to_error(who: str, reply: ErrorReply) -> StonechatError:
+    """The exception for an error that a device has replied."""
+    text = f"{who} answers {reply.code}: {reply.message}"
+    if reply.retry_after_ms is not None:
+        text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
+    if reply.code in ("busy", "unavailable"):
+        return UnreachableError(text)
+    return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

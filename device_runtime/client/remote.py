@@ -1,0 +1,319 @@
+"""A device's model, or a pool's, asked over MQTT: what an application uses, with or without asyncio.
+
+    with RemoteModel(BrokerAddress("broker.local"), "greenhouse-pi") as model:
+        for piece in model.generate("It is 38 °C. What should I do?", max_new=40):
+            print(piece, end="", flush=True)
+
+    async with RemoteModel(BrokerAddress("broker.local"), pool="herd") as model:
+        async for piece in model.generate("It is 38 °C. What should I do?", max_new=40):
+            print(piece, end="", flush=True)
+
+Any number of answers may be under way on one connection. Each has a reply topic of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from device_runtime.client.exchange import GRACE_S, Asker, Session, Signal, to_error
+from device_runtime.client.pool import PoolCourse
+from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
+from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
+
+__all__ = ["RemoteAnswer", "RemoteModel"]
+
+STATE_WAIT_S = 2.0  # a retained state follows the subscription at once
+LONGEST_S = 86_400  # that an answer may take
+
+
+class RemoteModel:
+    """One connection to a broker, and one device or one pool on it. May be used from any thread."""
+
+    def __init__(
+        self, broker: BrokerAddress, device: str | None = None, *, pool: str | None = None, client: str | None = None
+    ) -> None:
+        """Prepare a connection; entering the context opens it.
+
+        Args:
+            device: whom to ask; or else
+            pool: the group of devices of which any may answer. When the one that does vanishes, another is asked.
+            client: who asks, as the broker knows it (see docs/broker.md): it may read no other's answers. None: a name
+                that nobody else has, for brokers that let everyone in.
+
+        Raises:
+            ConfigurationError: there is neither device nor pool, or both, or one that is no id.
+        """
+        if (device is None) == (pool is None):
+            raise ConfigurationError("a remote model is either one device or one pool; name exactly one of them.")
+        self._device, self._pool = device, pool
+        topics = DeviceTopics(device) if device is not None else PoolTopics(pool or "")
+        self._asker = Asker(broker, topics, client)
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            UnreachableError: there is no broker.
+            ConfigurationError: the broker refuses this client, or does not prove who it is.
+        """
+        self._asker.open()
+
+    def close(self) -> None:
+        """Disconnect. Answers that are under way end with an error."""
+        self._asker.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        model: str | None = None,
+        max_new: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+        stream: bool = True,
+        timeout_s: float = 60.0,
+    ) -> RemoteAnswer:
+        """Ask; the request is sent when the answer is iterated.
+
+        Args:
+            prompt: a user's message, or chat messages.
+            model: its name in the fleet file; None is the device's first.
+            schema: a JSON schema that the answer fits; `stop` does not go with it.
+            stream: hear pieces as they come; else the whole answer is one piece.
+            timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
+
+        Raises:
+            ConfigurationError: an argument is out of its bounds.
+        """
+        if not 0 < timeout_s <= LONGEST_S:
+            raise ConfigurationError(f"timeout_s is {timeout_s:g}; it must be above 0 and at most {LONGEST_S} seconds.")
+        fields = {
+            "prompt" if isinstance(prompt, str) else "messages": prompt if isinstance(prompt, str) else list(prompt),
+            "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "deadline_ms": max(1, round(timeout_s * 1000)),
+        }  # fmt: skip
+        try:
+            request = Request.from_value(fields)
+            request.to_json()
+        except MessageError as error:
+            raise ConfigurationError(str(error)) from None
+        except ValueError as error:  # NaN, or half of a surrogate pair
+            raise ConfigurationError(f"the request cannot be written as JSON: {error}.") from None
+        if self._device is not None:
+            return RemoteAnswer(_DeviceCourse(self._asker, self._device, request, timeout_s))
+        return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s))
+
+
+class _Course(Protocol):
+    """How one answer comes about."""
+
+    final: Final  # set when `run` has ended
+
+    @property
+    def device(self) -> str | None: ...
+
+    def run(self) -> Iterator[str]: ...
+
+    def cancel(self) -> None: ...
+
+
+class RemoteAnswer(Iterator[str], AsyncIterator[str]):
+    """An answer as it comes: iterate for its pieces, with `for` or `async for`, then read `final`.
+
+    A `for` that is left early takes the request back. Whoever leaves an `async for` calls `cancel`, unless it is left
+    because its task was cancelled.
+
+    Raises, while iterated:
+        UnreachableError: no such device is on the air, it is busy, was stopped, or fell silent; or nobody in the pool
+            has answered by the deadline, or a second one not with the words of the first; or the connection was closed.
+        ConfigurationError: the device says that the request cannot be served as it is.
+    """
+
+    def __init__(self, course: _Course) -> None:
+        self._course = course
+        self._pieces = course.run()
+        self._relay: _Relay | None = None
+
+    @property
+    def final(self) -> Final:
+        """The whole answer, once the iteration has ended."""
+        return self._course.final
+
+    @property
+    def device(self) -> str | None:
+        """Who answers; of a pool, None until one has taken the request."""
+        return self._course.device
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        if self._relay is None:
+            self._relay = _Relay(self._pieces)
+        try:
+            return await self._relay.next()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Tell the device to stop; the iteration ends with what it has. From any thread; does not wait."""
+        self._course.cancel()
+
+
+class _Relay:
+    """Iterates in a thread of its own for an event loop.
+
+    The loop's own threads are few, and shared with all else that the application does in them: answers that wait would
+    keep them from each other. Nor could the loop end before they do.
+    """
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        """For the running loop."""
+        self._pieces = pieces
+        self._loop = asyncio.get_running_loop()
+        self._came: asyncio.Queue[str | BaseException] = asyncio.Queue()
+        self._end: BaseException | None = None
+        threading.Thread(target=self._run, name="stonechat-answer", daemon=True).start()
+
+    async def next(self) -> str:
+        if self._end is None:
+            came = await self._came.get()
+            if isinstance(came, str):
+                return came
+            self._end = came
+        raise self._end
+
+    def _run(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            try:
+                for piece in self._pieces:
+                    self._loop.call_soon_threadsafe(self._came.put_nowait, piece)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(self._came.put_nowait, error)
+            else:
+                self._loop.call_soon_threadsafe(self._came.put_nowait, StopAsyncIteration())
+
+
+class _DeviceCourse:
+    """The course of one answer of one device."""
+
+    final: Final
+
+    def __init__(self, asker: Asker, device: str, request: Request, timeout_s: float) -> None:
+        self._asker, self.device, self._request, self._timeout_s = asker, device, request, timeout_s
+        self._session: Session | None = None
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Tell the device to stop; what was not sent yet is not sent any more."""
+        self._cancelled.set()
+        if self._session is not None:
+            self._asker.take_back(self._session, self.device)
+
+    def run(self) -> Iterator[str]:
+        """The pieces of the answer."""
+        self._check_state(self._asker.await_state(self.device, STATE_WAIT_S))
+        if self._cancelled.is_set():
+            self.final = Final(0, "", "cancelled")
+            return
+        session = self._session = self._asker.send(self._request, self._timeout_s)
+        try:
+            if self._cancelled.is_set():  # `cancel` may have found no session
+                self._asker.take_back(session, self.device)
+            yield from self._hear(session)
+        except BaseException as error:
+            if not isinstance(error, StonechatError):  # nobody iterates any more
+                self._asker.take_back(session, self.device)
+            raise
+        finally:
+            self._asker.forget(session)
+
+    def _hear(self, session: Session) -> Iterator[str]:
+        end_s = time.monotonic() + self._timeout_s + GRACE_S
+        early: dict[int, str] = {}  # pieces whose forerunners are missing
+        printed, due = 0, 0
+        while True:
+            message = session.next(end_s)
+            if message is None:
+                raise UnreachableError(
+                    f"device {self.device!r} took the request but did not answer within {self._timeout_s:g} s. "
+                    "Try again, or allow more with --timeout."
+                )
+            if isinstance(message, Signal):
+                continue
+            if told := self._asker.state_in(message):
+                self._check_state(told[1])
+                continue
+            try:
+                reply = parse_reply(message.payload)
+            except MessageError as error:
+                raise StonechatError(f"device {self.device!r} sent an answer that cannot be read: {error}") from None
+            match reply:
+                case Accepted():
+                    pass
+                case ErrorReply():
+                    raise to_error(f"device {self.device!r}", reply)
+                case Piece():
+                    early[reply.seq] = reply.text
+                    while due in early:
+                        text = early.pop(due)
+                        due, printed = due + 1, printed + len(text)
+                        yield text
+                case Final():
+                    self.final = reply
+                    if reply.finish == "cancelled" and not self._cancelled.is_set():
+                        raise UnreachableError(
+                            f"device {self.device!r} stopped in the middle of its answer: it is shutting down, or "
+                            "somebody else has taken the request back. Ask again."
+                        )
+                    if reply.text[printed:]:
+                        yield reply.text[printed:]
+                    return
+
+    def _check_state(self, state: State | None) -> None:
+        if state is None:
+            return  # one that a newer version knows; the reply will tell
+        why = {
+            DeviceState.LOST: "lost: it vanished without a word. Check its power and network",
+            DeviceState.DISCONNECTED: "disconnected: it was stopped. Start it with: stonechat serve",
+            DeviceState.INIT: "still opening its model. Try again in a few seconds",
+        }.get(state.state)
+        if why:
+            raise UnreachableError(f"device {self.device!r} is {why}.")

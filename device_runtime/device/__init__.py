@@ -1,0 +1,1 @@
+"""What a device of a fleet does: requests, links, updates and health over MQTT."""

@@ -1,0 +1,86 @@
+"""One file per way to run a graph. Which of them serves which profile is decided here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.errors import BackendError, ConfigurationError
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.folder import Bundle
+
+__all__ = ["BACKENDS", "Backend", "open_backend"]
+
+Logits = npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """A graph and its kv_cache. A new backend stands right after the bundle's prefix.
+
+    A backend does not check that tokens fit the context: the engine does, once, for all of them.
+    """
+
+    context: int  # positions that the kv_cache can hold, those of the prefix included
+    position: int  # positions that it holds now
+    chunk: int  # tokens that one run of the graph takes in; `prefill` of more is several runs
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Take in one or more tokens; returns the logits after the last, (vocabulary,), valid until the next call."""
+
+    def decode(self, token: int) -> Logits:
+        """Take in one token; returns the logits after it, (vocabulary,), valid until the next call."""
+
+    def rewind(self, position: int) -> None:
+        """Forget all positions from `position` on. The prefix cannot be forgotten."""
+
+    def close(self) -> None:
+        """Give back memory."""
+
+
+# name -> (module, class, profiles). For each profile the first that is installed is taken.
+BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "compiled": ("device_runtime.engine.backends.compiled", "CompiledBackend", ("pi",)),
+    "litert": ("device_runtime.engine.backends.interpreter", "LiteRtBackend", ("micro",)),
+    "tflite-runtime": ("device_runtime.engine.backends.interpreter", "TfliteRuntimeBackend", ("micro",)),
+    "tflm": ("device_runtime.engine.backends.tflm", "TflmBackend", ("micro",)),
+}
+
+
+def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = None) -> Backend:
+    """Open the graph of a bundle.
+
+    Args:
+        name: a key of `BACKENDS`, or None for the first one that serves the profile and is installed.
+        threads: CPU threads; None means one per core, at most 4. The checking backend `tflm` has one.
+
+    Raises:
+        ConfigurationError: there is no such backend.
+        BackendError: it does not serve the bundle's profile, or refused the graph.
+        BackendMissingError: the package it needs is not installed.
+    """
+    profile = bundle.manifest.profile
+    serving = [known for known, (_, _, profiles) in BACKENDS.items() if profile in profiles]
+    if name is None:
+        name = next((known for known in serving if _installed(known)), serving[0])
+    if name not in BACKENDS:
+        raise ConfigurationError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
+    if name not in serving:
+        raise BackendError(
+            f"The backend {name!r} cannot run a graph of the profile {profile!r}; "
+            f"for this bundle take {' or '.join(serving)}, or convert again with the other --profile."
+        )
+    module, class_name, _ = BACKENDS[name]
+    backend: Backend = getattr(import_module(module), class_name)(bundle, threads)
+    return backend
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    package = {"tflite-runtime": "tflite_runtime", "tflm": "tflite_micro"}.get(name, "ai_edge_litert")
+    return find_spec(package) is not None

@@ -1,0 +1,216 @@
+"""The `pi` profile in LiteRT's CompiledModel, with XNNPACK.
+
+Each window of the cache has a pair of signatures (see converters/profiles/pi.py). The kv_cache lives in
+LiteRT's own buffers, bound as input and as output of both, so it is updated in place and never passes
+through Python; when a window is full its rows are copied once into the buffers of the next.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.bundle.folder import Bundle, GraphShape
+from device_runtime.engine.backends import Logits
+from device_runtime.engine.backends.litert_library import load_without_gpu
+from device_runtime.engine.backends.native_log import captured_stderr, silence_at_exit
+from device_runtime.engine.backends.weight_cache import WeightCache
+from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.machine import cpu_fingerprint, usable_cores
+
+__all__ = ["CompiledBackend"]
+
+# Below this many tokens, single steps are cheaper than one padded chunk of 64: a chunk costs about as much as
+# ten steps (benchmarks/peers.py prints both).
+_SHORTEST_CHUNK = 10
+
+
+class CompiledBackend:
+    """See `device_runtime.engine.backends.Backend`."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        try:
+            with captured_stderr():
+                load_without_gpu()
+                from ai_edge_litert import __version__ as litert_version
+                from ai_edge_litert import compiled_model as litert
+        except ImportError:
+            if sys.maxsize < 2**32:
+                raise BackendError(
+                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is "
+                    "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
+                ) from None
+            raise BackendMissingError(
+                "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
+            ) from None
+        self._shape = bundle.manifest.graph
+        self.context = bundle.manifest.context
+        packing = f"{litert_version}-{cpu_fingerprint()}"
+        cache = WeightCache(bundle.cache_path, bundle.model_path.stat().st_size, packing)
+        options = litert.Options(
+            cpu_options=litert.CpuOptions(
+                num_threads=threads or usable_cores(),
+                xnnpack_weight_cache_path=cache.path,
+            )
+        )
+        silence_at_exit()
+        with captured_stderr() as log:
+            environment: Any = None
+            try:
+                # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
+                environment = litert.Environment.create(
+                    options=litert.EnvironmentOptions(runtime_path=str(bundle.path))
+                )
+                self._model: Any = litert.CompiledModel.from_file(
+                    str(bundle.model_path), environment=environment, options=options
+                )
+                signatures = self._model.get_signature_list()
+                self._windows = [_Window(self._model, self._shape, size, signatures) for size in self._shape.windows]
+                prefix = len(bundle.manifest.prefix_tokens)
+                self._window: Any = next(window for window in self._windows if window.size >= prefix)
+                self._window.allocate()
+                self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
+                environment = self._model = self._window = None
+                self._windows = []
+                raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
+        cache.keep()
+        self._prefix = prefix
+        self.position, self.chunk = 0, max(1, self._shape.prefill)
+        if prefix:
+            self._write_prefix(*bundle.read_prefix())
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """As in `Backend`."""
+        done, logits, chunk = 0, None, self.chunk
+        while done < len(tokens):
+            rest = tokens[done : done + chunk]
+            # A padded chunk writes all of its rows: it must not reach past the context.
+            if len(rest) < _SHORTEST_CHUNK or self.position + chunk > self.context:
+                logits = self.decode(tokens[done])
+                done += 1
+                continue
+            self._make_room(chunk)
+            logits = self._window.prefill(rest, self.position)
+            self.position += len(rest)
+            done += len(rest)
+        if logits is None:
+            raise ValueError("prefill needs at least one token")
+        return logits
+
+    def decode(self, token: int) -> Logits:
+        """As in `Backend`."""
+        self._make_room(1)
+        logits: Logits = self._window.decode(token, self.position)
+        self.position += 1
+        return logits
+
+    def rewind(self, position: int) -> None:
+        """As in `Backend`. The cache keeps its window: what is behind `position` is masked, then overwritten."""
+        self.position = min(self.position, max(position, self._prefix))
+
+    def close(self) -> None:
+        """As in `Backend`."""
+        with captured_stderr():
+            self._windows.clear()
+            self._window, self._model = None, None
+
+    def _make_room(self, tokens: int) -> None:
+        """Move to the smallest window that holds these tokens too."""
+        if self.position + tokens <= self._window.size:
+            return
+        larger = next((w for w in self._windows if self.position + tokens <= w.size), None)
+        if larger is None:
+            raise ValueError(f"{self.position + tokens} positions do not fit the context of {self.context}")
+        larger.allocate()
+        larger.take_over(self._window, self.position)
+        self._window.release()
+        self._window = larger
+
+    def _write_prefix(self, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
+        for layer in range(self._shape.layers):
+            for kind, rows in (("k", keys[layer]), ("v", values[layer])):
+                self._window.write_cache(f"{kind}_{layer}", rows.swapaxes(0, 1))  # heads first
+        self.position = keys.shape[1]
+
+
+class _Window:
+    """The two signatures of one cache size and the buffers that both are bound to."""
+
+    def __init__(self, model: Any, shape: GraphShape, size: int, signatures: dict[str, Any]) -> None:
+        self.size = size
+        self._model, self._shape = model, shape
+        self._cache_shape = (shape.kv_heads, size, shape.head_dim)
+        self._signatures = {kind: f"{kind}_{size}" for kind in ("decode", "prefill")}
+        self._order = {kind: signatures[name] for kind, name in self._signatures.items()}
+        self._cache: dict[str, Any] = {}
+        self._proven: set[str] = set()  # signatures that have run
+
+    def allocate(self) -> None:
+        """Create the buffers; the cache starts as zeros, because masked garbage could still be NaN."""
+        if self._cache:
+            return
+        zeros = np.zeros(self._cache_shape, np.float32).reshape(-1)
+        self._logits = self._model.create_output_buffer_by_name(self._signatures["decode"], "logits")
+        for name in (f"{kind}_{layer}" for layer in range(self._shape.layers) for kind in "kv"):
+            self._cache[name] = self._model.create_input_buffer_by_name(self._signatures["decode"], name)
+            self._cache[name].write(zeros)
+        self._runs: dict[str, tuple[int, dict[str, Any], list[Any], list[Any]]] = {}
+        for kind, signature in self._signatures.items():
+            inputs: dict[str, Any] = {name: self._cache.get(name) for name in self._order[kind]["inputs"]}
+            for name in inputs:
+                if inputs[name] is None:
+                    inputs[name] = self._model.create_input_buffer_by_name(signature, name)
+            outputs = {name: self._cache.get(name, self._logits) for name in self._order[kind]["outputs"]}
+            index = self._model.get_signature_index(signature)
+            self._runs[kind] = (index, inputs, list(inputs.values()), list(outputs.values()))
+
+    def release(self) -> None:
+        """Give the cache back."""
+        self._cache.clear()
+        self._runs.clear()
+
+    def decode(self, token: int, position: int) -> Logits:
+        """One step."""
+        return self._run("decode", [token], position)
+
+    def prefill(self, tokens: Sequence[int], position: int) -> Logits:
+        """One chunk, padded with zeros; rows after the last token are overwritten before they are ever seen."""
+        padded = [*tokens, *[0] * (self._shape.prefill - len(tokens))]
+        self._runs["prefill"][1]["row"].write(np.array([len(tokens) - 1], np.int32))
+        return self._run("prefill", padded, position)
+
+    def _run(self, kind: str, tokens: list[int], position: int) -> Logits:
+        index, named, inputs, outputs = self._runs[kind]
+        named["tokens"].write(np.array(tokens, np.int32))
+        named["position"].write(np.array([position], np.int32))
+        if kind not in self._proven:  # LiteRT 2.3 reports some failed runs only on stderr
+            self._logits.write(np.full(self._shape.vocabulary, np.nan, np.float32))
+        self._model.run_by_index(index, inputs, outputs)
+        logits: Logits = self._logits.read(self._shape.vocabulary, np.float32)
+        if kind not in self._proven and np.isnan(logits).all():
+            raise BackendError(f"LiteRT did not complete {self._signatures[kind]}; its messages are on stderr.")
+        self._proven.add(kind)
+        return logits
+
+    def take_over(self, other: _Window, positions: int) -> None:
+        """Copy the first `positions` rows of a smaller window's cache."""
+        for name in self._cache:
+            self.write_cache(name, other.read_cache(name)[:, :positions])
+
+    def read_cache(self, name: str) -> npt.NDArray[np.float32]:
+        """(kv_heads, window, head_dim)."""
+        flat: npt.NDArray[np.float32] = self._cache[name].read(int(np.prod(self._cache_shape)), np.float32)
+        return flat.reshape(self._cache_shape)
+
+    def write_cache(self, name: str, rows: npt.NDArray[np.float32]) -> None:
+        """Write (kv_heads, positions, head_dim) to the first positions, zeros behind them."""
+        whole = np.zeros(self._cache_shape, np.float32)
+        whole[:, : rows.shape[1]] = rows
+        self._cache[name].write(whole.reshape(-1))

@@ -1,0 +1,106 @@
+"""The `micro` profile in the Interpreter of LiteRT, or of its predecessor tflite-runtime.
+
+Default delegates stay off: the XNNPACK of tflite-runtime 2.14 crashes on a cache that is updated in place.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends.litert_library import load_without_gpu
+from device_runtime.engine.backends.native_log import captured_stderr
+from device_runtime.engine.backends.stepwise import StepwiseBackend
+from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.machine import usable_cores
+
+__all__ = ["InterpreterBackend", "LiteRtBackend", "TfliteRuntimeBackend"]
+
+_LITERT = ("ai_edge_litert.interpreter", "LiteRT", "ai-edge-litert>=2.3")
+
+
+def _open(bundle: Bundle, threads: int | None, package: tuple[str, str, str]) -> Any:
+    """An Interpreter over a bundle's graph, its tensors allocated.
+
+    Args:
+        package: module, name for people, and what pip installs.
+
+    Raises:
+        BackendMissingError: the package is not installed.
+        BackendError: it refused the graph.
+    """
+    module, name, requirement = package
+    with captured_stderr() as log:
+        try:
+            if package is _LITERT:
+                load_without_gpu()
+            runtime: Any = import_module(module)
+        except ImportError as error:
+            if not _is_missing(error, module):
+                raise BackendError(f"{name} is installed but cannot be loaded: {error}") from None
+            raise BackendMissingError(
+                f"This needs {name}, which is not installed; run `pip install '{requirement}'`."
+            ) from None
+        try:
+            interpreter = runtime.Interpreter(
+                model_path=str(bundle.model_path),
+                num_threads=threads or usable_cores(),
+                experimental_op_resolver_type=runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            )
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"{name} refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
+    return interpreter
+
+
+def _is_missing(error: ImportError, module: str) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0])
+
+
+class InterpreterBackend(StepwiseBackend):
+    """See `device_runtime.engine.backends.Backend`."""
+
+    package: ClassVar[tuple[str, str, str]]
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        super().__init__(bundle)
+        self._interpreter = _open(bundle, threads, self.package)
+        inputs = {d["name"]: d["index"] for d in self._interpreter.get_input_details()}
+        outputs = self._interpreter.get_output_details()
+        try:
+            self._token, self._position = inputs["token"], inputs["position"]
+            (output,) = outputs
+        except (KeyError, ValueError):
+            raise BackendError(
+                f"{bundle.model_path} takes {', '.join(inputs)} and gives {len(outputs)} tensors; a micro graph takes "
+                "token and position and gives its logits. Convert the checkpoint again."
+            ) from None
+        self._output, (self._scale, self._zero_point) = output["index"], output["quantization"]
+
+    def _step(self, token: int, position: int) -> None:
+        self._interpreter.set_tensor(self._token, np.array([token], np.int32))
+        self._interpreter.set_tensor(self._position, np.array([position], np.int32))
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise BackendError(f"{self.package[1]} failed at position {position}: {error}") from None
+        self._dequantize(self._interpreter.get_tensor(self._output), self._scale, self._zero_point)
+
+    def close(self) -> None:
+        """As in `Backend`."""
+        self._interpreter = None
+
+
+class LiteRtBackend(InterpreterBackend):
+    """LiteRT: x86_64 and aarch64."""
+
+    package = _LITERT
+
+
+class TfliteRuntimeBackend(InterpreterBackend):
+    """tflite-runtime 2.14, the last release: the one for 32-bit boards. It needs numpy 1."""
+
+    package = ("tflite_runtime.interpreter", "tflite-runtime", "tflite-runtime==2.14.0")

@@ -1,0 +1,63 @@
+"""What the backends of the `micro` profile share: a graph that takes one token and its position at a time.
+
+The kv_cache lies inside the graph. A position behind the current one is masked whatever the cache holds
+there, so going back is a matter of the position alone. The prefix is a constant of the graph.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import Logits
+
+__all__ = ["StepwiseBackend"]
+
+
+class StepwiseBackend(ABC):
+    """See `device_runtime.engine.backends.Backend`. A subclass runs one step."""
+
+    chunk = 1
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._prefix = len(bundle.manifest.prefix_tokens)
+        self.context = bundle.manifest.context
+        self.position = self._prefix
+        self._logits = np.zeros(bundle.manifest.graph.vocabulary, np.float32)
+
+    @abstractmethod
+    def _step(self, token: int, position: int) -> None:
+        """Run the graph once and fill `_logits`."""
+
+    def _dequantize(self, stored: npt.NDArray[np.generic], scale: float, zero_point: int) -> None:
+        """Fill `_logits` from the graph's output; a scale of 0 means that it is float32 already."""
+        np.copyto(self._logits, stored.reshape(-1))
+        if scale:
+            self._logits -= np.float32(zero_point)
+            self._logits *= np.float32(scale)
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """As in `Backend`."""
+        if not tokens:
+            raise ValueError("prefill needs at least one token")
+        for token in tokens:
+            self.decode(token)
+        return self._logits
+
+    def decode(self, token: int) -> Logits:
+        """As in `Backend`."""
+        self._step(token, self.position)
+        self.position += 1
+        return self._logits
+
+    def rewind(self, position: int) -> None:
+        """As in `Backend`."""
+        self.position = min(self.position, max(position, self._prefix))
+
+    @abstractmethod
+    def close(self) -> None:
+        """As in `Backend`."""

@@ -1,0 +1,1 @@
+"""The fleet file: devices, links and their settings. Reads no network."""

@@ -1,0 +1,382 @@
+"""The fleet file: brokers, models, devices and links in one YAML file.
+
+Read by `load`; what a single device needs of it comes from `Fleet.device`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_runtime.device.models import ModelSettings
+from device_runtime.device.rate_limit import Limits
+from device_runtime.errors import ConfigurationError, SchemaError
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.answer_schema import Answer
+from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults, shape
+from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.fleet.yaml_schema import (
+    Boolean,
+    Choice,
+    Field,
+    Integer,
+    ListOf,
+    MapOf,
+    Number,
+    OneOrMore,
+    Record,
+    Reference,
+    Report,
+    Text,
+)
+from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, read_password
+from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.folder import Manifest
+
+__all__ = ["FLEET", "Broker", "Device", "Fleet", "ModelEntry", "check_fleet", "load"]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """How to reach the broker. Passwords are never in the file; it may say which files have them."""
+
+    url: str = "mqtt://localhost:1883"
+    protocol: str = "5"  # or 3.1.1, for brokers that have no MQTT 5
+    certs: str | None = None  # a folder with ca.crt and <device>.crt and .key; a path, relative to the fleet file
+    password_file: str | None = None  # a file with one, or a folder with <device>.password; relative to the fleet file
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A bundle, and how to run it."""
+
+    bundle: str  # a path, relative to the fleet file; ${NAME} and ${NAME:-default} come from the environment
+    threads: int | None = None  # the backend's choice when None
+    max_new: int | None = None  # tokens, when a request does not say
+    system: str | None = None  # system message for whoever sends none
+
+
+@dataclass(frozen=True)
+class Device:
+    """One board of the fleet."""
+
+    models: tuple[str, ...]  # names of models; the first answers what names none. `model` in the file
+    links: tuple[str, ...] = ()  # names of links
+    pool: str | None = None  # the group whose requests it shares
+    queue: int = 8  # requests that may wait
+    groups: tuple[str, ...] = ()  # for updates that go to several devices
+    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet file."""
+
+    broker: Broker
+    models: Mapping[str, ModelEntry]
+    devices: Mapping[str, Device]
+    links: tuple[Link, ...] = ()
+    schema: int = 1
+    home_assistant: bool = True  # devices show up there by discovery
+    keys: str | None = None  # a folder of public keys: only what they have signed runs; relative to the fleet file
+    path: Path = Path()
+
+    def device(self, device: str, broker: BrokerAddress, state_dir: Path) -> DeviceConfig:
+        """What the service of one device needs.
+
+        Raises:
+            ConfigurationError: the file has no such device.
+        """
+        entry = self._entry(device)
+        links = tuple(link for link in self.links if link.name in entry.links)
+        return DeviceConfig(
+            device,
+            broker,
+            state_dir,
+            models=tuple(ModelSettings(n, self.models[n].system, self.models[n].max_new) for n in entry.models),
+            links=links,
+            pool=entry.pool,
+            queue=entry.queue,
+            limits=entry.limits,
+            home_assistant=self.home_assistant,
+        )
+
+    def models_of(self, device: str) -> Mapping[str, ModelEntry]:
+        """The models of a device by name, their bundle paths made absolute; the first is its default.
+
+        Raises:
+            ConfigurationError: the file has no such device, or a path needs a variable that is not set.
+        """
+        entries = {name: self.models[name] for name in self._entry(device).models}
+        return {name: replace(entry, bundle=str(self._beside(entry.bundle))) for name, entry in entries.items()}
+
+    def keys_folder(self) -> Path | None:
+        """The public keys that the file names, made absolute.
+
+        Raises:
+            ConfigurationError: the path needs a variable that is not set.
+        """
+        return None if self.keys is None else self._beside(self.keys)
+
+    def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as one device reaches it.
+
+        Args:
+            url: in place of the file's.
+            password_file: in place of the file's.
+
+        Raises:
+            ConfigurationError: there is no such device, or its certificates or its password are missing.
+        """
+        self._entry(device)
+        return self.address_for(device, url, password_file)
+
+    def address_for(self, name: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
+        """The broker as anybody reaches it: an operator has a certificate or a password too.
+
+        Args:
+            name: who, as the broker knows them.
+
+        Raises:
+            ConfigurationError: the certificates or the password are missing.
+        """
+        b, certificates = self.broker, None
+        if password_file is None and b.password_file is not None:
+            password_file = self._beside(b.password_file)
+        password = read_password(password_file, name)
+        if b.certs is not None:
+            certificates = Certificates.of(self._beside(b.certs), name, password=password is not None)
+        protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
+        return BrokerAddress.from_url(
+            url or b.url, password=password, protocol=protocol, certificates=certificates, user=name
+        )
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """The devices of a group, in the order of the file; `all` is every device.
+
+        Raises:
+            ConfigurationError: no device is in it.
+        """
+        found = tuple(device for device, entry in self.devices.items() if name == "all" or name in entry.groups)
+        if not found:
+            known = sorted({group for entry in self.devices.values() for group in entry.groups} | {"all"})
+            hint = yaml_schema.nearest(name, known, "its groups are")
+            raise ConfigurationError(f"{self.path} has no device in the group {name!r}; {hint}")
+        return found
+
+    def check_model(
+        self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> None:
+        """What a device asks of one of its models, held against the model.
+
+        Args:
+            name: the model's.
+            manifest: of the model's bundle.
+            check_schema: called with a schema and `max_new`; raises a `SchemaError` if no answer can be held to it.
+
+        Raises:
+            ConfigurationError: lists every contradiction.
+        """
+        entry = self._entry(device)
+        model, faults = self.models[name], []
+        instruction = manifest.instruction
+        if manifest.chat_template is None:
+            faults.append(
+                f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
+                "take an instruction-tuned checkpoint."
+            )
+        if model.system is not None and instruction not in (None, model.system):
+            faults.append(
+                f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
+                f"({instruction!r}); leave out `system`, or convert without --prefix."
+            )
+        for link in self.links:
+            answers = name == (link.model or entry.models[0])
+            if link.name in entry.links and answers and link.answer is not None:
+                try:
+                    check_schema(link.answer, model.max_new)
+                except SchemaError as error:
+                    faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
+        if faults:
+            raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _beside(self, path: str) -> Path:
+        """A path in the file is relative to it."""
+        return (self.path.parent / expand(path)).resolve()
+
+    def _entry(self, device: str) -> Device:
+        if device not in self.devices:
+            hint = yaml_schema.nearest(device, list(self.devices), "its devices are")
+            raise ConfigurationError(f"{self.path} has no device {device!r}; {hint}")
+        return self.devices[device]
+
+
+def load(path: Path | str) -> Fleet:
+    """Read a fleet file.
+
+    Raises:
+        ConfigurationError: lists every fault with file:line:column.
+    """
+    return replace(yaml_schema.load(path, FLEET, check_fleet), path=Path(path))
+
+
+def check_fleet(fleet: Fleet, report: Report) -> None:
+    """What concerns several fields."""
+    for device, entry in fleet.devices.items():
+        for link in fleet.links:
+            if link.name in entry.links and link.model not in (None, *entry.models):
+                has = ", ".join(map(repr, entry.models))
+                text = f"link {link.name!r} wants the model {link.model!r}; this device has {has}. Add it to `model`"
+                report.add_at(("devices", device, "links"), text)
+    for number, link in enumerate(fleet.links):
+        if names := _circle(link, fleet.links):
+            text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
+            report.add_at(("links", number, "to"), text)
+
+
+def _circle(start: Link, links: Sequence[Link]) -> tuple[str, ...]:
+    """The links by which the answers of `start` wake it again, whatever the readings; empty if they do not."""
+    ways: list[tuple[Link, tuple[str, ...]]] = [(start, ())]
+    seen = {start.name}
+    while ways:
+        last, names = ways.pop(0)
+        to = shape(last)
+        for link in links:
+            if to is None or not matches(link.source, to):
+                continue
+            if link is start and names:
+                return names
+            if link.name not in seen:
+                seen.add(link.name)
+                ways.append((link, (*names, link.name)))
+    return ()
+
+
+def expand(text: str) -> str:
+    """`text` with ${NAME} and ${NAME:-default} replaced from the environment.
+
+    Raises:
+        ConfigurationError: a variable without default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise ConfigurationError(f"{text!r} needs the environment variable {match[1]}, which is not set.")
+        return found
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}", value, text)
+
+
+def _id(what: str) -> Text:
+    return Text(f"a {what} id", check=lambda text: check_id(what, text))
+
+
+def _broker_url(url: str) -> str:
+    BrokerAddress.from_url(url)
+    return url
+
+
+def _source(pattern: str) -> str:
+    check_filter(pattern)
+    if pattern.startswith("$"):
+        raise ConfigurationError(f"topic filter {pattern!r} starts with '$', where brokers keep their own topics")
+    levels = pattern.split("/")
+    any_device = "/".join([*levels[:2], *("+" if level != "#" else level for level in levels[2:3]), *levels[3:]])
+    topics = DeviceTopics("any")
+    if any(matches(any_device, topic) for topic in (topics.generate, topics.cancel, topics.reply("any", "any"))):
+        raise ConfigurationError(f"topic filter {pattern!r} also matches stonechat's own topics; narrow it")
+    return pattern
+
+
+def _check_link(link: Link, path: tuple[str | int, ...], report: Report) -> None:
+    for name, text in faults(link):
+        report.add_at((*path, name), text)
+
+
+_WINDOW = Record(
+    Window,
+    {"seconds": Field(Number(0.001, 31_536_000, "s"), 3600.0), "keep": Field(Integer(1, 1000, "readings"), 20)},
+    expected="a mapping such as {seconds: 30, keep: 20}",
+)
+
+_LINK = Record(
+    Link,
+    {
+        "name": Field(_id("link")),
+        "from": Field(Text("a topic filter", check=_source), to="source"),
+        "model": Field(Reference("model", "models"), None),
+        "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
+        "window": Field(_WINDOW, None),
+        "prompt": Field(Text("a template", check=check_template)),
+        "answer": Field(Answer(), None),
+        "to": Field(Text("a topic, or a template of one", check=check_template)),
+        "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
+        "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
+    },
+    check=_check_link,
+)
+
+_LIMITS = Record(
+    Limits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    expected="a mapping such as {readings: 5000}",
+)
+
+FLEET = Record(
+    Fleet,
+    {
+        "schema": Field(Integer(1, 1)),
+        "home_assistant": Field(Boolean(), True),
+        "keys": Field(Text("the path of a folder with public keys"), None),
+        "broker": Field(
+            Record(
+                Broker,
+                {
+                    "url": Field(Text("a broker URL", check=_broker_url), "mqtt://localhost:1883"),
+                    "protocol": Field(Choice(("5", "3.1.1")), "5"),
+                    "certs": Field(Text("the path of a folder with certificates"), None),
+                    "password_file": Field(Text("the path of a file with a password"), None),
+                },
+            ),
+            Broker(),
+        ),
+        "models": Field(
+            MapOf(
+                _id("model"),
+                Record(
+                    ModelEntry,
+                    {
+                        "bundle": Field(Text("the path of a bundle")),
+                        "threads": Field(Integer(1, 256, "threads"), None),
+                        "max_new": Field(Integer(1, 1_000_000, "tokens"), None),
+                        "system": Field(Text("a system message"), None),
+                    },
+                ),
+            )
+        ),
+        "devices": Field(
+            MapOf(
+                _id("device"),
+                Record(
+                    Device,
+                    {
+                        "model": Field(OneOrMore(Reference("model", "models")), to="models"),
+                        "links": Field(ListOf(Reference("link", "links"), "a list of link names"), ()),
+                        "pool": Field(_id("pool"), None),
+                        "queue": Field(Integer(1, 10_000, "requests"), 8),
+                        "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
+                        "limits": Field(_LIMITS, Limits()),
+                    },
+                ),
+            )
+        ),
+        "links": Field(ListOf(_LINK, "a list of links", unique="name"), ()),
+    },
+)

@@ -1,0 +1,288 @@
+"""Links: a reading on one topic wakes the model, and its answer goes to another topic.
+
+A `Link` is one entry of a fleet file. `Links` matches readings to links, keeps their windows and renders their
+prompts. `when` is an expression of `expression.py`; prompts and topics are Jinja2 templates in its sandbox. An
+undefined name is an error, not an empty string. They come from the operator's fleet file; readings come from anywhere
+and are only ever values in them.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2.sandbox import SandboxedEnvironment
+
+from device_runtime.device.queue import Overload
+from device_runtime.errors import ConfigurationError
+from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic
+from device_runtime.mqtt.strict_json import MessageError, parse
+from device_runtime.mqtt.topics import check_topic, matches
+
+__all__ = [
+    "Link", "LinkError", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template", "faults",
+    "read", "shape",
+]  # fmt: skip
+
+MAX_WINDOWS = 1024  # topics whose earlier readings are kept
+MAX_WINDOW_BYTES = 8 * 2**20  # of a link's earlier readings, as they came; in memory they are a few times as large
+MAX_PROMPT_CHARACTERS = 32_768
+
+# What a template can run into: it computes with values that anybody may send.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far back a prompt may look."""
+
+    seconds: float = 3600.0
+    keep: int = 20  # readings
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a sensor said."""
+
+    topic: str
+    value: Mapping[str, Any]  # a bare number, string or boolean becomes {"value": …}
+    received_s: float  # on the monotonic clock
+    size: int = 0  # bytes that came
+
+
+@dataclass(frozen=True)
+class Link:
+    """From a topic filter, through a guard and a prompt, to a topic."""
+
+    name: str
+    source: str  # the topic filter, `from` in the file
+    prompt: str  # a template
+    to: str  # a template
+    when: str | None = None  # an expression; None wakes the model on every reading
+    window: Window | None = None  # None keeps no earlier readings
+    answer: Mapping[str, Any] | None = None  # a JSON schema that the model's answer fits; None takes any text
+    deadline_s: float = 30.0  # from the reading to the end of its answer
+    overload: Overload = "newest"  # which reading of a topic waits while the model is busy
+    model: str | None = None  # the name of the model that answers; None is the device's first
+
+
+@dataclass(frozen=True)
+class Wakeup:
+    """A reading that passed its link's guard."""
+
+    link: Link
+    reading: Reading
+    prompt: str
+    to: str
+
+
+class Windows:
+    """The earlier readings of each topic of one link, and the link's decisions."""
+
+    def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
+        self.link = link
+        self._clock = clock
+        self._earlier: OrderedDict[str, deque[Reading]] = OrderedDict()  # the topic that was silent longest is first
+        self._bytes = 0  # of all of them
+        self._when = Expression(link.when) if link.when else None
+        self._prompt = _texts.from_string(link.prompt)
+        self._to = _levels.from_string(link.to)
+
+    def consider(self, reading: Reading) -> Wakeup | None:
+        """A wakeup if `reading` passes the guard. The reading is an earlier one for those that follow.
+
+        Raises:
+            LinkError: the guard or a template fails on this reading.
+        """
+        names = {**reading.value, "reading": reading.value, "topic": reading.topic.split("/")}
+        names["window"] = self._remember(reading)
+        try:
+            if self._when is not None and not self._when.value(names):
+                return None
+            prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
+        except (jinja2.UndefinedError, UndefinedNameError) as e:
+            fields = ", ".join(sorted(reading.value)) or "no fields"
+            raise LinkError(f"{e}; the reading has {fields}.") from None
+        except LinkError:
+            raise
+        except ConfigurationError as e:
+            raise LinkError(str(e)) from None
+        except _TEMPLATE_ERRORS as e:
+            raise LinkError(f"{type(e).__name__}: {e}") from None
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise LinkError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
+        if to.startswith(("stonechat/", "$")) or matches(self.link.source, to):
+            raise LinkError(f"the answer would go to {to!r}, where it could wake this link or command a device.")
+        return Wakeup(self.link, reading, prompt, to)
+
+    def _remember(self, reading: Reading) -> list[Mapping[str, Any]]:
+        window = self.link.window
+        if window is None:
+            return []
+        earlier = self._earlier.setdefault(reading.topic, deque())
+        self._earlier.move_to_end(reading.topic)
+        oldest_s = self._clock() - window.seconds
+        values = [r.value for r in earlier if r.received_s >= oldest_s]
+        earlier.append(reading)
+        self._bytes += reading.size
+        if len(earlier) > window.keep:
+            self._forget(reading.topic)
+        while len(self._earlier) > MAX_WINDOWS or self._bytes > MAX_WINDOW_BYTES:
+            self._forget(next(iter(self._earlier)))
+        return values
+
+    def _forget(self, topic: str) -> None:
+        """Its oldest reading."""
+        self._bytes -= self._earlier[topic].popleft().size
+        if not self._earlier[topic]:
+            del self._earlier[topic]
+
+
+def read(topic: str, payload: bytes, received_s: float) -> Reading:
+    """Read a sensor's payload.
+
+    Sensors are not held to the last byte: a byte order mark before the JSON and the NUL that ends a string of C are
+    left out, as RFC 8259, section 8.1, allows.
+
+    Raises:
+        MessageError: it is no JSON object and no bare number, string or boolean.
+    """
+    value = parse(payload.removeprefix(codecs.BOM_UTF8).rstrip(b"\0"))
+    if isinstance(value, list) or value is None:
+        raise MessageError("a reading must be a JSON object, or a bare number, string or boolean.")
+    return Reading(topic, value if isinstance(value, dict) else {"value": value}, received_s, len(payload))
+
+
+def check_expression(source: str) -> str:
+    """`source`, if it is an expression.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    Expression(source)
+    return source
+
+
+def check_template(source: str) -> str:
+    """`source`, if it is a Jinja2 template.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    try:
+        _texts.from_string(source)
+    except jinja2.TemplateSyntaxError as e:
+        raise ConfigurationError(f"not a template: {e.message}") from None
+    return source
+
+
+def faults(link: Link) -> list[tuple[str, str]]:
+    """What can be seen to be wrong with a link before there is a reading: the field, as the file calls it, and why."""
+    found = _faults_of_to(link)
+    uses = {"prompt": _template_uses(link.prompt), "to": _template_uses(link.to)}
+    if link.when is not None:
+        uses["when"] = _expression_uses(link.when)
+    levels = link.source.split("/")
+    for name, (variables, indices) in uses.items():
+        if "window" in variables and link.window is None:
+            found.append((name, "uses `window`, which is empty without the field `window`: {seconds: 3600, keep: 20}"))
+        for index in sorted(indices):
+            if levels[-1] != "#" and not -len(levels) <= index < len(levels):
+                found.append(
+                    (name, f"topic[{index}] is not there: {link.source!r} has topic[0] to [{len(levels) - 1}]")
+                )
+    for name, source in (("prompt", link.prompt), ("to", link.to)):
+        for node in _texts.parse(source).find_all((jinja2.nodes.Mod, jinja2.nodes.Mul)):
+            if any(
+                isinstance(side, jinja2.nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right)
+            ):
+                hint = "; round with {{ x | round(1) }}" if node.operator == "%" else ""
+                found.append((name, f"{node.operator!r} takes numbers only{hint}"))
+    return found
+
+
+def shape(link: Link) -> str | None:
+    """Where a link's answers go, as a topic filter: `+` is what a reading decides. None when that cannot be told."""
+    body = _texts.parse(link.to).body
+    if not all(isinstance(node, jinja2.nodes.Output) for node in body):
+        return None  # it has statements
+    parts = [part for node in body for part in node.nodes]  # type: ignore[attr-defined]
+    text = "".join(part.data if isinstance(part, jinja2.nodes.TemplateData) else "\0" for part in parts)
+    return "/".join("+" if "\0" in level else level for level in text.split("/"))
+
+
+def _faults_of_to(link: Link) -> list[tuple[str, str]]:
+    texts = [node.data for node in _texts.parse(link.to).find_all(jinja2.nodes.TemplateData)]
+    if any(sign in text for text in texts for sign in "+#"):
+        return [
+            ("to", "holds a wildcard; '+' and '#' belong to `from`. A level of the reading's topic is {{ topic[1] }}")
+        ]
+    to = shape(link)
+    if to is None:
+        return []
+    if to.startswith(("stonechat/", "$")):
+        return [("to", f"{link.to!r} leads to where devices are commanded; choose another topic")]
+    if matches(link.source, to):
+        return [
+            ("to", f"its answers come back to this link: {link.source!r} matches {link.to!r}; choose another topic")
+        ]
+    try:
+        check_topic(to.replace("+", "x"))
+    except ConfigurationError as e:
+        return [("to", str(e))]
+    return []
+
+
+def _template_uses(source: str) -> tuple[set[str], set[int]]:
+    """The variables of a template, and the levels of `topic` in it."""
+    tree = _texts.parse(source)
+    indices = set()
+    for node in tree.find_all(jinja2.nodes.Getitem):
+        if isinstance(node.node, jinja2.nodes.Name) and node.node.name == "topic":
+            with contextlib.suppress(jinja2.nodes.Impossible):
+                indices.add(node.arg.as_const())
+    return jinja2.meta.find_undeclared_variables(tree), {index for index in indices if isinstance(index, int)}
+
+
+def _expression_uses(source: str) -> tuple[set[str], set[int]]:
+    """The same for an expression."""
+    nodes = list(ast.walk(ast.parse(source.strip(), mode="eval")))
+    indices = set()
+    for node in nodes:
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "topic":
+            with contextlib.suppress(ValueError):
+                indices.add(ast.literal_eval(node.slice))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names, {index for index in indices if isinstance(index, int)}
+
+
+def _one_level(value: Any) -> Any:
+    """A value that goes into a topic stays one level, or a reading could send its answer anywhere."""
+    text = str(value)
+    if not text or any(c in text for c in "/+#\0"):
+        raise LinkError(f"{text[:64]!r} cannot be one level of a topic.")
+    return value
+
+
+class _Sandbox(SandboxedEnvironment):
+    """Jinja2's sandbox, in which a text cannot be multiplied or be a format: a reading may hold `%999999999d`."""
+
+    intercepted_binops = frozenset({"*", "%", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        return arithmetic(operator, left, right)
+
+
+_texts = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
+_levels = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_one_level)

@@ -1,0 +1,1 @@
+"""Emulated boards: the serial protocol's other end on a pseudo terminal."""

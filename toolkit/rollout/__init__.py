@@ -1,0 +1,1 @@
+"""Roll-outs: a bundle to many devices over MQTT, canaries first."""

@@ -1,0 +1,140 @@
+"""`stonechat deploy`: a bundle from here to a device, on trial there, and on the air.
+
+The story is told once, in `deploy`; how the device is reached is a `Transport`, one file each (over_ssh.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.errors import (
+    BundleError,
+    DoesNotFitError,
+    RolledBackError,
+    SignatureError,
+    StonechatError,
+    UnreachableError,
+)
+
+__all__ = ["Limits", "Outgoing", "Result", "Transport", "deploy", "error_of"]
+
+SIGNATURE = "manifest.sig"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A bundle that leaves."""
+
+    path: Path
+    name: str
+    version: str
+    id: str  # the first 16 hexadecimal digits of the manifest's sha256
+    files: dict[str, str]  # name -> sha256; the manifest and its signature too
+
+    @classmethod
+    def open(cls, path: Path) -> Outgoing:
+        """Check a bundle folder, every byte of it.
+
+        Raises:
+            ConfigurationError: there is no bundle.
+            BundleError: it is damaged.
+        """
+        bundle = Bundle.open(path, verify=True)
+        own = {name: hashlib.sha256((path / name).read_bytes()).hexdigest()
+               for name in (MANIFEST, SIGNATURE) if (path / name).is_file()}  # fmt: skip
+        m = bundle.manifest
+        files = {name: entry.sha256 for name, entry in m.files.items()}
+        return cls(path, m.name, m.version, own[MANIFEST][:16], files | own)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a trial has to reach."""
+
+    min_tps: float | None = None  # tokens a second
+    max_rss_mb: float | None = None  # 10^6 bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a deployment ended well."""
+
+    device: str
+    model: str
+    name: str  # of the bundle
+    version: str
+    sent_bytes: int
+    sent: tuple[str, ...]  # files that travelled
+    kept: tuple[str, ...]  # files that the device had
+    restarted: bool
+    slots: dict[str, Any]  # what the device says of its slots
+
+
+class Transport(Protocol):
+    """A way to a device."""
+
+    device: str
+
+    def choose_model(self, name: str | None) -> str:
+        """The model that a bundle is for: `name` if the device knows it, its own when None."""
+        ...
+
+    def send(self, bundle: Outgoing, model: str, progress: Callable[[str, float], None]) -> tuple[list[str], int]:
+        """Bring the files that the device lacks; returns their names, and the bytes that travelled."""
+        ...
+
+    def install(self, bundle: Outgoing, model: str, limits: Limits) -> dict[str, Any]:
+        """Put what was sent into the free slot; returns the state of the slots. Its trial may still be due."""
+        ...
+
+    def start(self, model: str, slots: dict[str, Any]) -> dict[str, Any] | None:
+        """Have the service hold the trial and come on the air with the bundle, or go back.
+
+        Args:
+            slots: what `install` returned.
+
+        Returns:
+            The state of the slots then; None when the start is left to the operator.
+        """
+        ...
+
+
+def deploy(
+    bundle: Outgoing, transport: Transport, model: str | None, limits: Limits,
+    say: Callable[[str], None], progress: Callable[[str, float], None],
+) -> Result:  # fmt: skip
+    """Bring `bundle` to a device and see it run.
+
+    Raises:
+        StonechatError: with the exit code of what went wrong; the device runs what it ran before, unless the message
+            says otherwise.
+    """
+    chosen = transport.choose_model(model)
+    say(f"{bundle.name} {bundle.version} for {transport.device}, as its model {chosen}")
+    sent, sent_bytes = transport.send(bundle, chosen, progress)
+    kept = tuple(name for name in bundle.files if name not in sent)
+    say(f"copied {sent_bytes / 1e6:,.1f} MB; unchanged on the device: {', '.join(kept) or 'nothing'}")
+    say("installing it there …")
+    installed = transport.install(bundle, chosen, limits)
+    started = transport.start(chosen, installed)
+    return Result(
+        transport.device, chosen, bundle.name, bundle.version, sent_bytes, tuple(sent), kept, started is not None,
+        started or installed,
+    )  # fmt: skip
+
+
+_BY_CODE: dict[int, type[StonechatError]] = {
+    kind.exit_code: kind for kind in (UnreachableError, SignatureError, DoesNotFitError, RolledBackError)
+}
+
+
+def error_of(exit_code: int, code: str, message: str) -> StonechatError:
+    """The error that a stonechat on a device ended with."""
+    if code == BundleError.code:
+        return BundleError(message)
+    return _BY_CODE.get(exit_code, StonechatError)(message)

@@ -1,0 +1,200 @@
+"""A board that `device init` has set up, as the commands after it see it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from device_runtime.bundle import typed_json
+from device_runtime.device.watchdog import CONNECTING
+from device_runtime.errors import ConfigurationError, UnreachableError
+from toolkit.device.layout import SERVICE, USER, Layout
+from toolkit.ssh.ssh import Remote, last_words
+
+__all__ = ["BoardDevice", "Record", "restart_by_command", "restart_unit"]
+
+_SHOW = """
+systemctl show "$1" -p ActiveState -p SubState -p Result -p StatusText -p NRestarts -p ActiveEnterTimestamp \
+    -p WatchdogUSec -p Job
+"""
+# Its words go to a file: the command must not end half-way because nobody listens to it any more.
+_BY_COMMAND = """
+said=$(mktemp)
+sh -c "$1" > "$said" 2>&1
+code=$?
+cat "$said" >&2
+rm -f "$said"
+exit $code
+"""
+LOOK_S = 0.5  # between looks at a unit that starts
+BROKER_S = 60.0  # that a service may look for its broker before the operator is told
+_KEYS = 'find "$1" -name "*.pub"'
+
+
+@dataclass(frozen=True)
+class Record:
+    """ROOT/device.json: what `device init` chose."""
+
+    device: str  # its id in the fleet file
+    prefix: str
+    service: str  # systemd, or none
+    restart: str | None = None  # where there is no systemd: a command that ends well once the service is ready
+    board: str | None = None  # its id, or where its board file lies there
+    schema: int = 1
+
+    def to_json(self) -> str:
+        """As it lies on the board."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read it.
+
+        Raises:
+            ValueError: it is damaged, or by a newer stonechat.
+        """
+        data = json.loads(text)
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != 1:
+            raise ValueError(f"schema is {schema!r}, and this stonechat knows 1")
+        record: Record = typed_json.read(cls, data)
+        return record
+
+
+class BoardDevice:
+    """A connection, and what is at its other end."""
+
+    def __init__(self, remote: Remote, root: str) -> None:
+        """Find what `device init` has made.
+
+        Raises:
+            ConfigurationError: nothing, or by a newer stonechat.
+        """
+        self.remote = remote
+        uid, *words = remote.check("id -u; command -v sudo >/dev/null && echo sudo || true").split()
+        remote.sudo = uid != "0" and bool(words)
+        layout = Layout(root)
+        done = remote.run('cat "$1"', layout.record, as_root=remote.sudo and self._may_sudo())
+        if "Permission denied" in done.err:
+            raise ConfigurationError(
+                f"{remote.target} may not read {layout.record}; allow it sudo without a password, or connect as root."
+            )
+        if done.code:
+            raise ConfigurationError(
+                f"{remote.target} has no {layout.record}; set it up with `stonechat device init {remote.target}` first "
+                "(--root, if it has another folder)."
+            )
+        try:
+            self.record = Record.from_json(done.out)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{remote.target}:{layout.record} cannot be used: {error}; run `stonechat device init` again."
+            ) from None
+        self.layout = Layout(root, self.record.prefix)
+        if not self.systemd:
+            remote.sudo = False
+        elif remote.sudo and not self._may_sudo():
+            raise ConfigurationError(
+                f"{remote.target} may not use sudo without a password; allow it, or connect as root."
+            )
+
+    @property
+    def systemd(self) -> bool:
+        """Whether systemd runs the service."""
+        return self.record.service == "systemd"
+
+    @property
+    def restartable(self) -> bool:
+        """Whether we can start the service anew."""
+        return self.systemd or self.record.restart is not None
+
+    @property
+    def user(self) -> str | None:
+        """Whose the models are; None is the one that we are there."""
+        return USER if self.systemd else None
+
+    def stonechat(self, *arguments: str) -> tuple[int, str, str]:
+        """Run the board's own stonechat, as the user of the service."""
+        script = 'cd "$1" && STONECHAT_CACHE="$1/state/cache" && export STONECHAT_CACHE && shift && exec "$@"'
+        done = self.remote.run(script, self.layout.root, self.layout.command, *arguments, user=self.user)
+        return done.code, done.out, done.err
+
+    def keys_flag(self) -> list[str]:
+        """The keys whose bundles the board takes, as a flag for its stonechat; empty where it has none."""
+        found = self.remote.check(_KEYS, self.layout.keys, user=self.user)
+        return ["--keys", self.layout.keys] if found.strip() else []
+
+    def unit(self) -> dict[str, str]:
+        """What systemd says of the service; empty without it."""
+        return _unit(self.remote) if self.systemd else {}
+
+    def restart(self, say: Callable[[str], None]) -> str | None:
+        """Start the service anew and wait until it is ready. Once begun, it goes on without us.
+
+        Args:
+            say: hears what the service does meanwhile.
+
+        Returns:
+            None, or why it is not ready.
+
+        Raises:
+            UnreachableError: its broker does not answer; it goes on trying. Or the connection to the board broke.
+        """
+        if self.systemd:
+            return restart_unit(self.remote, say)
+        assert self.record.restart is not None
+        return restart_by_command(self.remote, self.record.restart)
+
+    def fleet_text(self) -> str:
+        """Its fleet file."""
+        return self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
+
+    def _may_sudo(self) -> bool:
+        return self.remote.run("sudo -n true").code == 0
+
+    def slots(self, model: str) -> dict[str, Any] | None:
+        """What `stonechat slots show` says of a model; None where there is no bundle yet."""
+        code, out, _ = self.stonechat("slots", "show", self.layout.slots(model), "--json")
+        try:
+            found = json.loads(out)
+        except ValueError:
+            return None
+        return found if code == 0 and isinstance(found, dict) else None
+
+
+def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
+    """Have systemd start the service anew; as `BoardDevice.restart`."""
+    remote.check('systemctl --no-block restart "$1"', SERVICE, as_root=True)
+    say("systemd has the order, and carries it out whatever becomes of us …")
+    told, since_s = "", time.monotonic()
+    while (unit := _unit(remote)).get("Job", "0") not in ("", "0"):
+        text = unit.get("StatusText", "")
+        if text != told:
+            told, since_s = text, time.monotonic()
+            if text and unit.get("ActiveState") == "activating":  # else it is the last word of the one that ends
+                say(f"{text} …")
+        if text.startswith(CONNECTING) and time.monotonic() - since_s > BROKER_S:
+            raise UnreachableError(
+                f"the service of {remote.target} does not reach its broker ({text}). It goes on trying; see "
+                "`stonechat device doctor`."
+            )
+        time.sleep(LOOK_S)
+    if unit.get("ActiveState") == "active":
+        return None
+    # What the service itself has said last; systemd speaks of it too.
+    last = remote.run('journalctl "_SYSTEMD_UNIT=$1" -n 1 -o cat --no-pager', SERVICE, as_root=True).out
+    return last_words(last) or unit.get("Result") or "no reason given"
+
+
+def restart_by_command(remote: Remote, command: str) -> str | None:
+    """Have another service manager start it anew; as `BoardDevice.restart`."""
+    done = remote.run(_BY_COMMAND, command)
+    return (last_words(done.err) or f"the command ends with {done.code}") if done.code else None
+
+
+def _unit(remote: Remote) -> dict[str, str]:
+    lines = remote.check(_SHOW, SERVICE).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
