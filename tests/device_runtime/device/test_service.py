@@ -11,7 +11,6 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.models import ModelSettings
@@ -21,6 +20,7 @@ from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt import client
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port
+from tests.scripted_model import ScriptedModel
 
 
 def replies(device):
