@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.service import Service
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.topics import DeviceTopics
+from tests.scripted_model import ScriptedModel
 
 WATCHDOG_S = 1.0
 

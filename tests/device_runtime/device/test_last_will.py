@@ -14,7 +14,7 @@ DEVICE = """
 import sys
 sys.path[:0] = sys.argv[3:]
 from pathlib import Path
-from scripted import ScriptedModel
+from tests.scripted_model import ScriptedModel
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.device.service import Service, stop_on_signals
@@ -33,7 +33,7 @@ def test_how_a_device_leaves_is_what_its_state_says(port, peer, tmp_path, how, s
     client = peer()
     client.subscribe("stonechat/1/mortal/out/state")
     for boot in (1, 2):
-        command = [sys.executable, "-c", DEVICE, str(port), str(tmp_path), str(ROOT), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", DEVICE, str(port), str(tmp_path), str(ROOT)]
         process = subprocess.Popen(command)
         client.until(lambda topic, value: value == {"state": "ready", "boot": boot}, 15)  # noqa: B023
         process.send_signal(how)

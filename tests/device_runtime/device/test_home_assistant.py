@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 from jinja2.nativetypes import NativeEnvironment
-from scripted import ScriptedModel
 
 from device_runtime.device.home_assistant import STATUS_TOPIC, config_topic, describe
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic
+from tests.scripted_model import ScriptedModel
 
 TEXT = {"type": "string", "minLength": 1}
 COMPONENT = {

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedModel
 
 from device_runtime.device.delivery import Delivery
 from device_runtime.device.outbox import Outbox
@@ -25,6 +24,7 @@ from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port, mosquitto
 from tests.mqtt_peer import Peer
+from tests.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).parents[3]
 LINK = Link(name="hot", source="plant/+/air", prompt="{{ t }}", to="plant/advice")

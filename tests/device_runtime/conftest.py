@@ -11,7 +11,6 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.service import Service
 from device_runtime.fleet.settings import DeviceConfig
@@ -20,6 +19,7 @@ from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import mosquitto
 from tests.mqtt_peer import Peer
 from tests.scripted_fleet import wait_until
+from tests.scripted_model import ScriptedModel
 
 _numbers = itertools.count(1)
 

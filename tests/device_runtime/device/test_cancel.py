@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripted import ScriptedModel
-
 from device_runtime.engine.language_model import Completion
+from tests.scripted_model import ScriptedModel
 
 
 class Looking:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.models import ModelSettings
@@ -21,6 +20,7 @@ from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt import client
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port
+from tests.scripted_model import ScriptedModel
 
 
 def replies(device):
@@ -461,8 +461,8 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def mosquitto_commands():
-    """The shell examples of docs/mqtt.md."""
-    text = (Path(__file__).parents[3] / "docs" / "mqtt.md").read_text(encoding="utf-8")
+    """The shell examples of docs/reference/mqtt.md."""
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "mqtt.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [b for b in blocks if b.startswith("mosquitto_rr")]
 

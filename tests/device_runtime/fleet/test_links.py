@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.models import ModelSettings
 from device_runtime.fleet import links
 from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, faults, read
 from device_runtime.mqtt.strict_json import MessageError
+from tests.scripted_model import ScriptedModel
 
 
 def link(**fields):

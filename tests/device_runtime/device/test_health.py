@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedModel
 
 from device_runtime.device.health import Health
 from device_runtime.errors import ContextOverflowError
 from device_runtime.machine import machine
 from device_runtime.mqtt.messages import Final, Usage
+from tests.scripted_model import ScriptedModel
 
 
 def answer(tps: float = 10.0, ttft_ms: float = 50.0, tokens: int = 5) -> Final:
