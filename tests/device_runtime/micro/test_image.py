@@ -38,7 +38,7 @@ def opened(program: Path, tmp_path: Path, data: bytes) -> tuple[int, dict[int, b
     _, output = run(program, path)
     first, *lines = output.decode().splitlines()
     places = [tuple(map(int, line.split())) for line in lines]
-    assert all(48 < offset and offset + size <= len(data) for _, offset, size in places)
+    assert all(offset > 48 and offset + size <= len(data) for _, offset, size in places)
     return int(first.split()[0]), {kind: data[offset : offset + size] for kind, offset, size in places}
 
 
