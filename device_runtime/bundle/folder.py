@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.bundle import typed_json
 from device_runtime.bundle.admission import utc_time
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+from device_runtime.records import typed_json
 from device_runtime.update.slots import resolve
 
 __all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "Trial", "cache_folder"]

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from device_runtime.bundle.folder import Bundle, Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, Logits, open_backend
 from device_runtime.engine.chat import Message
+from device_runtime.engine.finish import Finish
 from device_runtime.engine.prompts import PromptEncoder
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.stop_strings import StopStrings
@@ -21,7 +22,6 @@ from device_runtime.engine.tokenizer import TextStream, Tokenizer, read_tokenize
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
 
-Finish = Literal["stop", "length", "cancelled"]
 _GREEDY = Sampling()
 
 
