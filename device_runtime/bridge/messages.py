@@ -175,7 +175,7 @@ class Hello(Message):
 
     TYPE = 0x81
     version: Annotated[int, U8, "that the board will speak: 1; in general the older of the two sides'"]
-    capabilities: Annotated[Capability, U16, "bits"]
+    capabilities: Annotated[Capability, U16, "bits that may be set together"]
     largest_body: Annotated[
         int,
         U16,
@@ -221,7 +221,7 @@ class Done(Message):
     TYPE = 0x84
     request: Request
     length: Annotated[int, U32, "bytes of the whole answer"]
-    finish: Annotated[Finish, U8, "why it ended"]
+    finish: Annotated[Finish, U8, "why it ended: a stop token; `max_new` or the end of the context; a `Cancel`"]
     prompt_tokens: Annotated[int, U32, "the prefix included"]
     cached_tokens: Annotated[int, U32, "of these, how many were in the kv_cache already"]
     completion_tokens: Annotated[int, U32, "the stop token included"]
@@ -235,7 +235,12 @@ class Fault(Message):
 
     TYPE = 0x85
     request: Annotated[int, U32, "the request's number; 0: of none"]
-    code: Annotated[FaultCode, U8, "for programs"]
+    code: Annotated[
+        FaultCode,
+        U8,
+        "another number than the board's; prompt or frame too long; needs what the board lacks; cannot be read; the "
+        "model failed",
+    ]
     reason: Annotated[str, Rest(MAX_REASON), f"for people, at most {MAX_REASON} bytes"] = ""
 
 
@@ -245,7 +250,9 @@ class Status(Message):
 
     TYPE = 0x86
     request: Annotated[int, U32, "the request's number; 0: none"]
-    work: Annotated[Work, U8, "what the board is doing"]
+    work: Annotated[
+        Work, U8, "no request known; waiting for the rest of a prompt; taking it in; answering; the answer has ended"
+    ]
     length: Annotated[int, U32, "bytes of the answer so far"]
     uptime_ms: Annotated[int, U32, "since its start; wraps"]
     temperature: Annotated[int, I16, f"tenths of a degree Celsius; {UNKNOWN_TEMPERATURE}: unknown"] = (

@@ -75,7 +75,7 @@ class Length:
     @property
     def words(self) -> str:
         """See `Constraint`."""
-        return f"at most {self.high:,}"
+        return f"{self.low} to {self.high:,}" if self.low else f"at most {self.high:,}"
 
 
 @dataclass(frozen=True)
@@ -148,4 +148,4 @@ def _readable(bound: float) -> str:
             if bound == exact and power > 20:
                 return text
         return f"{bound:,}"
-    return f"{bound:g}"
+    return f"{bound:,.9f}".rstrip("0").rstrip(".")
