@@ -1,4 +1,4 @@
-"""Frames on a serial line: docs/serial-protocol.md, section 2.
+"""Frames on a serial line: docs/reference/serial-protocol.md, section 2.
 
     00 | COBS( body | CRC-32 of the body, little-endian ) | 00
 

@@ -1,4 +1,5 @@
-"""The board's side of docs/serial-protocol.md, as a firmware would do it: fixed buffers, no timers, no retransmission.
+"""The board's side of docs/reference/serial-protocol.md, as a firmware would do it: fixed buffers, no timers, no
+retransmission.
 
 `Board` answers frames and lets its engine take one step at a time in between.
 """
