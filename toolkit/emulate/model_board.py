@@ -68,7 +68,8 @@ class TokenEngine:
         common = self._cache.rewind_to(tokens)
         self.prompt_tokens, self.cached_tokens, self.completion_tokens = len(tokens), common, 0
         left = len(tokens) - common
-        for logits in self._cache.prefill(tokens[common:], PREFILL):
+        for following in self._cache.prefill(tokens[common:], PREFILL):
+            logits = following
             left -= PREFILL
             if left > 0:
                 yield b"", None

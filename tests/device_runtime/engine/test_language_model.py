@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_backend import EOS, Words, scripted_model
+from tests.device_runtime.engine.scripted_backend import EOS, Words, scripted_model
 
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampling

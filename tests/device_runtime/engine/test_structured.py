@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import random_checkpoint
-from tokenizer_files import small_sentencepiece
+from tests.random_checkpoint import random_checkpoint
+from tests.tokenizer_files import small_sentencepiece
 
 from converters.checkpoints import TokenizerFile
 from converters.convert import Options, convert
