@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["toolkit", "converters", "boards", "device_runtime"]  # each may import those to its right
+PACKAGES = ["toolkit", "converters", "boards", "stonechat", "device_runtime"]  # each may import those to its right
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for package in PACKAGES
@@ -138,3 +138,33 @@ def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> No
         "BackendError": 1,
         "BackendMissingError": 2,
     }
+
+
+def test_the_public_names_are_these() -> None:
+    """What applications import; a name that goes from this list breaks them."""
+    import stonechat
+
+    assert stonechat.__all__ == [
+        "BackendError", "BackendMissingError", "BrokerAddress", "Bundle", "BundleError", "Certificates", "Completion",
+        "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "Final", "Generation", "LanguageModel",
+        "RemoteAnswer", "RemoteModel", "Sampling", "SchemaError", "SignatureError", "StonechatError", "TrustStore",
+        "UnavailableError", "UnreachableError", "__version__",
+    ]  # fmt: skip
+    with pytest.raises(AttributeError, match="it has BackendError"):
+        stonechat.Langauge_model  # noqa: B018
+
+
+def test_importing_stonechat_loads_nothing_before_it_is_used() -> None:
+    assert not loaded_by("import stonechat") & {"numpy", "paho", "device_runtime"}
+    assert "paho" not in loaded_by("from stonechat import LanguageModel")
+    assert "numpy" not in loaded_by("from stonechat import StonechatError")
+    assert "numpy" in loaded_by("from device_runtime.engine import LanguageModel")
+    assert "numpy" not in loaded_by("import device_runtime.engine.chat")
+
+
+def test_each_public_name_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    import stonechat
+
+    for name in stonechat.__all__:
+        assert f"`{name}`" in page, f"docs/reference/python.md does not describe {name}"
