@@ -53,7 +53,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605 (the names are in _HOMES)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
