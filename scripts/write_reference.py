@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Writes the pages of docs/reference/ that say what the code says. A test holds that they are current.
 
-    python scripts/write_reference.py            write them
-    python scripts/write_reference.py --check    exit 1 if one is not current
+python scripts/write_reference.py            write them
+python scripts/write_reference.py --check    exit 1 if one is not current
 """
+
+# ruff: noqa: E501  (sentences of the pages)
 
 from __future__ import annotations
 
