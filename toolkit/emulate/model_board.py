@@ -27,8 +27,8 @@ from device_runtime.bundle.folder import MODEL, Bundle
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import Generation, LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.errors import ConfigurationError, StonechatError
-from toolkit.emulate.pty_board import Board, Engine, EngineError
+from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
+from toolkit.emulate.pty_board import Board, Engine
 
 __all__ = ["TextEngine", "TokenEngine", "Wire", "hello_of", "listen", "main", "pseudo_terminal", "serve"]
 
@@ -50,14 +50,14 @@ class TokenEngine:
     def start(self, prompt: bytes, start: Start) -> None:
         """Begin an answer."""
         if len(prompt) % TOKEN_BYTES:
-            raise EngineError(FaultCode.MALFORMED, f"a prompt has whole tokens of {TOKEN_BYTES} bytes")
+            raise EmulatedFaultError(FaultCode.MALFORMED, f"a prompt has whole tokens of {TOKEN_BYTES} bytes")
         tokens = list(struct.unpack(f"<{len(prompt) // TOKEN_BYTES}I", prompt))
         if len(tokens) >= self._context:
-            raise EngineError(FaultCode.TOO_LONG, f"the context has {self._context} positions")
+            raise EmulatedFaultError(FaultCode.TOO_LONG, f"the context has {self._context} positions")
         if len(tokens) <= len(self._prefix) or tokens[: len(self._prefix)] != self._prefix:
-            raise EngineError(FaultCode.MALFORMED, "the prompt is not the model's prefix and more")
+            raise EmulatedFaultError(FaultCode.MALFORMED, "the prompt is not the model's prefix and more")
         if max(tokens) >= self._vocabulary:
-            raise EngineError(FaultCode.MALFORMED, f"the prompt has token {max(tokens)} of {self._vocabulary}")
+            raise EmulatedFaultError(FaultCode.MALFORMED, f"the prompt has token {max(tokens)} of {self._vocabulary}")
         self._steps = self._run(tokens, start)
 
     def step(self) -> tuple[bytes, Finish | None]:
@@ -106,7 +106,7 @@ class TextEngine:
             self._answer = self._model.generate(asked, max_new=start.max_new or None, sampling=sampling)
         except StonechatError as error:
             code = FaultCode.TOO_LONG if error.code == "context_overflow" else FaultCode.MALFORMED
-            raise EngineError(code, str(error)) from None
+            raise EmulatedFaultError(code, str(error)) from None
         self._left = b""
 
     def step(self) -> tuple[bytes, Finish | None]:
