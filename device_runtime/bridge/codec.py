@@ -13,6 +13,8 @@ from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any, ClassVar, Protocol, Self, get_args, get_type_hints, runtime_checkable
 
+from device_runtime.errors import MessageError
+
 __all__ = [
     "F32",
     "I16",
@@ -31,10 +33,6 @@ __all__ = [
     "Scalar",
     "packed_fields",
 ]
-
-
-class MessageError(ValueError):
-    """A body that is no message of this protocol."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from device_runtime.errors import StonechatError
+from device_runtime.errors import MessageError
 from device_runtime.records import typed_json
 
 __all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read"]
@@ -24,12 +24,6 @@ _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
 _COMMAND = typed_json.Manner(unknown_fields_refused=True, null_is_absent=True, quotes_values=False)
 _REPORT = typed_json.Manner(null_is_absent=True, quotes_values=False)
-
-
-class MessageError(StonechatError, ValueError):
-    """A payload that does not say what its topic asks for."""
-
-    code = "invalid_request"
 
 
 def parse(payload: bytes) -> Any:
