@@ -10,11 +10,9 @@ from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar, Self, get_type_hints
 
+from device_runtime.errors import MessageError
+
 __all__ = ["Message", "MessageError", "WithData"]
-
-
-class MessageError(ValueError):
-    """A body that is no message of this protocol."""
 
 
 @dataclass(frozen=True)

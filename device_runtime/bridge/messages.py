@@ -1,4 +1,4 @@
-"""What is said in frames: docs/serial-protocol.md, section 4.
+"""What is said in frames: docs/reference/serial-protocol.md, section 4.
 
 How they are packed is in codec.py.
 """

@@ -76,7 +76,9 @@ class PromptEncoder:
         if len(tokens) >= context:
             raise ContextOverflowError(
                 f"The prompt has {len(tokens)} tokens; the model's context holds {context} positions, one of which "
-                "the answer needs. Shorten the prompt, or convert again with a larger --context."
+                "the answer needs. Shorten the prompt, or convert again with a larger --context.",
+                tokens=len(tokens),
+                context=context,
             )
         if len(tokens) == len(self._prefix):
             raise ConfigurationError("The prompt is empty; give the model something to go on.")

@@ -54,7 +54,9 @@ def require_room(
     if needed > limit:
         raise DoesNotFitError(
             f"{what} needs {needed / 1e6:,.0f} MB of memory with its context full, and this device has "
-            f"{limit / 1e6:,.0f} MB for it. Convert the checkpoint with a shorter --context, or take a smaller model."
+            f"{limit / 1e6:,.0f} MB for it. Convert the checkpoint with a shorter --context, or take a smaller model.",
+            needed_bytes=needed,
+            available_bytes=limit,
         )
 
 

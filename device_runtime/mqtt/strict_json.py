@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from device_runtime.errors import StonechatError
+from device_runtime.errors import MessageError
 
 __all__ = ["MAX_PAYLOAD_BYTES", "Check", "MessageError", "check_fields", "dump", "integer", "number", "parse", "text"]
 
@@ -24,12 +24,6 @@ MAX_DEPTH = 16  # levels of lists and objects
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
 Check = Callable[[str, Any], Any]  # (field name, value) -> value, or MessageError
-
-
-class MessageError(StonechatError, ValueError):
-    """A payload that does not say what its topic asks for."""
-
-    code = "invalid_request"
 
 
 def parse(payload: bytes) -> Any:

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
     if needed > manifest.context:
         raise ContextOverflowError(
-            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}."
+            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}.",
+            tokens=needed,
+            context=manifest.context,
         )
     with ProgressBar() as bar:
         runs = list(

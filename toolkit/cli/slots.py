@@ -167,7 +167,11 @@ def _try(slots: Slots, trust: TrustStore) -> None:
     if last.outcome == "rolled_back":
         active = _versions(slots.folder)[slots.state.active] if slots.state.active else None
         runs = f"Version {active} runs as before." if active else "No bundle runs here yet."
-        raise RolledBackError(f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}")
+        raise RolledBackError(
+            f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}",
+            version=last.version,
+            reason=last.reason,
+        )
 
 
 def _report(args: argparse.Namespace, state: State) -> int:

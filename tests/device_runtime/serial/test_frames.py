@@ -46,7 +46,7 @@ from toolkit.emulate.pty_board import Board
 ROOT = Path(__file__).parents[3]
 VECTORS = ROOT / "tests" / "data" / "serial_frames.txt"
 EXCHANGE = ROOT / "tests" / "data" / "serial_exchange.txt"
-PAGE = ROOT / "docs" / "serial-protocol.md"
+PAGE = ROOT / "docs" / "reference" / "serial-protocol.md"
 ON_PAGE_BYTES = 64  # longer bodies stand in the file alone
 BODIES = st.binary(min_size=1, max_size=LARGEST_BODY)
 
@@ -250,7 +250,7 @@ def exchange() -> str:
     """What a bridge sends (>), what the board answers (<), and where its model takes a step; times are all 0."""
     capable = Hello(1, Capability.TOKENS, 256, 328, 256, 32_000, 1, 120, 0, name="scripted")
     board = Board(Scripted(), capable, clock=lambda: 0.0)
-    lines = ["# A board whose model gives tokens 11 and 12 and then a stop token, docs/serial-protocol.md, section 7."]
+    lines = ["# A board whose model gives tokens 11 and 12 and then a stop token: section 7 of the protocol's page."]
     lines.append("# The text of a Fault is the firmware's own, and so is the temperature.")
 
     def answers(data: bytes) -> None:
