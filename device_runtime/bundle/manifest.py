@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from device_runtime.bundle import typed_json
 from device_runtime.errors import BundleError
+from device_runtime.records import typed_json
 
 __all__ = [
     "FORMAT",
