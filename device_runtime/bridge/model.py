@@ -10,7 +10,8 @@ from device_runtime.bridge.link import Link
 from device_runtime.bridge.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
 from device_runtime.bridge.prompt_codec import Decoder, Text, Tokens
 from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
-from device_runtime.bundle.folder import MODEL, Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
 from device_runtime.engine.sampler import Sampling

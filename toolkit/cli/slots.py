@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.options import add_json, positive_number
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
