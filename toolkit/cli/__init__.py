@@ -20,8 +20,8 @@ from device_runtime.errors import StonechatError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
-    "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
+    "convert", "run", "chat", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
+    "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 
 
