@@ -39,8 +39,6 @@ def fit_lines(result: Fit) -> Iterator[str]:
     yield f"on {board.name} ({board.id})"
     for figure in result.figures.values():
         yield f"{figure.label:<42}{_value(figure):>18}  {figure.kind}"
-    if "memory" not in result.figures:
-        yield "memory is not known: the bundle is of an older converter; convert the checkpoint again"
     yield "it fits" if result.fits else "it does not fit"
 
 

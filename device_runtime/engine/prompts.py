@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from device_runtime.bundle.folder import Manifest
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message, render_chat
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, ContextOverflowError

@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     """Print medians and spread."""
     from dataclasses import asdict
 
-    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ContextOverflowError
+    from device_runtime.update.slots import open_bundle
     from toolkit.bench import FIGURES, measure, spread
     from toolkit.progress import ProgressBar
 
-    manifest = Bundle.open(args.bundle).manifest
+    manifest = open_bundle(args.bundle).manifest
     needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
     if needed > manifest.context:
         raise ContextOverflowError(
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     figures = spread(runs)
-    bytes_per_token = manifest.graph.bytes_per_token(needed, manifest.profile)
+    bytes_per_token = manifest.graph.bytes_per_token(needed)
     lines = [
         (label, *(f"{figures[figure][what]:.1f}" for what in ("median", "min", "max")), unit)
         for figure, (label, unit) in FIGURES.items()

@@ -12,7 +12,7 @@ from toolkit.cli.output import say, show
 
 if TYPE_CHECKING:
     from boards.fit import Fit
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -75,10 +75,10 @@ def _check_bundle(args: argparse.Namespace) -> int:
 def _manifest(path: Path) -> Manifest:
     """Of a bundle in either form; a packed one is read, not unpacked."""
     from device_runtime.bundle.archive import Archive
-    from device_runtime.bundle.folder import Bundle
+    from device_runtime.update.slots import open_bundle
 
     if path.is_dir():
-        return Bundle.open(path).manifest
+        return open_bundle(path).manifest
     with Archive.open(path) as archive:
         return archive.manifest
 
@@ -106,7 +106,8 @@ def _is_zip(path: Path) -> bool:
 
 def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
-    from device_runtime.bundle.folder import MANIFEST, Bundle
+    from device_runtime.bundle.folder import Bundle
+    from device_runtime.bundle.manifest import MANIFEST
     from device_runtime.engine.structured import SchemaCompiler
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet

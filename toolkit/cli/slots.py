@@ -11,7 +11,7 @@ from toolkit.cli.options import add_json, positive_number
 from toolkit.cli.output import rows, show
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
