@@ -13,10 +13,10 @@ CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 .PHONY: demo test test-slow test-all lint format peers setup setup-tests setup-emulation model clean
 
 setup:
-	@scripts/setup_venv.sh $(VENV) convert,flash,dev,demo
+	@scripts/setup_venv.sh $(VENV) dev
 
 $(CHECKPOINT): | setup
-	@$(PYTHON) -m toolkit.demo.model $@
+	@mkdir -p $(@D) && $(VENV)/bin/stonechat get smollm2-135m -o $@
 
 $(BUNDLE)/manifest.json: $(CHECKPOINT) | setup
 	@echo "converting $(CHECKPOINT) for 64-bit Linux boards" >&2
