@@ -2,6 +2,7 @@
 # make test      set up, lint, type-check, and run every test but the slow ones
 # make test-all  the slow ones too
 # make format    let ruff rewrite the code
+# make fuzz      ten minutes of damaged input for each reader of the C engine (scripts/fuzz.sh)
 # make peers     stonechat beside llama.cpp on this machine (benchmarks/peers.py)
 
 VENV := .venv
@@ -10,7 +11,7 @@ VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow test-all lint format peers setup setup-tests setup-emulation model clean
+.PHONY: demo test test-slow test-all lint format peers fuzz setup setup-tests setup-emulation model clean
 
 setup:
 	@scripts/setup_venv.sh $(VENV) convert,flash,dev,demo
@@ -54,6 +55,10 @@ format: setup
 
 peers: $(CHECKPOINT)
 	@$(PYTHON) benchmarks/peers.py $(CHECKPOINT)
+
+fuzz:
+	@scripts/setup_debian.sh clang libclang-rt-14-dev
+	@scripts/fuzz.sh
 
 clean:
 	rm -rf build .venv .venv-tflite214 .venv-peers
