@@ -22,6 +22,7 @@ from typing import Literal
 from device_runtime.errors import ConfigurationError
 
 __all__ = [
+    "ID",
     "ROOT",
     "DeviceTopics",
     "PoolTopics",
@@ -37,14 +38,14 @@ __all__ = [
 ROOT = "stonechat/1"
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
-_ID = re.compile(r"[a-z0-9-]{1,64}")
+ID = re.compile(r"[a-z0-9-]{1,64}")
 _COMMANDS = frozenset({"generate", "cancel", "ota"})
 _OUTPUTS = frozenset({"state", "info", "health", "event", "ota"})
 
 
 def is_id(text: str) -> bool:
     """Whether `text` can name a device, a group, a client or a session."""
-    return _ID.fullmatch(text) is not None
+    return ID.fullmatch(text) is not None
 
 
 def check_id(what: str, text: str) -> str:
