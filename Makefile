@@ -3,6 +3,7 @@
 # make test-all  the slow ones too
 # make format    let ruff rewrite the code
 # make package   build the sdist and the wheel into dist/
+# make fuzz      ten minutes of damaged input for each reader of the C engine (scripts/fuzz.sh)
 # make peers     stonechat beside llama.cpp on this machine (benchmarks/peers.py)
 
 VENV := .venv
@@ -11,7 +12,7 @@ VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow test-all lint format package peers setup setup-tests setup-emulation model clean
+.PHONY: demo test test-slow test-all lint format package peers fuzz setup setup-tests setup-emulation model clean
 
 setup:
 	@scripts/setup_venv.sh $(VENV) dev
@@ -60,6 +61,10 @@ package: setup
 
 peers: $(CHECKPOINT)
 	@$(PYTHON) benchmarks/peers.py $(CHECKPOINT)
+
+fuzz:
+	@scripts/setup_debian.sh clang libclang-rt-14-dev
+	@scripts/fuzz.sh
 
 clean:
 	rm -rf build dist .venv .venv-tflite214 .venv-peers
