@@ -232,6 +232,7 @@ class Service:
             self.config.device,
             version=device_runtime.__version__,
             models=self._model_names,
+            pool=self.config.pool,
             **hardware,
         )
 

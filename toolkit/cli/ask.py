@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
+from toolkit.cli.output import print_json, say
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -31,9 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
-    import json
-    import sys
-
     from device_runtime.client.remote import RemoteModel
     from device_runtime.errors import StonechatError
     from toolkit.cli.options import read_schema
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         schema=read_schema(args.schema) if args.schema else None,
         stream=not args.json,
         timeout_s=args.timeout,
-        on_wait=lambda text: print(f"stonechat: {text}", file=sys.stderr, flush=True),
+        on_wait=say,
     )
     printed = False
     with model:
@@ -70,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
             raise
     final = answer.final
     if args.json:
-        print(json.dumps({"device": answer.device, **final.to_fields()}, ensure_ascii=False))
+        print_json({"device": answer.device, **final.to_fields()})
     else:
         print()
         if final.finish == "deadline":
-            print(f"cut after --timeout {args.timeout:g} s; a longer one gets more.", file=sys.stderr)
+            say(f"cut after --timeout {args.timeout:g} s; a longer one gets more.")
     return 1 if final.finish == "deadline" else 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.options import add_runtime, add_sampling, sampling
+from toolkit.cli.output import say
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -51,14 +52,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError("chat needs one of BUNDLE, --device ID and --pool GROUP.")
     with _local(args) if args.bundle is not None else _remote(args) as ask:
         if sys.stdin.isatty():
-            print(_HELP_LINE, file=sys.stderr)
+            say(_HELP_LINE)
         _talk(ask, args.system)
     return 0
 
 
 def _talk(ask: _Ask, system: str | None) -> None:
-    import sys
-
     from device_runtime.errors import ContextOverflowError, StonechatError
 
     first = [{"role": "system", "content": system}] if system else []
@@ -72,11 +71,9 @@ def _talk(ask: _Ask, system: str | None) -> None:
             asked = [*said, {"role": "user", "content": line}]
             try:
                 answer = _show(ask(asked))
-            except ContextOverflowError as error:
-                print(f"stonechat: {error} Begin a new conversation with /new.", file=sys.stderr)
             except StonechatError as error:
-                more = " Begin a new conversation with /new." if "context_overflow" in str(error) else ""
-                print(f"stonechat: {error}{more}", file=sys.stderr)
+                overflow = isinstance(error, ContextOverflowError)
+                say(f"stonechat: {error}" + (" Begin a new conversation with /new." if overflow else ""))
             else:
                 said = [*asked, {"role": "assistant", "content": answer}]
 
@@ -143,15 +140,13 @@ def _local(args: argparse.Namespace) -> Iterator[_Ask]:
 
 @contextmanager
 def _remote(args: argparse.Namespace) -> Iterator[_Ask]:
-    import sys
-
     from device_runtime.client.remote import RemoteModel
 
     broker, name = broker_access(args)
     options: dict[str, Any] = {
         "model": args.model, "max_new": args.max_new, "temperature": args.temperature, "top_k": args.top_k,
         "top_p": args.top_p, "seed": args.seed, "stop": args.stop, "timeout_s": args.timeout,
-        "on_wait": lambda text: print(f"stonechat: {text}", file=sys.stderr, flush=True),
+        "on_wait": say,
     }  # fmt: skip
     with RemoteModel(broker, args.device, pool=args.pool, client=name) as model:
         yield lambda messages: model.generate(messages, **options)

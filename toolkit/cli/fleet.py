@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.cli import output
 from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.output import say, show, table
 
 if TYPE_CHECKING:
     from device_runtime.client.roll_call import DeviceReport
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "list the devices of a broker: states, versions, models, pools and last answers"
-_SHOWN = 60  # characters of an answer
+_SHOWN = 200  # characters of an answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them; 0 also when there are none."""
-    import json
-    import sys
-
     from device_runtime.client.roll_call import WAIT_S, DeviceReport, roll_call
     from device_runtime.fleet import file as fleet_file
 
@@ -47,14 +47,10 @@ def run(args: argparse.Namespace) -> int:
     rows = [_fields(report, fleet) for report in found.values()]
     if args.pool is not None:
         rows = [row for row in rows if row["pool"] == args.pool]
-    if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
-        return 0
-    if not rows:
+    if not rows and not args.json:
         whose = f"the pool {args.pool!r} at {broker}" if args.pool else f"the broker at {broker}"
-        print(f"no device is known in {whose}; start one with: stonechat serve FLEET.yaml --device ID", file=sys.stderr)
-    _print(rows)
-    return 0
+        say(f"no device is known in {whose}; start one with: stonechat serve FLEET.yaml --device ID")
+    return show(args, rows, _text(rows) if rows else ())
 
 
 def _broker(args: argparse.Namespace, fleet: Fleet | None) -> tuple[BrokerAddress, str | None]:
@@ -89,20 +85,20 @@ def _fields(report: DeviceReport, fleet: Fleet | None) -> dict[str, Any]:
     }
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _text(rows: list[dict[str, Any]]) -> Iterator[str]:
     import json
 
-    table = [("DEVICE", "STATE", "STONECHAT", "MODELS", "POOL")]
+    lines = []
     for row in rows:
-        models = ", ".join(
-            f"{model} ({row['bundles'][model]})" if model in row["bundles"] else model for model in row["models"]
-        )
-        table.append((row["device"], row["state"], row["version"] or "-", models or "-", row["pool"] or "-"))
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for number, line in enumerate(table):
-        if rows:
-            print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
-        for link, answer in (rows[number - 1]["links"] if number else {}).items():
-            text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-            text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-            print(f"  {link}: {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}")
+        bundles = row["bundles"]
+        models = ", ".join(f"{name} ({bundles[name]})" if name in bundles else name for name in row["models"])
+        lines.append((row["device"], row["state"], row["version"] or "-", row["pool"] or "-", models or "-"))
+    yield from table(lines, ("device", "state", "stonechat", "pool", "models"))
+    answers = [(row["device"], link, answer) for row in rows for link, answer in row["links"].items()]
+    if answers:
+        yield ""
+        yield "last answers"
+    for device, link, answer in answers:
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        yield from output.rows([(f"  {device} {link}", text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")])
