@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.bundle.admission import warn_if_expired
-from device_runtime.bundle.folder import Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.engine.language_model import LanguageModel

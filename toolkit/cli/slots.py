@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.output import rows, show
 
 if TYPE_CHECKING:
-    from device_runtime.update.state import Last, State
+    from device_runtime.update.state import Last
+    from toolkit.device.slot_state import SlotState
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -72,17 +75,12 @@ def _install(args: argparse.Namespace) -> int:
 
     limits = TrialLimits(args.min_tps, args.max_rss_mb, args.trial_timeout_s)
     done, state = install_bundle(args.bundle, args.folder, limits, keys=args.keys, board=args.board, trial=args.trial)
-    if args.json:
-        _print_json(args.folder, state, {"changed": done.changed, "copied": done.copied, "reused": done.reused})
-        return 0
     if not done.changed:
-        print(f"{args.folder} has version {done.version} of {done.name} already")
+        first = f"{args.folder} has version {done.version} of {done.name} already"
     else:
-        print(
-            f"copied {', '.join(done.copied) or 'nothing'}; unchanged on this device: {', '.join(done.reused) or '-'}"
-        )
-    _print_state(args.folder, state)
-    return 0
+        first = f"copied {', '.join(done.copied) or 'nothing'}; unchanged here: {', '.join(done.reused) or '-'}"
+    more = {"changed": done.changed, "copied": done.copied, "reused": done.reused}
+    return show(args, state.to_fields() | more, [first, *_lines(state)])
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -103,31 +101,23 @@ def _rollback(args: argparse.Namespace) -> int:
     return _report(args, go_back(args.folder, args.keys))
 
 
-def _report(args: argparse.Namespace, state: State) -> int:
-    if args.json:
-        _print_json(args.folder, state)
-    else:
-        _print_state(args.folder, state)
-    return 0
+def _report(args: argparse.Namespace, state: SlotState) -> int:
+    return show(args, state.to_fields(), _lines(state))
 
 
-def _print_state(folder: Path, state: State) -> None:
-    from toolkit.device.slot_state import SlotState
-
-    versions = SlotState.of(folder, state).versions
-    rows = [("state", state.phase.value)]
+def _lines(slots: SlotState) -> Iterator[str]:
+    state = slots.state
+    lines = [("state", state.phase.value)]
     for label, slot in (("active", state.active), ("previous", state.previous)):
-        rows.append((label, f"version {versions[slot]}, slot {slot}" if slot else "none"))
+        lines.append((label, f"version {slots.version(slot)}, slot {slot}" if slot else "none"))
     if trial := state.trial:
-        rows.append(
-            ("on trial", f"version {versions[trial.slot]}, slot {trial.slot}, starts left {trial.attempts_left}")
+        lines.append(
+            ("on trial", f"version {slots.version(trial.slot)}, slot {trial.slot}, starts left {trial.attempts_left}")
         )
-    rows.append(("security counter", str(state.security_counter)))
+    lines.append(("security counter", str(state.security_counter)))
     if state.last:
-        rows.append(("last update", _sentence(state.last)))
-    width = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        print(f"{label:<{width}}  {text}")
+        lines.append(("last update", _sentence(state.last)))
+    return rows(lines)
 
 
 def _sentence(last: Last) -> str:
@@ -137,12 +127,3 @@ def _sentence(last: Last) -> str:
     elif last.tokens_per_s is not None:
         words.append(f"{last.tokens_per_s:.1f} tok/s, {last.peak_rss_mb:.1f} MB")
     return ": ".join(words)
-
-
-def _print_json(folder: Path, state: State, more: dict[str, Any] | None = None) -> None:
-    import json
-
-    from toolkit.device.slot_state import SlotState
-
-    fields = SlotState.of(folder, state).to_fields()
-    print(json.dumps(fields | (more or {}), ensure_ascii=False))

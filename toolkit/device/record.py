@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from device_runtime.bundle import typed_json
+from device_runtime.records import typed_json
 
 __all__ = ["Record"]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from boards import load_board
-from device_runtime.bundle.folder import Manifest
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore, trusted
 from device_runtime.errors import ConfigurationError, RolledBackError
 from device_runtime.machine.requirements import require_room
 from device_runtime.update.install import Installed, install, preview
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import Slots, is_slot_folder, lock, read_state
-from device_runtime.update.state import State, TrialLimits
+from device_runtime.update.state import TrialLimits
 from device_runtime.update.trial import roll_back, try_pending
 from toolkit.device.installed import check_is_served, fits_on
 from toolkit.device.slot_state import SlotState
@@ -23,7 +23,7 @@ __all__ = ["go_back", "hold_trial", "install_bundle", "state_of"]
 
 def install_bundle(
     bundle: Path, folder: Path, limits: TrialLimits, *, keys: Path | None, board: str | None, trial: bool
-) -> tuple[Installed, State]:
+) -> tuple[Installed, SlotState]:
     """Put a bundle into the free slot and, with `trial`, try it.
 
     Args:
@@ -43,10 +43,10 @@ def install_bundle(
         done = install(bundle, slots, limits, policy)
         if slots.state.trial is not None and trial:
             _try(slots, trust)
-        return done, slots.state
+        return done, SlotState.of(folder, slots.state)
 
 
-def state_of(folder: Path) -> State:
+def state_of(folder: Path) -> SlotState:
     """The state of a slot folder.
 
     Raises:
@@ -55,10 +55,10 @@ def state_of(folder: Path) -> State:
     if not is_slot_folder(folder):
         what = "is not a slot folder" if folder.exists() else "does not exist"
         raise ConfigurationError(f"{folder} {what}. Make one with `stonechat slots install BUNDLE FOLDER`.")
-    return read_state(folder)
+    return SlotState.of(folder, read_state(folder))
 
 
-def hold_trial(folder: Path, keys: Path | None) -> State:
+def hold_trial(folder: Path, keys: Path | None) -> SlotState:
     """Hold the trial that is due; returns the state after it.
 
     Raises:
@@ -69,14 +69,14 @@ def hold_trial(folder: Path, keys: Path | None) -> State:
         if slots.state.trial is None:
             raise ConfigurationError(f"No bundle in {folder} waits for a trial; install one first.")
         _try(slots, trusted(keys))
-        return slots.state
+        return SlotState.of(folder, slots.state)
 
 
-def go_back(folder: Path, keys: Path | None) -> State:
+def go_back(folder: Path, keys: Path | None) -> SlotState:
     """Go back to the bundle before, or call off a trial; returns the state after it."""
     with lock(folder) as slots:
         roll_back(slots, trusted(keys))
-        return slots.state
+        return SlotState.of(folder, slots.state)
 
 
 def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
@@ -92,4 +92,8 @@ def _try(slots: Slots, trust: TrustStore) -> None:
     if last.outcome == "rolled_back":
         state = SlotState.of(slots.folder, slots.state)
         runs = f"Version {state.version(state.active)} runs as before." if state.active else "No bundle runs here yet."
-        raise RolledBackError(f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}")
+        raise RolledBackError(
+            f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}",
+            version=last.version,
+            reason=last.reason,
+        )

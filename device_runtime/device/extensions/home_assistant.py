@@ -19,11 +19,12 @@ from device_runtime.fleet.settings import HEALTH_INTERVAL_S
 from device_runtime.mqtt.client import Incoming, Subscription
 from device_runtime.mqtt.messages import DeviceState, Info
 from device_runtime.mqtt.strict_json import dump
+from device_runtime.mqtt.topics import HOME_ASSISTANT_STATUS as STATUS_TOPIC
 from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.mqtt.topics import home_assistant_config as config_topic
 
 __all__ = ["STATUS_TOPIC", "HomeAssistant", "config_topic", "describe"]
 
-STATUS_TOPIC = "homeassistant/status"  # says `online` when Home Assistant has started
 _LONGEST_STATE = 255  # characters of an entity's state in Home Assistant
 _ON_AIR = (DeviceState.READY.value, DeviceState.BUSY.value)
 
@@ -66,11 +67,6 @@ class HomeAssistant(Extension):
             info = self._info
         if info is not None and message.payload == b"online" and self._device.limiter.admits("announcements"):
             self.announce(info)
-
-
-def config_topic(device: str) -> str:
-    """Where Home Assistant looks for it."""
-    return f"homeassistant/device/{device}/config"
 
 
 def describe(info: Info, links: Sequence[Link]) -> bytes:

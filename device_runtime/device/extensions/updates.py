@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.queue import Job
