@@ -9,10 +9,10 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
-from device_runtime.device.statistics import Statistics
 
 from device_runtime.bridge.codec import Message, packed_fields
 from device_runtime.bridge.messages import KINDS
+from device_runtime.device.statistics import Statistics
 from device_runtime.mqtt import messages, ota_messages
 from device_runtime.records.typed_json import fields_of
 
