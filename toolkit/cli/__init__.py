@@ -20,7 +20,7 @@ from toolkit.cli.output import print_json
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
+    "get", "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
     "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import cryptography  # noqa: F401  # before anything is made
     except ImportError as error:
-        raise require_extra("broker", error) from None
+        raise require_extra("sign", error) from None
     return {"init": _init, "list": _list, "revoke": _revoke, "renew": _renew}[args.action](args)
 
 

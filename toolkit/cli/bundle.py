@@ -163,7 +163,7 @@ def _keys(args: argparse.Namespace) -> list[Any]:
     try:
         from toolkit.signing.keys import read_passphrase, read_signing_key
     except ImportError as error:
-        raise require_extra("update", error) from None
+        raise require_extra("sign", error) from None
     passphrase = read_passphrase(args.passphrase_file)
     return [read_signing_key(path, passphrase) for path in args.key]
 

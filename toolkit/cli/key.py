@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from toolkit.signing.keys import new_key, read_any_key, read_passphrase, retire
     except ImportError as error:
-        raise require_extra("update", error) from None
+        raise require_extra("sign", error) from None
     from device_runtime.bundle.trust import read_key
     from device_runtime.mqtt.topics import check_id
 
