@@ -442,7 +442,6 @@ def test_what_another_process_has_left_behind_is_no_second_device(on_air):
     device = on_air()
     for _ in range(3):
         device.client.publish(device.topics.instance, {"instance": "earlier", "connects": 7}, retain=True)
-    device.client.publish(device.topics.instance, b"", retain=True)
     device.client.publish(device.topics.instance, b"[1]")
     device.ask(prompt="x")
     assert replies(device)[-1]["text"] == "X"
@@ -513,17 +512,14 @@ class TestClients:
         device = on_air()
         self.ask_as(device, "mallory", reply_client="anna", prompt="boo")
         self.ask_as(device, "anna", session="2", prompt="mine")
-        texts = [
-            value["text"] for _, value in device.client.until(lambda topic, value: value.get("done")) if "done" in value
-        ]
-        assert texts == ["MINE"]
+        seen = device.client.until(lambda topic, value: value.get("done"))
+        assert [value["text"] for _, value in seen if "done" in value] == ["MINE"]
         assert len(device.model.asked) == 1
 
     def test_a_request_of_one_client_is_no_repeat_of_anothers(self, on_air):
         device = on_air()
-        device.client.publish(  # whoever may write to the plain topic calls itself anna, first
-            device.topics.generate, {"prompt": "boo"}, ResponseTopic=device.topics.reply("anna", "1"), CorrelationData=b"c"
-        )  # fmt: skip
+        anna = device.topics.reply("anna", "1")  # anybody who may write to the plain topic can call itself so
+        device.client.publish(device.topics.generate, {"prompt": "boo"}, ResponseTopic=anna, CorrelationData=b"c")
         device.client.until(lambda topic, value: value.get("text") == "BOO")
         self.ask_as(device, "anna", prompt="mine")
         device.client.until(lambda topic, value: value.get("text") == "MINE")
