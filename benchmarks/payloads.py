@@ -2,8 +2,8 @@
 
     python benchmarks/payloads.py
 
-Prints milliseconds of CPU time for payloads that make a careless parser slow, at 1, 4, 16 and 64 KiB, and the factor from 16 to
-64 KiB: 4 is linear, 16 is quadratic. Exits with 1 if a factor is above 8 and the time above 20 ms.
+Prints milliseconds of CPU time for payloads that make a careless parser slow, at 1, 4, 16 and 64 KiB, and the factor
+from 16 to 64 KiB: 4 is linear, 16 is quadratic. Exits with 1 if a factor is above 8 and the time above 20 ms.
 """
 
 from __future__ import annotations

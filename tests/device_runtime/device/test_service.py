@@ -18,6 +18,7 @@ from device_runtime.errors import ConfigurationError, SchemaError, UnreachableEr
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port
+from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
 
 
@@ -577,7 +578,9 @@ class TestClients:
 
     def test_nobody_keeps_the_queue_full(self, on_air):
         device = on_air(ScriptedModel(["a"], gated=True), queue=4)
-        for request in range(5):  # one is being answered, four wait
+        self.ask_as(device, "greedy", prompt="x")
+        wait_until(lambda: len(device.model.asked) == 1)
+        for request in range(1, 5):  # one is being answered, four wait
             self.ask_as(device, "greedy", str(request), b"%d" % request, prompt="x")
         device.until_waiting(4)
         reply_to = self.ask_as(device, "anna", prompt="x")
