@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.checkpoints import Checkpoint, TokenizerFile, check_finite
 from converters.emit.lint import measured_arena, require_clean
 from converters.measure.quality import text_windows
 from converters.measure.report import int16_report, quality_report
@@ -27,17 +27,18 @@ from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save
 from converters.quantize.rotation import Rotation
 from converters.texts import chat_renderer, text_kinds
 from device_runtime import __version__
-from device_runtime.bundle.folder import (
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import (
     FORMAT,
     MANIFEST,
     MODEL,
     PREFIX,
-    Bundle,
     FileEntry,
     GraphShape,
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
 from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
@@ -93,6 +94,7 @@ def convert(
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
+        check_finite(checkpoint, lambda share: progress("checking the weights", share))
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
         if options.profile == "micro":
@@ -144,6 +146,7 @@ def graph_shape(config: NetworkConfig, profile: Literal["pi", "micro"], context:
         config.vocabulary,
         windows,
         min(PREFILL_TOKENS, windows[0]) if profile == "pi" else 0,
+        kv_cache_element_bytes=4 if profile == "pi" else 1,
         weight_bytes=config.matmul_weights,  # int8
         rotated=True,
         width=config.width,
@@ -166,7 +169,12 @@ def _context(config: NetworkConfig, options: Options) -> int:
 def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, progress: Progress) -> None:
     config, tokenizer_file = checkpoint.config, checkpoint.tokenizer
     (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
-    tokenizer = read_tokenizer(work / tokenizer_file.file_name)
+    tokenizer = read_tokenizer(
+        work / tokenizer_file.file_name,
+        tokenizer_file.chat_template,
+        tokenizer_file.eos_ids,
+        spaced=tokenizer_file.spaced,
+    )
     read = with_head(config, checkpoint.read)
     prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer, options.instruction)
     if options.instruction is not None and context - len(prefix_tokens) < SHORTEST_CONTEXT:
@@ -229,7 +237,9 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         format=FORMAT,
         name=checkpoint.name,
         version=options.version,
+        task="generate",
         architecture=checkpoint.architecture,
+        weight_bits=8,
         profile=options.profile,
         context=context,
         graph=graph_shape(config, options.profile, context),
@@ -239,6 +249,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
             tokenizer_file.eos_ids,
             tokenizer_file.adds_bos,
             tokenizer_file.special_tokens,
+            tokenizer_file.spaced,
         ),
         chat_template=tokenizer_file.chat_template,
         prefix_tokens=tuple(prefix_tokens),
@@ -290,7 +301,7 @@ def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
 def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+    tokenizer = tokenizer_of(bundle)
     length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
     kinds = heldout_windows(
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS

@@ -10,7 +10,8 @@ from device_runtime.bridge.link import Link
 from device_runtime.bridge.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
 from device_runtime.bridge.prompt_codec import Decoder, Text, Tokens
 from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
-from device_runtime.bundle.folder import MODEL, Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
 from device_runtime.engine.sampler import Sampling
@@ -73,7 +74,7 @@ class SerialAnswer(Iterator[str]):
 
 
 class SerialModel:
-    """See `device_runtime.device.generation.Model` and `device_runtime.device.hardware.Hardware`."""
+    """See `device_runtime.device.runner.Model` and `device_runtime.device.hardware.Hardware`."""
 
     def __init__(self, link: Link, bundle: Bundle | None = None) -> None:
         """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
@@ -136,7 +137,7 @@ class SerialModel:
 
     @property
     def position(self) -> object:
-        """Changes as the board gets on with an answer; see `device_runtime.device.models.Models.progress`."""
+        """Changes as the board gets on with an answer; see `device_runtime.device.runner.ModelRunner.progress`."""
         return self._link.session.progress
 
     # what the service tells of the hardware

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.typed_json import shortened
 from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.records.typed_json import shortened
 
 __all__ = [
     "RETIRED",
@@ -103,7 +103,7 @@ class PublicKey:
         except ImportError:
             raise ConfigurationError(
                 "This device has keys, and signatures cannot be checked without the package 'cryptography'; nothing "
-                "is accepted unchecked. Run `pip install 'stonechat[update]'`."
+                "is accepted unchecked. Run `pip install 'stonechat[sign]'`."
             ) from None
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from device_runtime.engine.segments import Segment
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
-__all__ = ["Message", "render_chat", "render_segments"]
+__all__ = ["ROLES", "Message", "Role", "render_chat", "render_segments"]
 
 Message = Mapping[str, str]  # {"role": "user", "content": "…"}
-_ROLES = ("system", "user", "assistant", "tool")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 # Unicode's noncharacters at the ends of its planes stand in for characters of a message during the rendering.
 _STAND_INS = [chr(plane << 16 | low) for plane in range(1, 17) for low in (0xFFFE, 0xFFFF)]
@@ -43,9 +44,9 @@ def render_chat(
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ConfigurationError(f'Message {i} is {message!r}; expected {{"role": "user", "content": "…"}}.')
-        if message["role"] not in _ROLES:
+        if message["role"] not in ROLES:
             raise ConfigurationError(
-                f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(_ROLES)}."
+                f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(ROLES)}."
             )
     from jinja2 import TemplateError
     from jinja2.exceptions import TemplateSyntaxError

@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from device_runtime.engine.backends import Logits
+from device_runtime.engine.finish import Finish
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import StopStrings
@@ -18,8 +18,6 @@ from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import IncompleteError
 
 __all__ = ["AnswerText", "Completion", "Generation", "Stopwatch"]
-
-Finish = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)

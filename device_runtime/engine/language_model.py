@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.folder import Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
@@ -18,6 +19,7 @@ from device_runtime.engine.segments import Markup
 from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ContextOverflowError
+from device_runtime.update.slots import open_bundle
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
@@ -48,7 +50,7 @@ class LanguageModel:
         verify: bool = False,
         trust: TrustStore | None = None,
     ) -> LanguageModel:
-        """Open a bundle folder.
+        """Open a bundle folder, or the active bundle of a slot folder.
 
         Args:
             backend: a name in `device_runtime.engine.backends.BACKENDS`; None takes the best one that is installed.
@@ -62,7 +64,7 @@ class LanguageModel:
             BundleError: the bundle is damaged.
             BackendError: no installed runtime can run it.
         """
-        bundle = Bundle.open(path, verify=verify, trust=trust)
+        bundle = open_bundle(path, verify=verify, trust=trust)
         # The tokenizer first: reading it takes and frees memory that the graph can then have.
         tokenizer = tokenizer_of(bundle)
         graph = open_backend(bundle, backend, threads)

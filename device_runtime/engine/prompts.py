@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from device_runtime.bundle.folder import Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message, render_segments
 from device_runtime.engine.segments import Markup, Segment
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
@@ -21,7 +22,7 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer:
     """
     manifest = bundle.manifest
     info = manifest.tokenizer
-    return read_tokenizer(bundle.path / info.file, manifest.chat_template, info.eos_ids)
+    return read_tokenizer(bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced)
 
 
 class PromptEncoder:

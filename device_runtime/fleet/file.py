@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.device.models import ModelSettings
-from device_runtime.device.rate_limit import Limits
-from device_runtime.errors import ConfigurationError, SchemaError
+from device_runtime.errors import ConfigurationError, SchemaError, StonechatError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults, shape
-from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
     Boolean,
     Choice,
@@ -37,7 +35,7 @@ from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, r
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["FLEET", "Broker", "Device", "Fleet", "ModelEntry", "check_fleet", "load"]
 
@@ -71,7 +69,7 @@ class Device:
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
     groups: tuple[str, ...] = ()  # for updates that go to several devices
-    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
+    limits: RateLimits = field(default_factory=RateLimits)  # messages a second; more are dropped
 
 
 @dataclass(frozen=True)
@@ -191,6 +189,8 @@ class Fleet:
                 f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
                 "take an instruction-tuned checkpoint."
             )
+        else:
+            faults += self._check_template(name, manifest)
         if model.system is not None and instruction not in (None, model.system):
             faults.append(
                 f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
@@ -205,6 +205,26 @@ class Fleet:
                     faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _check_template(self, name: str, manifest: Manifest) -> list[str]:
+        """What speaks against the messages that requests and links send: a system message, if there is one, and a
+        user's."""
+        from device_runtime.engine.chat import render_chat  # loads no jinja2 before it has something to render
+
+        system = manifest.instruction or self.models[name].system
+        messages = [{"role": "system", "content": system}] if system else []
+        try:
+            render_chat(
+                manifest.chat_template,
+                [*messages, {"role": "user", "content": "21.5"}],
+                manifest.tokenizer.special_tokens,
+            )
+        except StonechatError as error:
+            what = "a system message and a user's" if messages else "a user's message"
+            return [
+                f"the chat template of the model {name!r} cannot render {what}, so that every request fails: {error}"
+            ]
+        return []
 
     def _beside(self, path: str) -> Path:
         """A path in the file is relative to it."""
@@ -324,8 +344,8 @@ _LINK = Record(
 )
 
 _LIMITS = Record(
-    Limits,
-    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    RateLimits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(RateLimits()).items()},
     expected="a mapping such as {readings: 5000}",
 )
 
@@ -372,7 +392,7 @@ FLEET = Record(
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
                         "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
-                        "limits": Field(_LIMITS, Limits()),
+                        "limits": Field(_LIMITS, RateLimits()),
                     },
                 ),
             )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from device_runtime.bundle.admission import check_admission
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError
 
-if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
-    from device_runtime.bundle.trust import TrustStore
+__all__ = ["Admitted", "Policy"]
 
-__all__ = ["Policy"]
+
+@dataclass(frozen=True)
+class Admitted:
+    """A bundle that a policy takes: its manifest as it came, and parsed."""
+
+    raw: bytes
+    signature: bytes | None
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,8 @@ class Policy:
     board: str | None = None  # the id of this board; None where it is not known
     fits: Callable[[Manifest], object] = lambda manifest: None  # raises a DoesNotFitError
 
-    def judge(self, manifest: bytes, signature: bytes | None, security_counter: int) -> Manifest:
-        """The parsed manifest of a bundle that is welcome.
+    def judge(self, manifest: bytes, signature: bytes | None, security_counter: int) -> Admitted:
+        """Decide on a bundle by its manifest, before any of its files is looked at.
 
         Args:
             security_counter: the highest that was confirmed here.
@@ -35,8 +41,6 @@ class Policy:
             BundleError: it is damaged.
             DoesNotFitError: it is meant for other boards, or does not fit this one.
         """
-        from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES, Manifest
-
         if self.trust is not None:  # before anything of it is believed
             self.trust.verify(manifest, signature)
         if len(manifest) > MAX_MANIFEST_BYTES:
@@ -47,4 +51,4 @@ class Policy:
             raise BundleError(f"{MANIFEST} is not UTF-8; the bundle is damaged, copy it again.") from None
         check_admission(parsed, security_counter=security_counter, board=self.board)
         self.fits(parsed)
-        return parsed
+        return Admitted(manifest, signature, parsed)

@@ -13,10 +13,9 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.machine.machine import peak_rss_mb
 
 __all__ = ["Measured", "measure"]
 
@@ -42,9 +41,6 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     Raises:
         StonechatError: it does not open or does not answer.
     """
-    from device_runtime.engine.language_model import LanguageModel
-    from device_runtime.machine.machine import peak_rss_mb
-
     with LanguageModel.open(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial
         prompt = golden.prompt if golden else _DEFAULT_PROMPT

@@ -19,11 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
-from device_runtime.update.state import Last, Limits, Slot, State
+from device_runtime.update.state import Last, Slot, State, TrialLimits
 
-__all__ = ["INCOMING", "SLOTS", "STATE", "Slots", "is_slot_folder", "leftovers", "lock", "read_state", "resolve"]
+__all__ = [
+    "INCOMING",
+    "SLOTS",
+    "STATE",
+    "Slots",
+    "is_slot_folder",
+    "leftovers",
+    "lock",
+    "open_bundle",
+    "read_state",
+    "resolve",
+]
 
 STATE = "slots.json"
 INCOMING = "incoming"
@@ -78,6 +91,20 @@ def resolve(path: Path) -> Path:
     )
 
 
+def open_bundle(path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
+    """Open a bundle folder, or the active bundle of a slot folder: whatever a person may name on a command line.
+
+    Args:
+        verify, trust: as for `Bundle.open`.
+
+    Raises:
+        ConfigurationError: there is no bundle at `path`, or none in the slot folder that passed its trial.
+        UpdateError: the state of the slot folder is damaged.
+        SignatureError, BundleError: as `Bundle.open`.
+    """
+    return Bundle.open(resolve(Path(path)), verify=verify, trust=trust)
+
+
 class Slots:
     """A slot folder that this process has locked. Every step is on the disk when it returns, and can be repeated."""
 
@@ -109,7 +136,7 @@ class Slots:
         """Drop the bundle that is being put together."""
         self._discard(self.incoming)
 
-    def install(self, limits: Limits, last: Last) -> None:
+    def install(self, limits: TrialLimits, last: Last) -> None:
         """Make `incoming`, which has to be whole and flushed, the bundle on trial."""
         self.clear_free()
         durable.move(self.incoming, self.path(self.state.free))

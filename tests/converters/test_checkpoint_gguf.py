@@ -218,17 +218,13 @@ class TestASplitModel:
     def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
         parts = self.parts(tmp_path)
         parts[1].unlink()
-        with pytest.raises(
-            CheckpointError, match=r"one of 3 parts of a model; model-Q4_0-00002-of-00003\.gguf are missing"
-        ):
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; model-Q4_0-00002-of-00003\.gguf are missing"):
             open_checkpoint(parts[2])
 
     def test_parts_under_other_names_are_refused(self, tmp_path: Path) -> None:
         parts = self.parts(tmp_path)
         parts[0].rename(tmp_path / "x.gguf")
-        with pytest.raises(
-            CheckpointError, match="one of 3 parts of a model; expected a name such as model-00001-of-00003"
-        ):
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; expected a name such as model-00001"):
             open_checkpoint(tmp_path / "x.gguf")
         parts[2].rename(parts[0])
         (tmp_path / "x.gguf").rename(parts[2])
@@ -267,7 +263,7 @@ def test_a_big_endian_file_is_not_sent_to_a_converter_that_ruins_it(tmp_path: Pa
 def test_a_git_lfs_pointer_is_told_from_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 91739456\n")
-    with pytest.raises(CheckpointError, match="a git-lfs pointer, expected the file of 91739456 bytes.*git lfs pull"):
+    with pytest.raises(CheckpointError, match=r"a git-lfs pointer, expected the file of 91739456 bytes.*git lfs pull"):
         open_checkpoint(path)
 
 

@@ -23,11 +23,13 @@ from typing import Protocol
 
 from device_runtime import __version__
 from device_runtime.bridge.messages import TOKEN_BYTES, VERSION, Capability, FaultCode, Finish, Hello, Start
-from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import Generation, LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
+from device_runtime.update.slots import open_bundle
 from toolkit.emulate.pty_board import Board, Engine
 
 __all__ = ["TextEngine", "TokenEngine", "Wire", "hello_of", "listen", "main", "pseudo_terminal", "serve"]
@@ -253,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="store_true", help="be a firmware that has a tokenizer of its own")
     args = parser.parse_args(argv)
     try:
-        bundle = Bundle.open(args.bundle)
+        bundle = open_bundle(args.bundle)
         wire = pseudo_terminal() if args.pty else listen(args.listen)
         with LanguageModel.open(args.bundle) as model:
             engine: Engine = TextEngine(model) if args.text else TokenEngine(model)
