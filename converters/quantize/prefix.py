@@ -53,14 +53,14 @@ def choose_prefix(file: TokenizerFile, tokenizer: Tokenizer, instruction: str | 
     bos = [file.bos_id] if file.bos_id is not None else []
     if file.chat_template is None:
         return bos
-    found = set()
+    found: set[int] = set()
     for conversation in _conversations():
         try:
             tokens = tokenizer.encode(_segments(file, tokenizer, conversation))
         except StonechatError:  # many templates refuse a system message
             continue
-        found.add(tokens[0] if tokens else None)
-    if len(found) == 1 and None not in found and (found == set(bos) or not file.adds_bos):
+        found.add(tokens[0] if tokens else -1)
+    if len(found) == 1 and -1 not in found and (found == set(bos) or not file.adds_bos):
         return [found.pop()]
     return bos if file.adds_bos or not found else []
 

@@ -120,7 +120,7 @@ def _extend(tokenizer: GrammarTokenizer, state: _State, width: int, following: d
         text, rank = tokenizer.text_of([token]), int(tokenizer.rank[token])
         if state.quoted:
             rank = 1 if text[:1] == b'"' else 4
-        choosing = not free and rank > 2 and np.count_nonzero(bytes_now) > 1
+        choosing = not free and rank > 2 and int(np.count_nonzero(bytes_now)) > 1
         want = _TEXT_TOKENS if free else _VALUE_TOKENS if choosing and not state.choosing else 0  # once a value
         quoted, opened, passed = scan(text, state.quoted)
         following[mark] = _State(

@@ -213,17 +213,12 @@ class Fleet:
 
         system = manifest.instruction or self.models[name].system
         messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": "21.5"})
         try:
-            render_chat(
-                manifest.chat_template,
-                [*messages, {"role": "user", "content": "21.5"}],
-                manifest.tokenizer.special_tokens,
-            )
+            render_chat(manifest.chat_template, messages, manifest.tokenizer.special_tokens)
         except StonechatError as error:
-            what = "a system message and a user's" if messages else "a user's message"
-            return [
-                f"the chat template of the model {name!r} cannot render {what}, so that every request fails: {error}"
-            ]
+            what = "a system message and a user's" if system else "a user's message"
+            return [f"the chat template of the model {name!r} cannot render {what}; every request would fail: {error}"]
         return []
 
     def _beside(self, path: str) -> Path:
