@@ -18,6 +18,7 @@ from converters.checkpoints import TokenizerFile
 from converters.checkpoints.chat_template import check_template, choose_template
 from converters.checkpoints.end_of_turn import END_OF_TURN, ending_ids, template_ending_ids
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields
+from device_runtime.engine.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
 __all__ = ["PRE_TOKENIZERS", "read_tokenizer"]
@@ -186,6 +187,8 @@ def _byte_level_bpe(metadata: Fields, tokens: Sequence[str], types: Sequence[int
         },
     }
     content = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    if wrong := try_tokenizer_content(content, "tokenizer.json"):
+        raise _damaged(metadata, f"its vocabulary and merges do not fit together: {wrong}")
     try:
         Tokenizer.from_buffer(content)
     except Exception as error:  # The package raises Exception itself.
@@ -227,6 +230,8 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
         charsmap = _list(metadata, "tokenizer.ggml.precompiled_charsmap", int)
         normalizer.precompiled_charsmap = bytes(value & 0xFF for value in charsmap)
     content: bytes = model.SerializeToString(deterministic=True)
+    if wrong := try_tokenizer_content(content, "tokenizer.model"):
+        raise _damaged(metadata, f"SentencePiece refuses its pieces: {wrong}")
     try:
         SentencePieceProcessor(model_proto=content)
     except Exception as error:  # RuntimeError today; nothing of the package may escape.

@@ -13,6 +13,7 @@ from converters.checkpoints import TokenizerFile
 from converters.checkpoints.chat_template import check_template, choose_template
 from converters.checkpoints.end_of_turn import ending_ids, template_ending_ids
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, refuse_pointer
+from device_runtime.engine.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
 __all__ = ["read_tokenizer"]
@@ -116,6 +117,8 @@ def _read_json(
 ) -> tuple[bytes, dict[str, int], dict[str, int], set[int]]:
     """The file as the bundle gets it, ids by token, those of added tokens, and what goes in front of a text."""
     content = _bytes_of(path)
+    if wrong := try_tokenizer_content(content, "tokenizer.json"):
+        raise CheckpointError(f"{path}: damaged: {wrong}. {SAME_AS_PUBLISHED}")
     try:
         tokenizer = Tokenizer.from_buffer(content)
         changed = tokenizer.truncation is not None or tokenizer.padding is not None
@@ -137,6 +140,8 @@ def _read_json(
 
 def _inspect_model(content: bytes, path: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Ids by piece, and those of control and user-defined pieces."""
+    if wrong := try_tokenizer_content(content, "tokenizer.model"):
+        raise CheckpointError(f"{path}: not a SentencePiece model: {wrong}. {SAME_AS_PUBLISHED}")
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     try:
         SentencePieceProcessor(model_proto=content)

@@ -188,11 +188,11 @@ class Manifest:
             )
 
 
-def _check_texts(value: Any, place: str = "") -> None:
+def _check_texts(value: Any, place: str = "", *, is_name: bool = False) -> None:
     """Raise a `ValueError` for text that could not be written out again: JSON can spell half a character, and a zero
     byte, which no path and no C string holds."""
     if isinstance(value, str):
-        if "\0" in value:
+        if "\0" in value and not is_name:
             raise ValueError(f"{place or 'it'} has a zero byte in it; expected text")
         try:
             value.encode()
@@ -201,7 +201,7 @@ def _check_texts(value: Any, place: str = "") -> None:
             raise ValueError(f"{place or 'it'} has half a character, {half!r}; expected text") from None
     elif isinstance(value, dict):
         for name, item in value.items():
-            _check_texts(name, f"a name in {place}" if place else "a name")
+            _check_texts(name, f"a name in {place}" if place else "a name", is_name=True)
             _check_texts(item, f"{place}.{name}".lstrip("."))
     elif isinstance(value, list):
         for i, item in enumerate(value):

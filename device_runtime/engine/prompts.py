@@ -9,7 +9,8 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message, render_segments
 from device_runtime.engine.segments import Markup, Segment
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
-from device_runtime.errors import ConfigurationError, ContextOverflowError
+from device_runtime.engine.tokenizer_trial import try_tokenizer
+from device_runtime.errors import BundleError, ConfigurationError, ContextOverflowError
 
 __all__ = ["PromptEncoder", "tokenizer_of"]
 
@@ -22,6 +23,12 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer:
     """
     manifest = bundle.manifest
     info = manifest.tokenizer
+    record = bundle.cache_path / "tokenizer-tried" if bundle.cache_path else None
+    if wrong := try_tokenizer(bundle.path / info.file, record):
+        raise BundleError(
+            f"{bundle.path / info.file} cannot be used as a tokenizer: {wrong}. Convert the checkpoint again, "
+            "or another export of the model."
+        )
     return read_tokenizer(bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced)
 
 

@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.grammar_tokenizer import GrammarTokenizer
 from device_runtime.engine.schema_rules import closed
+from device_runtime.engine.schema_trial import is_simple, schema_trial
 from device_runtime.engine.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
+from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
 
 __all__ = ["Constraint", "SchemaCompiler", "check_schema"]
 
 _KEPT = 32  # compiled schemas
+_without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
 _LONGEST_END = 512  # tokens; a schema whose shortest answer is longer is refused
 _NEAR = 64  # tokens before the limit, beside those of the end, from which on the end is looked for
 
@@ -43,6 +47,8 @@ class SchemaCompiler:
         self._vocabulary, self._eos = manifest.graph.vocabulary, list(manifest.tokenizer.eos_ids)
         self._tokenizer: GrammarTokenizer | None = None  # made at the first schema: it takes some time and memory
         self._made: OrderedDict[str, _Compiled] = OrderedDict()
+        self._refused: OrderedDict[str, str] = OrderedDict()  # schema -> why
+        self._trial = schema_trial(self._path, self._vocabulary, tuple(self._eos))
         self._free_positions = manifest.context - len(manifest.prefix_tokens)
 
     def check(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
@@ -62,9 +68,10 @@ class SchemaCompiler:
             self._tokenizer = GrammarTokenizer(self._path, self._vocabulary, self._eos)
         tokenizer = self._tokenizer
         if source not in self._made:
+            self._try(schema, source)
             matcher = matcher_class(tokenizer.library, _grammar(source), log_level=0)
             if matcher.is_error():
-                raise SchemaError(f"The schema cannot be used: {_reason(matcher.get_error())}.")
+                raise _unusable(matcher.get_error())
             self._made[source] = _Compiled(matcher, shortest_end(tokenizer, matcher, _LONGEST_END, NARROW))
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
@@ -81,6 +88,19 @@ class SchemaCompiler:
                 "raise max_new, or ask for less."
             )
         return Constraint(made.matcher.deep_copy(), tokenizer, end, max_tokens)
+
+    def _try(self, schema: Mapping[str, Any], source: str) -> None:
+        """Raise a `SchemaError` for what the library could not compile here in time, or without taking all memory."""
+        if is_simple(schema):
+            return
+        if source not in self._refused:
+            wrong = self._trial.run(_grammar(source))
+            if not wrong:
+                return
+            self._refused[source] = wrong
+            if len(self._refused) > _KEPT:
+                self._refused.popitem(last=False)
+        raise _unusable(self._refused[source])
 
 
 @dataclass
@@ -195,9 +215,26 @@ def _source(schema: Mapping[str, Any]) -> str:
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise a `SchemaError` if no answer can be held to this JSON schema."""
     matcher_class = _library()
-    failed, messages = matcher_class.validate_grammar_with_warnings(_grammar(_source(schema)))
-    if failed:
-        raise SchemaError(f"The schema cannot be used: {_reason(messages[0])}.")
+    grammar = _grammar(_source(schema))
+    failed, messages = matcher_class.validate_grammar_with_warnings(grammar)
+    wrong = _reason(messages[0]) if failed else "" if is_simple(schema) else _tried(grammar)
+    if wrong:
+        raise _unusable(wrong)
+
+
+@lru_cache(maxsize=256)
+def _tried(grammar: str) -> str:
+    global _without_tokenizer
+    _without_tokenizer = _without_tokenizer or schema_trial()
+    return _without_tokenizer.run(grammar)
+
+
+def _unusable(why: str) -> SchemaError:
+    return SchemaError(
+        f"The schema cannot be used: {_reason(why)}. Where numbers have bounds or steps, a simpler one may do."
+        if "too much" in why
+        else f"The schema cannot be used: {_reason(why)}."
+    )
 
 
 def _library() -> Any:

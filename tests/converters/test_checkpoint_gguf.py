@@ -184,7 +184,7 @@ class TestASplitModel:
         shares = [header.tensors[i::count] for i in range(count)]
         paths = []
         for number, tensors in enumerate(shares):
-            path = folder / f"model-Q4_0-{number + 1:05d}-of-{count:05d}.gguf"
+            path = folder / f"toy-Q4_0-{number + 1:05d}-of-{count:05d}.gguf"
             writer = gguf.GGUFWriter(path, "llama")
             for key, value in header.metadata.items() if number == 0 else ():
                 if key != "general.architecture":
@@ -210,7 +210,7 @@ class TestASplitModel:
         for part in parts:
             joined = open_checkpoint(part)
             assert joined.config == whole.config or repr(joined.config) == repr(whole.config)
-            assert joined.name == "model"
+            assert joined.name == "toy"
             for name in ("embed.weight", "layers.1.q.weight", "final_norm.weight"):
                 if whole.has(name):
                     assert (joined.read(name) == whole.read(name)).all()
@@ -218,7 +218,7 @@ class TestASplitModel:
     def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
         parts = self.parts(tmp_path)
         parts[1].unlink()
-        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; model-Q4_0-00002-of-00003\.gguf are missing"):
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; toy-Q4_0-00002-of-00003\.gguf are missing"):
             open_checkpoint(parts[2])
 
     def test_parts_under_other_names_are_refused(self, tmp_path: Path) -> None:
