@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from converters.emit.tflite_read import GraphTensor, SubgraphReader, TfliteFile
-from device_runtime.bundle.folder import Arena, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Arena
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.errors import BackendError, BackendMissingError, GraphError
 

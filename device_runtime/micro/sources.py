@@ -10,7 +10,17 @@ _ROOT = Path(__file__).parent
 _FOLDERS = ("runtime", "kernels", "tokenizer")
 INCLUDES = (_ROOT / "include", *(_ROOT / folder for folder in _FOLDERS))
 # No contraction of a multiplication and an addition: every target rounds both, so that all compute the same bits.
-FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-ffp-contract=off", "-fno-math-errno")
+FLAGS = (
+    "-std=c99",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-pedantic",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",  # the arena holds floats and integers in turn
+)
 
 
 def engine_sources() -> list[Path]:

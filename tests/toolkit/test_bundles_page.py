@@ -10,7 +10,7 @@ import pytest
 from signed_bundles import FILES, plain_bundle
 
 from device_runtime.bundle.archive import Archive
-from device_runtime.bundle.folder import MAX_MANIFEST_BYTES
+from device_runtime.bundle.manifest import MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES
 from toolkit.cli import main
 

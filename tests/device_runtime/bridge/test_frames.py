@@ -284,7 +284,7 @@ def test_the_page_shows_every_vector_and_every_number():
         row = f"| no frame | | `{framed}` |" if name == "-" else f"| `{name}` | `{body}` | `{framed}` |"
         assert (row in page) == (len(body) <= 2 * ON_PAGE_BYTES)
     assert f"`{zlib.crc32(b'123456789'):08x}`" in page
-    for kind in messages._KINDS.values():
+    for kind in messages.KINDS.values():
         assert f"### 0x{kind.TYPE:02x} `{kind.__name__}`" in page
     for words in (Capability, Finish, Work, FaultCode):
         for word in words:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime.bundle.folder import Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import FileEntry, GraphShape, Manifest, TokenizerInfo
 from device_runtime.engine.language_model import LanguageModel
 
 __all__ = ["EOS", "ScriptedBackend", "Words", "scripted_model"]
@@ -81,10 +82,12 @@ def scripted_model(script: Sequence[int], words: Words, context: int = 64) -> tu
         format=1,
         name="scripted",
         version="1",
+        task="generate",
         architecture="none",
+        weight_bits=8,
         profile="pi",
         context=context,
-        graph=GraphShape(1, 1, 2, 100, (context,), 0),
+        graph=GraphShape(1, 1, 2, 100, (context,), 0, 4, 200, False, 2, 1, 4, True),
         tokenizer=TokenizerInfo("tokenizer.json", PREFIX, (EOS,), False, {}),
         chat_template=None,
         prefix_tokens=(PREFIX,),

@@ -23,13 +23,13 @@ from device_runtime.engine.sampler import Sampling
 from device_runtime.errors import (
     ConfigurationError,
     ContextOverflowError,
+    EmulatedFaultError,
     SchemaError,
     UnavailableError,
     UnreachableError,
 )
 from tests.serial_server import rfc2217_server
 from tests.update_bundles import variant
-from toolkit.emulate.pty_board import EngineError
 
 QUESTION = [{"role": "user", "content": "how are you"}]
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=2**40 + 7)
@@ -194,9 +194,9 @@ def test_a_board_that_comes_back_with_another_model_is_refused(desk, model):
 def test_a_prompt_that_is_none_of_the_models_is_refused_before_it_is_looked_up(desk, bundle, tokens, words):
     manifest = Bundle.open(bundle).manifest
     prefix = struct.pack(f"<{len(manifest.prefix_tokens)}I", *manifest.prefix_tokens)
-    with pytest.raises(EngineError, match=words) as caught:
+    with pytest.raises(EmulatedFaultError, match=words) as caught:
         desk.engine.start(prefix + tokens, Start(1, 0, 1, 0, 0, 0.0, 1.0, 0, 0))
-    assert caught.value.code is FaultCode.MALFORMED
+    assert caught.value.fault is FaultCode.MALFORMED
 
 
 def test_what_firmware_cannot_do_is_refused_by_name(model):

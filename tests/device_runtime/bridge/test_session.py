@@ -14,8 +14,7 @@ from device_runtime.bridge.frames import frame
 from device_runtime.bridge.messages import Capability, FaultCode, Finish, Hello, Start, Status, Work
 from device_runtime.bridge.request import Ask, Ended, Failed
 from device_runtime.bridge.session import Phase, Session
-from device_runtime.errors import UnavailableError
-from toolkit.emulate.pty_board import EngineError
+from device_runtime.errors import EmulatedFaultError, UnavailableError
 
 PROMPT = list(range(100, 140))
 ANSWER = 60  # tokens
@@ -180,7 +179,7 @@ def test_a_text_that_a_reset_cuts_is_a_clear_error():
 def test_what_the_engine_refuses_is_told():
     class Full(CountingEngine):
         def start(self, prompt: bytes, start: Start) -> None:
-            raise EngineError(FaultCode.TOO_LONG, "the context has 8 positions")
+            raise EmulatedFaultError(FaultCode.TOO_LONG, "the context has 8 positions")
 
     full = Line(0, engine=Full)
     full.until_up()

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from device_runtime.engine.tokenizer import TextStream, Tokenizer, read_tokenizer
+from device_runtime.engine.text_stream import TextStream
+from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parent.parent.parent / "data"
 FILES = [
     *sorted((DATA / "checkpoints").glob("*/tokenizer.json")),
     DATA / "sentencepiece.model",

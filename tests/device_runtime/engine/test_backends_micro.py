@@ -15,7 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 from micro_bundles import micro_bundle, random_network, relative_error
 
 from converters.emit.tflite_write import GraphWriter
-from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.backends.interpreter import LiteRtBackend, TfliteRuntimeBackend
 from device_runtime.engine.backends.tflm import TflmBackend

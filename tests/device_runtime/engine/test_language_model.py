@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_backend import EOS, Words, scripted_model
 
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampling
@@ -21,6 +20,7 @@ from device_runtime.errors import (
     ConfigurationError,
     ContextOverflowError,
 )
+from tests.device_runtime.engine.scripted_backend import EOS, Words, scripted_model
 
 HELLO = [{"role": "user", "content": "The pump in hall 3 runs."}]
 DRAW = Sampling(temperature=1.0, seed=11)

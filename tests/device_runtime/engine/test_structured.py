@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import random_checkpoint
-from tokenizer_files import small_sentencepiece
 
 from converters.checkpoints import TokenizerFile
 from converters.convert import Options, convert
@@ -23,6 +21,8 @@ from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import SchemaCompiler, check_schema
 from device_runtime.errors import SchemaError
+from tests.random_checkpoint import random_checkpoint
+from tests.tokenizer_files import small_sentencepiece
 from toolkit.cli import main
 
 pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
