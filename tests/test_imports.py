@@ -23,7 +23,7 @@ MODULES = sorted(
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
     "yaml", "llguidance", "simpleeval", "serial", "cobs",
-    "cryptography",  # of the extra `update`, to check signatures; imported where it is used
+    "cryptography",  # of the extra `sign`, to check signatures; imported where it is used
 }  # fmt: skip
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.output import rows, show
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
@@ -89,17 +90,12 @@ def _install(args: argparse.Namespace) -> int:
         if slots.state.trial is not None and args.trial:
             _try(slots, trust)
         state = slots.state
-    if args.json:
-        _print_json(args.folder, state, {"changed": done.changed, "copied": done.copied, "reused": done.reused})
-        return 0
     if not done.changed:
-        print(f"{args.folder} has version {done.version} of {done.name} already")
+        first = f"{args.folder} has version {done.version} of {done.name} already"
     else:
-        print(
-            f"copied {', '.join(done.copied) or 'nothing'}; unchanged on this device: {', '.join(done.reused) or '-'}"
-        )
-    _print_state(args.folder, state)
-    return 0
+        first = f"copied {', '.join(done.copied) or 'nothing'}; unchanged here: {', '.join(done.reused) or '-'}"
+    more = {"changed": done.changed, "copied": done.copied, "reused": done.reused}
+    return show(args, _fields(args.folder, state) | more, [first, *_state_lines(args.folder, state)])
 
 
 def _of_board(name: str | None) -> tuple[str | None, Callable[[Manifest], object]]:
@@ -123,11 +119,7 @@ def _show(args: argparse.Namespace) -> int:
         what = "is not a slot folder" if args.folder.exists() else "does not exist"
         raise ConfigurationError(f"{args.folder} {what}. Make one with `stonechat slots install BUNDLE FOLDER`.")
     state = read_state(args.folder)
-    if args.json:
-        _print_json(args.folder, state)
-    else:
-        _print_state(args.folder, state)
-    return 0
+    return show(args, _fields(args.folder, state), _state_lines(args.folder, state))
 
 
 def _trial(args: argparse.Namespace) -> int:
@@ -175,28 +167,22 @@ def _try(slots: Slots, trust: TrustStore) -> None:
 
 
 def _report(args: argparse.Namespace, state: State) -> int:
-    if args.json:
-        _print_json(args.folder, state)
-    else:
-        _print_state(args.folder, state)
-    return 0
+    return show(args, _fields(args.folder, state), _state_lines(args.folder, state))
 
 
-def _print_state(folder: Path, state: State) -> None:
+def _state_lines(folder: Path, state: State) -> Iterator[str]:
     versions = _versions(folder)
-    rows = [("state", state.phase.value)]
+    lines = [("state", state.phase.value)]
     for label, slot in (("active", state.active), ("previous", state.previous)):
-        rows.append((label, f"version {versions[slot]}, slot {slot}" if slot else "none"))
+        lines.append((label, f"version {versions[slot]}, slot {slot}" if slot else "none"))
     if trial := state.trial:
-        rows.append(
+        lines.append(
             ("on trial", f"version {versions[trial.slot]}, slot {trial.slot}, starts left {trial.attempts_left}")
         )
-    rows.append(("security counter", str(state.security_counter)))
+    lines.append(("security counter", str(state.security_counter)))
     if state.last:
-        rows.append(("last update", _sentence(state.last)))
-    width = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        print(f"{label:<{width}}  {text}")
+        lines.append(("last update", _sentence(state.last)))
+    return rows(lines)
 
 
 def _sentence(last: Last) -> str:
@@ -208,12 +194,10 @@ def _sentence(last: Last) -> str:
     return ": ".join(words)
 
 
-def _print_json(folder: Path, state: State, more: dict[str, Any] | None = None) -> None:
-    import json
+def _fields(folder: Path, state: State) -> dict[str, Any]:
     from dataclasses import asdict
 
-    fields = {"folder": str(folder), "state": state.phase.value, **asdict(state), "versions": _versions(folder)}
-    print(json.dumps(fields | (more or {}), ensure_ascii=False))
+    return {"folder": str(folder), "state": state.phase.value, **asdict(state), "versions": _versions(folder)}
 
 
 def _versions(folder: Path) -> dict[str, str]:

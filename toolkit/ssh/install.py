@@ -59,7 +59,7 @@ rm -rf "$1"
 python3 -m venv ${4:+--system-site-packages} "$1"
 venv=$1 as=
 [ "$4" != "32 on 64" ] || as="env _PYTHON_HOST_PLATFORM=linux-armv7l setarch linux32"
-set -- --only-binary :all: "$2[update]" ${3:+--no-index --find-links "$3"}
+set -- --only-binary :all: "$2[sign]" ${3:+--no-index --find-links "$3"}
 PIP_DISABLE_PIP_VERSION_CHECK=1 $as "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
 """
 # The link, and after it what is neither the one in use nor the one before.
