@@ -134,7 +134,7 @@ class CEngine:
                 # copy on write: ctypes asks for memory that could be written, and the file stays as it is
                 self._image = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
-            raise BackendError(f"{image} cannot be mapped: {error}. Convert the checkpoint again.") from None
+            raise BackendError(f"The C engine refused {image}: {error}. Convert the checkpoint again.") from None
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._image))
         self._start, size, flags = ctypes.c_void_p(start), ctypes.c_size_t(len(self._image)), _TRUST_HASH * trust_hash
         self.needs = _Needs()
@@ -207,7 +207,7 @@ class CEngine:
     def _check(self, status: int) -> None:
         if status != _OK:
             text = self._c.sc_status_text(status).decode()
-            raise BackendError(f"The C engine refuses {self._path}: {text}.")
+            raise BackendError(f"The C engine refused {self._path}: {text}.")
 
 
 def _aligned(size: int) -> tuple[ctypes.Array[ctypes.c_char], ctypes.c_void_p]:

@@ -13,7 +13,7 @@ import numpy as np
 from converters.emit.c.calls import Buffer, Call
 from converters.emit.c.constants import Constants
 from converters.emit.c.image import SectionKind, write_image
-from converters.emit.c.lower import Lowered, PrefixRows, lower
+from converters.emit.c.lowering.graph import Lowered, PrefixRows, lower
 from converters.emit.c.plan import plan_arena
 from converters.emit.tflite_read import TfliteFile
 from device_runtime.errors import GraphError

@@ -56,7 +56,7 @@ def reference_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str
     from tflite_micro.python.tflite_micro import runtime
 
     (graph,) = TfliteFile(bundle.model_path).subgraphs()
-    index = {graph.tensor(i).name: i for i in reversed(range(graph.tensor_count))}
+    index = {graph.tensor(i).name: i for i in range(graph.tensor_count)}  # the last of several, as in `lower`
     keep: Any = runtime.InterpreterConfig.kPreserveAllTensors
     interpreter = runtime.Interpreter.from_bytes(
         bundle.model_path.read_bytes(), arena_size=16 << 20, intrepreter_config=keep

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from converters.emit.c.calls import ELEMENT_BYTES, REGISTERS, Buffer, Index, Op, Place, Step, Type
-from converters.emit.c.operators import refused, require_plain, some
+from converters.emit.c.lowering.operators import refused, require_plain, some
 from converters.emit.tflite_read import GraphTensor, Operator, SubgraphReader
 from device_runtime.errors import GraphError
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.emit.c.operators import refused, some
+from converters.emit.c.lowering.operators import refused, some
 from converters.emit.tflite_read import GraphTensor, Operator, SubgraphReader
 from device_runtime.errors import GraphError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from converters.emit.c.operators import refused, some
-from converters.emit.c.position import PositionValues
+from converters.emit.c.lowering.operators import refused, some
+from converters.emit.c.lowering.position import PositionValues
 from converters.emit.tflite_read import GraphTensor, Operator
 
 __all__ = ["AttentionParts", "find_attention"]

@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from converters.emit.c.attention import AttentionParts, find_attention
 from converters.emit.c.calls import (
     ELEMENT_BYTES,
     NOTHING,
@@ -30,7 +29,8 @@ from converters.emit.c.calls import (
     Store,
 )
 from converters.emit.c.constants import Constants, multiplier_and_shift, packed_multiplier, padded
-from converters.emit.c.operators import (
+from converters.emit.c.lowering.attention import AttentionParts, find_attention
+from converters.emit.c.lowering.operators import (
     is_contiguous,
     product_scale,
     refused,
@@ -39,8 +39,8 @@ from converters.emit.c.operators import (
     some,
     tensor_scale,
 )
-from converters.emit.c.position import PositionValues
-from converters.emit.c.programs import BINARY, UNARY, ProgramBody, Source, joints, shared_rows
+from converters.emit.c.lowering.position import PositionValues
+from converters.emit.c.lowering.programs import BINARY, UNARY, ProgramBody, Source, joints, shared_rows
 from converters.emit.tflite_read import GraphTensor, Operator, SubgraphReader
 from device_runtime.errors import GraphError
 
