@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from c_programs import compile_program
+from c_programs import compile_program, sources_of
 
 __all__ = ["CTokenizer", "Refused", "tokenizer_library"]
 
@@ -19,7 +19,8 @@ class Refused(Exception):
 
 def tokenizer_library(folder: Path) -> ctypes.CDLL:
     """Compile it."""
-    return ctypes.CDLL(str(compile_program(folder / "tokenizer.so", SOURCE, shared=True)))
+    files = [SOURCE, *sources_of("tokenizer", "runtime")]
+    return ctypes.CDLL(str(compile_program(folder / "tokenizer.so", *files, engine=False, shared=True)))
 
 
 class CTokenizer:

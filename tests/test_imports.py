@@ -72,6 +72,21 @@ def test_the_device_needs_only_what_it_installs(module: str) -> None:
             assert package in DEVICE_DEPENDENCIES, f"{module}:{line} imports {name}"
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("toolkit.device")])
+def test_what_runs_on_a_board_needs_device_runtime_and_boards_only(module: str) -> None:
+    for name, line in imported(module):
+        if name.split(".")[0] in ("toolkit", "converters"):
+            assert name.startswith("toolkit.device."), f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("command", ["serve", "bridge", "slots"])
+def test_a_command_of_a_board_takes_what_it_does_from_toolkit_device(command: str) -> None:
+    allowed = ("toolkit.device.", "toolkit.cli.options", "toolkit.cli.output")
+    for name, line in imported(f"toolkit.cli.{command}"):
+        if name.split(".")[0] in ("toolkit", "converters"):
+            assert name.startswith(allowed), f"toolkit.cli.{command}:{line} imports {name}"
+
+
 def loaded_by(statement: str) -> set[str]:
     """The top-level packages in sys.modules after a statement in a new process."""
     code = f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"

@@ -38,13 +38,14 @@ def run(args: argparse.Namespace) -> int:
         return begin(args)
     from dataclasses import asdict
 
+    from device_runtime.update.state import TrialLimits
     from toolkit.progress import ProgressBar
     from toolkit.ssh.board_lock import only_one
-    from toolkit.ssh.deploy import Limits, Outgoing, deploy
+    from toolkit.ssh.deploy import Outgoing, deploy
     from toolkit.ssh.device import BoardDevice
     from toolkit.ssh.over_ssh import OverSsh
 
-    limits, remote = Limits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
+    limits, remote = TrialLimits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
     with as_folder(args.bundle) as folder, ProgressBar() as bar:
         if args.keys is not None:
             check_signature(folder, args.keys)

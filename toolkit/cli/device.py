@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, whole_number
 from toolkit.cli.output import rows, say, show
@@ -145,12 +145,12 @@ def _rollback(args: argparse.Namespace, board: BoardDevice) -> int:
     transport = OverSsh(board, say)
     model = transport.choose_model(args.model)
     with only_one(board):
-        slots: dict[str, Any] = rollback(board, model, say)
+        slots = rollback(board, model, say)
     if not board.restartable:
         transport.start(model, slots)  # which says how
-    active = slots.get("versions", {}).get(slots.get("active"), "?")
+    fields = {"device": board.record.device, "model": model, "restarted": board.restartable}
     return show(
         args,
-        {"device": board.record.device, "model": model, "restarted": board.restartable, "slots": slots},
-        [f"{board.record.device}: model {model} is back at version {active}"],
+        fields | {"slots": slots.to_fields()},
+        [f"{board.record.device}: model {model} is back at version {slots.version(slots.active)}"],
     )

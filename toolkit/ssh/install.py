@@ -17,8 +17,9 @@ from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from toolkit.device.layout import SERVICE, USER
+from toolkit.device.record import Record
 from toolkit.ssh.copy import copy_file, file_sha256, put_text
-from toolkit.ssh.device import Record, restart_by_command, restart_unit
+from toolkit.ssh.device import restart_by_command, restart_unit
 from toolkit.ssh.plan import Plan, files_of
 from toolkit.ssh.probe import Facts, check_board, probe
 from toolkit.ssh.ssh import Remote, RemoteError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from c_programs import SANITIZERS, compile_program, run
+from c_programs import SANITIZERS, compile_program, run, sources_of
 from c_tokenizer import CTokenizer, Refused, tokenizer_library
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +105,8 @@ def fuzz_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The target of `make fuzz`, which runs each of its arguments once, under the sanitizers."""
     folder = TESTS / "fuzz"
     out = tmp_path_factory.mktemp("fuzz") / "tokenizer"
-    return compile_program(out, folder / "tokenizer.c", folder / "replay.c", flags=SANITIZERS)
+    files = [folder / "tokenizer.c", folder / "replay.c", *sources_of("tokenizer", "runtime")]
+    return compile_program(out, *files, flags=SANITIZERS, engine=False)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
