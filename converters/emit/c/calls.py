@@ -162,7 +162,7 @@ class Matmul(Call):
     scales: int
     bias: int  # or NOTHING
     shifts: int  # or NOTHING
-    scratch: Scratch | None  # of int8 activations
+    scratch: Scratch  # for kernels that widen activations or put them in order
 
     @property
     def kind(self) -> int:  # type: ignore[override]
@@ -174,8 +174,7 @@ class Matmul(Call):
 
     def writes(self) -> Iterator[Buffer]:
         yield self.out
-        if self.scratch is not None:
-            yield self.scratch
+        yield self.scratch
 
     def words(self, at: Offset) -> list[int]:
         return [
@@ -188,7 +187,7 @@ class Matmul(Call):
             self.scales,
             self.bias,
             self.shifts,
-            NOTHING if self.scratch is None else at(self.scratch),
+            at(self.scratch),
         ]
 
 

@@ -9,14 +9,14 @@
 static void score(const uint32_t *call, const sc_memory *m, const int16_t *query, uint32_t first, int16_t *scores) {
     uint32_t dim = call[SC_ATTEND_HEAD_DIM], scale = call[SC_ATTEND_SCORE_SCALE], last = m->position;
     const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]);
-    for (uint32_t position = first; position <= last; position += 4) {
-        const int8_t *rows[4];
-        int64_t sums[4];
-        for (uint32_t r = 0; r < 4; r++) {
+    for (uint32_t position = first; position <= last; position += SC_ROWS) {
+        const int8_t *rows[SC_ROWS];
+        int64_t sums[SC_ROWS];
+        for (uint32_t r = 0; r < SC_ROWS; r++) {
             rows[r] = keys + (size_t)(position + r < last ? position + r : last) * dim;
         }
-        sc_dot4_s16(query, rows, dim, sums);
-        for (uint32_t r = 0; r < 4 && position + r <= last; r++) {
+        sc_dot_s16(query, rows, dim, sums);
+        for (uint32_t r = 0; r < SC_ROWS && position + r <= last; r++) {
             scores[position + r - first] = (int16_t)sc_requantized_s16(sums[r], scale & 0xffff, scale >> 16);
         }
     }
@@ -60,14 +60,14 @@ void sc_run_attention(const uint32_t *call, const sc_memory *m) {
         memmove(shares + (first - start), shares, count * sizeof *shares);
         memset(shares, 0, (first - start) * sizeof *shares);
         memset(shares + (first - start) + count, 0, (used - (first - start) - count) * sizeof *shares);
-        for (uint32_t d = 0; d < dim; d += 4) {
-            const int8_t *rows[4];
-            int64_t sums[4];
-            for (uint32_t r = 0; r < 4; r++) {
+        for (uint32_t d = 0; d < dim; d += SC_ROWS) {
+            const int8_t *rows[SC_ROWS];
+            int64_t sums[SC_ROWS];
+            for (uint32_t r = 0; r < SC_ROWS; r++) {
                 rows[r] = values + (size_t)(d + r < dim ? d + r : dim - 1) * stride;
             }
-            sc_dot4_s16(shares, rows, used, sums);
-            for (uint32_t r = 0; r < 4 && d + r < dim; r++) {
+            sc_dot_s16(shares, rows, used, sums);
+            for (uint32_t r = 0; r < SC_ROWS && d + r < dim; r++) {
                 out[(size_t)head * dim + d + r] = (int16_t)sc_requantized_s16(sums[r], scale & 0xffff, scale >> 16);
             }
         }

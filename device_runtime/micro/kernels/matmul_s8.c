@@ -3,6 +3,8 @@
 #include "graph.h"
 #include "numbers.h"
 
+enum { GROUP = 4 * SC_ROWS }; /* rows whose sums are made before they are scaled, all at once */
+
 void sc_run_matmul_s8(const uint32_t *call, const sc_memory *m) {
     const uint8_t *constants = m->constants;
     const int8_t *weights = (const int8_t *)(constants + call[SC_MATMUL_WEIGHTS]);
@@ -17,19 +19,17 @@ void sc_run_matmul_s8(const uint32_t *call, const sc_memory *m) {
     if (call[SC_MATMUL_BIAS] != SC_NOTHING) {
         bias = (const int32_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
     }
-    for (uint32_t row = 0; row < rows; row += 4) {
-        const int8_t *w[4];
-        int32_t sums[4];
-        for (uint32_t r = 0; r < 4; r++) { /* past the last row, the last one again */
-            w[r] = weights + (size_t)(row + r < rows ? row + r : rows - 1) * columns;
+    for (uint32_t row = 0; row < rows; row += GROUP) {
+        int32_t sums[GROUP];
+        uint32_t count = rows - row < GROUP ? rows - row : GROUP;
+        for (uint32_t done = 0; done < count; done += SC_ROWS) {
+            const int8_t *w[SC_ROWS];
+            for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last row, the last one again */
+                w[r] = weights + (size_t)(done + r < count ? row + done + r : rows - 1) * columns;
+            }
+            sc_dot_s8(x, w, columns, sums + done);
         }
-        sc_dot4_s8(x, w, columns, sums);
-        for (uint32_t r = 0; r < 4 && row + r < rows; r++) {
-            uint32_t sum = (uint32_t)sums[r] + (bias != NULL ? (uint32_t)bias[row + r] : 0);
-            int32_t y = sc_requantized_s8((int32_t)sum, scales[row + r], shifts[row + r]);
-            y = y < -65536 ? -65536 : y > 65536 ? 65536 : y; /* so that the zero point can be added to any number */
-            y += zero_point;
-            out[row + r] = (int8_t)(y < -128 ? -128 : y > 127 ? 127 : y);
-        }
+        sc_requantize_s8(sums, bias != NULL ? bias + row : NULL, scales + row, shifts + row, zero_point, out + row,
+                         count);
     }
 }

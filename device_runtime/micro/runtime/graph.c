@@ -105,8 +105,8 @@ static int matmul_is_right(const uint32_t *call, const limits *l, unsigned activ
         !inside(call[SC_MATMUL_BIAS], rows * (s8 ? 4 : 8), l->constants, s8 ? 4 : 8)) {
         return 0;
     }
-    return !s8 || (inside(call[SC_MATMUL_SHIFTS], rows, l->constants, 1) &&
-                   inside(call[SC_MATMUL_SCRATCH], columns * 2, l->arena, 16));
+    return inside(call[SC_MATMUL_SCRATCH], columns * 2, l->arena, 16) &&
+           (!s8 || inside(call[SC_MATMUL_SHIFTS], rows, l->constants, 1));
 }
 
 /* Shifts are data of the constants: a kernel that shifts by more than its type has bits would be undefined. */
@@ -137,7 +137,7 @@ static int store_is_right(const uint32_t *call, const limits *l) {
 
 static int attention_is_right(const uint32_t *call, const limits *l) {
     uint64_t heads = call[SC_ATTEND_HEADS], dim = call[SC_ATTEND_HEAD_DIM], stride = call[SC_ATTEND_VALUE_STRIDE];
-    if (heads - 1 >= SC_MOST_COLUMNS || dim - 1 >= SC_MOST_COLUMNS || stride % 16 != 0 || stride <= l->last_position ||
+    if (heads - 1 >= SC_MOST_COLUMNS || dim - 1 >= SC_MOST_COLUMNS || dim % 2 != 0 || stride % 16 != 0 || stride <= l->last_position ||
         call[SC_ATTEND_WINDOW] == 0) {
         return 0;
     }
@@ -148,7 +148,7 @@ static int attention_is_right(const uint32_t *call, const limits *l) {
         call[SC_ATTEND_SHARE_STEP] << 1 == 0) {
         return 0;
     }
-    return inside(call[SC_ATTEND_QUERIES], heads * dim * 2, l->arena, 2) &&
+    return inside(call[SC_ATTEND_QUERIES], heads * dim * 2, l->arena, 4) &&
            inside(call[SC_ATTEND_OUT], heads * dim * 2, l->arena, 2) &&
            inside(call[SC_ATTEND_KEYS], (l->last_position + 1) * dim, l->kv_cache, 1) &&
            inside(call[SC_ATTEND_VALUES], dim * stride, l->kv_cache, 16) &&

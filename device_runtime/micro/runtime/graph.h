@@ -92,7 +92,7 @@ enum {
     SC_MATMUL_SCALES,     /* int8: int32 multiplier [rows]; int16: multiplier | shift << 16 [rows] */
     SC_MATMUL_BIAS,       /* int8: int32 [rows]; int16: int64 [rows]; or nothing */
     SC_MATMUL_SHIFTS,     /* int8: int8 [rows] */
-    SC_MATMUL_SCRATCH,    /* int16 [columns], for kernels that widen activations once; int8 only */
+    SC_MATMUL_SCRATCH,    /* int16 [columns], for kernels that widen activations or put them in order once */
     SC_MATMUL_WORDS
 };
 

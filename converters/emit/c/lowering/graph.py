@@ -339,7 +339,7 @@ class _Lowering:
         if scales.size == 1:
             scales = np.full(rows, tensor_scale(x, weight, result))
         added = None if bias is None else self.graph.values(bias).astype(np.int64)
-        shifts, scratch = NOTHING, None
+        shifts = NOTHING
         if x.type == "int8":
             sums = np.concatenate([values[i : i + 4096].sum(axis=1, dtype=np.int64) for i in range(0, rows, 4096)])
             total = (0 if added is None else added) - x.grid[1] * sums
@@ -347,7 +347,6 @@ class _Lowering:
             table = self._constants.array(np.array([m for m, _ in pairs], np.int32))
             shifts = self._constants.array(np.array([s for _, s in pairs], np.int8))
             bias_at = self._constants.array(total.astype(np.int32)) if np.any(total) else NOTHING
-            scratch = Scratch("widened", "int16", columns)
         else:
             if x.grid[1] or result.grid[1] or (bias is not None and bias.type != "int64"):
                 raise refused(op, "int16 with a zero point or with a bias that is not int64")
@@ -357,7 +356,7 @@ class _Lowering:
         self._calls.append(
             Matmul(
                 source, source_offset, weights, rows, padded(columns), out, out_offset, result.grid[1], table, bias_at,
-                shifts, scratch,
+                shifts, Scratch("widened", "int16", columns),
             )
         )  # fmt: skip
 
