@@ -74,6 +74,7 @@ class Service:
         self.config = config
         self._manager = manager or ServiceManager()
         self._worker_beat, self._network_beat = Heartbeat(), Heartbeat()
+        self._bundles: dict[str, str] | None = None  # as `out/info` has them; None before it was published
         self._threads: dict[str, threading.Thread] = {}  # worker and network, once they run
         topics, boot, statistics = DeviceTopics(config.device), next_boot(config.state_dir), Statistics()
         self._client = Client(
@@ -162,12 +163,19 @@ class Service:
         for extension in self._extensions:
             extension.tick()
         self._follow_hardware()
+        self._follow_bundles()
         self._manager.keep_alive(self._stalled_s())
         if self._client.takeover.is_set():
             raise ConfigurationError(
                 f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
                 f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
             )
+
+    def _follow_bundles(self) -> None:
+        """After an update another bundle answers."""
+        updating = self._device.lifecycle.state is DeviceState.UPDATING
+        if self._bundles is not None and not updating and self._device.runner.bundles != self._bundles:
+            self._publish_info()
 
     def _stalled_s(self) -> float:
         """How long a thread that has work has made no progress with it. A long answer is no stall, a hanging one is."""
@@ -248,7 +256,15 @@ class Service:
         for extension in self._extensions:
             hardware["capabilities"] += extension.capabilities
         names = self._device.runner.names
-        info = Info(self.config.device, version=device_runtime.__version__, models=names, **hardware)
+        self._bundles = self._device.runner.bundles
+        info = Info(
+            self.config.device,
+            version=device_runtime.__version__,
+            models=names,
+            pool=self.config.pool,
+            bundles=self._bundles or None,
+            **hardware,
+        )
         self._client.publish(self._device.topics.info, info.to_json(), qos=1, retain=True)
         for extension in self._extensions:
             extension.announce(info)
