@@ -26,6 +26,7 @@ _KEPT = 32  # compiled schemas
 _LONGEST_CLOSING = 512  # tokens; a schema whose shortest answer is longer than that is refused
 _NEAR = 64  # tokens before the limit, and twice the shortest answer, at which the way to the end is looked for
 _TRIES = 8  # tokens that are drawn before the way to the end is taken
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _FREE_TEXT = 1 / 8  # of the vocabulary; where more is allowed, a string is being written
 
 
@@ -254,7 +255,7 @@ def _library() -> Any:
 def _grammar(schema: str) -> str:
     """Compact JSON: without it a model may go on with spaces for ever."""
     try:
-        grammar: str = _library().grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        grammar: str = _library().grammar_from_json_schema(schema, overrides=_SPACING)
     except ValueError as error:
         raise SchemaError(f"The schema cannot be used: {_reason(str(error))}.") from None
     return grammar
