@@ -21,7 +21,8 @@ from pathlib import Path
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert, graph_shape
 from converters.emit.lint import measured_arena
-from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.machine.memory import arena, memory, model_bytes
 

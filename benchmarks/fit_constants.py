@@ -27,7 +27,8 @@ from fit import ROOT, peak_mb
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
-from device_runtime.bundle.folder import MODEL, Arena, Bundle, GraphShape
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL, Arena, GraphShape
 from device_runtime.machine import memory as footprint
 
 # vocabulary, width, layers, heads, kv_heads, head_dim, ffn_width, context: each constant's factor varies by itself

@@ -20,6 +20,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.update.slots import open_bundle
 
 PROMPT = [{"role": "user", "content": "Describe a greenhouse on a hot day."}]
 SCHEMAS = {
@@ -72,7 +73,7 @@ def main() -> None:
                 rates[name].append((pieces - 1) / (time.perf_counter() - started_s))
     free, held = (statistics.median(rates[name]) for name in ("free", "held"))
     print(f"decode: {held:.1f} instead of {free:.1f} tok/s ({held / free:.2f})")
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args.bundle)
     started_s = time.perf_counter()
     compiler = SchemaCompiler(bundle)
     compiler.constraint(SCHEMAS["one long string"], 1000)

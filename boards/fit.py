@@ -13,7 +13,7 @@ from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from device_runtime.bundle.folder import MODEL, Arena, GraphShape, Manifest
+from device_runtime.bundle.manifest import MODEL, Arena, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.memory import arena, cache_windows, memory, model_bytes, narrowed, stretched
@@ -56,12 +56,11 @@ class Subject:
             return self
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         graph, size, taken = replace(self.graph, windows=windows), self.model_bytes, self.arena
-        if self.graph.width > 0:  # nothing better is known of an older bundle
-            if size is not None:
-                before, after = (model_bytes(self.graph, self.profile, n) for n in (self.context, context))
-                size += after - before
-            if taken is not None:
-                taken = stretched(taken, self.graph, self.context, context)
+        if size is not None:
+            before, after = (model_bytes(self.graph, self.profile, n) for n in (self.context, context))
+            size += after - before
+        if taken is not None:
+            taken = stretched(taken, self.graph, self.context, context)
         return replace(self, context=context, graph=graph, model_bytes=size, arena=taken)
 
     @property
@@ -108,12 +107,10 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     """
     figures = _figures(board, subject)
     problems = _problems(board, subject, figures)
-    known = subject.graph.width > 0
-    longest = largest_context(board, subject) if known else 0
-    if known:
-        label = f"largest context that fits, up to {_longest_asked(board, subject):,}"
-        figures["largest_context"] = Figure(label, longest, "positions", "computed")
-    found = _remedies(board, subject) if problems and remedies and known else ()
+    longest = largest_context(board, subject)
+    label = f"largest context that fits, up to {_longest_asked(board, subject):,}"
+    figures["largest_context"] = Figure(label, longest, "positions", "computed")
+    found = _remedies(board, subject) if problems and remedies else ()
     return Fit(board, subject, figures, problems, longest, found)
 
 
@@ -173,9 +170,7 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
             f"  of a slot ({board.storage.slots} on the board)", board.storage.model_kib << 10, "bytes", "quoted"
         ),
     }
-    if subject.graph.width == 0 and (board.kind == "linux" or subject.arena is None):
-        pass  # of an older converter: the memory cannot be computed, and the report leaves it out
-    elif board.kind == "linux":
+    if board.kind == "linux":
         peak = memory(subject.graph, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes)
         parts = {
             "memory": ("memory, peak of the first start", peak.total),
@@ -194,13 +189,12 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     if board.memory.weights == "flash":  # the kv_cache is read from RAM, beside it
         per_token, read = subject.graph.weight_bytes, "weights read for each token"
     else:
-        per_token = subject.graph.bytes_per_token(subject.context, subject.profile)
+        per_token = subject.graph.bytes_per_token(subject.context)
         read = "read for each token, context full"
-    if per_token:
-        speed = board.memory.bandwidth_mb_s * 1e6 / per_token
-        figures["bytes_per_token"] = Figure(read, per_token, "bytes", "computed", True)
-        figures["bandwidth"] = Figure("memory bandwidth", board.memory.bandwidth_mb_s * 1e6, "bytes/s", "quoted")
-        figures["ceiling"] = Figure("ceiling on speed, never reached", speed, "tok/s", "computed")
+    speed = board.memory.bandwidth_mb_s * 1e6 / per_token
+    figures["bytes_per_token"] = Figure(read, per_token, "bytes", "computed", True)
+    figures["bandwidth"] = Figure("memory bandwidth", board.memory.bandwidth_mb_s * 1e6, "bytes/s", "quoted")
+    figures["ceiling"] = Figure("ceiling on speed, never reached", speed, "tok/s", "computed")
     return figures
 
 
@@ -236,8 +230,6 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
     if lacking := missing_instructions(soc.arch, subject.profile, soc.features, soc.core):
         found.append(f"{lacking} (soc.features)")
     for need, have in (("storage", "a slot has"), ("memory", "a model may take")):
-        if need not in figures:  # an older converter did not say how wide the network is
-            continue
         needed, there = figures[need].value, figures[f"{need}_there"].value
         if needed > there:
             found.append(f"it needs {_kib(needed)} of {need}, and {have} {_kib(there)}")

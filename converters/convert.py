@@ -27,12 +27,12 @@ from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save
 from converters.quantize.rotation import Rotation
 from converters.texts import chat_renderer, text_kinds
 from device_runtime import __version__
-from device_runtime.bundle.folder import (
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import (
     FORMAT,
     MANIFEST,
     MODEL,
     PREFIX,
-    Bundle,
     FileEntry,
     GraphShape,
     Manifest,
@@ -149,6 +149,7 @@ def graph_shape(config: NetworkConfig, profile: Literal["pi", "micro"], context:
         config.vocabulary,
         windows,
         min(PREFILL_TOKENS, windows[0]) if profile == "pi" else 0,
+        kv_cache_element_bytes=4 if profile == "pi" else 1,
         weight_bytes=config.matmul_weights,  # int8
         rotated=True,
         width=config.width,
@@ -234,7 +235,9 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         format=FORMAT,
         name=checkpoint.name,
         version=options.version,
+        task="generate",
         architecture=checkpoint.architecture,
+        weight_bits=8,
         profile=options.profile,
         context=context,
         graph=graph_shape(config, options.profile, context),

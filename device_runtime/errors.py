@@ -1,28 +1,41 @@
-"""Every error that stonechat raises on purpose, in one tree.
+"""Every error that stonechat raises on purpose, in one tree. (A test holds that there is no other.)
 
-    StonechatError                      exit 1
-    ├── ConfigurationError (ValueError)       2  flags, fleet files, board files
-    │   ├── ContextOverflowError              2  more tokens than the context holds
-    │   └── SchemaError                       2  a JSON schema that no answer can be held to
-    ├── UnreachableError (ConnectionError)    3  a retry may help
-    │   └── UnavailableError                  3  a microcontroller is gone from its serial port
-    ├── SignatureError                        4  a bundle nobody trusted has signed
-    ├── DoesNotFitError                       5  the model is too large for the board
-    ├── RolledBackError                       6  an update failed, the old slot runs again
-    ├── CheckpointError (ValueError)          1  a checkpoint that cannot be read
-    │   └── ArchitectureError                 1  a family that no converter knows
-    ├── BundleError (ValueError)              1  a bundle that is damaged or too new
-    ├── ImageError (ValueError)               1  firmware, or a packed bundle to flash, that is damaged
-    ├── FlashError                            1  a board that refused an image, or holds something else than it
-    ├── GraphError (ValueError)               1  a graph that TFLite Micro could not run, or a damaged one
-    └── BackendError (RuntimeError)           1  a graph that this runtime cannot run
-        └── BackendMissingError               2  the runtime that is needed is not installed
+    StonechatError                        exit 1
+    ├── ConfigurationError (ValueError)        2  flags, fleet files, board files
+    │   ├── ContextOverflowError               2  more tokens than the context has positions
+    │   ├── SchemaError                        2  a JSON schema that no answer can fit
+    │   └── MissingExtraError                  2  a package of one of stonechat's extras is not installed
+    ├── UnreachableError (ConnectionError)     3  a retry may help
+    │   ├── UnavailableError                   3  a microcontroller is gone from its serial port
+    │   └── NoAnswerError                      3  a boot loader did not answer in time
+    ├── SignatureError                         4  a bundle is not signed by a trusted key
+    ├── DoesNotFitError                        5  the model is too large for the board
+    ├── RolledBackError                        6  an update failed, the previous bundle runs again
+    ├── UpdateError                            1  an update cannot start or continue
+    ├── RemoteError                            1  a command failed on a board, over SSH
+    ├── CheckpointError (ValueError)           1  a checkpoint that cannot be read
+    │   └── ArchitectureError                  1  a model family that no converter supports
+    ├── BundleError (ValueError)               1  a bundle that is damaged or too new
+    ├── ImageError (ValueError)                1  firmware, or a packed bundle to flash, that is damaged
+    ├── FlashError                             1  a board refused an image, or holds something else than it
+    ├── GraphError (ValueError)                1  a graph that TFLite Micro could not run, or a damaged one
+    ├── BackendError (RuntimeError)            1  a graph that this runtime cannot run
+    │   └── BackendMissingError                2  the runtime that is needed is not installed
+    ├── MessageError (ValueError)              1  a payload or a serial message that breaks its protocol
+    │   └── FrameError                         1  bytes on a serial line that are no frame
+    ├── LinkError                              1  a reading that a link cannot use
+    │   └── UndefinedNameError                 1  … because it lacks a field
+    ├── EmulatedFaultError                     1  an emulated board cannot serve a request
+    └── PartFailedError                        1  a process of the demo ended by itself
 
-Each message names what was found, what was expected (with its unit) and the next step.
-`exit_code` is what the command line returns; `code` is the word that goes over MQTT and into `--json`.
+The text of each names what was found, what was expected (with its unit) and the next step. What a program may need is
+in attributes, in `fields`. `exit_code` is what the command line returns; `code` is the word in MQTT replies and
+in `--json`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "ArchitectureError",
@@ -33,14 +46,23 @@ __all__ = [
     "ConfigurationError",
     "ContextOverflowError",
     "DoesNotFitError",
+    "EmulatedFaultError",
     "FlashError",
+    "FrameError",
     "GraphError",
     "ImageError",
+    "LinkError",
+    "MessageError",
+    "MissingExtraError",
+    "NoAnswerError",
+    "PartFailedError",
+    "RemoteError",
     "RolledBackError",
     "SchemaError",
     "SignatureError",
     "StonechatError",
     "UnavailableError",
+    "UndefinedNameError",
     "UnreachableError",
     "UpdateError",
 ]
@@ -51,6 +73,14 @@ class StonechatError(Exception):
 
     exit_code = 1
     code = "failed"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The attributes of this error that are known, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None and not name.startswith("_")}
 
 
 class ConfigurationError(StonechatError, ValueError):
@@ -65,11 +95,26 @@ class ContextOverflowError(ConfigurationError):
 
     code = "context_overflow"
 
+    def __init__(self, message: str = "", *, tokens: int | None = None, context: int | None = None) -> None:
+        super().__init__(message)
+        self.tokens = tokens  # of the prompt, or of the prompt and its answer
+        self.context = context  # positions that the model has
+
 
 class SchemaError(ConfigurationError):
-    """A JSON schema is not one, or no answer can be held to it."""
+    """A JSON schema is not valid, or no answer can fit it."""
 
     code = "schema"
+
+
+class MissingExtraError(ConfigurationError):
+    """A package that this command needs is not installed; one of stonechat's extras brings it."""
+
+    code = "missing_extra"
+
+    def __init__(self, message: str = "", *, package: str | None = None, extra: str | None = None) -> None:
+        super().__init__(message)
+        self.package, self.extra = package, extra
 
 
 class UnreachableError(StonechatError, ConnectionError):
@@ -78,6 +123,10 @@ class UnreachableError(StonechatError, ConnectionError):
     exit_code = 3
     code = "unreachable"
 
+    def __init__(self, message: str = "", *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms  # as the device suggests
+
 
 class UnavailableError(UnreachableError):
     """A device is in its fleet and cannot answer now: its microcontroller is gone from the serial port."""
@@ -85,8 +134,14 @@ class UnavailableError(UnreachableError):
     code = "unavailable"
 
 
+class NoAnswerError(UnreachableError):
+    """A microcontroller's boot loader did not answer in time."""
+
+    code = "no_answer"
+
+
 class SignatureError(StonechatError):
-    """A bundle is unsigned, or signed by a key that this device does not trust."""
+    """A bundle is not signed, or not by a key that this device trusts."""
 
     exit_code = 4
     code = "signature"
@@ -98,6 +153,12 @@ class DoesNotFitError(StonechatError):
     exit_code = 5
     code = "does_not_fit"
 
+    def __init__(
+        self, message: str = "", *, needed_bytes: int | None = None, available_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+
 
 class RolledBackError(StonechatError):
     """An update did not pass its trial; the device runs what it ran before."""
@@ -105,11 +166,22 @@ class RolledBackError(StonechatError):
     exit_code = 6
     code = "rolled_back"
 
+    def __init__(self, message: str = "", *, version: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.version = version  # of the bundle that failed
+        self.reason = reason
+
 
 class UpdateError(StonechatError):
-    """An update cannot begin or go on: another one is under way, the disk is full, the state is damaged."""
+    """An update cannot start or continue: another one is in progress, the disk is full, the state is damaged."""
 
     code = "update"
+
+
+class RemoteError(StonechatError):
+    """A command failed on a board, over SSH."""
+
+    code = "remote"
 
 
 class CheckpointError(StonechatError, ValueError):
@@ -159,3 +231,42 @@ class BackendMissingError(BackendError):
 
     exit_code = 2
     code = "backend_missing"
+
+
+class MessageError(StonechatError, ValueError):
+    """A payload or a serial message that breaks its protocol."""
+
+    code = "invalid_request"
+
+
+class FrameError(MessageError):
+    """Bytes on a serial line that are no frame."""
+
+    code = "frame"
+
+
+class LinkError(StonechatError):
+    """A link received a reading that its expression or its templates cannot use."""
+
+    code = "link"
+
+
+class UndefinedNameError(LinkError):
+    """A reading lacks a field that the link uses."""
+
+
+class EmulatedFaultError(StonechatError):
+    """Why an emulated board cannot serve a request."""
+
+    code = "fault"
+
+    def __init__(self, fault: int, reason: str) -> None:
+        super().__init__(reason)
+        self.fault = fault  # device_runtime.bridge.messages.FaultCode
+        self.reason = reason
+
+
+class PartFailedError(StonechatError):
+    """A process that the demo started ended by itself."""
+
+    code = "demo_part_failed"

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from converters.convert import graph_shape
 from converters.network.decoder import NetworkConfig, decoder, hidden, tensor_shapes
 from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
 from converters.profiles.micro import write_micro
 from converters.quantize.activations import ActivationGrids
 from converters.quantize.rotation import Rotation
-from device_runtime.bundle.folder import (
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import (
     FORMAT,
     MANIFEST,
     MODEL,
     PREFIX,
-    Bundle,
     FileEntry,
-    GraphShape,
     Manifest,
     TokenizerInfo,
 )
@@ -93,10 +93,9 @@ def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
         keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))
         np.savez(folder / PREFIX, k=keys, v=values, logits=np.zeros(config.vocabulary, np.float32))
     manifest = Manifest(
-        format=FORMAT, name="small", version="1", architecture="llama", profile="micro", context=context,
-        graph=GraphShape(
-            config.layers, config.kv_heads, config.head_dim, config.vocabulary, (context,), 0, rotated=True
-        ),
+        format=FORMAT, name="small", version="1", task="generate", architecture="llama", weight_bits=8,
+        profile="micro", context=context,
+        graph=graph_shape(config, "micro", context),
         tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
         chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
         security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},

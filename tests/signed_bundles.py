@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.bundle.archive import head_of, pack
-from device_runtime.bundle.folder import MANIFEST, Bundle, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST, FileEntry, GraphShape, Manifest, TokenizerInfo
 from device_runtime.bundle.trust import TrustStore
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
@@ -32,8 +33,9 @@ def plain_bundle(folder: Path, seed: int = 1, **changes: Any) -> Path:
         for path in sorted(folder.iterdir())
     }
     manifest = Manifest(
-        format=1, name="noise", version=str(seed), architecture="llama", profile="pi", context=64,
-        graph=GraphShape(1, 1, 2, 100, (64,), 0), tokenizer=TokenizerInfo("tokenizer.json", None, (0,), False, {}),
+        format=1, name="noise", version=str(seed), task="generate", architecture="llama", weight_bits=8,
+        profile="pi", context=64, graph=GraphShape(1, 1, 2, 100, (64,), 0, 4, 200, False, 2, 1, 4, True),
+        tokenizer=TokenizerInfo("tokenizer.json", None, (0,), False, {}),
         chat_template="{{ messages[0].content }} – ü", prefix_tokens=(1,), quality={}, source={}, converter="test",
         security_counter=3, files=files,
     )  # fmt: skip

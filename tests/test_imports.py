@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["toolkit", "converters", "boards", "device_runtime"]  # each may import those to its right
+PACKAGES = ["toolkit", "converters", "boards", "stonechat", "device_runtime"]  # each may import those to its right
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for package in PACKAGES
@@ -113,28 +114,64 @@ def test_every_module_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(ast.parse(source(module).read_text(encoding="utf-8")))
 
 
-def test_the_errors_are_one_tree_with_the_exit_codes_of_the_command_line() -> None:
+def test_the_errors_are_one_tree_and_the_drawing_of_it_is_true() -> None:
+    """Names, nesting, built-in bases and exit codes in the docstring of errors.py are those of the classes."""
     from device_runtime import errors
 
-    codes = {name: getattr(errors, name).exit_code for name in errors.__all__}
-    assert all(issubclass(getattr(errors, name), errors.StonechatError) for name in errors.__all__)
-    assert codes == {
-        "StonechatError": 1,
-        "ConfigurationError": 2,
-        "ContextOverflowError": 2,
-        "SchemaError": 2,
-        "UnreachableError": 3,
-        "UnavailableError": 3,
-        "SignatureError": 4,
-        "DoesNotFitError": 5,
-        "RolledBackError": 6,
-        "UpdateError": 1,
-        "CheckpointError": 1,
-        "ArchitectureError": 1,
-        "BundleError": 1,
-        "ImageError": 1,
-        "FlashError": 1,
-        "GraphError": 1,
-        "BackendError": 1,
-        "BackendMissingError": 2,
-    }
+    drawn, above = {}, ["StonechatError"]
+    line = re.compile(r"^    ([│ ]*[├└]── )(\w+)(?: \((\w+)\))? +(\d)", re.MULTILINE)
+    for bars, name, built_in, code in line.findall(errors.__doc__ or ""):
+        depth = len(bars) // 4
+        above[depth:] = [name]
+        drawn[name] = ([above[depth - 1], *([built_in] if built_in else [])], int(code))
+    classes = {name: getattr(errors, name) for name in errors.__all__ if name != "StonechatError"}
+    assert drawn == {name: ([base.__name__ for base in cls.__bases__], cls.exit_code) for name, cls in classes.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_there_is_no_error_outside_of_the_tree(module: str) -> None:
+    """A class that is raised is in errors.py; one that begins with _ does not leave its module."""
+    if module == "device_runtime.errors":
+        return
+    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for base in map(ast.unparse, node.bases):
+                assert not base.endswith(("Error", "Exception")), f"{module}:{node.lineno} defines {node.name}({base})"
+
+
+def test_what_an_error_knows_is_in_its_attributes() -> None:
+    from device_runtime.errors import ContextOverflowError, UnreachableError
+
+    error = ContextOverflowError("too long", tokens=300, context=256)
+    assert error.fields == {"tokens": 300, "context": 256}
+    assert UnreachableError("busy").fields == {}
+
+
+def test_the_public_names_are_these() -> None:
+    """What applications import; a name that goes from this list breaks them."""
+    import stonechat
+
+    assert stonechat.__all__ == [
+        "BackendError", "BackendMissingError", "BrokerAddress", "Bundle", "BundleError", "Certificates", "Completion",
+        "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "Final", "Generation", "LanguageModel",
+        "RemoteAnswer", "RemoteModel", "Sampling", "SchemaError", "SignatureError", "StonechatError", "TrustStore",
+        "UnavailableError", "UnreachableError", "__version__",
+    ]  # fmt: skip
+    with pytest.raises(AttributeError, match="it has BackendError"):
+        stonechat.Langauge_model  # noqa: B018
+
+
+def test_importing_stonechat_loads_nothing_before_it_is_used() -> None:
+    assert not loaded_by("import stonechat") & {"numpy", "paho", "device_runtime"}
+    assert "paho" not in loaded_by("from stonechat import LanguageModel")
+    assert "numpy" not in loaded_by("from stonechat import StonechatError")
+    assert "numpy" in loaded_by("from device_runtime.engine import LanguageModel")
+    assert "numpy" not in loaded_by("import device_runtime.engine.chat")
+
+
+def test_each_public_name_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    import stonechat
+
+    for name in stonechat.__all__:
+        assert f"`{name}`" in page, f"docs/reference/python.md does not describe {name}"

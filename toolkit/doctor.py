@@ -176,11 +176,10 @@ def _watchdog() -> Iterator[Finding]:
 
 
 def _model(plan: fleet.Fleet, device: str) -> Finding:
-    from device_runtime.bundle.folder import Bundle
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.slots import open_bundle
 
     try:
-        bundles = [Bundle.open(resolve(Path(model.bundle))) for model in plan.models_of(device).values()]
+        bundles = [open_bundle(model.bundle) for model in plan.models_of(device).values()]
     except StonechatError as error:
         return Finding("model", Level.FAIL, str(error), "stonechat deploy BUNDLE --to this device")
     return Finding("model", Level.OK, ", ".join(f"{b.manifest.name} {b.manifest.version}" for b in bundles))

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from device_runtime.bundle.folder import Arena, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Arena
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.errors import BackendError, BackendMissingError, ConfigurationError, GraphError
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ConfigurationError
+from device_runtime.update.slots import open_bundle
 
 __all__ = ["layer_names", "trace_bundle", "trace_checkpoint"]
 
@@ -61,7 +61,7 @@ def trace_bundle(path: Path, tokens: Sequence[int], layers: bool, backend_name: 
     Returns:
         As `trace_checkpoint`. Layers come from LiteRT's Interpreter, which keeps every tensor.
     """
-    bundle = Bundle.open(path)
+    bundle = open_bundle(path)
     manifest = bundle.manifest
     prefix = list(manifest.prefix_tokens)
     inside = len(prefix) if list(tokens[: len(prefix)]) == prefix else 0

@@ -2,7 +2,7 @@
 
 The first token of a sequence draws activations a thousand times larger than any other. Quantized with the
 rest it would swallow every range it touches; computed once in float, only its keys and values are left of
-it, and those are ordinary. docs/quantization.md has the figures.
+it, and those are ordinary. docs/explained/quantization.md has the figures.
 
 A fixed instruction is kept in the same way: its keys and values are computed at conversion, whatever its length.
 """

@@ -1,1 +1,1 @@
-"""A microcontroller at the end of a serial port: docs/serial-protocol.md, from both sides."""
+"""A microcontroller at the end of a serial port: docs/reference/serial-protocol.md, from both sides."""

@@ -1,4 +1,4 @@
-"""Frames on a serial line: docs/serial-protocol.md, section 2.
+"""Frames on a serial line: docs/reference/serial-protocol.md, section 2.
 
     00 | COBS( body | CRC-32 of the body, little-endian ) | 00
 
@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 
 from cobs import cobs
 
+from device_runtime.errors import FrameError
+
 __all__ = ["LARGEST_BODY", "OVERHEAD", "FrameError", "FrameReader", "body_of", "frame"]
 
 LARGEST_BODY = 1024  # bytes; a board may ask for less
 OVERHEAD = 2 + 4 + 1  # delimiters, CRC, and COBS up to 254 bytes
 _CRC = struct.Struct("<I")
 _LONGEST = LARGEST_BODY + _CRC.size + 2 + LARGEST_BODY // 254  # between delimiters, COBS included
-
-
-class FrameError(ValueError):
-    """Bytes between two delimiters that are no frame."""
 
 
 def frame(body: bytes) -> bytes:

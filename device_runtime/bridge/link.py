@@ -219,7 +219,7 @@ class Link:
         if not reader.received:
             return (
                 f"nothing answers within {wait_s:g} s. Check the cable and --baud {self.baud}, that the firmware "
-                "speaks docs/serial-protocol.md, and reset the board."
+                "speaks docs/reference/serial-protocol.md, and reset the board."
             )
         return (
             f"{reader.received} bytes came in {wait_s:g} s, and none of them is a frame of stonechat's serial "

@@ -1,17 +1,32 @@
-"""What is said in frames: docs/serial-protocol.md, section 4.
+"""What is said in frames: docs/reference/serial-protocol.md, section 4.
 
-How they are packed is in codec.py.
+Each message is described once, by its annotations: how it is packed (codec.py), its table in the specification
+(`scripts/message_tables.py`) and its C struct for a firmware (`scripts/wire_header.py`).
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Annotated
 
-from device_runtime.bridge.codec import Message, MessageError, WithData
+from device_runtime.bridge.codec import (
+    F32,
+    I16,
+    U8,
+    U16,
+    U32,
+    U64,
+    Counted,
+    Fixed,
+    Message,
+    MessageError,
+    Repeated,
+    Rest,
+)
 
 __all__ = [
+    "KINDS",
     "LEAST_BODY",
     "TOKEN_BYTES",
     "UNKNOWN_TEMPERATURE",
@@ -83,80 +98,72 @@ class FaultCode(IntEnum):
 
 # from the bridge
 
+Request = Annotated[int, U32, "the request's number"]
+
 
 @dataclass(frozen=True)
 class Greet(Message):
     """Who are you? The board answers with `Hello`."""
 
-    TYPE, LAYOUT = 0x01, "B"
-    version: int = VERSION  # the newest that the bridge speaks
+    TYPE = 0x01
+    version: Annotated[int, U8, "the newest that the bridge speaks"] = VERSION
 
 
 @dataclass(frozen=True)
 class Start(Message):
     """A request begins: its prompt follows. The board answers with `Taken`."""
 
-    TYPE, LAYOUT = 0x02, "IIIIHffQB"
-    request: int  # any number but 0, a new one for each request
-    prompt_bytes: int  # of the whole prompt
-    max_new: int  # tokens; 0: until it stops or the context is full
-    drawn: int  # random numbers that this answer has used before: it goes on where a reset cut it
-    top_k: int
-    temperature: float  # 0 is greedy
-    top_p: float
-    seed: int
-    stop_count: int
-    stop_tokens: tuple[int, ...] = ()  # stop_count times u32
-
-    def pack(self) -> bytes:
-        """The body of a frame."""
-        return super().pack() + struct.pack(f"<{self.stop_count}I", *self.stop_tokens)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Start:
-        """From the bytes after the type."""
-        values, rest = cls._head(data)
-        count = values["stop_count"]
-        if count > MAX_STOPS or len(rest) < 4 * count:
-            raise MessageError(f"Start has {count} stop tokens and {len(rest)} bytes of them; at most {MAX_STOPS}")
-        return cls(**values, stop_tokens=struct.unpack_from(f"<{count}I", rest))
-
-
-LEAST_BODY = 1 + struct.calcsize("<" + Start.LAYOUT) + 4 * MAX_STOPS  # bytes: the largest `Start`
+    TYPE = 0x02
+    request: Annotated[int, U32, "any number but 0, a new one for each request"]
+    prompt_bytes: Annotated[
+        int, U32, "of the whole prompt; 0, or one that leaves no position free, is answered with `Fault`, `TOO_LONG`"
+    ]
+    max_new: Annotated[
+        int, U32, "tokens that the answer may have, the stop token included; 0: until it stops or the context is full"
+    ]
+    drawn: Annotated[int, U32, "random numbers that this answer has used before: skip so many"]
+    top_k: Annotated[int, U16, "draw from the k likeliest; 0: from all"]
+    temperature: Annotated[float, F32, "0: the likeliest token, always"]
+    top_p: Annotated[float, F32, "draw from the fewest tokens whose probabilities reach this sum"]
+    seed: Annotated[int, U64, "the same seed draws the same answer"]
+    stop_count: Annotated[int, U8, f"at most {MAX_STOPS}"]
+    stop_tokens: Annotated[
+        tuple[int, ...], Repeated(U32, "stop_count", MAX_STOPS), "each ends the answer; it is counted and not sent"
+    ] = ()
 
 
 @dataclass(frozen=True)
-class Prompt(WithData):
+class Prompt(Message):
     """A part of the prompt. The board answers with `Taken`."""
 
-    TYPE, LAYOUT = 0x03, "II"
-    request: int
-    offset: int  # bytes of the prompt before this part
-    data: bytes = b""
+    TYPE = 0x03
+    request: Request
+    offset: Annotated[int, U32, "bytes of the prompt before this part"]
+    data: Annotated[bytes, Rest(), "the prompt from there on, up to the end of the frame"] = b""
 
 
 @dataclass(frozen=True)
 class Resume(Message):
     """Send the answer from here on (again). The board answers with `Piece`, `Done` or `Status`."""
 
-    TYPE, LAYOUT = 0x04, "II"
-    request: int
-    offset: int  # bytes of the answer that have arrived
+    TYPE = 0x04
+    request: Request
+    offset: Annotated[int, U32, "bytes of the answer that have arrived"]
 
 
 @dataclass(frozen=True)
 class Cancel(Message):
     """Stop after the token that is being computed. The board answers with `Done`."""
 
-    TYPE, LAYOUT = 0x05, "I"
-    request: int
+    TYPE = 0x05
+    request: Request
 
 
 @dataclass(frozen=True)
 class Ping(Message):
     """How are you? The board answers with `Status`."""
 
-    TYPE, LAYOUT = 0x06, ""
+    TYPE = 0x06
 
 
 # from the board
@@ -166,111 +173,100 @@ class Ping(Message):
 class Hello(Message):
     """What the board is. Sent when it starts, and as the answer to `Greet`."""
 
-    TYPE, LAYOUT = 0x81, "BHHIIIHHI8s"
-    version: int  # the one that the board will speak
-    capabilities: Capability
-    largest_body: int  # bytes of the largest body that the board takes
-    window: int  # bytes that may be on their way to it unanswered: the size of its receive buffer
-    context: int  # positions
-    vocabulary: int
-    prefix: int  # tokens at the start of every prompt that its kv_cache holds from the beginning
-    deaf_ms: int  # the longest time in which it does not read its port: one step of the model
-    arena_bytes: int  # memory that the model works in; 0: not told
-    model: bytes = bytes(8)  # the first 8 bytes of the graph's sha256; zeros: not told
-    board: str = ""
-    firmware: str = ""  # its version
-    name: str = ""  # of the model
-
-    def pack(self) -> bytes:
-        """The body of a frame."""
-        names = (text.encode()[:MAX_NAME] for text in (self.board, self.firmware, self.name))
-        return super().pack() + b"".join(bytes([len(name)]) + name for name in names)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Hello:
-        """From the bytes after the type."""
-        values, rest = cls._head(data)
-        for name in ("board", "firmware", "name"):
-            length = rest[0] if rest else 0
-            if length > MAX_NAME or len(rest) < 1 + length:
-                raise MessageError(f"Hello.{name} is cut, or longer than {MAX_NAME} bytes")
-            text = rest[1 : 1 + length].decode(errors="replace")
-            values[name], rest = "".join(c for c in text if c.isprintable()), rest[1 + length :]
-        return cls(**values)
+    TYPE = 0x81
+    version: Annotated[int, U8, "that the board will speak: 1; in general the older of the two sides'"]
+    capabilities: Annotated[Capability, U16, "bits that may be set together"]
+    largest_body: Annotated[
+        int,
+        U16,
+        "bytes of the largest body that the board takes; 128 or more serve well, 68 (a full `Start`) are the least",
+    ]
+    window: Annotated[int, U32, "bytes of its receive buffer: the largest frame + 64, or more"]
+    context: Annotated[int, U32, "positions"]
+    vocabulary: Annotated[int, U32, "token ids are below it"]
+    prefix: Annotated[int, U16, "tokens at the start of every prompt, whose keys and values the board has already"]
+    deaf_ms: Annotated[int, U16, "the longest time in which it does not read its port: one step of the model"]
+    arena_bytes: Annotated[int, U32, "memory that the model works in; 0: unknown"]
+    model: Annotated[
+        bytes, Fixed(8), "the first of the sha256 of `model.tflite`, as the bundle's manifest has it; zeros: unknown"
+    ] = bytes(8)
+    board: Annotated[str, Counted(MAX_NAME), f"what it calls itself, at most {MAX_NAME} bytes"] = ""
+    firmware: Annotated[str, Counted(MAX_NAME), f"its version, at most {MAX_NAME} bytes"] = ""
+    name: Annotated[str, Counted(MAX_NAME), f"of its model, at most {MAX_NAME} bytes"] = ""
 
 
 @dataclass(frozen=True)
 class Taken(Message):
     """How much of a prompt the board has."""
 
-    TYPE, LAYOUT = 0x82, "II"
-    request: int
-    offset: int  # bytes, without a gap
+    TYPE = 0x82
+    request: Request
+    offset: Annotated[int, U32, "bytes of the prompt that it has, without a gap"]
 
 
 @dataclass(frozen=True)
-class Piece(WithData):
+class Piece(Message):
     """A part of the answer: tokens of four bytes each, or UTF-8."""
 
-    TYPE, LAYOUT = 0x83, "II"
-    request: int
-    offset: int  # bytes of the answer before this part
-    data: bytes = b""
+    TYPE = 0x83
+    request: Request
+    offset: Annotated[int, U32, "bytes of the answer before this part"]
+    data: Annotated[bytes, Rest(), "the answer from there on: whole token ids of 4 bytes each, up to the end"] = b""
 
 
 @dataclass(frozen=True)
 class Done(Message):
     """The end of an answer, after its last piece."""
 
-    TYPE, LAYOUT = 0x84, "IIBIIIII"
-    request: int
-    length: int  # bytes of the whole answer
-    finish: Finish
-    prompt_tokens: int
-    cached_tokens: int  # of these, how many were in the kv_cache already
-    completion_tokens: int  # the stop token included
-    first_ms: int  # from the whole prompt to the first token
-    decode_ms: int  # from the first token to the last
+    TYPE = 0x84
+    request: Request
+    length: Annotated[int, U32, "bytes of the whole answer"]
+    finish: Annotated[Finish, U8, "why it ended: a stop token; `max_new` or the end of the context; a `Cancel`"]
+    prompt_tokens: Annotated[int, U32, "the prefix included"]
+    cached_tokens: Annotated[int, U32, "of these, how many were in the kv_cache already"]
+    completion_tokens: Annotated[int, U32, "the stop token included"]
+    first_ms: Annotated[int, U32, "from the whole prompt to the first token"]
+    decode_ms: Annotated[int, U32, "from the first token to the last"]
 
 
 @dataclass(frozen=True)
 class Fault(Message):
-    """Why there is no answer."""
+    """Why there is no answer. The request is over."""
 
-    TYPE, LAYOUT = 0x85, "IB"
-    request: int  # 0: of no request
-    code: FaultCode
-    reason: str = ""  # for people
-
-    def pack(self) -> bytes:
-        """The body of a frame."""
-        return super().pack() + self.reason.encode()[:MAX_REASON]
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Fault:
-        """From the bytes after the type."""
-        values, rest = cls._head(data)
-        text = rest[:MAX_REASON].decode(errors="replace")
-        return cls(**values, reason="".join(c for c in text if c.isprintable()))
+    TYPE = 0x85
+    request: Annotated[int, U32, "the request's number; 0: of none"]
+    code: Annotated[
+        FaultCode,
+        U8,
+        "another number than the board's; prompt or frame too long; needs what the board lacks; cannot be read; the "
+        "model failed",
+    ]
+    reason: Annotated[str, Rest(MAX_REASON), f"for people, at most {MAX_REASON} bytes"] = ""
 
 
 @dataclass(frozen=True)
 class Status(Message):
     """How the board is, and how far with its request."""
 
-    TYPE, LAYOUT = 0x86, "IBIIhI"
-    request: int  # 0: none
-    work: Work
-    length: int  # bytes of the answer so far
-    uptime_ms: int  # since its start; wraps
-    temperature: int = UNKNOWN_TEMPERATURE  # tenths of a degree Celsius
-    steps: int = 0  # that the model has taken since the board's start, those of prompts too; wraps
+    TYPE = 0x86
+    request: Annotated[int, U32, "the request's number; 0: none"]
+    work: Annotated[
+        Work, U8, "no request known; waiting for the rest of a prompt; taking it in; answering; the answer has ended"
+    ]
+    length: Annotated[int, U32, "bytes of the answer so far"]
+    uptime_ms: Annotated[int, U32, "since its start; wraps"]
+    temperature: Annotated[int, I16, f"tenths of a degree Celsius; {UNKNOWN_TEMPERATURE}: unknown"] = (
+        UNKNOWN_TEMPERATURE
+    )
+    steps: Annotated[int, U32, "that the model has taken since the board's start, those of prompts too; wraps"] = 0
 
 
-_KINDS: dict[int, type[Message]] = {
+KINDS: dict[int, type[Message]] = {
     kind.TYPE: kind
     for kind in (Greet, Start, Prompt, Resume, Cancel, Ping, Hello, Taken, Piece, Done, Fault, Status)
 }  # fmt: skip
+
+LEAST_BODY = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack())  # bytes: the largest `Start`
 
 
 def parse(body: bytes) -> Message:
@@ -279,7 +275,7 @@ def parse(body: bytes) -> Message:
     Raises:
         MessageError: it is no message of this protocol.
     """
-    kind = _KINDS.get(body[0]) if body else None
+    kind = KINDS.get(body[0]) if body else None
     if kind is None:
         raise MessageError(f"no message has the type {body[:1].hex() or 'of nothing'}")
     return kind.unpack(body[1:])

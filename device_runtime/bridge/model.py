@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ from device_runtime.bridge.link import Link
 from device_runtime.bridge.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
 from device_runtime.bridge.prompt_codec import Decoder, Text, Tokens
 from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
-from device_runtime.bundle.folder import MODEL, Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.engine.chat import Message
-from device_runtime.engine.language_model import Completion
+from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
 from device_runtime.engine.sampler import Sampling
-from device_runtime.engine.stop_strings import StopStrings
 from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
 
 __all__ = ["SerialAnswer", "SerialModel", "check_schema"]
@@ -31,8 +30,8 @@ class SerialAnswer(Iterator[str]):
 
     def __init__(self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str]) -> None:
         self._link, self._ask = link, ask
-        self._started_s = time.perf_counter()
-        self._pieces = self._run(decoder, StopStrings([s for s in stop if s]))
+        self._watch = Stopwatch()
+        self._pieces = self._run(decoder, AnswerText(stop))
         self._cancelled = False
 
     def __next__(self) -> str:
@@ -43,40 +42,33 @@ class SerialAnswer(Iterator[str]):
         self._cancelled = True
         self._link.cancel()
 
-    def _run(self, decoder: Decoder, held: StopStrings) -> Iterator[str]:
+    def _run(self, decoder: Decoder, answer: AnswerText) -> Iterator[str]:
         self._link.ask(self._ask)
         if self._cancelled:
             self._link.cancel()
-        first_s: float | None = None
-        text: list[str] = []
         while True:
             event = self._link.next_event(1.0)
             match event:
                 case Chunk():
-                    first_s = first_s or time.perf_counter()
-                    piece = held.push(decoder.push(event.data))
-                    if piece:
-                        text.append(piece)
+                    self._watch.lap()
+                    if piece := answer.push(decoder.push(event.data)):
                         yield piece
-                    if held.found:
+                    if answer.stopped:
                         self._link.cancel()
                 case Failed():
                     raise event.error
                 case Ended():
                     break
-        if not held.found:
-            rest = held.push(decoder.flush()) + held.flush()
-            if rest:
-                text.append(rest)
-                yield rest
-        first_s = first_s or time.perf_counter()
+        self._watch.lap()
+        if rest := answer.finish(decoder.flush()):
+            yield rest
         self.result = Completion(
-            text="".join(text),
-            finish="stop" if held.found else _FINISHES[event.finish],
+            text=answer.text,
+            finish="stop" if answer.stopped else _FINISHES[event.finish],
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
             completion_tokens=event.completion_tokens,
-            ttft_ms=(first_s - self._started_s) * 1e3,
+            ttft_ms=self._watch.ttft_ms,
             tokens_per_s=event.tokens_per_s,
         )
 

@@ -12,7 +12,8 @@ from device_runtime.bridge.request import Ask
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.chat import Message
 from device_runtime.engine.prompts import PromptEncoder
-from device_runtime.engine.tokenizer import TextStream, Tokenizer, read_tokenizer
+from device_runtime.engine.text_stream import TextStream
+from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
 
 __all__ = ["Decoder", "Text", "Tokens"]

@@ -1,4 +1,4 @@
-"""The bridge's side of docs/serial-protocol.md, without a port and without a clock.
+"""The bridge's side of docs/reference/serial-protocol.md, without a port and without a clock.
 
 `Session` is told what has arrived and what time it is; it says what to send and what has happened. Only this side has
 timers. It finds the board, keeps an eye on it, and hands its messages to the one request that may be under way.
@@ -188,7 +188,8 @@ class Session:
         elif prompt_room(hello) < LEAST_BODY or not hello.capabilities & (Capability.TOKENS | Capability.TEXT):
             self._refuse(
                 f"the board takes neither tokens nor text in bodies of {hello.largest_body} bytes with a buffer of "
-                f"{hello.window}; it needs {LEAST_BODY} for a request, and room for its frame: docs/serial-protocol.md."
+                f"{hello.window}; it needs {LEAST_BODY} for a request, and room for its frame: "
+                "docs/reference/serial-protocol.md."
             )
         else:
             self.hello, self.phase, self.refusal = hello, Phase.UP, ""

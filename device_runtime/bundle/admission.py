@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from device_runtime.bundle.manifest import Manifest, utc_time
 from device_runtime.errors import DoesNotFitError, SignatureError
-
-if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
 
 __all__ = [
     "CLOCK_FLOOR",
@@ -21,7 +18,6 @@ __all__ = [
     "check_board",
     "check_counter",
     "check_expiry",
-    "utc_time",
     "warn_if_expired",
 ]
 
@@ -91,19 +87,6 @@ def check_board(manifest: Manifest, board: str | None) -> None:
             f"{manifest.name} {manifest.version} is meant for {', '.join(manifest.boards)}, and this is {board}. "
             f"Pack one with --board {board}."
         )
-
-
-def utc_time(text: str) -> datetime:
-    """An ISO 8601 date-time in UTC, such as 2027-01-31T00:00:00Z.
-
-    Raises:
-        ValueError: it is none, or of another time zone.
-    """
-    time = datetime.fromisoformat(text)
-    offset = time.utcoffset()
-    if offset is None or offset.total_seconds() != 0:
-        raise ValueError(f"{text!r} is not in UTC")
-    return time.astimezone(UTC)
 
 
 def _short(time: datetime) -> str:

@@ -24,10 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO
 
-from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES, MODEL, Bundle, Manifest, read_signature
+from device_runtime.bundle.folder import Bundle, read_signature
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, Manifest
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
-from device_runtime.bundle.typed_json import shortened
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+from device_runtime.records.typed_json import shortened
 
 __all__ = [
     "HEAD_BYTES",

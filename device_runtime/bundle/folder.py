@@ -8,176 +8,24 @@ than starting it, so a file whose size, inode and times are those of the last fu
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.bundle import typed_json
-from device_runtime.bundle.admission import utc_time
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, PREFIX, FileEntry, Manifest
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
-from device_runtime.update.slots import resolve
 
-__all__ = ["FORMAT", "Arena", "Bundle", "FileEntry", "GraphShape", "Manifest", "TokenizerInfo", "Trial", "cache_folder"]
+__all__ = ["Bundle", "cache_folder", "read_signature"]
 
-FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
-MANIFEST = "manifest.json"
-MODEL = "model.tflite"
-PREFIX = "prefix.npz"
-MAX_MANIFEST_BYTES = 2**20
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _SETTLED_NS = 2 * 10**9  # a file changed twice within one tick of its clock looks as if it had changed once
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What the manifest says of one file."""
-
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class GraphShape:
-    """What a backend has to know of the graph beyond what the .tflite file says itself."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
-    prefill: int  # tokens that one prefill signature takes in; 0 where there is none
-    weight_bytes: int = 0  # weights that one decode step reads
-    rotated: bool = False  # the residual stream is in the basis of converters/quantize/rotation.py
-    width: int = 0  # of the residual stream; 0 in a bundle of an older converter, whose memory cannot be computed
-    heads: int = 0  # query heads
-    ffn_width: int = 0
-    tied_head: bool = True  # the head reads the embedding's rows
-
-    def bytes_per_token(self, positions: int, profile: str) -> int:
-        """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
-        window = next((w for w in self.windows if w >= positions), self.windows[-1])
-        element_bytes = 4 if profile == "pi" else 1  # float32, int8
-        return self.weight_bytes + 2 * self.layers * self.kv_heads * self.head_dim * window * element_bytes
-
-
-@dataclass(frozen=True)
-class TokenizerInfo:
-    """How text becomes tokens."""
-
-    file: Literal["tokenizer.json", "tokenizer.model"]
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    adds_bos: bool
-    special_tokens: dict[str, str]  # bos_token, eos_token … as the chat template wants them
-
-
-@dataclass(frozen=True)
-class Arena:
-    """What a `micro` graph took of the arena in TFLite Micro's interpreter; its weights stay in flash."""
-
-    total_bytes: int
-    head_bytes: int  # activations, which give their place to others when they have been read
-    tail_bytes: int  # what stays: the kv_cache, and records of tensors, operators and scales
-    kv_cache_bytes: int  # of the tail
-    pointer_bytes: int  # on the machine that measured; where they are shorter the records are smaller
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A question whose answer a device must know before it keeps the bundle."""
-
-    prompt: str  # a user's message; plain text where the bundle has no chat template
-    expect: str  # must be in the answer, greedy
-    max_new: int  # tokens
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """manifest.json."""
-
-    format: int
-    name: str
-    version: str
-    architecture: str  # the model family
-    profile: Literal["pi", "micro"]
-    context: int  # positions
-    graph: GraphShape
-    tokenizer: TokenizerInfo
-    chat_template: str | None  # jinja2 source
-    prefix_tokens: tuple[int, ...]  # already in the kv_cache when the model starts
-    quality: dict[str, Any]  # the quantization report
-    source: dict[str, str]  # checkpoint: name, sha256
-    converter: str  # version of stonechat that made the bundle
-    security_counter: int  # a device refuses to go back to a smaller one
-    files: dict[str, FileEntry]
-    instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
-    arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
-    boards: tuple[str, ...] = ()  # ids of the boards it is meant for; empty: any that runs its profile
-    issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
-    expires: str | None = None  # until when a device may install it. ISO date-time, UTC
-    trial: Trial | None = None  # the golden prompt
-    purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py
-
-    def to_json(self) -> str:
-        """As it stands in the bundle."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Parse.
-
-        Raises:
-            BundleError: it is not JSON, of another format, or lacks a field.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST} is not JSON ({error}); the bundle is damaged, copy it again.") from None
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            raise BundleError(
-                f"{MANIFEST} has format {typed_json.shortened(found)}; this stonechat reads format {FORMAT}. "
-                "Install the stonechat that made the bundle, or convert the checkpoint again."
-            )
-        try:
-            manifest: Manifest = typed_json.read(cls, data)
-        except ValueError as error:
-            raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
-        manifest._check()
-        return manifest
-
-    def _check(self) -> None:
-        needed = {MODEL, self.tokenizer.file, *([PREFIX] if self.prefix_tokens else [])}
-        if missing := needed - self.files.keys():
-            raise BundleError(f"{MANIFEST} does not list {min(missing)}; convert the checkpoint again.")
-        for name in self.files:
-            if not _FILE_NAME.fullmatch(name):
-                raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
-        for field in ("issued", "expires"):
-            try:
-                utc_time(getattr(self, field) or "2025-01-01T00:00:00Z")
-            except (ValueError, OverflowError):
-                raise BundleError(
-                    f"{MANIFEST}: {field} is {typed_json.shortened(getattr(self, field))}; expected a date-time in "
-                    "UTC such as 2027-01-31T00:00:00Z. Pack the bundle again."
-                ) from None
-        windows = self.graph.windows
-        if list(windows) != sorted(set(windows)) or windows[-1:] != (self.context,):
-            raise BundleError(
-                f"{MANIFEST}: graph.windows is {list(windows)[:9]}; expected ascending sizes that end with "
-                f"the context, {self.context}. Convert the checkpoint again."
-            )
 
 
 @dataclass(frozen=True)
@@ -227,7 +75,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
-        """Check and open a bundle folder, or the active bundle of a slot folder.
+        """Check and open a bundle folder. A path that a person typed goes through `update.slots.open_bundle`.
 
         Args:
             verify: hash every file even if it has not changed since the last full check.
@@ -238,7 +86,7 @@ class Bundle:
             SignatureError: nobody who is trusted has signed the manifest as it is.
             BundleError: it is incomplete, altered, or of another format.
         """
-        path = resolve(Path(path))
+        path = Path(path)
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.typed_json import shortened
 from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.records.typed_json import shortened
 
 __all__ = [
     "RETIRED",

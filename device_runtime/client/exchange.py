@@ -237,5 +237,5 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
     if reply.retry_after_ms is not None:
         text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
     if reply.code in ("busy", "unavailable"):
-        return UnreachableError(text)
+        return UnreachableError(text, retry_after_ms=reply.retry_after_ms)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

@@ -46,8 +46,8 @@ class RemoteModel:
         Args:
             device: whom to ask; or else
             pool: the group of devices of which any may answer. When the one that does vanishes, another is asked.
-            client: who asks, as the broker knows it (see docs/broker.md): it may read no other's answers. None: a name
-                that nobody else has, for brokers that let everyone in.
+            client: who asks, as the broker knows it (docs/guides/broker.md): it may read no other's answers. None: a
+                name that nobody else has, for brokers that let everyone in.
 
         Raises:
             ConfigurationError: there is neither device nor pool, or both, or one that is no id.

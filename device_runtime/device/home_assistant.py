@@ -16,11 +16,12 @@ from device_runtime.device.health import INTERVAL_S
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import DeviceState, Info
 from device_runtime.mqtt.strict_json import dump
+from device_runtime.mqtt.topics import HOME_ASSISTANT_STATUS as STATUS_TOPIC
 from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.mqtt.topics import home_assistant_config as config_topic
 
 __all__ = ["STATUS_TOPIC", "config_topic", "describe"]
 
-STATUS_TOPIC = "homeassistant/status"  # says `online` when Home Assistant has started
 _LONGEST_STATE = 255  # characters of an entity's state in Home Assistant
 _ON_AIR = (DeviceState.READY.value, DeviceState.BUSY.value)
 
@@ -34,11 +35,6 @@ _HEALTH: tuple[tuple[str, str, str, str | None, str | None, int], ...] = (
     ("memory", "Memory", "rss_mb", "MB", "data_size", 0),
     ("temperature", "Temperature", "temperature_c", "°C", "temperature", 1),
 )
-
-
-def config_topic(device: str) -> str:
-    """Where Home Assistant looks for it."""
-    return f"homeassistant/device/{device}/config"
 
 
 def describe(info: Info, links: Sequence[Link]) -> bytes:

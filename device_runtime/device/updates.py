@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE
 from device_runtime.errors import (
     BundleError,

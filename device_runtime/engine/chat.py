@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
-__all__ = ["Message", "render_chat"]
+__all__ = ["ROLES", "Message", "Role", "render_chat"]
 
 Message = Mapping[str, str]  # {"role": "user", "content": "…"}
-_ROLES = ("system", "user", "assistant", "tool")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def render_chat(
@@ -34,9 +35,9 @@ def render_chat(
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ConfigurationError(f'Message {i} is {message!r}; expected {{"role": "user", "content": "…"}}.')
-        if message["role"] not in _ROLES:
+        if message["role"] not in ROLES:
             raise ConfigurationError(
-                f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(_ROLES)}."
+                f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(ROLES)}."
             )
     from jinja2 import TemplateError
     from jinja2.exceptions import TemplateSyntaxError

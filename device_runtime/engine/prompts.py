@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from device_runtime.bundle.folder import Manifest
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message, render_chat
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, ContextOverflowError
@@ -76,7 +76,9 @@ class PromptEncoder:
         if len(tokens) >= context:
             raise ContextOverflowError(
                 f"The prompt has {len(tokens)} tokens; the model's context holds {context} positions, one of which "
-                "the answer needs. Shorten the prompt, or convert again with a larger --context."
+                "the answer needs. Shorten the prompt, or convert again with a larger --context.",
+                tokens=len(tokens),
+                context=context,
             )
         if len(tokens) == len(self._prefix):
             raise ConfigurationError("The prompt is empty; give the model something to go on.")

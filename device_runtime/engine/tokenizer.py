@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from device_runtime.errors import BundleError
 
-__all__ = ["TextStream", "Tokenizer", "read_tokenizer"]
+__all__ = ["Tokenizer", "read_tokenizer"]
 
 
 class Tokenizer(Protocol):
@@ -78,33 +78,3 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise
     except Exception as error:
         raise BundleError(f"{path} cannot be read as a tokenizer ({error}); convert the checkpoint again.") from None
-
-
-class TextStream:
-    """Turns tokens into pieces of text as they come; holds back a character until all its tokens are there."""
-
-    _REPLACEMENT = "�"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._start = 0  # the text from here on is decoded again for each token …
-        self._read = 0  # … and what is before here has been handed out
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; empty when a character is still unfinished."""
-        self._tokens.append(token)
-        # Decoding from a little earlier keeps the spaces that a decoder drops at the start of a text.
-        before = self._tokenizer.decode(self._tokens[self._start : self._read])
-        after = self._tokenizer.decode(self._tokens[self._start :])
-        if len(after) <= len(before) or after.endswith(self._REPLACEMENT):
-            return ""
-        self._start, self._read = self._read, len(self._tokens)
-        return after[len(before) :]
-
-    def flush(self) -> str:
-        """What was held back, with U+FFFD for a character that never became whole."""
-        before = self._tokenizer.decode(self._tokens[self._start : self._read])
-        after = self._tokenizer.decode(self._tokens[self._start :])
-        self._start = self._read = len(self._tokens)
-        return after[len(before) :]

@@ -17,7 +17,7 @@ from typing import Any
 
 import simpleeval
 
-from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.errors import ConfigurationError, LinkError, UndefinedNameError
 
 __all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic"]
 
@@ -36,16 +36,6 @@ _ERRORS = (
     simpleeval.InvalidExpression, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
     MemoryError,
 )  # fmt: skip
-
-
-class LinkError(StonechatError):
-    """A link met a reading that its expression or its templates cannot use."""
-
-    code = "link"
-
-
-class UndefinedNameError(LinkError):
-    """The reading lacks a field that is used."""
 
 
 class Expression:

@@ -37,7 +37,7 @@ from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, r
 from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["FLEET", "Broker", "Device", "Fleet", "ModelEntry", "check_fleet", "load"]
 

@@ -1,7 +1,7 @@
 """Which instructions the runtimes need, so that nobody meets an illegal one.
 
 What the packages really need was found by running a graph of each profile under QEMU with CPUs that lack one thing
-after the other (`qemu-user -cpu …`); docs/boards.md has the table.
+after the other (`qemu-user -cpu …`); docs/guides/boards.md has the table.
 """
 
 from __future__ import annotations

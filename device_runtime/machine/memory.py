@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from device_runtime.bundle.folder import Arena, GraphShape
+from device_runtime.bundle.manifest import Arena, GraphShape
 
 __all__ = ["PREFILL_TOKENS", "Footprint", "arena", "cache_windows", "memory", "model_bytes", "narrowed", "stretched"]
 

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.machine import program_arch
 from device_runtime.machine.memory import memory
-
-if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
 
 __all__ = ["cpu_features", "memory_bytes", "require_room"]
 
@@ -37,8 +34,6 @@ def require_room(
     Raises:
         DoesNotFitError: of another architecture, an instruction is missing, or it needs more memory than there is.
     """
-    from device_runtime.bundle.folder import MODEL
-
     arch = arch or program_arch()
     limit = memory_bytes() if memory_limit_bytes is None else memory_limit_bytes
     features = cpu_features() if features is None else features
@@ -50,7 +45,7 @@ def require_room(
         )
     if features and (lacking := missing_instructions(arch, manifest.profile, features, "this processor")):
         raise DoesNotFitError(f"{what} cannot run here: {lacking}. Take another board.")
-    if not manifest.graph.width or limit is None:  # an older bundle does not say how wide it is
+    if limit is None:
         return
     tokenizer_bytes = manifest.files[manifest.tokenizer.file].size_bytes
     needed = memory(
@@ -59,7 +54,9 @@ def require_room(
     if needed > limit:
         raise DoesNotFitError(
             f"{what} needs {needed / 1e6:,.0f} MB of memory with its context full, and this device has "
-            f"{limit / 1e6:,.0f} MB for it. Convert the checkpoint with a shorter --context, or take a smaller model."
+            f"{limit / 1e6:,.0f} MB for it. Convert the checkpoint with a shorter --context, or take a smaller model.",
+            needed_bytes=needed,
+            available_bytes=limit,
         )
 
 

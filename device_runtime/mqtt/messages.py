@@ -1,40 +1,52 @@
-"""The messages of DESIGN §7 as frozen dataclasses, with strict parsing and serialising.
+"""The messages of DESIGN §7: each is one annotated dataclass, from which come its checks, its payload and its table.
 
 What a device is asked (`Request`, `Cancel`) is read strictly: an unknown field is an error, because a misspelt
 `max_new` that is silently ignored costs its author an afternoon. What a device says is read leniently, so that an
-older client understands a newer device.
+older client understands a newer device. The tables in docs/ are made by `scripts/message_tables.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
-from device_runtime.mqtt.strict_json import Check, MessageError, check_fields, dump, flag, integer, number, parse, text
-from device_runtime.mqtt.topics import is_id
+from device_runtime.engine.chat import Role
+from device_runtime.engine.finish import Finish as EngineFinish
+from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump, parse, read
+from device_runtime.mqtt.topics import ID
+from device_runtime.records.constraints import COUNT, Inside, Kind, Length, Pattern, Range, ReadAs, Rounded
+from device_runtime.records.typed_json import write
 
 __all__ = [
     "Accepted",
     "Address",
+    "AddressFields",
     "Cancel",
+    "ChatMessage",
     "DeviceState",
     "ErrorReply",
     "Final",
+    "Finish",
+    "HealthReport",
     "Info",
     "Piece",
     "Request",
+    "RequestPayload",
     "State",
     "Usage",
     "parse_reply",
 ]
 
-ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 64
 MAX_CORRELATION_BYTES = 256
 
-Finish = Literal["stop", "length", "cancelled", "deadline"]
+Finish = Literal[EngineFinish, "deadline"]
+Count = Annotated[int, COUNT]
+Number = Annotated[float, Range()]
+Text = Annotated[str, Length(MAX_PAYLOAD_BYTES)]
+DeviceId = Annotated[str, Pattern(ID.pattern, "must be the id of a device"), Kind("the id of a device")]
 
 
 class DeviceState(Enum):
@@ -71,6 +83,14 @@ _NEXT = {
 
 
 @dataclass(frozen=True)
+class AddressFields:
+    """What an MQTT 3.1.1 client adds to a command, in place of a Response Topic and Correlation Data."""
+
+    reply_to: Annotated[str | None, Length(1024), "where the answer goes: a topic of the reply tree"] = None
+    id: Annotated[str | None, Length(128), "comes back in each reply"] = None
+
+
+@dataclass(frozen=True)
 class Address:
     """Where an answer goes, and how its client knows it again."""
 
@@ -92,8 +112,8 @@ class Address:
         Raises:
             MessageError: there is none, or there are two.
         """
-        fields = value if isinstance(value, dict) else {}
-        in_payload = {name: fields[name] for name in ("reply_to", "id") if fields.get(name) is not None}
+        given = value if isinstance(value, dict) else {}
+        in_payload = {f.name: given[f.name] for f in fields(AddressFields) if given.get(f.name) is not None}
         if response_topic:
             if in_payload:
                 raise MessageError("reply_to and id belong to MQTT 3.1.1; this request has a Response Topic as well.")
@@ -103,28 +123,46 @@ class Address:
                     f"at most {MAX_CORRELATION_BYTES} are allowed."
                 )
             return cls(response_topic, correlation_data)
-        checked = check_fields("the address", in_payload, _ADDRESS)
-        if "reply_to" not in checked:
+        found: AddressFields = read(AddressFields, in_payload, "the address")
+        if found.reply_to is None:
             raise MessageError("no Response Topic (MQTT 5) and no reply_to (MQTT 3.1.1): nobody would hear the answer.")
-        return cls(checked["reply_to"], None, checked.get("id"))
+        return cls(found.reply_to, None, found.id)
+
+
+class ChatMessage(TypedDict):
+    """One message of a conversation."""
+
+    role: Role
+    content: Text
+
+
+ChatMessages = Annotated[
+    tuple[Annotated[Mapping[str, str], ReadAs(ChatMessage)], ...],
+    Length(MAX_MESSAGES, 1),
+    'a conversation: a list of `{"role","content"}`; this or `prompt` is needed',
+]
 
 
 @dataclass(frozen=True)
 class Request:
     """A prompt for a model, and how to answer it."""
 
-    messages: tuple[Mapping[str, str], ...]  # chat messages; a bare prompt becomes one of the user's
-    model: str | None = None  # the device's own when None
-    max_new: int | None = None  # tokens; the device's default when None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    schema: Mapping[str, Any] | None = None  # a JSON schema that the answer fits
-    stream: bool = False  # send pieces before the final answer
-    deadline_ms: int | None = None  # from arrival; what is ready by then is the answer
-    accept: bool = False  # say at once who has taken it
+    messages: ChatMessages
+    model: Annotated[str | None, Length(64), "the model's name in the fleet file; default: the device's first"] = None
+    max_new: Annotated[int | None, Range(1, 1_000_000), "tokens, at most; default: the fleet file's"] = None
+    temperature: Annotated[float, Range(0.0, 10.0), "0 takes the likeliest token, always"] = 0.0
+    top_k: Annotated[int, COUNT, "draw from so many of the likeliest tokens; 0: from all"] = 0
+    top_p: Annotated[float, Range(1e-6, 1.0), "draw from the fewest tokens that reach this probability together"] = 1.0
+    seed: Annotated[int | None, Range(0, 2**63 - 1), "the same seed draws the same answer"] = None
+    stop: Annotated[tuple[Annotated[str, Length(256, 1)], ...], Length(16), "texts that end the answer"] = ()
+    schema: Annotated[
+        Mapping[str, Any] | None,
+        Kind("a JSON schema, which is an object"),
+        "what the answer fits, see [below](#answers-that-are-data); not together with `stop`",
+    ] = None
+    stream: Annotated[bool, "send pieces before the final answer"] = False
+    deadline_ms: Annotated[int | None, Range(1, 2**31 - 1), "from arrival; what is ready by then is the answer"] = None
+    accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
 
     @classmethod
     def from_value(cls, value: Any) -> Request:
@@ -133,17 +171,15 @@ class Request:
         Raises:
             MessageError: a field is unknown, of the wrong type or out of range.
         """
-        fields = check_fields("a request", value, _REQUEST | _ADDRESS)
-        for name in _ADDRESS:
-            fields.pop(name, None)
-        prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
-        if (prompt is None) == (messages is None):
+        payload: RequestPayload = read(RequestPayload, value, "a request")
+        if (payload.prompt is None) == (not payload.messages):
             raise MessageError("a request needs either prompt or messages, and not both.")
-        if fields.get("stop") and fields.get("schema") is not None:
+        if payload.stop and payload.schema is not None:
             raise MessageError("stop and schema exclude each other: a stop text would cut the answer before it fits.")
-        if messages is None:
-            messages = ({"role": "user", "content": prompt},)
-        return cls(messages, **fields)
+        asked = {f.name: getattr(payload, f.name) for f in fields(cls)}
+        if payload.prompt is not None:
+            asked["messages"] = ({"role": "user", "content": payload.prompt},)
+        return cls(**asked)
 
     @classmethod
     def from_json(cls, payload: bytes) -> Request:
@@ -152,12 +188,15 @@ class Request:
 
     def to_json(self) -> bytes:
         """The payload of this request, without the fields that hold their defaults."""
-        fields: dict[str, Any] = {"messages": [dict(m) for m in self.messages]}
-        defaults = Request(())
-        for name in _REQUEST:
-            if hasattr(defaults, name) and name != "messages" and getattr(self, name) != getattr(defaults, name):
-                fields[name] = getattr(self, name)
-        return dump(fields)
+        return dump(write(self, defaults=False))
+
+
+@dataclass(frozen=True)
+class RequestPayload(AddressFields, Request):
+    """`in/generate`: a request as clients write it, with a short form for one message."""
+
+    messages: ChatMessages = ()
+    prompt: Annotated[Text | None, "a user's message; short for `messages` with this one"] = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +206,7 @@ class Cancel:
     @classmethod
     def from_value(cls, value: Any) -> Cancel:
         """Read a cancel command from parsed JSON; it has no fields beyond the address."""
-        check_fields("a cancel command", value, _ADDRESS)
+        read(AddressFields, value, "a cancel command")
         return cls()
 
 
@@ -175,131 +214,69 @@ class Cancel:
 class Usage:
     """Token counts of one answer."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt's, how many cost nothing
-    completion_tokens: int = 0
+    prompt_tokens: Annotated[Count, "of the prompt"] = 0
+    cached_tokens: Annotated[Count, "of these, how many the kv_cache had already"] = 0
+    completion_tokens: Annotated[Count, "of the answer"] = 0
+
+
+class _Reply:
+    """What a device answers."""
+
+    def to_fields(self) -> dict[str, Any]:
+        """As JSON fields."""
+        return write(self)
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Accepted(_Reply):
     """A device has taken a request that asked to `accept`, and will answer it. Sent with QoS 1, before all else."""
 
-    device: str
-    boot: int  # as in its `State`: a later one has forgotten the request
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON fields."""
-        return {"accepted": True, "device": self.device, "boot": self.boot}
+    device: Annotated[DeviceId, "the device that has taken it"]
+    boot: Annotated[Count, "as in its `out/state`: with a later one it has forgotten the request"]
+    accepted: Annotated[Literal[True], "what makes it an acceptance"] = field(default=True, init=False)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Piece(_Reply):
     """A part of an answer, as soon as it is there. Sent with QoS 0: the final answer heals a loss."""
 
-    seq: int  # counts from 0
-    text: str
-    device: str | None = None  # which one of a pool says so
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON fields."""
-        return {"seq": self.seq, "text": self.text}
+    seq: Annotated[Count, "counts from 0"]
+    text: Annotated[Text, "goes behind what came before"]
+    device: Annotated[DeviceId | None, "which device of a pool says so"] = None
 
 
 @dataclass(frozen=True)
-class Final:
+class Final(_Reply):
     """The whole answer. Sent with QoS 1."""
 
-    seq: int  # how many pieces came before
-    text: str  # all of it
-    finish: Finish
-    usage: Usage = field(default_factory=Usage)
-    ttft_ms: float = 0.0  # from the start of the generation to its first token
-    tps: float = 0.0  # tokens per second after the first
-    device: str | None = None  # which one of a pool says so
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON fields."""
-        return {
-            "seq": self.seq,
-            "done": True,
-            "finish": self.finish,
-            "text": self.text,
-            "usage": vars(self.usage),
-            "ttft_ms": round(self.ttft_ms, 1),
-            "tps": round(self.tps, 2),
-        }
+    seq: Annotated[Count, "how many pieces came before"]
+    text: Annotated[Text, "all of the answer"]
+    finish: Annotated[Finish, "why it ended: a stop token or text, the limit of tokens, a cancel command, the deadline"]
+    usage: Annotated[Usage, "token counts: `prompt_tokens`, `cached_tokens` of them, `completion_tokens`"] = field(
+        default_factory=Usage
+    )
+    ttft_ms: Annotated[Number, Rounded(1), "from the start of the generation to its first token"] = 0.0
+    tps: Annotated[Number, Rounded(2), "tokens per second after the first"] = 0.0
+    device: Annotated[DeviceId | None, "which device of a pool says so"] = None
+    done: Annotated[Literal[True], "what makes it the final answer"] = field(default=True, init=False)
 
 
 @dataclass(frozen=True)
-class ErrorReply:
-    """Why there is no answer."""
+class ErrorReply(_Reply):
+    """Why there is no answer. Sent with QoS 1."""
 
-    # busy, invalid_request, unknown_model, retained, context_overflow, schema, incomplete, unavailable, failed
-    code: str
-    message: str
-    retry_after_ms: int | None = None  # with busy
-    device: str | None = None  # which one of a pool says so
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON fields."""
-        error: dict[str, Any] = {"code": self.code, "message": self.message}
-        if self.retry_after_ms is not None:
-            error["retry_after_ms"] = self.retry_after_ms
-        return {"error": error}
+    code: Annotated[str, Inside("error"), "a word for programs, see below"]
+    message: Annotated[str, Inside("error"), "a sentence for people"]
+    retry_after_ms: Annotated[Count | None, Inside("error"), "with `busy`: when to ask again"] = None
+    device: Annotated[DeviceId | None, "which device of a pool says so"] = None
 
 
 @dataclass(frozen=True)
-class State:
-    """`out/state`."""
+class _Mark:
+    """What tells the replies apart."""
 
-    state: DeviceState
-    boot: int  # how often the service has started; a higher one is the newer
-
-    def to_json(self) -> bytes:
-        """The payload."""
-        return dump({"state": self.state.value, "boot": self.boot})
-
-    @classmethod
-    def from_json(cls, payload: bytes) -> State:
-        """Read a payload.
-
-        Raises:
-            MessageError: it is not a state.
-        """
-        table: dict[str, Check] = {"state": text(choices=tuple(s.value for s in DeviceState)), "boot": integer()}
-        fields = _complete("a state", check_fields("a state", parse(payload), table, strict=False), table)
-        return cls(DeviceState(fields["state"]), fields["boot"])
-
-
-@dataclass(frozen=True)
-class Info:
-    """`out/info`."""
-
-    device: str
-    board: str  # what the hardware calls itself
-    version: str  # of stonechat
-    models: tuple[str, ...] = ()
-    capabilities: tuple[str, ...] = ()
-    firmware: str | None = None  # its version, on a microcontroller
-
-    def to_json(self) -> bytes:
-        """The payload."""
-        fields = vars(self) | {"models": list(self.models), "capabilities": list(self.capabilities)}
-        return dump({name: value for name, value in fields.items() if value is not None})
-
-    @classmethod
-    def from_json(cls, payload: bytes) -> Info:
-        """Read a payload.
-
-        Raises:
-            MessageError: it is not an info.
-        """
-        words = _list_of(text())
-        table: dict[str, Check] = {
-            "device": text(), "board": text(), "version": text(), "models": words, "capabilities": words
-        }  # fmt: skip
-        fields = check_fields("an info", parse(payload), table | {"firmware": text()}, strict=False)
-        return cls(**_complete("an info", fields, table))
+    accepted: bool = False
+    done: bool = False
 
 
 def parse_reply(payload: bytes) -> Accepted | Piece | Final | ErrorReply:
@@ -309,100 +286,97 @@ def parse_reply(payload: bytes) -> Accepted | Piece | Final | ErrorReply:
         MessageError: it is none of the four.
     """
     value = parse(payload)
-    fields = check_fields("a reply", value, _REPLY, strict=False)
-    device = fields.pop("device", None)
-    if isinstance(value, dict) and "error" in value:
-        error = check_fields("an error", value["error"], _ERROR, strict=False)
-        return ErrorReply(**_complete("an error", error, ("code", "message")), device=device)
-    if fields.pop("accepted", False):
-        fields = _complete("an acceptance", fields | {"device": device} if device else fields, ("device", "boot"))
-        return Accepted(fields["device"], fields["boot"])
-    fields.pop("boot", None)
-    if fields.pop("done", False):
-        fields = _complete("a final reply", fields, ("seq", "text", "finish"))
-        if "usage" in fields:
-            fields["usage"] = Usage(**check_fields("usage", fields["usage"], _USAGE, strict=False))
-        return Final(**fields, device=device)
-    fields = _complete("a piece", fields, ("seq", "text"))
-    return Piece(fields["seq"], fields["text"], device)
+    mark: _Mark = read(_Mark, value, "a reply", strict=False)
+    reply: Accepted | Piece | Final | ErrorReply
+    if "error" in value:
+        reply = read(ErrorReply, value, "an error", strict=False)
+    elif mark.accepted:
+        reply = read(Accepted, value, "an acceptance", strict=False)
+    elif mark.done:
+        reply = read(Final, value, "a final reply", strict=False)
+    else:
+        reply = read(Piece, value, "a piece", strict=False)
+    return reply
 
 
-def _complete(what: str, fields: dict[str, Any], names: Any) -> dict[str, Any]:
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise MessageError(f"{what} lacks {', '.join(missing)}.")
-    return fields
+@dataclass(frozen=True)
+class State:
+    """`out/state`."""
+
+    state: Annotated[DeviceState, "see below"]
+    boot: Annotated[Count, "how often the service has started; a higher one is the newer"]
+
+    def to_json(self) -> bytes:
+        """The payload."""
+        return dump(write(self))
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> State:
+        """Read a payload.
+
+        Raises:
+            MessageError: it is not a state.
+        """
+        state: State = read(cls, parse(payload), "a state", strict=False)
+        return state
 
 
-def _list_of(check: Check, limit: int = 64) -> Check:
-    def check_list(name: str, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise MessageError(f"{name} must be a list.")
-        if len(value) > limit:
-            raise MessageError(f"{name} has {len(value)} entries; at most {limit} are allowed.")
-        return tuple(check(f"{name}[{place}]", item) for place, item in enumerate(value))
+@dataclass(frozen=True)
+class Info:
+    """`out/info`."""
 
-    return check_list
+    device: Annotated[str, "its id"]
+    board: Annotated[str, "what the hardware calls itself"]
+    version: Annotated[str, "of stonechat"]
+    models: Annotated[
+        tuple[str, ...], Length(64), "names in the fleet file; the first answers unless asked otherwise"
+    ] = ()
+    capabilities: Annotated[
+        tuple[str, ...], Length(64), "`generate`, `stream`, `cancel`, `schema`, `links`, `ota`, `pool` …"
+    ] = ()
+    firmware: Annotated[str | None, "its version, on a microcontroller"] = None
 
+    def to_json(self) -> bytes:
+        """The payload."""
+        return dump(write(self))
 
-def _message(name: str, value: Any) -> Mapping[str, str]:
-    table: dict[str, Check] = {"role": text(choices=ROLES), "content": text()}
-    return _complete(name, check_fields(name, value, table), table)
+    @classmethod
+    def from_json(cls, payload: bytes) -> Info:
+        """Read a payload.
 
-
-def _messages(name: str, value: Any) -> tuple[Mapping[str, str], ...]:
-    messages: tuple[Mapping[str, str], ...] = _list_of(_message, MAX_MESSAGES)(name, value)
-    if not messages:
-        raise MessageError("messages is empty; it needs at least one.")
-    return messages
-
-
-def _schema(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise MessageError("schema must be a JSON schema, which is an object.")
-    return value
-
-
-def _device(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not is_id(value):
-        raise MessageError(f"{name} must be the id of a device.")
-    return value
+        Raises:
+            MessageError: it is not an info.
+        """
+        info: Info = read(cls, parse(payload), "an info", strict=False)
+        return info
 
 
-def _stop(name: str, value: Any) -> tuple[str, ...]:
-    stops: tuple[str, ...] = _list_of(text(limit=256), 16)(name, value)
-    if "" in stops:
-        raise MessageError("stop holds an empty string, which every answer contains.")
-    return stops
+@dataclass(frozen=True)
+class HealthReport:
+    """`out/health`. What this machine or the time so far cannot say is left out."""
 
+    uptime_s: Annotated[Number | None, "since the start of the service"] = None
+    rss_mb: Annotated[Number | None, "resident memory of the process, 10^6 bytes"] = None
+    temperature_c: Annotated[float | None, "of the processor"] = None
+    throttled: Annotated[bool | None, "the board runs slower because of heat or low voltage"] = None
+    answers: Annotated[Count | None, "given since the start"] = None
+    errors: Annotated[Count | None, "what failed in the device, not what it refused"] = None
+    queue: Annotated[Count | None, "requests and readings that wait"] = None
+    dropped: Annotated[Mapping[str, Any] | None, "what the limits kept out, by kind"] = None
+    links: Annotated[Mapping[str, Any] | None, "by link and by kind of trouble: readings without an answer"] = None
+    arena_bytes: Annotated[Count | None, "of a microcontroller: memory that its model works in"] = None
+    board_uptime_s: Annotated[Count | None, "of a microcontroller: since its start"] = None
+    board_resets: Annotated[Count | None, "of a microcontroller: starts that the bridge has seen"] = None
+    line_noise: Annotated[Count | None, "of a microcontroller: stretches on its line that were no frames"] = None
+    tps_p50: Annotated[Number | None, "median rate of the last 256 answers, tokens per second"] = None
+    ttft_ms_p95: Annotated[Number | None, "95th percentile of their times to first token"] = None
 
-_ADDRESS: dict[str, Check] = {"reply_to": text(limit=1024), "id": text(limit=128)}
-_REQUEST: dict[str, Check] = {
-    "model": text(limit=64),
-    "prompt": text(),
-    "messages": _messages,
-    "max_new": integer(1, 1_000_000),
-    "temperature": number(0.0, 10.0),
-    "top_k": integer(),
-    "top_p": number(1e-6, 1.0),
-    "seed": integer(0, 2**63 - 1),
-    "stop": _stop,
-    "schema": _schema,
-    "stream": flag,
-    "deadline_ms": integer(1),
-    "accept": flag,
-}
-_USAGE: dict[str, Check] = {"prompt_tokens": integer(), "cached_tokens": integer(), "completion_tokens": integer()}
-_ERROR: dict[str, Check] = {"code": text(), "message": text(), "retry_after_ms": integer()}
-_REPLY: dict[str, Check] = {
-    "accepted": flag,
-    "boot": integer(),
-    "device": _device,
-    "seq": integer(),
-    "text": text(),
-    "done": flag,
-    "finish": text(choices=("stop", "length", "cancelled", "deadline")),
-    "usage": lambda name, value: value,
-    "ttft_ms": number(),
-    "tps": number(),
-}
+    @classmethod
+    def from_json(cls, payload: bytes) -> HealthReport:
+        """Read a payload.
+
+        Raises:
+            MessageError: it is not a report of health.
+        """
+        health: HealthReport = read(cls, parse(payload), "a report of health", strict=False)
+        return health

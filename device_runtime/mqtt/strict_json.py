@@ -9,27 +9,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from device_runtime.errors import StonechatError
+from device_runtime.errors import MessageError
+from device_runtime.records import typed_json
 
-__all__ = ["MAX_PAYLOAD_BYTES", "Check", "MessageError", "check_fields", "dump", "integer", "number", "parse", "text"]
+__all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read"]
 
 MAX_PAYLOAD_BYTES = 65_536
 MAX_DEPTH = 16  # levels of lists and objects
 
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
-Check = Callable[[str, Any], Any]  # (field name, value) -> value, or MessageError
-
-
-class MessageError(StonechatError, ValueError):
-    """A payload that does not say what its topic asks for."""
-
-    code = "invalid_request"
+_COMMAND = typed_json.Manner(unknown_fields_refused=True, null_is_absent=True, quotes_values=False)
+_REPORT = typed_json.Manner(null_is_absent=True, quotes_values=False)
 
 
 def parse(payload: bytes) -> Any:
@@ -66,82 +60,21 @@ def dump(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
-def check_fields(what: str, value: Any, table: Mapping[str, Check], *, strict: bool = True) -> dict[str, Any]:
-    """The fields of the object `value`, each through its check in `table`; null counts as absent.
+def read(kind: Any, value: Any, what: str, *, strict: bool = True) -> Any:
+    """Parsed JSON as a record (`device_runtime/records/typed_json.py`); null counts as absent.
+
+    Args:
+        kind: the record's class.
+        what: the message, for errors.
+        strict: an unknown field is an error.
 
     Raises:
-        MessageError: `value` is no object, a check fails, or (when `strict`) a field is not in the table.
+        MessageError: `value` is no object, a field has a wrong value, or one is missing (or unknown, when `strict`).
     """
-    if not isinstance(value, dict):
-        raise MessageError(f"{what} must be a JSON object, not {_kind(value)}.")
-    checked = {}
-    for name, item in value.items():
-        if name not in table:
-            if strict:
-                near = get_close_matches(name, table, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(table)}."
-                raise MessageError(f"{what} has no field {name[:64]!r}; {hint}")
-        elif item is not None:
-            checked[name] = table[name](name, item)
-    return checked
-
-
-@dataclass(frozen=True)
-class text:
-    """A check: a string of at most `limit` characters, one of `choices` if there are any."""
-
-    limit: int = MAX_PAYLOAD_BYTES
-    choices: tuple[str, ...] = ()
-
-    def __call__(self, name: str, value: Any) -> str:
-        if not isinstance(value, str):
-            raise MessageError(f"{name} must be a string, not {_kind(value)}.")
-        if len(value) > self.limit:
-            raise MessageError(f"{name} has {len(value)} characters; at most {self.limit} are allowed.")
-        if self.choices and value not in self.choices:
-            raise MessageError(f"{name} is {value[:64]!r}; it must be one of {', '.join(self.choices)}.")
-        return value
-
-
-@dataclass(frozen=True)
-class integer:
-    """A check: a whole number from `low` to `high`."""
-
-    low: int = 0
-    high: int = 2**31 - 1
-
-    def __call__(self, name: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise MessageError(f"{name} must be a whole number, not {_kind(value)}.")
-        if not self.low <= value <= self.high:
-            raise MessageError(
-                f"{name} is {value if value.bit_length() < 64 else 'huge'}; it must be from {self.low} to {self.high}."
-            )
-        return value
-
-
-@dataclass(frozen=True)
-class number:
-    """A check: a number from `low` to `high`."""
-
-    low: float = 0.0
-    high: float = math.inf
-
-    def __call__(self, name: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise MessageError(f"{name} must be a number, not {_kind(value)}.")
-        if isinstance(value, int) and value.bit_length() > 64:
-            raise MessageError(f"{name} is huge; it must be from {self.low:g} to {self.high:g}.")
-        if not self.low <= value <= self.high:
-            raise MessageError(f"{name} is {value}; it must be from {self.low:g} to {self.high:g}.")
-        return float(value)
-
-
-def flag(name: str, value: Any) -> bool:
-    """A check: true or false."""
-    if not isinstance(value, bool):
-        raise MessageError(f"{name} must be true or false, not {_kind(value)}.")
-    return value
+    try:
+        return typed_json.read(kind, value, what, _COMMAND if strict else _REPORT)
+    except ValueError as error:
+        raise MessageError(str(error)) from None
 
 
 def _check_depth(source: str) -> None:
@@ -179,18 +112,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         raise MessageError("the payload names a field twice.")
     return fields
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list"
-    return "an object"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from device_runtime.bundle.folder import Manifest
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer

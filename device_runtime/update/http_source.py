@@ -16,13 +16,29 @@ from http import HTTPStatus
 
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
 
-__all__ = ["HttpSource"]
+__all__ = ["HttpSource", "check_url"]
 
 _TIMEOUT_S = 30.0  # without a byte
 _TRIES = 5  # in a row that bring nothing
 _PAUSE_S = 1.0  # after the first of them; doubles
 _CHUNK_BYTES = 1 << 18
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)  # like those from 500 on
+
+
+def check_url(url: str) -> str:
+    """`url`, if it can be that of a bundle's folder.
+
+    Raises:
+        ConfigurationError: it is no http:// or https:// URL.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH.")
+    return url
 
 
 class HttpSource:
@@ -34,16 +50,7 @@ class HttpSource:
         Raises:
             ConfigurationError: it is no http:// or https:// URL.
         """
-        try:
-            parts = urllib.parse.urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
-        except ValueError:
-            good = False
-        if not good:
-            raise ConfigurationError(
-                f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH."
-            )
-        self._url, self._pause_s = url.rstrip("/"), pause_s
+        self._url, self._pause_s = check_url(url).rstrip("/"), pause_s
 
     def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """What the file `name` holds from byte `offset` on; nothing if there is no such file.

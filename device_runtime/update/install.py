@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.bundle.archive import Archive
-from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest, read_signature
+from device_runtime.bundle.folder import Bundle, read_signature
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import Slots, resolve

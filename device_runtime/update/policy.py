@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from device_runtime.bundle.admission import check_admission
+from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
-    from device_runtime.bundle.trust import TrustStore
 
 __all__ = ["Policy"]
 
@@ -35,8 +32,6 @@ class Policy:
             BundleError: it is damaged.
             DoesNotFitError: it is meant for other boards, or does not fit this one.
         """
-        from device_runtime.bundle.folder import MANIFEST, MAX_MANIFEST_BYTES, Manifest
-
         if self.trust is not None:  # before anything of it is believed
             self.trust.verify(manifest, signature)
         if len(manifest) > MAX_MANIFEST_BYTES:

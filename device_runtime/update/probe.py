@@ -10,14 +10,12 @@ import json
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from device_runtime.engine.backends import Backend
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.machine.machine import peak_rss_mb
 
 __all__ = ["Measured", "measure"]
 
@@ -43,9 +41,6 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     Raises:
         StonechatError: it does not open or does not answer.
     """
-    from device_runtime.engine.language_model import LanguageModel
-    from device_runtime.machine.machine import peak_rss_mb
-
     with LanguageModel.open(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial
         prompt = golden.prompt if golden else _DEFAULT_PROMPT
@@ -55,21 +50,14 @@ def measure(path: Path, threads: int | None = None) -> Measured:
             max_new=golden.max_new if golden else _DEFAULT_MAX_NEW,
         )
         text = "".join(answer)
-        graph = model.backend
-        rate = _tokens_per_s(graph, len(model.manifest.prefix_tokens), model.manifest.graph.vocabulary // 2)
+        rate = _tokens_per_s(model)
     return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb())
 
 
-def _tokens_per_s(graph: Backend, prefix: int, token: int) -> float:
+def _tokens_per_s(model: LanguageModel) -> float:
     """The rate of decoding; a step costs the same whatever it says."""
-    room = graph.context - prefix
-    steps = max(1, min(_STEPS, room - 1))
-    graph.rewind(max(prefix, min(graph.position, graph.context - steps - 1)))
-    graph.decode(token)  # the first one after a prompt may have something to prepare
-    before_s = time.perf_counter()
-    for _ in range(steps):
-        graph.decode(token)
-    return steps / (time.perf_counter() - before_s)
+    room = model.manifest.context - len(model.manifest.prefix_tokens)
+    return model.measure([model.manifest.graph.vocabulary // 2], max(2, min(_STEPS + 1, room))).tokens_per_s
 
 
 def _main() -> None:

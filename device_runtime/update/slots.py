@@ -19,11 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
 from device_runtime.update.state import Last, Limits, Slot, State
 
-__all__ = ["INCOMING", "SLOTS", "STATE", "Slots", "is_slot_folder", "leftovers", "lock", "read_state", "resolve"]
+__all__ = [
+    "INCOMING",
+    "SLOTS",
+    "STATE",
+    "Slots",
+    "is_slot_folder",
+    "leftovers",
+    "lock",
+    "open_bundle",
+    "read_state",
+    "resolve",
+]
 
 STATE = "slots.json"
 INCOMING = "incoming"
@@ -76,6 +89,20 @@ def resolve(path: Path) -> Path:
     raise ConfigurationError(
         f"{path} has no bundle that passed its trial{reason}; install one with `stonechat slots install BUNDLE {path}`."
     )
+
+
+def open_bundle(path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
+    """Open a bundle folder, or the active bundle of a slot folder: whatever a person may name on a command line.
+
+    Args:
+        verify, trust: as for `Bundle.open`.
+
+    Raises:
+        ConfigurationError: there is no bundle at `path`, or none in the slot folder that passed its trial.
+        UpdateError: the state of the slot folder is damaged.
+        SignatureError, BundleError: as `Bundle.open`.
+    """
+    return Bundle.open(resolve(Path(path)), verify=verify, trust=trust)
 
 
 class Slots:

@@ -20,17 +20,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST, FileEntry, Manifest
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.errors import BundleError, UpdateError
 from device_runtime.update import durable
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import SLOTS, Slots
 from device_runtime.update.state import Last, Limits
-
-if TYPE_CHECKING:
-    from device_runtime.bundle.folder import FileEntry, Manifest
 
 __all__ = ["CHUNK_BYTES", "Missing", "Staging", "free_bytes", "peek"]
 
@@ -72,8 +70,6 @@ class Staging:
             SignatureError, BundleError, DoesNotFitError: the bundle is not welcome, see `Policy.judge`.
             UpdateError: there is no room; `incoming/` holds nothing then.
         """
-        from device_runtime.bundle.folder import MANIFEST
-
         parsed = policy.judge(manifest, signature, slots.state.security_counter)
         if slots.state.trial is not None:
             slots.give_back(_called_off(slots, parsed))
@@ -133,8 +129,6 @@ class Staging:
             UpdateError: files are missing.
             BundleError: one is damaged; it is dropped, and `missing` names it.
         """
-        from device_runtime.bundle.folder import Bundle
-
         if missing := self.missing():
             raise UpdateError(f"{missing[0].name} has {missing[0].have_bytes:,} of {missing[0].size_bytes:,} bytes.")
         expected = {"manifest.json", SIGNATURE, *self.manifest.files}
@@ -257,8 +251,6 @@ def _called_off(slots: Slots, by: Manifest) -> Last:
 
 def peek(bundle: Path) -> Manifest | None:
     """The manifest of a bundle whose files nobody has checked; None where there is none that can be read."""
-    from device_runtime.bundle.folder import MANIFEST, Manifest
-
     raw = _read(bundle / MANIFEST)
     try:
         return None if raw is None else Manifest.from_json(raw.decode())

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from device_runtime.bundle import typed_json
 from device_runtime.errors import UpdateError
+from device_runtime.records import typed_json
 
 __all__ = ["ATTEMPTS", "SCHEMA", "Last", "Limits", "Phase", "Slot", "State", "Trial"]
 

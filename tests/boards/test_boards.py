@@ -273,7 +273,7 @@ def test_a_32_bit_system_under_a_64_bit_kernel_is_the_32_bit_board() -> None:
 
 
 def test_every_field_of_a_board_file_is_documented() -> None:
-    page = (Path(boards.__file__).parents[1] / "docs" / "boards.md").read_text(encoding="utf-8")
+    page = (Path(boards.__file__).parents[1] / "docs" / "guides" / "boards.md").read_text(encoding="utf-8")
     for part in (Soc, Memory, Storage, Graph, Flash, Detect, Measurement):
         for field in fields(part):
             assert re.search(rf"\b{field.name}\b", page), f"{part.__name__}.{field.name}"

@@ -19,7 +19,8 @@ from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert, graph_shape
 from converters.emit.lint import measured_arena
 from converters.plan import context_for, plan_for, subject_of
-from device_runtime.bundle.folder import Arena, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Arena
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.memory import arena, memory, narrowed, stretched
@@ -144,7 +145,7 @@ def test_every_figure_says_where_it_is_from(pi: Bundle, micro: Bundle) -> None:
 
 def test_a_ceiling_is_bandwidth_by_bytes_for_each_token(pi: Bundle) -> None:
     figures = fit(load_board("raspberry-pi-zero-2-w"), Subject.of_manifest(pi.manifest)).figures
-    per_token = pi.manifest.graph.bytes_per_token(300, "pi")
+    per_token = pi.manifest.graph.bytes_per_token(300)
     assert figures["ceiling"].value == pytest.approx(3600e6 / per_token)
 
 
@@ -267,13 +268,6 @@ def test_convert_falls_back_to_the_profile_that_takes_less_memory() -> None:
 def test_a_bundle_for_other_boards_does_not_fit(micro: Bundle) -> None:
     subject = replace(Subject.of_manifest(micro.manifest), boards=("rp2040",))
     assert fit(load_board("stm32h743"), subject).problems == ("the bundle is meant for rp2040",)
-
-
-def test_of_an_older_bundle_the_memory_is_left_out(pi: Bundle) -> None:
-    subject = Subject.of_manifest(replace(pi.manifest, graph=replace(pi.manifest.graph, width=0)))
-    result = fit(load_board("raspberry-pi-zero-2-w"), subject)
-    assert result.fits
-    assert "memory" not in result.figures and "largest_context" not in result.figures
 
 
 def test_a_board_without_the_instructions_is_refused(pi: Bundle) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from signed_bundles import plain_bundle
 
-from device_runtime.bundle.admission import check_admission, utc_time, warn_if_expired
-from device_runtime.bundle.folder import Bundle, Manifest, Trial
+from device_runtime.bundle.admission import check_admission, warn_if_expired
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Manifest, Trial, utc_time
 from device_runtime.errors import BundleError, DoesNotFitError, SignatureError
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -19,7 +19,8 @@ from signed_bundles import FILES, Workshop, entry_span
 
 from device_runtime.bundle import archive as archive_module
 from device_runtime.bundle.archive import HEAD_BYTES, MODEL_ALIGNMENT, Archive, layout, pack, read_head
-from device_runtime.bundle.folder import MAX_MANIFEST_BYTES, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError, StonechatError
 from toolkit.signing.bundles import edited

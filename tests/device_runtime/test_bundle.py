@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_runtime.bundle import folder as bundle_module
-from device_runtime.bundle.folder import Bundle, GraphShape, Manifest, cache_folder
+from device_runtime.bundle.folder import Bundle, cache_folder
+from device_runtime.bundle.manifest import GraphShape, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
 FILES = ["model.tflite", "prefix.npz", "tokenizer.json"]
@@ -261,10 +262,11 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_step_reads_the_weights_and_one_window_of_the_cache() -> None:
-    shape = GraphShape(2, 2, 16, 384, (256, 1024), 64, weight_bytes=1000)
-    assert shape.bytes_per_token(10, "pi") == 1000 + 2 * 2 * 2 * 16 * 256 * 4
-    assert shape.bytes_per_token(257, "pi") == 1000 + 2 * 2 * 2 * 16 * 1024 * 4
-    assert shape.bytes_per_token(10, "micro") == 1000 + 2 * 2 * 2 * 16 * 256
+    shape = GraphShape(2, 2, 16, 384, (256, 1024), 64, 4, 1000, False, 64, 4, 96, True)
+    assert shape.bytes_per_token(10) == 1000 + 2 * 2 * 2 * 16 * 256 * 4
+    assert shape.bytes_per_token(257) == 1000 + 2 * 2 * 2 * 16 * 1024 * 4
+    int8_cache = replace(shape, kv_cache_element_bytes=1)
+    assert int8_cache.bytes_per_token(10) == 1000 + 2 * 2 * 2 * 16 * 256
 
 
 anything = st.recursive(

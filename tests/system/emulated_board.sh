@@ -13,7 +13,7 @@ case $arch in
 # The CPU is always named: what QEMU makes up by default (-cpu max) has given wrong int8 results. The oldest that each
 # kind of board has: what runs there runs on the later ones.
 arm64) qemu=qemu-aarch64-static cpu=cortex-a53 triplet=aarch64-linux-gnu part=0xd03 include=python3-venv ;;
-# For 32-bit boards the package index lacks these (docs/boards-32-bit.md).
+# For 32-bit boards the package index lacks these (docs/guides/boards-32-bit.md).
 armhf) qemu=qemu-arm-static cpu=cortex-a7 triplet=arm-linux-gnueabihf part=0xc07
     include=python3-venv,python3-numpy,python3-sentencepiece,python3-yaml,python3-cryptography
     include=$include,python3-cffi-backend ;; # which cryptography needs under a virtual name; apt finds it by itself

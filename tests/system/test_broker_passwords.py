@@ -294,8 +294,8 @@ class TestSecrets:
 
 
 def documented_commands() -> list[str]:
-    """The shell examples of docs/broker.md."""
-    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "broker.md").read_text(encoding="utf-8"), re.DOTALL)
+    """The shell examples of docs/guides/broker.md."""
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs/guides/broker.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")

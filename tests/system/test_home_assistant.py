@@ -60,7 +60,7 @@ def test_the_package_asks_as_the_documentation_says() -> None:
     message = environment.from_string(show["actions"][0]["data"]["message"])
     assert message.render(trigger={"payload_json": {"text": "Open it."}}) == "Open it."
     assert message.render(trigger={"payload_json": {"error": {"message": "busy"}}}) == "No answer: busy"
-    documented = (ROOT / "docs" / "home-assistant.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "guides" / "home-assistant.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", documented, re.DOTALL)
     assert yaml.safe_load(block) == {"actions": ask["actions"]}
 

@@ -145,7 +145,7 @@ class TestMicro:
 
     @pytest.mark.parametrize("text", SURE)
     def test_200_greedy_tokens_are_the_same_in_three_runtimes(self, text: str, micro: Path, tmp_path: Path) -> None:
-        """Where the model is sure. Where it hesitates, a rounding may decide: docs/quantization.md."""
+        """Where the model is sure. Where it hesitates, a rounding may decide: docs/explained/quantization.md."""
         pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
         python = os.environ.get("STONECHAT_TFLITE214_PYTHON")
         if not python or not Path(python).exists():

@@ -14,11 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "device_runtime" / "mqtt")]
-
-from scripted import ScriptedAnswer, ScriptedModel  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from device_runtime.engine import language_model as engine  # noqa: E402
+from tests.scripted_model import ScriptedAnswer, ScriptedModel  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
 PIECE_S = float(os.environ.get("STONECHAT_SCRIPT_PIECE_S", "0.005"))

@@ -1,4 +1,4 @@
-"""docs/bundles.md: its commands work as they stand there, and it names what there is."""
+"""docs/guides/bundles.md: its commands work as they stand there, and it names what there is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from signed_bundles import FILES, plain_bundle
 
 from device_runtime.bundle.archive import Archive
-from device_runtime.bundle.folder import MAX_MANIFEST_BYTES
+from device_runtime.bundle.manifest import MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES
 from toolkit.cli import main
 
-PAGE = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "bundles.md").read_text(encoding="utf-8")
 
 
 def test_the_first_commands_work_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_a_damaged_bundle(check: Check, pi_bundle: Path, tmp_path: Path) -> None
 
 
 def test_the_faults_of_the_file_itself_have_their_places(capfd: pytest.CaptureFixture[str]) -> None:
-    faulty = ROOT / "tests" / "device_runtime" / "mqtt" / "faulty.yaml"
+    faulty = ROOT / "tests" / "device_runtime" / "fleet" / "faulty.yaml"
     assert main(["check", str(faulty)]) == 2
     assert "faulty.yaml:4:41: devices.Greenhouse.links[0]: there is no link 'too-hto'; did you mean 'too-hot'?" in (
         capfd.readouterr().err

@@ -12,7 +12,8 @@ import pytest
 
 from converters.checkpoints import open_checkpoint
 from converters.measure.quality import compare_windows, pooled, text_windows
-from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.tokenizer import read_tokenizer
 from toolkit.cli import main
 

@@ -27,16 +27,18 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ContextOverflowError
+    from device_runtime.update.slots import open_bundle
     from toolkit.bench import FIGURES, measure, spread
     from toolkit.progress import ProgressBar
 
-    manifest = Bundle.open(args.bundle).manifest
+    manifest = open_bundle(args.bundle).manifest
     needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
     if needed > manifest.context:
         raise ContextOverflowError(
-            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}."
+            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}.",
+            tokens=needed,
+            context=manifest.context,
         )
     with ProgressBar() as bar:
         runs = list(
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     table = spread(runs)
-    bytes_per_token = manifest.graph.bytes_per_token(needed, manifest.profile)
+    bytes_per_token = manifest.graph.bytes_per_token(needed)
     if args.json:
         print(json.dumps({"figures": table, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]}))
         return 0

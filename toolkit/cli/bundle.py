@@ -12,7 +12,7 @@ from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, require_extra, whole_number
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
     from toolkit.signing.bundles import Signed
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -105,10 +105,11 @@ def _verify(args: argparse.Namespace) -> int:
     from device_runtime.bundle.admission import check_admission
     from device_runtime.bundle.archive import Archive, head_of, open_any
     from device_runtime.bundle.trust import TrustStore, device_keys
+    from device_runtime.update.slots import resolve
 
     board = load_board(args.board).id if args.board else None
     trust = TrustStore.load(args.keys or device_keys(), required=True)
-    bundle = open_any(args.bundle, trust)
+    bundle = open_any(resolve(args.bundle), trust)
     try:
         head, manifest = head_of(bundle), bundle.manifest
         signers = trust.signers(head.manifest, head.signature)

@@ -60,7 +60,8 @@ def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
     import json
 
-    from device_runtime.bundle.folder import MANIFEST, Bundle
+    from device_runtime.bundle.folder import Bundle
+    from device_runtime.bundle.manifest import MANIFEST
     from device_runtime.engine.structured import SchemaCompiler
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet

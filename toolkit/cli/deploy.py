@@ -81,7 +81,7 @@ def as_folder(path: Path) -> Iterator[Path]:
 
 def check_signature(folder: Path, keys: Path) -> None:
     """Raise a `SignatureError` if none of the keys has signed this bundle: nothing has to travel to find out."""
-    from device_runtime.bundle.folder import MANIFEST
+    from device_runtime.bundle.manifest import MANIFEST
     from device_runtime.bundle.trust import TrustStore
     from toolkit.ssh.deploy import SIGNATURE
 

@@ -11,7 +11,7 @@ from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 if TYPE_CHECKING:
     from converters.checkpoints import Checkpoint
     from converters.measure.quality import Comparison, LayerError
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import json
 
-    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
+    from device_runtime.update.slots import open_bundle
 
-    bundle = Bundle.open(args.bundle)
+    bundle = open_bundle(args.bundle)
     manifest = bundle.manifest
     if args.plot is not None:
         if args.against is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from boards.fit import Figure, Fit
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["check_bundle"]
 
@@ -42,10 +42,10 @@ def check_bundle(args: argparse.Namespace) -> int:
 def _manifest(path: Path) -> Manifest:
     """Of a bundle in either form; a packed one is read, not unpacked."""
     from device_runtime.bundle.archive import Archive
-    from device_runtime.bundle.folder import Bundle
+    from device_runtime.update.slots import open_bundle
 
     if path.is_dir():
-        return Bundle.open(path).manifest
+        return open_bundle(path).manifest
     with Archive.open(path) as archive:
         return archive.manifest
 
@@ -82,8 +82,6 @@ def _print(result: Fit) -> None:
     print(f"{subject.name}, profile {subject.profile}, context {subject.context}, on {board.name} ({board.id})")
     for figure in result.figures.values():
         print(f"{figure.label:<42}{_value(figure):>18}  {figure.kind}")
-    if "memory" not in result.figures:
-        print("memory is not known: the bundle is of an older converter; convert the checkpoint again")
     print("it fits" if result.fits else "it does not fit")
 
 

@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the manifest, shortened for people or whole as JSON."""
-    from device_runtime.bundle.folder import Bundle
+    from device_runtime.update.slots import open_bundle
 
-    manifest = Bundle.open(args.bundle, verify=True).manifest
+    manifest = open_bundle(args.bundle, verify=True).manifest
     if args.json:
         print(manifest.to_json(), end="")
         return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
     from device_runtime.engine.sampler import Sampling
@@ -99,11 +99,13 @@ def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
     return value
 
 
-def require_extra(extra: str, error: ImportError) -> ConfigurationError:
+def require_extra(extra: str, error: ImportError) -> MissingExtraError:
     """What to say when a package of an extra is missing."""
-    return ConfigurationError(
+    return MissingExtraError(
         f"This command needs the package {error.name!r}, which is not installed; "
-        f"run `pip install 'stonechat[{extra}]'`."
+        f"run `pip install 'stonechat[{extra}]'`.",
+        package=error.name,
+        extra=extra,
     )
 
 

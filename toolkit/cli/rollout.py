@@ -64,9 +64,9 @@ def begin(args: argparse.Namespace) -> int:
     import secrets
     import time
 
-    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
+    from device_runtime.update.slots import open_bundle
     from toolkit.rollout.files import RolloutFiles, default_folder
     from toolkit.rollout.rollout import Plan, Rollout
 
@@ -76,7 +76,7 @@ def begin(args: argparse.Namespace) -> int:
     plan, files = fleet.load(args.fleet), RolloutFiles(default_folder())
     devices = plan.group(group)
     rollout_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-    bundle = Bundle.open(files.keep_bundle(rollout_id, args.bundle), verify=True)
+    bundle = open_bundle(files.keep_bundle(rollout_id, args.bundle), verify=True)
     rollout = Rollout.of(
         Plan(
             rollout_id, str(bundle.path), bundle.manifest_sha256, bundle.manifest.name, bundle.manifest.version,
@@ -117,9 +117,9 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     import signal
     import sys
 
-    from device_runtime.bundle.folder import Bundle
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
+    from device_runtime.update.slots import open_bundle
     from toolkit.rollout.rollout import Stage
     from toolkit.rollout.run import Runner
     from toolkit.rollout.sender import Sender
@@ -128,7 +128,7 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
         print(line, file=sys.stderr, flush=True)
 
     plan = rollout.plan
-    bundle = Bundle.open(Path(plan.bundle), verify=True)
+    bundle = open_bundle(Path(plan.bundle), verify=True)
     if bundle.manifest_sha256 != plan.manifest_sha256:
         raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it anew.")
     address = fleet.load(plan.fleet).address_for(args.name or "operator", args.broker, args.password_file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.options import add_json, positive_number
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
     from device_runtime.update.slots import Slots
     from device_runtime.update.state import Last, State
@@ -167,7 +167,11 @@ def _try(slots: Slots, trust: TrustStore) -> None:
     if last.outcome == "rolled_back":
         active = _versions(slots.folder)[slots.state.active] if slots.state.active else None
         runs = f"Version {active} runs as before." if active else "No bundle runs here yet."
-        raise RolledBackError(f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}")
+        raise RolledBackError(
+            f"version {last.version} of {last.name} did not pass its trial: {last.reason}. {runs}",
+            version=last.version,
+            reason=last.reason,
+        )
 
 
 def _report(args: argparse.Namespace, state: State) -> int:

@@ -42,7 +42,8 @@ def next_steps(bundle: Path) -> str:
         "Try next:\n"
         f'  {command} run {os.path.relpath(bundle)} "What do tomatoes need in the heat?"\n'
         f"  {command} bench {os.path.relpath(bundle)}\n"
-        f"  edit the links in {os.path.relpath(GREENHOUSE)}/fleet.yaml (docs/links.md explains them) and run this again"
+        f"  edit the links in {os.path.relpath(GREENHOUSE)}/fleet.yaml (docs/guides/links.md explains them) "
+        "and run this again"
     )
 
 

@@ -11,17 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from device_runtime.errors import StonechatError
+from device_runtime.errors import PartFailedError
 
 __all__ = ["PartFailedError", "Processes"]
 
 TAIL_LINES = 12  # of a failed part's stderr
-
-
-class PartFailedError(StonechatError):
-    """A part of the demo ended by itself."""
-
-    code = "demo_part_failed"
 
 
 @dataclass(frozen=True)

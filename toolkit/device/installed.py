@@ -19,7 +19,7 @@ from toolkit.device.layout import FLEET, KEYS, RECORD, Layout
 from toolkit.ssh.device import Record
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Manifest
+    from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
 
 __all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here"]

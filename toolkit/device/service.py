@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Bundle, Manifest
+    from device_runtime.bundle.folder import Bundle
+    from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
     from device_runtime.device.service import Service
     from device_runtime.device.watchdog import ServiceManager

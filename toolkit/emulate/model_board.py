@@ -23,11 +23,14 @@ from typing import Protocol
 
 from device_runtime import __version__
 from device_runtime.bridge.messages import TOKEN_BYTES, VERSION, Capability, FaultCode, Finish, Hello, Start
-from device_runtime.bundle.folder import MODEL, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MODEL
+from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import Generation, LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.errors import ConfigurationError, StonechatError
-from toolkit.emulate.pty_board import Board, Engine, EngineError
+from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
+from device_runtime.update.slots import open_bundle
+from toolkit.emulate.pty_board import Board, Engine
 
 __all__ = ["TextEngine", "TokenEngine", "Wire", "hello_of", "listen", "main", "pseudo_terminal", "serve"]
 
@@ -40,23 +43,23 @@ class TokenEngine:
     """Token ids in, token ids out: what every firmware does."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._backend, self._prefix = model.backend, list(model.manifest.prefix_tokens)
+        self._context, self._prefix = model.backend.context, list(model.manifest.prefix_tokens)
         self._vocabulary = model.manifest.graph.vocabulary
-        self._cached: list[int] = list(self._prefix)
+        self._cache = KvCache(model.backend, self._prefix)
         self._steps: Iterator[tuple[bytes, Finish | None]] = iter(())
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
 
     def start(self, prompt: bytes, start: Start) -> None:
         """Begin an answer."""
         if len(prompt) % TOKEN_BYTES:
-            raise EngineError(FaultCode.MALFORMED, f"a prompt has whole tokens of {TOKEN_BYTES} bytes")
+            raise EmulatedFaultError(FaultCode.MALFORMED, f"a prompt has whole tokens of {TOKEN_BYTES} bytes")
         tokens = list(struct.unpack(f"<{len(prompt) // TOKEN_BYTES}I", prompt))
-        if len(tokens) >= self._backend.context:
-            raise EngineError(FaultCode.TOO_LONG, f"the context has {self._backend.context} positions")
+        if len(tokens) >= self._context:
+            raise EmulatedFaultError(FaultCode.TOO_LONG, f"the context has {self._context} positions")
         if len(tokens) <= len(self._prefix) or tokens[: len(self._prefix)] != self._prefix:
-            raise EngineError(FaultCode.MALFORMED, "the prompt is not the model's prefix and more")
+            raise EmulatedFaultError(FaultCode.MALFORMED, "the prompt is not the model's prefix and more")
         if max(tokens) >= self._vocabulary:
-            raise EngineError(FaultCode.MALFORMED, f"the prompt has token {max(tokens)} of {self._vocabulary}")
+            raise EmulatedFaultError(FaultCode.MALFORMED, f"the prompt has token {max(tokens)} of {self._vocabulary}")
         self._steps = self._run(tokens, start)
 
     def step(self) -> tuple[bytes, Finish | None]:
@@ -64,17 +67,13 @@ class TokenEngine:
         return next(self._steps)
 
     def _run(self, tokens: list[int], start: Start) -> Iterator[tuple[bytes, Finish | None]]:
-        common = 0
-        while common < min(len(self._cached), len(tokens) - 1) and self._cached[common] == tokens[common]:
-            common += 1
+        common = self._cache.rewind_to(tokens)
         self.prompt_tokens, self.cached_tokens, self.completion_tokens = len(tokens), common, 0
-        self._backend.rewind(common)
-        self._cached = tokens[:common]
-        while len(self._cached) < len(tokens):
-            part = tokens[len(self._cached) :][:PREFILL]
-            logits = self._backend.prefill(part)
-            self._cached += part
-            if len(self._cached) < len(tokens):
+        left = len(tokens) - common
+        for following in self._cache.prefill(tokens[common:], PREFILL):
+            logits = following
+            left -= PREFILL
+            if left > 0:
                 yield b"", None
         sampler = Sampler(Sampling(start.temperature, start.top_k, start.top_p, start.seed))
         sampler.skip(start.drawn)
@@ -83,12 +82,10 @@ class TokenEngine:
             self.completion_tokens += 1
             if token in start.stop_tokens:
                 yield b"", Finish.STOP
-            full = self._backend.position >= self._backend.context
-            if full or self.completion_tokens == start.max_new:
+            if self._cache.full or self.completion_tokens == start.max_new:
                 yield struct.pack("<I", token), Finish.LENGTH
             yield struct.pack("<I", token), None
-            logits = self._backend.decode(token)
-            self._cached.append(token)
+            logits = self._cache.decode(token)
 
 
 class TextEngine:
@@ -111,7 +108,7 @@ class TextEngine:
             self._answer = self._model.generate(asked, max_new=start.max_new or None, sampling=sampling)
         except StonechatError as error:
             code = FaultCode.TOO_LONG if error.code == "context_overflow" else FaultCode.MALFORMED
-            raise EngineError(code, str(error)) from None
+            raise EmulatedFaultError(code, str(error)) from None
         self._left = b""
 
     def step(self) -> tuple[bytes, Finish | None]:
@@ -258,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="store_true", help="be a firmware that has a tokenizer of its own")
     args = parser.parse_args(argv)
     try:
-        bundle = Bundle.open(args.bundle)
+        bundle = open_bundle(args.bundle)
         wire = pseudo_terminal() if args.pty else listen(args.listen)
         with LanguageModel.open(args.bundle) as model:
             engine: Engine = TextEngine(model) if args.text else TokenEngine(model)

@@ -1,4 +1,5 @@
-"""The board's side of docs/serial-protocol.md, as a firmware would do it: fixed buffers, no timers, no retransmission.
+"""The board's side of docs/reference/serial-protocol.md, as a firmware would do it: fixed buffers, no timers, no
+retransmission.
 
 `Board` answers frames and lets its engine take one step at a time in between.
 """
@@ -32,19 +33,12 @@ from device_runtime.bridge.messages import (
     Work,
     parse,
 )
+from device_runtime.errors import EmulatedFaultError
 
-__all__ = ["Board", "Engine", "EngineError"]
+__all__ = ["Board", "Engine"]
 
 PIECE_BYTES = 64  # of an answer in one frame
 TEXT_BYTES = 8192  # of a prompt in text
-
-
-class EngineError(Exception):
-    """Why the engine cannot take a prompt."""
-
-    def __init__(self, code: FaultCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
 
 
 class Engine(Protocol):
@@ -58,7 +52,7 @@ class Engine(Protocol):
         """Begin an answer.
 
         Raises:
-            EngineError: the prompt cannot be taken.
+            EmulatedFaultError: the prompt cannot be taken.
         """
 
     def step(self) -> tuple[bytes, Finish | None]:
@@ -111,7 +105,7 @@ class Board:
         self._steps = (self._steps + 1) % 2**32
         try:
             data, finish = self._engine.step()
-        except EngineError as error:
+        except EmulatedFaultError as error:
             self._fail(error)
             return self._flushed()
         if (data or finish is not None) and self._work is Work.PREFILL:
@@ -155,7 +149,7 @@ class Board:
         self._answer.clear()
         most = TEXT_BYTES if self.hello.capabilities & Capability.TEXT else TOKEN_BYTES * (self.hello.context - 1)
         if not 0 < start.prompt_bytes <= most:
-            self._fail(EngineError(FaultCode.TOO_LONG, f"a prompt has from 1 to {most} bytes here"))
+            self._fail(EmulatedFaultError(FaultCode.TOO_LONG, f"a prompt has from 1 to {most} bytes here"))
 
     def _take(self, part: Prompt) -> None:
         assert self._start is not None
@@ -166,14 +160,14 @@ class Board:
                 try:
                     self._check(self._start)
                     self._engine.start(bytes(self._prompt), self._start)
-                except EngineError as error:
+                except EmulatedFaultError as error:
                     self._fail(error)
                     return
         self._send(Taken(part.request, len(self._prompt)))
 
     def _check(self, start: Start) -> None:
         if start.temperature > 0 and not self.hello.capabilities & Capability.SAMPLING:
-            raise EngineError(FaultCode.UNSUPPORTED, "answers are greedy here")
+            raise EmulatedFaultError(FaultCode.UNSUPPORTED, "answers are greedy here")
 
     def _finish(self, finish: Finish) -> None:
         assert self._start is not None
@@ -187,9 +181,9 @@ class Board:
         )  # fmt: skip
         self._work = Work.DONE
 
-    def _fail(self, error: EngineError) -> None:
+    def _fail(self, error: EmulatedFaultError) -> None:
         assert self._start is not None
-        self._send(Fault(self._start.request, error.code, error.reason))
+        self._send(Fault(self._start.request, FaultCode(error.fault), error.reason))
         self._start, self._work = None, Work.IDLE
 
     def _send_answer(self) -> bool:

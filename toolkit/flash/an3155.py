@@ -12,9 +12,9 @@ from functools import reduce
 from operator import xor
 from typing import Protocol
 
-from device_runtime.errors import FlashError
+from device_runtime.errors import FlashError, NoAnswerError
 
-__all__ = ["MAX_TRANSFER_BYTES", "BootLoader", "Line", "Silence"]
+__all__ = ["MAX_TRANSFER_BYTES", "BootLoader", "Line"]
 
 MAX_TRANSFER_BYTES = 256  # sections 3.4 and 3.6
 _ACK, _NACK = 0x79, 0x1F
@@ -26,10 +26,6 @@ _SYNC_ATTEMPTS = 5
 # which is how the F4's boot loader erases (AN2606: its voltage range is 1.62 to 2.1 V).
 _ERASE_TIMEOUT_S = 60.0
 _ERASES_AT_ONCE = 8
-
-
-class Silence(Exception):
-    """The boot loader did not answer in time."""
 
 
 class Line(Protocol):
@@ -54,7 +50,7 @@ class BootLoader:
             The product id, as in AN2606.
 
         Raises:
-            Silence: it does not answer.
+            NoAnswerError: it does not answer.
             FlashError: what answers is no such boot loader.
         """
         self._synchronize()
@@ -120,7 +116,7 @@ class BootLoader:
                     f"What answers is no STM32 boot loader (0x{answer[0]:02x}); expected 0x{_ACK:02x}. "
                     "The board runs its program: bring it into the boot loader."
                 )
-        raise Silence
+        raise NoAnswerError("the boot loader did not answer in time.")
 
     def _command(self, code: int) -> None:
         self._line.write(bytes((code, code ^ 0xFF)))
@@ -143,7 +139,7 @@ class BootLoader:
         deadline = time.monotonic() + timeout_s
         while not (reply := self._line.read(1)):
             if time.monotonic() >= deadline:
-                raise Silence
+                raise NoAnswerError("the boot loader did not answer in time.")
         answer = reply[0]
         if answer != _ACK:
             found = "NACK" if answer == _NACK else f"0x{answer:02x}"
@@ -152,5 +148,5 @@ class BootLoader:
     def _read(self, size: int) -> bytes:
         data = self._line.read(size)
         if len(data) < size:
-            raise Silence
+            raise NoAnswerError("the boot loader did not answer in time.")
         return data

@@ -9,6 +9,7 @@ from boards import Board
 from device_runtime.bundle.admission import check_board
 from device_runtime.bundle.archive import Archive, head_of, open_any, pack
 from device_runtime.errors import DoesNotFitError
+from device_runtime.update.slots import resolve
 from toolkit.flash.images import Image, read_file
 
 __all__ = ["read_model"]
@@ -22,7 +23,7 @@ def read_model(path: Path, board: Board) -> Image:
         BundleError: it is no bundle, incomplete or altered.
         DoesNotFitError: it is for other boards.
     """
-    bundle = open_any(path)
+    bundle = open_any(resolve(path))
     manifest = bundle.manifest
     if manifest.profile != board.profile:
         raise DoesNotFitError(

@@ -14,10 +14,11 @@ from device_runtime.errors import (
     DoesNotFitError,
     FlashError,
     ImageError,
+    NoAnswerError,
     StonechatError,
     UnreachableError,
 )
-from toolkit.flash.an3155 import MAX_TRANSFER_BYTES, BootLoader, Silence
+from toolkit.flash.an3155 import MAX_TRANSFER_BYTES, BootLoader
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.ports import silent, usable_port
@@ -93,7 +94,7 @@ class Flasher:
         with self._boot_loader(port) as loader:
             try:
                 product = loader.connect()
-            except Silence:
+            except NoAnswerError:
                 raise silent(self._board, port, "no answer to 0x7F") from None
             if product != self._chip().product_id:
                 raise DoesNotFitError(
@@ -102,7 +103,7 @@ class Flasher:
                 )
             try:
                 self._write_all(loader, parts, report)
-            except Silence:
+            except NoAnswerError:
                 raise FlashError(f"The board on {port} fell silent. {self.half_done}") from None
             except _line_errors() as error:
                 if isinstance(error, StonechatError):
@@ -111,7 +112,7 @@ class Flasher:
             verified = "read back, every byte is the same"
             try:
                 loader.go(self._entry(parts))
-            except (Silence, FlashError):
+            except (NoAnswerError, FlashError):
                 verified += "; press RESET to start it"
         return Result(port, verified)
 

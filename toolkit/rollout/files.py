@@ -18,8 +18,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from device_runtime.bundle import typed_json
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.records import typed_json
 from device_runtime.update import durable
 from toolkit.rollout.rollout import Device, DevicePhase, Plan, Rollout, Stage
 

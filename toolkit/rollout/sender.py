@@ -11,7 +11,8 @@ import queue
 import secrets
 import threading
 
-from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Incoming, Subscription

@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.admission import utc_time
 from device_runtime.bundle.archive import Archive, head_of, open_any, pack
-from device_runtime.bundle.folder import MANIFEST, Bundle, Manifest
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST, Manifest, utc_time
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.update.slots import open_bundle, resolve
 from toolkit.signing.keys import SigningKey
 
 __all__ = ["Signed", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
@@ -35,7 +36,7 @@ def pack_bundle(folder: Path, target: Path, changes: Mapping[str, Any], keys: Se
         ConfigurationError: there is no bundle in `folder`.
         BundleError: it is damaged.
     """
-    bundle = Bundle.open(folder, verify=True)
+    bundle = open_bundle(folder, verify=True)
     manifest, signatures, signed = _sign(bundle, changes, keys)
     pack(bundle, target, manifest=manifest, signature=signatures)
     return signed
@@ -48,7 +49,7 @@ def sign_bundle(path: Path, changes: Mapping[str, Any], keys: Sequence[SigningKe
         ConfigurationError: there is no bundle at `path`.
         BundleError: it is damaged: nobody should vouch for it.
     """
-    bundle = open_any(path)
+    bundle = open_any(resolve(path))
     try:
         manifest, signatures, signed = _sign(bundle, changes, keys)
         if isinstance(bundle, Archive):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import (
     BundleError,
     DoesNotFitError,

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from device_runtime.bundle import typed_json
 from device_runtime.device.watchdog import CONNECTING
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.records import typed_json
 from toolkit.device.layout import SERVICE, USER, Layout
 from toolkit.ssh.ssh import Remote, last_words
 

@@ -51,7 +51,7 @@ after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 """
 _STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine.language_model, toolkit.cli, cryptography"'
 # $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing, $4 "32" on a 32-bit system, "32 on 64" if its kernel
-# is a 64-bit one: programs then take the machine for one, unless they are told (docs/boards-32-bit.md).
+# is a 64-bit one: programs then take the machine for one, unless they are told (docs/guides/boards-32-bit.md).
 _MAKE = """
 set -eu
 umask 022

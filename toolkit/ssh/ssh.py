@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.errors import ConfigurationError, RemoteError, StonechatError, UnreachableError
 
 __all__ = ["Done", "Remote", "RemoteError", "Target", "last_words"]
 
@@ -31,10 +31,6 @@ _ALIVE = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"]
 _FAILED = 255  # ssh's own exit code; that of a command is passed through
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*")
-
-
-class RemoteError(StonechatError):
-    """A command on the board failed."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from pathlib import Path
 import boards
 import converters
 import device_runtime
+import stonechat
 import toolkit
 from device_runtime.errors import ConfigurationError
 
 __all__ = ["Wheel", "write_wheel"]
 
-_PACKAGES = (boards, converters, device_runtime, toolkit)
+_PACKAGES = (boards, converters, device_runtime, stonechat, toolkit)
 _WHEEL = "Wheel-Version: 1.0\nGenerator: stonechat\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _THEN = (1980, 1, 1, 0, 0, 0)  # zip's first day
 

@@ -12,7 +12,8 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
-from device_runtime.bundle.folder import MANIFEST, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.bundle.folder import Bundle, GraphShape
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import GraphShape
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.backends.litert_library import load_without_gpu
 from device_runtime.engine.backends.native_log import captured_stderr, silence_at_exit

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.bundle.folder import Arena, Bundle
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Arena
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.backends.stepwise import StepwiseBackend
 from device_runtime.errors import BackendError, BackendMissingError

@@ -1,0 +1,194 @@
+"""manifest.json: what a bundle says of itself, every field checked when it is read.
+
+That the files are those that it lists is checked by `folder.Bundle`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from device_runtime.errors import BundleError
+from device_runtime.records import typed_json
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "MODEL",
+    "PREFIX",
+    "Arena",
+    "FileEntry",
+    "GraphShape",
+    "Manifest",
+    "TokenizerInfo",
+    "Trial",
+    "utc_time",
+]
+
+FORMAT = 1  # of the manifest; raised when an older runtime could misread a newer bundle
+MANIFEST = "manifest.json"
+MODEL = "model.tflite"
+PREFIX = "prefix.npz"
+MAX_MANIFEST_BYTES = 2**20
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """What a backend has to know of the graph beyond what the .tflite file says itself."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
+    prefill: int  # tokens that one prefill signature takes in; 0 where there is none
+    kv_cache_element_bytes: int  # 4: float32, 1: int8
+    weight_bytes: int  # weights that one decode step reads
+    rotated: bool  # the residual stream is in the basis of converters/quantize/rotation.py
+    width: int  # of the residual stream
+    heads: int  # query heads
+    ffn_width: int
+    tied_head: bool  # the head reads the embedding's rows
+
+    def bytes_per_token(self, positions: int) -> int:
+        """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
+        window = next((w for w in self.windows if w >= positions), self.windows[-1])
+        cache = 2 * self.layers * self.kv_heads * self.head_dim * window * self.kv_cache_element_bytes
+        return self.weight_bytes + cache
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """How text becomes tokens."""
+
+    file: Literal["tokenizer.json", "tokenizer.model"]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    adds_bos: bool
+    special_tokens: dict[str, str]  # bos_token, eos_token … as the chat template wants them
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What a `micro` graph took of the arena in TFLite Micro's interpreter; its weights stay in flash."""
+
+    total_bytes: int
+    head_bytes: int  # activations, which give their place to others when they have been read
+    tail_bytes: int  # what stays: the kv_cache, and records of tensors, operators and scales
+    kv_cache_bytes: int  # of the tail
+    pointer_bytes: int  # on the machine that measured; where they are shorter the records are smaller
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question whose answer a device must know before it keeps the bundle."""
+
+    prompt: str  # a user's message; plain text where the bundle has no chat template
+    expect: str  # must be in the answer, greedy
+    max_new: int  # tokens
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    format: int
+    name: str
+    version: str
+    task: Literal["generate"]  # what goes in and comes out: text in, text out
+    architecture: str  # the model family
+    weight_bits: int  # of one weight of a matmul; 8: int8, a scale for each row
+    profile: Literal["pi", "micro"]
+    context: int  # positions
+    graph: GraphShape
+    tokenizer: TokenizerInfo
+    chat_template: str | None  # jinja2 source
+    prefix_tokens: tuple[int, ...]  # already in the kv_cache when the model starts
+    quality: dict[str, Any]  # the quantization report
+    source: dict[str, str]  # checkpoint: name, sha256
+    converter: str  # version of stonechat that made the bundle
+    security_counter: int  # a device refuses to go back to a smaller one
+    files: dict[str, FileEntry]
+    instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
+    arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
+    boards: tuple[str, ...] = ()  # ids of the boards it is meant for; empty: any that runs its profile
+    issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
+    expires: str | None = None  # until when a device may install it. ISO date-time, UTC
+    trial: Trial | None = None  # the golden prompt
+    purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py
+
+    def to_json(self) -> str:
+        """As it stands in the bundle."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse.
+
+        Raises:
+            BundleError: it is not JSON, of another format, or lacks a field.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not JSON ({error}); the bundle is damaged, copy it again.") from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise BundleError(
+                f"{MANIFEST} has format {typed_json.shortened(found)}; this stonechat reads format {FORMAT}. "
+                "Install the stonechat that made the bundle, or convert the checkpoint again."
+            )
+        try:
+            manifest: Manifest = typed_json.read(cls, data)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        needed = {MODEL, self.tokenizer.file, *([PREFIX] if self.prefix_tokens else [])}
+        if missing := needed - self.files.keys():
+            raise BundleError(f"{MANIFEST} does not list {min(missing)}; convert the checkpoint again.")
+        for name in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
+        for field in ("issued", "expires"):
+            try:
+                utc_time(getattr(self, field) or "2025-01-01T00:00:00Z")
+            except (ValueError, OverflowError):
+                raise BundleError(
+                    f"{MANIFEST}: {field} is {typed_json.shortened(getattr(self, field))}; expected a date-time in "
+                    "UTC such as 2027-01-31T00:00:00Z. Pack the bundle again."
+                ) from None
+        windows = self.graph.windows
+        if list(windows) != sorted(set(windows)) or windows[-1:] != (self.context,):
+            raise BundleError(
+                f"{MANIFEST}: graph.windows is {list(windows)[:9]}; expected ascending sizes that end with "
+                f"the context, {self.context}. Convert the checkpoint again."
+            )
+
+
+def utc_time(text: str) -> datetime:
+    """An ISO 8601 date-time in UTC, such as 2027-01-31T00:00:00Z.
+
+    Raises:
+        ValueError: it is none, or of another time zone.
+    """
+    time = datetime.fromisoformat(text)
+    offset = time.utcoffset()
+    if offset is None or offset.total_seconds() != 0:
+        raise ValueError(f"{text!r} is not in UTC")
+    return time.astimezone(UTC)

@@ -1,0 +1,1 @@
+"""Frozen dataclasses whose annotations are the one description of what they hold."""

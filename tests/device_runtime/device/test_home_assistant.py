@@ -1,0 +1,228 @@
+"""Home Assistant finds a device and its links without configuration.
+
+The schema below is what homeassistant/components/mqtt/{schemas,sensor,binary_sensor}.py of Home Assistant accept, as
+far as stonechat uses it; unknown keys are faults. Templates are rendered as Home Assistant does, from real messages.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from jinja2.nativetypes import NativeEnvironment
+
+from device_runtime.device.home_assistant import STATUS_TOPIC, config_topic, describe
+from device_runtime.fleet.links import Link
+from device_runtime.mqtt.messages import Info
+from device_runtime.mqtt.topics import DeviceTopics, check_topic
+from tests.scripted_model import ScriptedModel
+
+TEXT = {"type": "string", "minLength": 1}
+COMPONENT = {
+    "name": TEXT, "unique_id": TEXT, "state_topic": TEXT, "value_template": TEXT, "json_attributes_topic": TEXT,
+    "entity_category": {"enum": ["config", "diagnostic"]}, "expire_after": {"type": "integer", "minimum": 0},
+    "availability": {"$ref": "#/$defs/availability"},
+}  # fmt: skip
+HOME_ASSISTANT = {
+    "$defs": {
+        "availability": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"topic": TEXT, "value_template": TEXT, "payload_available": TEXT},
+                "required": ["topic"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "type": "object",
+    "properties": {
+        "device": {
+            "type": "object",
+            "properties": {
+                "identifiers": {"type": "array", "items": TEXT, "minItems": 1},
+                "name": TEXT, "manufacturer": TEXT, "model": TEXT, "sw_version": TEXT,
+            },
+            "required": ["identifiers"],
+            "additionalProperties": False,
+        },
+        "origin": {
+            "type": "object",
+            "properties": {"name": TEXT, "sw_version": TEXT},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+        "availability": {"$ref": "#/$defs/availability"},
+        "components": {
+            "type": "object",
+            "additionalProperties": {
+                "oneOf": [
+                    {
+                        "properties": COMPONENT | {
+                            "platform": {"const": "sensor"},
+                            "device_class": {"enum": ["enum", "duration", "data_size", "temperature"]},
+                            "options": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                            "state_class": {"enum": ["measurement", "total", "total_increasing"]},
+                            "unit_of_measurement": TEXT,
+                            "suggested_display_precision": {"type": "integer", "minimum": 0},
+                        },
+                        # options belong to the class enum, which has neither a unit nor a state class
+                        "if": {"properties": {"device_class": {"const": "enum"}}, "required": ["device_class"]},
+                        "then": {
+                            "required": ["options"],
+                            "not": {"anyOf": [{"required": ["state_class"]}, {"required": ["unit_of_measurement"]}]},
+                        },
+                        "else": {"not": {"required": ["options"]}},
+                        "required": ["platform", "unique_id", "state_topic"],
+                        "additionalProperties": False,
+                    },
+                    {
+                        "properties": COMPONENT | {"platform": {"const": "binary_sensor"}},
+                        "required": ["platform", "unique_id", "state_topic"],
+                        "additionalProperties": False,
+                    },
+                ]
+            },
+        },
+    },
+    "required": ["device", "origin", "components"],
+    "additionalProperties": False,
+}  # fmt: skip
+UNITS = {"duration": {"ms", "s", "min"}, "data_size": {"B", "kB", "MB", "MiB"}, "temperature": {"°C", "°F", "K"}}
+ANSWER = {
+    "type": "object",
+    "properties": {
+        "severity": {"enum": ["ok", "warn", "alarm"]},
+        "advice": {"type": "string", "maxLength": 400},
+        "open": {"type": "boolean"},
+        "target °C": {"type": "number"},
+    },
+}
+PLAIN = Link(name="too-hot", source="plant/+/air", prompt="p", to="plant/{{ topic[1] }}/advice")
+HELD = Link(name="decide", source="plant/+/soil", prompt="p", to="plant/decision", answer=ANSWER)
+LIST = Link(name="list", source="plant/+/soil", prompt="p", to="plant/list", answer={"type": "array"})
+INFO = Info("north", "Raspberry Pi 5", "0.1.0")
+
+
+def described(*links: Link) -> dict[str, Any]:
+    message = json.loads(describe(INFO, links))
+    jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
+    return message
+
+
+def state(component: dict[str, Any], payload: dict[str, Any]) -> Any:
+    """The entity's state after a message, as Home Assistant's templates give it."""
+    return NativeEnvironment().from_string(component["value_template"]).render(value_json=payload)
+
+
+class TestTheMessage:
+    @pytest.mark.parametrize("links", [(), (PLAIN,), (HELD,), (LIST,), (PLAIN, HELD, LIST)])
+    def test_it_is_what_home_assistant_accepts(self, links: tuple[Link, ...]) -> None:
+        components = described(*links)["components"]
+        ids = [component["unique_id"] for component in components.values()]
+        assert len(set(ids)) == len(ids)
+        for component in components.values():
+            assert check_topic(component["state_topic"]).startswith("stonechat/1/north/out/")
+            if unit := component.get("unit_of_measurement"):
+                assert unit in UNITS.get(component.get("device_class"), {unit})
+
+    def test_two_devices_have_nothing_in_common(self) -> None:
+        other = json.loads(describe(Info("south", "x", "y"), (PLAIN,)))
+        mine = described(PLAIN)
+        assert not set(mine["device"]["identifiers"]) & set(other["device"]["identifiers"])
+        assert not {c["unique_id"] for c in mine["components"].values()} & {
+            c["unique_id"] for c in other["components"].values()
+        }
+
+    @pytest.mark.parametrize("said, shown", [("ready", "online"), ("busy", "online"), ("lost", "offline")])
+    def test_a_device_is_available_while_it_can_answer(self, said: str, shown: str) -> None:
+        (availability,) = described()["availability"]
+        assert availability["topic"] == DeviceTopics("north").state
+        assert state(availability, {"state": said, "boot": 1}) == shown
+
+    def test_health_becomes_sensors(self) -> None:
+        components = described()["components"]
+        health = {"tps_p50": 51.25, "ttft_ms_p95": 84.0, "queue": 0, "answers": 3, "errors": 0, "rss_mb": 240.1}
+        assert state(components["speed"], health) == 51.25
+        assert state(components["memory"], health) == 240.1
+        assert state(components["temperature"], health) is None  # unknown
+        assert state(components["state"], {"state": "lost"}) == "lost"
+        assert components["state"]["availability"] == []
+
+
+class TestLinks:
+    def test_a_text_is_a_sensor_cut_to_what_a_state_may_hold(self) -> None:
+        component = described(PLAIN)["components"]["link_too-hot"]
+        assert state(component, {"text": "Open the roof."}) == "Open the roof."
+        assert len(state(component, {"text": "long " * 100})) == 255
+
+    def test_each_property_of_an_answer_is_an_entity(self) -> None:
+        components = described(HELD)["components"]
+        said = {"answer": {"severity": "warn", "advice": "x" * 300, "open": True, "target °C": 21.5}}
+        shown = {name: state(c, said) for name, c in components.items() if name.startswith("link_")}
+        assert shown == {
+            "link_decide_severity": "warn", "link_decide_advice": "x" * 255, "link_decide_open": "ON",
+            "link_decide_target__C": 21.5,
+        }  # fmt: skip
+        assert components["link_decide_severity"]["options"] == ["ok", "warn", "alarm"]
+        assert components["link_decide_open"]["platform"] == "binary_sensor"
+
+    def test_a_property_that_is_not_there_is_unknown(self) -> None:
+        components = described(HELD)["components"]
+        shown = {name: state(c, {"answer": {}}) for name, c in components.items() if name.startswith("link_")}
+        assert shown == {
+            "link_decide_severity": None, "link_decide_advice": "", "link_decide_open": "OFF",
+            "link_decide_target__C": None,
+        }  # fmt: skip
+
+    def test_any_other_answer_is_shown_as_json(self) -> None:
+        assert state(described(LIST)["components"]["link_list"], {"answer": [1, 2]}) in ("[1, 2]", [1, 2])
+
+
+class TestOnAir:
+    def heard(self, peer, device: str):
+        client = peer()
+        client.subscribe(config_topic(device))
+        return client
+
+    def test_it_is_retained_and_valid(self, on_air, peer) -> None:
+        device = on_air(links=(PLAIN,))
+        topic, message = self.heard(peer, device.topics.device).next()
+        jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
+        assert topic == f"homeassistant/device/{device.topics.device}/config"
+        assert "link_too-hot" in message["components"]
+
+    def test_it_comes_again_when_home_assistant_starts(self, on_air, peer) -> None:
+        device = on_air()
+        client = self.heard(peer, device.topics.device)
+        client.next()
+        client.client.publish(STATUS_TOPIC, b"offline", qos=1).wait_for_publish(30)
+        assert client.silent()
+        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(30)
+        assert client.next()[1]["device"]["name"] == device.topics.device
+
+    def test_a_device_that_shall_not_show_up_takes_back_what_it_said(self, on_air, peer) -> None:
+        device = on_air(device="hidden")
+        client = self.heard(peer, "hidden")
+        assert client.next()
+        device.service.stop()
+        device.client.until(lambda topic, value: value.get("state") == "disconnected")
+        on_air(device="hidden", home_assistant=False)
+        assert client.heard.get(timeout=5).payload == b""
+        client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(30)
+        while not client.heard.empty() or not client.silent():
+            assert client.heard.empty() or client.heard.get().payload == b""
+
+    def test_a_links_answer_is_where_its_sensor_looks(self, on_air, peer) -> None:
+        device = on_air(ScriptedModel(["Open", " it."]), links=(PLAIN,))
+        message = self.heard(peer, device.topics.device).next()[1]
+        component = message["components"]["link_too-hot"]
+        client = peer()
+        client.publish("plant/south/air", {"temp_c": 40})
+        seen = device.client.until(lambda topic, value: topic == component["state_topic"])
+        assert state(component, seen[-1][1]) == "Open it."
+        late = peer()
+        late.subscribe(component["state_topic"])
+        assert state(component, late.next()[1]) == "Open it."  # retained: Home Assistant may have restarted
