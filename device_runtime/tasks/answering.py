@@ -23,6 +23,7 @@ from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import SchemaError
 from device_runtime.tasks.purpose import Purpose
+from device_runtime.update.slots import open_bundle
 
 __all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
 
@@ -58,7 +59,9 @@ class TypedAnswer:
 class Answerer:
     """A bundle that answers a task. Not thread-safe."""
 
-    def __init__(self, bundle: Bundle, purpose: Purpose, *, backend: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, purpose: Purpose, *, backend: str | None = None, threads: int | None = None
+    ) -> None:
         self.purpose = purpose
         manifest = bundle.manifest
         self._tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
@@ -79,7 +82,7 @@ class Answerer:
         Raises:
             SchemaError: the bundle was trained for no task, and none is given.
         """
-        bundle = Bundle.open(path)
+        bundle = open_bundle(path)
         own = Purpose.of_manifest(bundle.manifest)
         if own is None and purpose is None:
             raise SchemaError(f"{bundle.path} was trained for no task; name the task with --task TASK.yaml.")

@@ -32,9 +32,7 @@ class Example:
     answer: Mapping[str, Any] | None = None
 
 
-def read_examples(
-    path: Path, inputs: Inputs, schema: Mapping[str, Any], *, need_answers: bool = True
-) -> list[Example]:
+def read_examples(path: Path, inputs: Inputs, schema: Mapping[str, Any], *, need_answers: bool = True) -> list[Example]:
     """Read a .jsonl or .csv file.
 
     Raises:
@@ -73,11 +71,17 @@ def _checked(
     return examples
 
 
-def answer_faults(answer: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an answer: fields that are missing, unknown, or hold what the schema does not allow."""
+def answer_faults(answer: Mapping[str, Any], schema: Mapping[str, Any], *, whole: bool = True) -> list[str]:
+    """What is wrong with an answer: fields that are missing, unknown, or hold what the schema does not allow.
+
+    Args:
+        whole: False lets fields be missing: those whose truth is not known.
+    """
     fields = schema.get("properties", {})
-    faults = [f"{name!r} is missing" for name in fields if name not in answer]
-    faults += [f"{name!r} is not one of the answer's fields, {', '.join(fields)}" for name in answer if name not in fields]
+    faults = [f"{name!r} is missing" for name in fields if whole and name not in answer]
+    faults += [
+        f"{name!r} is not one of the answer's fields, {', '.join(fields)}" for name in answer if name not in fields
+    ]
     for name, value in answer.items():
         if name in fields and (fault := _value_fault(value, fields[name])):
             faults.append(f"{name} is {json.dumps(value, ensure_ascii=False):.60}; expected {fault}")
@@ -93,9 +97,9 @@ def _value_fault(value: Any, schema: Mapping[str, Any]) -> str:
         return " or ".join(kinds)
     if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
         return f"at most {schema['maxLength']} characters"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-            return f"a number from {schema.get('minimum', '…')} to {schema.get('maximum', '…')}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        return f"a number from {schema.get('minimum', '…')} to {schema.get('maximum', '…')}"
     return ""
 
 
@@ -115,7 +119,7 @@ def _fault(row: Any, schema: Mapping[str, Any], need_answers: bool) -> str:
         return '"answer" is missing' if need_answers else ""
     if not isinstance(answer, dict):
         return f"the answer is {json.dumps(answer):.60}; expected an object"
-    return "; ".join(answer_faults(answer, schema))
+    return "; ".join(answer_faults(answer, schema, whole=need_answers))
 
 
 def _json_rows(text: str) -> Iterator[tuple[int, Any, str]]:

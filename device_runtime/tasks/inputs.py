@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from device_runtime.fleet.expression import Expression, LinkError
 
-__all__ = ["Feature", "InputField", "Inputs", "Prompt", "UNKNOWN"]
+__all__ = ["UNKNOWN", "Feature", "InputField", "Inputs", "Prompt"]
 
 UNKNOWN = "?"  # in a prompt, for a value that is not there or is of another kind
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?)\s*(.*?)\s*")
@@ -56,7 +56,8 @@ class Feature:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a task file."""
-        return {"value": self.value, "from": self.low, "to": self.high, "step": self.step}
+        unit = {"unit": self.unit} if self.unit else {}
+        return {"value": self.value, "from": self.low, "to": self.high, "step": self.step, **unit}
 
     @property
     def field(self) -> InputField:
@@ -92,25 +93,26 @@ class Inputs:
         """As it stands in a task file, for the manifest of a bundle."""
         if self.text is not None:
             return {"text": self.text, "numbers": self.numbers}
-        return {
-            "fields": {name: field.to_json() for name, field in (self.fields or {}).items()},
-            "window": self.window,
-            "features": {name: feature.to_json() for name, feature in (self.features or {}).items()},
-        }
+        found: dict[str, Any] = {"fields": {name: kind.to_json() for name, kind in (self.fields or {}).items()}}
+        if self.window:
+            found["window"] = self.window
+        if self.features:
+            found["features"] = {name: feature.to_json() for name, feature in self.features.items()}
+        return found
 
     def prompt(self, given: Mapping[str, Any]) -> Prompt:
         """The prompt for a reading such as `{"temp_c": 71.5, "window": […]}`, or for `{"text": "…"}`."""
         if self.text is not None:
             return self._text_prompt(given.get("text"))
         parts, strange, readable = [], [], True
-        for name, field in (self.fields or {}).items():
-            value = _number_of(given.get(name), field) if not field.one_of else _word_of(given.get(name), field)
+        for name, kind in (self.fields or {}).items():
+            value = _number_of(given.get(name), kind) if not kind.one_of else _word_of(given.get(name), kind)
             if value is None:
                 readable = False
-                strange.append(_missing(name, field, given))
-            elif not field.one_of and not _within(float(value), field):
-                strange.append(f"{name} is {given[name]}; the model was trained for {field.low:g} to {field.high:g}")
-            parts.append(written(name, value, field))
+                strange.append(_missing(name, kind, given))
+            elif not kind.one_of and not _within(float(value), kind):
+                strange.append(f"{name} is {given[name]}; the model was trained for {kind.low:g} to {kind.high:g}")
+            parts.append(written(name, value, kind))
         if readable:
             names = self.names(given)
             parts += [written(name, names[name], feature.field) for name, feature in (self.features or {}).items()]
@@ -119,8 +121,8 @@ class Inputs:
     def names(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What rules and features compute with: the fields as numbers and words, `window`, and the features."""
         names: dict[str, Any] = {}
-        for name, field in (self.fields or {}).items():
-            names[name] = _word_of(given.get(name), field) if field.one_of else _number_of(given.get(name), field)
+        for name, kind in (self.fields or {}).items():
+            names[name] = _word_of(given.get(name), kind) if kind.one_of else _number_of(given.get(name), kind)
         if self.window:
             names["window"] = self._window(given.get("window"))
         for name, expression in self._computed.items():

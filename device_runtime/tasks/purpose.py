@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Purpose:
         if manifest.purpose is None:
             return None
         try:
-            return yaml_schema.loads(json.dumps(manifest.purpose), _PURPOSE, file="purpose")
+            return yaml_schema.loads(json.dumps(_ordered(manifest.purpose)), _PURPOSE, file="purpose")
         except ConfigurationError as error:
             raise BundleError(f"{manifest.name} has a purpose that cannot be read ({error}); train it again.") from None
 
@@ -56,9 +56,15 @@ class Purpose:
         return typed_fields(self.answer)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
+        """As it stands in the manifest, whose names may come back in any order: the model knows one alone."""
+        order = {
+            "fields": list(self.inputs.fields or {}),
+            "features": list(self.inputs.features or {}),
+            "answer": list(self.fields),
+        }
         return {
             "name": self.name,
+            "order": order,
             "kind": self.kind,
             "input": self.inputs.to_json(),
             "answer": dict(self.answer),
@@ -67,6 +73,26 @@ class Purpose:
             **({} if self.longest_pieces is None else {"longest_pieces": self.longest_pieces}),
             "report": dict(self.report),
         }
+
+
+def _ordered(purpose: Mapping[str, Any]) -> dict[str, Any]:
+    """With the fields in the order that the model was trained with."""
+    order = purpose.get("order")
+    found = {name: value for name, value in purpose.items() if name != "order"}
+    if not isinstance(order, Mapping):
+        return found
+    inputs, answer = found.get("input"), found.get("answer")
+    if isinstance(inputs, Mapping):
+        found["input"] = {name: _sorted(value, order.get(name)) for name, value in inputs.items()}
+    if isinstance(answer, Mapping):
+        found["answer"] = {**answer, "properties": _sorted(answer.get("properties"), order.get("answer"))}
+    return found
+
+
+def _sorted(value: Any, names: Any) -> Any:
+    if not isinstance(value, Mapping) or not isinstance(names, Sequence):
+        return value
+    return {name: value[name] for name in [*names, *(n for n in value if n not in names)] if name in value}
 
 
 _PURPOSE = Record(

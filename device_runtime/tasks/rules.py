@@ -34,7 +34,7 @@ class Truth:
                     return number
             except LinkError as error:
                 raise ConfigurationError(
-                    f"The rule `{rule.when}` of {self._task.name} cannot be computed for {dict(given)!r:.200}: {error}. "
+                    f"The rule `{rule.when}` of {self._task.name} fails for {dict(given)!r:.200}: {error}. "
                     "Write it so that it can: `window and …` where earlier readings may be missing."
                 ) from None
         return None

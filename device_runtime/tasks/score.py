@@ -11,7 +11,7 @@ from device_runtime.tasks.answering import TypedAnswer
 from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["FieldScore", "Score", "calibration_error", "interval", "score"]
+__all__ = ["FieldScore", "Score", "calibration_error", "interval", "is_typed", "reliability", "score"]
 
 _BINS = 10
 
@@ -140,15 +140,35 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def calibration_error(sure: Sequence[tuple[float, bool]]) -> float:
     """The expected calibration error over ten bins of equal width."""
+    gaps = (abs(sum(c for c, _ in held) - sum(r for _, r in held)) for held in _bins(sure))
+    return sum(gaps) / len(sure) if sure else 0.0
+
+
+def reliability(examples: Sequence[Example], answers: Sequence[TypedAnswer]) -> list[dict[str, float]]:
+    """How sure and how often right answers are, in bins of confidence, over all fields."""
+    sure = [
+        (confidence, given.answer.get(name) == example.answer.get(name))
+        for example, given in zip(examples, answers, strict=True)
+        if example.answer is not None and given.answer is not None
+        for name, confidence in given.confidence.items()
+    ]
+    return [
+        {
+            "confidence": round(sum(c for c, _ in held) / len(held), 4),
+            "right": round(sum(r for _, r in held) / len(held), 4),
+            "count": len(held),
+        }
+        for held in _bins(sure)
+        if held
+    ]
+
+
+def _bins(sure: Sequence[tuple[float, bool]]) -> list[list[tuple[float, bool]]]:
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
     for confidence, right in sure:
         bins[min(int(confidence * _BINS), _BINS - 1)].append((confidence, right))
-    gaps = (abs(sum(c for c, _ in held) - sum(r for _, r in held)) for held in bins)
-    return sum(gaps) / len(sure) if sure else 0.0
+    return bins
 
 
 def _label(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-__all__ += ["is_typed"]

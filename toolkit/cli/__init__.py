@@ -20,7 +20,8 @@ from device_runtime.errors import StonechatError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
+    "convert", "task", "train", "run", "inspect", "eval", "audit", "bench", "trace", "check", "boards", "flash",
+    "serve", "bridge", "ask",
     "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 

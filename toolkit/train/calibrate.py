@@ -13,13 +13,11 @@ from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["fit_temperatures", "longest_pieces"]
 
-_TEMPERATURES = np.geomspace(0.25, 8.0, 81)
+_TEMPERATURES = np.geomspace(1.0, 8.0, 61)  # never surer than the model itself: other wording is harder
 _FAMILIAR = 0.999  # of the training's own texts, which count as familiar
 
 
-def fit_temperatures(
-    purpose: Purpose, examples: Sequence[Example], answers: Sequence[TypedAnswer]
-) -> dict[str, float]:
+def fit_temperatures(purpose: Purpose, examples: Sequence[Example], answers: Sequence[TypedAnswer]) -> dict[str, float]:
     """For each typed field the temperature at which its confidence predicts best whether it is right.
 
     It is the likelihood that is made largest (Guo et al. 2017, "On Calibration of Modern Neural Networks"), of right

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from toolkit.train.vocabulary import answer_text
 
-__all__ = ["Cases", "Part", "by_part", "calibration_rows", "part_of", "tokenized"]
+__all__ = ["PARTS", "Cases", "Part", "calibration_rows", "part_of", "tokenized"]
 
 Part = Literal["train", "calibrate", "test"]
+PARTS: tuple[Part, ...] = ("train", "calibrate", "test")
 _SHARES = (("test", 0.03), ("calibrate", 0.03))
 
 
@@ -51,9 +52,7 @@ def part_of(example: Mapping[str, Any], task: Task) -> Part:
     return "train"
 
 
-def tokenized(
-    task: Task, examples: Sequence[Example], tokenizer: SentencePieceProcessor, drops: float = 0.0
-) -> Cases:
+def tokenized(task: Task, examples: Sequence[Example], tokenizer: SentencePieceProcessor, drops: float = 0.0) -> Cases:
     """Arrays of these cases, all of one length.
 
     Args:
@@ -64,7 +63,9 @@ def tokenized(
     rows, weights = [], []
     for number, example in enumerate(examples):
         text = task.inputs.prompt(example.input).text
-        dropped = {"enable_sampling": True, "alpha": drops, "nbest_size": -1} if drops and number % 2 else {}
+        dropped: dict[str, Any] = {}
+        if drops and number % 2:
+            dropped = {"enable_sampling": True, "alpha": drops, "nbest_size": -1}
         prompt = [tokenizer.bos_id(), *tokenizer.encode(text, **dropped)]
         answer = [*tokenizer.encode(answer_text(example.answer or {}, task)), tokenizer.eos_id()]
         rows.append(prompt + answer)
@@ -92,11 +93,3 @@ def _choices(task: Task, tokenizer: SentencePieceProcessor) -> set[int]:
 def calibration_rows(cases: Cases) -> npt.NDArray[np.int64]:
     """(cases, length - 1): all without `<s>`, for the converter to choose its ranges on."""
     return cases.tokens[:, 1:].astype(np.int64)
-
-
-def by_part(task: Task, examples: Iterable[Example]) -> dict[Part, list[Example]]:
-    """Sort examples by where they belong."""
-    parts: dict[Part, list[Example]] = {"train": [], "calibrate": [], "test": []}
-    for example in examples:
-        parts[part_of(example.input, task)].append(example)
-    return parts

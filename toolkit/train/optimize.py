@@ -128,7 +128,8 @@ def _order(cases: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 def _save(path: Path, step: int, leaves: list[Any]) -> None:
     """Whole or not at all: SIGKILL may come at any moment."""
     held = io.BytesIO()
-    np.savez(held, step=np.asarray(step), **{f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    arrays: dict[str, Any] = {f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    np.savez(held, step=np.asarray(step), **arrays)
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as stream:
         stream.write(held.getvalue())

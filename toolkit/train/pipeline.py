@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
-from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.tasks.score import score
+from device_runtime.tasks.score import reliability, score
+from toolkit.train.baselines import MOST, baselines
 from toolkit.train.calibrate import fit_temperatures, longest_pieces
-from toolkit.train.cases import Part, calibration_rows, tokenized
+from toolkit.train.cases import calibration_rows, tokenized
 from toolkit.train.checkpoint import write_folder
-from toolkit.train.weights import Progress, Settings, train_weights, work_folder
+from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
 
 __all__ = ["train"]
 
@@ -31,10 +30,11 @@ _CALIBRATED = 1200  # cases that temperatures are fitted on, at most
 _TESTED = 1000  # cases that the report is measured on, at most
 _RANGES = 400  # cases that the converter chooses its ranges on
 _MEASURED = 32  # cases that the conversion's own report reads
-_POSITIONS = 8  # beyond the longest case
+_FAMILIAR = 20_000  # cases that say what a familiar text looks like
+_POSITIONS = 24  # beyond the longest case: the engine wants room for the longest way to end an answer
 
 
-def train(task: Task, folder: Path, settings: Settings, progress: Progress = lambda step, share: None) -> Bundle:
+def train(task: Task, folder: Path, settings: Settings, progress: Progress = silent) -> Bundle:
     """Train, convert, calibrate and test; the bundle appears at `folder`, and `work_folder(folder)` stays beside it.
 
     Raises:
@@ -48,45 +48,49 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = lam
     tokenizer = SentencePieceProcessor(model_proto=trained.vocabulary)
     context = trained.longest + _POSITIONS
     write_folder(work / task.name, task.network, trained.weights, trained.vocabulary, context)
-    shown = tokenized(task, trained.parts["train"][:_RANGES], tokenizer)
-    held = tokenized(task, trained.parts["calibrate"][:_MEASURED], tokenizer)
+    shown = tokenized(task, read_cases(work, "train", _RANGES), tokenizer)
+    held = tokenized(task, read_cases(work, "calibrate", _MEASURED), tokenizer)
     options = Options(
         settings.profile, context, windows=calibration_rows(shown), heldout={task.name: calibration_rows(held)}
     )
     convert(open_checkpoint(work / task.name), folder, options, progress)
-    return _with_purpose(task, folder, tokenizer, trained.parts, settings, progress)
+    return _with_purpose(task, folder, tokenizer, work, trained.cases, settings, progress)
 
 
 def _with_purpose(
     task: Task,
     folder: Path,
     tokenizer: SentencePieceProcessor,
-    parts: Mapping[Part, Sequence[Example]],
+    work: Path,
+    trained_on: int,
     settings: Settings,
     progress: Progress,
 ) -> Bundle:
     """Fit confidence on one part of the cases, measure on another, and write both into the manifest."""
     purpose = replace(Purpose.of_task(task), kind=task.kind)
     if task.inputs.text is not None:
-        texts = [task.inputs.prompt(example.input).text for example in parts["train"][:20_000]]
+        texts = [task.inputs.prompt(example.input).text for example in read_cases(work, "train", _FAMILIAR)]
         purpose = replace(purpose, longest_pieces=longest_pieces(tokenizer, texts))
     _write_purpose(folder, purpose)
     answerer = Answerer.open(folder)
-    examples = parts["calibrate"][:_CALIBRATED]
+    examples = read_cases(work, "calibrate", _CALIBRATED)
     answers = []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))
         progress("calibrating confidence", (number + 1) / len(examples))
     purpose = replace(purpose, temperatures=fit_temperatures(purpose, examples, answers))
     answerer.purpose = purpose
-    examples, answers = parts["test"][:_TESTED], []
+    examples, answers = read_cases(work, "test", _TESTED), []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))
         progress("testing", (number + 1) / len(examples))
     answerer.close()
+    progress("comparing", 0.0)
     report: dict[str, Any] = {
         "test": score(purpose, examples, answers).to_json(),
-        "cases": {part: len(found) for part, found in parts.items()},
+        "baselines": baselines(task, read_cases(work, "train", MOST), examples),
+        "reliability": reliability(examples, answers),
+        "cases": {"train": trained_on},
         "training": asdict(settings),
     }
     return _write_purpose(folder, replace(purpose, report=report))
@@ -98,4 +102,3 @@ def _write_purpose(folder: Path, purpose: Purpose) -> Bundle:
     part.write_text(manifest.to_json(), encoding="utf-8")
     part.replace(folder / MANIFEST)
     return Bundle.open(folder)
-

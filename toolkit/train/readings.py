@@ -68,7 +68,9 @@ def generated(task: Task, count: int, seed: int) -> Iterator[Case]:
         given = _reading(task, borders, rng)
         number = truth.rule(given)
         if number is None:
-            raise ConfigurationError(f"No rule of {task.name} holds for {given}; end `truth` with a rule without `when`.")
+            raise ConfigurationError(
+                f"No rule of {task.name} holds for {given}; end `truth` with a rule without `when`."
+            )
         scarce = counts[number] < share * (made + 1)
         some_scarce = min(counts) < share * made
         if some_scarce and not scarce and tries < _TRIES * (made + 10):

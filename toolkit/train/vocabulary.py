@@ -18,10 +18,10 @@ from sentencepiece import SentencePieceTrainer
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.file import Task
 
-__all__ = ["BOS", "EOS", "answer_text", "symbols", "train_vocabulary"]
+__all__ = ["BOS", "EOS", "SAMPLE", "answer_text", "symbols", "train_vocabulary"]
 
 BOS, EOS = "<s>", "</s>"
-_SENTENCES = 40_000  # that the vocabulary is learnt from
+SAMPLE = 40_000  # that the vocabulary is learnt from
 _SPACE = "\u2581"  # as SentencePiece writes it
 _BYTES_AND_SPECIAL = 256 + 3
 
@@ -56,7 +56,7 @@ def train_vocabulary(task: Task, texts: Iterable[str]) -> bytes:
     """
     own = symbols(task)
     user_defined = [symbol.replace(" ", _SPACE) for symbol in own]
-    sample = [text for _, text in zip(range(_SENTENCES), texts, strict=False)]
+    sample = [text for _, text in zip(range(SAMPLE), texts, strict=False)]
     characters = {character for text in sample for character in text}
     least = _BYTES_AND_SPECIAL + len(own) + len(characters) + 1
     if task.inputs.text is not None and task.network.vocabulary < least:
@@ -85,5 +85,4 @@ def train_vocabulary(task: Task, texts: Iterable[str]) -> bytes:
         pad_id=-1,
         minloglevel=2,
     )
-    content = written.getvalue()
-    return content
+    return written.getvalue()
