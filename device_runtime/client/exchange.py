@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
-from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.errors import ConfigurationError, ContextOverflowError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client, Incoming, Subscription
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
@@ -238,4 +238,6 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
         text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
     if reply.code in ("busy", "unavailable"):
         return UnreachableError(text, retry_after_ms=reply.retry_after_ms)
+    if reply.code == ContextOverflowError.code:
+        return ContextOverflowError(text)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

@@ -15,22 +15,23 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from device_runtime.device.queue import Overload
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic
 from device_runtime.mqtt.strict_json import MessageError, parse
 from device_runtime.mqtt.topics import check_topic, matches
 
 __all__ = [
-    "Link", "LinkError", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template", "faults",
-    "read", "shape",
+    "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
+    "faults", "read", "shape",
 ]  # fmt: skip
+
+Overload = Literal["newest", "oldest", "every"]
 
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
 MAX_WINDOW_BYTES = 8 * 2**20  # of a link's earlier readings, as they came; in memory they are a few times as large

@@ -31,6 +31,7 @@ __all__ = [
     "Finish",
     "HealthReport",
     "Info",
+    "LinkAnswer",
     "Piece",
     "Request",
     "RequestPayload",
@@ -335,6 +336,8 @@ class Info:
         tuple[str, ...], Length(64), "`generate`, `stream`, `cancel`, `schema`, `links`, `ota`, `pool` …"
     ] = ()
     firmware: Annotated[str | None, "its version, on a microcontroller"] = None
+    pool: Annotated[str | None, "the pool whose requests it shares"] = None
+    bundles: Annotated[Mapping[str, str] | None, "by model: name and version of the bundle that answers"] = None
 
     def to_json(self) -> bytes:
         """The payload."""
@@ -380,3 +383,25 @@ class HealthReport:
         """
         health: HealthReport = read(cls, parse(payload), "a report of health", strict=False)
         return health
+
+
+@dataclass(frozen=True)
+class LinkAnswer:
+    """`out/link/<name>`: the last answer of a link."""
+
+    text: Annotated[str | None, "the answer, where the link asks for text"] = None
+    answer: Annotated[Any, "the answer, where the link asks for data"] = None
+    reading: Annotated[Any, "what woke the link"] = None
+    link: Annotated[str | None, "its name"] = None
+    device: Annotated[str | None, "who answered"] = None
+    topic: Annotated[str | None, "the reading's topic"] = None
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> LinkAnswer:
+        """Read a payload.
+
+        Raises:
+            MessageError: it is not the answer of a link.
+        """
+        answer: LinkAnswer = read(cls, parse(payload), "the answer of a link", strict=False)
+        return answer

@@ -38,6 +38,7 @@ __all__ = [
     "is_id",
     "matches",
     "parse",
+    "unshared",
 ]
 
 ROOT = "stonechat/1"
@@ -300,6 +301,11 @@ def matches(pattern: str, topic: str) -> bool:
         want = want[:-1]
         have = have[: len(want)]
     return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have, strict=True))
+
+
+def unshared(pattern: str) -> str:
+    """The filter of a shared subscription, `$share/GROUP/FILTER`; any other filter as it is (MQTT 5.0, 4.8.2)."""
+    return pattern.split("/", 2)[2] if pattern.startswith("$share/") else pattern
 
 
 def _check_text(what: str, text: str) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heldout_readings import HELD_OUT
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.tasks.answering import Answerer, TypedAnswer
 from device_runtime.tasks.examples import Example, read_examples
 from device_runtime.tasks.file import load
 from device_runtime.tasks.score import Score, score
-from heldout_readings import HELD_OUT
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

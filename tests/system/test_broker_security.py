@@ -30,7 +30,7 @@ from tests.brokers import free_port, made_broker
 from toolkit.broker.access import parse_list
 from toolkit.cli import main
 
-pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `broker`)")
+pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `sign`)")
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
 PATIENCE_S = 60.0  # with what will come: a busy machine is no fault of what is tested
