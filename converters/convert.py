@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.emit.c.bundle import write_bundle_image
 from converters.emit.lint import measured_arena, require_clean
 from converters.measure.quality import text_windows
 from converters.measure.report import int16_report, quality_report
@@ -30,6 +31,7 @@ from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
+    IMAGE,
     MANIFEST,
     MODEL,
     PREFIX,
@@ -39,7 +41,7 @@ from device_runtime.bundle.manifest import (
     TokenizerInfo,
 )
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, GraphError
 from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
 
 __all__ = ["Options", "Progress", "calibration_windows", "convert", "graph_shape", "heldout_windows", "sorted_channels"]
@@ -66,6 +68,9 @@ class Options:
     windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
+    needs_image: bool = (
+        False  # refuse a micro graph that the C engine has no calls for, instead of leaving its image out
+    )
 
 
 SHORTEST_CONTEXT = 16  # positions, and behind an instruction
@@ -98,7 +103,7 @@ def convert(
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
         if options.profile == "micro":
-            bundle = _prove(bundle, progress)
+            bundle = _prove(bundle, options.needs_image, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
@@ -281,13 +286,26 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
-def _prove(bundle: Bundle, progress: Progress) -> Bundle:
-    """Hold the graph against TFLite Micro's rules, run it there, and write down the arena that it took."""
+def _prove(bundle: Bundle, needs_image: bool, progress: Progress) -> Bundle:
+    """Hold the graph against TFLite Micro's rules, run it there, and make the image that the C engine runs.
+
+    Raises:
+        GraphError: TFLite Micro would not run the graph; or, with `needs_image`, the C engine has no calls for it.
+    """
     progress("checking", 0.0)
     require_clean(bundle.model_path)
     arena = measured_arena(bundle)
+    progress("checking", 0.5)
+    files = dict(bundle.manifest.files)
+    try:
+        write_bundle_image(bundle)
+        files[IMAGE] = _entry(bundle.path / IMAGE)
+    except GraphError:
+        if needs_image:
+            raise
+        (bundle.path / IMAGE).unlink(missing_ok=True)
     progress("checking", 1.0)
-    return _with_manifest(bundle, replace(bundle.manifest, arena=arena))
+    return _with_manifest(bundle, replace(bundle.manifest, arena=arena, files=files))
 
 
 def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
