@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 
 from device_runtime.client.exchange import GRACE_S, Asker, Session, Signal, to_error
 from device_runtime.errors import StonechatError, UnreachableError
-from device_runtime.mqtt.client import Incoming
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
+from device_runtime.mqtt.packets import Incoming
 from device_runtime.mqtt.strict_json import MessageError
 
 __all__ = ["PoolCourse"]

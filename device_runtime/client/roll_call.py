@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field, replace
 
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import HealthReport, Info, LinkAnswer, State
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import DevicePatterns, is_id, parse
 

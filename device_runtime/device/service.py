@@ -23,6 +23,7 @@ from device_runtime.device.delivery import Delivery
 from device_runtime.device.extension import Device, Extension, RoutingTable
 from device_runtime.device.extensions.health import HealthReports
 from device_runtime.device.extensions.home_assistant import HomeAssistant
+from device_runtime.device.extensions.instance import Instance
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.device.extensions.pool_member import PoolMember
 from device_runtime.device.extensions.requests import Requests
@@ -33,13 +34,15 @@ from device_runtime.device.outbox import Outbox
 from device_runtime.device.queue import JobQueue
 from device_runtime.device.rate_limit import RateLimiter
 from device_runtime.device.runner import Model, ModelRunner
+from device_runtime.device.state_lock import state_lock
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import CONNECTING, Heartbeat, ServiceManager
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt import backoff
-from device_runtime.mqtt.client import Client, Incoming, Will
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import DeviceState, Info, State
+from device_runtime.mqtt.packets import Incoming, Will
 from device_runtime.mqtt.strict_json import dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 
@@ -115,8 +118,12 @@ class Service:
 
         Raises:
             UnreachableError: there is no broker.
-            ConfigurationError: the broker refuses the device, or another client has taken its id.
+            ConfigurationError: the broker refuses the device, or another process is the same device.
         """
+        with state_lock(self.config.device, self.config.state_dir):
+            self._run(wait_for_broker)
+
+    def _run(self, wait_for_broker: bool) -> None:
         device = self._device
         self._manager.status(f"{CONNECTING} {self.config.broker}")
         if not wait_for_broker:
@@ -167,7 +174,7 @@ class Service:
         self._manager.keep_alive(self._stalled_s())
         if self._client.takeover.is_set():
             raise ConfigurationError(
-                f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
+                f"the broker at {self.config.broker} dropped this device for another client with its id: is "
                 f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
             )
 
@@ -290,7 +297,7 @@ def _extensions(
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
-    extensions += [LinkRunner(device), HomeAssistant(device), *(make(device) for make in more)]
+    extensions += [LinkRunner(device), Instance(device), HomeAssistant(device), *(make(device) for make in more)]
     return [*extensions, HealthReports(device, statistics, extensions)]
 
 

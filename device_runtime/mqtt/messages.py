@@ -98,13 +98,17 @@ class Address:
     reply_to: str  # the Response Topic, or `reply_to` in the payload
     correlation_data: bytes | None = None  # MQTT 5
     id: str | None = None  # MQTT 3.1.1: echoed in every reply
+    client: str = ""  # whose name the topic of the command vouches for; empty where it has none
 
     @property
-    def key(self) -> tuple[str, bytes] | None:
-        """What makes a request the same request; None when its client did not say."""
+    def key(self) -> tuple[str, str, bytes] | None:
+        """What makes a request the same request; None when its client did not say.
+
+        A request that somebody is vouched for is not the same as one of a client that only calls itself so.
+        """
         if self.correlation_data is not None:
-            return self.reply_to, self.correlation_data
-        return (self.reply_to, self.id.encode()) if self.id is not None else None
+            return self.client, self.reply_to, self.correlation_data
+        return (self.client, self.reply_to, self.id.encode()) if self.id is not None else None
 
     @classmethod
     def find(cls, value: Any, response_topic: str | None, correlation_data: bytes | None) -> Address:
