@@ -173,7 +173,7 @@ def _check_sums(blocks: list[Block]) -> None:
 def _checksum(block: Block) -> tuple[int, int, bytes]:
     """Address and size of a region, and its MD5."""
     start, size, digest = _CHECKSUM.unpack(block.rest[-_CHECKSUM.size :].rjust(_CHECKSUM.size, b"\0"))
-    if size == 0:  # esptool puts it right behind a payload that is shorter than the others
+    if size == 0:  # esptool puts it right after a payload that is shorter than the others
         start, size, digest = _CHECKSUM.unpack(block.rest[: _CHECKSUM.size].ljust(_CHECKSUM.size, b"\0"))
     return start, size, digest
 
