@@ -33,7 +33,7 @@ def boot_loader_offset(data: bytes) -> int | None:
     """Where the boot loader lies in an image of the whole flash; None if this is not one.
 
     Such an image, as `esptool merge-bin` makes it, goes to offset 0. It is known by its structure: a boot loader at one
-    of the offsets where the chips' ROMs look for it, and behind it, in a sector of its own, a partition table. Where
+    of the offsets where the chips' ROMs look for it, and after it, in a sector of its own, a partition table. Where
     that is, each project chooses (ESP-IDF's CONFIG_PARTITION_TABLE_OFFSET).
     """
     for offset in _BOOT_LOADER_OFFSETS:
@@ -62,7 +62,7 @@ def _end_of_segments(data: bytes, start: int) -> int | None:
 def _has_partition_table(data: bytes, start: int) -> bool:
     """Whether one of the sectors from `start` on begins like a partition table (ESP-IDF, "Partition Tables").
 
-    `start` is the end of the first image: behind a program there is no such sector.
+    `start` is the end of the first image: after a program there is no such sector.
     """
     first = -(-start // _SECTOR_BYTES) * _SECTOR_BYTES
     return any(data[at : at + 2] == _PARTITION_MAGIC for at in range(first, len(data), _SECTOR_BYTES))
