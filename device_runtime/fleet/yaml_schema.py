@@ -372,6 +372,8 @@ def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], Non
         raise ConfigurationError(f"{file}: not YAML: {str(e).splitlines()[0]}.") from None
     if node is None:
         raise ConfigurationError(f"{file} is empty.")
+    _report_broken_texts(node, report)
+    report.raise_if_any()
     with suppress(_Fault):
         value = report.read(schema, node, ())
         if check:
@@ -394,6 +396,25 @@ for _tag, _pattern, _first in (
     ("merge", "<<", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _report_broken_texts(root: yaml.Node, report: Report) -> None:
+    """Text that no path, topic or JSON can hold: YAML can spell a zero byte and half a character."""
+    nodes, seen = [root], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an anchor leads here again
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            wrong = next((c for c in node.value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+            if wrong is not None:
+                what = "a zero byte" if wrong == "\0" else f"half a character, {wrong!r}"
+                report.add(node, (), f"this text has {what} in it; write it without")
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [item for pair in node.value for item in pair]
 
 
 def _report_repeats(node: yaml.Node, path: Path_, report: Report) -> None:
