@@ -66,6 +66,8 @@ class Options:
     calibration_text: str | None = None  # None: texts that come with stonechat
     instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
+    windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
     needs_image: bool = (
         False  # refuse a micro graph that the C engine has no calls for, instead of leaving its image out
@@ -105,7 +107,7 @@ def convert(
         if options.profile == "micro":
             bundle = _prove(bundle, options.needs_image, progress)
         if not options.fast:
-            bundle = _add_report(checkpoint, bundle, progress)
+            bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
         _replace(work, folder)
         return Bundle.open(folder)
@@ -125,6 +127,9 @@ def calibration_windows(
     tokenizer: Tokenizer, file: TokenizerFile, config: NetworkConfig, options: Options, room: int
 ) -> npt.NDArray[np.int64]:
     """(windows, length): the kinds of text in turn, so that any share of them holds all."""
+    if options.windows is not None:
+        length = min(room, options.windows.shape[1])
+        return options.windows[: max(1, CALIBRATION_TOKENS[options.profile] // length), :length]
     if options.calibration_text is not None:
         texts = {"calibration": options.calibration_text}
     else:
@@ -230,7 +235,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         )
         if thorough:
             progress("weighing int16", 0.0)
-            heldout = heldout_windows(
+            heldout = options.heldout or heldout_windows(
                 tokenizer, tokenizer_file.chat_template, tokenizer_file.special_tokens, windows.shape[1], 1
             )
             shortest = min(w.shape[1] for w in heldout.values())
@@ -316,12 +321,17 @@ def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
+def _add_report(
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None,
+    progress: Progress,
+) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
     tokenizer = tokenizer_of(bundle)
     length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
-    kinds = heldout_windows(
+    kinds = heldout or heldout_windows(
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
     )
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))

@@ -131,6 +131,7 @@ class Manifest:
     issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
     expires: str | None = None  # until when a device may install it. ISO date-time, UTC
     trial: Trial | None = None  # the golden prompt
+    purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py
 
     def to_json(self) -> str:
         """As it stands in the bundle."""
