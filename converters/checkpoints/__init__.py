@@ -1,7 +1,7 @@
 """Checkpoints: one file per format, all of them read into the same `Checkpoint`.
 
 A reader hands over the format's own configuration and lazily read tensors; the family's file in
-`converters/architectures` maps both onto canonical names (see `converters.network.decoder`).
+`converters/architectures` maps both onto canonical names (see `converters.network.tensors`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig, tensor_shapes
+from converters.network.config import NetworkConfig
+from converters.network.tensors import tensors
 from device_runtime.errors import CheckpointError, ConfigurationError
 
 __all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
@@ -48,7 +49,7 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
-        return any(name == known for known, _ in tensor_shapes(self.config))
+        return any(name == tensor.name for tensor in tensors(self.config))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

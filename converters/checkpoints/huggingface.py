@@ -39,7 +39,9 @@ def open_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: has no config.json; expected a Hugging Face folder. {hint}")
     fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
     family = family_of_huggingface(fields)
-    config = family.config_from_huggingface(fields)
+    form = family.huggingface
+    assert form is not None
+    config = form.config(fields)
     files = _weight_files(path)
     stored: dict[str, StoredTensor] = {}
     for file in files:
@@ -53,14 +55,15 @@ def open_folder(path: Path) -> Checkpoint:
     bound = bind(
         config,
         stored,
-        family.huggingface_name,
+        lambda tensor: form.source(tensor, config),
         str(path),
-        unused=lambda name: family.huggingface_unused(name, config),
+        unused=form.is_unused,
     )
-    head = stored.get(family.huggingface_name("head.weight"))
-    if config.tied_head and head is not None and not head.same_bytes(bound["embed.weight"]):
+    embedding = bound["embed.weight"].stored
+    head = stored.get(f"{form.names['head']}.weight") if config.head.tied and "head" in form.names else None
+    if head is not None and not head.same_bytes(embedding):
         raise CheckpointError(
-            f"{path}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
+            f"{path}: tie_word_embeddings is true, but {head.name} differs from {embedding.name}. "
             "Set tie_word_embeddings to false in config.json if the model has a head of its own."
         )
     tokenizer = read_tokenizer(path, fields, config.vocabulary)
@@ -68,7 +71,7 @@ def open_folder(path: Path) -> Checkpoint:
     def read(name: str) -> FloatArray:
         return bound[name].read()
 
-    return Checkpoint(path.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read)
+    return Checkpoint(path.resolve().name, family.name, config, tokenizer, sha256_of(files), read)
 
 
 def read_safetensors(path: Path) -> list[StoredTensor]:
