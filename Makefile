@@ -2,6 +2,8 @@
 # make test      set up, lint, type-check, and run every test but the slow ones
 # make test-all  the slow ones too
 # make format    let ruff rewrite the code
+# make package   build the sdist and the wheel into dist/
+# make fuzz      ten minutes of damaged input for each reader of the C engine (scripts/fuzz.sh)
 # make peers     stonechat beside llama.cpp on this machine (benchmarks/peers.py)
 
 VENV := .venv
@@ -10,13 +12,13 @@ VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-slow test-all lint format peers setup setup-tests setup-emulation model clean
+.PHONY: demo test test-slow test-all lint format package peers fuzz setup setup-tests setup-emulation model clean
 
 setup:
-	@scripts/setup_venv.sh $(VENV) convert,flash,dev,demo
+	@scripts/setup_venv.sh $(VENV) dev
 
 $(CHECKPOINT): | setup
-	@$(PYTHON) -m toolkit.demo.model $@
+	@mkdir -p $(@D) && $(VENV)/bin/stonechat get smollm2-135m -o $@
 
 $(BUNDLE)/manifest.json: $(CHECKPOINT) | setup
 	@echo "converting $(CHECKPOINT) for 64-bit Linux boards" >&2
@@ -52,8 +54,17 @@ format: setup
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
+# Publishing is then: twine upload dist/*
+package: setup
+	rm -rf dist
+	@$(PYTHON) -m build
+
 peers: $(CHECKPOINT)
 	@$(PYTHON) benchmarks/peers.py $(CHECKPOINT)
 
+fuzz:
+	@scripts/setup_debian.sh clang libclang-rt-14-dev
+	@scripts/fuzz.sh
+
 clean:
-	rm -rf build .venv .venv-tflite214 .venv-peers
+	rm -rf build dist .venv .venv-tflite214 .venv-peers

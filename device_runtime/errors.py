@@ -12,6 +12,7 @@
     ├── DoesNotFitError                        5  the model is too large for the board
     ├── RolledBackError                        6  an update failed, the previous bundle runs again
     ├── UpdateError                            1  an update cannot start or continue
+    ├── DiskFullError                          1  less room on a disk than the work needs
     ├── RemoteError                            1  a command failed on a board, over SSH
     ├── CheckpointError (ValueError)           1  a checkpoint that cannot be read
     │   └── ArchitectureError                  1  a model family that no converter supports
@@ -45,6 +46,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "ContextOverflowError",
+    "DiskFullError",
     "DoesNotFitError",
     "EmulatedFaultError",
     "FlashError",
@@ -176,6 +178,23 @@ class UpdateError(StonechatError):
     """An update cannot start or continue: another one is in progress, the disk is full, the state is damaged."""
 
     code = "update"
+
+
+class DiskFullError(StonechatError):
+    """A disk has less room than the work needs; nothing was begun."""
+
+    code = "disk_full"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: str | None = None,
+        needed_bytes: int | None = None,
+        available_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.path, self.needed_bytes, self.available_bytes = path, needed_bytes, available_bytes
 
 
 class RemoteError(StonechatError):

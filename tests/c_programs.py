@@ -11,7 +11,7 @@ import pytest
 
 from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
 
-__all__ = ["SANITIZERS", "compile_program", "compiler", "run"]
+__all__ = ["SANITIZERS", "compile_program", "compiler", "run", "sources_of"]
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -22,6 +22,11 @@ def compiler(name: str = "cc") -> str:
     if found is None:
         pytest.skip(f"there is no {name} here")
     return found
+
+
+def sources_of(*folders: str) -> list[Path]:
+    """The C files of some folders of the engine, where a test needs no more."""
+    return [path for path in engine_sources() if path.parent.name in folders]
 
 
 def compile_program(

@@ -23,7 +23,7 @@ MODULES = sorted(
 DEVICE_DEPENDENCIES = {
     "numpy", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tokenizers", "sentencepiece", "jinja2", "paho",
     "yaml", "llguidance", "simpleeval", "serial", "cobs",
-    "cryptography",  # of the extra `update`, to check signatures; imported where it is used
+    "cryptography",  # of the extra `sign`, to check signatures; imported where it is used
 }  # fmt: skip
 
 
@@ -70,6 +70,21 @@ def test_the_device_needs_only_what_it_installs(module: str) -> None:
         package = name.split(".")[0]
         if package not in PACKAGES and package not in sys.stdlib_module_names:
             assert package in DEVICE_DEPENDENCIES, f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("toolkit.device")])
+def test_what_runs_on_a_board_needs_device_runtime_and_boards_only(module: str) -> None:
+    for name, line in imported(module):
+        if name.split(".")[0] in ("toolkit", "converters"):
+            assert name.startswith("toolkit.device."), f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("command", ["serve", "bridge", "slots"])
+def test_a_command_of_a_board_takes_what_it_does_from_toolkit_device(command: str) -> None:
+    allowed = ("toolkit.device.", "toolkit.cli.options", "toolkit.cli.output")
+    for name, line in imported(f"toolkit.cli.{command}"):
+        if name.split(".")[0] in ("toolkit", "converters"):
+            assert name.startswith(allowed), f"toolkit.cli.{command}:{line} imports {name}"
 
 
 def loaded_by(statement: str) -> set[str]:

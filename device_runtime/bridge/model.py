@@ -74,7 +74,7 @@ class SerialAnswer(Iterator[str]):
 
 
 class SerialModel:
-    """See `device_runtime.device.generation.Model` and `device_runtime.device.hardware.Hardware`."""
+    """See `device_runtime.device.runner.Model` and `device_runtime.device.hardware.Hardware`."""
 
     def __init__(self, link: Link, bundle: Bundle | None = None) -> None:
         """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
@@ -137,7 +137,7 @@ class SerialModel:
 
     @property
     def position(self) -> object:
-        """Changes as the board gets on with an answer; see `device_runtime.device.models.Models.progress`."""
+        """Changes as the board gets on with an answer; see `device_runtime.device.runner.ModelRunner.progress`."""
         return self._link.session.progress
 
     # what the service tells of the hardware

@@ -103,7 +103,7 @@ class PublicKey:
         except ImportError:
             raise ConfigurationError(
                 "This device has keys, and signatures cannot be checked without the package 'cryptography'; nothing "
-                "is accepted unchecked. Run `pip install 'stonechat[update]'`."
+                "is accepted unchecked. Run `pip install 'stonechat[sign]'`."
             ) from None
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)

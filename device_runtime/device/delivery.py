@@ -19,7 +19,7 @@ class Delivery:
     """An outbox and a connection. May be used from any thread."""
 
     def __init__(self, device: str, outbox: Outbox, client: Client, on_lost: Callable[[str], object]) -> None:
-        """`on_lost` hears of each message that was given up, and why."""
+        """`on_lost` is called for each message that was given up, with the reason."""
         self._device, self._outbox, self._client, self._on_lost = device, outbox, client, on_lost
         self._lock = threading.Lock()
         self._sent_up_to = 0  # the highest number that paho has, or had: it sends again what is not confirmed

@@ -1,60 +1,100 @@
-"""The models of one device, by name: what a request that names one, or none, is answered with.
-
-They share the worker thread, so one answers at a time.
-"""
+"""Which bundle each model of a device runs: the slot it is in, the trial that is due, and whose signature it needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from device_runtime.device.generation import Answer, Model
-from device_runtime.mqtt.messages import Request
+from device_runtime.bundle.admission import warn_if_expired
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import Manifest
+from device_runtime.bundle.trust import TrustStore
+from device_runtime.device.watchdog import ServiceManager
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.fleet.file import Fleet, ModelEntry
+from device_runtime.update.slots import is_slot_folder, read_state
+from device_runtime.update.trial import ready_bundle
 
-__all__ = ["ModelSettings", "Models"]
+__all__ = ["DeviceModels"]
+
+OPENING_S = 600.0  # at most that opening a model takes after its trial, when its weights are packed for this machine
+
+log = logging.getLogger("stonechat.serve")
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """What a device needs to know of a model, apart from the model."""
+class DeviceModels:
+    """The models of one device."""
 
-    name: str = "default"  # as requests and links call it
-    system: str | None = None  # goes before messages that have no system message
-    max_new: int | None = None  # tokens, when a request does not say
+    device: str  # its id
+    entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
+    trust: TrustStore  # as it was at the start
+    fleet: Fleet | None = None  # None: there is no fleet file that could contradict a model
 
+    def hold_trials(self, manager: ServiceManager) -> None:
+        """Hold the trials that are due. The result of a trial does not depend on whether there is a broker.
 
-class Models:
-    """Opened models. The first is the one for requests that name none."""
+        Raises:
+            ConfigurationError: a slot folder has no bundle that passed its trial.
+        """
+        for name in self.entries:
+            self.ready(name, manager)
 
-    def __init__(self, settings: Sequence[ModelSettings], open_model: Callable[[str], Model]) -> None:
-        """Open every model; `open_model` gets its name."""
-        self._settings = {entry.name: entry for entry in settings}
-        self._default = settings[0].name
-        self._open_model = open_model
-        self._opened: dict[str, Model] = {name: open_model(name) for name in self._settings}
+    def ready(self, name: str, manager: ServiceManager) -> Path:
+        """The bundle of a model: of a slot folder the active one, once the trial that is due has been held.
+
+        Args:
+            manager: is informed that the start takes as long as the trial may.
+        """
+
+        def check(bundle: Bundle) -> None:
+            if self.fleet is not None:
+                self.fleet.check_model(self.device, name, bundle.manifest, SchemaCompiler(bundle).check)
+
+        entry = self.entries[name]
+        path = Path(entry.bundle)
+        if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
+            manager.starting(trial.limits.timeout_s + OPENING_S)
+            manager.status(f"trying the new bundle of {name}")
+        return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
+
+    def open(self, name: str, manager: ServiceManager) -> LanguageModel:
+        """Open a model in this process, after the trial that is due.
+
+        Raises:
+            StonechatError: it cannot be opened, or contradicts the fleet file.
+        """
+        opened = LanguageModel.open(self.ready(name, manager), threads=self.entries[name].threads, trust=self.may_run)
+        try:
+            self.check(name, opened.manifest, opened.check_schema)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @property
-    def progress(self) -> object:
-        """Changes with every token that a model takes in or puts out."""
-        return [getattr(model, "position", None) for model in list(self._opened.values())]
+    def may_run(self) -> TrustStore:
+        """Whose bundles this process opens: a key that is retired meanwhile ends what runs at the next start only.
 
-    def reopen(self, name: str) -> None:
-        """Close a model, and open what is there under its name now; there is never memory needed for both."""
-        self._opened.pop(name).close()
-        self._opened[name] = self._open_model(name)
+        Without the keys of the start, an update that fails its trial would leave no bundle to go back to.
+        """
+        now = self.trust.reloaded()
+        return replace(now, keys=now.keys | self.trust.keys) if self.trust.demands_signatures else self.trust
 
-    def generate(self, request: Request) -> Answer:
-        """Start the answer of the model that the request names."""
-        from device_runtime.engine.sampler import Sampling
+    @property
+    def slot_folders(self) -> Mapping[str, Path]:
+        """The models that can be updated in place."""
+        paths = {name: Path(entry.bundle) for name, entry in self.entries.items()}
+        return {name: path for name, path in paths.items() if is_slot_folder(path)}
 
-        name = request.model or self._default
-        settings, messages = self._settings[name], request.messages
-        if settings.system and not any(message["role"] == "system" for message in messages):
-            messages = ({"role": "system", "content": settings.system}, *messages)
-        return self._opened[name].generate(
-            messages,
-            max_new=request.max_new or settings.max_new,
-            sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
-            stop=request.stop,
-            schema=request.schema,
-        )
+    def check(
+        self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> None:
+        """Check a bundle that was opened against the fleet file; see `Fleet.check_model`."""
+        warn_if_expired(manifest)
+        if self.fleet is not None:
+            self.fleet.check_model(self.device, name, manifest, check_schema)

@@ -11,10 +11,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
-__all__ = ["Gate", "Kind", "Limits"]
+from device_runtime.fleet.settings import RateLimits
+
+__all__ = ["Kind", "RateLimiter"]
 
 EVENT_INTERVAL_S = 60.0
 BURST_S = 2.0  # so many seconds' worth may come at once
@@ -28,31 +30,22 @@ Kind = Literal[
 log = logging.getLogger("stonechat.serve")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Messages a second, over two seconds."""
-
-    requests: float = 500.0
-    cancels: float = 500.0
-    readings: float = 5000.0  # a reading costs about 0.14 ms of a desk machine's core
-    refusals: float = 50.0  # error replies to, and log lines about, what was not accepted: junk is not amplified
-    announcements: float = 1.0  # to Home Assistant, when it says that it has started
-    updates: float = 10.0  # orders; of their pieces only those are read that were asked for
-
-
-class Gate:
-    """Lets in what is within the limits. May be used from any thread."""
+class RateLimiter:
+    """Admits what is within the limits. May be used from any thread."""
 
     def __init__(
-        self, limits: Limits, tell: Callable[[dict[str, Any]], object], clock: Callable[[], float] = time.monotonic
+        self,
+        limits: RateLimits,
+        report: Callable[[dict[str, Any]], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`tell` gets an event when something was kept out, at most once a minute for each kind."""
-        self._tell, self._clock = tell, clock
+        """`report` gets an event when something was kept out, at most once a minute for each kind."""
+        self._report, self._clock = report, clock
         self._lock = threading.Lock()
         self._rates: dict[str, float] = asdict(limits)
         self._tokens = {kind: rate * BURST_S for kind, rate in self._rates.items()}
         self._filled_s = dict.fromkeys(self._rates, clock())
-        self._told_s: dict[str, float] = {}
+        self._reported_s: dict[str, float] = {}
         self.counts: Counter[str] = Counter()  # kind -> messages that were kept out
 
     def admits(self, kind: Kind) -> bool:
@@ -73,8 +66,8 @@ class Gate:
         with self._lock:
             self.counts[kind] += 1
             now_s, count = self._clock(), self.counts[kind]
-            if now_s - self._told_s.get(kind, -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
+            if now_s - self._reported_s.get(kind, -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
                 return
-            self._told_s[kind] = now_s
+            self._reported_s[kind] = now_s
         log.warning("%s dropped (%d so far): %s", kind, count, message)
-        self._tell({"event": "dropped", "kind": kind, "message": message, "count": count})
+        self._report({"event": "dropped", "kind": kind, "message": message, "count": count})

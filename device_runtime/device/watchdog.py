@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 
-__all__ = ["CONNECTING", "Pulse", "ServiceManager"]
+__all__ = ["CONNECTING", "Heartbeat", "ServiceManager"]
 
 CONNECTING = "connecting to"  # begins the status of a service that waits for its broker; `stonechat deploy` reads it
 
 log = logging.getLogger("stonechat.serve")
 
 
-class Pulse:
+class Heartbeat:
     """Whether a thread that has work gets on with it. A thread that waits for work is well."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,13 @@
-"""From logits to a token: greedy, or drawn with temperature, top-k and top-p."""
+"""From logits to a token: greedy, or drawn with temperature, top-k and top-p.
+
+A seed draws the same tokens on every machine, and in device_runtime/micro/sampler/: weights are whole numbers, computed
+in single precision by operations that are rounded alike everywhere, and sums of whole numbers are exact in any order.
+Random numbers are splitmix64's (Steele, Lea and Flood, 2014).
+"""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +16,26 @@ import numpy.typing as npt
 from device_runtime.errors import ConfigurationError
 
 __all__ = ["Sampler", "Sampling"]
+
+_STEP = 0x9E3779B97F4A7C15
+_WORD = (1 << 64) - 1
+_LOG2_E = np.float32(1.44269502162933349609375)
+_LEAST_TEMPERATURE = np.float32(1e-6)  # below it, drawing is greedy
+_NO_WEIGHT = 31  # powers of two below the likeliest token's weight
+_SHARES = 1 << 16  # top_p is counted in 1/65,536
+# 2^x for 0 <= x < 1 to within 9e-8
+_POWER = [
+    np.float32(c)
+    for c in (
+        1.0,
+        0.6931470036506653,
+        0.2402298003435135,
+        0.05548352375626564,
+        0.009678472764790058,
+        0.0012443081941455603,
+        0.00021690608991775662,
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -35,27 +61,60 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed) if sampling.temperature > 0 else None
+        temperature = np.float32(sampling.temperature)
+        self._scale = _LOG2_E / temperature if temperature >= _LEAST_TEMPERATURE else None  # None: greedy
+        self._state = secrets.randbits(64) if sampling.seed is None else sampling.seed & _WORD
+        rounded = np.float32(sampling.top_p) * np.float32(_SHARES) + np.float32(0.5)
+        self._top_p = max(1, min(_SHARES, int(rounded)))
 
     def skip(self, tokens: int) -> None:
         """Go on as if so many tokens had been drawn already."""
-        if self._random is not None:
-            self._random.random(tokens)
+        self._state = (self._state + tokens * _STEP) & _WORD
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token for `logits` of shape (vocabulary,)."""
-        if self._random is None:
+        """The next token for `logits` of shape (vocabulary,); of equal ones, the lower id is the likelier."""
+        if self._scale is None:
             return int(logits.argmax())
-        s = self._sampling
-        candidates = np.arange(logits.size)
-        if 0 < s.top_k < logits.size:
-            candidates = np.argpartition(logits, -s.top_k)[-s.top_k :]
-        scaled = logits[candidates].astype(np.float64) / s.temperature
-        probabilities = np.exp(scaled - scaled.max())
-        probabilities /= probabilities.sum()
-        order = np.argsort(-probabilities, kind="stable")
-        if s.top_p < 1.0:
-            keep = int(np.searchsorted(np.cumsum(probabilities[order]), s.top_p)) + 1
-            order = order[:keep]
-        kept = probabilities[order]
-        return int(candidates[order[self._random.choice(len(order), p=kept / kept.sum())]])
+        candidates = _likeliest(logits, self._sampling.top_k)
+        logits = logits[candidates]
+        weights = self._weights(logits)
+        total = int(weights.sum())
+        if self._top_p < _SHARES:
+            needed = max(1, total * self._top_p >> 16)
+            order = np.argsort(-logits, kind="stable")
+            keep = int(np.searchsorted(np.cumsum(weights[order]), needed)) + 1
+            kept = np.sort(order[:keep])
+            candidates, weights = candidates[kept], weights[kept]
+            total = int(weights.sum())
+        place = self._random() * total >> 64
+        return int(candidates[np.searchsorted(np.cumsum(weights), place, side="right")])
+
+    def _weights(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """2^30 for the likeliest token, and in proportion for the others; 0 below 2^-30."""
+        greatest = logits.max()
+        below = np.subtract(greatest, logits, out=np.zeros_like(logits), where=logits != greatest)
+        power = np.minimum(below * self._scale, np.float32(_NO_WEIGHT))
+        halvings = np.ceil(power)
+        rest = halvings - power  # 0 <= rest < 1
+        p = np.full_like(rest, _POWER[-1])
+        for coefficient in _POWER[-2::-1]:
+            p = p * rest + coefficient
+        weights = (p * np.float32(1 << 30)).astype(np.int64) >> halvings.astype(np.int64)
+        weights[power >= _NO_WEIGHT] = 0
+        return weights
+
+    def _random(self) -> int:
+        """64 random bits."""
+        self._state = z = (self._state + _STEP) & _WORD
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD
+        return z ^ z >> 31
+
+
+def _likeliest(logits: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
+    """The ids of the `top_k` likeliest tokens (0: of all), ascending."""
+    if not 0 < top_k < logits.size:
+        return np.arange(logits.size)
+    least = np.partition(logits, -top_k)[-top_k]
+    above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
+    return np.sort(np.concatenate([above, equal[: top_k - above.size]]))

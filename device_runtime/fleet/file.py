@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.device.models import ModelSettings
-from device_runtime.device.rate_limit import Limits
 from device_runtime.errors import ConfigurationError, SchemaError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults, shape
-from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
     Boolean,
     Choice,
@@ -71,7 +69,7 @@ class Device:
     pool: str | None = None  # the group whose requests it shares
     queue: int = 8  # requests that may wait
     groups: tuple[str, ...] = ()  # for updates that go to several devices
-    limits: Limits = field(default_factory=Limits)  # messages a second; more are dropped
+    limits: RateLimits = field(default_factory=RateLimits)  # messages a second; more are dropped
 
 
 @dataclass(frozen=True)
@@ -324,8 +322,8 @@ _LINK = Record(
 )
 
 _LIMITS = Record(
-    Limits,
-    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(Limits()).items()},
+    RateLimits,
+    {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(RateLimits()).items()},
     expected="a mapping such as {readings: 5000}",
 )
 
@@ -372,7 +370,7 @@ FLEET = Record(
                         "pool": Field(_id("pool"), None),
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
                         "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
-                        "limits": Field(_LIMITS, Limits()),
+                        "limits": Field(_LIMITS, RateLimits()),
                     },
                 ),
             )

@@ -13,28 +13,30 @@ import codecs
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from device_runtime.device.queue import Overload
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic
 from device_runtime.mqtt.strict_json import MessageError, parse
 from device_runtime.mqtt.topics import check_topic, matches
 
 __all__ = [
-    "Link", "LinkError", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template", "faults",
-    "read", "shape",
+    "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
+    "faults", "read", "shape",
 ]  # fmt: skip
+
+Overload = Literal["newest", "oldest", "every"]
 
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
 MAX_WINDOW_BYTES = 8 * 2**20  # of a link's earlier readings, as they came; in memory they are a few times as large
 MAX_PROMPT_CHARACTERS = 32_768
+MAX_ALTERNATIVES = 64  # that the conditions in a link's `to` may make
 
 # What a template can run into: it computes with values that anybody may send.
 _TEMPLATE_ERRORS = (
@@ -213,13 +215,34 @@ def faults(link: Link) -> list[tuple[str, str]]:
 
 
 def shape(link: Link) -> str | None:
-    """Where a link's answers go, as a topic filter: `+` is what a reading decides. None when that cannot be told."""
-    body = _texts.parse(link.to).body
-    if not all(isinstance(node, jinja2.nodes.Output) for node in body):
-        return None  # it has statements
-    parts = [part for node in body for part in node.nodes]  # type: ignore[attr-defined]
-    text = "".join(part.data if isinstance(part, jinja2.nodes.TemplateData) else "\0" for part in parts)
-    return "/".join("+" if "\0" in level else level for level in text.split("/"))
+    """Where a link's answers go, as a topic filter: `+` is what a reading decides. None if it is unknown."""
+    texts = _alternatives(_texts.parse(link.to).body)
+    if texts is None:
+        return None
+    ways = [["+" if "\0" in level else level for level in text.split("/")] for text in texts]
+    if len({len(levels) for levels in ways}) != 1:
+        return None
+    return "/".join(levels[0] if len(set(levels)) == 1 else "+" for levels in zip(*ways, strict=True))
+
+
+def _alternatives(body: Sequence[jinja2.nodes.Node]) -> list[str] | None:
+    """What a template can become, NUL for what is filled in; None if it has other statements than `if`."""
+    texts = [""]
+    for node in body:
+        if isinstance(node, jinja2.nodes.Output):
+            added = ["".join(part.data if isinstance(part, jinja2.nodes.TemplateData) else "\0" for part in node.nodes)]
+        elif isinstance(node, jinja2.nodes.If):
+            branches = [node.body, *(branch.body for branch in node.elif_), node.else_]
+            ways = [_alternatives(branch) for branch in branches]
+            if any(way is None for way in ways):
+                return None
+            added = [text for way in ways for text in way or []]
+        else:
+            return None
+        texts = list(dict.fromkeys(text + more for text in texts for more in added))
+        if len(texts) > MAX_ALTERNATIVES:
+            return None
+    return texts
 
 
 def _faults_of_to(link: Link) -> list[tuple[str, str]]:

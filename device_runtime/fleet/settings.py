@@ -5,14 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_runtime.device.health import INTERVAL_S
-from device_runtime.device.models import ModelSettings
-from device_runtime.device.rate_limit import Limits
-from device_runtime.device.updates import UpdatePlan
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.address import BrokerAddress
 
-__all__ = ["DeviceConfig"]
+__all__ = ["HEALTH_INTERVAL_S", "DeviceConfig", "ModelSettings", "RateLimits"]
+
+HEALTH_INTERVAL_S = 60.0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a device needs to know of a model, apart from the model."""
+
+    name: str = "default"  # as requests and links call it
+    system: str | None = None  # goes before messages that have no system message
+    max_new: int | None = None  # tokens, when a request does not say
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Messages a second, over two seconds."""
+
+    requests: float = 500.0
+    cancels: float = 500.0
+    readings: float = 5000.0  # a reading costs about 0.14 ms of a desk machine's core
+    refusals: float = 50.0  # error replies to, and log lines about, what was not accepted: junk is not amplified
+    announcements: float = 1.0  # to Home Assistant, when it reports that it has started
+    updates: float = 10.0  # requests for one; of their chunks only those are read that were asked for
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,6 @@ class DeviceConfig:
     links: tuple[Link, ...] = ()
     pool: str | None = None  # the group whose requests this device shares
     queue: int = 8  # requests that may wait
-    limits: Limits = field(default_factory=Limits)  # of what comes in
-    updates: UpdatePlan | None = None  # what it takes over the air; None takes nothing
+    limits: RateLimits = field(default_factory=RateLimits)  # of what comes in
     home_assistant: bool = True  # show up there by discovery
-    health_s: float = INTERVAL_S  # from one `out/health` to the next
+    health_s: float = HEALTH_INTERVAL_S  # from one `out/health` to the next

@@ -1,4 +1,4 @@
-"""The first connection of a device that nobody stands beside: it tries until there is a broker."""
+"""Connects a device that starts unattended: it tries until there is a broker."""
 
 from __future__ import annotations
 

@@ -22,25 +22,38 @@ from typing import Literal
 from device_runtime.errors import ConfigurationError
 
 __all__ = [
+    "HOME_ASSISTANT",
+    "HOME_ASSISTANT_STATUS",
     "ID",
     "ROOT",
+    "DevicePatterns",
     "DeviceTopics",
+    "PoolPatterns",
     "PoolTopics",
     "TopicParts",
     "check_filter",
     "check_id",
     "check_topic",
+    "home_assistant_config",
     "is_id",
     "matches",
     "parse",
+    "unshared",
 ]
 
 ROOT = "stonechat/1"
+HOME_ASSISTANT = "homeassistant"  # the root of its discovery
+HOME_ASSISTANT_STATUS = f"{HOME_ASSISTANT}/status"  # says `online` when Home Assistant has started
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
 _COMMANDS = frozenset({"generate", "cancel", "ota"})
 _OUTPUTS = frozenset({"state", "info", "health", "event", "ota"})
+
+
+def home_assistant_config(device: str) -> str:
+    """Where Home Assistant looks for what a device is."""
+    return f"{HOME_ASSISTANT}/device/{device}/config"
 
 
 def is_id(text: str) -> bool:
@@ -179,6 +192,42 @@ class PoolTopics(_Replies):
         return f"{ROOT}/pool/{self.group}/reply"
 
 
+class DevicePatterns(DeviceTopics):
+    """The topics of any device (`+`), or of the device of a user's name (`%u`): for the access list of a broker."""
+
+    def __post_init__(self) -> None:
+        pass  # what is in place of an id is the access list's own
+
+    @property
+    def inputs(self) -> str:
+        """All that a device reads."""
+        return f"{ROOT}/{self.device}/in/#"
+
+    @property
+    def outputs(self) -> str:
+        """All that a device writes."""
+        return f"{ROOT}/{self.device}/out/#"
+
+    def link(self, name: str) -> str:
+        """The last answers of a link, or of any (`+`)."""
+        return f"{ROOT}/{self.device}/out/link/{name}"
+
+    def replies(self, client: str) -> str:
+        """All answers to a client (`%u`)."""
+        return f"{self.reply_root}/{client}/#"
+
+
+class PoolPatterns(PoolTopics):
+    """The topics of any pool (`+`): for the access list of a broker."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def replies(self, client: str) -> str:
+        """All answers to a client (`%u`)."""
+        return f"{self.reply_root}/{client}/#"
+
+
 @dataclass(frozen=True)
 class TopicParts:
     """A stonechat topic, taken apart."""
@@ -252,6 +301,11 @@ def matches(pattern: str, topic: str) -> bool:
         want = want[:-1]
         have = have[: len(want)]
     return len(want) == len(have) and all(w in ("+", h) for w, h in zip(want, have, strict=True))
+
+
+def unshared(pattern: str) -> str:
+    """The filter of a shared subscription, `$share/GROUP/FILTER`; any other filter as it is (MQTT 5.0, 4.8.2)."""
+    return pattern.split("/", 2)[2] if pattern.startswith("$share/") else pattern
 
 
 def _check_text(what: str, text: str) -> None:

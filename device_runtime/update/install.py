@@ -14,7 +14,7 @@ from device_runtime.errors import BundleError, ConfigurationError, StonechatErro
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import Slots, resolve
 from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
-from device_runtime.update.state import Limits
+from device_runtime.update.state import TrialLimits
 
 __all__ = ["Installed", "has_bundle", "install", "preview"]
 
@@ -43,7 +43,7 @@ class _Source:
 def install(
     source: Path,
     slots: Slots,
-    limits: Limits = Limits(),  # noqa: B008  frozen
+    limits: TrialLimits = TrialLimits(),  # noqa: B008  frozen
     policy: Policy = Policy(),  # noqa: B008  frozen
 ) -> Installed:
     """Put a bundle on trial. A cut at any moment leaves what ran before; run again, it goes on where it was.
@@ -55,10 +55,11 @@ def install(
     """
     with ExitStack() as stack:
         opened = _open(source, policy, stack)
-        manifest = policy.judge(opened.manifest, opened.signature, slots.state.security_counter)
+        admitted = policy.judge(opened.manifest, opened.signature, slots.state.security_counter)
+        manifest = admitted.manifest
         if has_bundle(slots, opened.manifest):
             return Installed(manifest.name, manifest.version, changed=False)
-        staging = Staging.begin(slots, opened.manifest, opened.signature, policy)
+        staging = Staging.begin(slots, admitted)
         files = staging.missing()
         try:
             for file in files:
@@ -74,7 +75,7 @@ def preview(source: Path, policy: Policy) -> Manifest:
     """The manifest of a bundle that could be installed somewhere; see `install` for what is raised."""
     with ExitStack() as stack:
         opened = _open(source, policy, stack)
-        return policy.judge(opened.manifest, opened.signature, 0)
+        return policy.judge(opened.manifest, opened.signature, 0).manifest
 
 
 def _send(source: _Source, file: Missing, staging: Staging) -> None:

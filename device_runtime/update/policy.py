@@ -10,7 +10,16 @@ from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifes
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError
 
-__all__ = ["Policy"]
+__all__ = ["Admitted", "Policy"]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A bundle that a policy takes: its manifest as it came, and parsed."""
+
+    raw: bytes
+    signature: bytes | None
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -21,8 +30,8 @@ class Policy:
     board: str | None = None  # the id of this board; None where it is not known
     fits: Callable[[Manifest], object] = lambda manifest: None  # raises a DoesNotFitError
 
-    def judge(self, manifest: bytes, signature: bytes | None, security_counter: int) -> Manifest:
-        """The parsed manifest of a bundle that is welcome.
+    def judge(self, manifest: bytes, signature: bytes | None, security_counter: int) -> Admitted:
+        """Decide on a bundle by its manifest, before any of its files is looked at.
 
         Args:
             security_counter: the highest that was confirmed here.
@@ -42,4 +51,4 @@ class Policy:
             raise BundleError(f"{MANIFEST} is not UTF-8; the bundle is damaged, copy it again.") from None
         check_admission(parsed, security_counter=security_counter, board=self.board)
         self.fits(parsed)
-        return parsed
+        return Admitted(manifest, signature, parsed)

@@ -23,7 +23,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
-from device_runtime.update.state import Last, Limits, Slot, State
+from device_runtime.update.state import Last, Slot, State, TrialLimits
 
 __all__ = [
     "INCOMING",
@@ -136,7 +136,7 @@ class Slots:
         """Drop the bundle that is being put together."""
         self._discard(self.incoming)
 
-    def install(self, limits: Limits, last: Last) -> None:
+    def install(self, limits: TrialLimits, last: Last) -> None:
         """Make `incoming`, which has to be whole and flushed, the bundle on trial."""
         self.clear_free()
         durable.move(self.incoming, self.path(self.state.free))

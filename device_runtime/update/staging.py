@@ -1,15 +1,20 @@
 """A new bundle, put together in `incoming/` from what the device has and what it is sent.
 
-    staging = Staging.begin(slots, manifest, signature, policy)     takes from the slots what has not changed
+    staging = Staging.begin(slots, policy.judge(manifest, …))       takes from the slots what has not changed
     for file in staging.missing():                                  what has to come from elsewhere, and from where on
         staging.write(file.name, file.have_bytes, data)             in any number of pieces
     staging.finish(limits)                                          checks all of it, and puts it on trial
 
-The manifest comes first, and is judged before anything else is looked at. What has arrived outlives a restart: the
-next `begin` with the same manifest goes on from there. The beginning of a file is not flushed before its end has come,
-so after a loss of power it may turn out damaged: `write` then raises a BundleError at the last piece, and `missing`
-asks for the whole file again. Files are copied from a slot rather than linked: a link would
-let one bad block, or one stray write, damage the new bundle and the one to go back to.
+The manifest comes first, and a policy has judged it before anything else is looked at. What has arrived outlives a
+restart: the next `begin` with the same manifest goes on from there. The beginning of a file is not flushed before its
+end has come, so after a loss of power it may turn out damaged: `write` then raises a BundleError at the last chunk, and
+`missing` asks for the whole file again. Files are copied from a slot rather than linked: a link would let one bad
+block, or one stray write, damage the new bundle and the one to go back to.
+
+A file's sha256 is computed twice here, on purpose. When its last byte is written, because a source may send anything;
+and in `finish`, over all files, because the power may have gone since the first check and taken what was not flushed.
+The trial (`probe.py`) hashes them once more in its own process: it is the last look before the bundle serves. Nothing
+else hashes files, except `install.has_bundle`, which looks for damage in a slot before it says that nothing is to do.
 """
 
 from __future__ import annotations
@@ -20,17 +25,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST, FileEntry, Manifest
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.errors import BundleError, UpdateError
 from device_runtime.update import durable
-from device_runtime.update.policy import Policy
+from device_runtime.update.policy import Admitted
 from device_runtime.update.slots import SLOTS, Slots
-from device_runtime.update.state import Last, Limits
+from device_runtime.update.state import Last, TrialLimits
 
-__all__ = ["CHUNK_BYTES", "Missing", "Staging", "free_bytes", "peek"]
+__all__ = ["CHUNK_BYTES", "Missing", "Source", "Staging", "free_bytes", "peek"]
 
 CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 20  # for the manifest, slots.json, and names
@@ -46,6 +52,14 @@ class Missing:
     size_bytes: int
 
 
+class Source(Protocol):
+    """Where the files of a bundle come from: `http_source.HttpSource` or `chunk_source.ChunkSource`."""
+
+    def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
+        """What the file `name` holds from byte `offset` on; nothing if there is no such file."""
+        ...
+
+
 class Staging:
     """The bundle in `incoming/`."""
 
@@ -55,22 +69,15 @@ class Staging:
         self._slots = slots
 
     @classmethod
-    def begin(
-        cls,
-        slots: Slots,
-        manifest: bytes,
-        signature: bytes | None = None,
-        policy: Policy = Policy(),  # noqa: B008  frozen
-    ) -> Staging:
+    def begin(cls, slots: Slots, bundle: Admitted) -> Staging:
         """Start with a manifest, or go on where the last attempt with the same one was cut.
 
         A bundle that still waits for its trial is called off.
 
         Raises:
-            SignatureError, BundleError, DoesNotFitError: the bundle is not welcome, see `Policy.judge`.
             UpdateError: there is no room; `incoming/` holds nothing then.
         """
-        parsed = policy.judge(manifest, signature, slots.state.security_counter)
+        manifest, parsed = bundle.raw, bundle.manifest
         if slots.state.trial is not None:
             slots.give_back(_called_off(slots, parsed))
         if _read(slots.incoming / MANIFEST) != manifest:
@@ -78,7 +85,7 @@ class Staging:
         staging = cls(slots, parsed, {})
         staging._make_room()
         durable.make_folder(slots.incoming)
-        for name, content in ((MANIFEST, manifest), (SIGNATURE, signature)):
+        for name, content in ((MANIFEST, manifest), (SIGNATURE, bundle.signature)):
             if content is None:
                 durable.remove(slots.incoming / name)
             elif _read(slots.incoming / name) != content:
@@ -122,7 +129,7 @@ class Staging:
             if have + len(rest) == entry.size_bytes:
                 self._complete(name, entry)
 
-    def finish(self, limits: Limits = Limits()) -> None:  # noqa: B008  frozen
+    def finish(self, limits: TrialLimits = TrialLimits()) -> None:  # noqa: B008  frozen
         """Check every byte again, and put the bundle on trial in the free slot.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Literal
 from device_runtime.errors import UpdateError
 from device_runtime.records import typed_json
 
-__all__ = ["ATTEMPTS", "SCHEMA", "Last", "Limits", "Phase", "Slot", "State", "Trial"]
+__all__ = ["ATTEMPTS", "SCHEMA", "Last", "Phase", "Slot", "State", "Trial", "TrialLimits"]
 
 SCHEMA = 1  # of slots.json
 ATTEMPTS = 2  # starts of a trial; one that ends without a result was cut off by a loss of power, or hung the board
@@ -43,7 +43,7 @@ _TRANSITIONS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrialLimits:
     """What a new bundle has to keep to in its trial."""
 
     min_tps: float | None = None  # tokens a second of decoding, at least
@@ -57,7 +57,7 @@ class Trial:
 
     slot: Slot
     attempts_left: int  # counted down on the disk before each start
-    limits: Limits
+    limits: TrialLimits
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class State:
         """Before the free slot is cleared."""
         return replace(self, previous=None)
 
-    def installed(self, limits: Limits, last: Last) -> State:
+    def installed(self, limits: TrialLimits, last: Last) -> State:
         """The free slot holds a new bundle, whole."""
         return self._to(Phase.PENDING, previous=None, trial=Trial(self.free, ATTEMPTS, limits), last=last)
 

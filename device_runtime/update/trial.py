@@ -22,7 +22,7 @@ from device_runtime.errors import ConfigurationError, SignatureError, StonechatE
 from device_runtime.update.probe import Measured
 from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, read_state, resolve
 from device_runtime.update.staging import peek
-from device_runtime.update.state import ATTEMPTS, Last, Limits
+from device_runtime.update.state import ATTEMPTS, Last, TrialLimits
 
 __all__ = ["Check", "judge", "ready_bundle", "roll_back", "try_bundle", "try_pending"]
 
@@ -121,7 +121,7 @@ def roll_back(slots: Slots, trust: TrustStore | None = None) -> None:
     slots.swap(Last("rolled_back", earlier.name, version, f"by hand, to version {earlier.version}"))
 
 
-def try_bundle(bundle: Path, limits: Limits, threads: int | None = None) -> Measured | str:
+def try_bundle(bundle: Path, limits: TrialLimits, threads: int | None = None) -> Measured | str:
     """Run a bundle in a process of its own; returns what was measured, or why there is nothing to measure."""
     command = [sys.executable, "-m", "device_runtime.update.probe", str(bundle), str(threads or 0)]
     deadline_s = time.monotonic() + limits.timeout_s
@@ -151,7 +151,7 @@ def try_bundle(bundle: Path, limits: Limits, threads: int | None = None) -> Meas
         return f"its process ended with exit code {child.returncode} and without an answer"
 
 
-def judge(found: Measured, limits: Limits, bundle: Bundle) -> str | None:
+def judge(found: Measured, limits: TrialLimits, bundle: Bundle) -> str | None:
     """Why a bundle does not pass, or None."""
     golden = bundle.manifest.trial
     if golden is not None and not found.as_expected:

@@ -35,7 +35,7 @@ class OnAir:
 
     def until_waiting(self, count: int) -> None:
         """Wait until so many requests wait for the model."""
-        wait_until(lambda: len(self.service._line) == count)
+        wait_until(lambda: len(self.service._device.queue) == count)
 
     def ask(self, client: Peer | None = None, session: str = "1", correlation: bytes = b"c1", **fields: Any) -> str:
         """Send a request; return its reply topic."""

@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tests.brokers import await_ready, free_port, made_broker
 from toolkit.cli import main
 
-pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `broker`)")
+pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `sign`)")
 
 ROOT = Path(__file__).parents[2]
 FLEET = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -45,11 +46,14 @@ def test_the_demo_shows_readings_and_answers_and_stops_what_it_started(bundle, c
     elif not broker.shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("mosquitto is not installed (Debian: apt install mosquitto)")
     before = children()
-    demo.show(bundle, 2, serve=SERVE)
+    demo.show(bundle, 4, serve=SERVE)
     shown = capsys.readouterr().out
     assert f"broker   {kind} on port" in shown
-    assert shown.count("woke the link too-") == 2
-    assert "TELL THE GARDENER IN ONE SENTENCE" in shown
+    assert " ".join(shown.split()).count("woke the link too-") == 4
+    assert len(set(re.findall(r"woke\s+the\s+link\s+(\S+)", shown))) >= 2, "one link has all the answers"
+    assert len(re.findall(r"\(\d+\.\d\s+tok/s\)", shown)) == 4
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "TELL THE GARDENER IN ONE SENTENCE" in " ".join(shown.split())
     assert children() <= before
 
 

@@ -182,7 +182,7 @@ class TestReport:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """With a limit that every graph exceeds, since a random network has no ratio to speak of."""
-        from toolkit.cli import quality_text
+        from toolkit import quality_text
 
         monkeypatch.setattr(quality_text, "LARGEST_RATIO", 0.5)
         assert main(["convert", str(CHECKPOINT), "--profile", "micro", "-o", str(tmp_path / "bundle")]) == 0

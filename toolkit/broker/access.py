@@ -7,50 +7,60 @@ nobody else's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt.topics import (
+    HOME_ASSISTANT,
+    HOME_ASSISTANT_STATUS,
+    DevicePatterns,
+    PoolPatterns,
+    PoolTopics,
+    home_assistant_config,
+)
+
 if TYPE_CHECKING:
     from device_runtime.fleet.file import Fleet
+    from device_runtime.fleet.links import Link
 
-__all__ = ["Access", "access_list", "parse_list", "target"]
+__all__ = ["Access", "access_list", "parse_list"]
 
-_PATTERNS = """\
-# Every device: its commands in, its word out.
-pattern read stonechat/1/%u/in/#
-pattern write stonechat/1/%u/out/#
-pattern write homeassistant/device/%u/config
-pattern read homeassistant/status
+_OWN, _ANY, _ANY_POOL = DevicePatterns("%u"), DevicePatterns("+"), PoolPatterns("+")
+_PATTERNS = f"""\
+# Every device: subscribe to its commands, publish its state and answers.
+pattern read {_OWN.inputs}
+pattern write {_OWN.outputs}
+pattern write {home_assistant_config(_OWN.device)}
+pattern read {HOME_ASSISTANT_STATUS}
 # Every client: the answers to its own requests.
-pattern read stonechat/1/+/out/reply/%u/#
-pattern read stonechat/1/pool/+/reply/%u/#
+pattern read {_ANY.replies("%u")}
+pattern read {_ANY_POOL.replies("%u")}
 """
 _CLIENT = (
-    "write stonechat/1/+/in/generate",
-    "write stonechat/1/+/in/cancel",
-    "write stonechat/1/pool/+/generate",
-    "read stonechat/1/+/out/state",
-    "read stonechat/1/+/out/info",
-    "read stonechat/1/+/out/health",
-    "read stonechat/1/+/out/event",
-    "read stonechat/1/+/out/link/+",
+    f"write {_ANY.generate}",
+    f"write {_ANY.cancel}",
+    f"write {_ANY_POOL.generate}",
+    f"read {_ANY.state}",
+    f"read {_ANY.info}",
+    f"read {_ANY.health}",
+    f"read {_ANY.event}",
+    f"read {_ANY.link('+')}",
 )
 _OPERATOR = (
-    "write stonechat/1/+/in/ota",
-    "write stonechat/1/+/in/ota/piece",
-    "read stonechat/1/+/out/ota",
-    "read stonechat/1/+/out/state",
-    "read stonechat/1/+/out/info",
+    f"write {_ANY.ota}",
+    f"write {_ANY.ota_piece}",
+    f"read {_ANY.ota_report}",
+    f"read {_ANY.state}",
+    f"read {_ANY.info}",
 )
 _HOME_ASSISTANT = (
-    "readwrite homeassistant/#",
-    "read stonechat/1/+/out/state",
-    "read stonechat/1/+/out/health",
-    "read stonechat/1/+/out/link/+",
+    f"readwrite {HOME_ASSISTANT}/#",
+    f"read {_ANY.state}",
+    f"read {_ANY.health}",
+    f"read {_ANY.link('+')}",
 )
-_TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 
 
 @dataclass
@@ -90,19 +100,23 @@ class Access:
         for name, device in fleet.devices.items():
             lines = []
             for link in (links[link] for link in device.links):
-                lines += [f"read {link.source}", f"write {target(link.to)}"]
+                lines += [f"read {link.source}", f"write {_target(link)}"]
             if device.pool:
-                lines += [
-                    f"read stonechat/1/pool/{device.pool}/generate",
-                    f"write stonechat/1/pool/{device.pool}/reply/#",
-                ]
+                pool = PoolTopics(device.pool)
+                lines += [f"read {pool.generate}", f"write {pool.reply_root}/#"]
             self.add(name, lines)
 
 
-def target(template: str) -> str:
-    """The filter of all topics that a link's `to` can become: a level with something to fill in is `+`."""
-    filled = _TEMPLATE.sub("\0", template)
-    return "/".join("+" if "\0" in level else level for level in filled.split("/"))
+def _target(link: Link) -> str:
+    from device_runtime.fleet.links import shape  # jinja2 takes a while to load
+
+    to = shape(link)
+    if to is None:
+        raise ConfigurationError(
+            f"link {link.name!r}: where its answers go cannot be known from {link.to!r}. "
+            "Write `to` without other statements than `if`, and with as many levels in each of its branches."
+        )
+    return to
 
 
 def access_list(access: Access) -> str:

@@ -1,28 +1,29 @@
 """The `stonechat` command. Each subcommand is a file here with HELP, `add_arguments` and `run`.
 
-Data goes to stdout, progress and logs to stderr. Exit codes stand in device_runtime/errors.py; besides those,
-130 means Ctrl-C.
+Data goes to stdout, progress and logs to stderr. Exit codes are listed in device_runtime/errors.py; besides
+those, 130 means Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from device_runtime import __version__
 from device_runtime.errors import StonechatError
+from toolkit.cli.output import print_json
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
+    "get", "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
     "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
+_NO_FIELDS: Mapping[str, object] = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except StonechatError as error:
-        _report(args, error.code, str(error))
+        _report(args, error.code, str(error), error.fields)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstonechat: interrupted", file=sys.stderr)
@@ -69,10 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(args: argparse.Namespace, code: str, message: str) -> None:
+def _report(args: argparse.Namespace, code: str, message: str, fields: Mapping[str, object] = _NO_FIELDS) -> None:
     """Say what went wrong, as text or as JSON."""
     if getattr(args, "json", False):
-        print(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+        print_json({"error": {**fields, "code": code, "message": message}})
     else:
         print(f"stonechat: {message}", file=sys.stderr)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from toolkit.cli.output import print_json, say
+
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "ask a device over MQTT and print its answer as it comes"
@@ -34,9 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
-    import json
-    import sys
-
     from device_runtime.client.remote import RemoteModel
     from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
@@ -83,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
             raise
     final = answer.final
     if args.json:
-        print(json.dumps({"device": answer.device, **final.to_fields()}, ensure_ascii=False))
+        print_json({"device": answer.device, **final.to_fields()})
     else:
         print()
         if final.finish == "deadline":
-            print(f"cut after --timeout {args.timeout:g} s; a longer one gets more.", file=sys.stderr)
+            say(f"cut after --timeout {args.timeout:g} s; a longer one gets more.")
     return 1 if final.finish == "deadline" else 0

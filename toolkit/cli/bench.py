@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, add_runtime, whole_number
+from toolkit.cli.output import show, table
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print medians and spread."""
-    import json
     from dataclasses import asdict
 
     from device_runtime.errors import ContextOverflowError
@@ -52,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
                 progress=bar.update,
             )
         )
-    table = spread(runs)
+    figures = spread(runs)
     bytes_per_token = manifest.graph.bytes_per_token(needed)
-    if args.json:
-        print(json.dumps({"figures": table, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]}))
-        return 0
-    print(f"{'':22}{'median':>10}{'min':>10}{'max':>10}")
-    for figure, (label, unit) in FIGURES.items():
-        row = table[figure]
-        print(f"{label:<22}{row['median']:>10.1f}{row['min']:>10.1f}{row['max']:>10.1f}  {unit}")
-    print(f"{'bytes per token':<22}{bytes_per_token / 1e6:>10.1f}{'':20}  MB (weights and cache that one step reads)")
-    return 0
+    lines = [
+        (label, *(f"{figures[figure][what]:.1f}" for what in ("median", "min", "max")), unit)
+        for figure, (label, unit) in FIGURES.items()
+    ]
+    lines.append(("bytes per token", f"{bytes_per_token / 1e6:.1f}", "", "", "MB (weights and cache of one step)"))
+    return show(
+        args,
+        {"figures": figures, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]},
+        table(lines, ("", "median", "min", "max", ""), right=(1, 2, 3)),
+    )

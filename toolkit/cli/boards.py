@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json
+from toolkit.cli.output import rows, show, table
 
 if TYPE_CHECKING:
     from boards import Board
@@ -36,21 +37,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    import json
-
     from boards import board_ids, load_board
 
     boards = [load_board(board_id) for board_id in board_ids()]
-    if args.json:
-        keys = ("id", "name", "class", "profile", "arch", "ram_kib", "model_budget_kib", "refused")
-        print(json.dumps({"boards": [{key: _row(board)[key] for key in keys} for board in boards]}))
-        return 0
-    width = max(len(board.id) for board in boards)
+    lines = []
     for board in boards:
-        what = "refused" if board.refused else board.profile
-        size = f"{board.model_budget_kib / 1024:,.0f} MiB" if board.kind == "linux" else f"{board.model_budget_kib} KiB"
-        print(f"{board.id:<{width}}  {what:<8}{board.arch:<10}{size:>11} for a model   {board.name}")
-    return 0
+        budget = board.model_budget_kib
+        size = f"{budget / 1024:,.0f} MiB" if board.kind == "linux" else f"{budget:,} KiB"
+        lines.append((board.id, "refused" if board.refused else board.profile, size, board.name))
+    header = ("board", "profile", "for a model", "")
+    return show(args, {"boards": [_row(board) for board in boards]}, table(lines, header, right=(2,)))
 
 
 def _row(board: Board) -> dict[str, Any]:
@@ -61,19 +57,15 @@ def _row(board: Board) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    import json
     from dataclasses import asdict
 
     from boards import load_board
 
     board = load_board(args.board)
-    if args.json:
-        values = asdict(board)
-        values["class"] = values.pop("kind")
-        print(json.dumps(values))
-        return 0
+    values = asdict(board)
+    values["class"] = values.pop("kind")
     soc, memory, storage = board.soc, board.memory, board.storage
-    rows = [
+    lines = [
         ("board", f"{board.name} ({board.id}), {board.kind}"),
         (
             "processor",
@@ -91,11 +83,9 @@ def _show(args: argparse.Namespace) -> int:
         ("source", board.source.strip()),
     ]
     if board.refused:
-        rows.insert(1, ("refused", board.refused.strip()))
-    rows += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
-    for label, text in rows:
-        print(f"{label:<10}  {text}")
-    return 0
+        lines.insert(1, ("refused", board.refused.strip()))
+    lines += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
+    return show(args, values, rows(lines))
 
 
 def _flash_facts(board: Board) -> str:
@@ -124,13 +114,8 @@ def _detect_facts(board: Board) -> str:
 
 
 def _check(args: argparse.Namespace) -> int:
-    import json
-
     from boards.catalogue import read_board
 
     board = read_board(args.file)
-    if args.json:
-        print(json.dumps({"file": args.file, "id": board.id, "faults": []}))
-        return 0
-    print(f"{args.file}: board {board.id}, no faults")
-    return 0
+    fields = {"file": args.file, "id": board.id, "faults": []}
+    return show(args, fields, [f"{args.file}: board {board.id}, no faults"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.output import rows, say, show
 
 if TYPE_CHECKING:
     from toolkit.broker.access import Access
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import cryptography  # noqa: F401  # before anything is made
     except ImportError as error:
-        raise require_extra("broker", error) from None
+        raise require_extra("sign", error) from None
     return {"init": _init, "list": _list, "revoke": _revoke, "renew": _renew}[args.action](args)
 
 
@@ -131,9 +132,8 @@ def _init(args: argparse.Namespace) -> int:
             made[name] = site.give(name, certificate=certificates, password=passwords, days=args.days)
     site.save_access()
     if site.configure(args.path, args.port, args.password_port):
-        print(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old", file=sys.stderr)
-    _report_init(args, site, {name: what for name, what in made.items() if what})
-    return 0
+        say(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old")
+    return _report_init(args, site, {name: what for name, what in made.items() if what})
 
 
 def _named(args: argparse.Namespace, access: Access) -> set[str]:
@@ -168,37 +168,33 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
     return named | {*args.client, *args.operator, *args.home_assistant}
 
 
-def _report_init(args: argparse.Namespace, site: Site, made: dict[str, list[str]]) -> None:
-    import json
-
+def _report_init(args: argparse.Namespace, site: Site, made: dict[str, list[str]]) -> int:
     kinds = {kind: [name for name, what in made.items() if kind in what] for kind in ("certificate", "password")}
     known = sorted(site.access.rights)
-    if args.json:
-        issued, passwords = kinds["certificate"], kinds["password"]
-        print(json.dumps({"folder": str(args.folder), "issued": issued, "passwords": passwords, "known": known}))
-        return
+    fields = {
+        "folder": str(args.folder), "issued": kinds["certificate"], "passwords": kinds["password"], "known": known,
+    }  # fmt: skip
+    return show(args, fields, _after_init(args.folder, site, kinds, len(known)))
+
+
+def _after_init(folder: Path, site: Site, kinds: dict[str, list[str]], known: int) -> Iterator[str]:
     parts = [f"{kind}s for {', '.join(names)}" for kind, names in kinds.items() if names]
-    print(f"{args.folder}: {'; '.join(parts) or 'nobody new'}; {len(known)} known in all")
+    yield f"{folder}: {'; '.join(parts) or 'nobody new'}; {known} known in all"
     path = site.path()
     ports = [f"{kind} on port {port}" for kind, port in site.ports().items()]
-    print(f"start the broker: mosquitto -c {path}/mosquitto.conf ({', '.join(ports)})")
-    print(f"on its machine {path} needs {', '.join(site.broker_files())}")
+    yield f"start the broker: mosquitto -c {path}/mosquitto.conf ({', '.join(ports)})"
+    yield f"on its machine {path} needs {', '.join(site.broker_files())}"
     if kinds["certificate"]:
-        print("give each its own NAME.key, NAME.crt and ca.crt; ca.key stays here")
+        yield "give each its own NAME.key, NAME.crt and ca.crt; ca.key stays here"
     if kinds["password"]:
-        print("give each what its own NAME.password says, and ca.crt; ca.key stays here")
+        yield "give each what its own NAME.password says, and ca.crt; ca.key stays here"
 
 
 def _list(args: argparse.Namespace) -> int:
-    import json
-
     from toolkit.broker.site import Site
 
     entries = Site(args.folder).entries()
-    if args.json:
-        print(json.dumps({"folder": str(args.folder), "entries": [entry.fields(args.soon) for entry in entries]}))
-        return 0
-    width = max(len(entry.name) for entry in entries)
+    lines: list[tuple[str, str]] = []
     for entry in entries:
         how = []
         if entry.expires is not None:
@@ -207,15 +203,13 @@ def _list(args: argparse.Namespace) -> int:
             how.append(f"certificate until {entry.expires:%Y-%m-%d}{mark}")
         if entry.password:
             how.append("password")
-        print(f"{entry.name:{width}}  {', '.join(how) or 'nothing to get in with'}")
-        for right in entry.rights:
-            print(f"{'':{width}}    {right}")
-    return 0
+        lines.append((entry.name, ", ".join(how) or "nothing to get in with"))
+        lines += [("", f"  {right}") for right in entry.rights]
+    fields = {"folder": str(args.folder), "entries": [entry.fields(args.soon) for entry in entries]}
+    return show(args, fields, rows(lines))
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    import json
-
     from device_runtime.errors import ConfigurationError
     from toolkit.broker.certificates import SERVER
     from toolkit.broker.site import Site
@@ -226,22 +220,16 @@ def _revoke(args: argparse.Namespace) -> int:
     site.check_names(args.names)
     gone = {name: site.revoke(name) for name in args.names}
     if site.configure():  # a folder of an earlier release, whose mosquitto.conf names no list of revoked certificates
-        print(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"folder": str(args.folder), "revoked": gone}))
-        return 0
-    for name, what in gone.items():
-        print(f"{name}: took {', '.join(what)}")
+        say(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old")
+    lines = [f"{name}: took {', '.join(what)}" for name, what in gone.items()]
     there = site.path()
     if there != args.folder.absolute():
-        print(f"copy {', '.join(site.broker_files())} to {there} on the broker's machine")
-    print("restart mosquitto: a reload lets nobody in anew, but keeps connections that certificates have opened")
-    return 0
+        lines.append(f"copy {', '.join(site.broker_files())} to {there} on the broker's machine")
+    lines.append("restart mosquitto: a reload lets nobody in anew, but keeps connections that certificates have opened")
+    return show(args, {"folder": str(args.folder), "revoked": gone}, lines)
 
 
 def _renew(args: argparse.Namespace) -> int:
-    import json
-
     from device_runtime.errors import ConfigurationError
     from toolkit.broker.certificates import SERVER
     from toolkit.broker.site import Site
@@ -256,19 +244,15 @@ def _renew(args: argparse.Namespace) -> int:
             if entry.expires_within(args.expiring):
                 site.authority.renew(entry.name, args.days)
                 made[entry.name] = ["certificate"]
-    if args.json:
-        print(json.dumps({"folder": str(args.folder), "renewed": made}))
-        return 0
-    for name, what in made.items():
-        print(f"{name}: new {' and '.join(what)}")
+    lines = [f"{name}: new {' and '.join(what)}" for name, what in made.items()]
     if not made:
-        print(f"no certificate expires within {args.expiring} days")
+        lines.append(f"no certificate expires within {args.expiring} days")
     if any("certificate" in what for name, what in made.items() if name != SERVER):
-        print("the old certificates stay valid until they expire; `stonechat broker revoke` ends them at once")
+        lines.append("the old certificates stay valid until they expire; `stonechat broker revoke` ends them at once")
     if any("password" in what for what in made.values()):
-        print("the old passwords end when mosquitto has the new file `passwords` and is told to reload (SIGHUP)")
+        lines.append("the old passwords end when mosquitto has the new file `passwords` and is told to reload (SIGHUP)")
     if SERVER in made:
-        print(
+        lines.append(
             "mosquitto shows the new certificate when it has broker.crt and broker.key and is told to reload (SIGHUP)"
         )
-    return 0
+    return show(args, {"folder": str(args.folder), "renewed": made}, lines)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.output import rows, say, show
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
@@ -98,7 +98,6 @@ def _sign(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    import json
     from dataclasses import asdict
 
     from boards import load_board
@@ -120,22 +119,18 @@ def _verify(args: argparse.Namespace) -> int:
         if isinstance(bundle, Archive):
             bundle.close()
     check_admission(manifest, security_counter=args.security_counter, board=board)
-    if args.json:
-        fields = asdict(manifest)
-        shown = ("name", "version", "security_counter", "issued", "expires", "boards", "trial", "files")
-        by = [{"name": key.name, "id": key.key_id} for key in signers]
-        print(json.dumps({"bundle": str(args.bundle), "signed_by": by, **{name: fields[name] for name in shown}}))
-        return 0
-    rows = [
+    fields = asdict(manifest)
+    shown = ("name", "version", "security_counter", "issued", "expires", "boards", "trial", "files")
+    by = [{"name": key.name, "id": key.key_id} for key in signers]
+    lines = [
         ("name", f"{manifest.name}, version {manifest.version}"),
         *(("signed by", str(key)) for key in signers),
         *_field_rows(manifest),
         *((name, f"{entry.size_bytes:,} bytes, sha256 {entry.sha256}") for name, entry in manifest.files.items()),
     ]
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        print(f"{label:<{width}}  {value}")
-    return 0
+    return show(
+        args, {"bundle": str(args.bundle), "signed_by": by, **{name: fields[name] for name in shown}}, rows(lines)
+    )
 
 
 def _unpack(args: argparse.Namespace) -> int:
@@ -168,7 +163,7 @@ def _keys(args: argparse.Namespace) -> list[Any]:
     try:
         from toolkit.signing.keys import read_passphrase, read_signing_key
     except ImportError as error:
-        raise require_extra("update", error) from None
+        raise require_extra("sign", error) from None
     passphrase = read_passphrase(args.passphrase_file)
     return [read_signing_key(path, passphrase) for path in args.key]
 
@@ -214,17 +209,16 @@ def _field_rows(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _report(args: argparse.Namespace, path: Path, signed: Signed, what: str) -> None:
-    import json
     from dataclasses import asdict
 
     manifest = signed.manifest
-    if args.json:
-        fields = {name: asdict(manifest)[name] for name in ("security_counter", "issued", "expires", "boards", "trial")}
-        ids = {"signed_by": list(signed.signers), "dropped": list(signed.dropped)}
-        print(json.dumps({"bundle": str(path), "size_bytes": path.stat().st_size, **fields, **ids}, ensure_ascii=False))
-        return
-    print(f"{what}{manifest.name} {manifest.version}, signed by {', '.join(signed.signers) or 'nobody'}")
-    for label, value in _field_rows(manifest):
-        print(f"{label:<16}  {value}")
-    if signed.dropped:
-        print(f"stonechat: the manifest has changed; {', '.join(signed.dropped)} must sign again", file=sys.stderr)
+    fields = {name: asdict(manifest)[name] for name in ("security_counter", "issued", "expires", "boards", "trial")}
+    ids = {"signed_by": list(signed.signers), "dropped": list(signed.dropped)}
+    first = f"{what}{manifest.name} {manifest.version}, signed by {', '.join(signed.signers) or 'nobody'}"
+    show(
+        args,
+        {"bundle": str(path), "size_bytes": path.stat().st_size, **fields, **ids},
+        [first, *rows(_field_rows(manifest), width=16)],
+    )
+    if signed.dropped and not args.json:
+        say(f"stonechat: the manifest has changed; {', '.join(signed.dropped)} must sign again")

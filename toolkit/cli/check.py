@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, percent
+from toolkit.cli.output import say, show
+
+if TYPE_CHECKING:
+    from boards.fit import Fit
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -35,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigurationError(
                 f"{args.path} is {what}; say for which board: --board ID (`stonechat boards list`)."
             )
-        from toolkit.cli.fit_report import check_bundle
-
-        return check_bundle(args)
+        return _check_bundle(args)
     if args.board is not None or args.baseline is not None:
         what = "is no bundle" if args.path.exists() else "is no bundle: it does not exist"
         raise ConfigurationError(
@@ -45,6 +49,50 @@ def run(args: argparse.Namespace) -> int:
             "`stonechat bundle pack` writes."
         )
     return _check_fleet(args)
+
+
+def _check_bundle(args: argparse.Namespace) -> int:
+    """Print every figure and the verdict; exit 5 when the bundle does not fit, 1 when it costs more than it did."""
+    from boards import load_board
+    from boards.fit import Subject, explain, fit
+    from device_runtime.errors import DoesNotFitError
+    from toolkit.fit_report import fit_fields, fit_lines
+
+    board = load_board(args.board)
+    result = fit(board, Subject.of_manifest(_manifest(args.path)))
+    grown = _against_baseline(args, result) if args.baseline and result.fits else []
+    show(args, fit_fields(result, grown), fit_lines(result))
+    if not result.fits:
+        if args.json:
+            return DoesNotFitError.exit_code
+        raise DoesNotFitError(explain(result))
+    if grown:
+        say("\n  ".join([f"stonechat: it costs more than {args.baseline} says:", *grown]))
+        return 1
+    return 0
+
+
+def _manifest(path: Path) -> Manifest:
+    """Of a bundle in either form; a packed one is read, not unpacked."""
+    from device_runtime.bundle.archive import Archive
+    from device_runtime.update.slots import open_bundle
+
+    if path.is_dir():
+        return open_bundle(path).manifest
+    with Archive.open(path) as archive:
+        return archive.manifest
+
+
+def _against_baseline(args: argparse.Namespace, result: Fit) -> list[str]:
+    from toolkit.baseline import growth, read_baseline, write_baseline
+
+    path: Path = args.baseline
+    costs = {name: figure.value for name, figure in result.figures.items() if figure.cost}
+    if args.update_baseline or not path.exists():
+        write_baseline(path, result.board.id, result.subject.name, costs)
+        say(f"stonechat: wrote {path}")
+        return []
+    return growth(read_baseline(path, result.board.id), costs, args.allow)
 
 
 def _is_zip(path: Path) -> bool:
@@ -58,8 +106,6 @@ def _is_zip(path: Path) -> bool:
 
 def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
-    import json
-
     from device_runtime.bundle.folder import Bundle
     from device_runtime.bundle.manifest import MANIFEST
     from device_runtime.engine.structured import SchemaCompiler
@@ -85,14 +131,16 @@ def _check_fleet(args: argparse.Namespace) -> int:
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
     served = {name for device in plan.devices.values() for name in device.links}
     unserved = [link.name for link in plan.links if link.name not in served]
-    if args.json:
-        found = {"file": str(args.path), **counts, "bundles_elsewhere": elsewhere, "links_unserved": unserved}
-        print(json.dumps(found))
-        return 0
     words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
-    print(f"{args.path}: {', '.join(words)}; no faults")
-    for name, missing in elsewhere.items():
-        print(f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked")
-    for name in unserved:
-        print(f"the link {name} is in the `links` of no device; nobody listens to its readings")
-    return 0
+    return show(
+        args,
+        {"file": str(args.path), **counts, "bundles_elsewhere": elsewhere, "links_unserved": unserved},
+        [
+            f"{args.path}: {', '.join(words)}; no faults",
+            *(
+                f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked"
+                for name, missing in elsewhere.items()
+            ),
+            *(f"the link {name} is in the `links` of no device; nobody listens to its readings" for name in unserved),
+        ],
+    )

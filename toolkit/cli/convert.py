@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
-from toolkit.cli.quality_text import quality_rows, quality_warning
+from toolkit.cli.output import rows, say, show
+from toolkit.quality_text import quality_rows, quality_warning
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -36,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert."""
-    import json
-    import sys
     import time
     from dataclasses import asdict
 
@@ -66,33 +65,26 @@ def run(args: argparse.Namespace) -> int:
         profile, context = plan_for(checkpoint, board, args.profile, args.context)
         if profile != (args.profile or board.profile):
             what = f"the profile {board.profile} takes too much memory for {board.id}; converting for {profile}"
-            print(f"stonechat: {what}", file=sys.stderr)
+            say(f"stonechat: {what}")
     options = Options(profile, context, text, instruction, fast=args.fast)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     if warning := quality_warning(manifest.quality):
-        print(f"stonechat: warning: {warning}", file=sys.stderr)
+        say(f"stonechat: warning: {warning}")
     if board is not None:
         from boards.fit import Subject, require_fit
 
         require_fit(board, Subject.of_manifest(manifest))  # as it was measured now, no longer as it was computed
-    if args.json:
-        result = {
-            "bundle": str(args.output),
-            "profile": profile,
-            "context": manifest.context,
-            "size_bytes": size_bytes,
-            "quality": manifest.quality,
-            "arena": asdict(manifest.arena) if manifest.arena else None,
-            "seconds": round(time.monotonic() - started_s, 1),
-        }
-        print(json.dumps(result, ensure_ascii=False))
-        return 0
-    print(f"{args.output}: {manifest.name}, profile {profile}, context {manifest.context}, {size_bytes / 1e6:.1f} MB")
-    rows = quality_rows(manifest.quality)
-    width = max((len(label) for label, _ in rows), default=0)
-    for label, figures in rows:
-        print(f"{label:<{width}}  {figures}")
-    return 0
+    result = {
+        "bundle": str(args.output),
+        "profile": profile,
+        "context": manifest.context,
+        "size_bytes": size_bytes,
+        "quality": manifest.quality,
+        "arena": asdict(manifest.arena) if manifest.arena else None,
+        "seconds": round(time.monotonic() - started_s, 1),
+    }
+    first = f"{args.output}: {manifest.name}, profile {profile}, context {manifest.context}, {size_bytes / 1e6:.1f} MB"
+    return show(args, result, [first, *rows(quality_rows(manifest.quality))])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toolkit.cli.device import add_connection, open_remote
 from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.output import say, show
 from toolkit.cli.rollout import add_rollout, begin
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -35,20 +36,16 @@ def run(args: argparse.Namespace) -> int:
     """Deploy; the exit code is that of the device: 4 signature, 5 does not fit, 6 rolled back."""
     if args.to.startswith("fleet:"):
         return begin(args)
-    import json
-    import sys
     from dataclasses import asdict
 
+    from device_runtime.update.state import TrialLimits
     from toolkit.progress import ProgressBar
     from toolkit.ssh.board_lock import only_one
-    from toolkit.ssh.deploy import Limits, Outgoing, deploy
+    from toolkit.ssh.deploy import Outgoing, deploy
     from toolkit.ssh.device import BoardDevice
     from toolkit.ssh.over_ssh import OverSsh
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    limits, remote = Limits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
+    limits, remote = TrialLimits(args.min_tps, args.max_rss_mb), open_remote(args, args.to)
     with as_folder(args.bundle) as folder, ProgressBar() as bar:
         if args.keys is not None:
             check_signature(folder, args.keys)
@@ -57,12 +54,8 @@ def run(args: argparse.Namespace) -> int:
             board = BoardDevice(remote, args.root)
             with only_one(board):
                 done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
-    if args.json:
-        print(json.dumps(asdict(done), ensure_ascii=False))
-        return 0
     state = "is on the air" if done.restarted else "waits for the service to start anew"
-    print(f"{done.device}: {done.name} {done.version} {state} as {done.model}")
-    return 0
+    return show(args, asdict(done), [f"{done.device}: {done.name} {done.version} {state} as {done.model}"])
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, whole_number
+from toolkit.cli.output import rows, say, show
 
 if TYPE_CHECKING:
     from toolkit.ssh.device import BoardDevice
@@ -88,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _init(args: argparse.Namespace, remote: Remote) -> int:
-    import json
-    import sys
     from dataclasses import asdict
 
     from boards import board_ids, load_board
@@ -109,37 +108,20 @@ def _init(args: argparse.Namespace, remote: Remote) -> int:
         Path(args.board) if args.board and args.board not in board_ids() else None,
     )  # fmt: skip
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with ProgressBar() as bar:
         installer = Installer(remote, plan, say, bar.update)
         with remote:
             report = installer.run(args.dry_run)
-    if args.json:
-        print(json.dumps(asdict(report), ensure_ascii=False))
-        return 0
     changed = [step.name for step in report.steps if step.changed]
-    print(f"{report.device} at {report.target}: {', '.join(changed) + ' changed' if changed else 'nothing changed'}")
-    if report.next:
-        print(report.next)
-    return 0
+    first = f"{report.device} at {report.target}: {', '.join(changed) + ' changed' if changed else 'nothing changed'}"
+    return show(args, asdict(report), [first, *([report.next] if report.next else [])])
 
 
 def _status(args: argparse.Namespace, board: BoardDevice) -> int:
-    import json
-
     from toolkit.ssh.maintain import status
 
     found = status(board)
-    if args.json:
-        print(json.dumps(found.to_fields(), ensure_ascii=False))
-        return 0
-    rows = found.rows()
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        print(f"{name:<{width}}  {text}")
-    return 0
+    return show(args, found.to_fields(), rows(found.rows()))
 
 
 def _logs(args: argparse.Namespace, board: BoardDevice) -> int:
@@ -156,26 +138,19 @@ def _doctor(args: argparse.Namespace, board: BoardDevice) -> int:
 
 
 def _rollback(args: argparse.Namespace, board: BoardDevice) -> int:
-    import json
-    import sys
-
     from toolkit.ssh.board_lock import only_one
     from toolkit.ssh.maintain import rollback
     from toolkit.ssh.over_ssh import OverSsh
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     transport = OverSsh(board, say)
     model = transport.choose_model(args.model)
     with only_one(board):
-        slots: dict[str, Any] = rollback(board, model, say)
+        slots = rollback(board, model, say)
     if not board.restartable:
         transport.start(model, slots)  # which says how
-    if args.json:
-        fields = {"device": board.record.device, "model": model, "restarted": board.restartable, "slots": slots}
-        print(json.dumps(fields))
-        return 0
-    active = slots.get("versions", {}).get(slots.get("active"), "?")
-    print(f"{board.record.device}: model {model} is back at version {active}")
-    return 0
+    fields = {"device": board.record.device, "model": model, "restarted": board.restartable}
+    return show(
+        args,
+        fields | {"slots": slots.to_fields()},
+        [f"{board.record.device}: model {model} is back at version {slots.version(slots.active)}"],
+    )

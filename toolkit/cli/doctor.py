@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json
+from toolkit.cli.output import print_json, rows, say
 
 if TYPE_CHECKING:
     from toolkit.doctor import Finding
@@ -43,21 +43,21 @@ def run(args: argparse.Namespace) -> int:
 
 def print_findings(findings: Iterable[Finding], as_json: bool) -> int:
     """One line each as it comes, or all as JSON; returns the exit code."""
-    import json
-
     from toolkit.doctor import Level
 
     found = []
     for finding in findings:
         found.append(finding)
         if not as_json:
-            print(f"{finding.level.value:<5} {finding.what:<12} {finding.found}", flush=True)
+            lines = [(finding.level.value, finding.what, finding.found)]
             if finding.next:
-                print(f"{'':<5} {'':<12} -> {finding.next}", flush=True)
+                lines.append(("", "", f"-> {finding.next}"))
+            for level, what, text in lines:
+                print(*rows([(f"{level:<5} {what:<11}", text)]), sep="\n", flush=True)
     failed = sum(finding.level is Level.FAIL for finding in found)
     if as_json:
         fields = [vars(finding) | {"level": finding.level.value} for finding in found]
-        print(json.dumps({"ok": not failed, "findings": fields}, ensure_ascii=False))
+        print_json({"ok": not failed, "findings": fields})
     elif failed:
-        print(f"stonechat: {failed} of {len(found)} checks failed", file=sys.stderr)
+        say(f"stonechat: {failed} of {len(found)} checks failed")
     return 1 if failed else 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
+from toolkit.cli.output import paragraph, show, table
 
 if TYPE_CHECKING:
     from converters.checkpoints import Checkpoint
@@ -42,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    import json
-
     from device_runtime.errors import ConfigurationError
     from device_runtime.update.slots import open_bundle
 
@@ -94,39 +94,38 @@ def run(args: argparse.Namespace) -> int:
         from toolkit.plot import plot_layer_errors
 
         plot_layer_errors(args.plot, f"{manifest.name}, profile {manifest.profile}", errors)
-    if args.json:
-        result = {
-            **total.to_json(),
-            "window": length,
-            "kinds": {name: result.to_json() for name, result in results.items()},
-            "layers": [{"name": e.name, "snr_db": round(e.snr_db, 2), "lost_db": round(e.lost_db, 2)} for e in errors],
-        }
-        print(json.dumps(result, ensure_ascii=False))
-        return 0
-    _print_table({**results, "all": total} if len(results) > 1 else results)
+    lines = [*_table({**results, "all": total} if len(results) > 1 else results)]
     if errors:
-        print(
+        lines += paragraph(
             f"signal to noise after the last layer: {errors[-1].snr_db:.1f} dB; most is lost in "
             + ", ".join(f"{e.name} ({e.lost_db:.1f} dB, to {e.snr_db:.1f})" for e in worst_layers(errors))
         )
     if total.tokens < _MANY:
-        print(f"{total.tokens} tokens say little: give a text of some thousand")
-    return 0
+        lines.append(f"{total.tokens} tokens say little: give a text of some thousand")
+    return show(
+        args,
+        {
+            **total.to_json(),
+            "window": length,
+            "kinds": {name: result.to_json() for name, result in results.items()},
+            "layers": [{"name": e.name, "snr_db": round(e.snr_db, 2), "lost_db": round(e.lost_db, 2)} for e in errors],
+        },
+        lines,
+    )
 
 
-def _print_table(rows: dict[str, Comparison]) -> None:
-    width = max(map(len, rows))
-    first = next(iter(rows.values()))
-    header = f"{'':{width}}  {'tokens':>6}  perplexity"
-    if first.ratio is not None:
-        header += "   float  ratio ± s.e.     KL, nats  same top-1"
-    print(header)
-    for name, c in rows.items():
-        line = f"{name:{width}}  {c.tokens:6}  {c.graph_perplexity:10.3f}"
+def _table(results: dict[str, Comparison]) -> Iterator[str]:
+    header: tuple[str, ...] = ("", "tokens", "perplexity")
+    if next(iter(results.values())).ratio is not None:
+        header += ("float", "ratio ± s.e.", "KL, nats", "same top-1")
+    lines = []
+    for name, c in results.items():
+        line: tuple[str, ...] = (name, str(c.tokens), f"{c.graph_perplexity:.3f}")
         if c.ratio is not None:
-            line += f"  {c.float_perplexity:6.3f}  {c.ratio:.4f} ± {c.ratio_error:.4f}"
-            line += f"  {c.kl_divergence:8.5f}  {c.top1_agreement:9.1%}"
-        print(line)
+            line += (f"{c.float_perplexity:.3f}", f"{c.ratio:.4f} ± {c.ratio_error:.4f}")
+            line += (f"{c.kl_divergence:.5f}", f"{c.top1_agreement:.1%}")
+        lines.append(line)
+    return table(lines, header, right=range(1, len(header)))
 
 
 def _check_pair(manifest: Manifest, checkpoint: Checkpoint) -> None:

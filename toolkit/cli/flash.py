@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, require_extra
+from toolkit.cli.output import rows, say, show
 
 if TYPE_CHECKING:
     from toolkit.flash.flasher import Flasher, Part, Result
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
         result = _flash(flasher, parts, args.port)
     except ImportError as error:
         raise require_extra("flash", error) from None
-    _print(args.json, board.id, parts, result)
-    return 0
+    return _show(args, board.id, parts, result)
 
 
 def _flash(flasher: Flasher, parts: list[Part], port: str | None) -> Result:
@@ -68,21 +67,16 @@ def _flash(flasher: Flasher, parts: list[Part], port: str | None) -> Result:
         try:
             return flasher.flash(parts, port, report)
         except KeyboardInterrupt:
-            print(f"\nstonechat: {flasher.half_done if begun else 'Nothing was written.'}", file=sys.stderr)
+            say(f"\nstonechat: {flasher.half_done if begun else 'Nothing was written.'}")
             raise
 
 
-def _print(as_json: bool, board: str, parts: list[Part], result: Result) -> None:
-    import json
-
-    if as_json:
-        written = [
-            {"what": p.what, "file": p.image.name, "address": p.address, "bytes": len(p.image.data)} for p in parts
-        ]
-        print(json.dumps({"board": board, "port": result.port, "written": written, "verified": result.verified}))
-        return
+def _show(args: argparse.Namespace, board: str, parts: list[Part], result: Result) -> int:
+    written = [{"what": p.what, "file": p.image.name, "address": p.address, "bytes": len(p.image.data)} for p in parts]
+    lines: list[tuple[str, str]] = []
     for part in parts:
         place = f" at 0x{part.address:08x}" if part.address else ""
-        print(f"{part.what:<10}{part.image.name}, {len(part.image.data)} bytes{place}")
-    print(f"{'board':<10}{board} on {result.port}")
-    print(f"{'verified':<10}{result.verified}")
+        lines.append((part.what, f"{part.image.name}, {len(part.image.data)} bytes{place}"))
+    lines += [("board", f"{board} on {result.port}"), ("verified", result.verified)]
+    fields = {"board": board, "port": result.port, "written": written, "verified": result.verified}
+    return show(args, fields, rows(lines))

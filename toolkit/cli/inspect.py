@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json
-from toolkit.cli.quality_text import quality_rows
+from toolkit.cli.output import rows
+from toolkit.quality_text import quality_rows
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     graph, tokenizer = manifest.graph, manifest.tokenizer
     count = len(manifest.prefix_tokens)
-    rows = [
+    lines = [
         ("name", f"{manifest.name}, version {manifest.version}"),
         ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
         ("profile", manifest.profile),
@@ -39,22 +40,20 @@ def run(args: argparse.Namespace) -> int:
         ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
     ]
     if instruction := manifest.instruction:
-        rows.append(("instruction", instruction if len(instruction) <= 80 else f"{instruction[:79]}…"))
-    rows += quality_rows(manifest.quality)
+        lines.append(("instruction", instruction if len(instruction) <= 80 else f"{instruction[:79]}…"))
+    lines += quality_rows(manifest.quality)
     if arena := manifest.arena:
-        rows.append(
+        lines.append(
             (
                 "arena",
                 f"{arena.total_bytes:,} bytes in TFLite Micro: head {arena.head_bytes:,}, tail {arena.tail_bytes:,}, "
                 f"of which kv_cache {arena.kv_cache_bytes:,}; pointers had {arena.pointer_bytes} bytes",
             )
         )
-    rows += [
+    lines += [
         ("source", f"{manifest.source['name']}, sha256 {manifest.source['sha256'][:16]}…"),
         ("converter", f"stonechat {manifest.converter}"),
         *((name, f"{entry.size_bytes:,} bytes, sha256 {entry.sha256[:16]}…") for name, entry in manifest.files.items()),
     ]
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        print(f"{label:<{width}}  {value}")
+    print(*rows(lines), sep="\n")
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, require_extra
+from toolkit.cli.output import say, show
 
 if TYPE_CHECKING:
     from device_runtime.bundle.trust import PublicKey
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from toolkit.signing.keys import new_key, read_any_key, read_passphrase, retire
     except ImportError as error:
-        raise require_extra("update", error) from None
+        raise require_extra("sign", error) from None
     from device_runtime.bundle.trust import read_key
     from device_runtime.mqtt.topics import check_id
 
@@ -66,16 +66,10 @@ def run(args: argparse.Namespace) -> int:
         left = [str(other) for other in trusted.keys.values()]
         _show(args, key, {"retired": str(target)}, f"{target}: retired; trusted are {', '.join(left) or 'none'}")
         if not left:
-            print(f"stonechat: no key is left in {args.keys}: a device with it refuses every bundle", file=sys.stderr)
+            say(f"stonechat: no key is left in {args.keys}: a device with it refuses every bundle")
     return 0
 
 
 def _show(args: argparse.Namespace, key: PublicKey, files: dict[str, str], line: str = "") -> None:
-    import json
-
-    if args.json:
-        print(json.dumps({"name": key.name, "id": key.key_id, **files}))
-        return
-    print(f"key {key.name}, id {key.key_id}")
-    if line:
-        print(line)
+    fields = {"name": key.name, "id": key.key_id, **files}
+    show(args, fields, [f"key {key.name}, id {key.key_id}", *([line] if line else [])])

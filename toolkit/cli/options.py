@@ -103,7 +103,7 @@ def require_extra(extra: str, error: ImportError) -> MissingExtraError:
     """What to say when a package of an extra is missing."""
     return MissingExtraError(
         f"This command needs the package {error.name!r}, which is not installed; "
-        f"run `pip install 'stonechat[{extra}]'`.",
+        f"run `pip install 'stonechat[{extra}]'`, or `pip install '.[{extra}]'` in a checkout.",
         package=error.name,
         extra=extra,
     )

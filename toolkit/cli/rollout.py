@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, percent, whole_number
+from toolkit.cli.output import paragraph, rows, say, show, table
 
 if TYPE_CHECKING:
     from toolkit.rollout.files import RolloutFiles
@@ -115,7 +116,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
     import signal
-    import sys
 
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
@@ -123,9 +123,6 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     from toolkit.rollout.rollout import Stage
     from toolkit.rollout.run import Runner
     from toolkit.rollout.sender import Sender
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     plan = rollout.plan
     bundle = open_bundle(Path(plan.bundle), verify=True)
@@ -161,34 +158,21 @@ def _stopped(rollout: Rollout) -> int:
 
 
 def _list(args: argparse.Namespace, files: RolloutFiles) -> int:
-    import json
-
     rollouts = [files.read(rollout_id) for rollout_id in files.ids()]
-    if args.json:
-        print(json.dumps([_fields(rollout, files) for rollout in rollouts], ensure_ascii=False))
-        return 0
-    if not rollouts:
-        print("no roll-outs; begin one with: stonechat deploy BUNDLE --to fleet:GROUP --fleet FLEET.yaml")
-    for rollout in rollouts:
-        plan = rollout.plan
-        print(f"{plan.id}  {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}")
-    return 0
+    none = ["no roll-outs; begin one with:", "  stonechat deploy BUNDLE --to fleet:GROUP --fleet FLEET.yaml"]
+    lines = [(r.plan.id, f"{r.plan.name} {r.plan.version} to {r.plan.group}: {_sentence(r, files)}") for r in rollouts]
+    return show(args, [_fields(rollout, files) for rollout in rollouts], rows(lines) if lines else none)
 
 
 def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
-    import json
-
-    if args.json:
-        print(json.dumps(_fields(rollout, files), ensure_ascii=False))
-        return 0
     plan = rollout.plan
-    print(f"roll-out {plan.id}: {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}")
-    width = max(map(len, rollout.devices))
+    lines = []
     for name, device in rollout.devices.items():
         role = "canary" if name in rollout.canaries else ""
         note = device.message or (f"{device.tokens_per_s:.1f} tok/s" if device.tokens_per_s else "")
-        print(f"  {name:<{width}}  {device.phase.value:<9}  {role:<6}  {note}".rstrip())
-    return 0
+        lines.append((f"  {name}", f"{device.phase.value:<9}", f"{role:<6}", note))
+    first = f"roll-out {plan.id}: {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}"
+    return show(args, _fields(rollout, files), [*paragraph(first), *table(lines)])
 
 
 def _sentence(rollout: Rollout, files: RolloutFiles) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, add_runtime, add_sampling, read_schema, sampling
+from toolkit.cli.output import print_json
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -54,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     finally:
         model.close()
     if args.json:
-        import json
         from dataclasses import asdict
 
         from device_runtime.machine.machine import peak_rss_mb
@@ -62,7 +62,5 @@ def run(args: argparse.Namespace) -> int:
         result = asdict(generation.result)
         result["load_ms"] = (loaded_s - started_s) * 1e3
         result["peak_rss_mb"] = peak_rss_mb()
-        print(
-            json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()}, ensure_ascii=False)
-        )
+        print_json({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()})
     return 0

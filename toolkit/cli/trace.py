@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, require_extra
+from toolkit.cli.output import show
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -24,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trace and save."""
-    import json
-
     from converters.measure.trace import save, trace_bundle, trace_checkpoint
 
     if (args.source / "manifest.json").is_file():
@@ -37,14 +36,9 @@ def run(args: argparse.Namespace) -> int:
             raise require_extra("convert", error) from None
     save(args.output, {"tokens": args.tokens, **arrays})
     shapes = {name: list(values.shape) for name, values in arrays.items()}
-    if args.json:
-        print(json.dumps({"output": str(args.output), "arrays": shapes}))
-    else:
-        print(
-            f"{args.output}: logits {tuple(shapes['logits'])}"
-            + (f" and {len(shapes) - 1} layer outputs" if args.layers else "")
-        )
-    return 0
+    layers = f" and {len(shapes) - 1} layer outputs" if args.layers else ""
+    line = f"{args.output}: logits {tuple(shapes['logits'])}{layers}"
+    return show(args, {"output": str(args.output), "arrays": shapes}, [line])
 
 
 def _tokens(text: str) -> list[int]:

@@ -10,10 +10,14 @@ import argparse
 import json
 import os
 import queue
+import re
 import secrets
 import signal
+import statistics
 import sys
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,18 +36,21 @@ DEVICE = "greenhouse-pi"
 SERVE = (sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())", "serve")
 READY_S = 120.0  # a cold start packs the model's weights
 ANSWER_S = 120.0  # between two answers
+RATE = 12  # readings a second: four hours, until it is hot, pass in 14 seconds
+RATE_LINE = re.compile(r"link \S+ answered: \d+ tokens, ([\d.]+) tok/s")  # device/link_runner.py logs it
+RATE_S = 0.5  # that the line may come after the answer
 
 
 def next_steps(bundle: Path) -> str:
-    """Three lines that work when pasted, from where the user is."""
+    """Lines that work when pasted, from where the user is."""
     beside = Path(sys.executable).parent / "stonechat"
     command = os.path.relpath(beside) if beside.exists() else "stonechat"
     return (
         "Try next:\n"
         f'  {command} run {os.path.relpath(bundle)} "What do tomatoes need in the heat?"\n'
         f"  {command} bench {os.path.relpath(bundle)}\n"
-        f"  edit the links in {os.path.relpath(GREENHOUSE)}/fleet.yaml (docs/guides/links.md explains them) "
-        "and run this again"
+        f"  edit the links in {os.path.relpath(GREENHOUSE)}/fleet.yaml\n"
+        "  (docs/guides/links.md explains them) and run this again"
     )
 
 
@@ -90,9 +97,9 @@ def show(bundle: Path, answers: int, broker_url: str | None = None, *, serve: Se
             _start_device(processes, serve, broker_url, bundle)
             _await_ready(processes, heard)
             print(f"device   {DEVICE} with the model {bundle.resolve().name}")
-            sensors = [sys.executable, str(GREENHOUSE / "sensors.py"), "--rate", "8", "--start", "10"]
+            sensors = [sys.executable, str(GREENHOUSE / "sensors.py"), "--rate", str(RATE), "--start", "6"]
             processes.start("sensors", [*sensors, "--broker", broker_url])
-            print("sensors  8 readings a second, from 10:00 on a sunny day\n")
+            print(f"sensors  {RATE} readings a second, from 6:00 on a sunny day\n")
             _print_answers(processes, heard, answers)
         finally:
             client.close()
@@ -117,21 +124,46 @@ def _await_ready(processes: Processes, heard: queue.Queue[Incoming]) -> None:
 
 
 def _print_answers(processes: Processes, heard: queue.Queue[Incoming], answers: int) -> None:
-    shown = readings = 0
+    """Print `answers` answers, at most half of them (rounded up) of one link: a day has more to show than its heat."""
+    shown: Counter[str] = Counter()
+    readings = answered = 0
     last_s = time.monotonic()
-    while shown < answers:
+    while shown.total() < answers:
         message = _hear(processes, heard, 1.0)
         if message is None:
             if time.monotonic() - last_s > ANSWER_S:
                 raise UnreachableError(f"no answer for {ANSWER_S:g} s.{processes.last_words('device')}")
         elif matches("greenhouse/+/advice", message.topic):
             answer = json.loads(message.payload)
-            shown, last_s = shown + 1, time.monotonic()
-            print(f"{answer['reading'].get('time', '')}  {message.topic.split('/')[1]} house: {_spell(answer)}")
-            print(f"       {answer['text'].strip()}\n", flush=True)
+            answered, last_s = answered + 1, time.monotonic()
+            if shown[answer["link"]] < (answers + 1) // 2:
+                shown[answer["link"]] += 1
+                _print(message.topic, answer, _rates(processes, answered)[-1:])
         elif message.topic.startswith("greenhouse/"):
             readings += 1
-    print(f"{readings} readings came; {shown} were answered. The others never reached the model.\n")
+    rates = _rates(processes, answered)
+    speed = f" at {statistics.median(rates):.1f} tokens a second (median)" if rates else ""
+    print(f"{readings} readings came; {answered} were answered{speed}.")
+    print("The others never reached the model.\n")
+
+
+def _print(topic: str, answer: dict[str, Any], rate: Sequence[float]) -> None:
+    speed = f" ({rate[0]:.1f} tok/s)" if rate else ""
+    head = f"{answer['reading'].get('time', '')}  {topic.split('/')[1]} house: {_spell(answer)}{speed}"
+    indent = " " * 7
+    print(textwrap.fill(head, 80, subsequent_indent=indent))
+    text = textwrap.fill(answer["text"].strip(), 80, initial_indent=indent, subsequent_indent=indent)
+    print(f"{text}\n", flush=True)
+
+
+def _rates(processes: Processes, answered: int) -> list[float]:
+    """Tokens a second of each answer so far, from the device's log."""
+    end_s = time.monotonic() + RATE_S
+    while True:
+        rates = [float(rate) for rate in RATE_LINE.findall(processes.log("device"))]
+        if len(rates) >= answered or time.monotonic() > end_s:
+            return rates
+        time.sleep(0.02)
 
 
 def _spell(answer: dict[str, Any]) -> str:

@@ -60,10 +60,14 @@ class Processes:
             if (code := part.process.poll()) is not None:
                 raise PartFailedError(f"the {part.name} ended with exit code {code}.{self.last_words(part.name)}")
 
+    def log(self, name: str) -> str:
+        """What a part has written to stderr so far."""
+        log = next(part.log for part in self._parts if part.name == name)
+        return log.read_text(encoding="utf-8", errors="replace")
+
     def last_words(self, name: str) -> str:
         """The end of a part's stderr, ready to be appended to a message."""
-        log = next(part.log for part in self._parts if part.name == name)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        lines = self.log(name).splitlines()[-TAIL_LINES:]
         return (
             "".join(f"\n  {line}" for line in [f"last lines of the {name}:", *lines]) if lines else " It said nothing."
         )

@@ -1,4 +1,4 @@
-"""The board that this process runs on, as `device init` has left it: told by what lies beside the fleet file."""
+"""The board that this process runs on, as `device init` has set it up: known by what is beside the fleet file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.machine.requirements import require_room
 from device_runtime.update.policy import Policy
 from toolkit.device.layout import FLEET, KEYS, RECORD, Layout
-from toolkit.ssh.device import Record
+from toolkit.device.record import Record
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest

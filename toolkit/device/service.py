@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device_runtime.bundle.folder import Bundle
-    from device_runtime.bundle.manifest import Manifest
-    from device_runtime.bundle.trust import TrustStore
+    from device_runtime.device.models import DeviceModels
     from device_runtime.device.service import Service
-    from device_runtime.device.watchdog import ServiceManager
     from device_runtime.fleet.file import Fleet, ModelEntry
 
-__all__ = ["DeviceModels", "add_service_flags", "default_state_dir", "log_to_stderr", "run_until_stopped"]
-
-OPENING_S = 600.0  # at most that opening a model takes after its trial: its weights are arranged anew
+__all__ = ["add_service_flags", "default_state_dir", "device_models", "log_to_stderr", "run_until_stopped"]
 
 
 def add_service_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,90 +28,30 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class DeviceModels:
-    """The models of one device, and whose signature their bundles need."""
+def device_models(
+    device: str, fleet: Fleet | None, keys: Path | None, entries: Mapping[str, ModelEntry] | None = None
+) -> DeviceModels:
+    """The models of a device of the fleet file, or `entries` in their place.
 
-    device: str  # its id
-    entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
-    trust: TrustStore  # as it was at the start
-    plan: Fleet | None = None  # None: there is no fleet file that could contradict a model
+    Args:
+        keys: a folder of public keys, in place of the fleet file's.
 
-    @classmethod
-    def of(
-        cls, device: str, plan: Fleet | None, keys: Path | None, entries: Mapping[str, ModelEntry] | None = None
-    ) -> DeviceModels:
-        """Those of the fleet file, or `entries` in their place.
+    Raises:
+        ConfigurationError: the file has no such device, or the folder of keys has none.
+    """
+    from device_runtime.bundle.trust import trusted
+    from device_runtime.device.models import DeviceModels
+    from toolkit.device.installed import keys_beside
 
-        Args:
-            keys: a folder of public keys, in place of the fleet file's.
-
-        Raises:
-            ConfigurationError: the file has no such device, or the folder of keys has none.
-        """
-        from device_runtime.bundle.trust import trusted
-        from toolkit.device.installed import keys_beside
-
-        if entries is None:
-            entries = plan.models_of(device) if plan is not None else {}
-        if keys is None and plan is not None:
-            keys = plan.keys_folder() or keys_beside(plan.path)
-        return cls(device, entries, trusted(keys), plan)
-
-    def hold_trials(self, manager: ServiceManager) -> None:
-        """Hold the trials that are due. What a bundle is worth does not depend on whether there is a broker.
-
-        Raises:
-            ConfigurationError: a slot folder has no bundle that passed its trial.
-        """
-        for name in self.entries:
-            self.ready(name, manager)
-
-    def ready(self, name: str, manager: ServiceManager) -> Path:
-        """The bundle of a model: of a slot folder the active one, once the trial that is due has been held.
-
-        Args:
-            manager: hears that the start takes as long as the trial may.
-        """
-        from device_runtime.engine.structured import SchemaCompiler
-        from device_runtime.update.slots import is_slot_folder, read_state
-        from device_runtime.update.trial import ready_bundle
-
-        def check(bundle: Bundle) -> None:
-            if self.plan is not None:
-                self.plan.check_model(self.device, name, bundle.manifest, SchemaCompiler(bundle).check)
-
-        entry = self.entries[name]
-        path = Path(entry.bundle)
-        if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
-            manager.starting(trial.limits.timeout_s + OPENING_S)
-            manager.status(f"trying the new bundle of {name}")
-        return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
-
-    @property
-    def may_run(self) -> TrustStore:
-        """Whose bundles this process opens: a key that is retired meanwhile ends what runs at the next start only.
-
-        Without the keys of the start, an update that fails its trial would leave no bundle to go back to.
-        """
-        from dataclasses import replace
-
-        now = self.trust.reloaded()
-        return replace(now, keys=now.keys | self.trust.keys) if self.trust.demands_signatures else self.trust
-
-    def check(
-        self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
-    ) -> None:
-        """Hold a bundle that was opened against the fleet file; see `Fleet.check_model`."""
-        from device_runtime.bundle.admission import warn_if_expired
-
-        warn_if_expired(manifest)
-        if self.plan is not None:
-            self.plan.check_model(self.device, name, manifest, check_schema)
+    if entries is None:
+        entries = fleet.models_of(device) if fleet is not None else {}
+    if keys is None and fleet is not None:
+        keys = fleet.keys_folder() or keys_beside(fleet.path)
+    return DeviceModels(device, entries, trusted(keys), fleet)
 
 
 def log_to_stderr() -> None:
-    """What a service does, for whoever looks on."""
+    """Log what a service does."""
     import logging
 
     from device_runtime.engine.backends.native_log import own_stderr

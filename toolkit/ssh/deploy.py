@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
@@ -21,8 +21,10 @@ from device_runtime.errors import (
     StonechatError,
     UnreachableError,
 )
+from device_runtime.update.state import TrialLimits
+from toolkit.device.slot_state import SlotState
 
-__all__ = ["Limits", "Outgoing", "Result", "Transport", "deploy", "error_of"]
+__all__ = ["Outgoing", "Result", "Transport", "deploy", "error_of"]
 
 SIGNATURE = "manifest.sig"
 
@@ -54,14 +56,6 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a trial has to reach."""
-
-    min_tps: float | None = None  # tokens a second
-    max_rss_mb: float | None = None  # 10^6 bytes
-
-
-@dataclass(frozen=True)
 class Result:
     """How a deployment ended well."""
 
@@ -73,7 +67,7 @@ class Result:
     sent: tuple[str, ...]  # files that travelled
     kept: tuple[str, ...]  # files that the device had
     restarted: bool
-    slots: dict[str, Any]  # what the device says of its slots
+    slots: SlotState  # as the device reports it
 
 
 class Transport(Protocol):
@@ -89,11 +83,11 @@ class Transport(Protocol):
         """Bring the files that the device lacks; returns their names, and the bytes that travelled."""
         ...
 
-    def install(self, bundle: Outgoing, model: str, limits: Limits) -> dict[str, Any]:
+    def install(self, bundle: Outgoing, model: str, limits: TrialLimits) -> SlotState:
         """Put what was sent into the free slot; returns the state of the slots. Its trial may still be due."""
         ...
 
-    def start(self, model: str, slots: dict[str, Any]) -> dict[str, Any] | None:
+    def start(self, model: str, slots: SlotState) -> SlotState | None:
         """Have the service hold the trial and come on the air with the bundle, or go back.
 
         Args:
@@ -106,7 +100,7 @@ class Transport(Protocol):
 
 
 def deploy(
-    bundle: Outgoing, transport: Transport, model: str | None, limits: Limits,
+    bundle: Outgoing, transport: Transport, model: str | None, limits: TrialLimits,
     say: Callable[[str], None], progress: Callable[[str, float], None],
 ) -> Result:  # fmt: skip
     """Bring `bundle` to a device and see it run.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from device_runtime.device.watchdog import CONNECTING
-from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.records import typed_json
+from device_runtime.errors import ConfigurationError, UnreachableError, UpdateError
 from toolkit.device.layout import SERVICE, USER, Layout
+from toolkit.device.record import Record
+from toolkit.device.slot_state import SlotState
 from toolkit.ssh.ssh import Remote, last_words
 
-__all__ = ["BoardDevice", "Record", "restart_by_command", "restart_unit"]
+__all__ = ["BoardDevice", "error_fields", "restart_by_command", "restart_unit", "slot_state"]
 
 _SHOW = """
 systemctl show "$1" -p ActiveState -p SubState -p Result -p StatusText -p NRestarts -p ActiveEnterTimestamp \
@@ -32,36 +32,6 @@ exit $code
 LOOK_S = 0.5  # between looks at a unit that starts
 BROKER_S = 60.0  # that a service may look for its broker before the operator is told
 _KEYS = 'find "$1" -name "*.pub"'
-
-
-@dataclass(frozen=True)
-class Record:
-    """ROOT/device.json: what `device init` chose."""
-
-    device: str  # its id in the fleet file
-    prefix: str
-    service: str  # systemd, or none
-    restart: str | None = None  # where there is no systemd: a command that ends well once the service is ready
-    board: str | None = None  # its id, or where its board file lies there
-    schema: int = 1
-
-    def to_json(self) -> str:
-        """As it lies on the board."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Record:
-        """Read it.
-
-        Raises:
-            ValueError: it is damaged, or by a newer stonechat.
-        """
-        data = json.loads(text)
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != 1:
-            raise ValueError(f"schema is {schema!r}, and this stonechat knows 1")
-        record: Record = typed_json.read(cls, data)
-        return record
 
 
 class BoardDevice:
@@ -155,14 +125,27 @@ class BoardDevice:
     def _may_sudo(self) -> bool:
         return self.remote.run("sudo -n true").code == 0
 
-    def slots(self, model: str) -> dict[str, Any] | None:
-        """What `stonechat slots show` says of a model; None where there is no bundle yet."""
+    def slots(self, model: str) -> SlotState | None:
+        """What `stonechat slots show` prints of a model; None where there is no bundle yet."""
         code, out, _ = self.stonechat("slots", "show", self.layout.slots(model), "--json")
-        try:
-            found = json.loads(out)
-        except ValueError:
-            return None
-        return found if code == 0 and isinstance(found, dict) else None
+        return slot_state(out) if code == 0 else None
+
+
+def slot_state(out: str) -> SlotState | None:
+    """What a `stonechat slots` on a board has printed, in the last line of its output; None if it is something else."""
+    try:
+        found = json.loads(out.strip().splitlines()[-1])
+        return SlotState.from_fields(found) if isinstance(found, dict) else None
+    except (ValueError, IndexError, UpdateError):
+        return None
+
+
+def error_fields(out: str) -> dict[str, Any]:
+    """The error that a `stonechat … --json` on a board has printed; empty if it is something else."""
+    try:
+        return dict(json.loads(out.strip().splitlines()[-1])["error"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        return {}
 
 
 def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:

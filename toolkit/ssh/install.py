@@ -17,8 +17,9 @@ from boards.detect import detect
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from toolkit.device.layout import SERVICE, USER
+from toolkit.device.record import Record
 from toolkit.ssh.copy import copy_file, file_sha256, put_text
-from toolkit.ssh.device import Record, restart_by_command, restart_unit
+from toolkit.ssh.device import restart_by_command, restart_unit
 from toolkit.ssh.plan import Plan, files_of
 from toolkit.ssh.probe import Facts, check_board, probe
 from toolkit.ssh.ssh import Remote, RemoteError
@@ -59,7 +60,7 @@ rm -rf "$1"
 python3 -m venv ${4:+--system-site-packages} "$1"
 venv=$1 as=
 [ "$4" != "32 on 64" ] || as="env _PYTHON_HOST_PLATFORM=linux-armv7l setarch linux32"
-set -- --only-binary :all: "$2[update]" ${3:+--no-index --find-links "$3"}
+set -- --only-binary :all: "$2[sign]" ${3:+--no-index --find-links "$3"}
 PIP_DISABLE_PIP_VERSION_CHECK=1 $as "$venv/bin/python" -m pip install --no-cache-dir --progress-bar off "$@"
 """
 # The link, and after it what is neither the one in use nor the one before.

@@ -12,10 +12,13 @@ from typing import Any
 
 from device_runtime.errors import ConfigurationError, RolledBackError
 from device_runtime.fleet import file as fleet
+from device_runtime.update.state import Last
 from toolkit.device.layout import SERVICE
+from toolkit.device.slot_state import SlotState
 from toolkit.doctor import Finding, Level
 from toolkit.ssh.deploy import error_of
-from toolkit.ssh.device import BoardDevice
+from toolkit.ssh.device import BoardDevice, error_fields, slot_state
+from toolkit.ssh.ssh import RemoteError
 
 __all__ = ["Status", "doctor", "logs", "rollback", "status"]
 
@@ -32,11 +35,12 @@ class Status:
     board: str | None
     version: str | None  # of stonechat there; None where it does not start
     service: dict[str, str]  # what systemd says of the unit; empty without systemd
-    models: dict[str, dict[str, Any] | None]  # what `stonechat slots show` says; None where there is no bundle
+    models: dict[str, SlotState | None]  # None where there is no bundle
 
     def to_fields(self) -> dict[str, Any]:
         """For --json."""
-        return dict(vars(self))
+        models = {name: slots.to_fields() if slots else None for name, slots in self.models.items()}
+        return vars(self) | {"models": models}
 
     def rows(self) -> list[tuple[str, str]]:
         """For a person: what, and how it is."""
@@ -50,13 +54,12 @@ class Status:
             if slots is None:
                 rows.append((f"model {name}", "no bundle yet"))
                 continue
-            versions, active = slots.get("versions", {}), slots.get("active")
-            text = f"version {versions.get(active, '?')}, slot {active}" if active else "none runs"
-            if previous := slots.get("previous"):
-                text += f"; version {versions.get(previous, '?')} in slot {previous} to go back to"
+            text = f"version {slots.version(slots.active)}, slot {slots.active}" if slots.active else "none runs"
+            if slots.previous:
+                text += f"; version {slots.version(slots.previous)} in slot {slots.previous} to go back to"
             rows.append((f"model {name}", text))
-            if last := slots.get("last"):
-                rows.append(("last update", _last(last)))
+            if slots.last:
+                rows.append(("last update", _last(slots.last)))
         return rows
 
     def _service(self) -> str:
@@ -114,7 +117,7 @@ def doctor(board: BoardDevice) -> list[Finding]:
     return found
 
 
-def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> dict[str, Any]:
+def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> SlotState:
     """Go back to the bundle before, and bring it on the air.
 
     Raises:
@@ -122,21 +125,20 @@ def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> dict
         RolledBackError: there is, but the service does not start with it.
     """
     code, out, err = board.stonechat("slots", "rollback", board.layout.slots(model), "--json", *board.keys_flag())
-    try:
-        answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        answer = {}
+    state = slot_state(out)
     if code:
-        fault = answer.get("error", {})
+        fault = error_fields(out)
         raise error_of(code, str(fault.get("code")), f"{board.record.device}: {fault.get('message') or err.strip()}")
-    if board.restartable and (fault := board.restart(say)) is not None:
+    if state is None:
+        raise RemoteError(f"{board.record.device}: `stonechat slots rollback` printed no state: {out.strip()[:200]!r}")
+    if board.restartable and (reason := board.restart(say)) is not None:
         raise RolledBackError(
-            f"{board.record.device} is back at the bundle before, but its service does not start ({fault}); see "
+            f"{board.record.device} is back at the bundle before, but its service does not start ({reason}); see "
             f"`stonechat device logs {shlex.quote(str(board.remote.target))}`."
         )
-    return answer
+    return state
 
 
-def _last(last: dict[str, Any]) -> str:
-    words = f"version {last.get('version', '?')} {str(last.get('outcome', '?')).replace('_', ' ')}"
-    return f"{words}: {last['reason']}" if last.get("reason") else words
+def _last(last: Last) -> str:
+    words = f"version {last.version} {last.outcome.replace('_', ' ')}"
+    return f"{words}: {last.reason}" if last.reason else words

@@ -7,14 +7,15 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from device_runtime.errors import ConfigurationError, RolledBackError, UnreachableError
 from device_runtime.fleet import file as fleet
-from device_runtime.update.state import ATTEMPTS
+from device_runtime.update.state import ATTEMPTS, TrialLimits
+from toolkit.device.slot_state import SlotState
 from toolkit.ssh.copy import copy_file
-from toolkit.ssh.deploy import Limits, Outgoing, error_of
-from toolkit.ssh.device import BoardDevice
+from toolkit.ssh.deploy import Outgoing, error_of
+from toolkit.ssh.device import BoardDevice, error_fields, slot_state
 from toolkit.ssh.ssh import RemoteError
 
 __all__ = ["OverSsh"]
@@ -104,7 +105,7 @@ class OverSsh:
             before += sizes[name]
         return wanted, travelled
 
-    def install(self, bundle: Outgoing, model: str, limits: Limits) -> dict[str, Any]:
+    def install(self, bundle: Outgoing, model: str, limits: TrialLimits) -> SlotState:
         """As in `Transport`."""
         layout = self._board.layout
         words = ["slots", "install", f"{layout.incoming}/{bundle.id}", layout.slots(model), "--json"]
@@ -119,14 +120,15 @@ class OverSsh:
             words += ["--max-rss-mb", f"{limits.max_rss_mb:g}"]
         code, out, err = self._board.stonechat(*words)
         self._remote.run('rm -rf "$1"', f"{layout.incoming}/{bundle.id}", user=self._board.user)
-        answer = _answer(out)
         if code:
-            fault = answer.get("error", {})
+            fault = error_fields(out)
             message = fault.get("message") or err.strip() or f"`stonechat slots install` ended with {code}"
             raise error_of(code, str(fault.get("code")), f"{self.device}: {message}")
-        return answer
+        if (state := slot_state(out)) is None:
+            raise RemoteError(f"{self.device}: `stonechat slots install` printed no state: {out.strip()[:200]!r}")
+        return state
 
-    def start(self, model: str, slots: dict[str, Any]) -> dict[str, Any] | None:
+    def start(self, model: str, slots: SlotState) -> SlotState | None:
         """As in `Transport`."""
         board = self._board
         if not board.restartable:
@@ -138,7 +140,7 @@ class OverSsh:
                 f"stonechat deploy BUNDLE --to {self._remote.target} --model {lacking[0]}"
             )
             return None
-        due = slots.get("trial") is not None
+        due = slots.trial is not None
         self._say("the service starts anew, and tries it …" if due else "the service starts anew …")
         for _ in range(ATTEMPTS + 1):  # a start that is cut off counts as one, and the last one gives the bundle back
             fault, away = None, None
@@ -146,20 +148,19 @@ class OverSsh:
                 fault = board.restart(self._say)
             except UnreachableError as error:  # its broker; or the board, and then what comes next says so
                 away = error
-            slots = board.slots(model) or {}
-            if away or slots.get("trial") is None:
+            now = board.slots(model)
+            if away or now is None or now.trial is None:
                 break
-        last, goes_on = slots.get("last") or {}, f", but the service does not start: {fault}" if fault else ""
-        if away and slots.get("trial") is not None:
+        goes_on = f", but the service does not start: {fault}" if fault else ""
+        if away and now is not None and now.trial is not None:
             raise UnreachableError(f"{self.device} has the new bundle, and its trial is still due: {away}")
-        if not slots or slots.get("trial") is not None:
+        if now is None or now.trial is not None:
             raise RemoteError(f"{self.device}: the trial was not held{goes_on}; see `stonechat device logs`.")
-        if due and last.get("outcome") == "rolled_back":
-            active = slots["versions"].get(slots["active"])
-            runs = f"Version {active} runs as before" if active else "No bundle runs there yet"
+        if due and (last := now.last) is not None and last.outcome == "rolled_back":
+            runs = f"Version {now.version(now.active)} runs as before" if now.active else "No bundle runs there yet"
             raise RolledBackError(
-                f"{self.device}: version {last['version']} of {last['name']} did not pass its trial: {last['reason']}. "
-                f"{runs}{goes_on if active else ''}."
+                f"{self.device}: version {last.version} of {last.name} did not pass its trial: {last.reason}. "
+                f"{runs}{goes_on if now.active else ''}."
             )
         if away:
             raise UnreachableError(f"{self.device} has the new bundle, and {away}")
@@ -167,11 +168,12 @@ class OverSsh:
             self._go_back(model, fault)
         if fault:
             raise RemoteError(f"{self.device}: the service does not start ({fault}); see `stonechat device logs`.")
-        return slots
+        return now
 
     def _lacking(self) -> list[str]:
         """Models without which the service does not start."""
-        return [name for name in self._others if not (self._board.slots(name) or {}).get("active")]
+        states = ((name, self._board.slots(name)) for name in self._others)
+        return [name for name, state in states if state is None or state.active is None]
 
     def _go_back(self, model: str, reason: str) -> NoReturn:
         """The bundle passed its trial, and the service does not start with it: the one before has to run again."""
@@ -179,7 +181,7 @@ class OverSsh:
             "slots", "rollback", self._board.layout.slots(model), "--json", *self._board.keys_flag()
         )
         if code:
-            fault = _answer(out).get("error", {}).get("message") or err.strip()
+            fault = error_fields(out).get("message") or err.strip()
             raise RemoteError(
                 f"{self.device} has the new bundle, and its service does not start with it ({reason}). There is no way "
                 f"back: {fault} See `stonechat device logs`."
@@ -201,12 +203,3 @@ class OverSsh:
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # a damaged slot: its files are sent anew
         return found
-
-
-def _answer(out: str) -> dict[str, Any]:
-    """The JSON object that a command printed last."""
-    try:
-        found = json.loads(out.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return {}
-    return found if isinstance(found, dict) else {}

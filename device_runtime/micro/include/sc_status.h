@@ -15,7 +15,8 @@ typedef enum {
     SC_CONTEXT_FULL,    /* the kv_cache holds as many positions as the image has */
     SC_BAD_TOKEN,       /* a token that the vocabulary does not have */
     SC_BAD_ARGUMENT,    /* a null pointer, or a number outside of its range */
-    SC_SELF_TEST_FAILED /* the kernels do not compute what they computed when the image was made */
+    SC_SELF_TEST_FAILED, /* the kernels do not compute what they computed when the image was made */
+    SC_WORD_TOO_LONG    /* a word longer than the memory that the encoder was given */
 } sc_status;
 
 /* A sentence for people, in static memory. */

@@ -14,6 +14,7 @@ const char *sc_status_text(sc_status status) {
     case SC_CONTEXT_FULL: return "the kv_cache is full";
     case SC_BAD_TOKEN: return "the vocabulary has no such token";
     case SC_BAD_ARGUMENT: return "an argument is null or out of range";
+    case SC_WORD_TOO_LONG: return "a word of the text is longer than the encoder's memory; shorten it";
     case SC_SELF_TEST_FAILED: return "the kernels of this build do not compute what the image expects";
     }
     return "unknown status";

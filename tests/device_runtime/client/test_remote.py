@@ -9,8 +9,8 @@ import time
 import pytest
 
 from device_runtime.client.remote import RemoteModel
-from device_runtime.device.models import ModelSettings
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port
 from tests.scripted_model import ScriptedModel

@@ -57,7 +57,7 @@ def test_it_takes_effect_within_one_token(on_air):
 def test_it_finds_a_request_on_its_way_from_the_line_to_the_model(on_air, monkeypatch):
     """It waits no more, and its answer has not begun: between two threads nothing is lost."""
     device = on_air(ScriptedModel(["a", "b"], gated=True))
-    enter, steps = device.service._enter, []
+    enter, steps = device.service._device.lifecycle.enter, []
 
     def take_long(state):
         if not steps:
@@ -68,7 +68,7 @@ def test_it_finds_a_request_on_its_way_from_the_line_to_the_model(on_air, monkey
             device.until_waiting(1)  # so the cancel was read as well
         enter(state)
 
-    monkeypatch.setattr(device.service, "_enter", take_long)
+    monkeypatch.setattr(device.service._device.lifecycle, "enter", take_long)
     device.ask(prompt="x")
     final = device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]
     assert (final["finish"], final["text"]) == ("cancelled", "")

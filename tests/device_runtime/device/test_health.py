@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.device.health import Health
+from device_runtime.device.statistics import Statistics
 from device_runtime.errors import ContextOverflowError
 from device_runtime.machine import machine
 from device_runtime.mqtt.messages import Final, Usage
@@ -19,14 +19,14 @@ def answer(tps: float = 10.0, ttft_ms: float = 50.0, tokens: int = 5) -> Final:
 
 
 def test_a_new_device_tells_only_what_it_knows():
-    fields = Health().to_fields(queue=0)
+    fields = Statistics().to_fields(queue=0)
     assert fields["answers"] == fields["errors"] == fields["queue"] == fields["uptime_s"] == 0
     assert fields["rss_mb"] > 1
     assert "tps_p50" not in fields and "ttft_ms_p95" not in fields
 
 
 def test_rates_are_medians_and_first_tokens_the_95th_percentile():
-    health = Health()
+    health = Statistics()
     for i in range(1, 101):
         health.answered(answer(tps=float(i), ttft_ms=float(10 * i)))
     fields = health.to_fields(queue=3)
@@ -34,7 +34,7 @@ def test_rates_are_medians_and_first_tokens_the_95th_percentile():
 
 
 def test_an_answer_of_one_token_has_no_rate():
-    health = Health()
+    health = Statistics()
     health.answered(answer(tokens=1))
     health.answered(answer(tokens=0))
     fields = health.to_fields(queue=0)
@@ -43,7 +43,7 @@ def test_an_answer_of_one_token_has_no_rate():
 
 
 def test_memory_is_bounded():
-    health = Health()
+    health = Statistics()
     for i in range(10_000):
         health.answered(answer(tps=float(i)))
     assert len(health._rates) == len(health._firsts_ms) == 256
@@ -52,7 +52,7 @@ def test_memory_is_bounded():
 
 def test_uptime_is_on_the_given_clock():
     now = [100.0]
-    health = Health(lambda: now[0])
+    health = Statistics(lambda: now[0])
     now[0] = 190.4
     assert health.to_fields(queue=0)["uptime_s"] == 90
 
@@ -78,7 +78,7 @@ def test_a_machine_that_tells_neither(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("_THERMAL", "_THROTTLED"):
         monkeypatch.setattr(machine, name, tmp_path / "nowhere")
     assert machine.temperature_c() is None and machine.throttled() is None
-    assert {"temperature_c", "throttled"}.isdisjoint(Health().to_fields(queue=0))
+    assert {"temperature_c", "throttled"}.isdisjoint(Statistics().to_fields(queue=0))
 
 
 def test_it_is_published_at_the_start_and_again(on_air):

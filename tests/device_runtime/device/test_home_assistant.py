@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from jinja2.nativetypes import NativeEnvironment
 
-from device_runtime.device.home_assistant import STATUS_TOPIC, config_topic, describe
+from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, config_topic, describe
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic

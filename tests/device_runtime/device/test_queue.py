@@ -1,18 +1,18 @@
-"""The line of work before the model."""
+"""The queue before the model."""
 
 from __future__ import annotations
 
 from device_runtime.device import queue as work
-from device_runtime.device.queue import Job, WorkLine
+from device_runtime.device.queue import Job, JobQueue
 
 
 def job() -> Job:
-    return Job(None, lambda: None)
+    return Job()
 
 
 def test_readings_that_wait_are_bounded_whatever_their_topics():
     """A topic may hold 32 and there may be many topics; each waiting reading has its prompt in memory."""
-    line = WorkLine(limit=1)
+    line = JobQueue(limit=1)
     kept = [line.add_reading((topic, "t"), job(), "every") for topic in range(100) for _ in range(work.MAX_EVERY)]
     assert sum(kept) == len(line) == work.MAX_READINGS
     assert line.add_request(job())  # requests have a limit of their own
@@ -21,7 +21,7 @@ def test_readings_that_wait_are_bounded_whatever_their_topics():
 
 
 def test_a_newer_reading_takes_its_place_in_a_full_line():
-    line = WorkLine(limit=1)
+    line = JobQueue(limit=1)
     for topic in range(work.MAX_READINGS):
         line.add_reading((topic, "t"), job(), "newest")
     newer = job()

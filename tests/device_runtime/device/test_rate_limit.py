@@ -7,23 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime.device.rate_limit import BURST_S, Gate, Limits
+from device_runtime.device.rate_limit import BURST_S, RateLimiter
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from device_runtime.fleet.links import Link
+from device_runtime.fleet.settings import RateLimits
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import MAX_PACKET_BYTES
 
 
-def gate(**limits):
-    """A gate, its clock and what it tells."""
+def limiter(**limits):
+    """A limiter, its clock and what it tells."""
     now, told = [0.0], []
-    return Gate(Limits(**limits), told.append, lambda: now[0]), now, told
+    return RateLimiter(RateLimits(**limits), told.append, lambda: now[0]), now, told
 
 
 @given(st.lists(st.floats(0, 3), max_size=200), st.floats(0.5, 50))
 def test_never_more_than_a_burst_and_the_rate(pauses_s, rate):
-    kept, now, _ = gate(requests=rate)
+    kept, now, _ = limiter(requests=rate)
     admitted = 0
     for pause_s in pauses_s:
         now[0] += pause_s
@@ -34,7 +35,7 @@ def test_never_more_than_a_burst_and_the_rate(pauses_s, rate):
 
 @given(st.integers(1, 500), st.integers(1, 20))
 def test_who_keeps_to_the_limit_loses_nothing(messages, rate):
-    kept, now, told = gate(readings=rate)
+    kept, now, told = limiter(readings=rate)
     for _ in range(messages):
         now[0] += 1 / rate
         assert kept.admits("readings")
@@ -42,13 +43,13 @@ def test_who_keeps_to_the_limit_loses_nothing(messages, rate):
 
 
 def test_one_kind_does_not_use_up_another():
-    kept, _, _ = gate(requests=1, cancels=1)
+    kept, _, _ = limiter(requests=1, cancels=1)
     assert [kept.admits("requests") for _ in range(4)] == [True, True, False, False]
     assert kept.admits("cancels")
 
 
 def test_what_is_dropped_is_told_once_a_minute_with_its_count():
-    kept, now, told = gate(cancels=1)
+    kept, now, told = limiter(cancels=1)
     for _ in range(100):
         kept.admits("cancels")
     assert told == [{"event": "dropped", "kind": "cancels", "message": "more than 1 a second came", "count": 1}]
@@ -68,7 +69,7 @@ def test_a_fleet_file_sets_limits(tmp_path):
     text = "schema: 1\nmodels: {m: {bundle: x}}\ndevices: {d: {model: m, limits: {readings: 9000}}}\n"
     path.write_text(text)
     config = fleet.load(path).device("d", BrokerAddress("x"), tmp_path)
-    assert (config.limits.readings, config.limits.requests) == (9000, Limits().requests)
+    assert (config.limits.readings, config.limits.requests) == (9000, RateLimits().requests)
     path.write_text(text.replace("readings", "redings"))
     with pytest.raises(ConfigurationError, match=r"fleet.yaml:3:\d+: .*did you mean 'readings'\?"):
         fleet.load(path)
@@ -77,15 +78,15 @@ def test_a_fleet_file_sets_limits(tmp_path):
 class TestOnAir:
     def stop_the_clock(self, device):
         """So that a bucket does not fill again while the test goes on, however slow the machine is."""
-        now_s = device.service._gate._clock()
-        device.service._gate._clock = lambda: now_s
+        now_s = device.service._device.limiter._clock()
+        device.service._device.limiter._clock = lambda: now_s
 
     def until_event(self, device):
         seen = device.client.until(lambda topic, value: value.get("event") == "dropped", 60)
         return seen[-1][1]
 
     def test_requests_beyond_the_limit_are_dropped_and_told_in_event_and_health(self, on_air, peer):
-        device = on_air(limits=Limits(requests=1), health_s=0.2)
+        device = on_air(limits=RateLimits(requests=1), health_s=0.2)
         self.stop_the_clock(device)
         health = peer()
         health.subscribe(device.topics.health)
@@ -98,7 +99,7 @@ class TestOnAir:
 
     def test_readings_beyond_the_limit_wake_nobody(self, on_air, peer):
         link = Link(name="hot", source="limited/+/air", prompt="{{ t }}", to="limited/advice", overload="every")
-        device = on_air(links=(link,), limits=Limits(readings=1))
+        device = on_air(links=(link,), limits=RateLimits(readings=1))
         self.stop_the_clock(device)
         sensor = peer()
         for i in range(6):
@@ -106,7 +107,7 @@ class TestOnAir:
         assert self.until_event(device)["kind"] == "readings"
 
     def test_junk_is_not_amplified(self, on_air):
-        device = on_air(limits=Limits(refusals=2))
+        device = on_air(limits=RateLimits(refusals=2))
         self.stop_the_clock(device)
         for i in range(50):
             device.ask(nonsense=i, correlation=b"%d" % i)
@@ -139,7 +140,7 @@ class TestOnAir:
         client.publish(device.topics.generate, fields)
         client.publish(device.topics.generate, {"prompt": "small", "reply_to": reply_to, "id": "p"})
         assert client.next(60)[1]["text"] == "SMALL"
-        assert device.service._gate.counts["oversized"] == (protocol == "3.1.1")
+        assert device.service._device.limiter.counts["oversized"] == (protocol == "3.1.1")
         if protocol == "3.1.1":
             event = self.until_event(device)
             assert event["kind"] == "oversized"

@@ -13,10 +13,9 @@ import paho.mqtt.client as paho
 import pytest
 
 from device_runtime.device.boot_counter import next_boot
-from device_runtime.device.models import ModelSettings
 from device_runtime.device.service import Service
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
-from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt import client
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port

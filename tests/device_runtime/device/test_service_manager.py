@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.device.watchdog import Pulse, ServiceManager
+from device_runtime.device.watchdog import Heartbeat, ServiceManager
 
 
 class Clock:
@@ -117,29 +117,29 @@ def test_signs_of_life_come_twice_per_interval_while_nothing_is_stalled(ear, tmp
     assert ear.all() == ["WATCHDOG=1"]
 
 
-def test_a_pulse_counts_only_while_there_is_work():
+def test_a_heartbeat_counts_only_while_there_is_work():
     clock = Clock()
-    pulse = Pulse(clock)
+    heartbeat = Heartbeat(clock)
     clock.now_s += 1000
-    assert pulse.stalled_s == 0
-    with pulse.working():
+    assert heartbeat.stalled_s == 0
+    with heartbeat.working():
         clock.now_s += 7
-        assert pulse.stalled_s == 7
-        pulse.beat()
-        assert pulse.stalled_s == 0
+        assert heartbeat.stalled_s == 7
+        heartbeat.beat()
+        assert heartbeat.stalled_s == 0
         clock.now_s += 3
-        pulse.observe("position 5")
+        heartbeat.observe("position 5")
         clock.now_s += 2
-        pulse.observe("position 5")
-        assert pulse.stalled_s == 2
-    assert pulse.stalled_s == 0
-    pulse.observe("position 6")
+        heartbeat.observe("position 5")
+        assert heartbeat.stalled_s == 2
+    assert heartbeat.stalled_s == 0
+    heartbeat.observe("position 6")
     clock.now_s += 1000
-    assert pulse.stalled_s == 0
+    assert heartbeat.stalled_s == 0
 
 
-def test_a_pulse_ends_with_work_that_fails():
-    pulse = Pulse(Clock())
-    with pytest.raises(KeyError), pulse.working():
+def test_a_heartbeat_ends_with_work_that_fails():
+    heartbeat = Heartbeat(Clock())
+    with pytest.raises(KeyError), heartbeat.working():
         raise KeyError
-    assert pulse.stalled_s == 0
+    assert heartbeat.stalled_s == 0

@@ -13,22 +13,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
-from device_runtime.device import updates as ota
-from device_runtime.device.models import ModelSettings
+from device_runtime.device.extensions import updates
+from device_runtime.device.extensions.updates import UpdatePlan, Updates
 from device_runtime.device.service import Service
-from device_runtime.device.updates import UpdatePlan, Updates
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
-from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report, parse_report
+from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.update import chunk_source
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import install
 from device_runtime.update.policy import Policy
@@ -101,9 +103,9 @@ def device(port: int, bundles: dict[str, Path], key: SigningKey, tmp_path: Path)
                 BrokerAddress("127.0.0.1", port),
                 tmp_path / name / "state",
                 models=(ModelSettings("assistant"),),
-                updates=UpdatePlan({"assistant": folder}, Policy(store)),
             ),
             lambda model: LanguageModel.open(ready_bundle(folder, 1), threads=1),
+            updates=UpdatePlan({"assistant": folder}, Policy(store)),
         )
         running.append(Device(service, folder, name))
         running[-1].thread.start()
@@ -325,7 +327,7 @@ def test_the_answer_outlives_a_restart_of_the_device(operator, device, bundles):
 
 
 def test_a_fetch_that_was_cut_goes_on_where_it_stopped(operator, device, bundles, monkeypatch):
-    monkeypatch.setattr(ota, "WINDOW_BYTES", 1024)
+    monkeypatch.setattr(chunk_source, "WINDOW_BYTES", 1024)
     o = operator(bundles["2"])
     send, asked = o.sender._send, []
 
@@ -369,7 +371,7 @@ def test_an_order_that_nobody_serves_makes_room_for_the_next(operator, peer, bun
 
 
 def test_files_come_from_an_http_server_and_go_on_after_a_hang_up(operator, bundles, monkeypatch):
-    monkeypatch.setattr(ota, "HttpSource", partial(HttpSource, pause_s=0.01))
+    monkeypatch.setattr(updates, "HttpSource", partial(HttpSource, pause_s=0.01))
     with serving(bundles["2"], cut_after=1000) as (url, asked):
         o = operator(bundles["2"])
         o.sender._send = lambda device, need: pytest.fail("it was asked for over MQTT")
@@ -451,7 +453,17 @@ class Alone:
     def start(self) -> None:
         """As after a cut."""
         plan = UpdatePlan({"assistant": self.slots}, Policy(TrustStore.load(self.keys)))
-        self.updates = Updates(plan, self.state_dir, publish=self.said.append, reopen=self.trial)
+        self.updates = Updates(cast(Any, self.device()), plan)
+        self.updates.reopen = lambda model: self.trial(model)
+
+    def device(self) -> SimpleNamespace:
+        """As much of a device as updates use before a trial."""
+        publish = lambda topic, payload, qos: self.said.append(payload)  # noqa: E731
+        return SimpleNamespace(
+            config=SimpleNamespace(state_dir=self.state_dir),
+            topics=DeviceTopics("alone"),
+            client=SimpleNamespace(publish=publish),
+        )
 
     def trial(self, model: str) -> None:
         self.trials += 1
@@ -592,7 +604,7 @@ def test_a_beginning_that_a_loss_of_power_has_damaged_is_fetched_again(alone, bu
     device = alone()
     manifest, signature = ((bundles["2"] / name).read_bytes() for name in ("manifest.json", "manifest.sig"))
     with lock(device.slots) as slots:
-        Staging.begin(slots, manifest, signature)
+        Staging.begin(slots, Policy().judge(manifest, signature, 0))
     (device.slots / "incoming" / ".tokenizer.json.part").write_bytes(bytes(1000))  # zeros: its length was flushed
     with serving(bundles["2"]) as (url, asked):
         device.updates.order(order_of(bundles["2"], "one", url))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_runtime.device.models import ModelSettings
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.links import Link, Window
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import PASSWORD_VARIABLE, BrokerAddress, Certificates, read_password
 
 HERE = Path(__file__).parent

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from device_runtime.device.models import ModelSettings
+from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.fleet import links
 from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, faults, read
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.strict_json import MessageError
 from tests.scripted_model import ScriptedModel
 
@@ -19,6 +20,12 @@ def link(**fields):
 
 def consider(fields, topic="plant/b1/boiler", **settings):
     return Windows(link(**settings)).consider(Reading(topic, fields, 0.0))
+
+
+def links_health(device):
+    """What `out/health` reports of the links."""
+    (links,) = (e.health() for e in device.service._extensions if isinstance(e, LinkRunner))
+    return links["links"]
 
 
 def test_a_reading_that_passes_the_guard_wakes_the_model():
@@ -213,7 +220,7 @@ def test_overload_decides_which_reading_waits(on_air, overload, answered):
     seen = device.client.until(lambda topic, value: value.get("done"))
     assert sorted(v["reading"]["t"] for t, v in seen if t.endswith("/advice")) == answered
     gave_way = 4 - len(answered)
-    assert device.service._sensors.troubles() == ({"hot": {"overload": gave_way}} if gave_way else {})
+    assert links_health(device) == ({"hot": {"overload": gave_way}} if gave_way else None)
 
 
 def test_each_topic_has_its_own_slot(on_air):
@@ -239,7 +246,7 @@ def test_a_reading_that_cannot_be_read_is_an_event_and_stops_nothing(on_air):
     device.client.publish("plant/40/b", {"temperature": 3})
     device.client.publish("plant/40/b", {"t": 99})
     device.client.until(lambda topic, value: topic == "plant/40/b/advice")
-    assert device.service._sensors.troubles() == {"hot": {"unparsable_reading": 3, "unusable_reading": 1}}
+    assert links_health(device) == {"hot": {"unparsable_reading": 3, "unusable_reading": 1}}
 
 
 def test_events_say_which_link_and_topic_and_do_not_flood(on_air):

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from device_runtime.errors import BundleError, UpdateError
 from device_runtime.update import durable
 from device_runtime.update.install import install
+from device_runtime.update.policy import Admitted, Policy
 from device_runtime.update.slots import lock, read_state, resolve
 from device_runtime.update.staging import Missing, Staging
-from device_runtime.update.state import Limits
+from device_runtime.update.state import TrialLimits
 from tests.power_cut import Killer
 from tests.update_bundles import confirm, contents
 
 
-def head(bundle: Path) -> bytes:
-    return (bundle / "manifest.json").read_bytes()
+def head(bundle: Path) -> Admitted:
+    return Policy().judge((bundle / "manifest.json").read_bytes(), None, 0)
 
 
 def test_only_what_the_device_does_not_have_is_missing(tiny: dict[str, Path], slot_folder: Callable[..., Path]) -> None:
@@ -159,7 +160,7 @@ def test_whatever_the_pieces_and_restarts_are_the_bundle_arrives_whole(
 ) -> None:
     folder = tmp_path_factory.mktemp("arrival") / "model"
     source, steps = tiny["2"], 0
-    limits = Limits(min_tps=3.5, max_rss_mb=120.0)
+    limits = TrialLimits(min_tps=3.5, max_rss_mb=120.0)
     monkeypatch.setattr(durable, "os", Killer())  # no power is cut here, and without flushes it is fast
     while True:
         with lock(folder, make=True) as slots:

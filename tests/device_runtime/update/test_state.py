@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import UpdateError
-from device_runtime.update.state import Last, Limits, Phase, State
+from device_runtime.update.state import Last, Phase, State, TrialLimits
 
 LAST = Last("installed", "assistant", "2")
 
 
 def test_a_state_survives_being_written_and_read() -> None:
-    state = State(active="a", security_counter=7).installed(Limits(5.5, 200.0, 30.0), LAST)
+    state = State(active="a", security_counter=7).installed(TrialLimits(5.5, 200.0, 30.0), LAST)
     assert State.from_json(state.to_json()) == state
     assert State.from_json(State().to_json()) == State()
     confirmed = state.attempt().confirmed(9, Last("confirmed", "assistant", "2", None, 7.25, 80.5))
@@ -23,16 +23,16 @@ def test_a_state_survives_being_written_and_read() -> None:
 
 
 def test_the_life_of_an_update() -> None:
-    first = State().installed(Limits(), LAST)
+    first = State().installed(TrialLimits(), LAST)
     assert (State().phase, first.phase, first.trial and first.trial.slot) == (Phase.EMPTY, Phase.PENDING, "a")
     trying = first.attempt()
     assert (trying.phase, trying.active, trying.trial and trying.trial.attempts_left) == (Phase.TRYING, None, 1)
     one = trying.confirmed(3, LAST)
     assert (one.phase, one.active, one.previous, one.security_counter) == (Phase.CONFIRMED, "a", None, 3)
-    two = one.installed(Limits(), LAST).attempt().confirmed(2, LAST)
+    two = one.installed(TrialLimits(), LAST).attempt().confirmed(2, LAST)
     assert (two.active, two.previous, two.security_counter) == ("b", "a", 3)  # the counter never falls
     assert (two.swapped(LAST).active, two.swapped(LAST).previous) == ("a", "b")
-    third = two.installed(Limits(), LAST)
+    third = two.installed(TrialLimits(), LAST)
     assert (third.active, third.previous, third.trial and third.trial.slot) == ("b", None, "a")
     back = third.attempt().attempt().returned(LAST)
     assert (back.phase, back.active, back.previous, back.trial) == (Phase.CONFIRMED, "b", None, None)
@@ -45,8 +45,8 @@ def test_the_life_of_an_update() -> None:
         lambda: State().attempt(),
         lambda: State(active="a").returned(LAST),
         lambda: State(active="a").swapped(LAST),
-        lambda: State().installed(Limits(), LAST).installed(Limits(), LAST),
-        lambda: State().installed(Limits(), LAST).attempt().attempt().attempt(),
+        lambda: State().installed(TrialLimits(), LAST).installed(TrialLimits(), LAST),
+        lambda: State().installed(TrialLimits(), LAST).attempt().attempt().attempt(),
     ],
 )
 def test_no_other_step_is_possible(step) -> None:

@@ -16,7 +16,7 @@ import pytest
 from boards import load_board
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
-from device_runtime.update.state import Limits
+from device_runtime.update.state import TrialLimits
 from toolkit.device.layout import Layout
 from toolkit.ssh.fleet_file import fleet_for_board
 from toolkit.ssh.unit import memory_max, unit_text
@@ -104,7 +104,7 @@ def test_systemd_finds_no_fault_in_the_unit(layout, tmp_path):
 def test_the_unit_leaves_room_for_a_trial_and_for_updates():
     """`stonechat serve` holds the trials that are due before it is ready, and installs what comes over MQTT."""
     lines = dict(line.partition("=")[::2] for line in unit_text(Layout(), "pi-1", None).splitlines() if "=" in line)
-    assert int(lines["TimeoutStartSec"]) > Limits().timeout_s
+    assert int(lines["TimeoutStartSec"]) > TrialLimits().timeout_s
     assert "/var/lib/stonechat/models" in lines["ReadWritePaths"].split()
     assert Layout().slots("assistant").startswith("/var/lib/stonechat/models/")
 

@@ -1,4 +1,4 @@
-"""How a device is: `out/health`, once a minute."""
+"""Counts and rates of what a device does, for `out/health`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any
 from device_runtime.machine.machine import rss_mb, temperature_c, throttled
 from device_runtime.mqtt.messages import Final
 
-__all__ = ["INTERVAL_S", "Health"]
+__all__ = ["Statistics"]
 
-INTERVAL_S = 60.0
-_ANSWERS = 256  # the last ones, whose rates and times are told
+_ANSWERS = 256  # the last ones, whose rates and times count
 
 
-class Health:
+class Statistics:
     """Counts what a device does. May be used from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,18 +42,12 @@ class Health:
         with self._lock:
             self._errors += 1
 
-    def to_fields(
-        self,
-        queue: int,
-        dropped: Mapping[str, int] | None = None,
-        links: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> dict[str, Any]:
+    def to_fields(self, queue: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
         """`out/health`; a figure that this machine or the time so far cannot tell is left out.
 
         Args:
             queue: how many wait.
             dropped: what the limits have kept out, by kind.
-            links: by name, and by the kind of trouble: the readings that got no answer.
         """
         with self._lock:
             fields: dict[str, Any] = {
@@ -66,7 +59,6 @@ class Health:
                 "errors": self._errors,
                 "queue": queue,
                 "dropped": dropped or None,
-                "links": links or None,
                 "tps_p50": round(statistics.median(self._rates), 2) if self._rates else None,
                 "ttft_ms_p95": round(_percentile(self._firsts_ms, 95), 1) if self._firsts_ms else None,
             }

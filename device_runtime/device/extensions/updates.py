@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE
+from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.device.queue import Job
 from device_runtime.errors import (
     BundleError,
     ConfigurationError,
@@ -31,22 +32,22 @@ from device_runtime.errors import (
     UnreachableError,
     UpdateError,
 )
-from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Order, Phase, Piece, Report, parse_report
+from device_runtime.mqtt.client import Incoming, Subscription
+from device_runtime.mqtt.messages import DeviceState
+from device_runtime.mqtt.ota_messages import Order, Phase, Piece, Report, parse_report
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.update import durable
+from device_runtime.update.chunk_source import ChunkSource
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import has_bundle
 from device_runtime.update.policy import Policy
 from device_runtime.update.slots import is_slot_folder, lock, read_state
-from device_runtime.update.staging import Missing, Staging
-from device_runtime.update.state import Last, Limits
+from device_runtime.update.staging import Missing, Source, Staging
+from device_runtime.update.state import Last, TrialLimits
 
-__all__ = ["Source", "UpdatePlan", "Updates"]
+__all__ = ["UpdatePlan", "Updates"]
 
-ASK_AGAIN_S = 5.0  # after silence: what was asked for may have been lost
-GIVE_UP_S = 600.0  # of silence; the next order goes on where this one was
 REPORT_S = 0.5  # between reports while fetching
-WINDOW_BYTES = 16 * MAX_PIECE_BYTES  # that are asked for at once
 LAST = "ota.json"  # in the state folder: the last report, for an order that comes again
 _CALLED_OFF = "called off: another update has been ordered."
 _MESSAGE_CHARS = 2000  # of a report; what a model answered in its trial may be of any length
@@ -62,53 +63,66 @@ class UpdatePlan:
     policy: Policy  # what a bundle has to be like
 
 
-class Source(Protocol):
-    """Where the files of a bundle come from."""
-
-    def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
-        """What the file `name` holds from byte `offset` on; nothing if there is no such file."""
-        ...
-
-
-class Updates:
+class Updates(Extension):
     """The updates of one device, one at a time."""
 
-    def __init__(
-        self,
-        plan: UpdatePlan,
-        state_dir: Path,
-        *,
-        publish: Callable[[bytes], object],
-        reopen: Callable[[str], None],
-    ) -> None:
-        """Prepare; nothing happens before an order comes.
+    capabilities = ("ota",)
 
-        Args:
-            state_dir: keeps the last report.
-            publish: sends a payload to `out/ota`.
-            reopen: has the worker thread close a model and open it again, with the trial that is due, and returns
-                when that is done.
-        """
+    def __init__(self, device: Device, plan: UpdatePlan) -> None:
+        """Prepare; nothing happens before an order comes."""
+        self._device = device
         self._folders, self._policy = plan.folders, plan.policy
-        self._publish, self._reopen = publish, reopen
-        self._last_path = state_dir / LAST
+        self._last_path = device.config.state_dir / LAST
         self._last = _read_report(self._last_path)
         self._lock = threading.Lock()
         self._order: Order | None = None  # that is being carried out
         self._next: Order | None = None  # that has come meanwhile
-        self._pieces: queue.Queue[Piece] = queue.Queue(WINDOW_BYTES // MAX_PIECE_BYTES * 4)
+        self._chunks: ChunkSource | None = None  # of the order that is being carried out, if it comes over MQTT
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
     # the network thread
 
+    def routes(self) -> Sequence[Route]:
+        """Orders, and chunks of files."""
+        topics = self._device.topics
+        return [
+            Route(Subscription(topics.ota, tell_retained=True), self._receive_order),
+            Route(Subscription(topics.ota_piece), self._receive_chunk),
+        ]
+
+    def _receive_order(self, message: Incoming) -> None:
+        try:
+            if message.retained:
+                raise MessageError("a command must not be retained.")
+            if self._device.limiter.admits("updates"):
+                self.order(message.payload)
+        except MessageError as e:
+            self._log_refusal(message, e)
+
+    def _receive_chunk(self, message: Incoming) -> None:
+        """Take in a chunk of a file; what was not requested is dropped."""
+        with self._lock:
+            chunks = self._chunks
+        try:
+            chunk = Piece.from_payload(message.payload)
+        except MessageError as e:
+            return self._log_refusal(message, e)
+        if chunks is not None:
+            chunks.put(chunk)
+        return None
+
+    def _log_refusal(self, message: Incoming, error: MessageError) -> None:
+        if self._device.limiter.admits("refusals"):
+            log.info("refused a message on %s: %s", message.topic, error)
+
     def order(self, payload: bytes) -> None:
-        """Begin an update, or say how far it is. One that is still being fetched makes room for another."""
+        """Begin an update, or report how far it is. One that is still being fetched makes room for another."""
         order = Order.from_json(payload)
         with self._lock:
             last, current, displaced = self._last, self._order, self._next
             if last is not None and last.session == order.session and (last.phase.ended or current is not None):
-                self._publish(last.to_json())  # the operator lost sight of it
+                self._publish(last.to_json())  # the operator has missed it
             elif current is not None and current.session == order.session:
                 pass  # it came twice, and the first report is on its way
             elif current is None:
@@ -123,21 +137,12 @@ class Updates:
                     self._publish(_refusal(displaced, UnreachableError(_CALLED_OFF)).to_json())
                 self._next = order
 
-    def piece(self, payload: bytes) -> None:
-        """Take in a piece of a file; what nobody has asked for is dropped."""
-        piece = Piece.from_payload(payload)
-        with self._lock:
-            wanted = self._order is not None and self._order.session == piece.session
-        if wanted:
-            with suppress(queue.Full):  # it is asked for again
-                self._pieces.put_nowait(piece)
-
     def stop(self) -> None:
-        """End what is being fetched; the next order goes on with it."""
+        """End what is being fetched; the next order continues with it."""
         self._stopping.set()
 
     def join(self, timeout_s: float = 5.0) -> None:
-        """Wait for the end of what `stop` has ended; a server that keeps silent is not waited for."""
+        """Wait for the end of what `stop` has ended, but not for a server that does not answer."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
@@ -150,7 +155,7 @@ class Updates:
             if self._stopping.is_set():
                 return
             log.info("update %s of %s: %s", report.session, report.model, report.message or report.phase.value)
-            self._tell(report)
+            self._report(report)
             with self._lock:
                 self._order, self._next = self._next, None
                 following = self._order
@@ -181,7 +186,7 @@ class Updates:
             return ended
         source: Source = HttpSource(order.url) if order.url else self._over_mqtt(order)
         with lock(folder, make=True) as slots:
-            self._tell(Report(order.session, Phase.FETCHING, order.model))
+            self._report(Report(order.session, Phase.FETCHING, order.model))
             manifest = self._whole(source, MANIFEST, MAX_MANIFEST_BYTES)
             if not manifest and order.url:
                 raise BundleError(
@@ -190,19 +195,23 @@ class Updates:
             if hashlib.sha256(manifest).hexdigest() != order.manifest_sha256:
                 raise BundleError("the manifest that came is not the one that was ordered; send the order again.")
             signature = self._whole(source, SIGNATURE, MAX_SIGNATURE_BYTES) or None
-            parsed = policy.judge(manifest, signature, slots.state.security_counter)
-            report = Report(order.session, Phase.CONFIRMED, order.model, parsed.version)
+            admitted = policy.judge(manifest, signature, slots.state.security_counter)
+            report = Report(order.session, Phase.CONFIRMED, order.model, admitted.manifest.version)
             if not has_bundle(slots, manifest):
-                staging = Staging.begin(slots, manifest, signature, policy)
+                staging = Staging.begin(slots, admitted)
                 self._fetch(staging, source, replace(report, phase=Phase.FETCHING))
-                limits = Limits(order.min_tps, order.max_rss_mb)
+                limits = TrialLimits(order.min_tps, order.max_rss_mb)
                 staging.finish(limits if order.timeout_s is None else replace(limits, timeout_s=order.timeout_s))
             elif slots.state.trial is None:  # it runs already
                 return report
         self._check_not_stopping()  # it is due from here on, and no other order calls it off
-        self._tell(replace(report, phase=Phase.TRIAL))
-        self._reopen(order.model)
+        self._report(replace(report, phase=Phase.TRIAL))
+        self.reopen(order.model)
         return _outcome(read_state(folder).last, report)
+
+    def reopen(self, model: str) -> None:
+        """Have the worker thread close a model and open it again, with the trial that is due; wait until it has."""
+        _Reopen(self._device, model).wait()
 
     def _policy_now(self) -> Policy:
         """With the keys as they are now: one that was retired a minute ago has signed nothing that is taken."""
@@ -258,28 +267,32 @@ class Updates:
                     raise
                 # Its beginning is of before a restart, and a loss of power may have damaged that.
                 self._fetch_file(staging, source, replace(file, have_bytes=0), report)
-        self._tell(_with_progress(report, staging))
+        self._report(_with_progress(report, staging))
 
     def _fetch_file(self, staging: Staging, source: Source, file: Missing, report: Report) -> None:
-        offset, told_s = file.have_bytes, -REPORT_S
+        offset, reported_s = file.have_bytes, -REPORT_S
         if file.size_bytes == 0:
             staging.write(file.name, 0, b"")
         for data in source.read(file.name, offset):
             staging.write(file.name, offset, data)
             offset += len(data)
-            if time.monotonic() - told_s >= REPORT_S:
-                told_s = time.monotonic()
-                self._tell(_with_progress(report, staging))
+            if time.monotonic() - reported_s >= REPORT_S:
+                reported_s = time.monotonic()
+                self._report(_with_progress(report, staging))
             self._check_goes_on()
         if offset < file.size_bytes:
             raise BundleError(f"{file.name} ended after {offset:,} bytes; the manifest says {file.size_bytes:,}.")
 
-    def _over_mqtt(self, order: Order) -> _OverMqtt:
-        while not self._pieces.empty():  # of an earlier order
-            self._pieces.get_nowait()
-        return _OverMqtt(order.session, self._pieces, self._publish, self._check_goes_on)
+    def _over_mqtt(self, order: Order) -> ChunkSource:
+        chunks = ChunkSource(order.session, self._publish, self._check_goes_on)
+        with self._lock:
+            self._chunks = chunks
+        return chunks
 
-    def _tell(self, report: Report) -> None:
+    def _publish(self, payload: bytes) -> None:
+        self._device.client.publish(self._device.topics.ota_report, payload, qos=1)
+
+    def _report(self, report: Report) -> None:
         with self._lock:
             self._last = report
         if report.phase is not Phase.FETCHING:
@@ -288,47 +301,39 @@ class Updates:
         self._publish(report.to_json())
 
 
-class _OverMqtt:
-    """A `Source`: asks on `out/ota`, and gets pieces on `in/ota/piece`."""
+class _Reopen(Job):
+    """Close a model and open it again, with the trial that is due, in the worker thread."""
 
-    def __init__(
-        self,
-        session: str,
-        pieces: queue.Queue[Piece],
-        publish: Callable[[bytes], object],
-        check_goes_on: Callable[[], None],
-    ) -> None:
-        self._session, self._pieces, self._publish, self._check_goes_on = session, pieces, publish, check_goes_on
-        self._heard_s = time.monotonic()
+    def __init__(self, device: Device, name: str) -> None:
+        self._device, self._name = device, name
+        self._done = threading.Event()
 
-    def read(self, name: str, offset: int = 0) -> Iterator[bytes]:
-        size: int | None = None
-        while size is None or offset < size:
-            end = offset + WINDOW_BYTES
-            self._publish(Need(self._session, name, offset, WINDOW_BYTES).to_json())
-            while size is None or offset < min(end, size):
-                piece = self._next(name, offset)
-                if piece is None:
-                    break  # ask again from here
-                size, offset = piece.size, offset + len(piece.data)
-                if piece.data:
-                    yield piece.data
+    def run(self) -> None:
+        """Without a model the device cannot go on."""
+        self._device.lifecycle.enter(DeviceState.UPDATING)
+        try:
+            self._device.runner.reopen(self._name)
+        except Exception as error:
+            self._device.lifecycle.fail(error)
+        finally:
+            self._done.set()
 
-    def _next(self, name: str, offset: int) -> Piece | None:
-        """The piece for this byte; None when it does not come and has to be asked for again."""
-        began_s = time.monotonic()
-        while time.monotonic() - began_s < ASK_AGAIN_S:
-            self._check_goes_on()
-            try:
-                piece = self._pieces.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            self._heard_s = time.monotonic()
-            if piece.file == name and piece.offset == offset:
-                return piece
-        if time.monotonic() - self._heard_s > GIVE_UP_S:
-            raise UnreachableError(f"nobody sends {name} from byte {offset:,} on; send the order again.")
-        return None
+    def drop(self) -> None:
+        """The device is shutting down; the trial is held at its next start."""
+        self._done.set()
+
+    def wait(self) -> None:
+        """Queue it, and wait until the model is open.
+
+        Raises:
+            UnreachableError: the device is shutting down.
+            StonechatError: no model can be opened any more; the service ends.
+        """
+        if not self._device.queue.add_task(self):
+            raise UnreachableError("the device is shutting down.")
+        self._done.wait()
+        if (failure := self._device.lifecycle.failure) is not None:
+            raise StonechatError(f"the model cannot be opened any more: {failure}")
 
 
 def _outcome(last: Last | None, report: Report) -> Report:

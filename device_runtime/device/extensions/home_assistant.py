@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from device_runtime.device.health import INTERVAL_S
+from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.fleet.links import Link
+from device_runtime.fleet.settings import HEALTH_INTERVAL_S
+from device_runtime.mqtt.client import Incoming, Subscription
 from device_runtime.mqtt.messages import DeviceState, Info
 from device_runtime.mqtt.strict_json import dump
+from device_runtime.mqtt.topics import HOME_ASSISTANT_STATUS as STATUS_TOPIC
 from device_runtime.mqtt.topics import DeviceTopics
+from device_runtime.mqtt.topics import home_assistant_config as config_topic
 
-__all__ = ["STATUS_TOPIC", "config_topic", "describe"]
+__all__ = ["STATUS_TOPIC", "HomeAssistant", "config_topic", "describe"]
 
-STATUS_TOPIC = "homeassistant/status"  # says `online` when Home Assistant has started
 _LONGEST_STATE = 255  # characters of an entity's state in Home Assistant
 _ON_AIR = (DeviceState.READY.value, DeviceState.BUSY.value)
 
@@ -36,9 +40,33 @@ _HEALTH: tuple[tuple[str, str, str, str | None, str | None, int], ...] = (
 )
 
 
-def config_topic(device: str) -> str:
-    """Where Home Assistant looks for it."""
-    return f"homeassistant/device/{device}/config"
+class HomeAssistant(Extension):
+    """Announces a device to Home Assistant, or takes back what an earlier start has announced."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._info: Info | None = None  # once it was announced
+
+    def routes(self) -> Sequence[Route]:
+        """Home Assistant reports when it has started, and has forgotten what is not retained."""
+        if not self._device.config.home_assistant:
+            return []
+        return [Route(Subscription(STATUS_TOPIC, replay_retained=False), self._status)]
+
+    def announce(self, info: Info) -> None:
+        """Describe the device; an empty message takes back what an earlier start may have described."""
+        with self._lock:
+            self._info = info
+        config = self._device.config
+        message = describe(info, config.links) if config.home_assistant else b""
+        self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
+
+    def _status(self, message: Incoming) -> None:
+        with self._lock:
+            info = self._info
+        if info is not None and message.payload == b"online" and self._device.limiter.admits("announcements"):
+            self.announce(info)
 
 
 def describe(info: Info, links: Sequence[Link]) -> bytes:
@@ -68,7 +96,7 @@ def describe(info: Info, links: Sequence[Link]) -> bytes:
 
 
 def _own(topics: DeviceTopics) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What every device tells of itself."""
+    """What every device has."""
     yield (
         "state",
         {
@@ -92,7 +120,7 @@ def _own(topics: DeviceTopics) -> Iterator[tuple[str, dict[str, Any]]]:
             "unit_of_measurement": unit,
             "device_class": device_class,
             "suggested_display_precision": digits,
-            "expire_after": round(2.5 * INTERVAL_S),
+            "expire_after": round(2.5 * HEALTH_INTERVAL_S),
             "entity_category": "diagnostic",
         }
         yield key, {name: value for name, value in component.items() if value is not None}

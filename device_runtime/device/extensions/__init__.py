@@ -1,0 +1,1 @@
+"""The features of a device, one a file: each is an `extension.Extension`."""

@@ -1,0 +1,144 @@
+"""Runs the links of a device: a reading comes in, and the model's answer to it goes out.
+
+What a link cannot use is counted, and reported in `out/event`, at most once a minute for each link and kind of
+trouble, so that a broken sensor neither stops anything nor floods the broker. All counts are in `out/health`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.device.queue import Job
+from device_runtime.device.runner import CancellableRun, incomplete
+from device_runtime.errors import StonechatError
+from device_runtime.fleet.links import Link, LinkError, Wakeup, Windows, read
+from device_runtime.mqtt.client import Incoming, Subscription
+from device_runtime.mqtt.messages import Final, Request
+from device_runtime.mqtt.strict_json import MessageError, dump
+from device_runtime.mqtt.topics import matches
+
+__all__ = ["LinkRunner"]
+
+EVENT_INTERVAL_S = 60.0
+
+log = logging.getLogger("stonechat.serve")
+
+
+class LinkRunner(Extension):
+    """The links of one device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._windows = [Windows(link) for link in device.config.links]
+        self._filters = list(dict.fromkeys(link.source for link in device.config.links))
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {}  # link -> kind of trouble -> readings
+        self._reported_s: dict[tuple[str, str], float] = {}
+
+    def routes(self) -> Sequence[Route]:
+        """One for each filter. Stored readings are not replayed: a link acts on what is new."""
+        return [
+            Route(Subscription(f, replay_retained=False, id=number), self.receive)
+            for number, f in enumerate(self._filters, 1)
+        ]
+
+    def health(self) -> dict[str, Any]:
+        """How many readings met trouble, by link and kind; `overload` are those that gave way to others."""
+        with self._lock:
+            return {"links": {link: dict(counts) for link, counts in self._counts.items()} or None}
+
+    def receive(self, message: Incoming) -> None:
+        """Handle a reading, in the network thread."""
+        if message.retained or not self._device.limiter.admits("readings"):
+            return
+        if message.subscription_ids:  # overlapping filters may deliver a message more than once; each names its filters
+            filters = [self._filters[i - 1] for i in message.subscription_ids if 0 < i <= len(self._filters)]
+        else:
+            filters = [f for f in self._filters if matches(f, message.topic)]
+        woken = [w for w in self._windows if w.link.source in filters]
+        try:
+            reading = read(message.topic, message.payload, time.monotonic())
+        except MessageError as e:
+            for windows in woken:
+                self.trouble(windows.link, "unparsable_reading", message.topic, str(e))
+            return
+        for windows in woken:
+            try:
+                wakeup = windows.consider(reading)
+            except LinkError as e:
+                self.trouble(windows.link, "unusable_reading", message.topic, str(e))
+                continue
+            if wakeup:
+                job = ReadingJob(self._device, self, wakeup)
+                place = wakeup.link.name, reading.topic
+                if not self._device.queue.add_reading(place, job, wakeup.link.overload):
+                    self._count(wakeup.link, "overload")
+
+    def trouble(self, link: Link, kind: str, topic: str, message: str) -> None:
+        """Count a reading that got no answer, and report it. From any thread."""
+        count, now_s = self._count(link, kind), time.monotonic()
+        with self._lock:
+            if now_s - self._reported_s.get((link.name, kind), -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
+                return
+            self._reported_s[link.name, kind] = now_s
+        log.warning("link %s: %s (%d so far): %s", link.name, kind, count, message)
+        event = {"event": kind, "link": link.name, "topic": topic, "message": message, "count": count}
+        self._device.client.publish(self._device.topics.event, dump(event), qos=1)
+
+    def _count(self, link: Link, kind: str) -> int:
+        with self._lock:
+            counts = self._counts.setdefault(link.name, Counter())
+            counts[kind] += 1
+            return counts[kind]
+
+
+class ReadingJob(Job):
+    """A reading that woke a link."""
+
+    def __init__(self, device: Device, links: LinkRunner, wakeup: Wakeup) -> None:
+        self.start_by_s = wakeup.reading.received_s + wakeup.link.deadline_s
+        self._device, self._links, self._wakeup = device, links, wakeup
+        self._run = CancellableRun(self.start_by_s)
+
+    def run(self) -> None:
+        """Have the model answer, and deliver the answer."""
+        link, reading = self._wakeup.link, self._wakeup.reading
+        log.info("link %s woke on %s", link.name, reading.topic)
+        try:
+            request = Request(({"role": "user", "content": self._wakeup.prompt},), link.model, schema=link.answer)
+            final = self._device.runner.generate(request, self._run)
+        except StonechatError as e:
+            return self._trouble(e.code, str(e))
+        except Exception:
+            self._trouble("failed", "the model failed on this reading; see the device's log.")
+            raise
+        if final.finish == "deadline":
+            return self.expire()
+        if final.finish == "cancelled":  # the device is shutting down
+            return None
+        if link.answer is not None and final.finish != "stop":
+            return self._trouble("incomplete", incomplete(final))
+        return self._deliver(final)
+
+    def expire(self) -> None:
+        """There was no answer in time."""
+        self._trouble("deadline", f"no answer within deadline_s ({self._wakeup.link.deadline_s:g} s).")
+
+    def _deliver(self, final: Final) -> None:
+        link, reading = self._wakeup.link, self._wakeup.reading
+        answer: dict[str, Any] = {"text": final.text} if link.answer is None else {"answer": json.loads(final.text)}
+        payload = dump(answer | {"reading": reading.value, "link": link.name, "device": self._device.config.device})
+        if why := self._device.delivery.deliver(self._wakeup.to, payload):
+            self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
+        self._device.delivery.deliver(self._device.topics.link(link.name), payload, retain=True)
+        log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
+
+    def _trouble(self, kind: str, message: str) -> None:
+        self._links.trouble(self._wakeup.link, kind, self._wakeup.reading.topic, message)

@@ -1,0 +1,147 @@
+"""A request while it waits for the model and is answered, and the replies to its client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from device_runtime.device.extension import Device
+from device_runtime.device.queue import Job
+from device_runtime.device.runner import CancellableRun, incomplete
+from device_runtime.errors import StonechatError
+from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request
+from device_runtime.mqtt.strict_json import dump
+
+__all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
+
+SHUTTING_DOWN = "the device is shutting down; ask again later."
+
+log = logging.getLogger("stonechat.serve")
+
+
+class Replies:
+    """Sends the replies of one device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def allows(self, topic: str) -> bool:
+        """Whether a reply may go to `topic`."""
+        return self._device.topics.allows_reply(topic) or self._in_pool(topic)
+
+    def send(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
+        """Publish one reply."""
+        if address.id is not None:
+            fields = {"id": address.id, **fields}
+        if self._in_pool(address.reply_to):  # a client of a pool does not know which device answers
+            fields = {**fields, "device": self._device.topics.device}
+        self._device.client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
+
+    def accepted(self, address: Address) -> None:
+        """Report that this device has taken a request."""
+        self.send(address, Accepted(self._device.topics.device, self._device.boot).to_fields(), qos=1)
+
+    def refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        """Report an error to a client."""
+        log.info("refused %s: %s", self.short(address), code)
+        self.send(address, ErrorReply(code, message, retry_after_ms).to_fields(), qos=1)
+
+    def turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        """Refuse what has cost its sender nothing: not more often than the limits allow."""
+        if self._device.limiter.admits("refusals"):
+            self.refuse(address, code, message, retry_after_ms)
+
+    def short(self, address: Address) -> str:
+        """A reply topic in a log line."""
+        return address.reply_to.removeprefix(self._device.topics.reply_root + "/")
+
+    def _in_pool(self, topic: str) -> bool:
+        return self._device.pool is not None and self._device.pool.allows_reply(topic)
+
+
+class RequestJob(Job):
+    """A request of a client."""
+
+    def __init__(
+        self,
+        device: Device,
+        replies: Replies,
+        request: Request,
+        address: Address,
+        *,
+        arrived_s: float,
+        expiry_s: float | None = None,
+        pooled: bool = False,
+        forget: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            arrived_s: on the monotonic clock.
+            expiry_s: what was left of the message's expiry interval.
+            pooled: whether it came through the pool.
+            forget: called when the request goes back to the pool, from where it may come again.
+        """
+        deadline_s = arrived_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
+        expires_s = arrived_s + expiry_s if expiry_s is not None else None
+        self.key = address.key
+        self.start_by_s = min((t for t in (deadline_s, expires_s) if t is not None), default=None)
+        self.pooled = pooled
+        self._device, self._replies, self._request, self._address = device, replies, request, address
+        self._run, self._forget = CancellableRun(deadline_s), forget
+
+    def run(self) -> None:
+        """Answer it, in pieces where it asks for them."""
+        seq = 0
+        held = ""
+
+        def send(text: str) -> None:
+            nonlocal seq, held
+            held += text
+            if self._request.stream and not self._device.client.lagging:  # else pieces grow until the socket keeps up
+                self._replies.send(self._address, Piece(seq, held).to_fields())
+                seq, held = seq + 1, ""
+
+        try:
+            final = self._device.runner.generate(self._request, self._run, send)
+        except StonechatError as e:
+            return self._replies.refuse(self._address, e.code, str(e))
+        except Exception:
+            self._replies.refuse(self._address, "failed", "the model failed on this request; see the device's log.")
+            raise
+        return self._conclude(replace(final, seq=seq))
+
+    def cancel(self) -> None:
+        """End the answer."""
+        self._run.end("cancelled")
+
+    def cancelled(self) -> None:
+        """It was taken out of the queue by a cancel command."""
+        self._replies.send(self._address, Final(0, "", "cancelled").to_fields(), qos=1)
+
+    def expire(self) -> None:
+        """Its deadline has passed while it waited."""
+        self._conclude(Final(0, "", "deadline"))
+
+    def drop(self) -> None:
+        """The device is shutting down."""
+        self._replies.refuse(self._address, "unavailable", SHUTTING_DOWN)
+
+    def give_to_pool(self) -> None:
+        """Have its client send it again; another device will get it."""
+        self._forget()
+        trouble = self._device.hardware.trouble or "the device was away"
+        self._replies.refuse(self._address, "unavailable", f"{trouble} Ask again.")
+
+    def _conclude(self, final: Final) -> None:
+        if self._request.schema is not None and final.finish in ("length", "deadline"):
+            return self._replies.refuse(self._address, "incomplete", incomplete(final))
+        self._replies.send(self._address, final.to_fields(), qos=1)
+        log.info(
+            "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
+            self._replies.short(self._address), final.usage.prompt_tokens, final.usage.completion_tokens, final.finish,
+            final.ttft_ms, final.tps,
+        )  # fmt: skip
+        return None

@@ -1,0 +1,53 @@
+"""The state of a device, as it publishes it, and the end of its service."""
+
+from __future__ import annotations
+
+import threading
+
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.messages import DeviceState, State
+from device_runtime.mqtt.topics import DeviceTopics
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """From `init` to `disconnected`. May be used from any thread."""
+
+    def __init__(self, topics: DeviceTopics, boot: int, client: Client) -> None:
+        self.state = DeviceState.INIT
+        self.stopping = threading.Event()  # the service ends, or has ended
+        self.failure: Exception | None = None  # that ended it
+        self._topics, self._boot, self._client = topics, boot, client
+        self._lock = threading.Lock()
+
+    def enter(self, state: DeviceState) -> None:
+        """Change to `state` and publish it, if the device may go there from where it is."""
+        with self._lock:
+            if state is not self.state and self.state.may_become(state):
+                self.state = state
+                self._publish()
+
+    def connected(self, listening: bool) -> bool:
+        """Publish the state after a (re)connect: the last will may have replaced it at the broker.
+
+        Args:
+            listening: whether the broker has the subscriptions. A device is ready from then on: a request that came
+                before would be lost.
+
+        Returns:
+            Whether requests are answered now.
+        """
+        with self._lock:
+            if self.state is DeviceState.INIT and listening:
+                self.state = DeviceState.READY
+            self._publish()
+            return self.state in (DeviceState.READY, DeviceState.BUSY)
+
+    def fail(self, error: Exception) -> None:
+        """End the service with an error."""
+        self.failure = error
+        self.stopping.set()
+
+    def _publish(self) -> None:
+        self._client.publish(self._topics.state, State(self.state, self._boot).to_json(), qos=1, retain=True)

@@ -1,0 +1,212 @@
+"""Runs the models of a device, one answer at a time, each under a deadline and open to cancelling."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from device_runtime.device.statistics import Statistics
+from device_runtime.device.watchdog import Heartbeat
+from device_runtime.errors import ConfigurationError
+from device_runtime.fleet.settings import ModelSettings
+from device_runtime.mqtt.messages import Final, Finish, Request, Usage
+
+if TYPE_CHECKING:
+    from device_runtime.engine.language_model import Completion
+    from device_runtime.engine.sampler import Sampling
+
+__all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
+
+FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
+
+
+def incomplete(final: Final) -> str:
+    """The error text for an answer that was held to a schema and cut before it fitted it."""
+    limit = "the deadline" if final.finish == "deadline" else "the limit of tokens"
+    return (
+        f"the answer met {limit} after {final.usage.completion_tokens} tokens, before it was complete; "
+        "give it more, or ask for less."
+    )
+
+
+class Answer(Protocol):
+    """What `Model.generate` returns: `device_runtime.engine.language_model.Generation`, or a script in tests."""
+
+    result: Completion  # set when the iteration has ended
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __next__(self) -> str: ...
+
+    def cancel(self) -> None: ...
+
+
+class Model(Protocol):
+    """The seam between MQTT and the engine: `device_runtime.engine.language_model.LanguageModel` fits it."""
+
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        max_new: int | None = None,
+        sampling: Sampling = ...,
+        stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
+    ) -> Answer: ...
+
+    def close(self) -> None: ...
+
+
+class CancellableRun:
+    """Runs one generation to its end, its deadline or its cancellation, whichever comes first."""
+
+    def __init__(self, deadline_s: float | None = None) -> None:
+        """`deadline_s` is on the monotonic clock."""
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._answer: Answer | None = None
+        self._reason: Literal["cancelled", "deadline"] | None = None
+
+    def end(self, reason: Literal["cancelled", "deadline"]) -> None:
+        """Stop after the token that is being computed; before the start, stop as soon as it starts. From any thread."""
+        with self._lock:
+            self._reason = self._reason or reason
+            if self._answer is not None:
+                self._answer.cancel()
+
+    def to_end(self, answer: Answer, on_piece: Callable[[str], None] = lambda text: None) -> Final:
+        """Drain `answer`; `on_piece` gets each piece. The `seq` of what is returned is 0."""
+        with self._lock:
+            self._answer = answer
+            if self._reason is not None:
+                answer.cancel()
+        timer = None
+        if self._deadline_s is not None:
+            timer = threading.Timer(max(0.0, self._deadline_s - time.monotonic()), self.end, ["deadline"])
+            timer.daemon = True
+            timer.start()
+        try:
+            for text in answer:
+                if text:
+                    on_piece(text)
+        finally:
+            if timer:
+                timer.cancel()
+            with self._lock:
+                self._answer = None
+        r = answer.result
+        finish: Finish = r.finish
+        if finish == "cancelled" and self._reason is not None:
+            finish = self._reason
+        usage = Usage(r.prompt_tokens, r.cached_tokens, r.completion_tokens)
+        return Final(0, r.text, finish, usage, r.ttft_ms, r.tokens_per_s)
+
+
+class ModelRunner:
+    """The models of one device, by name. The first answers requests that name none.
+
+    `open`, `reopen` and `generate` are for one thread at a time, the rest for any.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[ModelSettings],
+        open_model: Callable[[str], Model],
+        statistics: Statistics,
+        heartbeat: Heartbeat,
+    ) -> None:
+        """Prepare; `open` opens the models.
+
+        Args:
+            open_model: called with each model's name, when it is opened and when it was updated.
+            heartbeat: beats with each piece of an answer.
+        """
+        self.average_ms = float(FIRST_GUESS_MS)  # that an answer took lately
+        self._settings = {entry.name: entry for entry in settings}
+        self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
+        self._models: dict[str, Model] = {}
+        self._lock = threading.Lock()
+        self._current: CancellableRun | None = None
+        self._stopped = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may name."""
+        return tuple(self._settings)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        return self._current is None
+
+    @property
+    def progress(self) -> object:
+        """Changes with every token that a model takes in or puts out."""
+        return [getattr(model, "position", None) for model in list(self._models.values())]
+
+    def open(self) -> None:
+        """Open every model."""
+        for name in self._settings:
+            self._models[name] = self._open_model(name)
+
+    def reopen(self, name: str) -> None:
+        """Close a model, and open what its name stands for now; there is never memory needed for both."""
+        self._models.pop(name).close()
+        self._models[name] = self._open_model(name)
+
+    def generate(
+        self, request: Request, run: CancellableRun, on_piece: Callable[[str], None] = lambda text: None
+    ) -> Final:
+        """Answer a request.
+
+        Args:
+            run: ends the answer, by its deadline or by `end`.
+            on_piece: gets each piece.
+        """
+        with self._lock:
+            self._current = run
+            if self._stopped:
+                run.end("cancelled")
+        start_s = time.monotonic()
+
+        def beat(text: str) -> None:
+            self._heartbeat.beat()
+            on_piece(text)
+
+        try:
+            final = run.to_end(self._start(request), beat)
+            self._statistics.answered(final)
+            return final
+        except ConfigurationError:  # the request's own fault
+            raise
+        except Exception:
+            self._statistics.failed()
+            raise
+        finally:
+            with self._lock:
+                self._current = None
+            self.average_ms += 0.3 * ((time.monotonic() - start_s) * 1000 - self.average_ms)
+
+    def stop(self) -> None:
+        """End the answer that is under way, and each that begins from now on."""
+        with self._lock:
+            self._stopped = True
+            if self._current:
+                self._current.end("cancelled")
+
+    def _start(self, request: Request) -> Answer:
+        from device_runtime.engine.sampler import Sampling  # numpy, which a client of these modules may not need
+
+        name = request.model or next(iter(self._settings))
+        settings, messages = self._settings[name], request.messages
+        if settings.system and not any(message["role"] == "system" for message in messages):
+            messages = ({"role": "system", "content": settings.system}, *messages)
+        return self._models[name].generate(
+            messages,
+            max_new=request.max_new or settings.max_new,
+            sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
+            stop=request.stop,
+            schema=request.schema,
+        )

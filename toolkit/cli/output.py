@@ -1,0 +1,74 @@
+"""What commands print: text for people or one JSON object on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["WIDTH", "paragraph", "print_json", "rows", "say", "show", "table"]
+
+WIDTH = 80  # columns that every listing fits, whatever the terminal: the same text in a log and in a test
+_LEAST = 24  # columns of text beside a label
+
+
+def show(args: argparse.Namespace, fields: Any, text: Iterable[str]) -> int:
+    """Print `fields` as JSON with --json, else the lines of `text`, which is not looked at before; returns 0."""
+    if args.json:
+        print_json(fields)
+    else:
+        for line in text:
+            print(line)
+    return 0
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on a line of its own."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def say(line: str) -> None:
+    """A line about the progress, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def rows(pairs: Iterable[tuple[str, str]], width: int | None = None) -> Iterator[str]:
+    """Lines `label  text`, the texts below each other.
+
+    Args:
+        width: of the labels; None takes the longest.
+    """
+    pairs = list(pairs)
+    width = max((len(label) for label, _ in pairs), default=0) if width is None else width
+    for label, text in pairs:
+        yield from _wrapped(f"{label:<{width}}  ", text)
+
+
+def paragraph(text: str) -> list[str]:
+    """A long line as several."""
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def table(lines: Iterable[Sequence[str]], header: Sequence[str] = (), right: Iterable[int] = ()) -> Iterator[str]:
+    """Columns as wide as their longest cell; the last one is wrapped.
+
+    Args:
+        right: numbers of the columns that are aligned to the right.
+    """
+    cells = [*([tuple(header)] if header else []), *map(tuple, lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    right = set(right)
+    for line in cells:
+        pads = (f"{cell:>{w}}" if i in right else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(line, widths)))  # noqa: B905 (the last cell is open)
+        yield from _wrapped("".join(f"{pad}  " for pad in pads), line[-1])
+
+
+def _wrapped(head: str, text: str) -> Iterator[str]:
+    """`head` and the words of `text`, on as many lines as they need; a word is never cut."""
+    room = max(WIDTH - len(head), _LEAST)
+    parts = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for i, part in enumerate(parts):
+        yield ((head if i == 0 else " " * len(head)) + part).rstrip()
