@@ -10,13 +10,13 @@ import numpy as np
 
 from converters.architectures import llama
 from converters.checkpoints import Checkpoint, TokenizerFile
-from converters.network.config import Rope
+from converters.network.config import NetworkConfig, Rope
 from converters.network.decoder import decoder
 from converters.network.tensors import tensors as tensors_of
 from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
 
-__all__ = ["CHECKPOINTS", "float_logits", "random_checkpoint"]
+__all__ = ["CHECKPOINTS", "checkpoint_of", "float_logits", "random_checkpoint"]
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 
@@ -29,7 +29,11 @@ def random_checkpoint(seed: int = 1, **changes: Any) -> Checkpoint:
     )  # fmt: skip
     shape |= changes
     frequencies = tuple(1000.0 ** -(np.arange(0, shape["head_dim"], 2) / shape["head_dim"]))
-    config = llama.network(**shape, rope=Rope(frequencies))
+    return checkpoint_of(llama.network(**shape, rope=Rope(frequencies)), seed)
+
+
+def checkpoint_of(config: NetworkConfig, seed: int = 1) -> Checkpoint:
+    """A tame network of any kind."""
     random = np.random.default_rng(seed)
     tensors = {}
     for tensor in tensors_of(config):
@@ -40,7 +44,7 @@ def random_checkpoint(seed: int = 1, **changes: Any) -> Checkpoint:
         elif tensor.kind in ("bias", "norm bias"):
             tensors[name] = 0.3 * noise
         else:
-            tensors[name] = noise * np.float32(0.5 if name in ("embed.weight", "head.weight") else size[1] ** -0.5)
+            tensors[name] = noise * np.float32(0.5 if tensor.layer is None else size[1] ** -0.5)
     content = (CHECKPOINTS / "gqa-tied" / "tokenizer.json").read_bytes()
     tokenizer = TokenizerFile("tokenizer.json", content, 0, (1,), False, None)
     return Checkpoint("random", "llama", config, tokenizer, "0" * 64, lambda name: tensors[name].copy())

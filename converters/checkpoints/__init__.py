@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.network.config import NetworkConfig
-from converters.network.tensors import tensors
+from converters.network.tensors import tensors as network_tensors  # beside the module `tensors` of this folder
 from device_runtime.errors import CheckpointError, ConfigurationError
 
 __all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
@@ -49,7 +49,7 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
-        return any(name == tensor.name for tensor in tensors(self.config))
+        return any(name == tensor.name for tensor in network_tensors(self.config))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
