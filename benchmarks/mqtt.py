@@ -36,7 +36,8 @@ from device_runtime.errors import UnreachableError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes

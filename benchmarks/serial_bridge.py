@@ -31,7 +31,8 @@ from device_runtime.bridge.model import SerialModel
 from device_runtime.device.service import Service
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes

@@ -13,10 +13,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
-from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.errors import ConfigurationError, ContextOverflowError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
 
@@ -69,7 +70,7 @@ class Asker:
         """Prepare a connection; `open` opens it."""
         self.broker, self.topics = broker, topics
         connection = secrets.token_hex(4)
-        self._name = client or f"ask-{connection}"
+        self._name, self._named = client or f"ask-{connection}", client is not None
         self._sessions: dict[str, Session] = {}  # by reply topic
         self._abandoned: OrderedDict[str, Session] = OrderedDict()
         self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
@@ -130,7 +131,7 @@ class Asker:
             self.forget(session)
             raise UnreachableError(_NOT_OPEN)
         self._client.publish(
-            self.topics.generate,
+            self.topics.generate_by(self._name) if self._named else self.topics.generate,
             payload,
             qos=1,
             response_topic=reply_to,
@@ -144,7 +145,7 @@ class Asker:
         number = session.reply_to.rpartition("/")[2]
         fields = {"reply_to": session.reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
         self._client.publish(
-            DeviceTopics(device).cancel,
+            DeviceTopics(device).cancel_by(self._name) if self._named else DeviceTopics(device).cancel,
             dump(fields),
             qos=1,
             response_topic=session.reply_to,
@@ -238,4 +239,6 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
         text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
     if reply.code in ("busy", "unavailable"):
         return UnreachableError(text, retry_after_ms=reply.retry_after_ms)
+    if reply.code == ContextOverflowError.code:
+        return ContextOverflowError(text)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

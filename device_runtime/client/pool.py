@@ -19,13 +19,13 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from device_runtime.client.exchange import GRACE_S, Asker, Session, Signal, to_error
 from device_runtime.errors import StonechatError, UnreachableError
-from device_runtime.mqtt.client import Incoming
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
+from device_runtime.mqtt.packets import Incoming
 from device_runtime.mqtt.strict_json import MessageError
 
 __all__ = ["PoolCourse"]
@@ -48,8 +48,16 @@ class PoolCourse:
 
     final: Final  # set when `run` has ended
 
-    def __init__(self, asker: Asker, pool: str, request: Request, timeout_s: float) -> None:
-        self._asker, self._pool, self._timeout_s = asker, pool, timeout_s
+    def __init__(
+        self,
+        asker: Asker,
+        pool: str,
+        request: Request,
+        timeout_s: float,
+        on_wait: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`on_wait` gets a sentence each time that the answer does not come yet: what is waited for."""
+        self._asker, self._pool, self._timeout_s, self._on_wait = asker, pool, timeout_s, on_wait
         if request.temperature > 0 and request.seed is None:
             request = replace(request, seed=secrets.randbelow(2**31))  # so that a second worker says the same
         self._request = replace(request, accept=True)
@@ -103,6 +111,9 @@ class PoolCourse:
             except _AskAgain as again:
                 reason = again.reason or reason
                 self._give_up(session)
+                if not self._cancelled.is_set() and end_s > time.monotonic():
+                    left_s = end_s - time.monotonic()
+                    self._on_wait(f"{reason}; asking pool {self._pool!r} again, for {left_s:.0f} s more")
                 self._cancelled.wait(min(again.pause_s, max(0.0, end_s - time.monotonic())))
             except BaseException:
                 self._give_up(session)

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -101,6 +101,7 @@ class RemoteModel:
         schema: Mapping[str, Any] | None = None,
         stream: bool = True,
         timeout_s: float = 60.0,
+        on_wait: Callable[[str], None] = lambda text: None,
     ) -> RemoteAnswer:
         """Ask; the request is sent when the answer is iterated.
 
@@ -110,6 +111,7 @@ class RemoteModel:
             schema: a JSON schema that the answer fits; `stop` does not go with it.
             stream: hear pieces as they come; else the whole answer is one piece.
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
+            on_wait: gets a sentence each time that a pool has to be asked again: what is waited for.
 
         Raises:
             ConfigurationError: an argument is out of its bounds.
@@ -131,7 +133,7 @@ class RemoteModel:
             raise ConfigurationError(f"the request cannot be written as JSON: {error}.") from None
         if self._device is not None:
             return RemoteAnswer(_DeviceCourse(self._asker, self._device, request, timeout_s))
-        return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s))
+        return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s, on_wait))
 
 
 class _Course(Protocol):

@@ -20,8 +20,9 @@ from device_runtime.device.queue import JobQueue
 from device_runtime.device.rate_limit import RateLimiter
 from device_runtime.device.runner import ModelRunner
 from device_runtime.fleet.settings import DeviceConfig
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import Info
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, unshared
 
 __all__ = ["Device", "Extension", "Route", "RoutingTable"]

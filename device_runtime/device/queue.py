@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 
 from device_runtime.fleet.links import Overload
@@ -27,6 +27,7 @@ class Job:
 
     key: Hashable | None = None  # what a cancel command names; None when nothing can name it
     start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
+    client = ""  # who asks, so that nobody keeps the queue full
     pooled = False  # whether another device of the pool can do it as well
 
     def run(self) -> None:
@@ -41,6 +42,9 @@ class Job:
 
     def drop(self) -> None:
         """The device is shutting down."""
+
+    def give_way(self) -> None:
+        """There is no place for it: the queue is full, or was and a client with fewer requests came."""
 
     def give_to_pool(self) -> None:
         """Another device of the pool has to do it. Only where `pooled` is set."""
@@ -67,20 +71,43 @@ class JobQueue:
         """Whether it takes nothing more."""
         return self._closed
 
-    @property
-    def has_room(self) -> bool:
+    def has_room_for(self, job: Job) -> bool:
         """Whether a request would be queued; the thread that adds requests can rely on it, but for `close`."""
         with self._condition:
-            return not self._closed and len(self._requests) < self.limit
+            return not self._closed and (len(self._requests) < self.limit or self._crowding(job) is not None)
 
-    def add_request(self, job: Job) -> bool:
-        """Queue a request, or return False when the queue is full."""
+    def add_request(self, job: Job) -> Job | None:
+        """Queue a request.
+
+        In a full queue, the client that has most requests there gives up its last one to a client that has fewer: so
+        nobody keeps the others out.
+
+        Returns:
+            The job that there is no place for: this one, or one that gave way to it; None if there is place for all.
+        """
         with self._condition:
-            if self._closed or len(self._requests) >= self.limit:
-                return False
+            if self._closed:
+                return job
+            given_up = None
+            if len(self._requests) >= self.limit:
+                entry = self._crowding(job)
+                if entry is None:
+                    return job
+                self._requests.remove(entry)
+                given_up = entry[1]
             self._requests.append(self._stamp(job))
             self._condition.notify()
-            return True
+            return given_up
+
+    def _crowding(self, job: Job) -> tuple[int, Job] | None:
+        """The last request of the client that has most, if it has at least two more than the client of `job`."""
+        counts = Counter(waiting.client for _, waiting in self._requests if waiting.client)
+        if not counts:
+            return None
+        client, most = counts.most_common(1)[0]
+        if most < counts[job.client] + 2:
+            return None
+        return next(entry for entry in reversed(self._requests) if entry[1].client == client)
 
     def add_task(self, job: Job) -> bool:
         """Queue something of the device's own, for which there is always room; False when the queue is closed."""

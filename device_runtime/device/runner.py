@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
 from device_runtime.errors import ConfigurationError
@@ -145,6 +146,14 @@ class ModelRunner:
     def progress(self) -> object:
         """Changes with every token that a model takes in or puts out."""
         return [getattr(model, "position", None) for model in list(self._models.values())]
+
+    @property
+    def bundles(self) -> dict[str, str]:
+        """By model: name and version of the bundle that is open."""
+        manifests = {name: getattr(model, "manifest", None) for name, model in list(self._models.items())}
+        return {
+            name: f"{found.name} {found.version}" for name, found in manifests.items() if isinstance(found, Manifest)
+        }
 
     def open(self) -> None:
         """Open every model."""

@@ -23,6 +23,7 @@ from device_runtime.device.delivery import Delivery
 from device_runtime.device.extension import Device, Extension, RoutingTable
 from device_runtime.device.extensions.health import HealthReports
 from device_runtime.device.extensions.home_assistant import HomeAssistant
+from device_runtime.device.extensions.instance import Instance
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.device.extensions.pool_member import PoolMember
 from device_runtime.device.extensions.requests import Requests
@@ -33,13 +34,15 @@ from device_runtime.device.outbox import Outbox
 from device_runtime.device.queue import JobQueue
 from device_runtime.device.rate_limit import RateLimiter
 from device_runtime.device.runner import Model, ModelRunner
+from device_runtime.device.state_lock import state_lock
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import CONNECTING, Heartbeat, ServiceManager
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt import backoff
-from device_runtime.mqtt.client import Client, Incoming, Will
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import DeviceState, Info, State
+from device_runtime.mqtt.packets import Incoming, Will
 from device_runtime.mqtt.strict_json import dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 
@@ -74,6 +77,7 @@ class Service:
         self.config = config
         self._manager = manager or ServiceManager()
         self._worker_beat, self._network_beat = Heartbeat(), Heartbeat()
+        self._bundles: dict[str, str] | None = None  # as `out/info` has them; None before it was published
         self._threads: dict[str, threading.Thread] = {}  # worker and network, once they run
         topics, boot, statistics = DeviceTopics(config.device), next_boot(config.state_dir), Statistics()
         self._client = Client(
@@ -114,8 +118,12 @@ class Service:
 
         Raises:
             UnreachableError: there is no broker.
-            ConfigurationError: the broker refuses the device, or another client has taken its id.
+            ConfigurationError: the broker refuses the device, or another process is the same device.
         """
+        with state_lock(self.config.device, self.config.state_dir):
+            self._run(wait_for_broker)
+
+    def _run(self, wait_for_broker: bool) -> None:
         device = self._device
         self._manager.status(f"{CONNECTING} {self.config.broker}")
         if not wait_for_broker:
@@ -162,12 +170,19 @@ class Service:
         for extension in self._extensions:
             extension.tick()
         self._follow_hardware()
+        self._follow_bundles()
         self._manager.keep_alive(self._stalled_s())
         if self._client.takeover.is_set():
             raise ConfigurationError(
-                f"the broker at {self.config.broker} dropped this device for another client, it seems: is "
+                f"the broker at {self.config.broker} dropped this device for another client with its id: is "
                 f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
             )
+
+    def _follow_bundles(self) -> None:
+        """After an update another bundle answers."""
+        updating = self._device.lifecycle.state is DeviceState.UPDATING
+        if self._bundles is not None and not updating and self._device.runner.bundles != self._bundles:
+            self._publish_info()
 
     def _stalled_s(self) -> float:
         """How long a thread that has work has made no progress with it. A long answer is no stall, a hanging one is."""
@@ -248,7 +263,15 @@ class Service:
         for extension in self._extensions:
             hardware["capabilities"] += extension.capabilities
         names = self._device.runner.names
-        info = Info(self.config.device, version=device_runtime.__version__, models=names, **hardware)
+        self._bundles = self._device.runner.bundles
+        info = Info(
+            self.config.device,
+            version=device_runtime.__version__,
+            models=names,
+            pool=self.config.pool,
+            bundles=self._bundles or None,
+            **hardware,
+        )
         self._client.publish(self._device.topics.info, info.to_json(), qos=1, retain=True)
         for extension in self._extensions:
             extension.announce(info)
@@ -274,7 +297,7 @@ def _extensions(
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
-    extensions += [LinkRunner(device), HomeAssistant(device), *(make(device) for make in more)]
+    extensions += [LinkRunner(device), Instance(device), HomeAssistant(device), *(make(device) for make in more)]
     return [*extensions, HealthReports(device, statistics, extensions)]
 
 

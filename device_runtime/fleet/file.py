@@ -122,6 +122,14 @@ class Fleet:
         """
         return None if self.keys is None else self._beside(self.keys)
 
+    def certs_folder(self) -> Path | None:
+        """The folder with certificates that the file names, made absolute.
+
+        Raises:
+            ConfigurationError: the path needs a variable that is not set.
+        """
+        return None if self.broker.certs is None else self._beside(self.broker.certs)
+
     def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
         """The broker as one device reaches it.
 
@@ -148,8 +156,8 @@ class Fleet:
         if password_file is None and b.password_file is not None:
             password_file = self._beside(b.password_file)
         password = read_password(password_file, name)
-        if b.certs is not None:
-            certificates = Certificates.of(self._beside(b.certs), name, password=password is not None)
+        if (certs := self.certs_folder()) is not None:
+            certificates = Certificates.of(certs, name, password=password is not None)
         protocol: Protocol = "5" if b.protocol == "5" else "3.1.1"
         return BrokerAddress.from_url(
             url or b.url, password=password, protocol=protocol, certificates=certificates, user=name

@@ -24,7 +24,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class RateLimits:
-    """Messages a second, over two seconds."""
+    """Messages a second, over two seconds. Requests, cancels and refusals: of each client; ten times as many of all."""
 
     requests: float = 500.0
     cancels: float = 500.0

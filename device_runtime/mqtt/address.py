@@ -8,7 +8,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from device_runtime.errors import ConfigurationError
 
@@ -132,7 +132,8 @@ class BrokerAddress:
         extra = parts.path.strip("/") or parts.query or parts.fragment
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or extra:
             raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
-        user = parts.username or (user if password is not None else None)
+        named = unquote(parts.username, errors="replace") if parts.username else None
+        user = named or (user if password is not None else None)
         if password is not None and user is None:
             raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
         tls = parts.scheme == "mqtts"

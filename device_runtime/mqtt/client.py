@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -33,9 +33,11 @@ from device_runtime.mqtt.address import (
     BrokerAddress,
     reason,
 )
+from device_runtime.mqtt.packets import Capabilities, Incoming, Subscription, Will
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES
+from device_runtime.mqtt.tolerant_paho import TolerantClient
 
-__all__ = ["Client", "Incoming", "Subscription", "Will"]
+__all__ = ["Client"]
 
 KEEPALIVE_S = 15  # a device without power is lost after one and a half of these
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + 16_384  # a payload, its topic and its properties; more is not taken off the wire
@@ -43,47 +45,15 @@ RECEIVE_MAXIMUM = 200  # messages that the broker may send ahead of our confirma
 OFFLINE_MESSAGES = 100  # what waits for the connection to come back
 LAG_MESSAGES = 8
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5.0, section 3.14.2.1
-SHORT_LIFE_S = 3.0  # mosquitto 2.0 does not send that code: two clients of one id show by short connections,
-SHORT_LIVES = 20  # this many in a row, to a broker that is always there: one that restarts again and again looks alike
 CUT_OFF = 2  # connections in one `connect` that end before the broker's answer: it does not want us. One may be chance
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
+_RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED = 0x9A, 0x9B  # MQTT 5, section 3.2.2.2: a last will asks for both
 _NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
+_HEADER_BYTES = 600  # of a packet, at most: its fixed header and our properties
 _NOT_YET_VALID = {9, 11}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CRL_NOT_YET_VALID
 
 log = logging.getLogger("stonechat.mqtt")
-
-
-@dataclass(frozen=True)
-class Will:
-    """What the broker publishes (retained, QoS 1) when this client vanishes."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Subscription:
-    """A filter, and how the broker should treat retained messages that match it."""
-
-    filter: str
-    qos: int = 1
-    replay_retained: bool = True  # send what is stored when the subscription starts (MQTT 5)
-    tell_retained: bool = False  # keep the retain flag on messages that come later (MQTT 5)
-    id: int | None = None  # the broker names it on each message that matched (MQTT 5, section 3.8.2.1.2)
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A message from the broker, with the MQTT 5 properties that stonechat uses."""
-
-    topic: str
-    payload: bytes
-    retained: bool = False
-    response_topic: str | None = None
-    correlation_data: bytes | None = None
-    expiry_s: int | None = None  # what is left of its Message Expiry Interval
-    subscription_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,16 +98,19 @@ class Client:
         self._unsent: deque[paho.MQTTMessageInfo] = deque(maxlen=LAG_MESSAGES)
         self._lock = threading.Lock()
         self._to_confirm: deque[tuple[paho.MQTTMessageInfo, Callable[[str], None]]] = deque()
+        self._refused_here: deque[tuple[Callable[[str], None], str]] = deque()  # what this broker cannot take
         self._turned_down: dict[int, str] = {}  # packet ids of what the broker did not take (MQTT 5), and why
         self._answered = threading.Event()  # the first CONNACK is here
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
         self.forbidden = threading.Event()  # a message of ours was dropped for want of rights; MQTT 5 brokers say so
-        self._short_lives = 0
+        self.capabilities = Capabilities()  # of the broker, from the first connection on
+        self._network: threading.Thread | None = None  # paho's, once it has called us
+        self._closed = False
         self._cut_off = 0  # connections that have ended before the broker's answer
-        self._since_s = 0.0
         self._v5 = broker.protocol == "5"
-        self._paho = paho.Client(
+        self._will = will
+        self._paho = TolerantClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=paho.MQTTv5 if self._v5 else paho.MQTTv311,
@@ -145,18 +118,17 @@ class Client:
         )
         self._paho.reconnect_delay_set(1, random.randint(20, 40))  # so that a fleet does not come back as one
         self._paho.on_socket_open = _disable_nagle
-        self._paho.on_connect = self._connected
-        self._paho.on_connect_fail = self._not_there
-        self._paho.on_disconnect = self._disconnected
-        self._paho.on_subscribe = self._subscribed
-        self._paho.on_message = self._received
-        self._paho.on_publish = self._published
+        self._paho.on_connect = self._guarded(self._connected)
+        self._paho.on_disconnect = self._guarded(self._disconnected)
+        self._paho.on_subscribe = self._guarded(self._subscribed)
+        self._paho.on_message = self._guarded(self._received)
+        self._paho.on_publish = self._guarded(self._published)
         if broker.user is not None:
             self._paho.username_pw_set(broker.user, broker.password)
         if broker.tls:
             self._paho.tls_set_context(broker.certificates.context())
         if will:
-            self._paho.will_set(will.topic, will.payload, qos=1, retain=True)
+            self._paho.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain)
 
     def connect(self, timeout_s: float = 5.0) -> None:
         """Connect, and stay connected until `close`. What could not connect may try again.
@@ -205,16 +177,32 @@ class Client:
         if self._refusal:
             code, why = self._refusal
             self.close(0)
+            if self._lower_will(code):
+                return self.connect(timeout_s)
             if code in _REFUSED_FOR_GOOD:
                 raise ConfigurationError(
                     f"the broker at {self.broker} refuses this client: {why}. Check the user in the broker URL, "
                     f"its password (--password-file or {PASSWORD_VARIABLE}) and the broker's MQTT version."
                 )
             raise UnreachableError(f"the broker at {self.broker} is not ready: {why}. Try again later.")
+        return None
+
+    def _lower_will(self, code: int) -> bool:
+        """Ask for less with the last will, if that is what the broker refused; False if there is nothing to lower."""
+        if self._will is None or code not in (_RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED):
+            return False
+        retain = self._will.retain and code != _RETAIN_NOT_SUPPORTED
+        qos = 0 if code == _QOS_NOT_SUPPORTED else self._will.qos
+        lowered = replace(self._will, retain=retain, qos=qos)
+        if lowered == self._will:
+            return False
+        self._will = lowered
+        self._paho.will_set(lowered.topic, lowered.payload, qos=lowered.qos, retain=lowered.retain)
+        return True
 
     def _open(self, timeout_s: float) -> None:
         self._answered.clear()
-        self._refusal, self._short_lives, self._cut_off = None, 0, 0
+        self._refusal, self._cut_off, self._closed = None, 0, False
         self._paho.connect_timeout = timeout_s
         properties = None
         if self._v5:
@@ -282,9 +270,19 @@ class Client:
                     self._offline.append(message)
                     return True
                 return False
+        limit = self.capabilities.max_packet_bytes
+        if limit is not None and len(payload) + _HEADER_BYTES + len(topic.encode()) > limit:
+            why = f"it has {len(payload)} bytes, and the broker takes packets of {limit}"
+            log.warning("a message is not sent: %s", why)
+            if on_confirmed is not None:
+                self._refused_here.append((on_confirmed, why))
+            return on_confirmed is not None
         info = self._send(message)
         if on_confirmed is not None:
-            self._to_confirm.append((info, on_confirmed))
+            if message.qos > self.capabilities.max_qos:  # nothing will confirm it
+                self._refused_here.append((on_confirmed, ""))
+            else:
+                self._to_confirm.append((info, on_confirmed))
         return True
 
     def tell_confirmed(self) -> None:
@@ -292,6 +290,10 @@ class Client:
 
         paho's own callback will not do: it comes while paho holds a lock that `publish` needs in other threads.
         """
+        self._revive()
+        while self._refused_here:
+            on_confirmed, why = self._refused_here.popleft()
+            on_confirmed(why)
         for _ in range(len(self._to_confirm)):
             info, on_confirmed = self._to_confirm.popleft()
             if info.is_published():
@@ -315,8 +317,37 @@ class Client:
         """Send what is queued, then disconnect: the broker discards the last will."""
         if timeout_s > 0 and self._paho.is_connected():
             self.flush(timeout_s)
+        self._closed = True
         self._paho.disconnect()
         self._paho.loop_stop()
+
+    def _revive(self) -> None:
+        """Start the network thread again if an error has ended it: without it this client is deaf."""
+        if self._closed or self._network is None or self._network.is_alive() or self.takeover.is_set():
+            return
+        log.error("the network thread has ended; the connection is restarted")
+        self._network = None
+        self._paho.loop_stop()
+        with contextlib.suppress(OSError):  # then the thread tries again
+            self._paho.reconnect()
+        self._paho.loop_start()
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """A callback whose errors restart the connection: paho's thread would end, and leave a process that is deaf."""
+
+        def call(*arguments: Any) -> None:
+            self._network = threading.current_thread()
+            try:
+                callback(*arguments)
+            except Exception as error:
+                log.error("%s in %s; the connection is restarted", type(error).__name__, callback.__name__)
+                log.debug("details", exc_info=error)
+                sock: Any = self._paho.socket()
+                if sock is not None:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+
+        return call
 
     @property
     def connected(self) -> bool:
@@ -331,8 +362,9 @@ class Client:
         return len(self._unsent) >= LAG_MESSAGES
 
     def _send(self, message: _Outgoing) -> paho.MQTTMessageInfo:
-        info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
-        if message.qos > 0:
+        qos, retain = min(message.qos, self.capabilities.max_qos), message.retain and self.capabilities.retain
+        info = self._paho.publish(message.topic, message.payload, qos, retain, message.properties)
+        if qos > 0:
             if info.rc == paho.MQTT_ERR_NO_CONN:  # it went just now; paho keeps the message, but `info` raises for ever
                 info.rc = paho.MQTT_ERR_SUCCESS
             self._unacknowledged.append(info)
@@ -342,18 +374,22 @@ class Client:
 
     def _send_subscriptions(self, subscriptions: list[Subscription]) -> None:
         for s in subscriptions:
+            if why := self.capabilities.refuses(s):
+                log.error("%s is not subscribed to: %s", s.filter, why)
+                continue
+            qos = min(s.qos, self.capabilities.max_qos)
             if self._v5:
                 properties = None
-                if s.id is not None:
+                if s.id is not None and self.capabilities.subscription_ids:
                     properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
                     properties.SubscriptionIdentifier = s.id
                 handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
                 if not s.replay_retained:
                     handling = SubscribeOptions.RETAIN_DO_NOT_SEND
-                options = SubscribeOptions(qos=s.qos, retainAsPublished=s.tell_retained, retainHandling=handling)
+                options = SubscribeOptions(qos=qos, retainAsPublished=s.tell_retained, retainHandling=handling)
                 _, mid = self._paho.subscribe(s.filter, options=options, properties=properties)
             else:
-                _, mid = self._paho.subscribe(s.filter, qos=s.qos)
+                _, mid = self._paho.subscribe(s.filter, qos=qos)
             if mid is not None:
                 self._unconfirmed.add(mid)
 
@@ -364,7 +400,8 @@ class Client:
             self._tell(False, str(code))
             return
         self._refusal = None
-        self._since_s = time.monotonic()
+        if self._v5:
+            self.capabilities = Capabilities.of(properties)
         with self._lock:
             self._unconfirmed.clear()
             self._send_subscriptions(self._subscriptions)
@@ -374,17 +411,12 @@ class Client:
             self._send(message)
         self._tell(True, "")
         self._answered.set()
-        if not self._subscriptions and self._on_subscribed:
-            self._on_subscribed(False)
-
-    def _not_there(self, client: paho.Client, userdata: Any) -> None:
-        self._short_lives = 0  # it was the broker that went, not another client that came
+        if not self._unconfirmed and self._on_subscribed:
+            self._on_subscribed(bool(self._subscriptions))
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, code: Any, properties: Any) -> None:
         self._cut_off += not self._answered.is_set()
-        short = code.is_failure and time.monotonic() - self._since_s < SHORT_LIFE_S
-        self._short_lives = self._short_lives + 1 if short else 0
-        if code.value == SESSION_TAKEN_OVER or self._short_lives >= SHORT_LIVES:
+        if code.value == SESSION_TAKEN_OVER:
             self.takeover.set()
             client.disconnect()  # or the two would throw each other out for ever
         self._tell(False, str(code))
@@ -421,13 +453,18 @@ class Client:
 
     def _received(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         self._acknowledge_now()
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            log.warning("dropped a message whose topic is not UTF-8")
+            return
         if len(message.payload) > MAX_PACKET_BYTES:
             if self._on_oversized:
-                self._on_oversized(message.topic, len(message.payload))
+                self._on_oversized(topic, len(message.payload))
             return
         p = message.properties
         incoming = Incoming(
-            topic=message.topic,
+            topic=topic,
             payload=bytes(message.payload),
             retained=message.retain,
             response_topic=getattr(p, "ResponseTopic", None),
@@ -437,7 +474,7 @@ class Client:
         )
         try:
             self._on_message(incoming)
-        except Exception as e:  # an error here would end the network thread
+        except Exception as e:  # this one message is lost, and no reason to lose the connection
             log.error("a message on %s could not be handled: %s", incoming.topic, type(e).__name__)
             log.debug("details", exc_info=e)
 

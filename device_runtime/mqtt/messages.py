@@ -31,6 +31,7 @@ __all__ = [
     "Finish",
     "HealthReport",
     "Info",
+    "LinkAnswer",
     "Piece",
     "Request",
     "RequestPayload",
@@ -97,13 +98,17 @@ class Address:
     reply_to: str  # the Response Topic, or `reply_to` in the payload
     correlation_data: bytes | None = None  # MQTT 5
     id: str | None = None  # MQTT 3.1.1: echoed in every reply
+    client: str = ""  # whose name the topic of the command vouches for; empty where it has none
 
     @property
-    def key(self) -> tuple[str, bytes] | None:
-        """What makes a request the same request; None when its client did not say."""
+    def key(self) -> tuple[str, str, bytes] | None:
+        """What makes a request the same request; None when its client did not say.
+
+        A request that somebody is vouched for is not the same as one of a client that only calls itself so.
+        """
         if self.correlation_data is not None:
-            return self.reply_to, self.correlation_data
-        return (self.reply_to, self.id.encode()) if self.id is not None else None
+            return self.client, self.reply_to, self.correlation_data
+        return (self.client, self.reply_to, self.id.encode()) if self.id is not None else None
 
     @classmethod
     def find(cls, value: Any, response_topic: str | None, correlation_data: bytes | None) -> Address:
@@ -335,6 +340,8 @@ class Info:
         tuple[str, ...], Length(64), "`generate`, `stream`, `cancel`, `schema`, `links`, `ota`, `pool` …"
     ] = ()
     firmware: Annotated[str | None, "its version, on a microcontroller"] = None
+    pool: Annotated[str | None, "the pool whose requests it shares"] = None
+    bundles: Annotated[Mapping[str, str] | None, "by model: name and version of the bundle that answers"] = None
 
     def to_json(self) -> bytes:
         """The payload."""
@@ -380,3 +387,25 @@ class HealthReport:
         """
         health: HealthReport = read(cls, parse(payload), "a report of health", strict=False)
         return health
+
+
+@dataclass(frozen=True)
+class LinkAnswer:
+    """`out/link/<name>`: the last answer of a link."""
+
+    text: Annotated[str | None, "the answer, where the link asks for text"] = None
+    answer: Annotated[Any, "the answer, where the link asks for data"] = None
+    reading: Annotated[Any, "what woke the link"] = None
+    link: Annotated[str | None, "its name"] = None
+    device: Annotated[str | None, "who answered"] = None
+    topic: Annotated[str | None, "the reading's topic"] = None
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> LinkAnswer:
+        """Read a payload.
+
+        Raises:
+            MessageError: it is not the answer of a link.
+        """
+        answer: LinkAnswer = read(cls, parse(payload), "the answer of a link", strict=False)
+        return answer

@@ -20,7 +20,9 @@ __all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read"]
 MAX_PAYLOAD_BYTES = 65_536
 MAX_DEPTH = 16  # levels of lists and objects
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
+# No alternative of this looks further than two characters, so a search takes time in proportion to the text, whatever
+# the text is. A pattern for a whole string would begin again at each quote of a string that does not end.
+_ESCAPE_QUOTE_OR_BRACKET = re.compile(r'\\.|["\[{\]}]', re.DOTALL)
 
 _COMMAND = typed_json.Manner(unknown_fields_refused=True, null_is_absent=True, quotes_values=False)
 _REPORT = typed_json.Manner(null_is_absent=True, quotes_values=False)
@@ -78,13 +80,17 @@ def read(kind: Any, value: Any, what: str, *, strict: bool = True) -> Any:
 
 
 def _check_depth(source: str) -> None:
-    depth = 0
-    for token in _STRING_OR_BRACKET.finditer(source):
-        if token[0] in "[{":
+    depth, in_string = 0, False
+    for token in _ESCAPE_QUOTE_OR_BRACKET.findall(source):
+        if token == '"':
+            in_string = not in_string
+        elif in_string or token[0] == "\\":
+            continue
+        elif token in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise MessageError(f"the payload nests deeper than {MAX_DEPTH} levels.")
-        elif token[0] in "]}":
+        else:
             depth -= 1
 
 

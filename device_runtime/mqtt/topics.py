@@ -1,13 +1,20 @@
 """Topic names: building, parsing and the rule for reply topics.
 
-    stonechat/1/<device>/in/{generate,cancel,ota}        commands, never retained
+    stonechat/1/<device>/in/{generate,cancel}/<client>   commands of one client, never retained
+    stonechat/1/<device>/in/{generate,cancel}            the same, at brokers that do not know their users
+    stonechat/1/<device>/in/ota                          updates, never retained
     stonechat/1/<device>/in/ota/piece                    parts of an update
     stonechat/1/<device>/out/{state,info,health,event}   what the device says of itself
     stonechat/1/<device>/out/ota                         how far an update is
+    stonechat/1/<device>/out/instance                    which process is the device
     stonechat/1/<device>/out/link/<name>                 what a link has answered last
+    stonechat/1/<device>/out/link/<name>/<place>         the same, for one of the topics that it reads
     stonechat/1/<device>/out/reply/<client>/<session>    answers
-    stonechat/1/pool/<group>/generate                    work that several devices share
+    stonechat/1/pool/<group>/generate[/<client>]         work that several devices share
     stonechat/1/pool/<group>/reply/<client>/<session>    answers to that work
+
+A subscriber is not told who has published. So a client's name is part of the topic, where the access list of a broker
+vouches for it: NAME alone may write to `…/generate/NAME`.
 
 Ids (devices, groups, clients, sessions) are `[a-z0-9-]`, 1 to 64 characters; `pool` is no device id.
 Topic filters follow MQTT 5.0, section 4.7.
@@ -48,7 +55,7 @@ MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
 _COMMANDS = frozenset({"generate", "cancel", "ota"})
-_OUTPUTS = frozenset({"state", "info", "health", "event", "ota"})
+_OUTPUTS = frozenset({"state", "info", "health", "event", "ota", "instance"})
 
 
 def home_assistant_config(device: str) -> str:
@@ -122,6 +129,14 @@ class DeviceTopics(_Replies):
         """Requests are taken back here."""
         return f"{ROOT}/{self.device}/in/cancel"
 
+    def generate_by(self, client: str) -> str:
+        """Requests of one client come in here; `+` is any."""
+        return f"{self.generate}/{client}"
+
+    def cancel_by(self, client: str) -> str:
+        """The cancel commands of one client; `+` is any."""
+        return f"{self.cancel}/{client}"
+
     @property
     def ota(self) -> str:
         """Updates are ordered here."""
@@ -152,9 +167,19 @@ class DeviceTopics(_Replies):
         """How the device is, once a minute."""
         return f"{ROOT}/{self.device}/out/health"
 
-    def link(self, name: str) -> str:
-        """Retained: the last answer of a link, wherever else it went."""
-        return f"{ROOT}/{self.device}/out/link/{check_id('link', name)}"
+    @property
+    def instance(self) -> str:
+        """Retained: which process is the device, so that a second one is noticed."""
+        return f"{ROOT}/{self.device}/out/instance"
+
+    def link(self, name: str, place: str | None = None) -> str:
+        """Retained: the last answer of a link, wherever else it went.
+
+        Args:
+            place: an id for one of the topics that the link reads; None is whichever came last.
+        """
+        topic = f"{ROOT}/{self.device}/out/link/{check_id('link', name)}"
+        return topic if place is None else f"{topic}/{check_id('place', place)}"
 
     @property
     def event(self) -> str:
@@ -181,10 +206,14 @@ class PoolTopics(_Replies):
         """Requests go in here; the broker hands each to one device."""
         return f"{ROOT}/pool/{self.group}/generate"
 
+    def generate_by(self, client: str) -> str:
+        """Requests of one client; `+` is any."""
+        return f"{self.generate}/{client}"
+
     @property
-    def shared(self) -> str:
+    def shared(self) -> tuple[str, str]:
         """What a device subscribes to (MQTT 5.0, section 4.8.2)."""
-        return f"$share/{self.group}/{self.generate}"
+        return f"$share/{self.group}/{self.generate}", f"$share/{self.group}/{self.generate_by('+')}"
 
     @property
     def reply_root(self) -> str:
@@ -208,9 +237,10 @@ class DevicePatterns(DeviceTopics):
         """All that a device writes."""
         return f"{ROOT}/{self.device}/out/#"
 
-    def link(self, name: str) -> str:
-        """The last answers of a link, or of any (`+`)."""
-        return f"{ROOT}/{self.device}/out/link/{name}"
+    @property
+    def links(self) -> str:
+        """The last answers of all links."""
+        return f"{ROOT}/{self.device}/out/link/#"
 
     def replies(self, client: str) -> str:
         """All answers to a client (`%u`)."""
@@ -235,7 +265,7 @@ class TopicParts:
     owner: Literal["device", "pool"]
     id: str  # of the device or the pool
     kind: str  # generate, cancel, ota, piece, state, info, health, event, link or reply
-    client: str = ""  # of a reply topic
+    client: str = ""  # of a reply topic, or of a command
     session: str = ""  # of a reply topic
     link: str = ""  # of a link's topic
 
@@ -247,17 +277,21 @@ def parse(topic: str) -> TopicParts | None:
     match topic.split("/")[2:]:
         case ["pool", group, "generate"] if is_id(group):
             return TopicParts("pool", group, "generate")
+        case ["pool", group, "generate", client] if is_id(group) and is_id(client):
+            return TopicParts("pool", group, "generate", client)
         case ["pool", group, "reply", client, session] if all(map(is_id, (group, client, session))):
             return TopicParts("pool", group, "reply", client, session)
         case ["pool", *_]:
             return None
         case [device, "in", command] if is_id(device) and command in _COMMANDS:
             return TopicParts("device", device, command)
+        case [device, "in", ("generate" | "cancel") as command, client] if is_id(device) and is_id(client):
+            return TopicParts("device", device, command, client)
         case [device, "in", "ota", "piece"] if is_id(device):
             return TopicParts("device", device, "piece")
         case [device, "out", output] if is_id(device) and output in _OUTPUTS:
             return TopicParts("device", device, output)
-        case [device, "out", "link", name] if is_id(device) and is_id(name):
+        case [device, "out", "link", name, *place] if all(map(is_id, (device, name, *place))) and len(place) < 2:
             return TopicParts("device", device, "link", link=name)
         case [device, "out", "reply", client, session] if all(map(is_id, (device, client, session))):
             return TopicParts("device", device, "reply", client, session)

@@ -1,7 +1,7 @@
 """A slot folder: two bundles of one model, and slots.json, which says which of them runs.
 
     slots.json    the state, replaced atomically; see state.py
-    a/ b/         bundles
+    a/ b/ c/      bundles
     incoming/     a bundle that is being put together; see staging.py
     trash/        on its way out
     .lock         held by whoever changes the folder, or is on trial in it
@@ -23,7 +23,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
-from device_runtime.update.state import Last, Slot, State, TrialLimits
+from device_runtime.update.state import SLOTS, Last, Slot, State, TrialLimits
 
 __all__ = [
     "INCOMING",
@@ -40,7 +40,6 @@ __all__ = [
 
 STATE = "slots.json"
 INCOMING = "incoming"
-SLOTS: tuple[Slot, Slot] = ("a", "b")
 _TRASH = "trash"
 _LOCK = ".lock"
 _PID_BYTES = 10
@@ -126,11 +125,12 @@ class Slots:
         for path in leftovers(self.folder, self.state):
             durable.remove(path)
 
-    def clear_free(self) -> None:
-        """Empty the slot that does not serve; there is no going back to what it held."""
-        if self.state.previous is not None:
+    def forget_previous(self) -> None:
+        """Make room on the disk: there is no going back to the bundle before the active one any more."""
+        previous = self.state.previous
+        if previous is not None:
             self._save(self.state.without_previous())
-        self._discard(self.path(self.state.free))
+            self._discard(self.path(previous))
 
     def discard_incoming(self) -> None:
         """Drop the bundle that is being put together."""
@@ -138,7 +138,7 @@ class Slots:
 
     def install(self, limits: TrialLimits, last: Last) -> None:
         """Make `incoming`, which has to be whole and flushed, the bundle on trial."""
-        self.clear_free()
+        self._discard(self.path(self.state.free))
         durable.move(self.incoming, self.path(self.state.free))
         self._save(self.state.installed(limits, last))
 
@@ -148,12 +148,17 @@ class Slots:
 
     def confirm(self, security_counter: int, last: Last) -> None:
         """The trial was passed."""
+        oldest = self.state.previous
         self._save(self.state.confirmed(security_counter, last))
+        if oldest is not None:
+            self._discard(self.path(oldest))
 
     def give_back(self, last: Last) -> None:
         """The trial was not passed, or was called off."""
+        failed = self.state.trial
         self._save(self.state.returned(last))
-        self._discard(self.path(self.state.free))
+        if failed is not None:
+            self._discard(self.path(failed.slot))
 
     def swap(self, last: Last) -> None:
         """Go back to the previous bundle."""

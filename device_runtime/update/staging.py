@@ -202,8 +202,9 @@ class Staging:
         free = free_bytes(slots.folder)
         if free >= needed:
             return
-        if slots.state.previous is not None and free + _tree_bytes(slots.path(slots.state.free)) >= needed:
-            slots.clear_free()
+        previous = slots.state.previous
+        if previous is not None and free + _tree_bytes(slots.path(previous)) >= needed:
+            slots.forget_previous()
             return
         self._refuse(needed, free)
 

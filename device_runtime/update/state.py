@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Literal
+from typing import Literal, get_args
 
 from device_runtime.errors import UpdateError
 from device_runtime.records import typed_json
 
-__all__ = ["ATTEMPTS", "SCHEMA", "Last", "Phase", "Slot", "State", "Trial", "TrialLimits"]
+__all__ = ["ATTEMPTS", "SCHEMA", "SLOTS", "Last", "Phase", "Slot", "State", "Trial", "TrialLimits"]
 
 SCHEMA = 1  # of slots.json
 ATTEMPTS = 2  # starts of a trial; one that ends without a result was cut off by a loss of power, or hung the board
 
-Slot = Literal["a", "b"]
+Slot = Literal["a", "b", "c"]  # one for the active bundle, one for the one before it, one for a new one
+SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 
 class Phase(Enum):
@@ -92,16 +93,17 @@ class State:
 
     @property
     def free(self) -> Slot:
-        """The slot that does not serve."""
-        return "b" if self.active == "a" else "a"
+        """A slot that no bundle is in."""
+        taken = (self.active, self.previous, self.trial and self.trial.slot)
+        return next(slot for slot in SLOTS if slot not in taken)
 
     def without_previous(self) -> State:
-        """Before the free slot is cleared."""
+        """There is no going back any more: its place on the disk is needed."""
         return replace(self, previous=None)
 
     def installed(self, limits: TrialLimits, last: Last) -> State:
-        """The free slot holds a new bundle, whole."""
-        return self._to(Phase.PENDING, previous=None, trial=Trial(self.free, ATTEMPTS, limits), last=last)
+        """The free slot holds a new bundle, whole. The one before the active one stays until the new one has passed."""
+        return self._to(Phase.PENDING, trial=Trial(self.free, ATTEMPTS, limits), last=last)
 
     def attempt(self) -> State:
         """A trial is about to start."""
@@ -157,8 +159,11 @@ class State:
             state: State = typed_json.read(cls, data)
         except ValueError as error:
             raise UpdateError(str(error)) from None
-        if state.active is not None and state.active in (state.previous, state.trial and state.trial.slot):
+        on_trial = state.trial and state.trial.slot
+        if state.active is not None and state.active in (state.previous, on_trial):
             raise UpdateError(f"slot {state.active} is active and has another part to play")
-        if state.trial is not None and (state.previous is not None or state.trial.attempts_left > ATTEMPTS):
+        if state.previous is not None and (state.active is None or state.previous == on_trial):
+            raise UpdateError(f"slot {state.previous} cannot hold the bundle to go back to")
+        if state.trial is not None and state.trial.attempts_left > ATTEMPTS:
             raise UpdateError("its trial cannot be")
         return state

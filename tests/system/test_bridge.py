@@ -22,7 +22,8 @@ from device_runtime.client.remote import RemoteModel
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampling
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Subscription
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state

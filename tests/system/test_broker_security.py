@@ -27,7 +27,7 @@ from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress, Certificates
 from device_runtime.mqtt.client import Client
 from tests.brokers import free_port, made_broker
-from toolkit.broker.access import parse_list
+from toolkit.broker.access import access_list, is_current, parse_list
 from toolkit.cli import main
 
 pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `sign`)")
@@ -123,9 +123,11 @@ def user(site: Site) -> Iterator[Callable[[str], User]]:
 
 
 ALLOWED = [
-    ("phone", "stonechat/1/north/in/generate", "north"),
-    ("phone", "stonechat/1/north/in/cancel", "north"),
-    ("phone", "stonechat/1/pool/herd/generate", "north"),
+    ("phone", "stonechat/1/north/in/generate/phone", "north"),
+    ("phone", "stonechat/1/north/in/cancel/phone", "north"),
+    ("phone", "stonechat/1/pool/herd/generate/phone", "north"),
+    ("north", "stonechat/1/north/out/instance", "north"),
+    ("north", "stonechat/1/north/out/link/too-hot/air-a", "ha"),
     ("north", "stonechat/1/north/out/reply/phone/1", "phone"),
     ("north", "stonechat/1/pool/herd/reply/phone/1", "phone"),
     ("north", "stonechat/1/north/out/state", "phone"),
@@ -142,23 +144,33 @@ ALLOWED = [
 FORBIDDEN = [
     ("north", "stonechat/1/south/out/state", "phone", "a device writes as another"),
     ("north", "stonechat/1/south/out/reply/phone/1", "phone", "a device answers as another"),
-    ("north", "stonechat/1/south/in/generate", "south", "a device commands another"),
+    ("north", "stonechat/1/south/in/generate/north", "south", "a device commands another"),
     ("north", "homeassistant/device/south/config", "ha", "a device describes another"),
     ("south", "stonechat/1/pool/herd/reply/phone/1", "phone", "a device answers for a pool that it is not in"),
-    ("phone", "stonechat/1/north/in/generate", "south", "a device reads another's requests"),
-    ("phone", "stonechat/1/pool/herd/generate", "south", "a device reads the requests of another's pool"),
+    ("phone", "stonechat/1/north/in/generate/phone", "south", "a device reads another's requests"),
+    ("phone", "stonechat/1/pool/herd/generate/phone", "south", "a device reads the requests of another's pool"),
+    ("phone", "stonechat/1/north/in/generate/spy", "north", "a client asks in the name of another"),
+    ("phone", "stonechat/1/north/in/cancel/spy", "north", "a client cancels in the name of another"),
+    ("phone", "stonechat/1/pool/herd/generate/spy", "north", "a client asks a pool in the name of another"),
+    ("phone", "stonechat/1/north/in/generate", "north", "a client asks without its name"),
+    ("phone", "stonechat/1/north/in/cancel", "north", "a client cancels without its name"),
+    ("probe", "stonechat/1/probe/out/state", "phone", "a sensor poses as a device"),
+    ("probe", "homeassistant/device/probe/config", "ha", "a sensor poses as a device to Home Assistant"),
+    ("phone", "stonechat/1/phone/out/link/too-hot", "ha", "a client poses as a device"),
+    ("chief", "stonechat/1/chief/out/info", "phone", "an operator poses as a device"),
+    ("ha", "stonechat/1/ha/out/health", "phone", "Home Assistant poses as a device"),
     ("phone", "stonechat/1/north/out/state", "ha", "a client writes as a device"),
     ("phone", "stonechat/1/north/out/reply/phone/1", "phone", "a client answers itself as a device"),
     ("north", "stonechat/1/north/out/reply/phone/1", "spy", "a client reads another's answers"),
     ("north", "stonechat/1/pool/herd/reply/phone/1", "spy", "a client reads another's answers from a pool"),
     ("phone", "plant/a/air", "north", "a client pretends to be a sensor"),
-    ("probe", "stonechat/1/north/in/generate", "north", "a sensor commands a device"),
+    ("probe", "stonechat/1/north/in/generate/probe", "north", "a sensor commands a device"),
     ("probe", "plant/a/advice", "north", "a sensor gives advice"),
     ("phone", "stonechat/1/north/in/ota", "north", "a client orders an update"),
     ("phone", "stonechat/1/north/in/ota/piece", "north", "a client slips in a piece of an update"),
     ("ha", "stonechat/1/north/in/ota", "north", "Home Assistant orders an update"),
     ("south", "stonechat/1/north/in/ota", "north", "a device orders another's update"),
-    ("chief", "stonechat/1/north/in/generate", "north", "an operator asks a device"),
+    ("chief", "stonechat/1/north/in/generate/chief", "north", "an operator asks a device"),
     ("north", "stonechat/1/north/out/reply/phone/1", "chief", "an operator reads a client's answers"),
     ("chief", "stonechat/1/north/out/ota", "chief", "an operator reports as a device"),
     ("north", "stonechat/1/north/out/ota", "phone", "a client reads about updates"),
@@ -202,11 +214,15 @@ class TestDelivery:
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
         phone, reply_to = user("phone"), "stonechat/1/south/out/reply/phone/9"
         phone.subscribe(reply_to)
-        spy.publish(
-            "stonechat/1/south/in/generate", b'{"prompt":"x"}', ResponseTopic=reply_to, CorrelationData=b"1"
+        for name in ("spy", "phone"):  # in its own name the device refuses it, in another's the broker does
+            topic = f"stonechat/1/south/in/generate/{name}"
+            spy.publish(topic, b'{"prompt":"x"}', ResponseTopic=reply_to, CorrelationData=b"1")
+        phone.publish(
+            "stonechat/1/south/in/generate/phone", b'{"prompt":"x"}', ResponseTopic=reply_to, CorrelationData=b"1"
         )  # fmt: skip
         while "done" not in json.loads(phone.heard.get(timeout=PATIENCE_S)[1]):
             pass
+        assert phone.heard.empty()  # one answer to one request
         user("north").publish("stonechat/1/north/out/event", b"the end")
         assert reply_to not in [topic for topic, _ in spy.until(b"the end")]
 
@@ -402,3 +418,56 @@ def test_the_example_is_what_the_command_makes(tmp_path: Path, monkeypatch: pyte
     assert main(["broker", action, str(tmp_path / folder), *flags]) == 0
     for name in ("acl", "mosquitto.conf"):
         assert (tmp_path / folder / name).read_text() == (example / name).read_text(), name
+
+
+OLD_LIST = """\
+# Every device: its commands in, its word out.
+pattern read stonechat/1/%u/in/#
+pattern write stonechat/1/%u/out/#
+
+user board
+topic read plant/+/air
+topic write plant/advice
+topic read stonechat/1/pool/herd/generate
+topic write stonechat/1/pool/herd/reply/#
+
+user bare
+
+user phone
+topic write stonechat/1/+/in/generate
+topic write stonechat/1/+/in/cancel
+topic write stonechat/1/pool/+/generate
+topic read stonechat/1/+/out/state
+
+user probe
+topic write plant/+/air
+"""
+
+
+def test_an_access_list_of_an_earlier_stonechat_is_brought_to_rights_by_role() -> None:
+    assert not is_current(OLD_LIST)
+    access = parse_list(OLD_LIST)
+    assert access.rights["probe"] == ["write plant/+/air"]
+    assert "write stonechat/1/board/out/#" in access.rights["board"]
+    assert "read stonechat/1/pool/herd/generate/+" in access.rights["board"]
+    assert "write stonechat/1/bare/out/#" in access.rights["bare"]
+    assert "write stonechat/1/+/in/generate/phone" in access.rights["phone"]
+    assert "write stonechat/1/+/in/generate" not in access.rights["phone"]
+    text = access_list(access)
+    assert is_current(text) and parse_list(text) == access
+
+
+def test_check_says_when_the_files_of_the_broker_have_to_be_renewed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        "schema: 1\nbroker: {url: 'mqtts://x', certs: broker}\nmodels: {m: {bundle: x}}\ndevices: {board: {model: m}}\n"
+    )
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "broker" / "acl").write_text(OLD_LIST)
+    assert main(["check", str(fleet)]) == 0
+    assert "lets every user pose as a device; renew it: stonechat broker init" in capfd.readouterr().out
+    (tmp_path / "broker" / "acl").write_text(access_list(parse_list(OLD_LIST)))
+    assert main(["check", str(fleet)]) == 0
+    assert "renew" not in capfd.readouterr().out

@@ -1,8 +1,9 @@
 """Who may do what at the broker: mosquitto's access list.
 
-A user's name is that of its certificate, or the one that its password belongs to. A line that begins with `pattern`
-holds for every user, with %u in place of the name, so a device reads its own commands and writes its own answers and
-nobody else's.
+A user's name is that of its certificate, or the one that its password belongs to. Rights go by role, user by user, and
+nobody has any besides: a sensor that may write its readings may neither pose as a device nor ask one. A device is not
+told who has published a message, so a client's name is part of the topics that it writes to, and the list lets each
+client write to those with its own name alone.
 """
 
 from __future__ import annotations
@@ -25,29 +26,11 @@ if TYPE_CHECKING:
     from device_runtime.fleet.file import Fleet
     from device_runtime.fleet.links import Link
 
-__all__ = ["Access", "access_list", "parse_list"]
+__all__ = ["Access", "access_list", "is_current", "parse_list"]
 
-_OWN, _ANY, _ANY_POOL = DevicePatterns("%u"), DevicePatterns("+"), PoolPatterns("+")
-_PATTERNS = f"""\
-# Every device: subscribe to its commands, publish its state and answers.
-pattern read {_OWN.inputs}
-pattern write {_OWN.outputs}
-pattern write {home_assistant_config(_OWN.device)}
-pattern read {HOME_ASSISTANT_STATUS}
-# Every client: the answers to its own requests.
-pattern read {_ANY.replies("%u")}
-pattern read {_ANY_POOL.replies("%u")}
-"""
-_CLIENT = (
-    f"write {_ANY.generate}",
-    f"write {_ANY.cancel}",
-    f"write {_ANY_POOL.generate}",
-    f"read {_ANY.state}",
-    f"read {_ANY.info}",
-    f"read {_ANY.health}",
-    f"read {_ANY.event}",
-    f"read {_ANY.link('+')}",
-)
+VERSION = 2  # 1 had patterns that let every user write the topics of a device of its name
+_MARK = f"# stonechat access list, version {VERSION}"
+_ANY, _ANY_POOL = DevicePatterns("+"), PoolPatterns("+")
 _OPERATOR = (
     f"write {_ANY.ota}",
     f"write {_ANY.ota_piece}",
@@ -59,13 +42,42 @@ _HOME_ASSISTANT = (
     f"readwrite {HOME_ASSISTANT}/#",
     f"read {_ANY.state}",
     f"read {_ANY.health}",
-    f"read {_ANY.link('+')}",
+    f"read {_ANY.links}",
 )
+# What version 1 gave to clients, and to Home Assistant, in other words.
+_OLD_CLIENT = (f"write {_ANY.generate}", f"write {_ANY.cancel}", f"write {_ANY_POOL.generate}")
+_OLD_LINKS = "read stonechat/1/+/out/link/+"
+
+
+def _device(name: str) -> tuple[str, ...]:
+    own = DevicePatterns(name)
+    return (
+        f"read {own.inputs}",
+        f"write {own.outputs}",
+        f"read {own.instance}",
+        f"write {home_assistant_config(name)}",
+        f"read {HOME_ASSISTANT_STATUS}",
+    )
+
+
+def _client(name: str) -> tuple[str, ...]:
+    return (
+        f"write {_ANY.generate_by(name)}",
+        f"write {_ANY.cancel_by(name)}",
+        f"write {_ANY_POOL.generate_by(name)}",
+        f"read {_ANY.replies(name)}",
+        f"read {_ANY_POOL.replies(name)}",
+        f"read {_ANY.state}",
+        f"read {_ANY.info}",
+        f"read {_ANY.health}",
+        f"read {_ANY.event}",
+        f"read {_ANY.links}",
+    )
 
 
 @dataclass
 class Access:
-    """Whom the broker knows, and what they may do beyond what everyone may."""
+    """The users that the broker knows, and what each may do."""
 
     rights: dict[str, list[str]] = field(default_factory=dict)  # name -> lines such as `read plant/+/air`
 
@@ -74,16 +86,20 @@ class Access:
         known = self.rights.setdefault(name, [])
         known += [line for line in dict.fromkeys(lines) if line not in known]
 
+    def add_device(self, name: str) -> None:
+        """A device: it reads its commands, and writes its state and its answers."""
+        self.add(name, _device(name))
+
     def add_client(self, name: str) -> None:
-        """Somebody who asks devices."""
-        self.add(name, _CLIENT)
+        """A user who asks devices."""
+        self.add(name, _client(name))
 
     def add_operator(self, name: str) -> None:
-        """Somebody who updates devices over the air, and does not ask them."""
+        """A user who updates devices over the air, and does not ask them."""
         self.add(name, _OPERATOR)
 
     def add_home_assistant(self, name: str) -> None:
-        """Home Assistant, which finds devices and reads what they say."""
+        """Home Assistant, which finds devices and reads what they publish."""
         self.add(name, _HOME_ASSISTANT)
 
     def add_sensor(self, name: str, topic: str) -> None:
@@ -98,12 +114,13 @@ class Access:
         """All devices of a fleet file: what their links read and write, and their pools."""
         links = {link.name: link for link in fleet.links}
         for name, device in fleet.devices.items():
+            self.add_device(name)
             lines = []
             for link in (links[link] for link in device.links):
                 lines += [f"read {link.source}", f"write {_target(link)}"]
             if device.pool:
                 pool = PoolTopics(device.pool)
-                lines += [f"read {pool.generate}", f"write {pool.reply_root}/#"]
+                lines += [f"read {pool.generate}", f"read {pool.generate_by('+')}", f"write {pool.reply_root}/#"]
             self.add(name, lines)
 
 
@@ -121,14 +138,19 @@ def _target(link: Link) -> str:
 
 def access_list(access: Access) -> str:
     """For mosquitto's `acl_file`."""
-    blocks = [_PATTERNS]
+    blocks = [f"{_MARK}; made by `stonechat broker init`\n"]
     for name, lines in sorted(access.rights.items()):
         blocks.append("\n".join([f"user {name}", *(f"topic {line}" for line in lines), ""]))
     return "\n".join(blocks)
 
 
+def is_current(text: str) -> bool:
+    """Whether an access list gives rights by role; one of an earlier stonechat lets every user pose as a device."""
+    return text.startswith(_MARK)
+
+
 def parse_list(text: str) -> Access:
-    """What an access list of ours says, so that later calls add to it."""
+    """What an access list of ours says, so that later calls add to it. One of version 1 is brought to this version."""
     access, name = Access(), ""
     for line in text.splitlines():
         word, _, rest = line.partition(" ")
@@ -137,4 +159,27 @@ def parse_list(text: str) -> Access:
             access.add(name)
         elif word == "topic" and name:
             access.add(name, [rest])
-    return access
+    return access if is_current(text) else _renewed(access)
+
+
+def _renewed(old: Access) -> Access:
+    """The same users with the rights of their roles.
+
+    Version 1 did not say who is a device: it gave all users the rights of one. A device is a user with no lines of its
+    own, with a pool, or with links, which both read and write; a sensor only writes, and a reader only reads.
+    """
+    new = Access()
+    for name, lines in old.rights.items():
+        kinds = {line.partition(" ")[0] for line in lines}
+        if set(_OLD_CLIENT) <= set(lines):
+            new.add_client(name)
+            lines = [line for line in lines if line not in (*_OLD_CLIENT, _OLD_LINKS)]
+        elif f"readwrite {HOME_ASSISTANT}/#" in lines:
+            new.add_home_assistant(name)
+            lines = [line for line in lines if line != _OLD_LINKS]
+        elif not lines or ({"read", "write"} <= kinds and not set(_OPERATOR) <= set(lines)):
+            new.add_device(name)
+            for line in [line for line in lines if line.startswith("read stonechat/1/pool/")]:
+                new.add(name, [f"{line}/+"])
+        new.add(name, lines)
+    return new

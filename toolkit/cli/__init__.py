@@ -20,8 +20,8 @@ from toolkit.cli.output import print_json
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "get", "convert", "run", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge", "ask",
-    "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
+    "get", "convert", "run", "chat", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge",
+    "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.output import print_json, say
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -15,7 +16,6 @@ HELP = "ask a device over MQTT and print its answer as it comes"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat ask`."""
     parser.add_argument("prompt", help="what to ask")
-    parser.add_argument("--broker", metavar="URL", default="mqtt://localhost:1883", help="mqtt://[user@]host[:port]")
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("--device", metavar="ID", help="which device to ask")
     whom.add_argument("--pool", metavar="GROUP", help="ask whichever device of this pool is free")
@@ -26,32 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="give up after S seconds (default 60)")
-    parser.add_argument("--password-file", metavar="FILE", type=Path, help="the user's password at the broker")
-    parser.add_argument("--certs", metavar="DIR", type=Path, help="ca.crt, and NAME.crt and NAME.key of --as NAME")
-    parser.add_argument(
-        "--as", metavar="NAME", dest="name", help="who asks, as the broker knows it (default: the user)"
-    )
+    add_broker_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
     from device_runtime.client.remote import RemoteModel
-    from device_runtime.errors import ConfigurationError, StonechatError
-    from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
-    from device_runtime.mqtt.topics import check_id, is_id
+    from device_runtime.errors import StonechatError
     from toolkit.cli.options import read_schema
 
-    name = check_id("client", args.name) if args.name is not None else None
-    known_as = name or BrokerAddress.from_url(args.broker).user
-    if args.certs is not None and known_as is None:
-        raise ConfigurationError("--certs needs --as NAME, which says whose certificate it is.")
-    password, certificates = read_password(args.password_file, known_as), None
-    if args.certs is not None and known_as is not None:
-        certificates = Certificates.of(args.certs, known_as, password=password is not None)
-    broker = BrokerAddress.from_url(args.broker, password=password, certificates=certificates, user=name)
-    if name is None and broker.user is not None and is_id(broker.user):
-        name = broker.user
+    broker, name = broker_access(args)
     system = [{"role": "system", "content": args.system}] if args.system else []
     model = RemoteModel(broker, args.device, pool=args.pool, client=name)
     answer = model.generate(
@@ -63,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         schema=read_schema(args.schema) if args.schema else None,
         stream=not args.json,
         timeout_s=args.timeout,
+        on_wait=say,
     )
     printed = False
     with model:

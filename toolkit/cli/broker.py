@@ -144,7 +144,7 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
 
     named = {check_id("device", name) for name in args.device}
     for name in args.device:
-        access.add(name)
+        access.add_device(name)
     if args.fleet:
         plan = fleet.load(args.fleet)
         access.add_fleet(plan)

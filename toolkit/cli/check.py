@@ -13,6 +13,7 @@ from toolkit.cli.output import say, show
 if TYPE_CHECKING:
     from boards.fit import Fit
     from device_runtime.bundle.manifest import Manifest
+    from device_runtime.fleet.file import Fleet
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -141,6 +142,21 @@ def _check_fleet(args: argparse.Namespace) -> int:
                 f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked"
                 for name, missing in elsewhere.items()
             ),
+            *_broker_lines(plan),
             *(f"the link {name} is in the `links` of no device; nobody listens to its readings" for name in unserved),
         ],
     )
+
+
+def _broker_lines(fleet: Fleet) -> list[str]:
+    """What has to be done with the files of the broker, as far as they are on this machine."""
+    from toolkit.broker.access import is_current
+
+    folder = fleet.certs_folder()
+    acl = folder / "acl" if folder is not None else None
+    if folder is None or acl is None or not acl.is_file() or is_current(acl.read_text(encoding="utf-8")):
+        return []
+    return [
+        f"{acl} is of an earlier stonechat and lets every user pose as a device; renew it: stonechat broker init "
+        f"{folder}, then copy it to the broker"
+    ]

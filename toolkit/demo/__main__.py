@@ -24,7 +24,8 @@ from typing import Any
 
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics, matches
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes

@@ -15,9 +15,10 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Incoming, Subscription
+from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import Info, State
 from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Order, Piece, Report, parse_report
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import DeviceTopics, parse
 

@@ -16,8 +16,8 @@ from typing import Any
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import HEALTH_INTERVAL_S
-from device_runtime.mqtt.client import Incoming, Subscription
 from device_runtime.mqtt.messages import DeviceState, Info
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import dump
 from device_runtime.mqtt.topics import HOME_ASSISTANT_STATUS as STATUS_TOPIC
 from device_runtime.mqtt.topics import DeviceTopics

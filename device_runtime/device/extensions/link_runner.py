@@ -19,8 +19,8 @@ from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
 from device_runtime.fleet.links import Link, LinkError, Wakeup, Windows, read
-from device_runtime.mqtt.client import Incoming, Subscription
 from device_runtime.mqtt.messages import Final, Request
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump
 from device_runtime.mqtt.topics import matches
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.requests import Requests
-from device_runtime.mqtt.client import Subscription
+from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.topics import PoolTopics
 
 __all__ = ["PoolMember"]
@@ -21,12 +21,12 @@ class PoolMember(Extension):
 
     def __init__(self, device: Device, pool: PoolTopics, requests: Requests) -> None:
         self._device, self._requests = device, requests
-        self._subscription = Subscription(pool.shared)
+        self._subscriptions = [Subscription(shared) for shared in pool.shared]
         self._joined = True
 
     def routes(self) -> Sequence[Route]:
         """The pool's requests."""
-        return [Route(self._subscription, self._requests.receive_pooled)]
+        return [Route(subscription, self._requests.receive_pooled) for subscription in self._subscriptions]
 
     def tick(self) -> None:
         """Leave, and hand on what waits, once the device cannot answer; join again when it can."""
@@ -35,8 +35,9 @@ class PoolMember(Extension):
             return
         self._joined = able
         if able:
-            self._device.client.subscribe(self._subscription)
+            self._device.client.subscribe(*self._subscriptions)
             return
-        self._device.client.unsubscribe(self._subscription)
+        for subscription in self._subscriptions:
+            self._device.client.unsubscribe(subscription)
         for job in self._device.queue.remove_pooled():
             job.give_to_pool()

@@ -13,6 +13,8 @@ from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
 from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request
 from device_runtime.mqtt.strict_json import dump
+from device_runtime.mqtt.topics import TopicParts
+from device_runtime.mqtt.topics import parse as parse_topic
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
 
@@ -27,9 +29,9 @@ class Replies:
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    def allows(self, topic: str) -> bool:
-        """Whether a reply may go to `topic`."""
-        return self._device.topics.allows_reply(topic) or self._in_pool(topic)
+    def parts(self, topic: str) -> TopicParts | None:
+        """The parts of a topic that a reply may go to; None if none may."""
+        return parse_topic(topic) if self._device.topics.allows_reply(topic) or self._in_pool(topic) else None
 
     def send(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
         """Publish one reply."""
@@ -50,8 +52,13 @@ class Replies:
 
     def turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
         """Refuse what has cost its sender nothing: not more often than the limits allow."""
-        if self._device.limiter.admits("refusals"):
+        if self._device.limiter.admits("refusals", self.client(address)):
             self.refuse(address, code, message, retry_after_ms)
+
+    def client(self, address: Address) -> str:
+        """Whose reply topic it is. Where no access list vouches for the name, it is a hint."""
+        parts = parse_topic(address.reply_to)
+        return parts.client if parts is not None else ""
 
     def short(self, address: Address) -> str:
         """A reply topic in a log line."""
@@ -87,6 +94,7 @@ class RequestJob(Job):
         deadline_s = arrived_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         expires_s = arrived_s + expiry_s if expiry_s is not None else None
         self.key = address.key
+        self.client = replies.client(address)
         self.start_by_s = min((t for t in (deadline_s, expires_s) if t is not None), default=None)
         self.pooled = pooled
         self._device, self._replies, self._request, self._address = device, replies, request, address
@@ -128,6 +136,16 @@ class RequestJob(Job):
     def drop(self) -> None:
         """The device is shutting down."""
         self._replies.refuse(self._address, "unavailable", SHUTTING_DOWN)
+
+    def give_way(self) -> None:
+        """There is no place for it in the queue."""
+        queue = self._device.queue
+        if queue.closed:
+            return self._replies.turn_away(self._address, "unavailable", SHUTTING_DOWN)
+        self._forget()
+        wait_ms = int(self._device.runner.average_ms * (len(queue) + 1))
+        message = f"{queue.limit} requests are waiting already; ask again later."
+        return self._replies.turn_away(self._address, "busy", message, wait_ms)
 
     def give_to_pool(self) -> None:
         """Have its client send it again; another device will get it."""

@@ -11,13 +11,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from device_runtime.device.extension import Device, Extension, Route
-from device_runtime.device.extensions.request_job import SHUTTING_DOWN, Replies, RequestJob
-from device_runtime.mqtt.client import Incoming, Subscription
+from device_runtime.device.extensions.request_job import Replies, RequestJob
+from device_runtime.device.rate_limit import Kind
+from device_runtime.mqtt import topics
 from device_runtime.mqtt.messages import Address, Cancel, Request
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, parse
 
 __all__ = ["Requests"]
@@ -39,34 +42,36 @@ class Requests(Extension):
 
     def routes(self) -> Sequence[Route]:
         """The commands of the device; those of its pool come through `PoolMember`."""
-        topics = self._device.topics
+        own = self._device.topics
+        requests, cancels = (own.generate, own.generate_by("+")), (own.cancel, own.cancel_by("+"))
         return [
-            Route(Subscription(topics.generate, tell_retained=True), self.receive),
-            Route(Subscription(topics.cancel, tell_retained=True), self.receive_cancel),
+            *(Route(Subscription(topic, tell_retained=True), self.receive) for topic in requests),
+            *(Route(Subscription(topic, tell_retained=True), self.receive_cancel) for topic in cancels),
         ]
 
     def receive(self, message: Incoming) -> None:
         """A request to this device."""
-        if self._device.limiter.admits("requests"):
-            self._command(message, partial(self._accept, pooled=False))
+        self._command("requests", message, partial(self._accept, pooled=False))
 
     def receive_pooled(self, message: Incoming) -> None:
         """A request to the pool."""
-        if self._device.limiter.admits("requests"):
-            self._command(message, partial(self._accept, pooled=True))
+        self._command("requests", message, partial(self._accept, pooled=True))
 
     def receive_cancel(self, message: Incoming) -> None:
         """A cancel command."""
-        if self._device.limiter.admits("cancels"):
-            self._command(message, self._cancel)
+        self._command("cancels", message, self._cancel)
 
     def tick(self) -> None:
         """Answer what has waited beyond its deadline: its client has given it up, and others get its place."""
         for job in self._device.queue.remove_late():
             job.expire()
 
-    def _command(self, message: Incoming, act: _Act) -> None:
+    def _command(self, kind: Kind, message: Incoming, act: _Act) -> None:
         """Find the reply topic, then `act`; what is wrong from there on is answered."""
+        limiter, parts = self._device.limiter, topics.parse(message.topic)
+        vouched = parts.client if parts is not None else ""  # by the broker's access list
+        if not limiter.admits(kind, vouched or None):
+            return
         problem, value = None, None
         try:
             value = parse(message.payload)
@@ -74,14 +79,19 @@ class Requests(Extension):
             problem = e
         try:
             address = Address.find(value, message.response_topic, message.correlation_data)
+            address = replace(address, client=vouched)
         except MessageError as e:
-            if self._device.limiter.admits("refusals"):
+            if limiter.admits("refusals", vouched or None):
                 log.info("refused a message on %s: %s", message.topic, problem or e)
             return
-        if not self._replies.allows(address.reply_to):
-            if self._device.limiter.admits("refusals"):
+        reply = self._replies.parts(address.reply_to)
+        if reply is None or (vouched and reply.client != vouched):
+            if limiter.admits("refusals", vouched or None):
+                whose = f", for {vouched}" if vouched else ""
                 root = self._device.topics.reply_root
-                log.info("refused a message on %s: its reply topic is outside %s/", message.topic, root)
+                log.info("refused a message on %s: its reply topic is outside %s/%s", message.topic, root, whose)
+            return
+        if not vouched and not limiter.admits_client(kind, reply.client):  # here a name is a hint
             return
         try:
             if message.retained:
@@ -98,7 +108,7 @@ class Requests(Extension):
     def _accept(self, message: Incoming, value: Any, address: Address, *, pooled: bool) -> None:
         arrived_s = time.monotonic()
         if self._is_repeat(address.key):
-            log.info("dropped a repeated request of %s", address.reply_to)
+            log.info("dropped a repeated request of %s", self._replies.short(address))
             return None
         device, request = self._device, Request.from_value(value)
         if request.model is not None and request.model not in device.runner.names:
@@ -119,16 +129,13 @@ class Requests(Extension):
             pooled=pooled,
             forget=partial(self._forget, address.key),
         )
-        if request.accept and device.queue.has_room:  # sent first: the worker thread may answer at once
+        if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
             self._replies.accepted(address)
-        if not device.queue.add_request(job):
-            if device.queue.closed:
-                return self._replies.turn_away(address, "unavailable", SHUTTING_DOWN)
-            wait_ms = int(device.runner.average_ms * (len(device.queue) + 1))
-            return self._replies.turn_away(
-                address, "busy", f"{device.queue.limit} requests are waiting already; ask again later.", wait_ms
-            )
-        self._remember(address.key)
+        given_up = device.queue.add_request(job)
+        if given_up is not job:
+            self._remember(address.key)
+        if given_up is not None:
+            given_up.give_way()
         return None
 
     def _cancel(self, message: Incoming, value: Any, address: Address) -> None:

@@ -32,9 +32,9 @@ from device_runtime.errors import (
     UnreachableError,
     UpdateError,
 )
-from device_runtime.mqtt.client import Incoming, Subscription
 from device_runtime.mqtt.messages import DeviceState
 from device_runtime.mqtt.ota_messages import Order, Phase, Piece, Report, parse_report
+from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.update import durable
 from device_runtime.update.chunk_source import ChunkSource

@@ -19,7 +19,8 @@ from device_runtime.device.service import Service
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.client import Client, Subscription
+from device_runtime.mqtt.client import Client
+from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import mosquitto
 from toolkit.emulate import model_board as peer

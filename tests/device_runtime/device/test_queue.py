@@ -15,7 +15,7 @@ def test_readings_that_wait_are_bounded_whatever_their_topics():
     line = JobQueue(limit=1)
     kept = [line.add_reading((topic, "t"), job(), "every") for topic in range(100) for _ in range(work.MAX_EVERY)]
     assert sum(kept) == len(line) == work.MAX_READINGS
-    assert line.add_request(job())  # requests have a limit of their own
+    assert line.add_request(job()) is None  # requests have a limit of their own
     line.take()
     assert line.add_reading(("new", "t"), job(), "every")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime.device.rate_limit import BURST_S, RateLimiter
+from device_runtime.device.rate_limit import BURST_S, MAX_CLIENTS, TOGETHER, RateLimiter
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from device_runtime.fleet.links import Link
@@ -28,7 +28,7 @@ def test_never_more_than_a_burst_and_the_rate(pauses_s, rate):
     admitted = 0
     for pause_s in pauses_s:
         now[0] += pause_s
-        admitted += kept.admits("requests")
+        admitted += kept.admits("requests", "anna")
         assert admitted <= rate * (BURST_S + now[0]) + 1e-6
     assert admitted + kept.counts["requests"] == len(pauses_s)
 
@@ -44,24 +44,36 @@ def test_who_keeps_to_the_limit_loses_nothing(messages, rate):
 
 def test_one_kind_does_not_use_up_another():
     kept, _, _ = limiter(requests=1, cancels=1)
-    assert [kept.admits("requests") for _ in range(4)] == [True, True, False, False]
-    assert kept.admits("cancels")
+    assert [kept.admits("requests", "anna") for _ in range(4)] == [True, True, False, False]
+    assert kept.admits("cancels", "anna")
+
+
+def test_one_client_does_not_use_up_anothers():
+    kept, _, _ = limiter(refusals=1)
+    assert [kept.admits("refusals", "wild") for _ in range(4)] == [True, True, False, False]
+    assert kept.admits("refusals", "anna")
+
+
+def test_names_without_end_are_bounded_together_and_in_memory():
+    kept, _, _ = limiter(requests=100)
+    assert sum(kept.admits("requests", f"name-{number}") for number in range(10_000)) == 100 * BURST_S * TOGETHER
+    assert len(kept._clients) <= MAX_CLIENTS
 
 
 def test_what_is_dropped_is_told_once_a_minute_with_its_count():
-    kept, now, told = limiter(cancels=1)
+    kept, now, told = limiter(updates=1)
     for _ in range(100):
-        kept.admits("cancels")
-    assert told == [{"event": "dropped", "kind": "cancels", "message": "more than 1 a second came", "count": 1}]
+        kept.admits("updates")
+    assert told == [{"event": "dropped", "kind": "updates", "message": "more than 1 a second came", "count": 1}]
     now[0] = 59.9
     for _ in range(10):
-        kept.admits("cancels")
+        kept.admits("updates")
     assert len(told) == 1
     now[0] = 60.1
     for _ in range(100):
-        kept.admits("cancels")
+        kept.admits("updates")
     assert [event["count"] for event in told] == [1, 107]  # the 107th was the first after a minute
-    assert kept.counts["cancels"] > 107
+    assert kept.counts["updates"] > 107
 
 
 def test_a_fleet_file_sets_limits(tmp_path):

@@ -16,9 +16,9 @@ from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.service import Service
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
-from device_runtime.mqtt import client
 from device_runtime.mqtt.address import BrokerAddress
 from tests.brokers import free_port
+from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
 
 
@@ -420,8 +420,7 @@ def test_devices_of_a_pool_share_its_requests(on_air):
     assert [len(d.model.asked) for d in devices] == [5, 5]
 
 
-def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "SHORT_LIVES", 2)
+def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_path):
     failures, services = queue.Queue(), []
 
     def run(service):
@@ -437,6 +436,26 @@ def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_pa
     assert "is 'twin' running elsewhere?" in failures.get(timeout=60)
     for service in services:
         service.stop()
+
+
+def test_what_another_process_has_left_behind_is_no_second_device(on_air):
+    """An earlier life of the device, or a broker that came back with what it had kept: the number does not rise."""
+    device = on_air()
+    for _ in range(3):
+        device.client.publish(device.topics.instance, {"instance": "earlier", "connects": 7}, retain=True)
+    device.client.publish(device.topics.instance, b"[1]")
+    device.ask(prompt="x")
+    assert replies(device)[-1]["text"] == "X"
+    assert not device.service.stopping
+
+
+def test_a_second_process_in_the_same_state_folder_is_refused_at_once(on_air, port, tmp_path):
+    device = on_air(device="only-one")
+    second = Service(device.service.config, lambda name: ScriptedModel())
+    with pytest.raises(ConfigurationError, match=r"'only-one' runs on this machine already: process \d+ holds .*lock"):
+        second.run()
+    device.ask(prompt="x")
+    assert replies(device)[-1]["text"] == "X"
 
 
 def test_no_broker_is_unreachable_with_host_port_reason_and_next_step(tmp_path):
@@ -474,3 +493,100 @@ def test_the_examples_of_the_documentation_work_as_written(on_air, port, command
     assert done.returncode == 0, done.stderr
     assert '"text":"Open it."' in done.stdout
     assert len(device.model.asked) == 1
+
+
+class TestClients:
+    """A topic that ends with a client's name is one that the broker's access list lets that client alone write to."""
+
+    def ask_as(self, device, client, session="1", correlation=b"c", reply_client=None, **fields):
+        reply_to = device.topics.reply(reply_client or client, session)
+        topic = device.topics.generate_by(client)
+        device.client.publish(topic, fields, ResponseTopic=reply_to, CorrelationData=correlation)
+        return reply_to
+
+    def test_a_request_in_a_clients_name_is_answered(self, on_air):
+        device = on_air()
+        reply_to = self.ask_as(device, "anna", prompt="hello")
+        assert device.client.until(lambda topic, value: topic == reply_to)[-1][1]["text"] == "HELLO"
+
+    def test_answers_go_to_nobody_but_the_client_who_asks(self, on_air):
+        device = on_air()
+        self.ask_as(device, "mallory", reply_client="anna", prompt="boo")
+        self.ask_as(device, "anna", session="2", prompt="mine")
+        seen = device.client.until(lambda topic, value: value.get("done"))
+        assert [value["text"] for _, value in seen if "done" in value] == ["MINE"]
+        assert len(device.model.asked) == 1
+
+    def test_a_request_of_one_client_is_no_repeat_of_anothers(self, on_air):
+        device = on_air()
+        anna = device.topics.reply("anna", "1")  # anybody who may write to the plain topic can call itself so
+        device.client.publish(device.topics.generate, {"prompt": "boo"}, ResponseTopic=anna, CorrelationData=b"c")
+        device.client.until(lambda topic, value: value.get("text") == "BOO")
+        self.ask_as(device, "anna", prompt="mine")
+        device.client.until(lambda topic, value: value.get("text") == "MINE")
+        self.ask_as(device, "anna", prompt="again")  # a repeat of her own is one
+        self.ask_as(device, "anna", correlation=b"d", prompt="next")
+        seen = device.client.until(lambda topic, value: value.get("text") == "NEXT")
+        assert [value["text"] for _, value in seen if "text" in value] == ["NEXT"]
+
+    @pytest.mark.parametrize("how", ["plain", "named"])
+    def test_nobody_cancels_the_request_of_another(self, on_air, how):
+        device = on_air(ScriptedModel(["a", "b"], gated=True))
+        reply_to = self.ask_as(device, "anna", prompt="x")
+        waiting = self.ask_as(device, "anna", session="2", correlation=b"w", prompt="y")
+        device.until_waiting(1)
+        topic = device.topics.cancel if how == "plain" else device.topics.cancel_by("mallory")
+        for target, correlation in ((reply_to, b"c"), (waiting, b"w")):
+            device.client.publish(topic, {}, ResponseTopic=target, CorrelationData=correlation)
+        for _ in range(10):
+            device.model.gate.release()
+        done = [device.client.until(lambda topic, value: bool(value.get("done")))[-1][1] for _ in range(2)]
+        assert [value["finish"] for value in done] == ["stop", "stop"]
+
+    def test_a_client_cancels_its_own(self, on_air):
+        device = on_air(ScriptedModel(["a", "b"], gated=True))
+        reply_to = self.ask_as(device, "anna", prompt="x")
+        device.client.publish(device.topics.cancel_by("anna"), {}, ResponseTopic=reply_to, CorrelationData=b"c")
+        assert device.client.until(lambda topic, value: bool(value.get("done")))[-1][1]["finish"] == "cancelled"
+
+    def test_a_pool_is_asked_by_name_too(self, on_air):
+        device = on_air(pool="named-pool")
+        device.client.subscribe("stonechat/1/pool/named-pool/reply/#")
+        reply_to = "stonechat/1/pool/named-pool/reply/anna/1"
+        topic = "stonechat/1/pool/named-pool/generate/anna"
+        device.client.publish(topic, {"prompt": "x"}, ResponseTopic=reply_to, CorrelationData=b"1")
+        assert device.client.until(lambda topic, value: topic == reply_to)[-1][1]["text"] == "X"
+
+    def test_a_crowd_is_refused_in_words_each_of_it(self, on_air):
+        """200 clients ask at once: whoever gets no place hears so."""
+        device = on_air(ScriptedModel(gated=True), queue=4)
+        for number in range(200):
+            for request in range(3):
+                self.ask_as(device, f"client-{number}", str(request), b"%d" % request, prompt="x")
+        answered = set()
+        while len(answered) < 600 - 4 - 1:
+            (topic, value) = device.client.next(60)
+            if "error" in value:
+                assert value["error"]["code"] == "busy"
+                answered.add(topic)
+        for _ in range(600):
+            device.model.gate.release()
+        while len(answered) < 600:
+            topic, value = device.client.next(60)
+            if value.get("done"):
+                answered.add(topic)
+
+    def test_nobody_keeps_the_queue_full(self, on_air):
+        device = on_air(ScriptedModel(["a"], gated=True), queue=4)
+        self.ask_as(device, "greedy", prompt="x")
+        wait_until(lambda: len(device.model.asked) == 1)
+        for request in range(1, 5):  # one is being answered, four wait
+            self.ask_as(device, "greedy", str(request), b"%d" % request, prompt="x")
+        device.until_waiting(4)
+        reply_to = self.ask_as(device, "anna", prompt="x")
+        seen = device.client.until(lambda topic, value: "error" in value)
+        assert seen[-1][0] == device.topics.reply("greedy", "4") and seen[-1][1]["error"]["code"] == "busy"
+        for _ in range(20):
+            device.model.gate.release()
+        seen = device.client.until(lambda topic, value: topic == reply_to)
+        assert seen[-1][1]["finish"] == "stop"

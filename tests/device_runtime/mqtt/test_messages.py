@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_runtime.mqtt import strict_json
 from device_runtime.mqtt.messages import (
     Accepted,
     Address,
@@ -154,8 +156,8 @@ def test_state_and_info_survive_the_wire():
 
 
 def test_an_address_comes_from_the_properties_or_from_the_payload_but_not_both():
-    assert Address.find({}, "r", b"1").key == ("r", b"1")
-    assert Address.find({"reply_to": "r", "id": "1"}, None, None).key == ("r", b"1")
+    assert Address.find({}, "r", b"1").key == ("", "r", b"1")
+    assert Address.find({"reply_to": "r", "id": "1"}, None, None).key == ("", "r", b"1")
     assert Address.find({"reply_to": "r"}, None, None).key is None
     with pytest.raises(MessageError, match="as well"):
         Address.find({"reply_to": "r"}, "r", None)
@@ -175,3 +177,41 @@ def test_a_microcontroller_tells_its_firmware_and_a_pi_none():
     assert b"firmware" not in pi.to_json()
     board = Info("a", "nucleo", "1.0", firmware="0.3")
     assert [Info.from_json(info.to_json()) for info in (pi, board)] == [pi, board]
+
+
+SLOW = {
+    "escapes in a string without an end": lambda n: b'"' + rb"\"" * (n // 2),
+    "quotes": lambda n: b'"' * n,
+    "backslashes": lambda n: b"\\" * n,
+    "backslashes and quotes in turn": lambda n: b'{"a":"' + rb'\\"' * (n // 3),
+    "brackets in a string": lambda n: b'"' + b"[" * n + b'"',
+    "digits": lambda n: b"1" * n,
+    "digits after the point": lambda n: b"0." + b"1" * n,
+    "an exponent": lambda n: b"1e" + b"1" * n,
+    "fields": lambda n: b"{" + b",".join(b'"%d":1' % i for i in range(n // 9)) + b"}",
+    "surrogates": lambda n: b'"' + rb"\ud800" * (n // 6) + b'"',
+    "spaces": lambda n: b" " * n + b"x",
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_no_payload_takes_long_to_read(what):
+    """A quadratic step shows at once: 64 KB took a minute. benchmarks/payloads.py has times over sizes."""
+    payload = SLOW[what](strict_json.MAX_PAYLOAD_BYTES - 10)
+    started_s = time.process_time()
+    with contextlib.suppress(MessageError):
+        strict_json.parse(payload)
+    assert time.process_time() - started_s < 2
+
+
+@given(st.recursive(st.text(max_size=5), lambda inner: st.lists(inner, max_size=2), max_leaves=40))
+def test_depth_is_counted_outside_of_strings_only(value):
+    def depth(value) -> int:
+        return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+    payload = json.dumps(value).encode()
+    if depth(value) <= strict_json.MAX_DEPTH:
+        assert strict_json.parse(payload) == value
+    else:
+        with pytest.raises(MessageError, match="nests deeper"):
+            strict_json.parse(payload)

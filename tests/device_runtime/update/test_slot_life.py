@@ -26,7 +26,7 @@ from device_runtime.update.slots import Slots, lock, read_state, resolve
 from device_runtime.update.state import Last
 from device_runtime.update.trial import roll_back
 from tests.power_cut import Write, recorded
-from tests.update_bundles import confirm, contents
+from tests.update_bundles import confirm, contents, variant
 
 COUNTERS = {"1": 1, "2": 2, "3": 2}
 CUT = st.none() | st.tuples(st.floats(0, 1), st.randoms(use_true_random=False))
@@ -148,3 +148,24 @@ def test_no_life_of_a_slot_folder_ends_without_a_whole_bundle(lives: int, tiny: 
             phases=(Phase.reuse, Phase.generate),  # to shrink a life takes minutes
         ),
     )
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_an_update_that_fails_does_not_cost_the_bundle_to_go_back_to(
+    passes: bool, tiny: dict[str, Path], slot_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Versions 1 and 2 were confirmed, 3 is on trial: until it has passed, `rollback` leads to 1."""
+    first = variant(tiny["1"], tmp_path / "1", "1", security_counter=2)
+    folder = slot_folder(first, tiny["2"])
+    whole = {version: contents(path) for version, path in (tiny | {"1": first}).items()}
+    with lock(folder) as slots:
+        install(tiny["3"], slots)
+        assert slots.state.previous is not None and contents(slots.path(slots.state.previous)) == whole["1"]
+        if passes:
+            confirm(slots)
+        else:
+            slots.give_back(Last("rolled_back", "gqa-tied", "3", "it crashed"))
+        found = {path.name for path in folder.iterdir()} - {"slots.json", ".lock", "incoming"}
+        assert found == {slots.state.active, slots.state.previous}
+        roll_back(slots)
+        assert contents(resolve(folder)) == whole["2" if passes else "1"]

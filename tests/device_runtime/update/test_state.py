@@ -33,9 +33,11 @@ def test_the_life_of_an_update() -> None:
     assert (two.active, two.previous, two.security_counter) == ("b", "a", 3)  # the counter never falls
     assert (two.swapped(LAST).active, two.swapped(LAST).previous) == ("a", "b")
     third = two.installed(TrialLimits(), LAST)
-    assert (third.active, third.previous, third.trial and third.trial.slot) == ("b", None, "a")
+    assert (third.active, third.previous, third.trial and third.trial.slot) == ("b", "a", "c")
     back = third.attempt().attempt().returned(LAST)
-    assert (back.phase, back.active, back.previous, back.trial) == (Phase.CONFIRMED, "b", None, None)
+    assert (back.phase, back.active, back.previous, back.trial) == (Phase.CONFIRMED, "b", "a", None)
+    three = third.attempt().confirmed(4, LAST)
+    assert (three.active, three.previous, three.free) == ("c", "b", "a")
     assert first.returned(LAST).phase is Phase.EMPTY
 
 
@@ -58,7 +60,12 @@ def test_no_other_step_is_possible(step) -> None:
     ("change", "words"),
     [
         ({"schema": 2}, "schema 2; this stonechat reads schema 1"),
-        ({"active": "c"}, "active is 'c'"),
+        ({"active": "d"}, "active is 'd'"),
+        ({"previous": "a"}, "slot a cannot hold the bundle to go back to"),
+        (
+            {"active": "a", "previous": "b", "trial": {"slot": "b", "attempts_left": 2, "limits": {}}},
+            "slot b cannot hold the bundle to go back to",
+        ),
         ({"active": "a", "previous": "a"}, "slot a is active and has another part"),
         ({"security_counter": -1}, "security_counter is -1"),
         ({"trial": {"slot": "b"}}, "trial.attempts_left is missing"),

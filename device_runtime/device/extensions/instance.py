@@ -1,0 +1,58 @@
+"""Notices a second process that is the same device.
+
+A broker ends a connection when another client comes with its client id, and not every broker gives the reason. Two
+processes of one id then throw each other out for ever, which looks like a broker that restarts again and again. So a
+process leaves its name in a retained message after each connect, with the number of that connect. The name of another
+process, with a number that rises, is left by nobody but a second process that lives.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.errors import ConfigurationError
+from device_runtime.mqtt.messages import Info
+from device_runtime.mqtt.packets import Incoming, Subscription
+from device_runtime.mqtt.strict_json import MessageError, dump, parse
+
+__all__ = ["Instance"]
+
+
+class Instance(Extension):
+    """Which process is the device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._name = secrets.token_hex(8)
+        self._connects = 0
+        self._other: tuple[str, int] | None = None  # the name and the number that were seen last
+
+    def routes(self) -> Sequence[Route]:
+        """What was left there, at each subscription."""
+        return [Route(Subscription(self._device.topics.instance), self._receive)]
+
+    def announce(self, info: Info) -> None:
+        """Leave the name of this process."""
+        self._connects += 1
+        payload = dump({"instance": self._name, "connects": self._connects})
+        self._device.client.publish(self._device.topics.instance, payload, qos=1, retain=True)
+
+    def _receive(self, message: Incoming) -> None:
+        try:
+            value = parse(message.payload)
+            name, connects = str(value["instance"]), int(value["connects"])
+        except (MessageError, KeyError, TypeError, ValueError):
+            return  # an empty one, or of a version that is not known here
+        if name == self._name:
+            return
+        if self._other is not None and self._other[0] == name and connects > self._other[1]:
+            config = self._device.config
+            self._device.lifecycle.fail(
+                ConfigurationError(
+                    f"another process is {config.device!r} at the broker {config.broker}, and the two throw each other "
+                    f"out: is {config.device!r} running elsewhere? Stop the other, or give this one another id."
+                )
+            )
+        self._other = name, connects

@@ -1,0 +1,152 @@
+"""`stonechat chat`: talk with a bundle on this machine, a device or a pool."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolkit.cli.broker_access import add_broker_access, broker_access
+from toolkit.cli.options import add_runtime, add_sampling, sampling
+from toolkit.cli.output import say
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "talk with a bundle, a device or a pool"
+_HELP_LINE = "/new begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat chat`."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?", help="on this machine; or else:")
+    parser.add_argument("--device", metavar="ID", help="a device, over MQTT")
+    parser.add_argument("--pool", metavar="GROUP", help="whichever device of this pool is free")
+    parser.add_argument("--model", metavar="NAME", help="which of the device's models")
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="for each answer (default 60)")
+    add_sampling(parser)
+    add_runtime(parser)
+    add_broker_access(parser)
+
+
+class _Answer(Protocol):
+    """An answer as it comes."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def cancel(self) -> None: ...
+
+
+_Ask = Callable[[list[dict[str, str]]], _Answer]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until the input ends."""
+    import sys
+
+    from device_runtime.errors import ConfigurationError
+
+    if sum(whom is not None for whom in (args.bundle, args.device, args.pool)) != 1:
+        raise ConfigurationError("chat needs one of BUNDLE, --device ID and --pool GROUP.")
+    with _local(args) if args.bundle is not None else _remote(args) as ask:
+        if sys.stdin.isatty():
+            say(_HELP_LINE)
+        _talk(ask, args.system)
+    return 0
+
+
+def _talk(ask: _Ask, system: str | None) -> None:
+    from device_runtime.errors import ContextOverflowError, StonechatError
+
+    first = [{"role": "system", "content": system}] if system else []
+    said = list(first)
+    while (line := _read()) is not None:
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/new":
+            said = list(first)
+        elif line.strip():
+            asked = [*said, {"role": "user", "content": line}]
+            try:
+                answer = _show(ask(asked))
+            except StonechatError as error:
+                overflow = isinstance(error, ContextOverflowError)
+                say(f"stonechat: {error}" + (" Begin a new conversation with /new." if overflow else ""))
+            else:
+                said = [*asked, {"role": "assistant", "content": answer}]
+
+
+def _read() -> str | None:
+    """A line of the person; None at the end of the input."""
+    import sys
+
+    try:
+        if sys.stdin.isatty():
+            with _line_editing():
+                return input("> ")
+        line = sys.stdin.readline()
+    except EOFError:
+        print()
+        return None
+    return line.rstrip("\r\n") if line else None
+
+
+@contextmanager
+def _line_editing() -> Iterator[None]:
+    """Arrow keys and earlier lines, where Python has readline."""
+    import importlib
+    from contextlib import suppress
+
+    with suppress(ImportError):
+        importlib.import_module("readline")
+    yield
+
+
+def _show(answer: _Answer) -> str:
+    """Print an answer as it comes; Ctrl-C stops it, and what has come counts."""
+    pieces: list[str] = []
+    stopped = False
+    pending = iter(answer)
+    while True:
+        try:
+            for piece in pending:
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+            break
+        except KeyboardInterrupt:
+            if stopped:
+                break
+            stopped = True
+            answer.cancel()
+    print(flush=True)
+    return "".join(pieces)
+
+
+@contextmanager
+def _local(args: argparse.Namespace) -> Iterator[_Ask]:
+    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.errors import ConfigurationError
+
+    options: dict[str, Any] = {"max_new": args.max_new, "sampling": sampling(args), "stop": args.stop}
+    with LanguageModel.open(args.bundle, backend=args.backend, threads=args.threads) as model:
+        if model.manifest.chat_template is None:
+            raise ConfigurationError(
+                f"{args.bundle} has no chat template, so it cannot tell who said what; use `stonechat run`."
+            )
+        yield lambda messages: model.generate(messages, **options)
+
+
+@contextmanager
+def _remote(args: argparse.Namespace) -> Iterator[_Ask]:
+    from device_runtime.client.remote import RemoteModel
+
+    broker, name = broker_access(args)
+    options: dict[str, Any] = {
+        "model": args.model, "max_new": args.max_new, "temperature": args.temperature, "top_k": args.top_k,
+        "top_p": args.top_p, "seed": args.seed, "stop": args.stop, "timeout_s": args.timeout,
+        "on_wait": say,
+    }  # fmt: skip
+    with RemoteModel(broker, args.device, pool=args.pool, client=name) as model:
+        yield lambda messages: model.generate(messages, **options)
