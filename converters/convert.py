@@ -63,6 +63,7 @@ class Options:
     instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
+    needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
 
 def convert(
@@ -90,7 +91,7 @@ def convert(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
         _build(checkpoint, work, profile, context, options, progress)
-        bundle = _prove(Bundle.open(work), profile, progress)
+        bundle = _prove(Bundle.open(work), profile, options.needs_image, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, progress)
         work.chmod(0o755)
@@ -259,12 +260,19 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
-def _prove(bundle: Bundle, profile: Profile, progress: Progress) -> Bundle:
-    """Hold the graph against its runtime's rules, and write down the arena that it took."""
+def _prove(bundle: Bundle, profile: Profile, needs_image: bool, progress: Progress) -> Bundle:
+    """Hold the graph against its runtime's rules, and write down what came of it.
+
+    Raises:
+        GraphError: it breaks a rule; or, with `needs_image`, the C engine has no calls for it.
+    """
     progress("checking", 0.0)
-    arena = profile.prove(bundle)
+    proof = profile.prove(bundle, needs_image)
     progress("checking", 1.0)
-    return bundle if arena is None else _with_manifest(bundle, replace(bundle.manifest, arena=arena))
+    if proof is None:
+        return bundle
+    files = {**bundle.manifest.files, **{name: _entry(bundle.path / name) for name in proof.files}}
+    return _with_manifest(bundle, replace(bundle.manifest, arena=proof.arena, files=files))
 
 
 def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
+from device_runtime.micro.sources import FLAGS, INCLUDES, WARNINGS, engine_sources
 
 __all__ = ["SANITIZERS", "compile_program", "compiler", "run", "sources_of"]
 
@@ -39,7 +39,7 @@ def compile_program(
     sources = [*files, *(engine_sources() if engine else [])]
     includes = [f"-I{folder}" for folder in INCLUDES]
     kind = ["-shared", "-fPIC"] if shared else []
-    command = [compiler(cc), *FLAGS, *flags, *kind, *includes, *map(str, sources), "-o", str(out), "-lm"]
+    command = [compiler(cc), *FLAGS, *WARNINGS, *flags, *kind, *includes, *map(str, sources), "-o", str(out), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.architectures import llama
 from converters.convert import graph_shape
+from converters.emit.c.model import write_model_image
 from converters.network.config import NetworkConfig, Rope
 from converters.network.decoder import decoder, hidden
 from converters.network.tensors import tensors as tensors_of
@@ -23,6 +24,7 @@ from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
+    IMAGE,
     MANIFEST,
     MODEL,
     PREFIX,
@@ -91,6 +93,7 @@ def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
     folder.mkdir()
     config = network.config
     network.write(folder / MODEL, context)
+    write_model_image(folder / MODEL, folder / IMAGE)
     (folder / "tokenizer.json").write_text("{}")
     if network.prefix_tokens:
         keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))

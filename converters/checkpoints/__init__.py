@@ -53,7 +53,9 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file or a Hugging Face folder; every tensor is checked for presence and shape first.
+    """Open a GGUF file, a Hugging Face folder or a .bin file of llama2.c.
+
+    Every tensor is checked for presence and shape first.
 
     Raises:
         ConfigurationError: there is nothing at `path`, or the packages of `stonechat[convert]` are missing.
@@ -71,6 +73,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_dir():
             from converters.checkpoints.huggingface import open_folder as reader
+        elif path.suffix == ".bin":
+            from converters.checkpoints.llama2c import open_llama2c as reader
         else:
             from converters.checkpoints.gguf import open_gguf as reader
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.emit.c.bundle import write_bundle_image
 from converters.emit.lint import measured_arena, require_clean
 from converters.emit.tflite_write import GraphWriter
 from converters.network.decoder import decoder
@@ -14,13 +15,14 @@ from converters.network.tensors import Linear, Role, groups, linears
 from converters.network.weights import FloatArray
 from converters.ops.tflite import rope_tables
 from converters.ops.tflite_micro import MicroConstants, MicroMatmul, MicroOps
-from converters.profiles.profile import GraphJob, Profile, unfolded_gains
+from converters.profiles.profile import GraphJob, Profile, Proof, unfolded_gains
 from converters.quantize.calibrate import ActivationParams, Calibrator
 from converters.quantize.observers import observe_windows
 from converters.quantize.params import QuantParams, down_ranges, fit_int16
 from converters.quantize.weights import Hessian, QuantizedRows, quantize_rows
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import Arena
+from device_runtime.bundle.manifest import IMAGE
+from device_runtime.errors import GraphError
 
 __all__ = ["MicroProfile"]
 
@@ -58,10 +60,18 @@ class MicroProfile(Profile):
             writer.write(path, f"stonechat micro profile, context {job.context}")
         return result
 
-    def prove(self, bundle: Bundle) -> Arena | None:
-        """TFLite Micro's rules, and a run in its interpreter."""
+    def prove(self, bundle: Bundle, needs_image: bool) -> Proof:
+        """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs."""
         require_clean(bundle.model_path)
-        return measured_arena(bundle)
+        arena = measured_arena(bundle)
+        try:
+            write_bundle_image(bundle)
+        except GraphError:
+            if needs_image:
+                raise
+            (bundle.path / IMAGE).unlink(missing_ok=True)
+            return Proof(arena)
+        return Proof(arena, (IMAGE,))
 
 
 class _Weights:

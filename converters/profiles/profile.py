@@ -20,7 +20,7 @@ from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Arena
 
-__all__ = ["GraphJob", "Profile", "unfolded_gains"]
+__all__ = ["GraphJob", "Profile", "Proof", "unfolded_gains"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ class GraphJob:
     context: int  # positions that the kv_cache holds, those of the prefix included
     fast: bool  # round weights to the nearest and search for nothing
     progress: Callable[[float], None] = lambda share: None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of a run in the graph's runtime."""
+
+    arena: Arena | None  # None where that runtime is not installed
+    files: tuple[str, ...] = ()  # that were added to the bundle
 
 
 class Profile(ABC):
@@ -58,8 +66,11 @@ class Profile(ABC):
     def write(self, path: Path, job: GraphJob) -> ActivationParams:
         """Calibrate, quantize and write the graph; returns how activations were quantized (empty where on the fly)."""
 
-    def prove(self, bundle: Bundle) -> Arena | None:
-        """Hold the graph against the rules of its runtime, and run it there; returns the arena that it took, if any.
+    def prove(self, bundle: Bundle, needs_image: bool) -> Proof | None:
+        """Hold the graph against the rules of its runtime, and run it there; None where there is nothing to do.
+
+        Args:
+            needs_image: refuse a graph that the C engine has no calls for, instead of leaving its image out.
 
         Raises:
             GraphError: it breaks a rule.

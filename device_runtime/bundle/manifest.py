@@ -16,6 +16,7 @@ from device_runtime.records import typed_json
 
 __all__ = [
     "FORMAT",
+    "IMAGE",
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "MODEL",
@@ -33,6 +34,7 @@ FORMAT = 1  # of the manifest; raised when an older runtime could misread a newe
 MANIFEST = "manifest.json"
 MODEL = "model.tflite"
 PREFIX = "prefix.npz"
+IMAGE = "model.image"  # of a micro graph, for the C engine
 MAX_MANIFEST_BYTES = 2**20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 

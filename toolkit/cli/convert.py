@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         if profile != (args.profile or board.profile):
             what = f"the profile {board.profile} takes too much memory for {board.id}; converting for {profile}"
             say(f"stonechat: {what}")
-    options = Options(profile, context, text, instruction, fast=args.fast)
+    needs_image = board is not None and board.kind == "mcu"
+    options = Options(profile, context, text, instruction, fast=args.fast, needs_image=needs_image)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest

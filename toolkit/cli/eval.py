@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
     parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
     parser.add_argument(
-        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, tflm (default: by profile)"
+        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, native, tflm (default: by profile)"
     )
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the error of each layer (with --against)")
     add_json(parser)
