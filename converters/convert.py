@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.checkpoints import Checkpoint, TokenizerFile, finite_weights
 from converters.measure.report import int16_report, quality_report
 from converters.network.config import NetworkConfig
 from converters.network.decoder import require_support
@@ -38,6 +38,7 @@ from device_runtime.bundle.manifest import (
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
 
@@ -62,6 +63,8 @@ class Options:
     calibration_text: str | None = None  # None: texts that come with stonechat
     instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
+    windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
     needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
@@ -90,10 +93,10 @@ def convert(
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
-        _build(checkpoint, work, profile, context, options, progress)
+        _build(finite_weights(checkpoint), work, profile, context, options, progress)
         bundle = _prove(Bundle.open(work), profile, options.needs_image, progress)
         if not options.fast:
-            bundle = _add_report(checkpoint, bundle, progress)
+            bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
         _replace(work, folder)
         return Bundle.open(folder)
@@ -142,7 +145,7 @@ def _build(
     windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
     job, logits = _rotate(checkpoint, tokens, windows, context, options, progress)
     params = profile.write(work / MODEL, job)
-    quality = {} if options.fast else _int16_quality(job, params, tokenizer, file, progress)
+    quality = {} if options.fast else _int16_quality(job, params, tokenizer, file, options, progress)
     if logits is not None:
         save_prefix(work / PREFIX, Prefix(job.prefix, logits))
     manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality)
@@ -151,7 +154,8 @@ def _build(
 
 def _write_tokenizer(work: Path, file: TokenizerFile) -> Tokenizer:
     (work / file.file_name).write_bytes(file.content)
-    return read_tokenizer(work / file.file_name)
+    path = work / file.file_name
+    return read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced)
 
 
 def _prefix_tokens(file: TokenizerFile, tokenizer: Tokenizer, context: int, options: Options) -> list[int]:
@@ -173,6 +177,9 @@ def calibrate(
     options: Options,
 ) -> npt.NDArray[np.int64]:
     """The windows that calibration reads, (windows, length)."""
+    if options.windows is not None:
+        length = min(free_positions, options.windows.shape[1])
+        return options.windows[: max(1, profile.calibration_tokens // length), :length]
     total = _FAST_CALIBRATION_TOKENS if options.fast else profile.calibration_tokens
     total = min(total, _CALIBRATION_BYTES // (4 * config.largest_ffn_width))
     length = min(profile.calibration_window, free_positions)
@@ -204,13 +211,20 @@ def _rotate(
 
 
 def _int16_quality(
-    job: GraphJob, params: ActivationParams, tokenizer: Tokenizer, file: TokenizerFile, progress: Progress
+    job: GraphJob,
+    params: ActivationParams,
+    tokenizer: Tokenizer,
+    file: TokenizerFile,
+    options: Options,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What int16 activations are worth, where the profile has any."""
     if not params.int8_instead:
         return {}
     progress("weighing int16", 0.0)
-    heldout = heldout_windows(tokenizer, file.chat_template, file.special_tokens, job.windows.shape[1], 1)
+    heldout = options.heldout or heldout_windows(
+        tokenizer, file.chat_template, file.special_tokens, job.windows.shape[1], 1
+    )
     shortest = min(w.shape[1] for w in heldout.values())
     sample = np.concatenate([w[:, :shortest] for w in heldout.values()])[:, :REPORT_WINDOW]
     return {"int16": int16_report(job.weights, job.prefix, params, sample)}
@@ -236,7 +250,9 @@ def _manifest(
         profile=profile.name,
         context=context,
         graph=graph_shape(checkpoint.config, profile, context),
-        tokenizer=TokenizerInfo(file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens),
+        tokenizer=TokenizerInfo(
+            file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens, file.spaced
+        ),
         chat_template=file.chat_template,
         prefix_tokens=tuple(tokens),
         instruction=options.instruction,
@@ -280,12 +296,17 @@ def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
+def _add_report(
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None,
+    progress: Progress,
+) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+    tokenizer = tokenizer_of(bundle)
     length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
-    kinds = heldout_windows(
+    kinds = heldout or heldout_windows(
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
     )
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))

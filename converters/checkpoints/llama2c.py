@@ -20,7 +20,8 @@ from converters.checkpoints.llama2c_tokenizer import read_tokenizer
 from converters.checkpoints.tensors import FloatArray, sha256_of
 from converters.network.config import Rope
 from converters.network.rope import default
-from converters.network.tensors import Role, tensors as tensors_of
+from converters.network.tensors import Role
+from converters.network.tensors import tensors as tensors_of
 from device_runtime.errors import CheckpointError
 
 __all__ = ["open_llama2c"]

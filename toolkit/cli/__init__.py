@@ -20,8 +20,9 @@ from toolkit.cli.output import print_json
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "get", "convert", "run", "chat", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge",
-    "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
+    "get", "convert", "task", "train", "run", "chat", "inspect", "eval", "audit", "bench", "trace", "check", "boards",
+    "flash", "serve", "bridge", "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout",
+    "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 

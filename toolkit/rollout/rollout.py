@@ -143,11 +143,16 @@ class Rollout:
         """A device is under way."""
         return self._with(device, Device(DevicePhase.UPDATING, session))
 
+    def is_of(self, device: str, report: Report) -> bool:
+        """Whether a report is about the update that was ordered last."""
+        known = self.devices.get(device)
+        return known is not None and known.phase is DevicePhase.UPDATING and known.session == report.session
+
     def heard(self, device: str, report: Report) -> Rollout:
         """A device reports; what is not of this roll-out changes nothing."""
-        known = self.devices.get(device)
-        if known is None or known.phase is not DevicePhase.UPDATING or known.session != report.session:
+        if not self.is_of(device, report):
             return self
+        known = self.devices[device]
         if report.phase is Phase.CONFIRMED:
             return self._with(device, replace(known, phase=DevicePhase.CONFIRMED, tokens_per_s=report.tokens_per_s))
         if report.phase.ended:

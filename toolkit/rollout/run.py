@@ -18,6 +18,7 @@ from toolkit.rollout.sender import Heard, Sender
 __all__ = ["Runner"]
 
 ROLL_CALL_S = 2.0  # for the states that the broker keeps
+_ON_TRIAL = 5  # after the quarters 0 to 4
 _ON_AIR = (DeviceState.READY, DeviceState.BUSY, DeviceState.UPDATING)
 
 
@@ -38,7 +39,7 @@ class Runner:
         self._states: dict[str, DeviceState] = {}
         self._infos: dict[str, Info] = {}
         self._heard_s: dict[str, float] = {}  # device -> when its update was last heard of
-        self._shares: dict[str, float] = {}  # device -> of its files, what it has
+        self._quarters: dict[str, int] = {}  # device -> how much of its files was reported to the operator
         self._stops = 0  # how often `stop` was called
 
     def stop(self) -> None:
@@ -143,12 +144,24 @@ class Runner:
             case Report():
                 before = self.rollout
                 self._heard_s[device] = time.monotonic()
-                if said.phase is Phase.FETCHING and said.total_bytes:
-                    self._shares[device] = said.done_bytes / said.total_bytes
+                if before.is_of(device, said):
+                    self._tell_progress(device, said)
                 after = before.heard(device, said)
                 if after is not before:
                     self._save(after)
                     self._tell_end(device)
+
+    def _tell_progress(self, device: str, report: Report) -> None:
+        """A line for each quarter of a transfer, and one for its end."""
+        if report.phase is Phase.FETCHING and report.total_bytes:
+            quarter = 4 * report.done_bytes // report.total_bytes
+            if quarter > self._quarters.get(device, -1):
+                self._quarters[device] = quarter
+                share, megabytes = report.done_bytes / report.total_bytes, report.total_bytes / 1e6
+                self._say(f"{device}: has {share:.0%} of {megabytes:,.1f} MB")
+        elif report.phase is Phase.TRIAL and self._quarters.get(device) != _ON_TRIAL:
+            self._quarters[device] = _ON_TRIAL
+            self._say(f"{device}: has all of it, and tries it")
 
     def _give_up_the_silent(self) -> None:
         silence_s = self.rollout.plan.silence_s
