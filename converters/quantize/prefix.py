@@ -20,7 +20,7 @@ from converters.network.decoder import hidden
 from converters.network.weights import CanonicalWeights, FloatArray
 from converters.ops.numpy import KvCache, NumpyOps
 from device_runtime.engine.chat import Message, render_segments
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
 
