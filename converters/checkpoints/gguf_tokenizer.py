@@ -18,7 +18,7 @@ from converters.checkpoints import TokenizerFile
 from converters.checkpoints.chat_template import check_template, choose_template
 from converters.checkpoints.end_of_turn import END_OF_TURN, ending_ids, template_ending_ids
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields
-from device_runtime.engine.tokenizer_trial import try_tokenizer_content
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
 __all__ = ["PRE_TOKENIZERS", "read_tokenizer"]

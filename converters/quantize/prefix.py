@@ -19,7 +19,7 @@ from converters.checkpoints import TokenizerFile
 from converters.network.decoder import NetworkConfig, head, hidden
 from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor
 from device_runtime.engine.chat import Message, render_segments
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
 

@@ -155,7 +155,7 @@ class Manifest:
                 "Install the stonechat that made the bundle, or convert the checkpoint again."
             )
         try:
-            _check_texts(data)
+            typed_json.check_texts(data)
             manifest: Manifest = typed_json.read(cls, data)
         except ValueError as error:
             raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
@@ -189,26 +189,6 @@ class Manifest:
                 f"{MANIFEST}: graph.windows is {list(windows)[:9]}; expected ascending sizes that end with "
                 f"the context, {self.context}. Convert the checkpoint again."
             )
-
-
-def _check_texts(value: Any, place: str = "", *, is_name: bool = False) -> None:
-    """Raise a `ValueError` for text that could not be written out again: JSON can spell half a character, and a zero
-    byte, which no path and no C string holds."""
-    if isinstance(value, str):
-        if "\0" in value and not is_name:
-            raise ValueError(f"{place or 'it'} has a zero byte in it; expected text")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = value[error.start]
-            raise ValueError(f"{place or 'it'} has half a character, {half!r}; expected text") from None
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            _check_texts(name, f"a name in {place}" if place else "a name", is_name=True)
-            _check_texts(item, f"{place}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_texts(item, f"{place}[{i}]")
 
 
 def utc_time(text: str) -> datetime:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
 __all__ = ["ROLES", "Message", "Role", "render_chat", "render_segments"]
@@ -51,7 +51,7 @@ def render_chat(
     from jinja2 import TemplateError
     from jinja2.exceptions import TemplateSyntaxError
 
-    from device_runtime.engine.template_environment import render
+    from device_runtime.engine.text.template_environment import render
 
     variables: dict[str, Any] = {"tools": None, "documents": None, **special_tokens}
     try:

@@ -15,8 +15,8 @@ from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.engine.segments import Markup
 from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.engine.text.segments import Markup
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ContextOverflowError
 from device_runtime.update.slots import open_bundle

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message, render_segments
-from device_runtime.engine.segments import Markup, Segment
+from device_runtime.engine.text.segments import Markup, Segment
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
-from device_runtime.engine.tokenizer_trial import try_tokenizer
 from device_runtime.errors import BundleError, ConfigurationError, ContextOverflowError
 
 __all__ = ["PromptEncoder", "tokenizer_of"]

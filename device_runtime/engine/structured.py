@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.grammar_tokenizer import GrammarTokenizer
-from device_runtime.engine.schema_rules import closed
-from device_runtime.engine.schema_trial import is_simple, schema_trial
-from device_runtime.engine.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
+from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
+from device_runtime.engine.schema.rules import closed
+from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
+from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 from device_runtime.errors import BundleError
 
 __all__ = ["Tokenizer", "control_names", "read_tokenizer"]

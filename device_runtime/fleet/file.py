@@ -57,7 +57,7 @@ class ModelEntry:
     bundle: str  # a path, relative to the fleet file; ${NAME} and ${NAME:-default} come from the environment
     threads: int | None = None  # the backend's choice when None
     max_new: int | None = None  # tokens, when a request does not say
-    system: str | None = None  # system message for whoever sends none
+    system: str | None = None  # system message for requests without one
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_FILE_BYTES = 1_048_576
+_BROKEN = re.compile("[\0\ud800-\udfff]")  # text that no file or topic can hold
 
 T = TypeVar("T")
 Path_ = tuple[str | int, ...]  # ("devices", "greenhouse-pi", "model")
@@ -372,6 +373,8 @@ def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], Non
         raise ConfigurationError(f"{file}: not YAML: {str(e).splitlines()[0]}.") from None
     if node is None:
         raise ConfigurationError(f"{file} is empty.")
+    _report_broken_texts(node, report)
+    report.raise_if_any()
     with suppress(_Fault):
         value = report.read(schema, node, ())
         if check:
@@ -396,21 +399,34 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _report_repeats(node: yaml.Node, path: Path_, report: Report) -> None:
-    """A name that is twice in a mapping, anywhere in `node`: YAML would take the last."""
-    nodes, seen = [node], set[int]()
+def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Each node below `root`, itself included, once: an anchor may lead to one several times."""
+    nodes, seen = [root], set[int]()
     while nodes:
         node = nodes.pop()
-        if id(node) in seen:  # an anchor leads here again
-            continue
-        seen.add(id(node))
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pairs = node.value if _is_map(node) else ()
+            nodes += node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+
+
+def _report_broken_texts(root: yaml.Node, report: Report) -> None:
+    """Text that no path, topic or JSON can hold: YAML can spell a zero byte and half a character."""
+    for node in _nodes(root):
+        if _is_scalar(node) and (found := _BROKEN.search(node.value)):
+            what = "a zero byte" if found[0] == "\0" else f"half a character, {found[0]!r}"
+            report.add(node, (), f"this text has {what} in it; write it without")
+
+
+def _report_repeats(root: yaml.Node, path: Path_, report: Report) -> None:
+    """A name that is twice in a mapping, anywhere in `root`: YAML would take the last."""
+    for node in _nodes(root):
         names = set()
-        for key, value in node.value if _is_map(node) else ():
+        for key, _ in node.value if _is_map(node) else ():
             if _is_scalar(key) and key.value in names:
                 report.add(key, path, f"{key.value!r} is here twice")
             names.add(key.value if _is_scalar(key) else None)
-            nodes.append(value)
-        nodes += node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _quote_hint(line: str) -> str:

@@ -58,7 +58,7 @@ def add_broker(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--as", metavar="NAME", dest="name", help="who sends, as the broker knows it (operator)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the password at the broker")
     parser.add_argument(
-        "--wait", metavar="S", type=whole_number(0), default=0, help="for devices that are not on the air (default 0)"
+        "--wait", metavar="S", type=whole_number(0), default=0, help="for devices that are not online (default 0)"
     )
 
 
@@ -177,7 +177,7 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     plan = rollout.plan
     bundle = open_bundle(Path(plan.bundle), verify=True)
     if bundle.manifest_sha256 != plan.manifest_sha256:
-        raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it anew.")
+        raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it again.")
     address = fleet.load(plan.fleet).address_for(args.name or "operator", args.broker, args.password_file)
     say(f"roll-out {plan.id}: {plan.name} {plan.version} to {len(plan.devices)} devices of {plan.group}")
     with files.carrying_out(plan.id), Sender(address, bundle, name=args.name) as sender:

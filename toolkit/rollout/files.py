@@ -107,7 +107,7 @@ class RolloutFiles:
         return wish
 
     def await_wish(self, rollout_id: str, timeout_s: float = 10.0) -> None:
-        """Wait until that process has heard.
+        """Wait until that process has read the request.
 
         Raises:
             UnreachableError: it has not in time.

@@ -1,4 +1,4 @@
-"""Carries out a roll-out: orders updates as `rollout.py` says, and keeps what comes of them on the disk."""
+"""Carries out a roll-out: orders updates as `rollout.py` says, and keeps the results on the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from device_runtime.mqtt.messages import DeviceState, Info, State
 from device_runtime.mqtt.ota_messages import Phase, Report
 from toolkit.rollout.files import RolloutFiles
 from toolkit.rollout.rollout import DevicePhase, Rollout, Stage
-from toolkit.rollout.sender import Heard, Sender
+from toolkit.rollout.sender import Received, Sender
 
 __all__ = ["Runner"]
 
@@ -32,13 +32,13 @@ class Runner:
 
         Args:
             say: gets a line for people at each event.
-            wait_s: how long to wait for devices that are not on the air, when nothing else is left to do.
+            wait_s: how long to wait for devices that are not online, when nothing else is left to do.
         """
         self.rollout = rollout
         self._files, self._sender, self._say, self._wait_s = files, sender, say, wait_s
         self._states: dict[str, DeviceState] = {}
         self._infos: dict[str, Info] = {}
-        self._heard_s: dict[str, float] = {}  # device -> when its update was last heard of
+        self._heard_s: dict[str, float] = {}  # device -> when its update last reported
         self._quarters: dict[str, int] = {}  # device -> how much of its files was reported to the operator
         self._stops = 0  # how often `stop` was called
 
@@ -52,7 +52,7 @@ class Runner:
         return self._stops > 0
 
     def run(self) -> Rollout:
-        """Go on until it has ended, is paused, or only devices that are not on the air are left.
+        """Go on until it has ended, is paused, or only devices that are not online are left.
 
         Raises:
             ConfigurationError: the broker does not let us order anything.
@@ -100,7 +100,7 @@ class Runner:
             if self.rollout.canaries:
                 self._say(f"canaries: {', '.join(self.rollout.canaries)}")
         for device in self.rollout.due(on_air):
-            self._save(self.rollout.ordered(device, secrets.token_hex(8)))  # on the disk before it is on the air
+            self._save(self.rollout.ordered(device, secrets.token_hex(8)))  # on the disk before it is online
             self._send(device)
 
     def _send_again(self, device: str) -> None:
@@ -128,7 +128,7 @@ class Runner:
             except queue.Empty:
                 return
 
-    def _take(self, heard: Heard) -> None:
+    def _take(self, heard: Received) -> None:
         device, said = heard
         match said:
             case State():
@@ -167,7 +167,7 @@ class Runner:
         silence_s = self.rollout.plan.silence_s
         for device, known in self.rollout.devices.items():
             if known.phase is DevicePhase.UPDATING and self._silent_for_s(device) > silence_s:
-                self._fail(device, f"nothing was heard of its update for {silence_s:g} s")
+                self._fail(device, f"no message about its update for {silence_s:g} s")
 
     def _silent_for_s(self, device: str) -> float:
         return time.monotonic() - self._heard_s.setdefault(device, time.monotonic())

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from device_runtime.engine.schema_rules import closed
+from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import SchemaError
 
 __all__ = ["schema_identity", "schema_section"]

@@ -10,7 +10,7 @@ import numpy as np
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import FileEntry, GraphShape, Manifest, TokenizerInfo
 from device_runtime.engine.language_model import LanguageModel
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 
 __all__ = ["EOS", "ScriptedBackend", "Words", "scripted_model"]
 

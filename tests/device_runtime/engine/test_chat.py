@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime.engine.chat import render_chat, render_segments
-from device_runtime.engine.segments import Segment
+from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError, ConfigurationError
 

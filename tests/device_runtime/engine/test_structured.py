@@ -19,7 +19,7 @@ from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.engine.schema_rules import closed
+from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.structured import Constraint, SchemaCompiler, check_schema
 from device_runtime.errors import IncompleteError, SchemaError
 from tests.random_checkpoint import random_checkpoint

@@ -14,11 +14,11 @@ import pytest
 
 from converters.checkpoints import open_checkpoint
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine import schema_trial as module
 from device_runtime.engine.language_model import LanguageModel
-from device_runtime.engine.schema_trial import is_simple, schema_trial
+from device_runtime.engine.schema import trial as module
+from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.structured import SchemaCompiler, check_schema
-from device_runtime.engine.tokenizer_trial import try_tokenizer
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.errors import BundleError, CheckpointError, SchemaError
 from toolkit.cli import main
@@ -94,7 +94,7 @@ class TestAProcess:
         assert "gave up" in TrialProcess("device_runtime.no_such_module").run("x")
 
     def test_one_that_is_killed_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        process = TrialProcess("device_runtime.engine.schema_trial")
+        process = TrialProcess("device_runtime.engine.schema.trial")
         start = process._start
 
         def started() -> Any:
@@ -150,7 +150,7 @@ class TestTokenizers:
 
 
 def test_a_good_tokenizer_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from device_runtime.engine import tokenizer_trial
+    from device_runtime.engine.text import tokenizer_trial
 
     path, record = CHECKPOINTS / "gqa-tied" / "tokenizer.json", tmp_path / "record"
     assert try_tokenizer(path, record) == ""

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from converters.emit.c.byte_level_bpe import byte_level_table
 from converters.emit.c.schema import schema_identity, schema_section
-from device_runtime.engine.schema_rules import closed
+from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import SchemaError
 
 llguidance = pytest.importorskip("llguidance")

@@ -1,5 +1,5 @@
 """Tries whether a schema can be compiled for a tokenizer, in a process of its own: `serve_trials`' side, as
-`python -m device_runtime.engine.schema_trial [TOKENIZER VOCABULARY EOS…]`. Without a tokenizer, for one of bytes."""
+`python -m device_runtime.engine.schema.trial [TOKENIZER VOCABULARY EOS…]`. Without a tokenizer, for one of bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from device_runtime.engine.trial_process import TrialProcess, serve_trials
 __all__ = ["is_simple", "schema_trial"]
 
 _CPU_S, _MEMORY_MIB = 5, 192
-_MODULE = "device_runtime.engine.schema_trial"
+_MODULE = "device_runtime.engine.schema.trial"
 _LENGTHS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 _COMPUTED = (
     "allOf", "exclusiveMaximum", "exclusiveMinimum", "format", "maximum", "minimum", "multipleOf", "pattern",
@@ -50,8 +50,8 @@ def is_simple(schema: Any) -> bool:
 def _main() -> None:
     from llguidance import LLMatcher, LLTokenizer
 
-    from device_runtime.engine.grammar_tokenizer import GrammarTokenizer
-    from device_runtime.engine.shortest_end import NARROW, shortest_end
+    from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
+    from device_runtime.engine.schema.shortest_end import NARROW, shortest_end
 
     if len(sys.argv) > 1:
         tokenizer = GrammarTokenizer(Path(sys.argv[1]), int(sys.argv[2]), [int(number) for number in sys.argv[3:]])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from device_runtime.engine.grammar_tokenizer import GrammarTokenizer
+from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 
 __all__ = ["NARROW", "WIDE", "End", "Quoted", "scan", "shortest_end"]
 

@@ -15,7 +15,7 @@ from device_runtime.engine.trial_process import TrialProcess, serve_trials
 __all__ = ["try_tokenizer", "try_tokenizer_content"]
 
 _CPU_S, _MEMORY_MIB = 60, 1536
-_MODULE = "device_runtime.engine.tokenizer_trial"
+_MODULE = "device_runtime.engine.text.tokenizer_trial"
 _outcomes: dict[str, str] = {}  # sha256 of a file -> what is wrong with it
 _SAMPLES = (
     "The pump in hall 3 runs at 81.5 °C; it's hot.", "  two  spaces\t\n\n", "<|im_start|>user\n</s><unk>[PAD]", "",
