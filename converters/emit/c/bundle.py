@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from pathlib import Path
 
 from converters.emit.c.byte_level_bpe import byte_level_table
@@ -25,8 +26,8 @@ _SELF_TEST_TOKENS = 8
 def write_bundle_image(bundle: Bundle) -> ModelImage:
     """Write `model.image` into a bundle's folder. The manifest is the caller's.
 
-    A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So are a chat
-    template that is more than a table of roles, and the self-test where there is no C compiler to compute it with.
+    A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So are a
+    chat template that is more than a table of roles, and the self-test where there is no C compiler to compute it with.
 
     Raises:
         GraphError: the graph has something that the C engine has no call for.
@@ -64,10 +65,8 @@ def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:
     if template is None or (Flag.DUMMY_PREFIX in packed.flags and not info.spaced):
         return sections
     tokens = {name: ids[0] for name in tokenizer.names if len(ids := tokenizer.encode(name)) == 1}
-    try:
+    with suppress(ConfigurationError):
         sections[SectionKind.CHAT] = chat_roles(template, info.special_tokens).pack(tokens)
-    except ConfigurationError:
-        pass
     return sections
 
 
