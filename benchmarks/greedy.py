@@ -62,7 +62,7 @@ def greedy(checkpoint: Checkpoint, read: ReadTensor, prefix: KvCache, model: Lan
             if graph[-1] in model.manifest.tokenizer.eos_ids:
                 break
             logits = model.backend.decode(graph[-1])
-        # One float pass over prompt and answer tells at every step what the float network would have said.
+        # One float pass over prompt and answer shows at every step what the float network would have said.
         sequence = np.array([[*tokens[len(model.manifest.prefix_tokens) :], *graph[:-1]]])
         ops = NumpyOps(checkpoint.config, read, sequence, prefix)
         reference = decoder(ops, checkpoint.config)[-len(graph) :]

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.checkpoints import Checkpoint, TokenizerFile
+from converters.checkpoints import Checkpoint, TokenizerFile, check_finite
+from converters.emit.c.bundle import write_bundle_image
 from converters.emit.lint import measured_arena, require_clean
 from converters.measure.quality import text_windows
 from converters.measure.report import int16_report, quality_report
@@ -30,6 +31,7 @@ from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
+    IMAGE,
     MANIFEST,
     MODEL,
     PREFIX,
@@ -38,8 +40,9 @@ from device_runtime.bundle.manifest import (
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, GraphError
 from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
 
 __all__ = ["Options", "Progress", "calibration_windows", "convert", "graph_shape", "heldout_windows", "sorted_channels"]
@@ -63,7 +66,12 @@ class Options:
     calibration_text: str | None = None  # None: texts that come with stonechat
     instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
+    windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
+    needs_image: bool = (
+        False  # refuse a micro graph that the C engine has no calls for, instead of leaving its image out
+    )
 
 
 SHORTEST_CONTEXT = 16  # positions, and behind an instruction
@@ -93,12 +101,13 @@ def convert(
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
+        check_finite(checkpoint, lambda share: progress("checking the weights", share))
         _build(checkpoint, work, context, options, progress)
         bundle = Bundle.open(work)
         if options.profile == "micro":
-            bundle = _prove(bundle, progress)
+            bundle = _prove(bundle, options.needs_image, progress)
         if not options.fast:
-            bundle = _add_report(checkpoint, bundle, progress)
+            bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
         _replace(work, folder)
         return Bundle.open(folder)
@@ -118,6 +127,9 @@ def calibration_windows(
     tokenizer: Tokenizer, file: TokenizerFile, config: NetworkConfig, options: Options, room: int
 ) -> npt.NDArray[np.int64]:
     """(windows, length): the kinds of text in turn, so that any share of them holds all."""
+    if options.windows is not None:
+        length = min(room, options.windows.shape[1])
+        return options.windows[: max(1, CALIBRATION_TOKENS[options.profile] // length), :length]
     if options.calibration_text is not None:
         texts = {"calibration": options.calibration_text}
     else:
@@ -167,7 +179,12 @@ def _context(config: NetworkConfig, options: Options) -> int:
 def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, progress: Progress) -> None:
     config, tokenizer_file = checkpoint.config, checkpoint.tokenizer
     (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
-    tokenizer = read_tokenizer(work / tokenizer_file.file_name)
+    tokenizer = read_tokenizer(
+        work / tokenizer_file.file_name,
+        tokenizer_file.chat_template,
+        tokenizer_file.eos_ids,
+        spaced=tokenizer_file.spaced,
+    )
     read = with_head(config, checkpoint.read)
     prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer, options.instruction)
     if options.instruction is not None and context - len(prefix_tokens) < SHORTEST_CONTEXT:
@@ -218,7 +235,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         )
         if thorough:
             progress("weighing int16", 0.0)
-            heldout = heldout_windows(
+            heldout = options.heldout or heldout_windows(
                 tokenizer, tokenizer_file.chat_template, tokenizer_file.special_tokens, windows.shape[1], 1
             )
             shortest = min(w.shape[1] for w in heldout.values())
@@ -242,6 +259,7 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
             tokenizer_file.eos_ids,
             tokenizer_file.adds_bos,
             tokenizer_file.special_tokens,
+            tokenizer_file.spaced,
         ),
         chat_template=tokenizer_file.chat_template,
         prefix_tokens=tuple(prefix_tokens),
@@ -276,13 +294,26 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
-def _prove(bundle: Bundle, progress: Progress) -> Bundle:
-    """Hold the graph against TFLite Micro's rules, run it there, and write down the arena that it took."""
+def _prove(bundle: Bundle, needs_image: bool, progress: Progress) -> Bundle:
+    """Hold the graph against TFLite Micro's rules, run it there, and make the image that the C engine runs.
+
+    Raises:
+        GraphError: TFLite Micro would not run the graph; or, with `needs_image`, the C engine has no calls for it.
+    """
     progress("checking", 0.0)
     require_clean(bundle.model_path)
     arena = measured_arena(bundle)
+    progress("checking", 0.5)
+    files = dict(bundle.manifest.files)
+    try:
+        write_bundle_image(bundle)
+        files[IMAGE] = _entry(bundle.path / IMAGE)
+    except GraphError:
+        if needs_image:
+            raise
+        (bundle.path / IMAGE).unlink(missing_ok=True)
     progress("checking", 1.0)
-    return _with_manifest(bundle, replace(bundle.manifest, arena=arena))
+    return _with_manifest(bundle, replace(bundle.manifest, arena=arena, files=files))
 
 
 def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
@@ -290,12 +321,17 @@ def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def _add_report(checkpoint: Checkpoint, bundle: Bundle, progress: Progress) -> Bundle:
+def _add_report(
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    heldout: Mapping[str, npt.NDArray[np.int64]] | None,
+    progress: Progress,
+) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+    tokenizer = tokenizer_of(bundle)
     length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
-    kinds = heldout_windows(
+    kinds = heldout or heldout_windows(
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
     )
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))

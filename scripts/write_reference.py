@@ -201,7 +201,7 @@ def _default(value: Any) -> str:
 
 
 def _comments(cls: Callable[..., Any]) -> Mapping[str, str]:
-    """What stands beside the fields of a dataclass, for its readers."""
+    """The comments beside the fields of a dataclass, for its readers."""
     found = {}
     for line in textwrap.dedent(inspect.getsource(cls)).splitlines():
         if match := re.match(r" {4}(\w+): [^#]*# (.*)", line):

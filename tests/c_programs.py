@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
+from device_runtime.micro.sources import FLAGS, INCLUDES, WARNINGS, engine_sources
 
 __all__ = ["SANITIZERS", "compile_program", "compiler", "run", "sources_of"]
 
@@ -24,9 +24,11 @@ def compiler(name: str = "cc") -> str:
     return found
 
 
-def sources_of(*folders: str) -> list[Path]:
-    """The C files of some folders of the engine, where a test needs no more."""
-    return [path for path in engine_sources() if path.parent.name in folders]
+def sources_of(*names: str) -> list[Path]:
+    """The C files of some folders of the engine, or single files as `runtime/utf8.c`, where a test needs no more."""
+    found = [p for p in engine_sources() if p.parent.name in names or f"{p.parent.name}/{p.name}" in names]
+    assert found, names
+    return found
 
 
 def compile_program(
@@ -39,7 +41,7 @@ def compile_program(
     sources = [*files, *(engine_sources() if engine else [])]
     includes = [f"-I{folder}" for folder in INCLUDES]
     kind = ["-shared", "-fPIC"] if shared else []
-    command = [compiler(cc), *FLAGS, *flags, *kind, *includes, *map(str, sources), "-o", str(out), "-lm"]
+    command = [compiler(cc), *FLAGS, *WARNINGS, *flags, *kind, *includes, *map(str, sources), "-o", str(out), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

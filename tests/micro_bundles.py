@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.convert import graph_shape
+from converters.emit.c.model import write_model_image
 from converters.network.decoder import NetworkConfig, decoder, hidden, tensor_shapes
 from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
 from converters.profiles.micro import write_micro
@@ -19,6 +20,7 @@ from converters.quantize.rotation import Rotation
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
+    IMAGE,
     MANIFEST,
     MODEL,
     PREFIX,
@@ -88,6 +90,7 @@ def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
     folder.mkdir()
     config = network.config
     network.write(folder / MODEL, context)
+    write_model_image(folder / MODEL, folder / IMAGE)
     (folder / "tokenizer.json").write_text("{}")
     if network.prefix_tokens:
         keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))

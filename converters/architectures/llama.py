@@ -88,6 +88,27 @@ _GGUF_KEYS = {
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor"),
     *("rope.scaling.yarn_log_multiplier", "tensor_data_layout", "vocab_size"),
 }
+# Keys of other families, and of files that are about more than the network, with the values that change nothing.
+_GGUF_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),  # llama.cpp: 0 stands for one over the root of the head's width
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_weights_norm": (False,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),  # none: no embedding of a whole text
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
 
 
 def config_from_huggingface(config: Fields) -> NetworkConfig:
@@ -142,7 +163,8 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
     meta = source.metadata
     prefix = f"{GGUF_ARCHITECTURE}."
     own = {key.removeprefix(prefix) for key in meta.values if key.startswith(prefix)}
-    if strange := sorted(own - _GGUF_KEYS):
+    neutral = {k for k, values in _GGUF_NEUTRAL.items() if k in own and meta.values[prefix + k] in values}
+    if strange := sorted(own - _GGUF_KEYS - neutral):
         raise _refused(meta.where, prefix + strange[0], meta.values[prefix + strange[0]], "absent")
     if experts := meta.integer("llama.expert_count", 0, least=0):
         raise _refused(meta.where, "llama.expert_count", experts, 0)
@@ -225,7 +247,7 @@ def _divided(width: int, heads: int, where: str) -> int:
     if width % heads:
         raise ArchitectureError(
             f"{where}: width {width} does not divide into {heads} heads and no head dimension is given. "
-            "The configuration is damaged: fetch it again."
+            "The configuration is damaged, or of a variant that is not supported."
         )
     return width // heads
 

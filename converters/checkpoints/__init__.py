@@ -6,7 +6,7 @@ A reader hands over the format's own configuration and lazily read tensors; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from converters.network.decoder import NetworkConfig, tensor_shapes
 from device_runtime.errors import CheckpointError, ConfigurationError
 
-__all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
+__all__ = ["Checkpoint", "TokenizerFile", "check_finite", "open_checkpoint"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,6 +33,8 @@ class TokenizerFile:
     adds_bos: bool  # plain text gets `bos_id` in front
     chat_template: str | None  # jinja2 source
     special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token … for the template
+    spaced: bool = True  # of tokenizer.model: a space goes after each control token, as before a text
+    notes: tuple[str, ...] = ()  # what a user has to know of it
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,39 @@ class Checkpoint:
     tokenizer: TokenizerFile
     sha256: str  # of the checkpoint's weight file(s)
     read: Callable[[str], FloatArray]  # canonical name -> float32, freshly read; nothing is kept in memory
+    stored_names: Mapping[str, str] = field(default_factory=dict)  # canonical name -> as the file spells it
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
         return any(name == known for known, _ in tensor_shapes(self.config))
 
 
+def check_finite(checkpoint: Checkpoint, progress: Callable[[float], None] = lambda share: None) -> None:
+    """Read every weight once.
+
+    Raises:
+        CheckpointError: one is not a number, or infinite; names the tensor.
+    """
+    shapes = list(tensor_shapes(checkpoint.config))
+    for done, (name, _) in enumerate(shapes):
+        values = checkpoint.read(name)
+        finite = np.isfinite(values)
+        if not finite.all():
+            count = values.size - np.count_nonzero(finite)
+            place = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {checkpoint.stored_names.get(name, name)} ({name}) has {count} of "
+                f"{values.size} values that are {values[place]} or the like, the first at {list(place)}; "
+                "expected finite numbers. Such weights answer with nonsense: use another checkpoint, or another export "
+                "of this one."
+            )
+        progress((done + 1) / len(shapes))
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file or a Hugging Face folder; every tensor is checked for presence and shape first.
+    """Open a GGUF file, a Hugging Face folder or a .bin file of llama2.c.
+
+    Every tensor is checked for presence and shape first.
 
     Raises:
         ConfigurationError: there is nothing at `path`, or the packages of `stonechat[convert]` are missing.
@@ -70,6 +97,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_dir():
             from converters.checkpoints.huggingface import open_folder as reader
+        elif path.suffix == ".bin":
+            from converters.checkpoints.llama2c import open_llama2c as reader
         else:
             from converters.checkpoints.gguf import open_gguf as reader
     except ModuleNotFoundError as error:

@@ -161,12 +161,12 @@ def bind(
         if tensor is None:
             raise CheckpointError(
                 f"{where}: tensor {source} ({name}) is missing; expected shape {shape}. "
-                "The checkpoint is incomplete or its configuration is of another model: fetch it again."
+                "The checkpoint is incomplete, or its configuration is of another model: use the files of one model."
             )
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{where}: tensor {source} ({name}) has shape {tensor.shape}, expected {shape} by the configuration. "
-                "The weights and the configuration are of different models: fetch both again."
+                "The weights and the configuration are of different models: use those of one."
             )
         bound[name] = tensor
     used = {tensor.name for tensor in bound.values()}

@@ -8,22 +8,17 @@ that a decoder may need.
 
 from __future__ import annotations
 
-import functools
-import mmap
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from ai_edge_litert import schema_py_generated as schema
 
+from converters.emit.tflite_read import GraphTensor, SubgraphReader, TfliteFile
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Arena
 from device_runtime.engine.backends.tflm import TflmBackend
-from device_runtime.errors import BackendError, BackendMissingError, ConfigurationError, GraphError
+from device_runtime.errors import BackendError, BackendMissingError, GraphError
 
 __all__ = ["RULES", "Rule", "Violation", "check_graph", "measured_arena", "require_clean"]
 
@@ -111,8 +106,6 @@ _INSTEAD = {
     "SCATTER_ND": "TFLite Micro has no kernel for it; use DYNAMIC_UPDATE_SLICE",
     "TILE": "TFLite Micro has no kernel for it; broadcast in ADD or MUL",
 }
-_TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
-_OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 _LARGEST_BYTES = 2**31  # of a FlatBuffer
 
 
@@ -166,127 +159,27 @@ def check_graph(path: Path) -> list[Violation]:
         ConfigurationError: there is no such file.
         GraphError: it is not a TFLite graph, or a damaged one.
     """
-    try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError:  # an empty file cannot be mapped
-        raise GraphError(f"{path} is empty; write the graph again.") from None
-    if data[4:8] != b"TFL3":
-        raise GraphError(f"{path} is not a TFLite graph: bytes 4 to 8 are {data[4:8]!r}, expected b'TFL3'.")
-    try:
-        model = schema.Model.GetRootAs(data, 0)
-        if len(data) >= _LARGEST_BYTES or model.SubgraphsLength() == 0:
-            problem = f"{len(data):,} bytes, {model.SubgraphsLength()} subgraphs"
-            return [Violation(path.name, "", problem, "TFLite Micro reads one subgraph in less than 2 GiB")]
-        checks = (_SubgraphCheck(model, i, len(data)) for i in range(_bounded(model.SubgraphsLength(), len(data))))
-        return [violation for check in checks for violation in check.violations()]
-    except _DAMAGE as error:
-        raise GraphError(f"{path} is damaged: {type(error).__name__}: {error}. Write it again.") from None
+    file = TfliteFile(path)
+    if file.size >= _LARGEST_BYTES or file.subgraph_count == 0:
+        problem = f"{file.size:,} bytes, {file.subgraph_count} subgraphs"
+        return [Violation(path.name, "", problem, "TFLite Micro reads one subgraph in less than 2 GiB")]
+    with file.damage_reported():
+        return [violation for graph in file.subgraphs() for violation in _violations(graph)]
 
 
-# What the generated accessors raise when an offset leads outside of the file, or to something else.
-_DAMAGE = (struct.error, IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError)
+def _violations(graph: SubgraphReader) -> Iterator[Violation]:
+    for i in range(graph.tensor_count):
+        yield from _check_tensor(graph.tensor(i))
+    known = set(graph.inputs)
+    for op in graph.operators():
+        for t in op.operands:
+            if t is not None and not (t.constant or t.variable or t.index in known):
+                yield Violation(t.name, op.name, "it is read before anything writes it", "put its operator first")
+        known.update(t.index for t in op.results)
+        yield from _check_operator(op.name, list(op.operands), list(op.results))
 
 
-def _bounded(length: int, file_bytes: int) -> int:
-    """A vector's length, if the file can hold it: its elements are offsets of four bytes."""
-    if length > file_bytes // 4:
-        raise ValueError(f"a vector of {length:,} elements in a file of {file_bytes:,} bytes")
-    return length
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    index: int
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    dynamic: bool  # its shape is known only at run time
-    sparse: bool
-    variable: bool
-    constant: bool
-    external: bool  # a constant that does not stand inside the FlatBuffer
-    scale: npt.NDArray[np.float32]  # empty for a tensor that is not quantized
-    zero_point: npt.NDArray[np.int64]
-    axis: int
-
-    @property
-    def grid(self) -> tuple[float, int] | None:
-        """Scale and zero point, if there is one for all elements."""
-        if self.scale.size != 1:
-            return None
-        return float(self.scale[0]), int(self.zero_point[0]) if self.zero_point.size else 0
-
-
-class _SubgraphCheck:
-    def __init__(self, model: Any, index: int, file_bytes: int) -> None:
-        self._model, self._graph, self._file_bytes = model, model.Subgraphs(index), file_bytes
-
-    @functools.cache  # noqa: B019  # lives as long as the check
-    def _tensor(self, index: int) -> _Tensor:
-        if not 0 <= index < self._graph.TensorsLength():
-            raise IndexError(f"there is no tensor {index}")
-        t = self._graph.Tensors(index)
-        shape = tuple(int(n) for n in _array(t.ShapeAsNumpy(), t.ShapeLength(), np.int32))
-        signature = _array(t.ShapeSignatureAsNumpy(), t.ShapeSignatureLength(), np.int32)
-        buffer = self._model.Buffers(t.Buffer())
-        scale, zero_point, axis = _quantization(t.Quantization())
-        return _Tensor(
-            index=index,
-            name=(t.Name() or b"").decode("utf-8", "replace") or f"tensor {index}",
-            type=_TYPES.get(t.Type(), f"type {t.Type()}"),
-            shape=shape,
-            dynamic=any(n < 0 for n in (*shape, *signature.tolist())),
-            sparse=t.Sparsity() is not None,
-            variable=bool(t.IsVariable()),
-            constant=t.Buffer() > 0 and (buffer.DataLength() > 0 or buffer.Offset() > 1),
-            external=buffer.Offset() > 1,
-            scale=scale,
-            zero_point=zero_point,
-            axis=axis,
-        )
-
-    def violations(self) -> Iterator[Violation]:
-        graph = self._graph
-        for i in range(_bounded(graph.TensorsLength(), self._file_bytes)):
-            yield from _check_tensor(self._tensor(i))
-        known = {int(i) for i in _array(graph.InputsAsNumpy(), graph.InputsLength(), np.int32)}
-        for i in range(_bounded(graph.OperatorsLength(), self._file_bytes)):
-            op = graph.Operators(i)
-            operands = [
-                None if index == -1 else self._tensor(int(index))
-                for index in _array(op.InputsAsNumpy(), op.InputsLength(), np.int32)
-            ]
-            results = [self._tensor(int(index)) for index in _array(op.OutputsAsNumpy(), op.OutputsLength(), np.int32)]
-            name = self._name(op)
-            for t in operands:
-                if t is not None and not (t.constant or t.variable or t.index in known):
-                    yield Violation(t.name, name, "it is read before anything writes it", "put its operator first")
-            known.update(t.index for t in results)
-            yield from _check_operator(name, operands, results)
-
-    def _name(self, op: Any) -> str:
-        code = self._model.OperatorCodes(op.OpcodeIndex())
-        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        return str(_OPERATORS.get(builtin, f"operator {builtin}"))
-
-
-def _array(values: Any, length: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A vector of the FlatBuffer; the accessors give 0 for one that is not there."""
-    return np.asarray(values) if length else np.empty(0, dtype)
-
-
-def _quantization(q: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
-    """Scales, zero points and axis of quantization parameters, which may be None."""
-    if q is None:
-        return np.empty(0, np.float32), np.empty(0, np.int64), 0
-    scale = _array(q.ScaleAsNumpy(), q.ScaleLength(), np.float32)
-    return scale, _array(q.ZeroPointAsNumpy(), q.ZeroPointLength(), np.int64), int(q.QuantizedDimension())
-
-
-def _check_tensor(t: _Tensor) -> Iterator[Violation]:
+def _check_tensor(t: GraphTensor) -> Iterator[Violation]:
     if t.dynamic:
         yield Violation(t.name, "", f"its shape {list(t.shape)} changes at run time", "give it a fixed shape")
     if t.sparse:
@@ -301,7 +194,7 @@ def _check_tensor(t: _Tensor) -> Iterator[Violation]:
         yield Violation(t.name, "", "a scale is zero, negative or not finite", "calibrate it again")
 
 
-def _check_operator(name: str, operands: list[_Tensor | None], results: list[_Tensor]) -> Iterator[Violation]:
+def _check_operator(name: str, operands: list[GraphTensor | None], results: list[GraphTensor]) -> Iterator[Violation]:
     where = results[0].name if results else "no result"
     rule = RULES.get(name)
     if rule is None:
@@ -357,11 +250,13 @@ def _fits(pattern: str, operands: list[str], results: list[str]) -> bool:
     )
 
 
-def _nothing(name: str, operands: list[_Tensor | None], results: list[_Tensor]) -> Iterator[Violation]:
+def _nothing(name: str, operands: list[GraphTensor | None], results: list[GraphTensor]) -> Iterator[Violation]:
     yield from ()
 
 
-def _check_fully_connected(name: str, operands: list[_Tensor | None], results: list[_Tensor]) -> Iterator[Violation]:
+def _check_fully_connected(
+    name: str, operands: list[GraphTensor | None], results: list[GraphTensor]
+) -> Iterator[Violation]:
     x, weight = operands[0], operands[1] if len(operands) > 1 else None
     if x is None or weight is None or x.type == "float32":
         return
@@ -380,7 +275,7 @@ def _check_fully_connected(name: str, operands: list[_Tensor | None], results: l
         yield Violation(weight.name, name, problem, "weights are (results, inputs)")
 
 
-def _check_quantize(name: str, operands: list[_Tensor | None], results: list[_Tensor]) -> Iterator[Violation]:
+def _check_quantize(name: str, operands: list[GraphTensor | None], results: list[GraphTensor]) -> Iterator[Violation]:
     for t in (*(t for t in operands if t is not None), *results):
         if t.type != "float32" and t.grid is None:
             yield Violation(t.name, name, f"{t.scale.size} scales", "quantize with one scale per tensor")

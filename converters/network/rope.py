@@ -120,7 +120,7 @@ def from_huggingface(config: Fields, head_dim: int, max_context: int) -> Rope:
         if not low < high:
             raise CheckpointError(
                 f"{rope.where}: low_freq_factor {low:g} is not below high_freq_factor {high:g}. "
-                "The configuration is damaged: fetch it again."
+                "The configuration is damaged, or of a variant that is not supported."
             )
         return _rope(llama3(plain, factor, low, high, original), config.where)
     scaled = yarn(
@@ -187,7 +187,7 @@ def from_gguf(
         if divisors.shape != frequencies.shape or not np.all(np.isfinite(divisors) & (divisors > 0)):
             raise CheckpointError(
                 f"{where}: rope_freqs.weight has shape {divisors.shape}; expected {frequencies.shape} positive numbers."
-                " The file is damaged: fetch it again."
+                " The configuration is damaged, or of a variant that is not supported."
             )
         frequencies = frequencies / divisors
     return _rope(frequencies, where, magnitude)
@@ -216,7 +216,7 @@ def _check(head_dim: int, where: str) -> None:
 def _rope(frequencies: Frequencies, where: str, magnitude: float = 1.0) -> Rope:
     if not (np.all(np.isfinite(frequencies)) and math.isfinite(magnitude)):
         raise CheckpointError(
-            f"{where}: its RoPE parameters give frequencies that are not finite. Fetch the configuration again."
+            f"{where}: its RoPE parameters give frequencies that are not finite. The configuration is damaged."
         )
     return Rope(tuple(float(f) for f in frequencies), magnitude)
 

@@ -99,7 +99,7 @@ class Sampler:
         p = np.full_like(rest, _POWER[-1])
         for coefficient in _POWER[-2::-1]:
             p = p * rest + coefficient
-        weights = (p * np.float32(1 << 30)).astype(np.int64) >> halvings.astype(np.int64)
+        weights: npt.NDArray[np.int64] = (p * np.float32(1 << 30)).astype(np.int64) >> halvings.astype(np.int64)
         weights[power >= _NO_WEIGHT] = 0
         return weights
 

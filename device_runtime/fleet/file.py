@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.errors import ConfigurationError, SchemaError
+from device_runtime.errors import ConfigurationError, SchemaError, StonechatError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.circles import circles
@@ -58,7 +58,7 @@ class ModelEntry:
     bundle: str  # a path, relative to the fleet file; ${NAME} and ${NAME:-default} come from the environment
     threads: int | None = None  # the backend's choice when None
     max_new: int | None = None  # tokens, when a request does not say
-    system: str | None = None  # system message for whoever sends none
+    system: str | None = None  # system message for requests without one
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,8 @@ class Fleet:
                 f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
                 "take an instruction-tuned checkpoint."
             )
+        else:
+            faults += self._check_template(name, manifest)
         if model.system is not None and instruction not in (None, model.system):
             faults.append(
                 f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
@@ -214,6 +216,21 @@ class Fleet:
                     faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _check_template(self, name: str, manifest: Manifest) -> list[str]:
+        """What speaks against the messages that requests and links send: a system message, if there is one, and a
+        user's."""
+        from device_runtime.engine.chat import render_chat  # loads no jinja2 before it has something to render
+
+        system = manifest.instruction or self.models[name].system
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": "21.5"})
+        try:
+            render_chat(manifest.chat_template, messages, manifest.tokenizer.special_tokens)
+        except StonechatError as error:
+            what = "a system message and a user's" if system else "a user's message"
+            return [f"the chat template of the model {name!r} cannot render {what}; every request would fail: {error}"]
+        return []
 
     def _beside(self, path: str) -> Path:
         """A path in the file is relative to it."""

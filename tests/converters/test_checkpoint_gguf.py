@@ -173,9 +173,98 @@ def test_an_unknown_tensor_type_is_named(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-def test_a_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"one of 3 parts.*llama-gguf-split --merge"):
-        open_checkpoint(export(tmp_path / "model.gguf", extra={"split.count": 3}))
+class TestASplitModel:
+    """Parts as `llama-gguf-split` makes them: the metadata in the first, tensors in all."""
+
+    def parts(self, folder: Path, count: int = 3) -> list[Path]:
+        whole = folder / "whole.gguf"
+        export(whole)
+        header = read_header(whole)
+        data = whole.read_bytes()
+        shares = [header.tensors[i::count] for i in range(count)]
+        paths = []
+        for number, tensors in enumerate(shares):
+            path = folder / f"toy-Q4_0-{number + 1:05d}-of-{count:05d}.gguf"
+            writer = gguf.GGUFWriter(path, "llama")
+            for key, value in header.metadata.items() if number == 0 else ():
+                if key != "general.architecture":
+                    writer.add_key_value(key, value, *_kind_of(value))
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", count)
+            writer.add_int32("split.tensors.count", len(header.tensors))
+            for info in tensors:
+                encoding = ENCODINGS[info.ggml_type]
+                raw = np.frombuffer(data, np.uint8, encoding.bytes_of(info.shape), info.offset)
+                rows = raw.reshape(*info.shape[:-1], -1)
+                writer.add_tensor(info.name, rows, raw_dtype=gguf.GGMLQuantizationType(info.ggml_type))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            paths.append(path)
+        return paths
+
+    def test_its_parts_are_joined_whichever_is_named(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        whole = open_checkpoint(tmp_path / "whole.gguf")
+        for part in parts:
+            joined = open_checkpoint(part)
+            assert joined.config == whole.config or repr(joined.config) == repr(whole.config)
+            assert joined.name == "toy"
+            for name in ("embed.weight", "layers.1.q.weight", "final_norm.weight"):
+                if whole.has(name):
+                    assert (joined.read(name) == whole.read(name)).all()
+
+    def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        parts[1].unlink()
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; toy-Q4_0-00002-of-00003\.gguf are missing"):
+            open_checkpoint(parts[2])
+
+    def test_parts_under_other_names_are_refused(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        parts[0].rename(tmp_path / "x.gguf")
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; expected a name such as model-00001"):
+            open_checkpoint(tmp_path / "x.gguf")
+        parts[2].rename(parts[0])
+        (tmp_path / "x.gguf").rename(parts[2])
+        with pytest.raises(CheckpointError, match="says that it is part 3 of 3, expected 1 of 3"):
+            open_checkpoint(parts[1])
+
+
+def _kind_of(value: object) -> tuple:
+    kinds = gguf.GGUFValueType
+    if isinstance(value, list):
+        return kinds.ARRAY, _kind_of(value[0])[0]
+    if isinstance(value, bool):
+        return (kinds.BOOL,)
+    return (kinds.STRING if isinstance(value, str) else kinds.FLOAT32 if isinstance(value, float) else kinds.INT32,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.causal", True), ("pooling_type", 0), ("expert_shared_count", 0), ("attention.sliding_window", 0)],
+)
+def test_metadata_that_changes_nothing_is_no_obstacle(key: str, value: object, tmp_path: Path) -> None:
+    open_checkpoint(export(tmp_path / "model.gguf", extra={f"llama.{key}": value}))
+    other = not value if isinstance(value, bool) else 2
+    with pytest.raises(ArchitectureError, match=key.replace(".", r"\.")):
+        open_checkpoint(export(tmp_path / "other.gguf", extra={f"llama.{key}": other}))
+
+
+def test_a_big_endian_file_is_not_sent_to_a_converter_that_ruins_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(">I", 3) + bytes(60))
+    with pytest.raises(CheckpointError, match="big-endian") as caught:
+        open_checkpoint(path)
+    assert "gguf-convert-endian" not in str(caught.value)
+
+
+def test_a_git_lfs_pointer_is_told_from_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 91739456\n")
+    with pytest.raises(CheckpointError, match=r"a git-lfs pointer, expected the file of 91739456 bytes.*git lfs pull"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import safetensors
 from safetensors.numpy import save_file
 
 from converters.architectures.llama import huggingface_name
-from converters.checkpoints import open_checkpoint
+from converters.checkpoints import check_finite, open_checkpoint
+from converters.checkpoints.huggingface import read_safetensors
+from converters.convert import Options, convert
 from converters.network.decoder import tensor_shapes
 from device_runtime.errors import ArchitectureError, CheckpointError, ConfigurationError
 
@@ -146,6 +148,63 @@ def test_a_missing_shard_is_named(folder: Callable[..., Path]) -> None:
     with pytest.raises(
         CheckpointError, match=r"model-00002-of-00002\.safetensors is missing; the index places 10 tensors"
     ):
+        open_checkpoint(path)
+
+
+class TestAnIndexBesideAWholeFile:
+    def test_what_is_left_over_is_not_read(self, folder: Callable[..., Path]) -> None:
+        """The index of an earlier save names files that are gone; transformers takes the whole file."""
+        path = folder()
+        index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.sha256 == open_checkpoint(CHECKPOINTS / "gqa-tied").sha256
+        assert "model.safetensors.index.json is not read" in checkpoint.tokenizer.notes[0]
+
+    @pytest.mark.parametrize("left_over", ["another model", "cut short", "nothing"])
+    def test_a_whole_file_that_does_not_fit_gives_way_to_the_index(
+        self, left_over: str, folder: Callable[..., Path]
+    ) -> None:
+        path = folder("mha-untied-sharded")
+        other = (CHECKPOINTS / "gqa-tied" / "model.safetensors").read_bytes()
+        data = {"another model": other, "cut short": other[:-9], "nothing": b""}[left_over]
+        (path / "model.safetensors").write_bytes(data)
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.sha256 == open_checkpoint(CHECKPOINTS / "mha-untied-sharded").sha256
+        assert "model.safetensors is not read: it does not fit" in checkpoint.tokenizer.notes[0]
+
+    def test_where_neither_fits_the_whole_file_is_named(self, folder: Callable[..., Path]) -> None:
+        path = folder("mha-untied-sharded")
+        (path / "model.safetensors").write_bytes(b"")
+        (path / "model-00001-of-00002.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: cut short"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(value: float, folder: Callable[..., Path]) -> None:
+    path = folder()
+    file = path / "model.safetensors"
+    tensor = next(t for t in read_safetensors(file) if t.name.endswith("layers.1.mlp.up_proj.weight"))
+    raw = {"F32": np.float32(value).tobytes(), "F16": np.float16(value).tobytes()}.get(tensor.encoding.name)
+    raw = raw or np.float32(value).tobytes()[2:]  # BF16
+    data = bytearray(file.read_bytes())
+    at = tensor.offset + 3 * tensor.encoding.size
+    data[at : at + len(raw)] = raw
+    file.write_bytes(data)
+    checkpoint = open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* has 1 of .* \[0, 3\]"):
+        check_finite(checkpoint)
+    with pytest.raises(CheckpointError, match=r"up_proj"):
+        convert(checkpoint, path.parent / "bundle", Options("pi", 64, fast=True))
+    check_finite(open_checkpoint(CHECKPOINTS / "gqa-tied"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_told_from_a_damaged_file(file: str, folder: Callable[..., Path]) -> None:
+    path = folder()
+    (path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 2104556\n")
+    with pytest.raises(CheckpointError, match=rf"{file}: a git-lfs pointer, expected the file of 2104556 bytes"):
         open_checkpoint(path)
 
 

@@ -61,12 +61,15 @@ def run(args: argparse.Namespace) -> int:
     instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
+    for note in checkpoint.tokenizer.notes:
+        say(f"stonechat: {checkpoint.name}: {note}")
     if board is not None:
         profile, context = plan_for(checkpoint, board, args.profile, args.context)
         if profile != (args.profile or board.profile):
             what = f"the profile {board.profile} takes too much memory for {board.id}; converting for {profile}"
             say(f"stonechat: {what}")
-    options = Options(profile, context, text, instruction, fast=args.fast)
+    needs_image = board is not None and board.kind == "mcu"
+    options = Options(profile, context, text, instruction, fast=args.fast, needs_image=needs_image)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest

@@ -34,7 +34,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_runtime(parser: argparse.ArgumentParser) -> None:
     """--backend and --threads"""
     parser.add_argument(
-        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, tflm (default: by profile)"
+        "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, native, tflm (default: by profile)"
     )
     parser.add_argument(
         "--threads", metavar="N", type=whole_number(1, 256), help="CPU threads (default: one a core, at most 4)"

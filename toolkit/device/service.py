@@ -1,4 +1,4 @@
-"""What `stonechat serve` and `stonechat bridge` share: a device on the air, until a signal ends it."""
+"""What `stonechat serve` and `stonechat bridge` share: a device online, until a signal ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that go onto a microcontroller: reading them, and telling one kind from another."""
+"""Files that go onto a microcontroller: reading them, and recognizing their kinds."""
 
 from __future__ import annotations
 

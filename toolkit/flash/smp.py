@@ -274,7 +274,7 @@ def _states_read() -> Any:
 
 
 def _is_in_first_slot(slot: ImageState, image: SignedImage) -> bool:
-    """Is this the image? A serial recovery need not tell hashes; then its version has to do."""
+    """Is this the image? A serial recovery need not report hashes; then its version has to do."""
     if slot.slot != 0 or slot.image not in (None, 0):
         return False
     if slot.hash is not None:

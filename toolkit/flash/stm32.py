@@ -138,7 +138,7 @@ class Flasher:
                     raise FlashError(
                         f"Reading back, 0x{address + at:08x} holds 0x{found[at]:02x}; written was 0x{block[at]:02x}. "
                         "If it never changes, the sector is write-protected (option bytes; STM32CubeProgrammer takes "
-                        f"that off): a boot loader does not tell. {self.half_done}"
+                        f"that off): a boot loader does not say which. {self.half_done}"
                     )
                 report(f"verify {part.what}", _share(part, address, block))
 

@@ -150,7 +150,7 @@ def _check_sums(blocks: list[Block]) -> None:
         if not block.flags & Flag.MD5:
             continue
         start, size, digest = _CHECKSUM.unpack(block.rest[-_CHECKSUM.size :].rjust(_CHECKSUM.size, b"\0"))
-        if size == 0:  # esptool puts it right behind a payload that is shorter than the others
+        if size == 0:  # esptool puts it right after a payload that is shorter than the others
             start, size, digest = _CHECKSUM.unpack(block.rest[: _CHECKSUM.size].ljust(_CHECKSUM.size, b"\0"))
         region, address = b"", start
         while len(region) < size and address in content:

@@ -47,6 +47,7 @@ BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "compiled": ("device_runtime.engine.backends.compiled", "CompiledBackend", ("pi",)),
     "litert": ("device_runtime.engine.backends.interpreter", "LiteRtBackend", ("micro",)),
     "tflite-runtime": ("device_runtime.engine.backends.interpreter", "TfliteRuntimeBackend", ("micro",)),
+    "native": ("device_runtime.engine.backends.native", "NativeBackend", ("micro",)),
     "tflm": ("device_runtime.engine.backends.tflm", "TflmBackend", ("micro",)),
 }
 
@@ -83,4 +84,6 @@ def _installed(name: str) -> bool:
     from importlib.util import find_spec
 
     package = {"tflite-runtime": "tflite_runtime", "tflm": "tflite_micro"}.get(name, "ai_edge_litert")
+    if name == "native":
+        return False  # it is asked for by name; the others need no compiler
     return find_spec(package) is not None

@@ -16,11 +16,12 @@ from micro_bundles import micro_bundle, random_network, relative_error
 
 from converters.emit.tflite_write import GraphWriter
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MODEL
+from device_runtime.bundle.manifest import IMAGE, MODEL
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.backends.interpreter import LiteRtBackend, TfliteRuntimeBackend
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.micro.library import compiler
 
 NETWORK = random_network(prefix_tokens=(4, 8))
 CONTEXT = 40
@@ -29,7 +30,12 @@ TOKENS = [int(t) for t in np.random.default_rng(2).integers(0, 160, 16)]
 needs_tflm = pytest.mark.skipif(
     importlib.util.find_spec("tflite_micro") is None, reason="tflite-micro is not installed (x86_64 only)"
 )
-BACKENDS = [pytest.param("litert", id="LiteRT"), pytest.param("tflm", id="TFLite Micro", marks=needs_tflm)]
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
+BACKENDS = [
+    pytest.param("litert", id="LiteRT"),
+    pytest.param("tflm", id="TFLite Micro", marks=needs_tflm),
+    pytest.param("native", id="native", marks=needs_compiler),
+]
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +163,10 @@ def test_the_arena_is_measured(bundle: Bundle) -> None:
 # -- what goes wrong -----------------------------------------------------------------------------------
 
 
-def broken(bundle: Bundle, folder: Path, content: bytes) -> Bundle:
+def broken(bundle: Bundle, folder: Path, content: bytes, file: str = MODEL) -> Bundle:
     """A copy with another graph, past the check of its hash."""
     shutil.copytree(bundle.path, folder)
-    (folder / MODEL).write_bytes(content)
+    (folder / file).write_bytes(content)
     return dataclasses.replace(bundle, path=folder)
 
 
@@ -178,8 +184,9 @@ def foreign_graph(folder: Path, code: int) -> bytes:
 def test_a_damaged_graph_is_refused(
     content: Callable[[bytes], bytes], bundle: Bundle, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = broken(bundle, tmp_path / "copy", content(bundle.model_path.read_bytes()))
-    with pytest.raises(BackendError, match=r"refused .*model\.tflite"):
+    file = IMAGE if name == "native" else MODEL
+    damaged = broken(bundle, tmp_path / "copy", content((bundle.path / file).read_bytes()), file)
+    with pytest.raises(BackendError, match=rf"refused .*{file}"):
         open_backend(damaged, name)
     assert capfd.readouterr().err == ""
 

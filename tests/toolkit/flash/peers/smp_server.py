@@ -170,7 +170,7 @@ class SmpBoard(PtyPeer):
         if self.faults.stop_after is not None and len(self.packets) > self.faults.stop_after:
             return
         if request.off == 0:
-            self.slots[0] = b""  # an upload always begins anew
+            self.slots[0] = b""  # an upload always begins again
         if request.off == len(self.slots[0]):
             self.slots[0] += request.data
         self.answer_v1(header, {"rc": 0, "off": len(self.slots[0])})

@@ -1,12 +1,15 @@
-"""How many values a YAML file stands for: by anchors, a few lines can be billions."""
+"""What can be wrong with YAML before its fields are looked at. By anchors, a few lines can be billions of values."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
 
 import yaml
 
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["check_size"]
+__all__ = ["check_size", "nodes_of", "quote_hint"]
 
 MAX_VALUES = 250_000  # of a file, those of anchors counted wherever they are used
 
@@ -48,3 +51,28 @@ def check_size(root: yaml.Node, file: str) -> None:
                 )
             if id(child) not in sizes:
                 stack.append((child, False))
+
+
+def nodes_of(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Each node below `root`, itself included, once: an anchor may lead to one several times."""
+    nodes, seen = [root], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            nodes += node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+
+
+def quote_hint(line: str) -> str:
+    """What to do about a line that is no YAML, where it is one of those that everybody writes once."""
+    found = re.match(r"[\s{-]*[\w-]+: +(.*)", line)
+    value = found[1] if found else ""
+    if line.lstrip(" ").startswith("\t"):
+        return "; indent with spaces"
+    if "{{" in value or "${" in value:
+        return "; put quotes around the whole of a value with braces in it"
+    if value.startswith(("'", '"')):
+        return "; a value that begins with a quote ends with it: put other quotes around the whole of it"
+    return "; put quotes around a value that has ': ' in it" if ": " in value else ""

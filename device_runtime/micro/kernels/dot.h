@@ -1,0 +1,51 @@
+/* Rows of int8 weights by one vector: the inner loop of every matmul. Which file gives it is decided here, when the
+ * engine is compiled. A profile says how many rows it takes in one pass over the vector, and in what form it wants the
+ * vector: activations are widened, or put in order, once for all rows.
+ *
+ *   SC_ROWS               rows of a pass
+ *   sc_wide               the type of int8 activations after sc_widened
+ *   sc_widened            int8 [columns] -> sc_wide [columns], in `scratch` if need be
+ *   sc_dot_s8             sums[r] = x · w[r], for x from sc_widened; columns a multiple of 16
+ *   sc_ordered            int16 [columns] in the order that the next one wants, in `scratch` if need be
+ *   sc_dot_ordered        the same sums for x from sc_ordered, in 64 bits
+ *   sc_dot_s16            the same for x as it is, and any number of columns: attention
+ *   sc_requantize_s8      sums of a pass -> int8
+ *
+ * Sums of int8 products fit 32 bits for 2^16 columns. Those of int16 products are added up in 64 bits every 256 columns:
+ * 256 * 2^15 * 2^7 is 2^30.
+ */
+#ifndef SC_DOT_H
+#define SC_DOT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "numbers.h"
+
+#if defined(__ARM_FEATURE_MVE) && !defined(SC_SCALAR)
+#include "dot_mve.h"
+#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && !defined(SC_SCALAR)
+#include "dot_dsp.h"
+#elif defined(__AVX2__) && !defined(SC_SCALAR)
+#include "dot_avx2.h"
+#elif defined(__ARM_NEON) && !defined(SC_SCALAR)
+#include "dot_neon.h"
+#else
+#include "dot_scalar.h"
+#endif
+
+#ifndef SC_HAS_REQUANTIZE
+/* bias may be NULL */
+static inline void sc_requantize_s8(const int32_t *sums, const int32_t *bias, const int32_t *multipliers,
+                                    const int8_t *shifts, int32_t zero_point, int8_t *out, uint32_t rows) {
+    for (uint32_t r = 0; r < rows; r++) {
+        uint32_t sum = (uint32_t)sums[r] + (bias != NULL ? (uint32_t)bias[r] : 0);
+        int32_t y = sc_requantized_s8((int32_t)sum, multipliers[r], shifts[r]);
+        y = y < -65536 ? -65536 : y > 65536 ? 65536 : y; /* so that the zero point can be added to any number */
+        y += zero_point;
+        out[r] = (int8_t)(y < -128 ? -128 : y > 127 ? 127 : y);
+    }
+}
+#endif
+
+#endif

@@ -1,0 +1,68 @@
+/* ARM with NEON, 32 and 64 bits. Weights are widened to 16 bits in registers; activations once. */
+#include <arm_neon.h>
+
+enum { SC_ROWS = 4 };
+typedef int16_t sc_wide;
+
+static inline const sc_wide *sc_widened(const int8_t *x, int16_t *scratch, uint32_t columns) {
+    for (uint32_t c = 0; c < columns; c++) {
+        scratch[c] = x[c];
+    }
+    return scratch;
+}
+
+static inline int32x4_t sc_add_products(int32x4_t sum, int16x8_t x0, int16x8_t x1, const int8_t *w) {
+    int8x16_t bytes = vld1q_s8(w);
+    int16x8_t w0 = vmovl_s8(vget_low_s8(bytes)), w1 = vmovl_s8(vget_high_s8(bytes));
+    sum = vmlal_s16(sum, vget_low_s16(w0), vget_low_s16(x0));
+    sum = vmlal_s16(sum, vget_high_s16(w0), vget_high_s16(x0));
+    sum = vmlal_s16(sum, vget_low_s16(w1), vget_low_s16(x1));
+    return vmlal_s16(sum, vget_high_s16(w1), vget_high_s16(x1));
+}
+
+static inline int64_t sc_lanes(int32x4_t v) {
+    int64x2_t pairs = vpaddlq_s32(v);
+    return vgetq_lane_s64(pairs, 0) + vgetq_lane_s64(pairs, 1);
+}
+
+static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                              int64_t sums[SC_ROWS]) {
+    uint32_t even = columns & ~15u;
+    sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    for (uint32_t start = 0; start < even; start += 1024) { /* a lane gets 256 products, 2^30 at most */
+        uint32_t stop = even - start < 1024 ? even : start + 1024;
+        int32x4_t s0 = vdupq_n_s32(0), s1 = s0, s2 = s0, s3 = s0;
+        for (uint32_t c = start; c < stop; c += 16) {
+            int16x8_t x0 = vld1q_s16(x + c), x1 = vld1q_s16(x + c + 8);
+            s0 = sc_add_products(s0, x0, x1, w[0] + c);
+            s1 = sc_add_products(s1, x0, x1, w[1] + c);
+            s2 = sc_add_products(s2, x0, x1, w[2] + c);
+            s3 = sc_add_products(s3, x0, x1, w[3] + c);
+        }
+        sums[0] += sc_lanes(s0), sums[1] += sc_lanes(s1), sums[2] += sc_lanes(s2), sums[3] += sc_lanes(s3);
+    }
+    for (uint32_t c = even; c < columns; c++) {
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            sums[r] += (int32_t)x[c] * w[r][c];
+        }
+    }
+}
+
+static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                             int32_t sums[SC_ROWS]) {
+    int64_t wide[SC_ROWS];
+    sc_dot_s16(x, w, columns, wide);
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        sums[r] = (int32_t)wide[r];
+    }
+}
+
+static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint32_t columns) {
+    (void)scratch, (void)columns;
+    return x;
+}
+
+static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                  int64_t sums[SC_ROWS]) {
+    sc_dot_s16(x, w, columns, sums);
+}

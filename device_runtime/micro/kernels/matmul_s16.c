@@ -1,0 +1,31 @@
+/* int16 activations by int8 weights with a scale for each row, no zero points. */
+#include "dot.h"
+#include "graph.h"
+#include "numbers.h"
+
+void sc_run_matmul_s16(const uint32_t *call, const sc_memory *m) {
+    const uint8_t *constants = m->constants;
+    const int8_t *weights = (const int8_t *)(constants + call[SC_MATMUL_WEIGHTS]);
+    const uint32_t *scales = (const uint32_t *)(const void *)(constants + call[SC_MATMUL_SCALES]);
+    const int64_t *bias = NULL;
+    int16_t *out = (int16_t *)(void *)(m->arena + call[SC_MATMUL_OUT]);
+    uint32_t rows = call[SC_MATMUL_ROWS], columns = call[SC_MATMUL_COLUMNS];
+    const int16_t *x = sc_ordered((const int16_t *)(const void *)(m->arena + call[SC_MATMUL_X]),
+                                  (int16_t *)(void *)(m->arena + call[SC_MATMUL_SCRATCH]), columns);
+    if (call[SC_MATMUL_BIAS] != SC_NOTHING) {
+        bias = (const int64_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
+    }
+    for (uint32_t row = 0; row < rows; row += SC_ROWS) {
+        const int8_t *w[SC_ROWS];
+        int64_t sums[SC_ROWS];
+        for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last row, the last one again */
+            w[r] = weights + (size_t)(row + r < rows ? row + r : rows - 1) * columns;
+        }
+        sc_dot_ordered(x, w, columns, sums);
+        for (uint32_t r = 0; r < SC_ROWS && row + r < rows; r++) {
+            uint64_t sum = (uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[row + r] : 0);
+            uint32_t scale = scales[row + r];
+            out[row + r] = (int16_t)sc_requantized_s16((int64_t)sum, scale & 0xffff, scale >> 16);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+/* Arithmetic that gives the same bits on every target: integers, and single float operations that IEEE 754 rounds in
+ * one way. The engine is compiled with -ffp-contract=off, so no compiler joins two of them. */
+#ifndef SC_NUMBERS_H
+#define SC_NUMBERS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline float sc_float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t sc_bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* exp(x) in integers: at most 0.51 units in the last place off. 0 below -87.3, where a float is not normal any more,
+ * and infinity above 88.7. */
+float sc_exp(float x);
+
+/* 1 / (1 + exp(-x)), cut off where TensorFlow Lite's reference kernel cuts it off. */
+static inline float sc_logistic(float x) {
+    if (x > 16.619047164916992188f) {
+        return 1.0f;
+    }
+    return x < -9.0f ? sc_exp(x) : 1.0f / (1.0f + sc_exp(-x));
+}
+
+static inline float sc_tanh(float x) {
+    float size = x < 0 ? -x : x, y;
+    if (size > 9.1f) {
+        y = 1.0f;
+    } else if (size < 0.02f) { /* where 1 - exp would lose digits: two terms of the series */
+        return x - x * x * x / 3.0f;
+    } else {
+        float e = sc_exp(-2.0f * size);
+        y = (1.0f - e) / (1.0f + e);
+    }
+    return x < 0 ? -y : y;
+}
+
+/* Round to the nearest, halves away from zero, and hold within low … high. What is not a number becomes 0. */
+static inline int32_t sc_rounded(float x, int32_t low, int32_t high) {
+    int32_t whole;
+    float rest;
+    if (!(x > -2147483000.0f && x < 2147483000.0f)) {
+        return x > 0 ? high : x < 0 ? low : 0;
+    }
+    whole = (int32_t)x;
+    rest = x - (float)whole; /* exact: from 2^23 on there is no rest */
+    whole += rest >= 0.5f ? 1 : rest <= -0.5f ? -1 : 0;
+    return whole < low ? low : whole > high ? high : whole;
+}
+
+/* x * multiplier * 2^(shift - 31) as TensorFlow Lite rounds it: once after the product, once after the shift to the
+ * right. */
+static inline int32_t sc_requantized_s8(int32_t x, int32_t multiplier, int32_t shift) {
+    int32_t left = shift > 0 ? shift : 0, right = shift > 0 ? 0 : -shift;
+    int64_t product = (int64_t)(int32_t)((uint32_t)x << left) * multiplier;
+    int32_t high = (int32_t)((product + (1 << 30)) >> 31);
+    int32_t mask = (int32_t)((1u << right) - 1), rest = high & mask;
+    return (high >> right) + (rest > (mask >> 1) + (high < 0 ? 1 : 0));
+}
+
+/* The same for sums of int16 products: a multiplier of 16 bits, rounded once. */
+static inline int32_t sc_requantized_s16(int64_t x, uint32_t multiplier, uint32_t shift) {
+    int64_t product = (int64_t)((uint64_t)x * multiplier + ((uint64_t)1 << (shift - 1))) >> shift;
+    return product < -32768 ? -32768 : product > 32767 ? 32767 : (int32_t)product;
+}
+
+#endif

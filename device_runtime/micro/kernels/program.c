@@ -1,0 +1,132 @@
+/* Elementwise programs: what lies between two matmuls, a norm or a rotation or a gated activation with the quantize
+ * and dequantize at its edges, in one pass over a row and without a tensor between the operations. Each operation runs
+ * over a block of columns before the next one starts, so the switch costs little. */
+#include "graph.h"
+#include "numbers.h"
+
+enum { BLOCK = 32 }; /* columns at a time: 8 registers of them are 1 KiB of stack */
+
+static const uint8_t SIZES[] = {4, 1, 2}; /* bytes, by type */
+
+static size_t offset_of(const uint32_t *op, const sc_memory *m, uint32_t row) {
+    uint32_t index = op[SC_AT_WHAT] >> 16 & 255;
+    size_t at = index == SC_INDEX_NONE ? 0 : index == SC_INDEX_TOKEN ? m->token : m->position;
+    return op[SC_AT_OFFSET] + at * op[SC_AT_INDEX_STRIDE] + (size_t)row * op[SC_AT_ROW_STRIDE];
+}
+
+static void load(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t column, uint32_t count, float *to) {
+    uint32_t what = op[SC_AT_WHAT], type = what >> 8 & 255;
+    const uint8_t *from = ((what & 255) == SC_SPACE_ARENA ? m->arena : m->constants) + offset_of(op, m, row);
+    float scale = sc_float_of(op[SC_AT_SCALE]);
+    int32_t zero_point = (int32_t)op[SC_AT_ZERO_POINT];
+    uint32_t read = count;
+    if (what >> 24 & SC_FLAG_ONE_PER_ROW) {
+        read = 1;
+    } else {
+        from += (size_t)column * SIZES[type];
+    }
+    if (type == SC_TYPE_FLOAT) {
+        memcpy(to, from, read * sizeof *to);
+    } else if (type == SC_TYPE_S8) {
+        const int8_t *stored = (const int8_t *)from;
+        for (uint32_t i = 0; i < read; i++) {
+            to[i] = (float)(stored[i] - zero_point) * scale;
+        }
+    } else {
+        const int16_t *stored = (const int16_t *)(const void *)from;
+        for (uint32_t i = 0; i < read; i++) {
+            to[i] = (float)(stored[i] - zero_point) * scale;
+        }
+    }
+    for (uint32_t i = read; i < count; i++) {
+        to[i] = to[0];
+    }
+}
+
+static void store(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t column, uint32_t count,
+                  const float *from) {
+    uint32_t type = op[SC_AT_WHAT] >> 8 & 255;
+    uint8_t *to = m->arena + offset_of(op, m, row) + (size_t)column * SIZES[type];
+    float scale = sc_float_of(op[SC_AT_SCALE]);
+    int32_t zero_point = (int32_t)op[SC_AT_ZERO_POINT];
+    if (type == SC_TYPE_FLOAT) {
+        memcpy(to, from, count * sizeof *from);
+    } else if (type == SC_TYPE_S8) {
+        for (uint32_t i = 0; i < count; i++) {
+            ((int8_t *)to)[i] = (int8_t)(sc_rounded(from[i] / scale, -128 - zero_point, 127 - zero_point) + zero_point);
+        }
+    } else {
+        for (uint32_t i = 0; i < count; i++) {
+            ((int16_t *)(void *)to)[i] =
+                (int16_t)(sc_rounded(from[i] / scale, -32768 - zero_point, 32767 - zero_point) + zero_point);
+        }
+    }
+}
+
+#define EACH(expression)                   \
+    for (uint32_t i = 0; i < count; i++) { \
+        r[i] = (expression);               \
+    }                                      \
+    break
+
+static void compute(uint32_t code, float *r, const float *a, const float *b, uint32_t count) {
+    switch (code) {
+    case SC_OP_ADD: EACH(a[i] + b[i]);
+    case SC_OP_SUB: EACH(a[i] - b[i]);
+    case SC_OP_MUL: EACH(a[i] * b[i]);
+    case SC_OP_DIV: EACH(a[i] / b[i]);
+    case SC_OP_MAX: EACH(a[i] > b[i] ? a[i] : b[i]);
+    case SC_OP_MIN: EACH(a[i] < b[i] ? a[i] : b[i]);
+    case SC_OP_LOGISTIC: EACH(sc_logistic(a[i]));
+    case SC_OP_TANH: EACH(sc_tanh(a[i]));
+    case SC_OP_EXP: EACH(sc_exp(a[i]));
+    case SC_OP_SQRT: EACH(sqrtf(a[i]));
+    case SC_OP_RSQRT: EACH(1.0f / sqrtf(a[i]));
+    case SC_OP_NEG: EACH(-a[i]);
+    default: break;
+    }
+}
+
+void sc_run_program(const uint32_t *call, const sc_memory *m) {
+    float registers[SC_REGISTERS][BLOCK];
+    uint32_t columns = call[SC_PROGRAM_COLUMNS];
+    for (uint32_t row = 0; row < call[SC_PROGRAM_ROWS]; row++) {
+        float sum = 0.0f; /* in the order of the columns, as the reference kernels add */
+        for (uint32_t column = 0; column < columns; column += BLOCK) {
+            const uint32_t *op = call + SC_PROGRAM_BODY;
+            uint32_t count = columns - column < BLOCK ? columns - column : BLOCK;
+            for (uint32_t n = call[SC_PROGRAM_OPS]; n > 0; n--) {
+                uint32_t code = op[0] & 255;
+                float *r = registers[op[0] >> 8 & 255];
+                const float *a = registers[op[0] >> 16 & 255];
+                switch (code) {
+                case SC_OP_LOAD:
+                    load(op, m, row, column, count, r);
+                    op += SC_AT_WORDS;
+                    break;
+                case SC_OP_CONST:
+                    for (uint32_t i = 0; i < count; i++) {
+                        r[i] = sc_float_of(op[1]);
+                    }
+                    op += 2;
+                    break;
+                case SC_OP_STORE: store(op, m, row, column, count, a); break;
+                case SC_OP_MEAN:
+                case SC_OP_SUM:
+                    for (uint32_t i = 0; i < count; i++) {
+                        sum += a[i];
+                    }
+                    if (column + count == columns) {
+                        sum = code == SC_OP_MEAN ? sum / (float)columns : sum;
+                        store(op, m, row, 0, 1, &sum);
+                    }
+                    break;
+                default:
+                    compute(code, r, a, registers[op[0] >> 24], count);
+                    op++;
+                    break;
+                }
+            }
+        }
+    }
+}
