@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.finish import Finish
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
-from device_runtime.engine.stop_strings import StopStrings
+from device_runtime.engine.stop_strings import Finish, StopStrings
 from device_runtime.engine.structured import Constraint
 from device_runtime.engine.text_stream import TextStream
 from device_runtime.engine.tokenizer import Tokenizer
