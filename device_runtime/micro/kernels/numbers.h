@@ -44,17 +44,15 @@ static inline float sc_tanh(float x) {
     return x < 0 ? -y : y;
 }
 
-/* Round to the nearest, halves away from zero, and hold within low … high. What is not a number becomes 0. */
+/* Round to the nearest, halves away from zero, held within low … high, which a float has exactly. What is not a number
+ * becomes low. There is no branch in it, so compilers make vectors of it. */
 static inline int32_t sc_rounded(float x, int32_t low, int32_t high) {
+    float held = x > (float)low ? x : (float)low, rest;
     int32_t whole;
-    float rest;
-    if (!(x > -2147483000.0f && x < 2147483000.0f)) {
-        return x > 0 ? high : x < 0 ? low : 0;
-    }
-    whole = (int32_t)x;
-    rest = x - (float)whole; /* exact: from 2^23 on there is no rest */
-    whole += rest >= 0.5f ? 1 : rest <= -0.5f ? -1 : 0;
-    return whole < low ? low : whole > high ? high : whole;
+    held = held < (float)high ? held : (float)high;
+    whole = (int32_t)held;
+    rest = held - (float)whole; /* exact */
+    return whole + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
 /* x * multiplier * 2^(shift - 31) as TensorFlow Lite rounds it: once after the product, once after the shift to the
