@@ -8,7 +8,7 @@
  *   sc_dot_s8             sums[r] = x · w[r], for x from sc_widened; columns a multiple of 16
  *   sc_ordered            int16 [columns] in the order that the next one wants, in `scratch` if need be
  *   sc_dot_ordered        the same sums for x from sc_ordered, in 64 bits
- *   sc_dot_s16            the same for x as it is, and any number of columns: attention
+ *   sc_dot_short          the same for x as it is, any number of columns up to 256, in 32 bits: attention
  *   sc_requantize_s8      sums of a pass -> int8
  *
  * Sums of int8 products fit 32 bits for 2^16 columns. Those of int16 products are added up in 64 bits every 256 columns:
@@ -33,6 +33,24 @@
 #else
 #include "dot_scalar.h"
 #endif
+
+/* sc_dot_short for any number of columns. */
+static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                              int64_t sums[SC_ROWS]) {
+    const int8_t *rows[SC_ROWS];
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        rows[r] = w[r];
+        sums[r] = 0;
+    }
+    for (uint32_t start = 0; start < columns; start += 256) {
+        int32_t some[SC_ROWS];
+        sc_dot_short(x + start, rows, columns - start < 256 ? columns - start : 256, some);
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            sums[r] += some[r];
+            rows[r] += 256;
+        }
+    }
+}
 
 #ifndef SC_HAS_REQUANTIZE
 /* bias may be NULL */

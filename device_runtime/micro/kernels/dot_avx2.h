@@ -57,14 +57,11 @@ static inline int64_t sc_wide_lanes(__m256i v) {
     return lanes[0] + lanes[1];
 }
 
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                              int64_t sums[SC_ROWS]) {
+static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                int32_t sums[SC_ROWS]) {
     uint32_t even = columns & ~15u;
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = 0;
-        for (uint32_t start = 0; start < even; start += 2048) { /* a lane gets 128 pairs of products, 2^30 at most */
-            sums[r] += sc_wide_lanes(sc_row(x + start, w[r] + start, even - start < 2048 ? even - start : 2048));
-        }
+        sums[r] = sc_lanes(sc_row(x, w[r], even));
         for (uint32_t c = even; c < columns; c++) {
             sums[r] += (int32_t)x[c] * w[r][c];
         }
@@ -78,5 +75,10 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
 
 static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
-    sc_dot_s16(x, w, columns, sums);
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        sums[r] = 0;
+        for (uint32_t start = 0; start < columns; start += 2048) { /* a lane gets 128 pairs of products, 2^30 at most */
+            sums[r] += sc_wide_lanes(sc_row(x + start, w[r] + start, columns - start < 2048 ? columns - start : 2048));
+        }
+    }
 }
