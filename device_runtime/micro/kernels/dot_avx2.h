@@ -3,7 +3,7 @@
  * larger than any cache, so reading is most of the work. */
 #include <immintrin.h>
 
-enum { SC_ROWS = 4, SC_AHEAD = 1536 /* bytes */ };
+enum { SC_ROWS = 4, SC_AHEAD = 192 /* bytes */ };
 typedef int16_t sc_wide;
 
 static inline const sc_wide *sc_widened(const int8_t *x, int16_t *scratch, uint32_t columns) {
@@ -43,9 +43,11 @@ static inline int32_t sc_lanes(__m256i v) {
 
 static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
                              int32_t sums[SC_ROWS]) {
-    for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = sc_lanes(sc_row(x, w[r], columns));
-    }
+    __m256i s0 = sc_row(x, w[0], columns), s1 = sc_row(x, w[1], columns);
+    __m256i s2 = sc_row(x, w[2], columns), s3 = sc_row(x, w[3], columns);
+    __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(s0, s1), _mm256_hadd_epi32(s2, s3)); /* both halves, all rows */
+    _mm_storeu_si128((__m128i *)(void *)sums,
+                     _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
 }
 
 static inline int64_t sc_wide_lanes(__m256i v) {
@@ -82,3 +84,20 @@ static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROW
         }
     }
 }
+
+/* Eight rows of sc_requantized_s8: the products need 64 bits, so even and odd lanes go one after the other. */
+static inline __m256i sc_requantized_eight(__m256i x, __m256i multipliers, __m256i shifts) {
+    const __m256i none = _mm256_setzero_si256(), half = _mm256_set1_epi64x(1 << 30), one = _mm256_set1_epi32(1);
+    __m256i left = _mm256_max_epi32(shifts, none), right = _mm256_sub_epi32(left, shifts), even, odd, high, mask, rest;
+    x = _mm256_sllv_epi32(x, left);
+    even = _mm256_add_epi64(_mm256_mul_epi32(x, multipliers), half);
+    odd = _mm256_mul_epi32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(multipliers, 32));
+    odd = _mm256_add_epi64(odd, half);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 31), _mm256_slli_epi64(odd, 1), 0xaa); /* bits 31 to 62 */
+    mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
+    rest = _mm256_and_si256(high, mask);
+    mask = _mm256_add_epi32(_mm256_srli_epi32(mask, 1), _mm256_srli_epi32(high, 31));
+    return _mm256_sub_epi32(_mm256_srav_epi32(high, right), _mm256_cmpgt_epi32(rest, mask));
+}
+
+#define SC_REQUANTIZE_EIGHT
