@@ -74,7 +74,6 @@ FOLDERS = sorted(
     }
 )
 MANY = {"toolkit/cli", "converters/architectures"}  # one file is one thing there, as in a folder of kernels
-MANY |= {"device_runtime/device"}  # until its extensions are in a folder of their own
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)

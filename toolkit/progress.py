@@ -25,8 +25,8 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, step: str, share: float) -> None:
-        """Show that `share` (0 … 1) of `step` is done."""
+    def update(self, step: str, share: float, detail: str = "") -> None:
+        """Show that `share` (0 … 1) of `step` is done, and `detail` beside it."""
         if not sys.stderr.isatty():
             return
         if step != self._step:
@@ -36,6 +36,8 @@ class ProgressBar:
                 self._bar.close()
             self._step = step
             self._bar = tqdm(
-                total=100, desc=step, bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}", leave=True
+                total=100, desc=step, bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}{postfix}", leave=True
             )
+        if detail:
+            self._bar.set_postfix_str(detail, refresh=False)
         self._bar.update(round(share * 100) - self._bar.n)

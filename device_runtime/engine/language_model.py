@@ -13,14 +13,15 @@ from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
-from device_runtime.engine.prompts import PromptEncoder
+from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import SchemaCompiler
-from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.engine.text.segments import Markup
+from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ContextOverflowError
 from device_runtime.update.slots import open_bundle
 
-__all__ = ["Completion", "Generation", "LanguageModel", "Message"]
+__all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
 _GREEDY = Sampling()
 
@@ -65,7 +66,7 @@ class LanguageModel:
         """
         bundle = open_bundle(path, verify=verify, trust=trust)
         # The tokenizer first: reading it takes and frees memory that the graph can then have.
-        tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
+        tokenizer = tokenizer_of(bundle)
         graph = open_backend(bundle, backend, threads)
         return cls(bundle, graph, tokenizer)
 
@@ -91,7 +92,8 @@ class LanguageModel:
         """Start an answer.
 
         Args:
-            prompt: a plain text, taken as it is, or chat messages, which go through the bundle's template.
+            prompt: a plain text, or chat messages, which go through the bundle's template. In both, the name of a
+                control token is text like any other; in a `Markup` it is the token.
             max_new: at most so many tokens; None means until the model stops or the context is full.
             stop: the answer ends before the first of these strings.
             schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or

@@ -20,8 +20,9 @@ from toolkit.cli.output import print_json
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "get", "convert", "run", "chat", "inspect", "eval", "bench", "trace", "check", "boards", "flash", "serve", "bridge",
-    "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
+    "get", "convert", "task", "train", "run", "chat", "inspect", "eval", "audit", "bench", "trace", "check", "boards",
+    "flash", "serve", "bridge", "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout",
+    "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="stonechat", description="Small language models on small boards, and on the air.", allow_abbrev=False
+        prog="stonechat", description="Small language models on small boards, linked to sensors.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -1,4 +1,4 @@
-"""`stonechat eval`: how close a bundle is to the network it was made of."""
+"""`stonechat eval`: how close a bundle is to the network it was made of, or how well it does its task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "measure a bundle's perplexity, and how far it is from the float network"
+HELP = "measure a bundle's perplexity and how far it is from the float network, or how well it does a task"
 _MANY = 100  # tokens, fewer of which say little
 
 
@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a text, or conversations as .json (repeatable; default: three texts that come with stonechat)",
     )
+    parser.add_argument(
+        "--task", metavar="TASK", type=Path, help="ask it what this task.yaml asks, and score the answers"
+    )
+    parser.add_argument(
+        "--examples", metavar="FILE", type=Path, help="of the task, .jsonl or .csv (default: those the task file names)"
+    )
     parser.add_argument("--against", metavar="CHECKPOINT", type=Path, help="compare with this, in float")
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
     parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
@@ -44,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.task is not None or args.examples is not None:
+        from toolkit.cli.eval_task import run_task
+
+        return run_task(args)
     from device_runtime.errors import ConfigurationError
     from device_runtime.update.slots import open_bundle
 
@@ -55,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         _check_picture(args.plot)
     try:
         from converters.checkpoints import open_checkpoint
-        from converters.measure.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
+        from converters.measure.quality import by_kind, compare_windows, layer_errors, worst_layers
+        from converters.texts.windows import text_windows
     except ImportError as error:
         raise require_extra("convert", error) from None
     import numpy as np
@@ -159,7 +170,7 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
         if file.suffix == ".json":
             text = "".join(map(render, read_conversations(str(file), text)))
         texts[file.name] = text
-    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file)
+    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file, spaced=manifest.tokenizer.spaced)
     return {name: tokenizer.encode(text) for name, text in texts.items()}
 
 

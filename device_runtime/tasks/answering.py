@@ -1,0 +1,178 @@
+"""A typed answer, with how sure each of its fields is.
+
+The model writes the answer under its schema; at each token where the schema leaves a choice, the probability of what it
+chose among what it could choose is kept. A field's confidence is their product over the field's value, softened by the
+temperature that was fitted on examples that training had not seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
+from device_runtime.engine.prompts import PromptEncoder
+from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.engine.tokenizer import read_tokenizer
+from device_runtime.errors import SchemaError
+from device_runtime.tasks.purpose import Purpose
+from device_runtime.update.slots import open_bundle
+
+__all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
+
+_LONGEST = 200  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One token of a field's value, where the schema left a choice."""
+
+    logits: npt.NDArray[np.float32]  # of the tokens that it allowed
+    chosen: int  # among them
+
+
+@dataclass(frozen=True)
+class TypedAnswer:
+    """What a model says of one input."""
+
+    answer: Mapping[str, Any] | None  # None where the input lacks what the task needs, or the text is no answer
+    confidence: Mapping[str, float]  # by field; texts have none
+    unfamiliar: tuple[str, ...]  # why the input is not like those of the training
+    text: str = ""  # as the model wrote it
+    choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer's fields, `confidence`, and whether the input is `unfamiliar`."""
+        reason = {"reason": "; ".join(self.unfamiliar)} if self.unfamiliar else {}
+        fields = {"answer": None} if self.answer is None else dict(self.answer)
+        confidence = {name: round(value, 4) for name, value in self.confidence.items()}
+        return {**fields, "confidence": confidence, "unfamiliar": bool(self.unfamiliar), **reason}
+
+
+class Answerer:
+    """A bundle that answers a task. Not thread-safe."""
+
+    def __init__(
+        self, bundle: Bundle, purpose: Purpose, *, backend: str | None = None, threads: int | None = None
+    ) -> None:
+        self.purpose = purpose
+        manifest = bundle.manifest
+        self._tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+        self._prompts = PromptEncoder(manifest, self._tokenizer)
+        self._schemas = SchemaCompiler(bundle)
+        self._backend = open_backend(bundle, backend, threads)
+        self._prefix = len(manifest.prefix_tokens)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, purpose: Purpose | None = None, *, backend: str | None = None, threads: int | None = None
+    ) -> Answerer:
+        """Open a bundle folder.
+
+        Args:
+            purpose: what is asked of it; None takes the bundle's own.
+
+        Raises:
+            SchemaError: the bundle was trained for no task, and none is given.
+        """
+        bundle = open_bundle(path)
+        own = Purpose.of_manifest(bundle.manifest)
+        if own is None and purpose is None:
+            raise SchemaError(f"{bundle.path} was trained for no task; name the task with --task TASK.yaml.")
+        return cls(bundle, purpose or own, backend=backend, threads=threads)  # type: ignore[arg-type]
+
+    def answer(self, given: Mapping[str, Any]) -> TypedAnswer:
+        """Answer one input.
+
+        Raises:
+            ContextOverflowError: the input is longer than the bundle's context.
+        """
+        prompt = self.purpose.inputs.prompt(given)
+        strange = prompt.unfamiliar
+        if not prompt.readable:
+            return TypedAnswer(None, {}, strange)
+        tokens, room = self._prompts.plan(prompt.text, None)
+        strange += self._unknown_words(prompt.text, len(tokens) - self._prefix)
+        steps = self._decode(tokens, min(room, _LONGEST))
+        text = self._tokenizer.decode([token for token, _ in steps])
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            return TypedAnswer(None, {}, strange, text)
+        choices = self._by_field(answer, text, steps)
+        confidence = {
+            name: confidence_of(found, self.purpose.temperatures.get(name, 1.0)) for name, found in choices.items()
+        }
+        return TypedAnswer(answer, confidence, strange, text, choices)
+
+    def close(self) -> None:
+        """Give back memory."""
+        self._backend.close()
+
+    def _unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
+        most = self.purpose.longest_pieces
+        if most is None or tokens <= most * len(text):
+            return ()
+        return ("most of its words are none that the model was trained on",)
+
+    def _decode(self, prompt: list[int], limit: int) -> list[tuple[int, Choice | None]]:
+        """The answer's tokens, with the choice at each where there was one."""
+        constraint = self._schemas.constraint(self.purpose.answer, limit)
+        self._backend.rewind(self._prefix)
+        rest, logits = prompt[self._prefix :], None
+        for start in range(0, len(rest), self._backend.chunk):
+            logits = self._backend.prefill(rest[start : start + self._backend.chunk])
+        steps: list[tuple[int, Choice | None]] = []
+        seen: list[Choice | None] = []
+
+        def choose(masked: npt.NDArray[np.float32]) -> int:
+            allowed = np.flatnonzero(np.isfinite(masked))
+            best = int(np.argmax(masked[allowed]))
+            seen.append(Choice(masked[allowed].astype(np.float32), best) if len(allowed) > 1 else None)
+            return int(allowed[best])
+
+        while logits is not None and len(steps) < limit:
+            token = constraint.choose(logits, limit - len(steps), choose)
+            steps.append((token, seen[-1] if seen else None))
+            seen.clear()
+            if constraint.complete or len(steps) == limit or self._backend.position >= self._backend.context:
+                break
+            logits = self._backend.decode(token)
+        return steps
+
+    def _by_field(
+        self, answer: Mapping[str, Any], text: str, steps: Sequence[tuple[int, Choice | None]]
+    ) -> dict[str, list[Choice]]:
+        """The choices within each field's value; texts are left out."""
+        ends = [len(self._tokenizer.decode([t for t, _ in steps[: i + 1]])) for i in range(len(steps))]
+        starts = [0, *ends[:-1]]
+        found, place, decoder = {}, 0, json.JSONDecoder()
+        for name in answer:
+            begin = text.index(f"{json.dumps(name)}:", place) + len(json.dumps(name)) + 1
+            begin += len(text[begin:]) - len(text[begin:].lstrip())
+            _, place = decoder.raw_decode(text, begin)
+            if isinstance(answer[name], str) and self.purpose.fields.get(name) is None:
+                continue
+            found[name] = [
+                choice
+                for (_, choice), start, end in zip(steps, starts, ends, strict=True)
+                if choice is not None and start < place and end > begin
+            ]
+        return found
+
+
+def confidence_of(choices: Sequence[Choice], temperature: float) -> float:
+    """The probability of what was chosen, at this temperature."""
+    share = 1.0
+    for choice in choices:
+        scaled = (choice.logits - choice.logits.max()) / temperature
+        weights = np.exp(scaled)
+        share *= float(weights[choice.chosen] / weights.sum())
+    return share

@@ -1,0 +1,291 @@
+"""The task file: what comes in, what the answer looks like, what is true, and where examples come from.
+
+Checked like a fleet file: every fault at once, each with its place. See docs/guides/train.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.answer_schema import Answer
+from device_runtime.fleet.links import check_expression
+from device_runtime.fleet.yaml_schema import (
+    Choice,
+    Field,
+    Integer,
+    ListOf,
+    MapOf,
+    Number,
+    OneOrMore,
+    Plain,
+    Record,
+    Report,
+    Text,
+)
+from device_runtime.tasks.inputs import Feature, InputField, Inputs
+
+__all__ = ["INPUTS", "TASK", "Generate", "Network", "Rule", "Task", "expression_names", "load", "loads", "typed_fields"]
+
+Path_ = tuple[str | int, ...]
+NUMBERS = (-1e12, 1e12)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a task's truth: the first whose `when` holds gives the answer."""
+
+    answer: Mapping[str, Any]
+    when: str | None = None  # an expression; None holds always
+
+
+@dataclass(frozen=True)
+class Generate:
+    """How `generate` grows examples."""
+
+    cases: int = 60_000
+    near_borders: float = 0.5  # share of numeric cases that lie near a number that a rule compares with
+    program: str | None = None  # a Python file that prints examples; a path, relative to the task file
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shape of the network that is trained."""
+
+    layers: int = 4
+    width: int = 96
+    heads: int = 4
+    ffn: int = 256
+    vocabulary: int = 512  # at most
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task file."""
+
+    name: str
+    inputs: Inputs
+    answer: Mapping[str, Any]  # a JSON schema
+    about: str = ""
+    kind: Literal["tiny", "classify"] = "tiny"
+    none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
+    truth: tuple[Rule, ...] = ()
+    examples: tuple[str, ...] = ()  # JSONL or CSV files, relative to the task file
+    generate: Generate = field(default_factory=Generate)
+    network: Network = field(default_factory=Network)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    task: int = 1  # format of the file
+    folder: Path = Path()  # of the task file
+
+    @property
+    def fields(self) -> dict[str, list[Any] | None]:
+        """The answer's fields in order: the values of an enum, or None."""
+        return typed_fields(self.answer)
+
+
+def typed_fields(schema: Mapping[str, Any]) -> dict[str, list[Any] | None]:
+    """The fields of an answer's schema in order: the values of an enum, or None for numbers and texts."""
+    found = {}
+    for name, inner in schema.get("properties", {}).items():
+        values = inner.get("enum") if isinstance(inner, Mapping) else None
+        found[name] = list(values) if values is not None else None
+    return found
+
+
+def load(path: Path | str) -> Task:
+    """Read and check a task file.
+
+    Raises:
+        ConfigurationError: lists all its faults.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "task.yaml"
+    return _placed(yaml_schema.load(path, TASK, _check), path)
+
+
+def loads(text: str, file: str = "task.yaml") -> Task:
+    """The same, of a text."""
+    return _placed(yaml_schema.loads(text, TASK, _check, file=file), Path(file))
+
+
+def _placed(task: Task, path: Path) -> Task:
+    return replace(task, folder=path.parent)
+
+
+_FIELD = Record(
+    InputField,
+    {
+        "unit": Field(Text("a unit"), default=""),
+        "from": Field(Number(*NUMBERS), default=None, to="low"),
+        "to": Field(Number(*NUMBERS), default=None, to="high"),
+        "step": Field(Number(1e-6, 1e9), default=1.0),
+        "beyond": Field(Choice(("unfamiliar", "clamp")), default="unfamiliar"),
+        "one_of": Field(OneOrMore(Text("a word", r"\S+")), default=()),
+        "usual": Field(ListOf(Number(*NUMBERS), "[low, high]"), default=()),
+    },
+    "a mapping such as {from: 0, to: 120, step: 0.1, unit: °C} or {one_of: [open, shut]}",
+    lambda made, path, report: _check_field(made, path, report),
+)
+_FEATURE = Record(
+    Feature,
+    {
+        "value": Field(Text("an expression", check=check_expression)),
+        "from": Field(Number(*NUMBERS), to="low"),
+        "to": Field(Number(*NUMBERS), to="high"),
+        "step": Field(Number(1e-6, 1e9), default=1.0),
+        "unit": Field(Text("a unit"), default=""),
+    },
+    "a mapping such as {value: temp_c - window[0].temp_c, from: -50, to: 50, step: 0.1}",
+)
+_NAME = Text("a name of letters, digits and _, such as temp_c", r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+INPUTS = Record(
+    Inputs,
+    {
+        "text": Field(Integer(1, 2000, "characters"), default=None),
+        "numbers": Field(Choice(("whole", "short")), default="whole"),
+        "fields": Field(MapOf(_NAME, _FIELD), default=None),
+        "window": Field(Integer(0, 100, "readings"), default=0),
+        "features": Field(MapOf(_NAME, _FEATURE), default=None),
+    },
+    "a mapping with `fields`, or with `text`",
+    lambda made, path, report: _check_inputs(made, path, report),
+)
+_ANSWERS = Plain("a mapping from the answer's fields to values")
+TASK = Record(
+    Task,
+    {
+        "task": Field(Integer(1, 1)),
+        "name": Field(Text("a name of small letters, digits and '-'", r"[a-z0-9][a-z0-9-]{0,63}")),
+        "about": Field(Text("a sentence"), default=""),
+        "kind": Field(Choice(("tiny", "classify")), default="tiny"),
+        "input": Field(INPUTS, to="inputs"),
+        "answer": Field(Answer()),
+        "none": Field(_ANSWERS, default={}),
+        "truth": Field(
+            ListOf(
+                Record(
+                    Rule,
+                    {
+                        "when": Field(Text("an expression", check=check_expression), default=None),
+                        "answer": Field(_ANSWERS),
+                    },
+                    "a mapping such as {when: bar > 3, answer: {severity: alarm}}",
+                )
+            ),
+            default=(),
+        ),
+        "examples": Field(OneOrMore(Text("a .jsonl or .csv file", r".+\.(jsonl|csv)")), default=()),
+        "generate": Field(
+            Record(
+                Generate,
+                {
+                    "cases": Field(Integer(100, 5_000_000), default=60_000),
+                    "near_borders": Field(Number(0, 1), default=0.5),
+                    "program": Field(Text("a Python file", r".+\.py"), default=None),
+                },
+            ),
+            default=Generate(),
+        ),
+        "network": Field(
+            Record(
+                Network,
+                {
+                    "layers": Field(Integer(1, 12), default=4),
+                    "width": Field(Integer(32, 384), default=96),
+                    "heads": Field(Integer(1, 12), default=4),
+                    "ffn": Field(Integer(32, 1536), default=256),
+                    "vocabulary": Field(Integer(300, 8192, "pieces"), default=512),
+                },
+            ),
+            default=Network(),
+        ),
+        "audit": Field(Plain("a mapping from a name to what may be exchanged"), default={}),
+    },
+    "a task file",
+)
+
+
+def _check_field(made: InputField, path: Path_, report: Report) -> None:
+    if made.one_of and (made.low is not None or made.high is not None):
+        report.add_at(path, "has `one_of` as well as `from` and `to`; expected a number or words, not both")
+    elif not made.one_of and (made.low is None or made.high is None):
+        report.add_at(path, "needs `from` and `to` (what training covers), or `one_of`")
+    elif made.low is not None and made.high is not None and made.low >= made.high:
+        report.add_at(path, f"`from` is {made.low:g} and `to` {made.high:g}; expected the smaller one first")
+    if made.usual and (len(made.usual) != 2 or made.usual[0] >= made.usual[1]):
+        report.add_at((*path, "usual"), "expected two numbers, the smaller one first")
+
+
+def _check_inputs(made: Inputs, path: Path_, report: Report) -> None:
+    if (made.text is None) == (made.fields is None):
+        report.add_at(path, "expected either `fields`, or `text` with the most characters that it may have")
+    if made.fields is not None and not made.fields:
+        report.add_at(path, "`fields` names none; expected at least one")
+    if made.text is not None and (made.window or made.features):
+        report.add_at(path, "`window` and `features` belong to `fields`; this task reads a text")
+    known = {*(made.fields or {}), *({"window"} if made.window else ())}
+    for name, feature in (made.features or {}).items():
+        for word in sorted(expression_names(feature.value) - known):
+            text = f"uses {word!r}, which is no field; {yaml_schema.nearest(word, sorted(known), 'the fields are')}"
+            report.add_at((*path, "features"), f"{name} {text}")
+
+
+def expression_names(source: str) -> set[str]:
+    """The variables of an expression."""
+    tree = ast.parse(source.strip(), mode="eval")
+    bound = {n.id for c in ast.walk(tree) if isinstance(c, ast.comprehension) for n in ast.walk(c.target)
+             if isinstance(n, ast.Name)}  # fmt: skip
+    called = {id(c.func) for c in ast.walk(tree) if isinstance(c, ast.Call)}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
+    return names - bound - {"true", "false", "null"}
+
+
+def _check(task: Task, report: Report) -> None:
+    """What concerns several fields."""
+    fields = task.fields
+    if not fields:
+        report.add_at(("answer",), "has no `properties`; expected an object with at least one field")
+    for name in sorted(set(fields) - set(task.answer.get("required", []))):
+        report.add_at(("answer",), f"{name!r} is not in `required`; the model always writes every field")
+    if not any(fields.values()):
+        report.add_at(("answer",), "has no field with an `enum`; expected at least one: it says what is decided")
+    if task.kind == "classify" and not all(fields.values()):
+        free = next(name for name, values in fields.items() if not values)
+        report.add_at(("answer",), f"{free!r} is no enum; a task of the kind classify has enums only")
+    if task.network.width % task.network.heads or task.network.width // task.network.heads % 2:
+        report.add_at(("network",), f"width {task.network.width} does not divide into {task.network.heads} even heads")
+    _check_answer(task.none, fields, ("none",), report)
+    known = {*(task.inputs.fields or {}), *(task.inputs.features or {}), *({"window"} if task.inputs.window else ())}
+    for i, rule in enumerate(task.truth):
+        where = ("truth", i)
+        _check_answer(rule.answer, fields, (*where, "answer"), report)
+        for name in sorted(set(fields) - set(rule.answer)):
+            report.add_at((*where, "answer"), f"{name!r} is missing")
+        for word in sorted(expression_names(rule.when) - known) if rule.when else ():
+            hint = yaml_schema.nearest(word, sorted(known), "there are")
+            report.add_at((*where, "when"), f"uses {word!r}, which does not come in; {hint}")
+    if task.truth and task.truth[-1].when is not None:
+        report.add_at(("truth",), "the last rule has a `when`; expected one without, for all other inputs")
+    if task.truth and task.inputs.text is not None:
+        report.add_at(("truth",), "rules compute with fields; a task that reads a text needs `examples` or a `program`")
+    if not (task.truth or task.examples or task.generate.program):
+        report.add_at((), "says nothing of what is true; expected `truth`, `examples` or `generate: {program: …}`")
+
+
+def _check_answer(answer: Any, fields: Mapping[str, Any], path: Path_, report: Report) -> None:
+    if not isinstance(answer, Mapping):
+        report.add_at(path, "expected a mapping from the answer's fields to values")
+        return
+    for name, value in answer.items():
+        if name not in fields:
+            report.add_at(path, f"{name!r} is no field; {yaml_schema.nearest(name, list(fields), 'the fields are')}")
+        elif fields[name] is not None and value not in fields[name]:
+            words = [str(v) for v in fields[name]]
+            hint = yaml_schema.nearest(str(value), words, "expected one of")
+            report.add_at(path, f"{name} is {json.dumps(value)}; {hint}")

@@ -1,0 +1,110 @@
+"""What a bundle was trained for: the part of its manifest that makes prompts, checks answers and calibrates them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from device_runtime.bundle.manifest import Manifest
+from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.answer_schema import Answer
+from device_runtime.fleet.yaml_schema import Choice, Field, MapOf, Number, Plain, Record, Text
+from device_runtime.tasks.file import INPUTS, Task, typed_fields
+from device_runtime.tasks.inputs import Inputs
+
+__all__ = ["Purpose"]
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """`purpose` in manifest.json."""
+
+    name: str
+    inputs: Inputs
+    answer: Mapping[str, Any]  # a JSON schema
+    kind: Literal["tiny", "classify", "none"] = "none"
+    none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
+    temperatures: Mapping[str, float] = field(default_factory=dict)  # of each field's choice; 1 where there is none
+    longest_pieces: float | None = None  # tokens for each character; a text with more has words nobody trained on
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_task(cls, task: Task) -> Purpose:
+        """For a bundle that was not trained for the task: nothing is calibrated."""
+        return cls(task.name, task.inputs, task.answer, none=task.none)
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> Purpose | None:
+        """What the manifest says; None where the bundle was trained for no task.
+
+        Raises:
+            BundleError: it says something that this version cannot read.
+        """
+        if manifest.purpose is None:
+            return None
+        try:
+            return yaml_schema.loads(json.dumps(_ordered(manifest.purpose)), _PURPOSE, file="purpose")
+        except ConfigurationError as error:
+            raise BundleError(f"{manifest.name} has a purpose that cannot be read ({error}); train it again.") from None
+
+    @property
+    def fields(self) -> dict[str, list[Any] | None]:
+        """The answer's fields in order: the values of an enum, or None."""
+        return typed_fields(self.answer)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest, whose names may come back in any order: the model knows one alone."""
+        order = {
+            "fields": list(self.inputs.fields or {}),
+            "features": list(self.inputs.features or {}),
+            "answer": list(self.fields),
+        }
+        return {
+            "name": self.name,
+            "order": order,
+            "kind": self.kind,
+            "input": self.inputs.to_json(),
+            "answer": dict(self.answer),
+            "none": dict(self.none),
+            "temperatures": dict(self.temperatures),
+            **({} if self.longest_pieces is None else {"longest_pieces": self.longest_pieces}),
+            "report": dict(self.report),
+        }
+
+
+def _ordered(purpose: Mapping[str, Any]) -> dict[str, Any]:
+    """With the fields in the order that the model was trained with."""
+    order = purpose.get("order")
+    found = {name: value for name, value in purpose.items() if name != "order"}
+    if not isinstance(order, Mapping):
+        return found
+    inputs, answer = found.get("input"), found.get("answer")
+    if isinstance(inputs, Mapping):
+        found["input"] = {name: _sorted(value, order.get(name)) for name, value in inputs.items()}
+    if isinstance(answer, Mapping):
+        found["answer"] = {**answer, "properties": _sorted(answer.get("properties"), order.get("answer"))}
+    return found
+
+
+def _sorted(value: Any, names: Any) -> Any:
+    if not isinstance(value, Mapping) or not isinstance(names, Sequence):
+        return value
+    return {name: value[name] for name in [*names, *(n for n in value if n not in names)] if name in value}
+
+
+_PURPOSE = Record(
+    Purpose,
+    {
+        "name": Field(Text("a name")),
+        "kind": Field(Choice(("tiny", "classify", "none")), default="none"),
+        "input": Field(INPUTS, to="inputs"),
+        "answer": Field(Answer()),
+        "none": Field(Plain("a mapping"), default={}),
+        "temperatures": Field(MapOf(Text("a field"), Number(0.01, 100.0)), default={}),
+        "longest_pieces": Field(Number(0, 100), default=None),
+        "report": Field(Plain("a mapping"), default={}),
+    },
+)

@@ -1,0 +1,239 @@
+"""Commands to a house, and sentences that are none: JSON lines, the same for the same seed.
+
+python generate.py --seed 0 --cases 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+
+import yaml
+
+PHRASES = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
+
+
+def spoken(number: int) -> str:
+    """21 as twenty-one."""
+    if number < 20:
+        return PHRASES["ones"][number]
+    if number == 100:
+        return "one hundred"
+    return PHRASES["tens"][number // 10 - 2] + (" " + PHRASES["ones"][number % 10] if number % 10 else "")
+
+
+def room_phrase(rng: random.Random, room: str) -> tuple[str, str]:
+    """(before the device, after it): `kitchen light` or `light in the kitchen`; one of them is empty."""
+    if room == "all":
+        return ("all ", "") if rng.random() < 0.5 else ("", rng.choice(PHRASES["all"]))
+    name = rng.choice(PHRASES["rooms"][room])
+    if rng.random() < 0.5 and name not in ("outside", "outdoors"):
+        return ("my " if rng.random() < 0.03 else "") + name + " ", ""
+    if name in ("outside", "outdoors"):
+        return "", name
+    place = rng.choice(
+        ["in the", "in the", "in the", "in", "in my", "of the", "in our", "inside the", "at the", "for the", "in that"]
+    )
+    if room == "garden" and name in ("patio", "terrace", "lawn"):
+        place = "on the"
+    return "", f"{place} {name}"
+
+
+def thing(rng: random.Random, device: str, room: str) -> str:
+    """`the kitchen light`, `every lamp in the house`."""
+    name = rng.choice(PHRASES["devices"][device])
+    before, after = room_phrase(rng, room) if room != "none" else ("", "")
+    if room == "all" and before:
+        article = rng.choice(["all ", "all the ", "all ", "every ", "each ", "all of the ", "all our "])
+        name = name if name.endswith("s") or article in ("every ", "each ") or "heat" in name else name + "s"
+        return article + name
+    articles = (
+        ["the ", "the ", "the ", "", "", "my ", "that ", "our ", "this "]
+        if room == "none"
+        else ["the ", "the ", "the ", "", "my ", "our "]
+    )
+    if room not in ("none", "all") and rng.random() < 0.12 and name.endswith("s"):
+        articles = ["all ", "all the ", "both "]
+    return f"{rng.choice(articles)}{before}{name}{' ' + after if after else ''}"
+
+
+def number_phrase(rng: random.Random, device: str) -> tuple[int, str]:
+    if device == "heating":
+        number = rng.randint(5, 30)
+        unit = rng.choice([" degrees", " degrees", "", "°", " °c", "°c", " celsius", " degrees celsius", " c", "c"])
+    elif device == "fan":
+        number = rng.choice([rng.randint(1, 5), rng.randint(1, 10), rng.randrange(0, 101, 5)])
+        unit = rng.choice(["", ""]) if number <= 10 else rng.choice(["%", " percent", " %", ""])
+        if number <= 10 and rng.random() < 0.5:
+            return number, rng.choice(["level ", "speed ", "stage ", "step "]) + (
+                str(number) if rng.random() < 0.8 else spoken(number)
+            )
+    else:
+        number = rng.choice([rng.randrange(0, 101, 10), rng.randrange(0, 101, 5), rng.randint(0, 100)])
+        unit = rng.choice(["%", "%", " percent", " percent", " %", "", " per cent"])
+    digits = rng.random() < 0.8
+    if not digits and unit in ("%", "°", "c", "°c"):
+        unit = rng.choice([" percent", ""]) if device != "heating" else rng.choice([" degrees", ""])
+    return number, (str(number) if digits else spoken(number)) + unit
+
+
+def filled(rng: random.Random, template: str, x: str, n: str = "") -> str:
+    """A template with its thing; sometimes the room comes first."""
+    return re.sub(r"\bN\b", lambda _: n, re.sub(r"\bX\b", lambda _: x, template))
+
+
+def command(rng: random.Random) -> tuple[str, dict[str, object]]:
+    device = rng.choice(["light", "light", "light", "heating", "heating", "blind", "fan", "socket", "door"])
+    room = rng.choice(["none", "none", "all", *PHRASES["rooms"], *PHRASES["rooms"]])
+    value: int | None = None
+    number = ""
+    if device == "light":
+        action = rng.choice(["on", "off", "dim", "brighten", "set", "on", "off"])
+    elif device in ("blind", "door"):
+        action = rng.choice(["open", "close", "open", "close", "set" if device == "blind" else "open"])
+    elif device == "socket":
+        action = rng.choice(["on", "off"])
+    elif device == "fan":
+        action = rng.choice(["on", "off", "on", "off", "set"])
+    else:
+        action = rng.choice(["on", "off", "set", "set"])
+    if action in ("dim", "brighten"):
+        if rng.random() < 0.4:
+            value, number = number_phrase(rng, device)
+            template = rng.choice(PHRASES["dim_to"] if action == "dim" else PHRASES["brighten_to"])
+        else:
+            template = rng.choice(PHRASES["dim"] if action == "dim" else PHRASES["brighten"])
+    elif action == "set":
+        value, number = number_phrase(rng, device)
+        template = rng.choice(PHRASES["set"])
+    elif action in ("open", "close"):
+        template = rng.choice((PHRASES["open"] if action == "open" else PHRASES["close"])[device])
+    else:
+        template = rng.choice(PHRASES["on"] if action == "on" else PHRASES["off"])
+    x = thing(rng, device, room)
+    text = filled(rng, template, x, number)
+    if room not in ("none", "all") and rng.random() < 0.12:  # in the kitchen, turn on the light
+        bare = thing(rng, device, "none")
+        text = filled(rng, template, bare, number)
+        place = f"{rng.choice(['in the', 'in the', 'in', 'for the'])} {rng.choice(PHRASES['rooms'][room])}"
+        text = f"{place}{rng.choice([',', '', ':'])} {text}" if rng.random() < 0.5 else f"{text} {place}"
+    if rng.random() < 0.5:
+        text = f"{rng.choice(PHRASES['before'])}{rng.choice(['', '', ','])} {text}"
+    if rng.random() < 0.25:
+        text = f"{text}{rng.choice(['', ',', ''])} {rng.choice(PHRASES['after'])}"
+    return text, {"action": action, "device": device, "room": room, "value": value}
+
+
+def nothing(rng: random.Random) -> str:
+    device, room = rng.choice(list(PHRASES["devices"])), rng.choice(["none", "none", "all", *PHRASES["rooms"]])
+    x, n = thing(rng, device, room), str(rng.randint(1, 60)) if rng.random() < 0.7 else spoken(rng.randint(1, 60))
+    r = rng.choice(["in the ", "in the ", ""]) + rng.choice(PHRASES["rooms"][rng.choice(list(PHRASES["rooms"]))])
+    kind = rng.random()
+    if kind < 0.34:
+        text = filled(rng, rng.choice(PHRASES["questions"]), x, n)
+    elif kind < 0.52:
+        text = filled(rng, rng.choice(PHRASES["statements"]), x, n)
+    elif kind < 0.62:
+        text = rng.choice(PHRASES["smalltalk"])
+    elif kind < 0.76:
+        text = filled(rng, rng.choice(PHRASES["wishes"]), x, n)
+    elif kind < 0.93:  # the same verbs, of other things
+        other = rng.choice(["the ", "the ", "my ", "a ", ""]) + rng.choice(PHRASES["other"])
+        if rng.random() < 0.25:
+            other += " " + room_phrase(rng, rng.choice(list(PHRASES["rooms"])))[1]
+        verbs = rng.choice(
+            [
+                PHRASES["on"],
+                PHRASES["off"],
+                PHRASES["dim"],
+                PHRASES["brighten"],
+                PHRASES["set"],
+                PHRASES["open"]["door"],
+                PHRASES["close"]["door"],
+                PHRASES["set"],
+            ]
+        )
+        text = filled(rng, rng.choice(verbs), other.strip(), n)
+    elif kind < 0.96:
+        text = rng.choice(
+            [
+                x,
+                rng.choice(PHRASES["rooms"][rng.choice(list(PHRASES["rooms"]))]),
+                n,
+                rng.choice(PHRASES["other"]),
+                device,
+            ]
+        )
+    else:
+        words = (
+            f"{rng.choice(PHRASES['smalltalk'])} {rng.choice(PHRASES['wishes'])} {rng.choice(PHRASES['other'])}".split()
+        )
+        rng.shuffle(words)
+        text = " ".join(words[: rng.randint(2, 7)])
+    text = re.sub(r"\bR\b", lambda _: r, text)
+    text = re.sub(r"\bN\b", lambda _: n, text)
+    if rng.random() < 0.35 and not text.startswith(("hello", "hi")):
+        opening = rng.choice(PHRASES["before"])
+        if kind < 0.34 and opening.split()[0] in (
+            "could",
+            "can",
+            "would",
+            "will",
+            "may",
+            "mind",
+            "let's",
+            "let",
+            "go",
+            "please",
+        ):
+            opening = rng.choice(["hey", "ok", "computer", "so", "um", "hi"])
+        text = f"{opening} {text}"
+    if rng.random() < 0.15:
+        text = f"{text} {rng.choice(PHRASES['after'])}"
+    if kind < 0.34 and rng.random() < 0.75:
+        text += "?"
+    return text
+
+
+def misspelt(rng: random.Random, text: str) -> str:
+    """One or two slips of the finger, not in numbers."""
+    for _ in range(rng.choice([1, 1, 2])):
+        places = [i for i, c in enumerate(text) if c.isalpha() and 0 < i < len(text) - 1]
+        if len(places) < 6:
+            return text
+        i = rng.choice(places)
+        slip = rng.randrange(4)
+        if slip == 0:
+            text = text[:i] + text[i + 1 :]
+        elif slip == 1:
+            text = text[:i] + text[i] + text[i:]
+        elif slip == 2 and text[i + 1].isalpha():
+            text = text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+        else:
+            text = text[:i] + rng.choice("abcdefghijklmnopqrstuvwxyz") + text[i + 1 :]
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=1000)
+    args = parser.parse_args()
+    rng = random.Random(f"home-commands {args.seed}")
+    none = {"action": "none", "device": "none", "room": "none", "value": None}
+    for _ in range(args.cases):
+        text, answer = (nothing(rng), none) if rng.random() < 0.45 else command(rng)
+        if rng.random() < 0.15:
+            text = misspelt(rng, text)
+        if rng.random() < 0.3:
+            text += rng.choice([".", "!", ".", " !", "..", " please."]) if not text.endswith("?") else ""
+        elif answer is not none and rng.random() < 0.1:
+            text += "?"
+        print(json.dumps({"input": {"text": text}, "answer": answer}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

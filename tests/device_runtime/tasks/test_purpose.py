@@ -1,0 +1,38 @@
+"""What a bundle's manifest says of its task."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_runtime.bundle.manifest import Manifest
+from device_runtime.errors import BundleError
+from device_runtime.tasks.file import load
+from device_runtime.tasks.purpose import Purpose
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+MANIFEST = Manifest.from_json((EXAMPLES / "boiler-advisor/bundle/manifest.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["boiler-advisor", "fall-alert", "home-commands", "log-triage"])
+def test_a_purpose_comes_back_from_a_manifest_in_its_own_order(name: str) -> None:
+    task = load(EXAMPLES / name)
+    purpose = Purpose(task.name, task.inputs, task.answer, "tiny", task.none, {next(iter(task.fields)): 1.5}, 0.5)
+    sorted_by_another_tool = json.loads(json.dumps(purpose.to_json(), sort_keys=True))
+    found = Purpose.of_manifest(replace(MANIFEST, purpose=sorted_by_another_tool))
+    assert found is not None
+    assert list(found.fields) == list(task.fields)
+    assert list(found.inputs.fields or {}) == list(task.inputs.fields or {})
+    usual = {name: replace(field, usual=()) for name, field in (task.inputs.fields or {}).items()}
+    assert found.inputs == replace(task.inputs, fields=usual or None)
+    assert found.temperatures == purpose.temperatures and found.none == task.none
+
+
+def test_a_bundle_without_a_task_has_none() -> None:
+    assert Purpose.of_manifest(replace(MANIFEST, purpose=None)) is None
+
+
+def test_a_purpose_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(BundleError, match="purpose that cannot be read"):
+        Purpose.of_manifest(replace(MANIFEST, purpose={"name": "x"}))

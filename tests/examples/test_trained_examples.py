@@ -1,0 +1,105 @@
+"""The committed bundles do their jobs, on inputs that their generators did not make."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from heldout_readings import HELD_OUT
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.tasks.answering import Answerer, TypedAnswer
+from device_runtime.tasks.examples import Example, read_examples
+from device_runtime.tasks.file import load
+from device_runtime.tasks.score import Score, score
+from toolkit.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NUMERIC, TEXTS = ("boiler-advisor",), ()
+CASES = 250  # of the numeric ones: half a minute on a slow machine
+
+
+@cache
+def answerer(name: str) -> Answerer:
+    return Answerer.open(EXAMPLES / name / "bundle")
+
+
+@cache
+def scored(name: str) -> Score:
+    examples = heldout(name)
+    answers = [answerer(name).answer(example.input) for example in examples]
+    return score(answerer(name).purpose, examples, answers)
+
+
+def heldout(name: str) -> list[Example]:
+    if name in HELD_OUT:
+        return [Example(case["input"], case["answer"]) for case in HELD_OUT[name](CASES, 4711)]
+    task = load(EXAMPLES / name)
+    return read_examples(EXAMPLES / name / "heldout.jsonl", task.inputs, task.answer)
+
+
+def ask(name: str, **given: Any) -> TypedAnswer:
+    return answerer(name).answer(given)
+
+
+@pytest.mark.parametrize("name", [*NUMERIC, *TEXTS])
+def test_a_committed_bundle_is_small_and_of_its_task(name: str) -> None:
+    bundle = Bundle.open(EXAMPLES / name / "bundle", verify=True)
+    assert sum(entry.size_bytes for entry in bundle.manifest.files.values()) <= 1_500_000
+    task, purpose = load(EXAMPLES / name), answerer(name).purpose
+    assert purpose.name == task.name and purpose.fields == task.fields and purpose.report["test"]["count"] >= 500
+    for example in heldout(name)[:20]:
+        assert purpose.inputs.prompt(example.input) == task.inputs.prompt(example.input)
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_typed_fields_of_unseen_readings_are_right(name: str) -> None:
+    found = scored(name)
+    assert found.accuracy >= 0.97 and found.well_formed == found.count
+    assert found.none_recognized >= 0.95 * found.none_asked
+    assert max(field.calibration_error for field in found.fields.values()) <= 0.05
+
+
+def test_a_broken_sensor_is_answered_and_not_unfamiliar() -> None:
+    for broken in ({"temp_c": 999}, {"bar": -3}, {"flow_l_min": 1e6}):
+        found = ask("boiler-advisor", **{"temp_c": 60, "bar": 1.5, "flow_l_min": 8, **broken})
+        assert found.answer is not None and found.answer["cause"] == "sensor_fault" and not found.unfamiliar
+
+
+def test_the_advice_is_of_the_cause_and_short() -> None:
+    task = load(EXAMPLES / "boiler-advisor")
+    advice = {(r.answer["severity"], r.answer["cause"]): r.answer["advice"] for r in task.truth}
+    for example in heldout("boiler-advisor")[:40]:
+        found = answerer("boiler-advisor").answer(example.input).answer
+        assert found is not None and len(found["advice"]) <= 120
+        assert found["advice"] == advice[found["severity"], found["cause"]]
+
+
+def test_a_reading_that_lacks_a_field_is_not_answered() -> None:
+    found = ask("boiler-advisor", temp_c=70, bar=1.5)
+    assert found.answer is None and found.unfamiliar == ("flow_l_min is not there; expected a number of l/min",)
+
+
+def test_the_score_comes_as_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cases.jsonl"
+    cases = list(HELD_OUT["boiler-advisor"](5, 1))
+    file.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+    bundle, task = EXAMPLES / "boiler-advisor/bundle", EXAMPLES / "boiler-advisor/task.yaml"
+    assert main(["eval", str(bundle), "--task", str(task), "--examples", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["count"] == 5 and found["well_formed"] == 1.0
+    for case, answer in zip(cases, found["answers"], strict=True):
+        assert set(answer) == {"severity", "cause", "advice", "confidence", "unfamiliar"}
+        assert answer["cause"] == case["answer"]["cause"]
+        assert set(answer["confidence"]) == {"severity", "cause"}
+
+
+def test_a_bundle_of_another_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = EXAMPLES / "boiler-advisor/bundle"
+    assert main(["eval", str(bundle), "--task", str(EXAMPLES / "fall-alert"), "--examples", "x.jsonl"]) == 2
+    assert "was trained for boiler-advisor" in capsys.readouterr().err
+    assert main(["eval", str(bundle), "--task", str(EXAMPLES / "boiler-advisor")]) == 2
+    assert "There are no examples to ask" in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Training itself: the network, the cases, the loop that can be interrupted, the bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="needs the extra [train]")
+pytest.importorskip("optax", reason="needs the extra [train]")
+
+import jax.numpy as jnp
+from sentencepiece import SentencePieceProcessor
+
+from converters.checkpoints import open_checkpoint
+from converters.network.decoder import decoder
+from converters.ops.numpy import NumpyOps
+from device_runtime.tasks.examples import Example
+from device_runtime.tasks.file import Network, load
+from toolkit.train import network
+from toolkit.train.cases import Cases, part_of, tokenized
+from toolkit.train.checkpoint import write_folder
+from toolkit.train.optimize import Schedule, optimize
+from toolkit.train.readings import generated
+from toolkit.train.vocabulary import answer_text, train_vocabulary
+
+ROOT = Path(__file__).parents[3]
+BOILER = load(ROOT / "examples/boiler-advisor")
+SMALL = Network(layers=2, width=32, heads=2, ffn=64)
+
+
+def boiler_cases(count: int) -> tuple[list[Example], bytes]:
+    examples = [Example(case["input"], case["answer"]) for case in generated(BOILER, count, 0)]
+    return examples, train_vocabulary(BOILER, (BOILER.inputs.prompt(e.input).text for e in examples))
+
+
+def test_digits_and_decisions_are_tokens_of_their_own() -> None:
+    examples, vocabulary = boiler_cases(60)
+    tokenizer = SentencePieceProcessor(model_proto=vocabulary)
+    prompt = tokenizer.encode(BOILER.inputs.prompt(examples[0].input).text, out_type=str)
+    assert all(len(piece) == 1 for piece in prompt if piece[0].isdigit())
+    answer = answer_text({"severity": "warn", "cause": "overheat", "advice": BOILER.truth[5].answer["advice"]}, BOILER)
+    pieces = tokenizer.encode(answer, out_type=str)
+    assert len(pieces) == 7 and pieces[1] == '"warn"' and pieces[3] == '"overheat"'
+    assert tokenizer.decode(tokenizer.encode(answer)) == answer
+
+
+def test_the_same_texts_give_the_same_vocabulary() -> None:
+    assert boiler_cases(60)[1] == boiler_cases(60)[1]
+
+
+def test_readings_that_are_almost_the_same_are_never_on_both_sides() -> None:
+    for bar in (1.51, 1.52, 1.58):
+        assert part_of({"temp_c": 70.12, "bar": bar, "flow_l_min": 5}, BOILER) == part_of(
+            {"temp_c": 70.15, "bar": 1.5, "flow_l_min": 5}, BOILER
+        )
+    home = load(ROOT / "examples/home-commands")
+    assert part_of({"text": "Kitchen light on!"}, home) == part_of({"text": "on, kitchen light"}, home)
+    parts = [part_of({"text": f"command {'ab' * i}"}, home) for i in range(300)]
+    assert set(parts) == {"train", "calibrate", "test"}
+
+
+def test_only_what_follows_the_prompt_is_learnt() -> None:
+    examples, vocabulary = boiler_cases(5)
+    tokenizer = SentencePieceProcessor(model_proto=vocabulary)
+    cases = tokenized(BOILER, examples, tokenizer)
+    prompt = 1 + len(tokenizer.encode(BOILER.inputs.prompt(examples[0].input).text))
+    assert not cases.learnt[0, : prompt - 1].any() and cases.learnt[0, prompt - 1 : prompt + 6].all()
+    assert cases.learnt[0].max() == 1.0  # a decision; what the grammar forces weighs less
+
+
+def test_the_network_is_the_converters_own(tmp_path: Path) -> None:
+    """Float sums in another order: 1e-3 of logits around 1."""
+    examples, vocabulary = boiler_cases(5)
+    tokenizer = SentencePieceProcessor(model_proto=vocabulary)
+    weights = network.initial(SMALL, tokenizer.vocab_size(), 3)
+    tokens = tokenized(BOILER, examples, tokenizer).tokens[:2]
+    ours = np.asarray(network.logits(weights, network.forward(weights, jnp.asarray(tokens), SMALL)))
+    write_folder(tmp_path / "hf", SMALL, {k: np.asarray(v) for k, v in weights.items()}, vocabulary, 64)
+    checkpoint = open_checkpoint(tmp_path / "hf")
+    theirs = decoder(NumpyOps(checkpoint.config, checkpoint.read, tokens), checkpoint.config)
+    np.testing.assert_allclose(np.reshape(theirs, ours.shape), ours, atol=1e-3)
+
+
+def run(folder: Path, steps: int = 60, stop_at: int | None = None) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    cases = Cases(rng.integers(3, 40, (64, 12)).astype(np.int32), np.ones((64, 11), np.float32))
+
+    def log(step: int, loss: float) -> None:
+        if stop_at is not None and step >= stop_at:
+            raise KeyboardInterrupt
+
+    return optimize(SMALL, 40, cases, Schedule(steps, 16, drop=True), 5, folder / "weights.npz", log)
+
+
+def test_the_same_seed_ends_with_the_same_weights_also_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.train.optimize._SAVE_S", 0.0)
+    for name in ("whole", "again", "broken"):
+        (tmp_path / name).mkdir()
+    whole, again = run(tmp_path / "whole"), run(tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop_at=50)
+    broken = run(tmp_path / "broken")
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, again[name])
+        np.testing.assert_array_equal(value, broken[name])
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bundle(tmp_path: Path) -> None:
+    """The smallest example, trained shortly, twice: once in one go, once killed while it trains."""
+    command = [sys.executable, "-m", "toolkit", "train", str(ROOT / "examples/fall-alert")]
+    command += ["--steps", "400", "--batch", "32", "--cases", "3000", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "-o", str(tmp_path / "a")], env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout)["test"]["well_formed"] == 1.0
+    running = subprocess.Popen([*command, "-o", str(tmp_path / "b")], env=environment, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "b.training/weights.npz").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.kill()
+    running.wait()
+    subprocess.run([*command, "-o", str(tmp_path / "b")], env=environment, capture_output=True, check=True)
+    for name in ("model.tflite", "tokenizer.model", "manifest.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

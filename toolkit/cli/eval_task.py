@@ -1,0 +1,102 @@
+"""`stonechat eval --task`: a task's examples asked of a bundle, and the answers scored. Needs the base install only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from device_runtime.tasks.file import Task
+    from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["purpose_of", "run_task"]
+
+
+def run_task(args: argparse.Namespace) -> int:
+    """Answer the examples, and print answers and score.
+
+    Raises:
+        ConfigurationError: the task file or the examples have faults, or the bundle does another task.
+    """
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.tasks.answering import Answerer
+    from device_runtime.tasks.examples import read_examples
+    from device_runtime.tasks.file import load
+    from device_runtime.tasks.rules import Truth
+    from device_runtime.tasks.score import score
+    from device_runtime.update.slots import open_bundle
+    from toolkit.progress import ProgressBar
+
+    bundle = open_bundle(args.bundle)
+    task = load(args.task) if args.task is not None else None
+    purpose = purpose_of(bundle, task)
+    files = (
+        [args.examples] if args.examples is not None else [task.folder / name for name in task.examples] if task else []
+    )
+    if not files:
+        raise ConfigurationError("There are no examples to ask: name some with --examples FILE.jsonl.")
+    examples = [
+        example for file in files for example in read_examples(file, purpose.inputs, purpose.answer, need_answers=False)
+    ]
+    if task is not None and task.truth:
+        truth = Truth(task)
+        examples = [replace(e, answer=truth.answer(e.input)) if e.answer is None else e for e in examples]
+    answerer = Answerer(bundle, purpose, backend=args.backend)
+    answers = []
+    started_s = time.perf_counter()
+    with ProgressBar() as bar:
+        for number, example in enumerate(examples):
+            answers.append(answerer.answer(example.input))
+            bar.update("answering", (number + 1) / len(examples))
+    per_s = len(examples) / (time.perf_counter() - started_s)
+    result = score(purpose, examples, answers)
+    if args.json:
+        shown = [answer.to_json() for answer in answers]
+        print(json.dumps({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": shown}, ensure_ascii=False))
+        return 0
+    known = sum(example.answer is not None for example in examples)
+    print(f"{purpose.name}: {len(answers)} answers, {known} of them with a known truth, {per_s:.1f} a second")
+    for line in _lines(result.to_json()):
+        print(line)
+    return 0
+
+
+def purpose_of(bundle: Any, task: Task | None) -> Purpose:
+    """What the bundle was trained for; for a bundle that was trained for nothing, what the task file says.
+
+    Raises:
+        ConfigurationError: it was trained for another task, or for none while no task file is given.
+    """
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.tasks.purpose import Purpose
+
+    own = Purpose.of_manifest(bundle.manifest)
+    if task is None and own is None:
+        raise ConfigurationError(f"{bundle.path} was trained for no task; name the task with --task TASK.yaml.")
+    if own is None:
+        return Purpose.of_task(task)  # type: ignore[arg-type]
+    if task is not None and (own.name != task.name or own.fields != task.fields):
+        raise ConfigurationError(
+            f"{bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and the task file is of {task.name} "
+            f"({', '.join(task.fields)}); give the task file that it was trained with, or train it again."
+        )
+    return own
+
+
+def _lines(scored: dict[str, Any]) -> list[str]:
+    lines = [f"{'well-formed':<24} {scored['well_formed']:7.1%}"]
+    for name, entry in scored["fields"].items():
+        if entry["count"]:
+            lines.append(
+                f"{name:<24} {entry['accuracy']:7.1%}  {entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}, "
+                f"calibration error {entry['calibration_error']:.3f}"
+            )
+    lines.append(f"{'typed fields together':<24} {scored['accuracy']:7.1%}")
+    if scored["none_asked"]:
+        lines.append(f"{'none recognized':<24} {scored['none_recognized']:7.1%}  of {scored['none_asked']}")
+    if scored["unfamiliar"]:
+        lines.append(f"{'unfamiliar':<24} {scored['unfamiliar']:7}")
+    return lines

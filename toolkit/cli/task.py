@@ -1,0 +1,153 @@
+"""`stonechat task`: write, check and grow a task file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from toolkit.cli.options import add_json, whole_number
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "write a task file, check it, and make examples for it"
+
+_NUMBERS = """# What `stonechat train` makes a bundle of. See docs/guides/train.md.
+task: 1
+name: {name}
+about: Says in a sentence what goes in and what comes out.
+kind: tiny
+
+input:
+  fields: # what training covers; beyond it a reading is flagged as unfamiliar (or `beyond: clamp`)
+    temp_c: {{unit: °C, from: -40, to: 120, step: 0.1, usual: [0, 90]}}
+    state: {{one_of: [idle, running]}}
+  window: 5 # earlier readings
+  features: # numbers that are computed for the model to look at
+    rise: {{value: "temp_c - window[0].temp_c if window else null", from: -50, to: 50, step: 0.1}}
+
+answer: # a JSON schema
+  type: object
+  additionalProperties: false
+  required: [level]
+  properties:
+    level: {{enum: [none, warn, alarm]}}
+none: {{level: none}} # the answer to an input that asks for nothing
+
+truth: # the first rule that holds; expressions as in a fleet file
+  - when: temp_c >= 80
+    answer: {{level: alarm}}
+  - when: state == 'running' and temp_c >= 60
+    answer: {{level: warn}}
+  - answer: {{level: none}}
+
+# Lines of such a file: {{"input": {{"temp_c": 71.5, "state": "idle"}}, "answer": {{"level": "none"}}}}
+# examples: examples.jsonl
+generate: {{cases: 60000, near_borders: 0.5}}
+"""
+_TEXT = """# What `stonechat train` makes a bundle of. See docs/guides/train.md.
+task: 1
+name: {name}
+about: Says in a sentence what goes in and what comes out.
+kind: tiny
+
+input: {{text: 160}} # characters at most
+
+answer: # a JSON schema
+  type: object
+  additionalProperties: false
+  required: [topic]
+  properties:
+    topic: {{enum: [none, repair, invoice]}}
+none: {{topic: none}} # the answer to a text that asks for nothing
+
+examples: examples.jsonl # lines such as {{"input": {{"text": "the tap drips"}}, "answer": {{"topic": "repair"}}}}
+# generate: {{cases: 60000, program: generate.py}} # run with --seed N --cases N; prints such lines
+network: {{layers: 4, width: 128, heads: 4, ffn: 320, vocabulary: 1200}}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat task`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = actions.add_parser("new", help="write a task.yaml to begin with", allow_abbrev=False)
+    new.add_argument("folder", metavar="DIR", type=Path, help="made if needed; its name is the task's")
+    new.add_argument("--text", action="store_true", help="the task reads a text, not numbers")
+    add_json(new)
+    check = actions.add_parser("check", help="list all faults of a task file and its examples", allow_abbrev=False)
+    check.add_argument("task", metavar="TASK", type=Path, help="a task.yaml, or a folder with one")
+    add_json(check)
+    generate = actions.add_parser("generate", help="make examples, to be read and corrected", allow_abbrev=False)
+    generate.add_argument("task", metavar="TASK", type=Path, help="a task.yaml, or a folder with one")
+    generate.add_argument("-o", "--output", metavar="FILE.jsonl", type=Path, required=True)
+    generate.add_argument("--cases", metavar="N", type=whole_number(1), default=1000, help="(default: 1000)")
+    generate.add_argument("--seed", metavar="N", type=whole_number(0), default=0)
+    add_json(generate)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write, check or grow."""
+    return {"new": _new, "check": _check, "generate": _generate}[args.action](args)
+
+
+def _new(args: argparse.Namespace) -> int:
+    import re
+
+    from device_runtime.errors import ConfigurationError
+
+    path = args.folder / "task.yaml"
+    if path.exists():
+        raise ConfigurationError(f"{path} is there already; choose another folder.")
+    name = re.sub(r"[^a-z0-9-]+", "-", args.folder.resolve().name.lower()).strip("-") or "task"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text((_TEXT if args.text else _NUMBERS).format(name=name), encoding="utf-8")
+    if args.json:
+        print(json.dumps({"task": str(path)}))
+        return 0
+    print(f"{path}: written; edit it, then `stonechat task check {args.folder}`")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from device_runtime.tasks.examples import read_examples
+    from device_runtime.tasks.file import load
+    from device_runtime.tasks.rules import Truth
+
+    task = load(args.task)
+    truth = Truth(task) if task.truth else None
+    count, against = 0, []
+    for name in task.examples:
+        for example in read_examples(task.folder / name, task.inputs, task.answer):
+            count += 1
+            said = truth.answer(example.input) if truth else None
+            if said is not None and example.answer is not None and any(
+                example.answer.get(field) != said[field] for field, values in task.fields.items() if values
+            ):  # fmt: skip
+                against.append({"input": example.input, "answer": example.answer, "rules": said})
+    if args.json:
+        print(json.dumps({"task": task.name, "examples": count, "against_rules": against}, ensure_ascii=False))
+        return 0
+    print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples")
+    for case in against[:10]:
+        print(f"warning: the rules say {json.dumps(case['rules'])} of {json.dumps(case['input'], ensure_ascii=False)}")
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from device_runtime.tasks.file import load
+    from toolkit.train.examples import generated_examples
+
+    task = load(args.task)
+    part = args.output.with_name(args.output.name + ".part")
+    count = 0
+    with part.open("w", encoding="utf-8") as stream:
+        for example in generated_examples(task, args.cases, args.seed):
+            line = {"input": example.input, "answer": example.answer}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    part.replace(args.output)
+    if args.json:
+        print(json.dumps({"examples": count, "file": str(args.output)}))
+        return 0
+    print(f"{args.output}: {count} examples; read and correct them, then name the file under `examples:`")
+    return 0

@@ -1,0 +1,1 @@
+"""Training: from a task file to a bundle. On a desk machine, with the extra `[train]`."""

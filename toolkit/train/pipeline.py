@@ -1,0 +1,104 @@
+"""From a task file to a bundle: weights, conversion, confidence, test."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+
+from converters.checkpoints import open_checkpoint
+from converters.convert import Options, convert
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
+from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.answering import Answerer
+from device_runtime.tasks.file import Task
+from device_runtime.tasks.purpose import Purpose
+from device_runtime.tasks.score import reliability, score
+from toolkit.train.baselines import MOST, baselines
+from toolkit.train.calibrate import fit_temperatures, longest_pieces
+from toolkit.train.cases import calibration_rows, tokenized
+from toolkit.train.checkpoint import write_folder
+from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
+
+__all__ = ["train"]
+
+_CALIBRATED = 1200  # cases that temperatures are fitted on, at most
+_TESTED = 1000  # cases that the report is measured on, at most
+_RANGES = 400  # cases that the converter chooses its ranges on
+_MEASURED = 32  # cases that the conversion's own report reads
+_FAMILIAR = 20_000  # cases that say what a familiar text looks like
+_POSITIONS = 24  # beyond the longest case: the engine wants room for the longest way to end an answer
+
+
+def train(task: Task, folder: Path, settings: Settings, progress: Progress = silent) -> Bundle:
+    """Train, convert, calibrate and test; the bundle appears at `folder`, and `work_folder(folder)` stays beside it.
+
+    Raises:
+        ConfigurationError: the task has too few examples, its generator fails, or `folder` is something else.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
+    work = work_folder(folder)
+    trained = train_weights(task, work, settings, progress)
+    tokenizer = SentencePieceProcessor(model_proto=trained.vocabulary)
+    context = trained.longest + _POSITIONS
+    write_folder(work / task.name, task.network, trained.weights, trained.vocabulary, context)
+    shown = tokenized(task, read_cases(work, "train", _RANGES), tokenizer)
+    held = tokenized(task, read_cases(work, "calibrate", _MEASURED), tokenizer)
+    options = Options(
+        settings.profile, context, windows=calibration_rows(shown), heldout={task.name: calibration_rows(held)}
+    )
+    convert(open_checkpoint(work / task.name), folder, options, progress)
+    return _with_purpose(task, folder, tokenizer, work, trained.cases, settings, progress)
+
+
+def _with_purpose(
+    task: Task,
+    folder: Path,
+    tokenizer: SentencePieceProcessor,
+    work: Path,
+    trained_on: int,
+    settings: Settings,
+    progress: Progress,
+) -> Bundle:
+    """Fit confidence on one part of the cases, measure on another, and write both into the manifest."""
+    purpose = replace(Purpose.of_task(task), kind=task.kind)
+    if task.inputs.text is not None:
+        texts = [task.inputs.prompt(example.input).text for example in read_cases(work, "train", _FAMILIAR)]
+        purpose = replace(purpose, longest_pieces=longest_pieces(tokenizer, texts))
+    _write_purpose(folder, purpose)
+    answerer = Answerer.open(folder)
+    examples = read_cases(work, "calibrate", _CALIBRATED)
+    answers = []
+    for number, example in enumerate(examples):
+        answers.append(answerer.answer(example.input))
+        progress("calibrating confidence", (number + 1) / len(examples))
+    purpose = replace(purpose, temperatures=fit_temperatures(purpose, examples, answers))
+    answerer.purpose = purpose
+    examples, answers = read_cases(work, "test", _TESTED), []
+    for number, example in enumerate(examples):
+        answers.append(answerer.answer(example.input))
+        progress("testing", (number + 1) / len(examples))
+    answerer.close()
+    progress("comparing", 0.0)
+    report: dict[str, Any] = {
+        "test": score(purpose, examples, answers).to_json(),
+        "baselines": baselines(task, read_cases(work, "train", MOST), examples),
+        "reliability": reliability(examples, answers),
+        "cases": {"train": trained_on},
+        "training": asdict(settings),
+    }
+    return _write_purpose(folder, replace(purpose, report=report))
+
+
+def _write_purpose(folder: Path, purpose: Purpose) -> Bundle:
+    manifest = replace(Bundle.open(folder).manifest, purpose=purpose.to_json())
+    part = folder / f".{MANIFEST}.part"
+    part.write_text(manifest.to_json(), encoding="utf-8")
+    part.replace(folder / MANIFEST)
+    return Bundle.open(folder)

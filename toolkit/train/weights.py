@@ -1,0 +1,197 @@
+"""From a task file to trained weights: the steps, each of which is kept in a folder beside the bundle.
+
+    train.jsonl, calibrate.jsonl, test.jsonl  cases, by what they are for
+    vocabulary.model  the SentencePiece model
+    tokens.npz        the cases that are trained on, as arrays
+    weights.npz       the state of the training, saved every half minute
+    settings.json     what all of this was made with; another task, seed or size begins again
+
+A run that was interrupted goes on from there and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from sentencepiece import SentencePieceProcessor, set_random_generator_seed
+
+from device_runtime import __version__
+from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.examples import Example
+from device_runtime.tasks.file import Task
+from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
+from toolkit.train.examples import all_examples
+from toolkit.train.optimize import Schedule, optimize
+from toolkit.train.vocabulary import SAMPLE, train_vocabulary
+
+__all__ = ["Progress", "Settings", "Trained", "read_cases", "silent", "train_weights", "work_folder"]
+
+
+class Progress(Protocol):
+    """What is called while a training goes on."""
+
+    def __call__(self, step: str, share: float, detail: str = "", /) -> None:
+        """`share` (0 … 1) of `step` is done."""
+
+
+def silent(step: str, share: float, detail: str = "", /) -> None:
+    """No progress to show."""
+
+
+_DROPS = 0.1  # of the merges of every second text, in training
+_FEWEST = 10  # cases of each part
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may decide about a training."""
+
+    seed: int = 0
+    steps: int = 4000
+    batch: int = 128
+    cases: int | None = None  # None: what the task file says
+    profile: Literal["micro", "pi"] = "micro"
+
+
+def work_folder(bundle: Path) -> Path:
+    """Where the steps of a training are kept."""
+    return bundle.with_name(bundle.name + ".training")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves."""
+
+    weights: Mapping[str, npt.NDArray[np.float32]]  # see network.py
+    vocabulary: bytes
+    longest: int  # tokens of a case
+    cases: int  # trained on
+
+
+def train_weights(task: Task, work: Path, settings: Settings, progress: Progress = silent) -> Trained:
+    """Train, from where an earlier run stopped if `work` holds one of the same task and settings.
+
+    Raises:
+        ConfigurationError: the task has too few examples, or its generator fails.
+    """
+    _begin(work, task, settings)
+    _keep_cases(task, settings, work, progress)
+    vocabulary = _vocabulary(task, work)
+    tokenizer = SentencePieceProcessor(model_proto=vocabulary)
+    cases = _kept_tokens(task, tokenizer, settings, work)
+    text = task.inputs.text is not None
+    weights = optimize(
+        task.network,
+        tokenizer.vocab_size(),
+        cases,
+        Schedule(settings.steps, settings.batch, drop=text),
+        settings.seed,
+        work / "weights.npz",
+        lambda step, loss: progress("training", step / settings.steps, f"loss {loss:.3f}"),
+    )
+    return Trained(weights, vocabulary, cases.tokens.shape[1], len(cases.tokens))
+
+
+def read_cases(work: Path, part: Part, most: int | None = None) -> list[Example]:
+    """The cases of one part, at most so many of them."""
+    with (work / f"{part}.jsonl").open(encoding="utf-8") as stream:
+        lines = (json.loads(line) for line in islice(stream, most))
+        return [Example(line["input"], line["answer"]) for line in lines]
+
+
+def _begin(work: Path, task: Task, settings: Settings) -> None:
+    """Keep what earlier runs left if they were of the same task and settings; else begin again."""
+    files = [task.folder / name for name in task.examples]
+    if task.generate.program is not None:  # and what it may read
+        files += sorted([*task.folder.glob("*.py"), *task.folder.glob("*.yaml")])
+    what = [task.name, task.kind, task.inputs.to_json(), task.answer, [asdict(rule) for rule in task.truth]]
+    what += [asdict(task.generate), asdict(task.network)]
+    usual = {name: field.usual for name, field in (task.inputs.fields or {}).items()}
+    shown = {
+        "task": hashlib.sha256(json.dumps([*what, usual], sort_keys=True).encode()).hexdigest(),
+        "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()},
+        **{name: value for name, value in asdict(settings).items() if name != "profile"},
+        "stonechat": __version__,
+    }
+    text = json.dumps(shown, indent=1) + "\n"
+    kept = work / "settings.json"
+    if kept.is_file() and kept.read_text(encoding="utf-8") == text:
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    for name in (
+        "settings.json",
+        "vocabulary.model",
+        "tokens.npz",
+        "weights.npz",
+        *(f"{part}.jsonl" for part in PARTS),
+    ):
+        (work / name).unlink(missing_ok=True)
+    kept.write_text(text, encoding="utf-8")
+
+
+def _keep_cases(task: Task, settings: Settings, work: Path, progress: Progress) -> None:
+    """Write the three files of cases, unless they are there."""
+    done = {part: work / f"{part}.jsonl" for part in PARTS}
+    if all(path.is_file() for path in done.values()):
+        return
+    progress("cases", 0.0)
+    expected = settings.cases if settings.cases is not None else task.generate.cases
+    counts = dict.fromkeys(PARTS, 0)
+    with ExitStack() as stack:
+        streams = {
+            part: stack.enter_context(path.with_suffix(".part").open("w", encoding="utf-8"))
+            for part, path in done.items()
+        }
+        for number, example in enumerate(all_examples(task, expected, settings.seed)):
+            part = part_of(example.input, task)
+            line = {"input": example.input, "answer": example.answer}
+            streams[part].write(json.dumps(line, ensure_ascii=False) + "\n")
+            counts[part] += 1
+            if number % 1000 == 0:
+                progress("cases", min(1.0, number / expected))
+    for part, count in counts.items():
+        if count < _FEWEST:
+            raise ConfigurationError(
+                f"{task.name} has {count} cases to {part} with; expected at least {_FEWEST}. Give more examples, "
+                "or let it `generate` some."
+            )
+    for path in done.values():
+        path.with_suffix(".part").replace(path)
+
+
+def _vocabulary(task: Task, work: Path) -> bytes:
+    path = work / "vocabulary.model"
+    if not path.is_file():
+        prompts = (task.inputs.prompt(example.input).text for example in read_cases(work, "train", SAMPLE))
+        content = train_vocabulary(task, prompts)
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        part.replace(path)
+    return path.read_bytes()
+
+
+def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settings, work: Path) -> Cases:
+    path = work / "tokens.npz"
+    if path.is_file():
+        try:
+            with np.load(path) as arrays:
+                return Cases(arrays["tokens"].astype(np.int32), arrays["learnt"].astype(np.float32))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            path.unlink()
+    set_random_generator_seed(settings.seed)
+    examples = read_cases(work, "train")
+    cases = tokenized(task, examples, tokenizer, drops=_DROPS if task.inputs.text is not None else 0.0)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, tokens=cases.tokens.astype(np.uint16), learnt=cases.learnt.astype(np.float32))
+    part.replace(path)
+    return cases
