@@ -1,23 +1,24 @@
 """Checkpoints: one file per format, all of them read into the same `Checkpoint`.
 
 A reader hands over the format's own configuration and lazily read tensors; the family's file in
-`converters/architectures` maps both onto canonical names (see `converters.network.decoder`).
+`converters/architectures` maps both onto canonical names (see `converters.network.tensors`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig, tensor_shapes
+from converters.network.config import NetworkConfig
+from converters.network.tensors import tensors as network_tensors  # beside the module `tensors` of this folder
 from device_runtime.errors import CheckpointError, ConfigurationError
 
-__all__ = ["Checkpoint", "TokenizerFile", "check_finite", "open_checkpoint"]
+__all__ = ["Checkpoint", "TokenizerFile", "finite_weights", "open_checkpoint"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -51,17 +52,16 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
-        return any(name == known for known, _ in tensor_shapes(self.config))
+        return any(name == tensor.name for tensor in network_tensors(self.config))
 
 
-def check_finite(checkpoint: Checkpoint, progress: Callable[[float], None] = lambda share: None) -> None:
-    """Read every weight once.
+def finite_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, which refuses a tensor that is not finite when it is read.
 
-    Raises:
-        CheckpointError: one is not a number, or infinite; names the tensor.
+    Its `read` raises a `CheckpointError` that names the tensor.
     """
-    shapes = list(tensor_shapes(checkpoint.config))
-    for done, (name, _) in enumerate(shapes):
+
+    def read(name: str) -> FloatArray:
         values = checkpoint.read(name)
         finite = np.isfinite(values)
         if not finite.all():
@@ -73,7 +73,9 @@ def check_finite(checkpoint: Checkpoint, progress: Callable[[float], None] = lam
                 "expected finite numbers. Such weights answer with nonsense: use another checkpoint, or another export "
                 "of this one."
             )
-        progress((done + 1) / len(shapes))
+        return values
+
+    return replace(checkpoint, read=read)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -10,7 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from converters.architectures import GgufSource, family_of_gguf
+from converters.architectures import family_of_gguf
+from converters.architectures.family import GgufSource
 from converters.checkpoints import Checkpoint
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, refuse_pointer
 from converters.checkpoints.gguf_header import Header, TensorInfo, read_header
@@ -82,15 +83,17 @@ def open_gguf(path: Path) -> Checkpoint:
         )
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     source = GgufSource(metadata, shapes, lambda name: stored[name].read())
-    config = family.config_from_gguf(source)
-    bound = bind(config, stored, family.gguf_name, str(path), unused=lambda name: name in family.GGUF_UNUSED)
+    form = family.gguf
+    assert form is not None
+    config = form.config(source)
+    bound = bind(config, stored, lambda tensor: form.source(tensor, config), str(path), unused=form.is_unused)
     tokenizer = read_tokenizer(metadata, config.vocabulary)
 
     def read(name: str) -> FloatArray:
-        return np.ascontiguousarray(family.from_gguf(name, bound[name].read(), config))
+        return bound[name].read()
 
-    names = {name: tensor.name for name, tensor in bound.items()}
-    return Checkpoint(_name(parts[0], metadata), family.NAME, config, tokenizer, sha256_of(parts), read, names)
+    names = {name: tensor.stored.name for name, tensor in bound.items()}
+    return Checkpoint(_name(parts[0], metadata), family.name, config, tokenizer, sha256_of(parts), read, names)
 
 
 def _parts(path: Path) -> list[Path]:

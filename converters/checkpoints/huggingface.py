@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.architectures import Family, family_of_huggingface
+from converters.architectures import family_of_huggingface
+from converters.architectures.family import HuggingFaceFormat
 from converters.checkpoints import Checkpoint
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, refuse_pointer
 from converters.checkpoints.huggingface_tokenizer import read_tokenizer
-from converters.checkpoints.tensors import FLOAT_ENCODINGS, FloatArray, StoredTensor, bind, sha256_of
-from converters.network.decoder import NetworkConfig
+from converters.checkpoints.tensors import FLOAT_ENCODINGS, BoundTensor, FloatArray, StoredTensor, bind, sha256_of
+from converters.network.config import NetworkConfig
 from device_runtime.errors import CheckpointError
 
 __all__ = ["open_folder", "read_safetensors"]
@@ -41,21 +42,23 @@ def open_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: has no config.json; expected a Hugging Face folder. {hint}")
     fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
     family = family_of_huggingface(fields)
-    config = family.config_from_huggingface(fields)
-    bound, files, notes = _weights(path, config, family)
+    form = family.huggingface
+    assert form is not None
+    config = form.config(fields)
+    bound, files, notes = _weights(path, config, form)
     tokenizer = read_tokenizer(path, fields, config.vocabulary)
 
     def read(name: str) -> FloatArray:
         return bound[name].read()
 
     tokenizer = replace(tokenizer, notes=(*notes, *tokenizer.notes))
-    stored = {name: tensor.name for name, tensor in bound.items()}
-    return Checkpoint(path.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read, stored)
+    stored = {name: tensor.stored.name for name, tensor in bound.items()}
+    return Checkpoint(path.resolve().name, family.name, config, tokenizer, sha256_of(files), read, stored)
 
 
 def _weights(
-    path: Path, config: NetworkConfig, family: Family
-) -> tuple[dict[str, StoredTensor], list[Path], tuple[str, ...]]:
+    path: Path, config: NetworkConfig, form: HuggingFaceFormat
+) -> tuple[dict[str, BoundTensor], list[Path], tuple[str, ...]]:
     """Where each tensor lies, the files that were read, and what there is to say of others.
 
     With a whole file and an index side by side, one of them is left over from another save. transformers takes the
@@ -64,22 +67,22 @@ def _weights(
     single = path / _WEIGHTS
     if not single.is_file():
         files = _indexed_files(path)
-        return _bound(path, files, config, family), files, ()
+        return _bound(path, files, config, form), files, ()
     if not (path / _INDEX).is_file():
-        return _bound(path, [single], config, family), [single], ()
+        return _bound(path, [single], config, form), [single], ()
     try:
-        bound = _bound(path, [single], config, family)
+        bound = _bound(path, [single], config, form)
         return bound, [single], (f"{_INDEX} is not read: {_WEIGHTS} has all tensors",)
     except CheckpointError as error:
         try:
             files = _indexed_files(path)
-            bound = _bound(path, files, config, family)
+            bound = _bound(path, files, config, form)
         except CheckpointError:
             raise error from None
         return bound, files, (f"{_WEIGHTS} is not read: it does not fit the network, and the files of {_INDEX} do",)
 
 
-def _bound(path: Path, files: list[Path], config: NetworkConfig, family: Family) -> dict[str, StoredTensor]:
+def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFaceFormat) -> dict[str, BoundTensor]:
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_safetensors(file):
@@ -92,14 +95,15 @@ def _bound(path: Path, files: list[Path], config: NetworkConfig, family: Family)
     bound = bind(
         config,
         stored,
-        family.huggingface_name,
+        lambda tensor: form.source(tensor, config),
         str(path),
-        unused=lambda name: family.huggingface_unused(name, config),
+        unused=form.is_unused,
     )
-    head = stored.get(family.huggingface_name("head.weight"))
-    if config.tied_head and head is not None and not head.same_bytes(bound["embed.weight"]):
+    embedding = bound["embed.weight"].stored
+    head = stored.get(f"{form.names['head']}.weight") if config.head.tied and "head" in form.names else None
+    if head is not None and not head.same_bytes(embedding):
         raise CheckpointError(
-            f"{path}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
+            f"{path}: tie_word_embeddings is true, but {head.name} differs from {embedding.name}. "
             "Set tie_word_embeddings to false in config.json if the model has a head of its own."
         )
     return bound

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints.fields import Fields
+from converters.network.config import Rope
 from device_runtime.errors import ArchitectureError, CheckpointError
 
-__all__ = ["Rope", "default", "from_gguf", "from_huggingface", "linear", "llama3", "yarn"]
+__all__ = ["default", "from_gguf", "from_huggingface", "linear", "llama3", "yarn"]
 
 _BASE = 10_000.0  # when a configuration names none
 _HUGGINGFACE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -32,14 +32,6 @@ _KEYS = {
 _MOST_HEAD_DIM = 4096
 
 Frequencies = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """What `NetworkConfig` keeps of it."""
-
-    frequencies: tuple[float, ...]  # (head_dim / 2,) radians per position
-    magnitude: float = 1.0  # cos and sin are multiplied by this
 
 
 def default(head_dim: int, base: float) -> Frequencies:

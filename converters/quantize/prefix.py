@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from converters.checkpoints import TokenizerFile
-from converters.network.decoder import NetworkConfig, head, hidden
-from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor
+from converters.network.decoder import hidden
+from converters.network.weights import CanonicalWeights, FloatArray
+from converters.ops.numpy import KvCache, NumpyOps
 from device_runtime.engine.chat import Message, render_segments
 from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from device_runtime.errors import ConfigurationError, StonechatError
 # How a message may begin: a tokenizer joins some of these to the end of what stands before them.
 _BEGINNINGS = ("x", "Y", "1", " a", "  ", "\n", "\n\n", "é", ".", "{", "<", "日")
 
-__all__ = ["Prefix", "choose_prefix", "float_prefix", "save_prefix"]
+__all__ = ["Prefix", "choose_prefix", "prefix_cache", "save_prefix"]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ def _instruction_prefix(file: TokenizerFile, tokenizer: Tokenizer, instruction: 
     return sequences[0][:same]
 
 
-def float_prefix(config: NetworkConfig, read: ReadTensor, tokens: Sequence[int]) -> Prefix:
-    """Run the float network over the prefix."""
+def prefix_cache(weights: CanonicalWeights, tokens: Sequence[int]) -> KvCache:
+    """Keys and values of the prefix in the float network."""
     if not tokens:
-        return Prefix(KvCache(), None)
-    ops = NumpyOps(config, read, np.array([tokens]))
-    x = hidden(ops, config)
-    return Prefix(ops.cache, head(ops, x[-1:])[0])
+        return KvCache()
+    ops = NumpyOps(weights.config, weights, np.array([tokens]))
+    hidden(ops, weights.config)
+    return ops.cache
 
 
 def save_prefix(path: Path, prefix: Prefix) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.checkpoints.gguf import ENCODINGS
 from converters.checkpoints.gguf_header import read_header
 from converters.checkpoints.tensors import StoredTensor
-from converters.network.decoder import tensor_shapes
+from converters.network.config import NetworkConfig
+from converters.network.tensors import tensors
 from device_runtime.errors import ArchitectureError, CheckpointError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -40,9 +42,9 @@ def export(path: Path, name: str = "gqa-tied", kind: Kind = Kind.F32, **options:
 def worst_difference(one: Checkpoint, other: Checkpoint) -> float:
     """Largest difference of any tensor, as a part of that tensor's largest value."""
     worst = 0.0
-    for name, _ in tensor_shapes(other.config):
-        expected = other.read(name)
-        worst = max(worst, float(np.abs(one.read(name) - expected).max() / np.abs(expected).max()))
+    for tensor in tensors(other.config):
+        expected = other.read(tensor.name)
+        worst = max(worst, float(np.abs(one.read(tensor.name) - expected).max() / np.abs(expected).max()))
     return worst
 
 
@@ -53,11 +55,23 @@ def worst_difference(one: Checkpoint, other: Checkpoint) -> float:
 def test_gguf_equals_the_folder_it_came_from(name: str, tolerance: float) -> None:
     gguf_file, folder = open_checkpoint(CHECKPOINTS / f"{name}.gguf"), open_checkpoint(CHECKPOINTS / name)
     assert worst_difference(gguf_file, folder) <= tolerance
-    ours, theirs = vars(gguf_file.config).copy(), vars(folder.config).copy()
-    np.testing.assert_allclose(ours.pop("rope_frequencies"), theirs.pop("rope_frequencies"), rtol=1e-6)
-    assert ours.pop("norm_epsilon") == pytest.approx(theirs.pop("norm_epsilon"))
-    assert ours == theirs
+    (ours,), (theirs,) = gguf_file.config.ropes, folder.config.ropes
+    np.testing.assert_allclose(ours.frequencies, theirs.frequencies, rtol=1e-6)
+    assert [comparable(c) for c in (gguf_file.config,)] == [comparable(folder.config)]
     assert (gguf_file.name, gguf_file.architecture) == (name, "llama")
+
+
+def comparable(config: NetworkConfig) -> NetworkConfig:
+    """Without what a GGUF file has in float32 only: RoPE's frequencies, and the last digits of an epsilon."""
+    blocks = []
+    for block in config.blocks:
+        assert block.attention_norm is not None
+        norm = replace(block.attention_norm, epsilon=round(block.attention_norm.epsilon, 9))
+        attention = replace(block.attention, rope=None)
+        blocks.append(replace(block, attention=attention, attention_norm=norm, ffn_norm=norm))
+    assert config.head.norm is not None
+    head = replace(config.head, norm=replace(config.head.norm, epsilon=round(config.head.norm.epsilon, 9)))
+    return replace(config, blocks=tuple(blocks), head=head)
 
 
 def test_q_and_k_come_back_in_half_split_order(tmp_path: Path) -> None:
@@ -70,7 +84,8 @@ def test_q_and_k_come_back_in_half_split_order(tmp_path: Path) -> None:
 
 def test_biases_are_permuted_with_their_rows(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(export(tmp_path / "f32.gguf", "yarn-biases"))
-    assert checkpoint.config.attention_bias and checkpoint.config.output_bias and checkpoint.config.ffn_bias
+    block = checkpoint.config.blocks[0]
+    assert block.attention.bias and block.attention.output_bias and block.feed_forward.bias
     assert worst_difference(checkpoint, open_checkpoint(CHECKPOINTS / "yarn-biases")) == 0
 
 
@@ -183,7 +198,7 @@ class TestASplitModel:
         data = whole.read_bytes()
         shares = [header.tensors[i::count] for i in range(count)]
         paths = []
-        for number, tensors in enumerate(shares):
+        for number, share in enumerate(shares):
             path = folder / f"toy-Q4_0-{number + 1:05d}-of-{count:05d}.gguf"
             writer = gguf.GGUFWriter(path, "llama")
             for key, value in header.metadata.items() if number == 0 else ():
@@ -192,7 +207,7 @@ class TestASplitModel:
             writer.add_uint16("split.no", number)
             writer.add_uint16("split.count", count)
             writer.add_int32("split.tensors.count", len(header.tensors))
-            for info in tensors:
+            for info in share:
                 encoding = ENCODINGS[info.ggml_type]
                 raw = np.frombuffer(data, np.uint8, encoding.bytes_of(info.shape), info.offset)
                 rows = raw.reshape(*info.shape[:-1], -1)

@@ -14,11 +14,11 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from converters.architectures.llama import huggingface_name
-from converters.checkpoints import check_finite, open_checkpoint
+from converters.architectures import llama
+from converters.checkpoints import finite_weights, open_checkpoint
 from converters.checkpoints.huggingface import read_safetensors
 from converters.convert import Options, convert
-from converters.network.decoder import tensor_shapes
+from converters.network.tensors import tensors
 from device_runtime.errors import ArchitectureError, CheckpointError, ConfigurationError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -59,11 +59,13 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 def test_every_tensor_equals_its_source(name: str) -> None:
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     source = values_of(CHECKPOINTS / name)
-    for canonical, shape in tensor_shapes(checkpoint.config):
-        tensor = checkpoint.read(canonical)
-        assert tensor.shape == shape and tensor.dtype == np.float32
+    form = llama.FAMILY.huggingface
+    assert form is not None
+    for known in tensors(checkpoint.config):
+        tensor = checkpoint.read(known.name)
+        assert tensor.shape == known.shape and tensor.dtype == np.float32
         assert tensor.flags.c_contiguous and tensor.flags.writeable
-        np.testing.assert_array_equal(tensor, source.pop(huggingface_name(canonical)))
+        np.testing.assert_array_equal(tensor, source.pop(form.named(known)))
     assert not source
 
 
@@ -78,9 +80,10 @@ def test_the_configuration_is_mapped() -> None:
     checkpoint = open_checkpoint(CHECKPOINTS / "yarn-biases")
     config = checkpoint.config
     assert (checkpoint.name, checkpoint.architecture) == ("yarn-biases", "llama")
-    assert (config.heads, config.kv_heads, config.head_dim, config.width) == (2, 1, 48, 64)
-    assert config.attention_bias and config.output_bias and config.ffn_bias and config.tied_head
-    assert config.max_context == 256 and len(config.rope_frequencies) == 24
+    attention = config.blocks[1].attention
+    assert (attention.heads, attention.kv_heads, attention.head_dim, config.width) == (2, 1, 48, 64)
+    assert attention.bias and attention.output_bias and config.blocks[1].feed_forward.bias and config.head.tied
+    assert config.max_context == 256 and [len(rope.frequencies) for rope in config.ropes] == [24]
     assert checkpoint.has("layers.1.o.bias") and not checkpoint.has("head.weight")
 
 
@@ -136,7 +139,7 @@ def test_a_tied_head_may_be_stored_again_but_not_differ(folder: Callable[..., Pa
     source = values_of(path)
     embedding = source["model.embed_tokens.weight"]
     save_file(source | {"lm_head.weight": embedding}, path / "model.safetensors")
-    assert open_checkpoint(path).config.tied_head
+    assert open_checkpoint(path).config.head.tied
     save_file(source | {"lm_head.weight": embedding + 1}, path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         open_checkpoint(path)
@@ -192,12 +195,12 @@ def test_weights_that_are_no_numbers_are_named(value: float, folder: Callable[..
     at = tensor.offset + 3 * tensor.encoding.size
     data[at : at + len(raw)] = raw
     file.write_bytes(data)
-    checkpoint = open_checkpoint(path)
+    checkpoint = finite_weights(open_checkpoint(path))
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* has 1 of .* \[0, 3\]"):
-        check_finite(checkpoint)
+        checkpoint.read("layers.1.up.weight")
     with pytest.raises(CheckpointError, match=r"up_proj"):
-        convert(checkpoint, path.parent / "bundle", Options("pi", 64, fast=True))
-    check_finite(open_checkpoint(CHECKPOINTS / "gqa-tied"))
+        convert(open_checkpoint(path), path.parent / "bundle", Options("pi", 64, fast=True))
+    assert checkpoint.read("layers.0.up.weight").size
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
