@@ -15,9 +15,11 @@ from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.engine.structured import Constraint, SchemaCompiler
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ContextOverflowError
+from device_runtime.tasks.classify import Heads, WrittenAnswer
+from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Message"]
@@ -37,6 +39,8 @@ class LanguageModel:
         self.manifest: Manifest = bundle.manifest
         self._prompts = PromptEncoder(bundle.manifest, tokenizer)
         self._schemas = SchemaCompiler(bundle)
+        self._purpose = purpose = Purpose.of_manifest(bundle.manifest)
+        self._heads = Heads(purpose.fields, tokenizer) if purpose and purpose.kind == "classify" else None
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens)
 
     @classmethod
@@ -91,19 +95,26 @@ class LanguageModel:
         """Start an answer.
 
         Args:
-            prompt: a plain text, taken as it is, or chat messages, which go through the bundle's template.
+            prompt: a plain text, taken as it is, or chat messages, which go through the bundle's template. A bundle
+                that was trained for a task takes what the task reads, as a text or a JSON object.
             max_new: at most so many tokens; None means until the model stops or the context is full.
             stop: the answer ends before the first of these strings.
             schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or
-                `cancel` can cut it short.
+                `cancel` can cut it short. A bundle that was trained for a task has its own.
 
         Raises:
             ConfigurationError: the prompt is empty or no text.
             SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
+        if self._purpose is not None:
+            prompt, schema = self._purpose.prompt(prompt), schema or self._purpose.answer
         tokens, limit = self._prompts.plan(prompt, max_new)
-        constraint = None if schema is None else self._schemas.constraint(schema, limit)
+        constraint: Constraint | WrittenAnswer | None = None
+        if self._heads is not None:
+            constraint = WrittenAnswer(self._heads, self._tokenizer)
+        elif schema is not None:
+            constraint = self._schemas.constraint(schema, limit)
         eos_ids = self.manifest.tokenizer.eos_ids
         return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, constraint)
 
