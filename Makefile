@@ -36,6 +36,7 @@ lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(PYTHON) scripts/check_words.py
 
 # Two at a time, each file in one of them: a file's tests share what they convert, and its brokers.
 test: setup-tests lint

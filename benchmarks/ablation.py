@@ -21,55 +21,58 @@ from pathlib import Path
 import numpy as np
 
 from converters.checkpoints import Checkpoint, open_checkpoint
-from converters.convert import PEAK_WINDOWS, Options, calibration_windows, heldout_windows, sorted_channels
+from converters.convert import Options, calibrate, sorted_channels
 from converters.measure.quality import Comparison, compare_logits, logits_by_rows, pooled
-from converters.network.decoder import NetworkConfig, matmul_groups
-from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, keeping, with_head
+from converters.network.config import NetworkConfig
+from converters.network.tensors import Activation, Linear, Role, activations, groups, linears, tensors
+from converters.network.weights import CanonicalWeights, FloatArray, ReadTensor, Weights, keeping
+from converters.ops.numpy import KvCache, NumpyOps
 from converters.ops.simulated import SimulatedOps
-from converters.quantize.activations import GridChooser, down_ranges
-from converters.quantize.grids import Choice, Grid, fit_grid
+from converters.profiles import PROFILES
+from converters.quantize.calibrate import Calibrator
 from converters.quantize.observers import ChannelPeaks, observe_windows
-from converters.quantize.prefix import choose_prefix, float_prefix
-from converters.quantize.rotation import Rotation
-from converters.quantize.weights import InputProducts, quantize_rows
+from converters.quantize.params import Choice, QuantParams, down_ranges, fit_int8
+from converters.quantize.prefix import choose_prefix, prefix_cache
+from converters.quantize.rotation import RotatedWeights
+from converters.quantize.weights import Hessian, quantize_rows
+from converters.texts.windows import heldout_windows
 from device_runtime.engine.tokenizer import read_tokenizer
 
 _BLOCK = 256  # rows whose logits are compared at once
-_SMOOTHING = 0.75  # exponent of a channel's peak in its factor
-_ATTENTION = (".keys", ".queries", ".scores", ".probabilities")
+_ALPHA = 0.75  # smoothing: exponent of a channel's peak in its scale
+_PEAK_WINDOWS = 4
 
 
 @dataclass(frozen=True)
 class Reading:
     """A network, rounded in one way or another."""
 
+    config: NetworkConfig
     read: ReadTensor
     prefix: KvCache | None  # None: the prefix token is an ordinary first token
-    grids: Mapping[str, Grid]
+    params: Mapping[str, QuantParams]
 
 
 class MinMax:
-    """An observer that gives every matmul's input and result an int8 grid from smallest to largest value."""
+    """An observer that makes every matmul's input and result int8, from smallest to largest value."""
 
     def __init__(self, config: NetworkConfig, smoothed: bool) -> None:
-        names = [name for group in matmul_groups(config) for name in group]
-        self._inputs = {f"{group[0]}.in" for group in matmul_groups(config)}
-        self._names = {*names, *self._inputs}
-        self._smoothed = smoothed
-        self.grids: dict[str, Grid] = {}
+        self._activations, self._smoothed = activations(config), smoothed
+        self.params: dict[str, QuantParams] = {}
 
     def __call__(self, name: str, values: FloatArray) -> None:
         """Take in one activation of all calibration windows."""
-        if name not in self._names:
+        activation = self._activations[name]
+        if activation.kind not in ("input", "result"):
             return
-        # Inputs that were rotated are even already, and those of `down` have a grid for each range of channels.
-        if self._smoothed and name.endswith(".down.in"):
-            factors = range_factors(values)
-            grid = fit_grid(values / factors, Choice(0.0, "min-max"))
-            self.grids[name] = Grid(grid.scale, grid.zero_point, grid.dtype, factors)
+        # Inputs that were rotated are smooth already, and those of `down` have a scale for each range of channels.
+        if self._smoothed and activation.kind == "input" and activation.role is Role.DOWN:
+            scales = range_scales(values)
+            fitted = fit_int8(values / scales, Choice(0.0, "min-max"))
+            self.params[name] = QuantParams(fitted.scale, fitted.zero_point, fitted.dtype, scales)
         else:
-            evening = _SMOOTHING if self._smoothed and name not in self._inputs else 0.0
-            self.grids[name] = fit_grid(values, Choice(evening, "min-max"))
+            alpha = _ALPHA if self._smoothed and activation.kind == "result" else 0.0
+            self.params[name] = fit_int8(values, Choice(alpha, "min-max"))
 
 
 def main() -> None:
@@ -86,7 +89,7 @@ def main() -> None:
         path.write_bytes(file.content)
         tokenizer = read_tokenizer(path)
     prefix_tokens = choose_prefix(file, tokenizer)
-    calibration = calibration_windows(tokenizer, file, config, Options("micro"), config.max_context)
+    calibration = calibrate(config, PROFILES["micro"], tokenizer, file, config.max_context, Options("micro"))
     kinds = heldout_windows(tokenizer, file.chat_template, file.special_tokens, args.window, args.windows)
     windows = np.concatenate(list(kinds.values()))
     print(f"{(windows.shape[1] - 1) * len(windows)} tokens, after {calibration.size} of calibration", flush=True)
@@ -104,106 +107,114 @@ def readings(
 ) -> Iterator[tuple[str, Reading]]:
     """(what has been added, the network so far), one after the other."""
     config = checkpoint.config
-    read = with_head(config, checkpoint.read)
-    prefix = float_prefix(config, read, prefix_tokens).cache
-    yield "float32", Reading(read, None, {})
+    read = CanonicalWeights(config, checkpoint.read)
+    prefix = prefix_cache(read, prefix_tokens)
+    yield "float32", Reading(config, read, None, {})
 
     note("calibrating without a prefix")
     first = np.tile(np.array(prefix_tokens), (len(calibration), 1))
     plain = MinMax(config, smoothed=False)
     observe_windows(config, read, np.concatenate([first, calibration], axis=1), KvCache(), plain)
-    plain.grids["head"] = head_grid(config, read, calibration[:2], None)
-    rounded = RoundedWeights(config, read, plain.grids).read
-    yield "int8 weights and activations, min to max", Reading(rounded, None, plain.grids)
+    plain.params["head"] = head_params(config, read, calibration[:2], None)
+    rounded = RoundedWeights(read, plain.params)
+    yield "int8 weights and activations, min to max", Reading(config, rounded, None, plain.params)
 
-    note("calibrating behind the prefix")
-    behind = MinMax(config, smoothed=False)
-    peaks = ChannelPeaks()
-    observe_windows(config, read, calibration, prefix, behind)
-    observe_windows(config, read, calibration[:PEAK_WINDOWS], prefix, peaks)
-    behind.grids["head"] = head_grid(config, read, calibration[:2], prefix)
-    yield (
-        "+ first position in float (prefix)",
-        Reading(RoundedWeights(config, read, behind.grids).read, prefix, behind.grids),
-    )
+    note("calibrating after the prefix")
+    after = MinMax(config, smoothed=False)
+    peaks = ChannelPeaks(config)
+    observe_windows(config, read, calibration, prefix, after)
+    observe_windows(config, read, calibration[:_PEAK_WINDOWS], prefix, peaks)
+    after.params["head"] = head_params(config, read, calibration[:2], prefix)
+    rounded = RoundedWeights(read, after.params)
+    yield "+ first position in float (prefix)", Reading(config, rounded, prefix, after.params)
 
     note("calibrating the rotated network")
-    rotation = Rotation(config, sorted_channels(config, peaks))
-    turned, turned_prefix = rotation.apply(read), rotation.apply_to_cache(prefix)
+    rotated = RotatedWeights(read, sorted_channels(config, peaks))
+    config, prefix = rotated.config, rotated.rotate_cache(prefix)
     smooth = MinMax(config, smoothed=True)
-    observe_windows(config, turned, calibration, turned_prefix, smooth)
-    smooth.grids["head"] = behind.grids["head"]
-    nearest = RoundedWeights(config, turned, smooth.grids, ranges=True).read
-    yield "+ rotation, a factor per channel (smoothing)", Reading(nearest, turned_prefix, smooth.grids)
+    observe_windows(config, rotated, calibration, prefix, smooth)
+    smooth.params["head"] = after.params["head"]
+    nearest = RoundedWeights(rotated, smooth.params, ranges=True)
+    yield "+ rotation, a scale per channel (smoothing)", Reading(config, nearest, prefix, smooth.params)
 
-    note("choosing grids and rounding weights")
-    compensated = RoundedWeights(config, turned, {}, ranges=True, compensate=True)
-    chooser = GridChooser(config, turned, calibration, turned_prefix, True, compensated.quantize_layer)
-    observe_windows(config, turned, calibration, turned_prefix, chooser)
-    chosen = chooser.result
-    matmuls = {name: grid for name, grid in chosen.grids.items() if not name.endswith(_ATTENTION)}
-    int8 = {**matmuls, **{name: grid for name, grid in chosen.int8_instead.items() if not name.endswith(_ATTENTION)}}
-    nearest = RoundedWeights(config, turned, chosen.grids, ranges=True).read
-    yield "+ ranges by error", Reading(nearest, turned_prefix, int8)
-    yield "+ int16 for o, down and head", Reading(nearest, turned_prefix, matmuls)
-    yield "+ error compensation (GPTQ)", Reading(compensated.read, turned_prefix, matmuls)
-    yield "+ int8 kv_cache, int16 attention", Reading(compensated.read, turned_prefix, chosen.grids)
+    note("choosing ranges and rounding weights")
+    compensated = RoundedWeights(rotated, {}, ranges=True, compensate=True)
+    calibrator = Calibrator(config, rotated, calibration, prefix, True, compensated.quantize_layer)
+    observe_windows(config, rotated, calibration, prefix, calibrator)
+    chosen = calibrator.result
+    known = activations(config)
+    matmuls = {name: p for name, p in chosen.params.items() if name in known and of_matmul(known[name])}
+    int8 = {**matmuls, **{name: p for name, p in chosen.int8_instead.items() if of_matmul(known[name])}}
+    nearest = RoundedWeights(rotated, chosen.params, ranges=True)
+    yield "+ ranges by error", Reading(config, nearest, prefix, int8)
+    yield "+ int16 for o, down and head", Reading(config, nearest, prefix, matmuls)
+    yield "+ error compensation (GPTQ)", Reading(config, compensated, prefix, matmuls)
+    yield "+ int8 kv_cache, int16 attention", Reading(config, compensated, prefix, chosen.params)
+
+
+def of_matmul(activation: Activation) -> bool:
+    """A matmul's input or result, none of attention's."""
+    return activation.kind in ("input", "result")
 
 
 class RoundedWeights:
-    """Weights as the int8 ones stand for, in float; the factors of a matmul's input are part of them."""
+    """Weights as their int8 values are in float; the channel scales of a matmul's input are part of them."""
 
     def __init__(
-        self, config: NetworkConfig, read: ReadTensor, grids: Mapping[str, Grid], *, ranges: bool = False,
-        compensate: bool = False,
-    ) -> None:  # fmt: skip
-        self._read, self._grids, self._ranges, self._compensate = read, grids, ranges, compensate
-        self._groups = matmul_groups(config)
-        self._input_of = {name: f"{group[0]}.in" for group in self._groups for name in group}
+        self, weights: Weights, params: Mapping[str, QuantParams], *, ranges: bool = False, compensate: bool = False
+    ) -> None:
+        self._weights, self._params, self._ranges, self._compensate = weights, params, ranges, compensate
+        self._groups = groups(weights.config)
+        self._matmuls = {matmul.weight: matmul for matmul in linears(weights.config)}
+        self._embedding = {t.name for t in tensors(weights.config) if t.kind == "embedding"}
         self._kept: dict[str, list[tuple[np.ndarray, FloatArray]]] = {}  # int8 values and scales of each range
 
-    def quantize_layer(self, layer: int, grids: Mapping[str, Grid], activations: Mapping[str, FloatArray]) -> None:
-        """As `GridChooser` calls it."""
-        self._grids = grids
-        for group in self._groups[4 * layer : 4 * layer + 4]:
-            factors = self._factors(group[0])
-            x = activations[f"{group[0]}.in"]
-            products = InputProducts(x if factors is None else x / factors)
-            for name in group:
-                self._keep(name, products)
+    def quantize_layer(
+        self, layer: int, params: Mapping[str, QuantParams], activations: Mapping[str, FloatArray]
+    ) -> None:
+        """As `Calibrator` calls it."""
+        self._params = params
+        for group in self._groups:
+            if group[0].layer != layer:
+                continue
+            scales = self._scales(group[0])
+            x = activations[group[0].input]
+            hessian = Hessian(x if scales is None else x / scales)
+            for matmul in group:
+                self._keep(matmul, hessian)
         print(f"\r{layer + 1} layers", end="", file=sys.stderr, flush=True)
 
-    def read(self, name: str) -> FloatArray:
+    def __call__(self, name: str) -> FloatArray:
         """As `ReadTensor`."""
-        owner, _, part = name.rpartition(".")
-        if part != "weight" or owner.endswith("norm"):
-            return self._read(name)
-        if owner == "embed":
-            rows = quantize_rows(self._read(name))
+        if name in self._embedding:
+            rows = quantize_rows(self._weights(name))
             return np.asarray(rows[0].values * rows[0].scale[:, None])
-        if owner not in self._kept:
-            self._keep(owner, None)
-        weight = np.concatenate([values * scale[:, None] for values, scale in self._kept[owner]], axis=1)
+        matmul = self._matmuls.get(name)
+        if matmul is None:
+            return self._weights(name)
+        if name not in self._kept:
+            self._keep(matmul, None)
+        weight = np.concatenate([values * scale[:, None] for values, scale in self._kept[name]], axis=1)
         if not self._compensate:
-            del self._kept[owner]
-        factors = self._factors(owner)
-        return weight if factors is None else weight / factors
+            del self._kept[name]
+        scales = self._scales(matmul)
+        return weight if scales is None else weight / scales
 
-    def _keep(self, name: str, products: InputProducts | None) -> None:
-        weight, factors = self._read(f"{name}.weight"), self._factors(name)
-        cuts = [start for start, _ in down_ranges(weight.shape[1])[1:]] if self._cut(name) else []
-        rows = quantize_rows(weight if factors is None else weight * factors, cuts, products)
-        self._kept[name] = [(r.values, r.scale) for r in rows]
+    def _keep(self, matmul: Linear, hessian: Hessian | None) -> None:
+        weight, scales = self._weights(matmul.weight), self._scales(matmul)
+        cuts = [start for start, _ in down_ranges(matmul.columns)[1:]] if self._cut(matmul) else []
+        rows = quantize_rows(weight if scales is None else weight * scales, cuts, hessian)
+        self._kept[matmul.weight] = [(r.values, r.scale) for r in rows]
 
-    def _factors(self, name: str) -> FloatArray | None:
-        grid = self._grids.get(self._input_of[name])
-        return None if grid is None or self._cut(name) else grid.factors  # ranges have scales of their own instead
+    def _scales(self, matmul: Linear) -> FloatArray | None:
+        params = self._params.get(matmul.input)
+        return None if params is None or self._cut(matmul) else params.scales  # ranges have scales of their own instead
 
-    def _cut(self, name: str) -> bool:
-        return self._ranges and name.endswith(".down")
+    def _cut(self, matmul: Linear) -> bool:
+        return self._ranges and matmul.role is Role.DOWN
 
 
-def range_factors(x: FloatArray) -> FloatArray:
+def range_scales(x: FloatArray) -> FloatArray:
     """The peak of each range of `down`'s columns, for each of its columns."""
     peaks = [
         (stop - start, max(float(np.abs(x[:, start:stop]).max()), 1e-6)) for start, stop in down_ranges(x.shape[1])
@@ -211,26 +222,27 @@ def range_factors(x: FloatArray) -> FloatArray:
     return np.concatenate([np.full(count, peak, np.float32) for count, peak in peaks])
 
 
-def head_grid(config: NetworkConfig, read: ReadTensor, windows: np.ndarray, prefix: KvCache | None) -> Grid:
+def head_params(config: NetworkConfig, read: ReadTensor, windows: np.ndarray, prefix: KvCache | None) -> QuantParams:
     """From the smallest to the largest logit of some windows."""
     logits = logits_by_rows(config, NumpyOps(config, read, windows, prefix))(0, windows.size)
-    return fit_grid(logits.reshape(-1, 1), Choice(0.0, "min-max"))
+    return fit_int8(logits.reshape(-1, 1), Choice(0.0, "min-max"))
 
 
 def compare(checkpoint: Checkpoint, prefix_tokens: list[int], windows: np.ndarray, reading: Reading) -> Comparison:
     """A reading beside the float network."""
     config = checkpoint.config
-    read = keeping(with_head(config, checkpoint.read), "head.weight")
-    prefix = float_prefix(config, read, prefix_tokens).cache
+    canonical = CanonicalWeights(config, checkpoint.read)
+    read = keeping(canonical, "head.weight")
+    prefix = prefix_cache(canonical, prefix_tokens)
     reference = logits_by_rows(config, NumpyOps(config, read, windows, prefix))
     rounded_read = keeping(reading.read, "head.weight")
     if reading.prefix is None:
         first = np.tile(np.array(prefix_tokens), (len(windows), 1))
-        ops = SimulatedOps(config, rounded_read, np.concatenate([first, windows], axis=1), None, reading.grids)
+        ops = SimulatedOps(reading.config, rounded_read, np.concatenate([first, windows], axis=1), None, reading.params)
     else:
-        ops = SimulatedOps(config, rounded_read, windows, reading.prefix, reading.grids)
+        ops = SimulatedOps(reading.config, rounded_read, windows, reading.prefix, reading.params)
     skipped = len(prefix_tokens) if reading.prefix is None else 0
-    rounded = logits_by_rows(config, ops)
+    rounded = logits_by_rows(reading.config, ops)
     parts, length = [], windows.shape[1]
     for number, window in enumerate(windows):
         for start in range(0, length - 1, _BLOCK):

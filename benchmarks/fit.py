@@ -21,6 +21,7 @@ from pathlib import Path
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert, graph_shape
 from converters.emit.lint import measured_arena
+from converters.profiles import PROFILES
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.tokenizer import read_tokenizer
@@ -83,7 +84,7 @@ def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> 
     measured = bundle.manifest.arena or measured_arena(bundle)
     if measured is None:
         raise SystemExit("TFLite Micro's interpreter is not installed (there are packages for x86_64 only).")
-    shape = graph_shape(checkpoint.config, "micro", bundle.manifest.context)
+    shape = graph_shape(checkpoint.config, PROFILES["micro"], bundle.manifest.context)
     predicted = arena(shape, bundle.manifest.context, measured.pointer_bytes, thorough=not fast)
     return Row(f"{name}, arena", predicted.total_bytes / 1e3, measured.total_bytes / 1e3, "KB")
 
@@ -91,7 +92,7 @@ def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> 
 def size_row(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Row:
     """The graph's file, predicted from the checkpoint's configuration, MB."""
     manifest = bundle.manifest
-    shape = graph_shape(checkpoint.config, manifest.profile, manifest.context)
+    shape = graph_shape(checkpoint.config, PROFILES[manifest.profile], manifest.context)
     predicted = model_bytes(shape, manifest.profile, manifest.context)
     return Row(f"{name}, model.tflite", predicted / 1e6, manifest.files[MODEL].size_bytes / 1e6, "MB")
 

@@ -1,4 +1,4 @@
-"""Fit the constants of device_runtime/machine/memory.py anew on this machine, and print them beside those in force.
+"""Fit the constants of device_runtime/machine/memory.py again on this machine, and print them beside those in force.
 
     python benchmarks/fit_constants.py [CHECKPOINT]
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.network.decoder import decoder
-from converters.ops.numpy import KvCache, NumpyOps, ReadTensor, with_head
-from converters.quantize.prefix import float_prefix
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import KvCache, NumpyOps
+from converters.quantize.prefix import prefix_cache
 from device_runtime.engine.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,13 +44,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.checkpoint)
-    read = with_head(checkpoint.config, functools.cache(checkpoint.read))
+    read = CanonicalWeights(checkpoint.config, functools.cache(checkpoint.read))
     with LanguageModel.open(args.bundle) as model:
-        prefix = float_prefix(checkpoint.config, read, model.manifest.prefix_tokens).cache
+        prefix = prefix_cache(read, model.manifest.prefix_tokens)
         greedy(checkpoint, read, prefix, model)
 
 
-def greedy(checkpoint: Checkpoint, read: ReadTensor, prefix: KvCache, model: LanguageModel) -> None:
+def greedy(checkpoint: Checkpoint, read: CanonicalWeights, prefix: KvCache, model: LanguageModel) -> None:
     """Compare greedy tokens, and show the float network's margin where they part."""
     same = 0
     for prompt in PROMPTS:
@@ -62,7 +63,7 @@ def greedy(checkpoint: Checkpoint, read: ReadTensor, prefix: KvCache, model: Lan
             if graph[-1] in model.manifest.tokenizer.eos_ids:
                 break
             logits = model.backend.decode(graph[-1])
-        # One float pass over prompt and answer tells at every step what the float network would have said.
+        # One float pass over prompt and answer shows at every step what the float network would have said.
         sequence = np.array([[*tokens[len(model.manifest.prefix_tokens) :], *graph[:-1]]])
         ops = NumpyOps(checkpoint.config, read, sequence, prefix)
         reference = decoder(ops, checkpoint.config)[-len(graph) :]

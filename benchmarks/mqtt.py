@@ -242,7 +242,7 @@ def failover(context: Any, port: int, folder: str, kills: int) -> None:
         workers[name].start()
 
     def ready() -> None:
-        """Both are on the air: each has answered."""
+        """Both are online: each has answered."""
         seen: set[str | None] = set()
         while len(seen) < 2:
             answer = model.generate("x", timeout_s=30)

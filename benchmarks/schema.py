@@ -99,7 +99,7 @@ def alone(compiler: SchemaCompiler, bundle: Bundle, name: str, schema: dict) -> 
         tokens.append(token)
         if constraint.complete:
             break
-    json.loads(compiler._tokenizer.decode_bytes(tokens))
+    json.loads(compiler._tokenizer.text_of(tokens))
     print(
         f"{name}: compiled in {compile_ms:.1f} ms; {len(tokens)} tokens, each {statistics.median(times_us):.0f} µs "
         f"(at most {max(times_us):.0f})"

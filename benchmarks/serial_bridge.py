@@ -4,7 +4,7 @@
 
 Broker, bridge and board are processes of their own on this machine; the board runs the reference firmware with an
 engine that answers at once, so what is measured is MQTT, the bridge and the protocol. The same service with a model in
-its own process that answers at once stands beside it. A pseudo-terminal has no baud rate: the time that the same bytes
+its own process that answers at once runs beside it. A pseudo-terminal has no baud rate: the time that the same bytes
 take on a real line is computed, and printed apart.
 """
 

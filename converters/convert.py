@@ -14,24 +14,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters.checkpoints import Checkpoint, TokenizerFile
-from converters.emit.c.bundle import write_bundle_image
-from converters.emit.lint import measured_arena, require_clean
-from converters.measure.quality import text_windows
+from converters.checkpoints import Checkpoint, TokenizerFile, finite_weights
 from converters.measure.report import int16_report, quality_report
-from converters.network.decoder import NetworkConfig
-from converters.ops.numpy import Observe, ReadTensor, with_head
-from converters.profiles.micro import write_micro
-from converters.profiles.pi import write_pi
-from converters.quantize.observers import ChannelPeaks, observe_windows
-from converters.quantize.prefix import Prefix, choose_prefix, float_prefix, save_prefix
-from converters.quantize.rotation import Rotation
-from converters.texts import chat_renderer, text_kinds
+from converters.network.config import NetworkConfig
+from converters.network.decoder import require_support
+from converters.network.tensors import Role, by_role, matmul_weights
+from converters.network.weights import CanonicalWeights, FloatArray
+from converters.profiles import PROFILES, GraphJob, Profile
+from converters.quantize.calibrate import ActivationParams
+from converters.quantize.observers import ChannelPeaks, read_prefix_and_windows
+from converters.quantize.prefix import Prefix, choose_prefix, save_prefix
+from converters.quantize.rotation import RotatedWeights, folded, rotates_residual
+from converters.texts.windows import calibration_windows, heldout_windows
 from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
-    IMAGE,
     MANIFEST,
     MODEL,
     PREFIX,
@@ -40,18 +38,18 @@ from device_runtime.bundle.manifest import (
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
-from device_runtime.errors import ConfigurationError, GraphError
-from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
+from device_runtime.errors import ConfigurationError
 
-__all__ = ["Options", "Progress", "calibration_windows", "convert", "graph_shape", "heldout_windows", "sorted_channels"]
+__all__ = ["SHORTEST_CONTEXT", "Options", "Progress", "calibrate", "convert", "graph_shape", "sorted_channels"]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
-CALIBRATION_WINDOW = {"pi": 256, "micro": 512}  # tokens that calibration reads at a time, at most
-CALIBRATION_TOKENS = {"pi": 4096, "micro": 12288}  # static ranges need many to have met the extremes
+ProfileName = Literal["pi", "micro"]
+SHORTEST_CONTEXT = 16  # positions that are left after an instruction
 _CALIBRATION_BYTES = 256 << 20  # that one activation of the feed-forward block may take
-PEAK_WINDOWS = 4  # of them, that tell which channels of the feed-forward block are large
-FAST_CALIBRATION_TOKENS = 512
+_PEAK_WINDOWS = 4  # of calibration, that show which channels of the feed-forward block are large
+_FAST_CALIBRATION_TOKENS = 512
 REPORT_WINDOW = 256
 REPORT_WINDOWS = 2  # of each kind of text
 
@@ -60,7 +58,7 @@ REPORT_WINDOWS = 2  # of each kind of text
 class Options:
     """What a user may decide about a conversion."""
 
-    profile: Literal["pi", "micro"]
+    profile: ProfileName
     context: int | None = None  # positions; None: what the profile usually wants
     calibration_text: str | None = None  # None: texts that come with stonechat
     instruction: str | None = None  # to bake into the prefix
@@ -68,13 +66,7 @@ class Options:
     windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
-    needs_image: bool = (
-        False  # refuse a micro graph that the C engine has no calls for, instead of leaving its image out
-    )
-
-
-SHORTEST_CONTEXT = 16  # positions, and behind an instruction
-DEFAULT_CONTEXT = {"pi": 1024, "micro": 256}
+    needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
 
 def convert(
@@ -86,8 +78,9 @@ def convert(
         ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
         CheckpointError: a tensor cannot be read.
     """
-    config = checkpoint.config
-    context = _context(config, options)
+    profile = PROFILES[options.profile]
+    context = _context(checkpoint.config, profile, options)
+    require_support(folded(checkpoint.config), profile.supports, f"The profile {profile.name}")
     folder = Path(os.path.abspath(folder))  # "." has no name to put a temporary folder beside
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
@@ -100,10 +93,8 @@ def convert(
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
-        _build(checkpoint, work, context, options, progress)
-        bundle = Bundle.open(work)
-        if options.profile == "micro":
-            bundle = _prove(bundle, options.needs_image, progress)
+        _build(finite_weights(checkpoint), work, profile, context, options, progress)
+        bundle = _prove(Bundle.open(work), profile, options.needs_image, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
@@ -113,59 +104,28 @@ def convert(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def heldout_windows(
-    tokenizer: Tokenizer, chat_template: str | None, special_tokens: Mapping[str, str], length: int, count: int
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Windows of the texts that reports are measured on, by kind; calibration never sees them."""
-    texts = text_kinds("heldout", chat_renderer(chat_template, special_tokens))
-    return {kind: text_windows(tokenizer.encode(text), length, count) for kind, text in texts.items()}
-
-
-def calibration_windows(
-    tokenizer: Tokenizer, file: TokenizerFile, config: NetworkConfig, options: Options, room: int
-) -> npt.NDArray[np.int64]:
-    """(windows, length): the kinds of text in turn, so that any share of them holds all."""
-    if options.windows is not None:
-        length = min(room, options.windows.shape[1])
-        return options.windows[: max(1, CALIBRATION_TOKENS[options.profile] // length), :length]
-    if options.calibration_text is not None:
-        texts = {"calibration": options.calibration_text}
-    else:
-        texts = text_kinds("calibration", chat_renderer(file.chat_template, file.special_tokens))
-    tokens = {kind: tokenizer.encode(text) for kind, text in texts.items()}
-    total = sum(map(len, tokens.values()))
-    if total < 32:
-        raise ConfigurationError(f"The calibration text has {total} tokens; give at least 32, better 10,000.")
-    length = min(CALIBRATION_WINDOW[options.profile], room, *map(len, tokens.values()))
-    wanted = FAST_CALIBRATION_TOKENS if options.fast else CALIBRATION_TOKENS[options.profile]
-    wanted = min(wanted, _CALIBRATION_BYTES // (4 * config.ffn_width))
-    windows = [text_windows(t, min(length, wanted)) for t in tokens.values()]
-    in_turn = [w[i] for i in range(max(map(len, windows))) for w in windows if i < len(w)]
-    return np.stack(in_turn[: max(1, wanted // length)])
-
-
-def graph_shape(config: NetworkConfig, profile: Literal["pi", "micro"], context: int) -> GraphShape:
+def graph_shape(config: NetworkConfig, profile: Profile, context: int) -> GraphShape:
     """What the manifest will say of the graph."""
-    windows = cache_windows(context) if profile == "pi" else (context,)
+    first = config.blocks[0].attention
     return GraphShape(
         config.layers,
-        config.kv_heads,
-        config.head_dim,
+        first.kv_heads,
+        first.head_dim,
         config.vocabulary,
-        windows,
-        min(PREFILL_TOKENS, windows[0]) if profile == "pi" else 0,
-        kv_cache_element_bytes=4 if profile == "pi" else 1,
-        weight_bytes=config.matmul_weights,  # int8
-        rotated=True,
+        profile.windows(context),
+        profile.prefill_tokens(context),
+        kv_cache_element_bytes=profile.kv_cache_element_bytes,
+        weight_bytes=matmul_weights(config) * profile.weight_bits // 8,
+        rotated=rotates_residual(config),
         width=config.width,
-        heads=config.heads,
-        ffn_width=config.ffn_width,
-        tied_head=config.tied_head,
+        heads=first.heads,
+        ffn_width=config.largest_ffn_width,
+        tied_head=config.head.tied,
     )
 
 
-def _context(config: NetworkConfig, options: Options) -> int:
-    context = options.context or min(DEFAULT_CONTEXT[options.profile], config.max_context)
+def _context(config: NetworkConfig, profile: Profile, options: Options) -> int:
+    context = options.context or min(profile.default_context, config.max_context)
     if not SHORTEST_CONTEXT <= context <= config.max_context:
         raise ConfigurationError(
             f"--context is {context}; this checkpoint was trained for at most {config.max_context} positions, "
@@ -174,87 +134,127 @@ def _context(config: NetworkConfig, options: Options) -> int:
     return context
 
 
-def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, progress: Progress) -> None:
-    config, tokenizer_file = checkpoint.config, checkpoint.tokenizer
-    (work / tokenizer_file.file_name).write_bytes(tokenizer_file.content)
-    tokenizer = read_tokenizer(work / tokenizer_file.file_name)
-    read = with_head(config, checkpoint.read)
-    prefix_tokens = choose_prefix(checkpoint.tokenizer, tokenizer, options.instruction)
-    if options.instruction is not None and context - len(prefix_tokens) < SHORTEST_CONTEXT:
-        raise ConfigurationError(
-            f"The instruction takes {len(prefix_tokens)} of {context} positions, and {SHORTEST_CONTEXT} must be left; "
-            f"shorten it, or convert with --context {len(prefix_tokens) + 128} or more."
-        )
-
+def _build(
+    checkpoint: Checkpoint, work: Path, profile: Profile, context: int, options: Options, progress: Progress
+) -> None:
+    """Write every file of the bundle into `work`; what is measured on the graph comes later."""
+    file = checkpoint.tokenizer
+    tokenizer = _write_tokenizer(work, file)
+    tokens = _prefix_tokens(file, tokenizer, context, options)
     progress("calibrating", 0.0)
-    windows = calibration_windows(tokenizer, tokenizer_file, config, options, context - len(prefix_tokens))
-    prefix = float_prefix(config, read, prefix_tokens)
-    steps = config.layers * 4 + (2 if options.profile == "pi" else 1)
-    done = 0
+    windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
+    job, logits = _rotate(checkpoint, tokens, windows, context, options, progress)
+    params = profile.write(work / MODEL, job)
+    quality = {} if options.fast else _int16_quality(job, params, tokenizer, file, options, progress)
+    if logits is not None:
+        save_prefix(work / PREFIX, Prefix(job.prefix, logits))
+    manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality)
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
-    def step(_: str) -> None:
-        nonlocal done
-        done += 1
-        progress("quantizing", done / steps)
 
-    quality: dict[str, Any] = {}
-    peaks = ChannelPeaks()
-    counted = _counted(read, config, lambda share: progress("calibrating", share))
-    observe_windows(config, counted, windows[:PEAK_WINDOWS], prefix.cache, peaks)
-    progress("calibrating", 1.0)
-    rotation = Rotation(config, sorted_channels(config, peaks))
-    graph_prefix = rotation.apply_to_cache(prefix.cache)
-    embedding_map = rotation.embedding_map(read) if config.tied_head else None
-    rotated = rotation.apply(read)
-    if options.profile == "pi":
+def _write_tokenizer(work: Path, file: TokenizerFile) -> Tokenizer:
+    (work / file.file_name).write_bytes(file.content)
+    path = work / file.file_name
+    return read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced)
 
-        def calibrate_weights(observe: Observe) -> None:
-            observe_windows(config, rotated, windows, graph_prefix, observe)
 
-        compensate = None if options.fast else calibrate_weights
-        write_pi(work / MODEL, config, rotated, embedding_map, context, compensate, step)
-    else:
-        thorough = not options.fast
-        chosen = write_micro(
-            work / MODEL,
-            config,
-            rotated,
-            embedding_map,
-            graph_prefix,
-            windows,
-            context,
-            thorough=thorough,
-            progress=step,
+def _prefix_tokens(file: TokenizerFile, tokenizer: Tokenizer, context: int, options: Options) -> list[int]:
+    tokens = choose_prefix(file, tokenizer, options.instruction)
+    if options.instruction is not None and context - len(tokens) < SHORTEST_CONTEXT:
+        raise ConfigurationError(
+            f"The instruction takes {len(tokens)} of {context} positions, and {SHORTEST_CONTEXT} must be left; "
+            f"shorten it, or convert with --context {len(tokens) + 128} or more."
         )
-        if thorough:
-            progress("weighing int16", 0.0)
-            heldout = options.heldout or heldout_windows(
-                tokenizer, tokenizer_file.chat_template, tokenizer_file.special_tokens, windows.shape[1], 1
-            )
-            shortest = min(w.shape[1] for w in heldout.values())
-            sample = np.concatenate([w[:, :shortest] for w in heldout.values()])[:, :REPORT_WINDOW]
-            quality["int16"] = int16_report(config, rotated, graph_prefix, chosen, sample)
-    if prefix_tokens:
-        save_prefix(work / PREFIX, Prefix(graph_prefix, prefix.logits))
-    manifest = Manifest(
+    return tokens
+
+
+def calibrate(
+    config: NetworkConfig,
+    profile: Profile,
+    tokenizer: Tokenizer,
+    file: TokenizerFile,
+    free_positions: int,
+    options: Options,
+) -> npt.NDArray[np.int64]:
+    """The windows that calibration reads, (windows, length)."""
+    if options.windows is not None:
+        length = min(free_positions, options.windows.shape[1])
+        return options.windows[: max(1, profile.calibration_tokens // length), :length]
+    total = _FAST_CALIBRATION_TOKENS if options.fast else profile.calibration_tokens
+    total = min(total, _CALIBRATION_BYTES // (4 * config.largest_ffn_width))
+    length = min(profile.calibration_window, free_positions)
+    return calibration_windows(tokenizer, file, options.calibration_text, length, total)
+
+
+def _rotate(
+    checkpoint: Checkpoint,
+    tokens: list[int],
+    windows: npt.NDArray[np.int64],
+    context: int,
+    options: Options,
+    progress: Progress,
+) -> tuple[GraphJob, FloatArray | None]:
+    """Read the prefix in float, find the large channels, and change the basis; also returns the prefix's logits."""
+    canonical = CanonicalWeights(checkpoint.config, checkpoint.read)
+    peaks = ChannelPeaks(checkpoint.config)
+    cache, logits = read_prefix_and_windows(
+        canonical,
+        np.array(tokens, np.int64),
+        windows[:_PEAK_WINDOWS],
+        peaks,
+        lambda share: progress("calibrating", share),
+    )
+    canonical.release()
+    weights = RotatedWeights(canonical, sorted_channels(checkpoint.config, peaks))
+    report = lambda share: progress("quantizing", share)  # noqa: E731
+    return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, report), logits
+
+
+def _int16_quality(
+    job: GraphJob,
+    params: ActivationParams,
+    tokenizer: Tokenizer,
+    file: TokenizerFile,
+    options: Options,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What int16 activations are worth, where the profile has any."""
+    if not params.int8_instead:
+        return {}
+    progress("weighing int16", 0.0)
+    heldout = options.heldout or heldout_windows(
+        tokenizer, file.chat_template, file.special_tokens, job.windows.shape[1], 1
+    )
+    shortest = min(w.shape[1] for w in heldout.values())
+    sample = np.concatenate([w[:, :shortest] for w in heldout.values()])[:, :REPORT_WINDOW]
+    return {"int16": int16_report(job.weights, job.prefix, params, sample)}
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    work: Path,
+    profile: Profile,
+    context: int,
+    options: Options,
+    tokens: list[int],
+    quality: dict[str, Any],
+) -> Manifest:
+    file = checkpoint.tokenizer
+    return Manifest(
         format=FORMAT,
         name=checkpoint.name,
         version=options.version,
         task="generate",
         architecture=checkpoint.architecture,
-        weight_bits=8,
-        profile=options.profile,
+        weight_bits=profile.weight_bits,
+        profile=profile.name,
         context=context,
-        graph=graph_shape(config, options.profile, context),
+        graph=graph_shape(checkpoint.config, profile, context),
         tokenizer=TokenizerInfo(
-            tokenizer_file.file_name,
-            tokenizer_file.bos_id,
-            tokenizer_file.eos_ids,
-            tokenizer_file.adds_bos,
-            tokenizer_file.special_tokens,
+            file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens, file.spaced
         ),
-        chat_template=tokenizer_file.chat_template,
-        prefix_tokens=tuple(prefix_tokens),
+        chat_template=file.chat_template,
+        prefix_tokens=tuple(tokens),
         instruction=options.instruction,
         quality=quality,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
@@ -262,23 +262,13 @@ def _build(checkpoint: Checkpoint, work: Path, context: int, options: Options, p
         security_counter=0,
         files={p.name: _entry(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")},
     )
-    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def sorted_channels(config: NetworkConfig, peaks: ChannelPeaks) -> dict[int, npt.NDArray[np.integer]]:
     """Feed-forward channels of each layer by their calibrated peak, the largest last."""
-    return {i: np.argsort(peaks.peaks[f"layers.{i}.down.in"], kind="stable") for i in range(config.layers)}
-
-
-def _counted(read: ReadTensor, config: NetworkConfig, report: Callable[[float], None]) -> ReadTensor:
-    """`read`, which reports what share of the layers has been read."""
-
-    def counted(name: str) -> Any:
-        if name.startswith("layers."):
-            report(int(name.split(".")[1]) / config.layers)
-        return read(name)
-
-    return counted
+    return {
+        i: np.argsort(peaks.peaks[by_role(config, i)[Role.DOWN].input], kind="stable") for i in range(config.layers)
+    }
 
 
 def _entry(path: Path) -> FileEntry:
@@ -286,26 +276,19 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
-def _prove(bundle: Bundle, needs_image: bool, progress: Progress) -> Bundle:
-    """Hold the graph against TFLite Micro's rules, run it there, and make the image that the C engine runs.
+def _prove(bundle: Bundle, profile: Profile, needs_image: bool, progress: Progress) -> Bundle:
+    """Hold the graph against its runtime's rules, and write down what came of it.
 
     Raises:
-        GraphError: TFLite Micro would not run the graph; or, with `needs_image`, the C engine has no calls for it.
+        GraphError: it breaks a rule; or, with `needs_image`, the C engine has no calls for it.
     """
     progress("checking", 0.0)
-    require_clean(bundle.model_path)
-    arena = measured_arena(bundle)
-    progress("checking", 0.5)
-    files = dict(bundle.manifest.files)
-    try:
-        write_bundle_image(bundle)
-        files[IMAGE] = _entry(bundle.path / IMAGE)
-    except GraphError:
-        if needs_image:
-            raise
-        (bundle.path / IMAGE).unlink(missing_ok=True)
+    proof = profile.prove(bundle, needs_image)
     progress("checking", 1.0)
-    return _with_manifest(bundle, replace(bundle.manifest, arena=arena, files=files))
+    if proof is None:
+        return bundle
+    files = {**bundle.manifest.files, **{name: _entry(bundle.path / name) for name in proof.files}}
+    return _with_manifest(bundle, replace(bundle.manifest, arena=proof.arena, files=files))
 
 
 def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
@@ -321,7 +304,7 @@ def _add_report(
 ) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+    tokenizer = tokenizer_of(bundle)
     length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
     kinds = heldout or heldout_windows(
         tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
@@ -331,7 +314,7 @@ def _add_report(
 
 
 def _replace(work: Path, folder: Path) -> None:
-    """Move the finished bundle into place; an older bundle there is set aside until the new one stands."""
+    """Move the finished bundle into place; an older bundle there is set aside until the new one is there."""
     old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)

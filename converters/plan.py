@@ -8,7 +8,8 @@ from typing import Literal
 from boards import Board
 from boards.fit import Subject, advised_context, require_fit
 from converters.checkpoints import Checkpoint
-from converters.convert import DEFAULT_CONTEXT, graph_shape
+from converters.convert import graph_shape
+from converters.profiles import PROFILES
 from device_runtime.errors import DoesNotFitError
 
 __all__ = ["context_for", "plan_for", "subject_of"]
@@ -19,12 +20,14 @@ _MANIFEST_BYTES = 8192  # with a chat template and the report
 def subject_of(checkpoint: Checkpoint, profile: Literal["pi", "micro"], context: int) -> Subject:
     """The bundle that a checkpoint would become."""
     config = checkpoint.config
-    prefix = 2 * 4 * config.layers * config.kv_width + 4 * config.vocabulary  # one position, and its logits
+    prefix = (
+        2 * 4 * sum(block.attention.kv_width for block in config.blocks) + 4 * config.vocabulary
+    )  # one position, and its logits
     return Subject(
         checkpoint.name,
         profile,
         context,
-        graph_shape(config, profile, context),
+        graph_shape(config, PROFILES[profile], context),
         len(checkpoint.tokenizer.content),
         other_bytes=_MANIFEST_BYTES + prefix,
     )
@@ -42,7 +45,7 @@ def plan_for(
     """
     wanted = profile or board.profile
     if profile is None and wanted == "pi":
-        useful = min(DEFAULT_CONTEXT["micro"], board.max_context, checkpoint.config.max_context)
+        useful = min(PROFILES["micro"].default_context, board.max_context, checkpoint.config.max_context)
         with suppress(DoesNotFitError):
             found = context_for(checkpoint, board, "pi", context)
             if context is not None or found >= useful:
@@ -63,7 +66,7 @@ def context_for(checkpoint: Checkpoint, board: Board, profile: Literal["pi", "mi
     subject = subject_of(checkpoint, profile, wanted)
     if context is None and (longest := min(advised_context(board, subject), most)):
         wanted = longest
-        if DEFAULT_CONTEXT["micro"] < wanted < most:
+        if PROFILES["micro"].default_context < wanted < most:
             wanted -= wanted % 64
         subject = subject_of(checkpoint, profile, wanted)
     require_fit(board, subject)

@@ -27,6 +27,7 @@
     ├── LinkError                              1  a reading that a link cannot use
     │   └── UndefinedNameError                 1  … because it lacks a field
     ├── EmulatedFaultError                     1  an emulated board cannot serve a request
+    ├── IncompleteError                        1  an answer ended before it fitted its schema
     └── PartFailedError                        1  a process of the demo ended by itself
 
 The text of each names what was found, what was expected (with its unit) and the next step. What a program may need is
@@ -53,6 +54,7 @@ __all__ = [
     "FrameError",
     "GraphError",
     "ImageError",
+    "IncompleteError",
     "LinkError",
     "MessageError",
     "MissingExtraError",
@@ -283,6 +285,12 @@ class EmulatedFaultError(StonechatError):
         super().__init__(reason)
         self.fault = fault  # device_runtime.bridge.messages.FaultCode
         self.reason = reason
+
+
+class IncompleteError(StonechatError):
+    """An answer met its limit before it fitted its schema, or a strict reader of JSON would refuse it."""
+
+    code = "incomplete"
 
 
 class PartFailedError(StonechatError):

@@ -133,12 +133,14 @@ def models() -> str:
         "# Model families", "", GENERATED, "",
         "A checkpoint of one of these families can be converted, from a GGUF file or a Hugging Face folder "
         "([convert](../guides/convert.md)); `stonechat get` fetches the ones that were tried. To add a family, see "
-        "[contributing](../contributing/architecture.md).", "",
-        "| family | `model_type` | classes in config.json | `general.architecture` in GGUF |", "|---|---|---|---|",
+        "[adding a family](../contributing/adding-a-family.md).", "",
+        "| family | models | `model_type` | classes in config.json | `general.architecture` in GGUF |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for name, family in FAMILIES.items():
-        classes = ", ".join(f"`{c}`" for c in sorted(family.HUGGINGFACE_CLASSES))
-        lines.append(f"| {name} | `{family.HUGGINGFACE_MODEL_TYPE}` | {classes} | `{family.GGUF_ARCHITECTURE}` |")
+        folder, file = family.huggingface, family.gguf
+        classes = ", ".join(f"`{c}`" for c in sorted(folder.classes)) if folder else "–"
+        kind, architecture = f"`{folder.model_type}`" if folder else "–", f"`{file.architecture}`" if file else "–"
+        lines.append(f"| {name} | {family.models} | {kind} | {classes} | {architecture} |")
     return "\n".join(lines) + "\n"
 
 
@@ -201,7 +203,7 @@ def _default(value: Any) -> str:
 
 
 def _comments(cls: Callable[..., Any]) -> Mapping[str, str]:
-    """What stands beside the fields of a dataclass, for its readers."""
+    """The comments beside the fields of a dataclass, for its readers."""
     found = {}
     for line in textwrap.dedent(inspect.getsource(cls)).splitlines():
         if match := re.match(r" {4}(\w+): [^#]*# (.*)", line):

@@ -24,9 +24,11 @@ def compiler(name: str = "cc") -> str:
     return found
 
 
-def sources_of(*folders: str) -> list[Path]:
-    """The C files of some folders of the engine, where a test needs no more."""
-    return [path for path in engine_sources() if path.parent.name in folders]
+def sources_of(*names: str) -> list[Path]:
+    """The C files of some folders of the engine, or single files as `runtime/utf8.c`, where a test needs no more."""
+    found = [p for p in engine_sources() if p.parent.name in names or f"{p.parent.name}/{p.name}" in names]
+    assert found, names
+    return found
 
 
 def compile_program(

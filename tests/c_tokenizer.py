@@ -19,7 +19,7 @@ class Refused(Exception):
 
 def tokenizer_library(folder: Path) -> ctypes.CDLL:
     """Compile it."""
-    files = [SOURCE, *sources_of("tokenizer", "runtime")]
+    files = [SOURCE, *sources_of("tokenizer", "runtime/utf8.c")]
     return ctypes.CDLL(str(compile_program(folder / "tokenizer.so", *files, engine=False, shared=True)))
 
 

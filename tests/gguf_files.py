@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from converters.architectures import llama
 from converters.checkpoints import Checkpoint
-from converters.network.decoder import tensor_shapes
+from converters.network.tensors import Role, tensors
 
 __all__ = ["add_tokenizer", "permuted", "write_gguf"]
 
@@ -57,35 +57,40 @@ def write_gguf(
 ) -> None:
     """Write a Llama checkpoint, each tensor as `kind_of(canonical name)`; `extra` are further uint32 keys."""
     config = checkpoint.config
+    block = config.blocks[0]
+    attention = block.attention
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(checkpoint.name)
     writer.add_vocab_size(config.vocabulary)
     writer.add_context_length(config.max_context)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_feed_forward_length(block.feed_forward.width)
+    writer.add_head_count(attention.heads)
+    writer.add_head_count_kv(attention.kv_heads)
+    writer.add_key_length(attention.head_dim)
+    writer.add_value_length(attention.head_dim)
+    writer.add_rope_dimension_count(attention.head_dim)
     writer.add_rope_freq_base(base)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    assert block.attention_norm is not None
+    writer.add_layer_norm_rms_eps(block.attention_norm.epsilon)
     for key, value in (extra or {}).items():
         writer.add_uint32(key, value)
     tokenizer(writer)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
-    for name, _ in tensor_shapes(config):
-        tensor = checkpoint.read(name)
-        if ".q." in name or ".k." in name:
-            tensor = permuted(tensor, config.heads if ".q." in name else config.kv_heads)
-        kind = kind_of(name)
+    form = llama.FAMILY.gguf
+    assert form is not None
+    for known in tensors(config):
+        tensor = checkpoint.read(known.name)
+        if known.matmul is not None and known.matmul.role in (Role.Q, Role.K):
+            tensor = permuted(tensor, attention.heads if known.matmul.role is Role.Q else attention.kv_heads)
+        kind = kind_of(known.name)
         if kind == Kind.F64:
-            writer.add_tensor(llama.gguf_name(name), tensor.astype(np.float64))
+            writer.add_tensor(form.named(known), tensor.astype(np.float64))
         else:
             data = gguf.quantize(np.ascontiguousarray(tensor), kind)
-            writer.add_tensor(llama.gguf_name(name), data, raw_dtype=kind)
+            writer.add_tensor(form.named(known), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from converters.architectures import llama
 from converters.convert import graph_shape
 from converters.emit.c.model import write_model_image
-from converters.network.decoder import NetworkConfig, decoder, hidden, tensor_shapes
-from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor, with_head
-from converters.profiles.micro import write_micro
-from converters.quantize.activations import ActivationGrids
-from converters.quantize.rotation import Rotation
+from converters.network.config import NetworkConfig, Rope
+from converters.network.decoder import decoder, hidden
+from converters.network.tensors import tensors as tensors_of
+from converters.network.weights import CanonicalWeights, FloatArray
+from converters.ops.numpy import KvCache, NumpyOps
+from converters.profiles import PROFILES, GraphJob
+from converters.quantize.calibrate import ActivationParams
+from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
     FORMAT,
@@ -37,7 +41,7 @@ class Network:
     """A network in float, and a prefix."""
 
     config: NetworkConfig
-    read: ReadTensor  # answers to head.weight too
+    read: CanonicalWeights
     prefix_tokens: tuple[int, ...]
 
     @property
@@ -53,36 +57,35 @@ class Network:
         """After each of `tokens`, which stand behind the prefix: (tokens, vocabulary)."""
         return decoder(NumpyOps(self.config, self.read, np.array([tokens]), self.prefix), self.config)
 
-    def write(self, path: Path, context: int, thorough: bool = True) -> ActivationGrids:
+    def write(self, path: Path, context: int, fast: bool = False) -> ActivationParams:
         """The micro graph, calibrated on random tokens."""
         windows = np.random.default_rng(5).integers(0, self.config.vocabulary, (16, 24))
-        rotation = Rotation(self.config, {})
-        embedding_map = rotation.embedding_map(self.read) if self.config.tied_head else None
-        prefix = rotation.apply_to_cache(self.prefix)
-        read = rotation.apply(self.read)
-        return write_micro(path, self.config, read, embedding_map, prefix, windows, context, thorough=thorough)
+        weights = RotatedWeights(self.read, {})
+        job = GraphJob(weights, weights.rotate_cache(self.prefix), windows, context, fast)
+        return PROFILES["micro"].write(path, job)
 
 
 def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes: Any) -> Network:
-    """`changes` are fields of NetworkConfig. Query heads share key heads; the logits are of order 10."""
+    """`changes` are arguments of `llama.network`. Query heads share key heads; the logits are of order 10."""
     shape: dict[str, Any] = dict(
         vocabulary=160, width=64, layers=3, heads=6, kv_heads=2, head_dim=16, ffn_width=96, norm_epsilon=1e-5,
-        rope_magnitude=1.0, max_context=512, tied_head=True,
+        max_context=512, tied_head=True,
     )  # fmt: skip
     shape |= changes
     frequencies = tuple((1000.0 ** -(np.arange(0, shape["head_dim"], 2) / shape["head_dim"])).tolist())
-    config = NetworkConfig(**shape, rope_frequencies=frequencies)
+    config = llama.network(**shape, rope=Rope(frequencies))
     random = np.random.default_rng(seed)
     tensors: dict[str, FloatArray] = {}
-    for name, size in tensor_shapes(config):
+    for tensor in tensors_of(config):
+        name, size = tensor.name, tensor.shape
         noise = random.standard_normal(size).astype(np.float32)
-        if "norm" in name:
+        if tensor.kind == "gain":
             tensors[name] = 1 + np.float32(0.2) * noise
-        elif name.endswith("bias"):
+        elif tensor.kind in ("bias", "norm bias"):
             tensors[name] = np.float32(0.5) * noise
         else:
             tensors[name] = noise * np.float32(1 if name in ("embed.weight", "head.weight") else size[1] ** -0.5)
-    return Network(config, with_head(config, lambda name: tensors[name].copy()), tuple(prefix_tokens))
+    return Network(config, CanonicalWeights(config, lambda name: tensors[name].copy()), tuple(prefix_tokens))
 
 
 def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
@@ -98,7 +101,7 @@ def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
     manifest = Manifest(
         format=FORMAT, name="small", version="1", task="generate", architecture="llama", weight_bits=8,
         profile="micro", context=context,
-        graph=graph_shape(config, "micro", context),
+        graph=graph_shape(config, PROFILES["micro"], context),
         tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
         chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
         security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},

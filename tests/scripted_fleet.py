@@ -36,7 +36,7 @@ class Device:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = False) -> None:
-        """Start the process; with `ready`, wait until the device is on the air."""
+        """Start the process; with `ready`, wait until the device is online."""
         counter = self.state_dir / "boot"
         boot = int(counter.read_text()) + 1 if counter.exists() else 1
         with self.log.open("ab") as log:

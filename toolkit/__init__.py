@@ -1,1 +1,1 @@
-"""What a person types: the command line, and everything behind it that is not conversion or runtime."""
+"""What a person types: the command line, and everything it needs that is not conversion or runtime."""

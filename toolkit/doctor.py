@@ -23,7 +23,7 @@ from device_runtime.mqtt.client import Client
 __all__ = ["Finding", "Level", "examine"]
 
 HOT_C = 80.0  # a Raspberry Pi slows down from here on
-ROOM_MB = 500  # 10^6 bytes, where the fleet file does not tell how large a model is
+ROOM_MB = 500  # 10^6 bytes, where the fleet file does not say how large a model is
 _SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 _SYSTEMD = Path("/run/systemd/system")
 
@@ -100,7 +100,7 @@ def _runtime() -> Finding:
 def _throttling() -> Finding:
     slow = throttled()
     if slow is None:
-        return Finding("throttling", Level.OK, "this machine does not tell")
+        return Finding("throttling", Level.OK, "unknown on this machine")
     if slow:
         return Finding(
             "throttling",
@@ -114,7 +114,7 @@ def _throttling() -> Finding:
 def _temperature() -> Finding:
     hot = temperature_c()
     if hot is None:
-        return Finding("temperature", Level.OK, "this machine does not tell")
+        return Finding("temperature", Level.OK, "unknown on this machine")
     if hot >= HOT_C:
         return Finding("temperature", Level.WARN, f"{hot:.0f} °C", f"cool it: from {HOT_C:.0f} °C on it slows down")
     return Finding("temperature", Level.OK, f"{hot:.0f} °C")
@@ -159,7 +159,7 @@ def _watchdog() -> Iterator[Finding]:
     if state != "active":
         yield Finding("service", Level.FAIL, f"stonechat.service is {state}", "journalctl -u stonechat -n 50")
     else:
-        yield Finding("service", Level.OK, f"active, started anew {fields.get('NRestarts', '?')} times")
+        yield Finding("service", Level.OK, f"active, restarted {fields.get('NRestarts', '?')} times")
     if interval in ("0", "infinity"):
         yield Finding(
             "watchdog", Level.WARN, "systemd does not watch the service", "stonechat device init writes its unit"

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-
+from converters.architectures.family import Family, GgufFormat, GgufSource, HuggingFaceFormat, Source, refused
 from converters.checkpoints.fields import Fields
 from converters.network import rope
-from converters.network.decoder import NetworkConfig
+from converters.network.config import Attention, Block, FeedForward, Head, NetworkConfig, Norm, Rope
+from converters.network.tensors import Role, Tensor
+from converters.network.weights import FloatArray
 from device_runtime.errors import ArchitectureError
 
-if TYPE_CHECKING:
-    from converters.architectures import GgufSource
-
-__all__ = [
-    "GGUF_ARCHITECTURE",
-    "GGUF_UNUSED",
-    "HUGGINGFACE_CLASSES",
-    "HUGGINGFACE_MODEL_TYPE",
-    "NAME",
-    "config_from_gguf",
-    "config_from_huggingface",
-    "from_gguf",
-    "gguf_name",
-    "huggingface_name",
-    "huggingface_unused",
-]
-
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["FAMILY", "GGUF_NAMES", "HUGGINGFACE_NAMES", "check_neutral", "divided", "network", "pairs_to_halves"]
 
 NAME = "llama"
-HUGGINGFACE_MODEL_TYPE = "llama"
-HUGGINGFACE_CLASSES = ("LlamaForCausalLM",)
 GGUF_ARCHITECTURE = "llama"
-GGUF_UNUSED = ("rope_freqs.weight",)
-
-# canonical -> (Hugging Face, GGUF), outside the layers and inside them
-_NAMES = {
-    "embed": ("model.embed_tokens", "token_embd"),
-    "final_norm": ("model.norm", "output_norm"),
-    "head": ("lm_head", "output"),
+HUGGINGFACE_NAMES = {
+    "embed": "model.embed_tokens",
+    "attention_norm": "model.layers.{i}.input_layernorm",
+    "q": "model.layers.{i}.self_attn.q_proj",
+    "k": "model.layers.{i}.self_attn.k_proj",
+    "v": "model.layers.{i}.self_attn.v_proj",
+    "o": "model.layers.{i}.self_attn.o_proj",
+    "ffn_norm": "model.layers.{i}.post_attention_layernorm",
+    "gate": "model.layers.{i}.mlp.gate_proj",
+    "up": "model.layers.{i}.mlp.up_proj",
+    "down": "model.layers.{i}.mlp.down_proj",
+    "final_norm": "model.norm",
+    "head": "lm_head",
 }
-_LAYER_NAMES = {
-    "attention_norm": ("input_layernorm", "attn_norm"),
-    "q": ("self_attn.q_proj", "attn_q"),
-    "k": ("self_attn.k_proj", "attn_k"),
-    "v": ("self_attn.v_proj", "attn_v"),
-    "o": ("self_attn.o_proj", "attn_output"),
-    "ffn_norm": ("post_attention_layernorm", "ffn_norm"),
-    "gate": ("mlp.gate_proj", "ffn_gate"),
-    "up": ("mlp.up_proj", "ffn_up"),
-    "down": ("mlp.down_proj", "ffn_down"),
+GGUF_NAMES = {
+    "embed": "token_embd",
+    "attention_norm": "blk.{i}.attn_norm",
+    "q": "blk.{i}.attn_q",
+    "k": "blk.{i}.attn_k",
+    "v": "blk.{i}.attn_v",
+    "o": "blk.{i}.attn_output",
+    "ffn_norm": "blk.{i}.ffn_norm",
+    "gate": "blk.{i}.ffn_gate",
+    "up": "blk.{i}.ffn_up",
+    "down": "blk.{i}.ffn_down",
+    "final_norm": "output_norm",
+    "head": "output",
 }
-_IN_LAYER = re.compile(r"layers\.(\d+)\.(\w+)\.(weight|bias)")
 
 # Keys of other families that turn up in converted checkpoints, and the values that leave the network as it is.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -88,6 +74,55 @@ _GGUF_KEYS = {
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor"),
     *("rope.scaling.yarn_log_multiplier", "tensor_data_layout", "vocab_size"),
 }
+# Keys of other families, and of files that are about more than the network, with the values that change nothing.
+_GGUF_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),  # llama.cpp: 0 stands for one over the root of the head's width
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_weights_norm": (False,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),  # none: no embedding of a whole text
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
+
+
+def network(
+    *,
+    vocabulary: int,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ffn_width: int,
+    norm_epsilon: float,
+    rope: Rope,
+    max_context: int,
+    tied_head: bool,
+    attention_bias: bool = False,
+    output_bias: bool = False,
+    ffn_bias: bool = False,
+) -> NetworkConfig:
+    """A network whose layers are all Llama's. The arguments are fields of the parts in `network.config`."""
+    norm = Norm(norm_epsilon)
+    block = Block(
+        attention=Attention(heads, kv_heads, head_dim, rope, bias=attention_bias, output_bias=output_bias),
+        feed_forward=FeedForward(ffn_width, bias=ffn_bias),
+        attention_norm=norm,
+        ffn_norm=norm,
+    )
+    return NetworkConfig(vocabulary, width, (block,) * layers, Head(tied_head, norm), max_context)
 
 
 def config_from_huggingface(config: Fields) -> NetworkConfig:
@@ -98,21 +133,18 @@ def config_from_huggingface(config: Fields) -> NetworkConfig:
     """
     activation = config.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise _refused(config.where, "hidden_act", activation, "silu")
-    for key, neutral in _NEUTRAL.items():
-        value = config.values.get(key)
-        if value is not None and value not in neutral:
-            raise _refused(config.where, key, value, " or ".join(map(repr, neutral)) or "none")
+        raise refused(NAME, config.where, "hidden_act", activation, "silu")
+    check_neutral(NAME, config, _NEUTRAL)
     kinds = config.values.get("layer_types", [])
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise _refused(config.where, "layer_types", kinds, "full_attention in every layer")
+        raise refused(NAME, config.where, "layer_types", kinds, "full_attention in every layer")
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim") if "head_dim" in config else _divided(width, heads, config.where)
+    head_dim = config.integer("head_dim") if "head_dim" in config else divided(width, heads, config.where)
     max_context = config.integer("max_position_embeddings", 2048)
     rotary = rope.from_huggingface(config, head_dim, max_context)
     bias = config.flag("attention_bias", False)
     return _checked(
-        NetworkConfig(
+        network(
             vocabulary=config.integer("vocab_size"),
             width=width,
             layers=config.integer("num_hidden_layers"),
@@ -121,8 +153,7 @@ def config_from_huggingface(config: Fields) -> NetworkConfig:
             head_dim=head_dim,
             ffn_width=config.integer("intermediate_size"),
             norm_epsilon=config.number("rms_norm_eps", 1e-6),
-            rope_frequencies=rotary.frequencies,
-            rope_magnitude=rotary.magnitude,
+            rope=rotary,
             max_context=max_context,
             tied_head=config.flag("tie_word_embeddings", False),
             attention_bias=bias,
@@ -142,10 +173,11 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
     meta = source.metadata
     prefix = f"{GGUF_ARCHITECTURE}."
     own = {key.removeprefix(prefix) for key in meta.values if key.startswith(prefix)}
-    if strange := sorted(own - _GGUF_KEYS):
-        raise _refused(meta.where, prefix + strange[0], meta.values[prefix + strange[0]], "absent")
+    neutral = {k for k, values in _GGUF_NEUTRAL.items() if k in own and meta.values[prefix + k] in values}
+    if strange := sorted(own - _GGUF_KEYS - neutral):
+        raise refused(NAME, meta.where, prefix + strange[0], meta.values[prefix + strange[0]], "absent")
     if experts := meta.integer("llama.expert_count", 0, least=0):
-        raise _refused(meta.where, "llama.expert_count", experts, 0)
+        raise refused(NAME, meta.where, "llama.expert_count", experts, 0)
     if "token_embd.weight" not in source.shapes:
         vocabulary = meta.integer("llama.vocab_size")  # `bind` will name the missing tensor
     else:
@@ -154,20 +186,22 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
     if "llama.attention.key_length" in meta:
         head_dim = meta.integer("llama.attention.key_length")
     else:
-        head_dim = _divided(width, heads, meta.where)
+        head_dim = divided(width, heads, meta.where)
     if meta.integer("llama.attention.value_length", head_dim) != head_dim:
-        raise _refused(
-            meta.where, "llama.attention.value_length", meta.values["llama.attention.value_length"], head_dim
+        raise refused(
+            NAME, meta.where, "llama.attention.value_length", meta.values["llama.attention.value_length"], head_dim
         )
     max_context = meta.integer("llama.context_length")
     divisors = None
     if "rope_freqs.weight" in source.shapes and source.shapes["rope_freqs.weight"] == (head_dim // 2,):
         divisors = source.read("rope_freqs.weight")
     elif "rope_freqs.weight" in source.shapes:
-        raise _refused(meta.where, "shape of rope_freqs.weight", source.shapes["rope_freqs.weight"], (head_dim // 2,))
+        raise refused(
+            NAME, meta.where, "shape of rope_freqs.weight", source.shapes["rope_freqs.weight"], (head_dim // 2,)
+        )
     rotary = rope.from_gguf(meta, GGUF_ARCHITECTURE, head_dim, max_context, divisors)
     return _checked(
-        NetworkConfig(
+        network(
             vocabulary=vocabulary,
             width=width,
             layers=meta.integer("llama.block_count"),
@@ -176,8 +210,7 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
             head_dim=head_dim,
             ffn_width=meta.integer("llama.feed_forward_length"),
             norm_epsilon=meta.number("llama.attention.layer_norm_rms_epsilon"),
-            rope_frequencies=rotary.frequencies,
-            rope_magnitude=rotary.magnitude,
+            rope=rotary,
             max_context=max_context,
             tied_head="output.weight" not in source.shapes,
             attention_bias="blk.0.attn_q.bias" in source.shapes,
@@ -188,57 +221,63 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
     )
 
 
-def huggingface_name(canonical: str) -> str:
-    """`layers.0.q.weight` -> `model.layers.0.self_attn.q_proj.weight`."""
-    return _name(canonical, 0, "model.layers")
+def _find_gguf(tensor: Tensor, config: NetworkConfig) -> Source | None:
+    """GGUF keeps the rows of q and k as pairs (j, j + head_dim / 2)."""
+    if tensor.matmul is None or tensor.matmul.layer is None or tensor.matmul.role not in (Role.Q, Role.K):
+        return None
+    head_dim = config.blocks[tensor.matmul.layer].attention.head_dim
+    name = f"{GGUF_NAMES[tensor.stem].format(i=tensor.layer)}.{tensor.part}"
+    return Source(name, part=lambda stored: pairs_to_halves(stored, head_dim))
 
 
-def huggingface_unused(name: str, config: NetworkConfig) -> bool:
-    """Frequencies that old checkpoints carry, and a tied head (which the reader compares with the embedding)."""
-    return name.endswith(".rotary_emb.inv_freq") or (config.tied_head and name == huggingface_name("head.weight"))
-
-
-def gguf_name(canonical: str) -> str:
-    """`layers.0.q.weight` -> `blk.0.attn_q.weight`."""
-    return _name(canonical, 1, "blk")
-
-
-def from_gguf(canonical: str, tensor: FloatArray, config: NetworkConfig) -> FloatArray:
-    """GGUF keeps the rows of q and k as pairs (j, j + head_dim / 2); back to half-split order."""
-    match = _IN_LAYER.fullmatch(canonical)
-    if match is None or match[2] not in ("q", "k"):
-        return tensor
-    heads = config.heads if match[2] == "q" else config.kv_heads
-    rows = tensor.reshape(heads, config.head_dim // 2, 2, -1)  # (heads, pair, which half, columns)
+def pairs_to_halves(tensor: FloatArray, head_dim: int) -> FloatArray:
+    """Rows of q or k in pairs (j, j + head_dim / 2) -> in half-split order; (rows, columns), or (rows,) of a bias."""
+    rows = tensor.reshape(-1, head_dim // 2, 2, *tensor.shape[1:])  # (heads, pair, which half, columns)
     return rows.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _name(canonical: str, column: int, layers: str) -> str:
-    match = _IN_LAYER.fullmatch(canonical)
-    if match is not None:
-        return f"{layers}.{match[1]}.{_LAYER_NAMES[match[2]][column]}.{match[3]}"
-    stem, _, kind = canonical.rpartition(".")
-    return f"{_NAMES[stem][column]}.{kind}"
+def check_neutral(family: str, config: Fields, neutral: dict[str, tuple[object, ...]]) -> None:
+    """Raise an `ArchitectureError` if a key has a value that would change the network."""
+    for key, values in neutral.items():
+        value = config.values.get(key)
+        if value is not None and value not in values:
+            raise refused(family, config.where, key, value, " or ".join(map(repr, values)) or "none")
 
 
-def _divided(width: int, heads: int, where: str) -> int:
+def divided(width: int, heads: int, where: str) -> int:
+    """The head dimension where none is given."""
     if width % heads:
         raise ArchitectureError(
             f"{where}: width {width} does not divide into {heads} heads and no head dimension is given. "
-            "The configuration is damaged: fetch it again."
+            "The configuration is damaged, or of a variant that is not supported."
         )
     return width // heads
 
 
 def _checked(config: NetworkConfig, where: str) -> NetworkConfig:
-    if config.heads % config.kv_heads:
-        raise _refused(where, "number of key-value heads", config.kv_heads, f"a divisor of {config.heads} heads")
+    attention = config.blocks[0].attention
+    if attention.heads % attention.kv_heads:
+        heads = f"a divisor of {attention.heads} heads"
+        raise refused(NAME, where, "number of key-value heads", attention.kv_heads, heads)
     return config
 
 
-def _refused(where: str, key: str, found: object, expected: object) -> ArchitectureError:
-    shown = str(found)[:80]
-    return ArchitectureError(
-        f"{where}: {key} is {shown}; the {NAME} network is described for {expected} only. "
-        "Ignoring it would change what the model computes: use a checkpoint without it."
-    )
+FAMILY = Family(
+    NAME,
+    "Llama 2 and 3, SmolLM, SmolLM2, TinyLlama",
+    HuggingFaceFormat(
+        HUGGINGFACE_NAMES,
+        # frequencies that old checkpoints carry, and a tied head, which the reader compares with the embedding
+        unused=(r".*\.rotary_emb\.inv_freq", r"lm_head\.weight"),
+        model_type="llama",
+        classes=("LlamaForCausalLM",),
+        config=config_from_huggingface,
+    ),
+    GgufFormat(
+        GGUF_NAMES,
+        unused=(r"rope_freqs\.weight",),  # `config_from_gguf` has read it
+        find=_find_gguf,
+        architecture=GGUF_ARCHITECTURE,
+        config=config_from_gguf,
+    ),
+)

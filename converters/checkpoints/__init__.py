@@ -1,23 +1,24 @@
 """Checkpoints: one file per format, all of them read into the same `Checkpoint`.
 
 A reader hands over the format's own configuration and lazily read tensors; the family's file in
-`converters/architectures` maps both onto canonical names (see `converters.network.decoder`).
+`converters/architectures` maps both onto canonical names (see `converters.network.tensors`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig, tensor_shapes
+from converters.network.config import NetworkConfig
+from converters.network.tensors import tensors as network_tensors  # beside the module `tensors` of this folder
 from device_runtime.errors import CheckpointError, ConfigurationError
 
-__all__ = ["Checkpoint", "TokenizerFile", "open_checkpoint"]
+__all__ = ["Checkpoint", "TokenizerFile", "finite_weights", "open_checkpoint"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,6 +34,8 @@ class TokenizerFile:
     adds_bos: bool  # plain text gets `bos_id` in front
     chat_template: str | None  # jinja2 source
     special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token … for the template
+    spaced: bool = True  # of tokenizer.model: a space goes after each control token, as before a text
+    notes: tuple[str, ...] = ()  # what a user has to know of it
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,34 @@ class Checkpoint:
     tokenizer: TokenizerFile
     sha256: str  # of the checkpoint's weight file(s)
     read: Callable[[str], FloatArray]  # canonical name -> float32, freshly read; nothing is kept in memory
+    stored_names: Mapping[str, str] = field(default_factory=dict)  # canonical name -> as the file spells it
 
     def has(self, name: str) -> bool:
         """Whether the network of this checkpoint has a tensor of this canonical name."""
-        return any(name == known for known, _ in tensor_shapes(self.config))
+        return any(name == tensor.name for tensor in network_tensors(self.config))
+
+
+def finite_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, which refuses a tensor that is not finite when it is read.
+
+    Its `read` raises a `CheckpointError` that names the tensor.
+    """
+
+    def read(name: str) -> FloatArray:
+        values = checkpoint.read(name)
+        finite = np.isfinite(values)
+        if not finite.all():
+            count = values.size - np.count_nonzero(finite)
+            place = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {checkpoint.stored_names.get(name, name)} ({name}) has {count} of "
+                f"{values.size} values that are {values[place]} or the like, the first at {list(place)}; "
+                "expected finite numbers. Such weights answer with nonsense: use another checkpoint, or another export "
+                "of this one."
+            )
+        return values
+
+    return replace(checkpoint, read=read)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

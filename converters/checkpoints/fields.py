@@ -10,8 +10,14 @@ from typing import Any
 
 from device_runtime.errors import CheckpointError
 
-__all__ = ["Fields", "read_json"]
+__all__ = ["SAME_AS_PUBLISHED", "Fields", "read_json", "refuse_pointer"]
 
+# Of a fault that does not come from a broken transfer: the next copy would have it as well.
+SAME_AS_PUBLISHED = (
+    "Compare its sha256 with the publisher's: if it is the same, the fault is in the file as it was published; "
+    "use another export of the model. If not, fetch it again."
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
 _MOST = 1 << 40  # no count in a configuration is larger; a larger one is damage
 
 
@@ -72,17 +78,30 @@ class Fields:
     def _value(self, key: str, default: Any, expected: str) -> Any:
         value = self.values.get(key, default)
         if value is None:
-            raise CheckpointError(
-                f"{self.where}: {key} is missing; expected {expected}. The checkpoint is incomplete: fetch it again."
-            )
+            raise CheckpointError(f"{self.where}: {key} is missing; expected {expected}. {SAME_AS_PUBLISHED}")
         return value
 
     def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return CheckpointError(
-            f"{self.where}: {key} is {shown}; expected {expected}. "
-            "The configuration is damaged or of a variant that is not supported: fetch it again."
+            f"{self.where}: {key} is {shown}; expected {expected}. The configuration is damaged, or of a variant that "
+            "is not supported; another copy of it will say the same."
+        )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise a `CheckpointError` for what git leaves in place of a large file that was not fetched."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return  # whoever reads the file says why
+    if start.startswith(_LFS):
+        size = next((line.split()[1].decode() for line in start.splitlines() if line.startswith(b"size ")), "?")
+        raise CheckpointError(
+            f"{path}: a git-lfs pointer, expected the file of {size} bytes that it stands for. "
+            "Run `git lfs install` and `git lfs pull` in the folder, or fetch the file from the model's page."
         )
 
 
@@ -92,12 +111,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is not JSON, or holds something else.
     """
+    refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Fetch the folder again.") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check the file's permissions.") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}. The file is damaged: fetch it again.") from error
+        raise CheckpointError(f"{path}: not JSON: {error}. {SAME_AS_PUBLISHED}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object. Fetch the file again.")
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected an object. {SAME_AS_PUBLISHED}")
     return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from converters.checkpoints.fields import SAME_AS_PUBLISHED
 from device_runtime.errors import CheckpointError
 
 __all__ = ["MAGIC", "Header", "TensorInfo", "read_header"]
@@ -71,8 +72,9 @@ class _Reader:
         if version not in _VERSIONS:
             if version & 0xFFFF == 0:
                 raise CheckpointError(
-                    f"{self.path}: a big-endian GGUF file; expected little-endian. "
-                    "Convert it with `gguf-convert-endian FILE little`."
+                    f"{self.path}: a big-endian GGUF file; expected little-endian. Fetch the little-endian file of the "
+                    "model, or export it from the original checkpoint again: converters of the byte order swap "
+                    "quantized blocks that gguf-py never swapped."
                 )
             raise CheckpointError(
                 f"{self.path}: GGUF version {version}; expected 2 or 3. Export it again with a current llama.cpp."
@@ -173,4 +175,4 @@ class _Reader:
         return count
 
     def _damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: damaged near byte {self.at}: {what}. Fetch the file again.")
+        return CheckpointError(f"{self.path}: damaged near byte {self.at}: {what}. {SAME_AS_PUBLISHED}")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 from converters.checkpoints import TokenizerFile
-from converters.checkpoints.end_of_turn import ending_ids
-from converters.checkpoints.fields import Fields
+from converters.checkpoints.chat_template import check_template, choose_template
+from converters.checkpoints.end_of_turn import END_OF_TURN, ending_ids, template_ending_ids
+from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
 __all__ = ["PRE_TOKENIZERS", "read_tokenizer"]
@@ -60,6 +63,10 @@ PRE_TOKENIZERS = {
 _TAKES_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")  # a word in the vocabulary skips the merges; BOS by default
 _NORMALIZES = ("qwen2", "deepseek-r1-qwen")  # to NFC
 
+_ADDED = (_CONTROL, _USER_DEFINED)
+_UNUSED_IDS = ("unknown", "padding")  # nothing is computed with them
+_TEMPLATE = "tokenizer.chat_template"
+_BRACKETED = re.compile(r"[<\[]\S+[>\]]")
 _ID_KEYS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -83,8 +90,19 @@ def read_tokenizer(metadata: Fields, vocabulary: int) -> TokenizerFile:
     if len(types) != len(tokens) or not set(types) <= set(range(1, 7)):
         raise _damaged(metadata, "tokenizer.ggml.token_type does not have one type from 1 to 6 for each token")
     ids = {name: _id(metadata, key, len(tokens)) for name, key in _ID_KEYS.items()}
+    special_tokens = {name: tokens[number] for name, number in ids.items() if number is not None}
+    template, notes = choose_template(_templates(metadata), metadata.where)
+    notes += check_template(template, special_tokens, metadata.where)
+    added = {token: i for i, (token, type_) in enumerate(zip(tokens, types, strict=True)) if type_ in _ADDED}
+    by_text = {token: i for i, token in enumerate(tokens) if token in END_OF_TURN}
+    named = {
+        token: i for i, token in enumerate(tokens) if template and _BRACKETED.fullmatch(token) and token in template
+    }
     ends = [ids["eos_token"], _id(metadata, "eot", len(tokens)), _id(metadata, "eom", len(tokens))]
-    special = {token: i for i, (token, type_) in enumerate(zip(tokens, types, strict=True)) if type_ == _CONTROL}
+    ends += template_ending_ids(template, special_tokens, {**named, **added, **by_text})
+    eos_ids = ending_ids(ends, by_text)
+    # What ends a turn is no text, whatever its type in the file.
+    types = [_CONTROL if i in eos_ids and type_ in (_NORMAL, _USER_DEFINED) else type_ for i, type_ in enumerate(types)]
     if kind == "gpt2":
         pre = _pre_tokenizer(metadata)
         adds_bos = metadata.flag("tokenizer.ggml.add_bos_token", pre in _TAKES_WHOLE_WORDS)
@@ -96,11 +114,23 @@ def read_tokenizer(metadata: Fields, vocabulary: int) -> TokenizerFile:
         file_name="tokenizer.json" if kind == "gpt2" else "tokenizer.model",
         content=content,
         bos_id=ids["bos_token"],
-        eos_ids=ending_ids(ends, special),
+        eos_ids=eos_ids,
         adds_bos=adds_bos and ids["bos_token"] is not None,
-        chat_template=metadata.text("tokenizer.chat_template") if "tokenizer.chat_template" in metadata else None,
-        special_tokens={name: tokens[number] for name, number in ids.items() if number is not None},
+        chat_template=template,
+        special_tokens=special_tokens,
+        notes=tuple(notes),
     )
+
+
+def _templates(metadata: Fields) -> dict[str, str]:
+    """Chat templates by name; the one without a name is the default."""
+    found = {}
+    for key in metadata.values:
+        if key == _TEMPLATE:
+            found["default"] = metadata.text(key)
+        elif key.startswith(f"{_TEMPLATE}."):
+            found[key.removeprefix(f"{_TEMPLATE}.")] = metadata.text(key)
+    return found
 
 
 def _pre_tokenizer(metadata: Fields) -> str:
@@ -157,6 +187,8 @@ def _byte_level_bpe(metadata: Fields, tokens: Sequence[str], types: Sequence[int
         },
     }
     content = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    if wrong := try_tokenizer_content(content, "tokenizer.json"):
+        raise _damaged(metadata, f"its vocabulary and merges do not fit together: {wrong}")
     try:
         Tokenizer.from_buffer(content)
     except Exception as error:  # The package raises Exception itself.
@@ -169,7 +201,14 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
     if len(scores) != len(tokens):
         raise _damaged(metadata, f"{len(scores)} scores for {len(tokens)} tokens")
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
-    for token, type_, score in zip(tokens, types, scores, strict=True):
+    unknown = _unknown_piece(metadata, types)
+    for i, (token, type_, score) in enumerate(zip(tokens, types, scores, strict=True)):
+        if type_ == _UNKNOWN and i != unknown:  # padding of the vocabulary; SentencePiece takes one piece of this type
+            type_ = _UNUSED
+        if (
+            type_ == _USER_DEFINED
+        ):  # llama.cpp finds them in the text, SentencePiece in the text with its mark for spaces
+            token = token.replace(" ", "\u2581")
         model.pieces.add(piece=token, score=score, type=type_)
     trainer = model.trainer_spec
     trainer.model_type = trainer.BPE
@@ -177,8 +216,8 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
     trainer.byte_fallback = _BYTE in types
     for name, key in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")]:
         number = _id(metadata, key, len(tokens))
-        if name == "unk" and _UNKNOWN in types:
-            number = types.index(_UNKNOWN)  # the type decides in SentencePiece, and some files name another
+        if name == "unk" and unknown is not None:
+            number = unknown  # the type decides in SentencePiece, and some files name another
         setattr(trainer, f"{name}_id", -1 if number is None else number)
         if number is not None:
             setattr(trainer, f"{name}_piece", tokens[number])
@@ -191,6 +230,8 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
         charsmap = _list(metadata, "tokenizer.ggml.precompiled_charsmap", int)
         normalizer.precompiled_charsmap = bytes(value & 0xFF for value in charsmap)
     content: bytes = model.SerializeToString(deterministic=True)
+    if wrong := try_tokenizer_content(content, "tokenizer.model"):
+        raise _damaged(metadata, f"SentencePiece refuses its pieces: {wrong}")
     try:
         SentencePieceProcessor(model_proto=content)
     except Exception as error:  # RuntimeError today; nothing of the package may escape.
@@ -198,11 +239,22 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
     return content
 
 
+def _unknown_piece(metadata: Fields, types: Sequence[int]) -> int | None:
+    """The piece for what no other piece spells: the declared one, if its type fits, else the first of this type."""
+    declared = _id(metadata, "unknown", len(types))
+    if declared is not None and types[declared] == _UNKNOWN:
+        return declared
+    return types.index(_UNKNOWN) if _UNKNOWN in types else None
+
+
 def _id(metadata: Fields, name: str, count: int) -> int | None:
+    """A special token's id; None where the file has none, or one that llama.cpp overlooks as well."""
     key = f"tokenizer.ggml.{name}_token_id"
     if key not in metadata:
         return None
-    number = metadata.integer(key, least=0)
+    number = metadata.integer(key, least=-1)
+    if number in (-1, 0xFFFFFFFF) or (number >= count and name in _UNUSED_IDS):
+        return None
     if number >= count:
         raise _damaged(metadata, f"{key} is {number}, past the {count} tokens")
     return number
@@ -217,4 +269,4 @@ def _list(metadata: Fields, key: str, kind: type, default: list[Any] | None = No
 
 
 def _damaged(metadata: Fields, what: str) -> CheckpointError:
-    return CheckpointError(f"{metadata.where}: damaged tokenizer: {what}. Fetch the file again.")
+    return CheckpointError(f"{metadata.where}: damaged tokenizer: {what}. {SAME_AS_PUBLISHED}")

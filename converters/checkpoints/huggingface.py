@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converters.architectures import family_of_huggingface
+from converters.architectures.family import HuggingFaceFormat
 from converters.checkpoints import Checkpoint
-from converters.checkpoints.fields import Fields, read_json
+from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, refuse_pointer
 from converters.checkpoints.huggingface_tokenizer import read_tokenizer
-from converters.checkpoints.tensors import FLOAT_ENCODINGS, FloatArray, StoredTensor, bind, sha256_of
+from converters.checkpoints.tensors import FLOAT_ENCODINGS, BoundTensor, FloatArray, StoredTensor, bind, sha256_of
+from converters.network.config import NetworkConfig
 from device_runtime.errors import CheckpointError
 
 __all__ = ["open_folder", "read_safetensors"]
@@ -39,36 +42,71 @@ def open_folder(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: has no config.json; expected a Hugging Face folder. {hint}")
     fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
     family = family_of_huggingface(fields)
-    config = family.config_from_huggingface(fields)
-    files = _weight_files(path)
+    form = family.huggingface
+    assert form is not None
+    config = form.config(fields)
+    bound, files, notes = _weights(path, config, form)
+    tokenizer = read_tokenizer(path, fields, config.vocabulary)
+
+    def read(name: str) -> FloatArray:
+        return bound[name].read()
+
+    tokenizer = replace(tokenizer, notes=(*notes, *tokenizer.notes))
+    stored = {name: tensor.stored.name for name, tensor in bound.items()}
+    return Checkpoint(path.resolve().name, family.name, config, tokenizer, sha256_of(files), read, stored)
+
+
+def _weights(
+    path: Path, config: NetworkConfig, form: HuggingFaceFormat
+) -> tuple[dict[str, BoundTensor], list[Path], tuple[str, ...]]:
+    """Where each tensor lies, the files that were read, and what there is to say of others.
+
+    With a whole file and an index side by side, one of them is left over from another save. transformers takes the
+    whole file; the index is taken where the whole file is not the network's.
+    """
+    single = path / _WEIGHTS
+    if not single.is_file():
+        files = _indexed_files(path)
+        return _bound(path, files, config, form), files, ()
+    if not (path / _INDEX).is_file():
+        return _bound(path, [single], config, form), [single], ()
+    try:
+        bound = _bound(path, [single], config, form)
+        return bound, [single], (f"{_INDEX} is not read: {_WEIGHTS} has all tensors",)
+    except CheckpointError as error:
+        try:
+            files = _indexed_files(path)
+            bound = _bound(path, files, config, form)
+        except CheckpointError:
+            raise error from None
+        return bound, files, (f"{_WEIGHTS} is not read: it does not fit the network, and the files of {_INDEX} do",)
+
+
+def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFaceFormat) -> dict[str, BoundTensor]:
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_safetensors(file):
             if tensor.name in stored:
                 raise CheckpointError(
                     f"{file}: tensor {tensor.name} is in {stored[tensor.name].path.name} as well. "
-                    "Fetch the folder again."
+                    "Files of two saves are mixed: remove those that do not belong to the model."
                 )
             stored[tensor.name] = tensor
     bound = bind(
         config,
         stored,
-        family.huggingface_name,
+        lambda tensor: form.source(tensor, config),
         str(path),
-        unused=lambda name: family.huggingface_unused(name, config),
+        unused=form.is_unused,
     )
-    head = stored.get(family.huggingface_name("head.weight"))
-    if config.tied_head and head is not None and not head.same_bytes(bound["embed.weight"]):
+    embedding = bound["embed.weight"].stored
+    head = stored.get(f"{form.names['head']}.weight") if config.head.tied and "head" in form.names else None
+    if head is not None and not head.same_bytes(embedding):
         raise CheckpointError(
-            f"{path}: tie_word_embeddings is true, but {head.name} differs from {bound['embed.weight'].name}. "
+            f"{path}: tie_word_embeddings is true, but {head.name} differs from {embedding.name}. "
             "Set tie_word_embeddings to false in config.json if the model has a head of its own."
         )
-    tokenizer = read_tokenizer(path, fields, config.vocabulary)
-
-    def read(name: str) -> FloatArray:
-        return bound[name].read()
-
-    return Checkpoint(path.resolve().name, family.NAME, config, tokenizer, sha256_of(files), read)
+    return bound
 
 
 def read_safetensors(path: Path) -> list[StoredTensor]:
@@ -77,6 +115,7 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
     Raises:
         CheckpointError: it is damaged or cut short, or has a dtype other than F64, F32, F16 and BF16.
     """
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -89,13 +128,13 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
                 )
             header = json.loads(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Fetch the folder again.") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check the file's permissions.") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: its header is not JSON: {error}. Fetch the file again.") from error
+        raise CheckpointError(f"{path}: its header is not JSON: {error}. {SAME_AS_PUBLISHED}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object. Fetch the file again.")
+        raise CheckpointError(f"{path}: its header is not a JSON object. {SAME_AS_PUBLISHED}")
     header.pop("__metadata__", None)
     return [_stored(path, name, entry, 8 + length, size) for name, entry in header.items()]
 
@@ -105,7 +144,9 @@ def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTe
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(value) is int and value >= 0 for value in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: tensor {name} has the damaged entry {entry!r:.80}. Fetch it again.") from error
+        raise CheckpointError(
+            f"{path}: tensor {name} has the damaged entry {entry!r:.80}. {SAME_AS_PUBLISHED}"
+        ) from error
     encoding = FLOAT_ENCODINGS.get(dtype) if isinstance(dtype, str) else None
     if encoding is None:
         raise CheckpointError(
@@ -113,7 +154,7 @@ def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTe
             "Use the checkpoint that this one was quantized from."
         )
     if not whole or begin > end or math.prod(shape) * encoding.size != end - begin or not math.prod(shape):
-        raise CheckpointError(f"{path}: tensor {name} has the damaged entry {entry!r:.80}. Fetch the file again.")
+        raise CheckpointError(f"{path}: tensor {name} has the damaged entry {entry!r:.80}. {SAME_AS_PUBLISHED}")
     if base + end > size:
         raise CheckpointError(
             f"{path}: cut short: {size} bytes, but tensor {name} ends at byte {base + end}. Fetch the file again."
@@ -121,11 +162,9 @@ def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTe
     return StoredTensor(name, shape, encoding, path, base + begin)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """`model.safetensors`, or the files that the index names."""
+def _indexed_files(folder: Path) -> list[Path]:
+    """The files that the index names."""
     if not (folder / _INDEX).is_file():
-        if (folder / _WEIGHTS).is_file():
-            return [folder / _WEIGHTS]
         raise CheckpointError(
             f"{folder}: has neither {_WEIGHTS} nor {_INDEX}. Fetch the model's safetensors files; "
             "a pytorch_model.bin has to be saved again with save_pretrained(…, safe_serialization=True)."
@@ -133,7 +172,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = read_json(folder / _INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / _INDEX}: has no weight_map. Fetch the file again.")
+        raise CheckpointError(f"{folder / _INDEX}: has no weight_map. {SAME_AS_PUBLISHED}")
     names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {""}
     for name in sorted(names):
         if not name or Path(name).name != name:

@@ -7,133 +7,210 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from converters.checkpoints import TokenizerFile
-from converters.checkpoints.end_of_turn import ending_ids
-from converters.checkpoints.fields import Fields, read_json
+from converters.checkpoints.chat_template import check_template, choose_template
+from converters.checkpoints.end_of_turn import ending_ids, template_ending_ids
+from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, refuse_pointer
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
 __all__ = ["read_tokenizer"]
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def read_tokenizer(folder: Path, config: Fields, vocabulary: int) -> TokenizerFile:
     """Read `tokenizer.json`, else `tokenizer.model`, and what the files beside it say of special tokens.
 
+    What transformers 5 makes of these files is the measure: whether BOS goes before a text is up to the post-processor
+    of a tokenizer.json, whatever `add_bos_token` says; tokens of `added_tokens_decoder` that the tokenizer lacks get
+    the next ids.
+
     Raises:
         CheckpointError: there is no tokenizer, it is damaged, or it has more tokens than the embedding has rows.
     """
     settings = _optional(folder / "special_tokens_map.json") | _optional(folder / "tokenizer_config.json")
     fields = Fields(settings, str(folder / "tokenizer_config.json"))
+    more = _added(settings)
     file_name: Literal["tokenizer.json", "tokenizer.model"] = "tokenizer.json"
     if (folder / "tokenizer.json").is_file():
-        content = _bytes_of(folder / "tokenizer.json")
-        ids, special, adds_bos = _inspect_json(content, folder / "tokenizer.json")
+        content, ids, special, adds_bos = _read_json(folder / "tokenizer.json", more, vocabulary)
+        spaced = True
     elif (folder / "tokenizer.model").is_file():
         file_name = "tokenizer.model"
-        content = _with_added_tokens(folder)
+        content = _with_added_tokens(folder, more, vocabulary)
         ids, special = _inspect_model(content, folder / file_name)
-        adds_bos = {special["<s>"]} if "<s>" in special else set()  # what transformers' LlamaTokenizer does
+        adds_bos = {special["<s>"]} if "<s>" in special and fields.flag("add_bos_token", False) else set()
+        spaced = fields.flag("legacy", False)
     else:
         raise CheckpointError(f"{folder}: has neither tokenizer.json nor tokenizer.model. Fetch one of them.")
     if ids and max(ids.values()) >= vocabulary:
         raise CheckpointError(
             f"{folder / file_name}: has token {max(ids.values())}, but the embedding has {vocabulary} rows. "
-            "Tokenizer and weights are of different models: fetch both again."
+            "Tokenizer and weights are of different models: use those of one."
         )
     texts = {name: text for name in _SPECIAL if (text := _text_of(settings.get(name))) is not None}
     generation = _optional(folder / "generation_config.json")
     bos_id = ids.get(texts.get("bos_token", ""), _declared_id(config, vocabulary))
-    declared = [
-        *_ids(generation.get("eos_token_id")),
-        *_ids(config.values.get("eos_token_id")),
-        ids.get(texts.get("eos_token", "")),
-    ]
     by_id = {number: text for text, number in ids.items()}
-    eos_ids = ending_ids((n for n in declared if n is None or n < vocabulary), special)
-    for name, number in [("bos_token", bos_id), ("eos_token", eos_ids[0] if eos_ids else None)]:
+    first_eos = next((n for n in _declared_eos(generation, config) if n in by_id), None)
+    for name, number in [("bos_token", bos_id), ("eos_token", first_eos)]:
         if name not in texts and number in by_id:
             texts[name] = by_id[number]
+    template, notes = choose_template(_templates(folder, settings), str(folder))
+    notes += check_template(template, texts, str(folder))
+    declared = [
+        *_declared_eos(generation, config),
+        ids.get(texts.get("eos_token", "")),
+        *template_ending_ids(template, texts, special),
+    ]
+    eos_ids = ending_ids((n for n in declared if n is None or n < vocabulary), ids)
+    if "eos_token" not in texts and eos_ids and eos_ids[0] in by_id:
+        texts["eos_token"] = by_id[eos_ids[0]]
     return TokenizerFile(
         file_name=file_name,
         content=content,
         bos_id=bos_id,
         eos_ids=eos_ids,
-        adds_bos=bos_id is not None and fields.flag("add_bos_token", bos_id in adds_bos),
-        chat_template=_chat_template(folder, settings),
+        adds_bos=bos_id is not None and bos_id in adds_bos,
+        chat_template=template,
         special_tokens=texts,
+        spaced=spaced,
+        notes=tuple(notes),
     )
 
 
+def _declared_eos(generation: dict[str, Any], config: Fields) -> list[int]:
+    return [*_ids(generation.get("eos_token_id")), *_ids(config.values.get("eos_token_id"))]
+
+
+def _added(settings: dict[str, Any]) -> list[AddedToken]:
+    """The tokens of `added_tokens_decoder` in the order of their ids, then special tokens that are named elsewhere."""
+    decoder = settings.get("added_tokens_decoder")
+    found: dict[str, AddedToken] = {}
+    if isinstance(decoder, dict):
+        numbered = [(int(number), entry) for number, entry in decoder.items() if number.isdecimal()]
+        for _, entry in sorted(numbered, key=lambda item: item[0]):
+            if (text := _text_of(entry)) and isinstance(entry, dict):
+                flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
+                found.setdefault(text, AddedToken(text, **flags))
+    extra = settings.get("additional_special_tokens")
+    for token in (*(settings.get(name) for name in _SPECIAL), *(extra if isinstance(extra, list) else [])):
+        if text := _text_of(token):
+            found.setdefault(text, AddedToken(text, special=True, normalized=False))
+    return list(found.values())
+
+
 def _bytes_of(path: Path) -> bytes:
+    refuse_pointer(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check the file's permissions.") from error
 
 
-def _inspect_json(content: bytes, path: Path) -> tuple[dict[str, int], dict[str, int], set[int]]:
-    """Ids by token, those of special tokens, and what the post-processor puts in front of a text."""
+def _read_json(
+    path: Path, more: list[AddedToken], vocabulary: int
+) -> tuple[bytes, dict[str, int], dict[str, int], set[int]]:
+    """The file as the bundle gets it, ids by token, those of added tokens, and what goes in front of a text."""
+    content = _bytes_of(path)
+    if wrong := try_tokenizer_content(content, "tokenizer.json"):
+        raise CheckpointError(f"{path}: damaged: {wrong}. {SAME_AS_PUBLISHED}")
     try:
         tokenizer = Tokenizer.from_buffer(content)
+        changed = tokenizer.truncation is not None or tokenizer.padding is not None
+        tokenizer.no_truncation()  # settings of a training or an export, which would cut prompts
+        tokenizer.no_padding()
+        size = tokenizer.get_vocab_size()
+        missing = [token for token in more if tokenizer.token_to_id(token.content) is None][: max(0, vocabulary - size)]
+        if missing:
+            tokenizer.add_tokens(missing)
+        if changed or missing:
+            content = tokenizer.to_str().encode()
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         first = tokenizer.encode("", add_special_tokens=True).ids[:1]
     except Exception as error:  # The package raises Exception itself.
-        raise CheckpointError(f"{path}: damaged: {error}. Fetch the file again.") from error
-    return ids, special, set(first)
+        raise CheckpointError(f"{path}: damaged: {error}. {SAME_AS_PUBLISHED}") from error
+    return content, ids, added, set(first)
 
 
 def _inspect_model(content: bytes, path: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids by piece, and those of control and user-defined pieces."""
+    if wrong := try_tokenizer_content(content, "tokenizer.model"):
+        raise CheckpointError(f"{path}: not a SentencePiece model: {wrong}. {SAME_AS_PUBLISHED}")
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     try:
-        model = SentencePieceProcessor(model_proto=content)
-        ids = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+        SentencePieceProcessor(model_proto=content)
+        model.ParseFromString(content)
     except Exception as error:  # RuntimeError today; nothing of the package may escape.
-        raise CheckpointError(f"{path}: not a SentencePiece model: {error}. Fetch the file again.") from error
-    return ids, {piece: i for piece, i in ids.items() if model.is_control(i) or piece.startswith("<|")}
+        raise CheckpointError(f"{path}: not a SentencePiece model: {error}. {SAME_AS_PUBLISHED}") from error
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    added = (model.SentencePiece.CONTROL, model.SentencePiece.USER_DEFINED)
+    return ids, {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in added}
 
 
-def _with_added_tokens(folder: Path) -> bytes:
-    """`tokenizer.model`, with the pieces of `added_tokens.json` that come after its own."""
+def _with_added_tokens(folder: Path, more: list[AddedToken], vocabulary: int) -> bytes:
+    """`tokenizer.model`, with the tokens of `added_tokens.json` and of the settings that it does not have."""
     content = _bytes_of(folder / "tokenizer.model")
     added = _optional(folder / "added_tokens.json")
-    if not added:
+    if not added and not more:
         return content
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     try:
         model.ParseFromString(content)
-        more = sorted((number, token) for token, number in added.items() if number >= len(model.pieces))
-    except Exception as error:  # protobuf's DecodeError, or ids that are no numbers
+    except Exception as error:  # protobuf's DecodeError
         raise CheckpointError(
-            f"{folder}: tokenizer.model or added_tokens.json is damaged: {error}. Fetch both."
+            f"{folder / 'tokenizer.model'}: not a SentencePiece model: {error}. {SAME_AS_PUBLISHED}"
         ) from error
-    if [number for number, _ in more] != list(range(len(model.pieces), len(model.pieces) + len(more))):
+    try:
+        size = len(model.pieces)
+        numbered = sorted((number, token) for token, number in added.items() if number >= size)
+    except TypeError as error:  # ids that are no numbers
+        raise CheckpointError(f"{folder}: added_tokens.json is damaged: {error}. {SAME_AS_PUBLISHED}") from error
+    if [number for number, _ in numbered] != list(range(size, size + len(numbered))):
         raise CheckpointError(
-            f"{folder}: added_tokens.json leaves gaps after the {len(model.pieces)} pieces of tokenizer.model. "
+            f"{folder}: added_tokens.json leaves gaps after the {size} pieces of tokenizer.model. "
             "Save the tokenizer again as tokenizer.json."
         )
-    for _, token in more:
-        model.pieces.add(piece=token, score=0.0, type=model.SentencePiece.USER_DEFINED)
+    # The library finds a user-defined piece in a text whose spaces are its own mark for them.
+    mark = "\u2581" if model.normalizer_spec.escape_whitespaces else " "
+    known = {piece.piece for piece in model.pieces}
+    special = {token.content for token in more if token.special}
+    for token in [token for _, token in numbered] + [token.content for token in more]:
+        piece = token.replace(" ", mark)
+        if piece not in known and token not in known and len(model.pieces) < vocabulary:
+            kind = model.SentencePiece.CONTROL if token in special else model.SentencePiece.USER_DEFINED
+            model.pieces.add(piece=piece, score=0.0, type=kind)
+            known.add(piece)
     result: bytes = model.SerializeToString(deterministic=True)
     return result
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}. Fetch it again.") from error
-    template = settings.get("chat_template")
+def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name, from each of the places where one may be; the later file wins."""
+    where, template = folder / "tokenizer_config.json", settings.get("chat_template")
+    older = _optional(folder / "chat_template.json").get("chat_template")
+    if older is not None:
+        where, template = folder / "chat_template.json", older
     if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: chat_template is no text. Fetch the file again.")
-    return template
+        found = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    else:
+        found = {"default": template} if template is not None else {}
+    if not all(isinstance(item, str) for pair in found.items() for item in pair):
+        raise CheckpointError(f"{where}: chat_template is no text. {SAME_AS_PUBLISHED}")
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    for name, path in files.items():
+        if path.is_file():
+            try:
+                found[name] = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}. {SAME_AS_PUBLISHED}") from error
+    return {str(name): str(text) for name, text in found.items()}
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from converters.architectures import llama
 from converters.checkpoints import Checkpoint, TokenizerFile
 from converters.checkpoints.llama2c_tokenizer import read_tokenizer
 from converters.checkpoints.tensors import FloatArray, sha256_of
-from converters.network.decoder import NetworkConfig
+from converters.network.config import Rope
 from converters.network.rope import default
+from converters.network.tensors import Role
+from converters.network.tensors import tensors as tensors_of
 from device_runtime.errors import CheckpointError
 
 __all__ = ["open_llama2c"]
@@ -93,7 +95,7 @@ def open_llama2c(path: Path) -> Checkpoint:
             f"{path}: has {file_bytes:,} bytes, and its header announces {end:,}. It is cut short, "
             "or no checkpoint of llama2.c: fetch it again."
         )
-    config = NetworkConfig(
+    config = llama.network(
         vocabulary=header.vocabulary,
         width=header.width,
         layers=header.layers,
@@ -102,14 +104,16 @@ def open_llama2c(path: Path) -> Checkpoint:
         head_dim=header.head_dim,
         ffn_width=header.ffn_width,
         norm_epsilon=_NORM_EPSILON,
-        rope_frequencies=tuple(default(header.head_dim, _ROPE_BASE).tolist()),
-        rope_magnitude=1.0,
+        rope=Rope(tuple(default(header.head_dim, _ROPE_BASE).tolist())),
         max_context=header.context,
         tied_head=header.tied_head,
     )
 
+    in_pairs = {t.name for t in tensors_of(config) if t.matmul is not None and t.matmul.role in (Role.Q, Role.K)}
+
     def read(name: str) -> FloatArray:
-        return np.ascontiguousarray(llama.from_gguf(name, tensors[name].read(path), config))
+        values = tensors[name].read(path)
+        return np.ascontiguousarray(llama.pairs_to_halves(values, header.head_dim) if name in in_pairs else values)
 
     tokenizer: TokenizerFile = read_tokenizer(path, header.vocabulary)
     return Checkpoint(path.stem, llama.NAME, config, tokenizer, sha256_of([path]), read)

@@ -17,10 +17,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig, tensor_shapes
+from converters.architectures.family import Source
+from converters.network.config import NetworkConfig
+from converters.network.tensors import Tensor, tensors
 from device_runtime.errors import ArchitectureError, CheckpointError
 
-__all__ = ["FLOAT_ENCODINGS", "Bytes", "Encoding", "FloatArray", "StoredTensor", "bind", "sha256_of"]
+__all__ = ["FLOAT_ENCODINGS", "BoundTensor", "Bytes", "Encoding", "FloatArray", "StoredTensor", "bind", "sha256_of"]
 
 FloatArray = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -130,20 +132,33 @@ class _Mapping:
         return self._map[self._start + part.start : self._start + min(part.stop, self._tensor.size)]
 
 
+@dataclass(frozen=True)
+class BoundTensor:
+    """Where a canonical tensor comes from."""
+
+    stored: StoredTensor
+    part: Callable[[FloatArray], FloatArray] | None = None  # stored -> canonical; None: as it is
+
+    def read(self) -> FloatArray:
+        """The canonical tensor, fresh and C-contiguous."""
+        values = self.stored.read()
+        return values if self.part is None else np.ascontiguousarray(self.part(values), np.float32)
+
+
 def bind(
     config: NetworkConfig,
     stored: Mapping[str, StoredTensor],
-    source_name: Callable[[str], str],
+    source: Callable[[Tensor], Source],
     where: str,
     *,
     unused: Callable[[str], bool] = lambda name: False,
-) -> dict[str, StoredTensor]:
+) -> dict[str, BoundTensor]:
     """Find every tensor of the network, and nothing that the network would leave out.
 
     Args:
         config: the network.
         stored: what the checkpoint has, by the names of its format.
-        source_name: canonical name -> the format's name.
+        source: where the format has a tensor of the network.
         where: the file or folder, for messages.
         unused: whether a tensor of the format's name may be there without a use.
 
@@ -154,22 +169,23 @@ def bind(
         CheckpointError: a tensor is missing or has another shape.
         ArchitectureError: a tensor has no place in the network.
     """
-    bound: dict[str, StoredTensor] = {}
-    for name, shape in tensor_shapes(config):
-        source = source_name(name)
-        tensor = stored.get(source)
+    bound: dict[str, BoundTensor] = {}
+    for wanted in tensors(config):
+        name, found = wanted.name, source(wanted)
+        shape = wanted.shape if found.shape is None else found.shape
+        tensor = stored.get(found.name)
         if tensor is None:
             raise CheckpointError(
-                f"{where}: tensor {source} ({name}) is missing; expected shape {shape}. "
-                "The checkpoint is incomplete or its configuration is of another model: fetch it again."
+                f"{where}: tensor {found.name} ({name}) is missing; expected shape {shape}. "
+                "The checkpoint is incomplete, or its configuration is of another model: use the files of one model."
             )
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{where}: tensor {source} ({name}) has shape {tensor.shape}, expected {shape} by the configuration. "
-                "The weights and the configuration are of different models: fetch both again."
+                f"{where}: tensor {found.name} ({name}) has shape {tensor.shape}, expected {shape} by the "
+                "configuration. The weights and the configuration are of different models: use those of one."
             )
-        bound[name] = tensor
-    used = {tensor.name for tensor in bound.values()}
+        bound[name] = BoundTensor(tensor, found.part)
+    used = {tensor.stored.name for tensor in bound.values()}
     left = sorted(name for name in stored if name not in used and not unused(name))
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""

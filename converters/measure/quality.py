@@ -7,6 +7,7 @@ is a few numbers, not its logits.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import tempfile
@@ -22,9 +23,11 @@ import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint
 from converters.measure.trace import layer_names, trace_bundle
-from converters.network.decoder import NetworkConfig, head, hidden
-from converters.ops.numpy import FloatArray, KvCache, NumpyOps, with_head
-from converters.quantize.prefix import float_prefix
+from converters.network.config import NetworkConfig
+from converters.network.decoder import head, hidden
+from converters.network.weights import CanonicalWeights, FloatArray
+from converters.ops.numpy import KvCache, NumpyOps
+from converters.quantize.prefix import prefix_cache
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.errors import BackendError, ConfigurationError, StonechatError
@@ -40,7 +43,6 @@ __all__ = [
     "layer_errors",
     "logits_by_rows",
     "pooled",
-    "text_windows",
     "worst_layers",
 ]
 
@@ -75,14 +77,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Rounded to what is meaningful; without what is not known."""
         return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items() if v is not None}
-
-
-def text_windows(tokens: Sequence[int], length: int, count: int | None = None) -> npt.NDArray[np.int64]:
-    """Cut tokens into (windows, length); what is left over is dropped. A text shorter than `length` is one window."""
-    length = min(length, len(tokens))
-    windows = len(tokens) // max(length, 1)
-    windows = windows if count is None else min(count, windows)
-    return np.array(tokens[: windows * length], np.int64).reshape(windows, length)
 
 
 def pooled(parts: Iterable[Positions]) -> Comparison:
@@ -133,7 +127,7 @@ def logits_by_rows(config: NetworkConfig, ops: NumpyOps) -> Callable[[int, int],
     It asks for `head.weight` at every call: see `keeping`.
     """
     x = hidden(ops, config)  # (windows * length, width)
-    return lambda start, stop: head(ops, x[start:stop])
+    return lambda start, stop: head(ops, config, x[start:stop])
 
 
 def compare_windows(
@@ -189,12 +183,16 @@ def compare_windows(
 
 def _save_reference(folder: Path, bundle: Bundle, windows: Windows, checkpoint: Checkpoint) -> None:
     """Leave what workers need of the float network: the rows that its head reads, and the head."""
-    read = with_head(checkpoint.config, checkpoint.read)
-    prefix = float_prefix(checkpoint.config, read, bundle.manifest.prefix_tokens).cache
-    ops = NumpyOps(checkpoint.config, read, windows, prefix)
-    x = ops.rms_norm(hidden(ops, checkpoint.config), "final_norm")
+    config, read = checkpoint.config, CanonicalWeights(checkpoint.config, checkpoint.read)
+    ops = NumpyOps(config, read, windows, prefix_cache(read, bundle.manifest.prefix_tokens))
+    x = hidden(ops, config)
+    if config.head.norm is not None:
+        x = ops.norm(x, config.head.norm, "final_norm")
     np.save(folder / "rows.npy", x.reshape(*windows.shape, -1))
     np.save(folder / "head.npy", read("head.weight"))
+    bias = read("head.bias") if config.head.bias else np.zeros(config.vocabulary, np.float32)
+    np.save(folder / "bias.npy", bias)
+    (folder / "head.json").write_text(json.dumps({"scale": config.head.scale, "softcap": config.head.softcap}))
 
 
 class _Worker:
@@ -203,7 +201,9 @@ class _Worker:
     backend: Backend
     refusal: StonechatError | None = None  # why the graph could not be opened
     rows: FloatArray | None
-    head: FloatArray
+    head: FloatArray  # (vocabulary, width)
+    bias: FloatArray  # (vocabulary,)
+    shaping: dict[str, float | None]  # `scale` and `softcap` of `network.config.Head`
 
     @classmethod
     def start(cls, bundle: str, backend: str | None, folder: str | None) -> None:
@@ -216,6 +216,8 @@ class _Worker:
         cls.rows = None if folder is None else np.load(Path(folder) / "rows.npy", mmap_mode="r")
         if folder is not None:
             cls.head = np.load(Path(folder) / "head.npy", mmap_mode="r")
+            cls.bias = np.load(Path(folder) / "bias.npy")
+            cls.shaping = json.loads((Path(folder) / "head.json").read_text())
 
     @classmethod
     def compare(cls, number: int, window: npt.NDArray[np.integer]) -> Positions:
@@ -229,10 +231,22 @@ class _Worker:
             graph = np.stack([cls.backend.decode(int(token)).copy() for token in block[:-1]])
             reference = None
             if cls.rows is not None:
-                reference = np.asarray(cls.rows[number, start : start + len(graph)] @ cls.head.T)
+                reference = cls._logits(cls.rows[number, start : start + len(graph)])
             parts.append(compare_logits(reference, graph, block[1:]))
         names = ("graph_loss", "float_loss", "divergence", "same_top")
         return Positions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    @classmethod
+    def _logits(cls, rows: FloatArray) -> FloatArray:
+        """The float network's, of what its head reads: (rows, vocabulary)."""
+        logits = rows @ cls.head.T
+        if cls.bias.any():
+            logits = logits + cls.bias
+        if cls.shaping["scale"] not in (None, 1):
+            logits = logits * np.float32(cls.shaping["scale"])
+        if (cap := cls.shaping["softcap"]) is not None:
+            logits = np.float32(cap) * np.tanh(logits / np.float32(cap))
+        return np.asarray(logits)
 
 
 @dataclass(frozen=True)
@@ -261,8 +275,8 @@ def layer_errors(bundle: Bundle, checkpoint: Checkpoint, windows: Windows) -> li
         if name in names:
             seen[name] = values
 
-    read = with_head(config, checkpoint.read)
-    past: KvCache = float_prefix(config, read, prefix_tokens).cache
+    read = CanonicalWeights(config, checkpoint.read)
+    past: KvCache = prefix_cache(read, prefix_tokens)
     hidden(NumpyOps(config, read, windows, past, keep), config)
     traces = [trace_bundle(bundle.path, [*prefix_tokens, *map(int, window)], layers=True) for window in windows]
     errors: list[LayerError] = []

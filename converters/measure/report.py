@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,23 +18,21 @@ from converters.measure.quality import (
     pooled,
     worst_layers,
 )
-from converters.network.decoder import NetworkConfig
-from converters.ops.numpy import KvCache, NumpyOps, ReadTensor, keeping
+from converters.network.tensors import Activation, Role, activations, linears, matmul_weights
+from converters.network.weights import keeping
+from converters.ops.numpy import KvCache, NumpyOps
 from converters.ops.simulated import SimulatedOps
-from converters.quantize.activations import INT16_MATMULS, ActivationGrids
+from converters.quantize.calibrate import ActivationParams
+from converters.quantize.params import INT16_ROLES, ParamsByName
+from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 
 __all__ = ["int16_report", "quality_report"]
 
 _BLOCK = 256  # rows whose logits are compared at once
 _SNR_WINDOWS = 3
-# What int16 serves in the micro profile -> the activations that would be int8 instead.
-_INT16_PARTS: dict[str, tuple[str, ...]] = {
-    "down": (".down.in", ".down"),
-    "attention": (".queries", ".scores", ".probabilities"),
-    "o": (".o.in", ".o"),
-    "head": ("head.in", "head"),
-}
+# What int16 serves in the micro profile
+_INT16_PARTS: tuple[Role | Literal["attention"], ...] = (Role.DOWN, "attention", Role.O, Role.HEAD)
 
 
 def quality_report(
@@ -67,20 +65,20 @@ def quality_report(
 
 
 def int16_report(
-    config: NetworkConfig, read: ReadTensor, prefix: KvCache, chosen: ActivationGrids, windows: Windows
+    weights: RotatedWeights, prefix: KvCache, chosen: ActivationParams, windows: Windows
 ) -> dict[str, Any]:
     """What int16 activations buy and cost: how far from float it would be if a part were int8 instead, with float
     weights.
 
     Args:
-        read: the network that `chosen` belongs to.
+        weights: the network that `chosen` belongs to.
         windows: of which each row but the last of a window is compared.
     """
-    read = keeping(read, "head.weight")
+    config, read = weights.config, keeping(weights, "head.weight")
     reference = logits_by_rows(config, NumpyOps(config, read, windows, prefix))
 
-    def compared(grids: Mapping[str, Any]) -> dict[str, Any]:
-        simulated = logits_by_rows(config, SimulatedOps(config, read, windows, prefix, grids))
+    def compared(params: ParamsByName) -> dict[str, Any]:
+        simulated = logits_by_rows(config, SimulatedOps(config, read, windows, prefix, params))
         parts = []
         for start in range(0, windows.size, _BLOCK):
             rows = slice(start, min(start + _BLOCK, windows.size))
@@ -89,17 +87,21 @@ def int16_report(
         total = pooled(parts).to_json()
         return {name: total[name] for name in ("kl_divergence", "top1_agreement")}
 
-    weights = {
-        "down": config.layers * config.width * config.ffn_width,
-        "head": config.vocabulary * config.width,
-        "o": config.layers * config.width * config.q_width,
-    }
-    assert set(weights) == set(INT16_MATMULS)
-    result: dict[str, Any] = {**compared(chosen.grids), "instead": {}}
-    for part, suffixes in _INT16_PARTS.items():
-        int8 = {n: grid for n, grid in chosen.int8_instead.items() if n.endswith(suffixes)}
-        entry = compared({**chosen.grids, **int8})
-        if part in weights:
-            entry["share_of_weights"] = round(weights[part] / config.matmul_weights, 4)
-        result["instead"][part] = entry
+    activation, total = activations(config), matmul_weights(config)
+    result: dict[str, Any] = {**compared(chosen.params), "instead": {}}
+    for part in _INT16_PARTS:
+        int8 = {name: p for name, p in chosen.int8_instead.items() if _belongs(activation[name], part)}
+        entry = compared({**chosen.params, **int8})
+        if isinstance(part, Role):
+            assert part in INT16_ROLES
+            share = sum(m.rows * m.columns for m in linears(config) if m.role is part) / total
+            entry["share_of_weights"] = round(share, 4)
+        result["instead"][str(part)] = entry
     return result
+
+
+def _belongs(activation: Activation, part: Role | Literal["attention"]) -> bool:
+    """Whether an activation is the part's input or result, or one of attention."""
+    if part == "attention":
+        return activation.kind in ("queries", "scores", "probabilities")
+    return activation.kind in ("input", "result") and activation.role is part

@@ -35,18 +35,20 @@ def trace_checkpoint(path: Path, tokens: Sequence[int], layers: bool) -> Arrays:
     """
     from converters.checkpoints import open_checkpoint
     from converters.network.decoder import decoder
-    from converters.ops.numpy import NumpyOps, with_head
+    from converters.network.tensors import residual_names
+    from converters.network.weights import CanonicalWeights
+    from converters.ops.numpy import NumpyOps
 
     checkpoint = open_checkpoint(path)
     _check(tokens, checkpoint.config.vocabulary, checkpoint.config.max_context)
-    wanted = set(layer_names(checkpoint.config.layers)) if layers else set()
+    wanted = set(residual_names(checkpoint.config)) if layers else set()
     arrays: Arrays = {}
 
     def keep(name: str, values: npt.NDArray[np.float32]) -> None:
         if name in wanted:
             arrays[name] = values
 
-    read = with_head(checkpoint.config, checkpoint.read)
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
     arrays["logits"] = decoder(NumpyOps(checkpoint.config, read, np.array([tokens]), observe=keep), checkpoint.config)
     return arrays
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints.fields import Fields
+from converters.network.config import Rope
 from device_runtime.errors import ArchitectureError, CheckpointError
 
-__all__ = ["Rope", "default", "from_gguf", "from_huggingface", "linear", "llama3", "yarn"]
+__all__ = ["default", "from_gguf", "from_huggingface", "linear", "llama3", "yarn"]
 
 _BASE = 10_000.0  # when a configuration names none
 _HUGGINGFACE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -32,14 +32,6 @@ _KEYS = {
 _MOST_HEAD_DIM = 4096
 
 Frequencies = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """What `NetworkConfig` keeps of it."""
-
-    frequencies: tuple[float, ...]  # (head_dim / 2,) radians per position
-    magnitude: float = 1.0  # cos and sin are multiplied by this
 
 
 def default(head_dim: int, base: float) -> Frequencies:
@@ -120,7 +112,7 @@ def from_huggingface(config: Fields, head_dim: int, max_context: int) -> Rope:
         if not low < high:
             raise CheckpointError(
                 f"{rope.where}: low_freq_factor {low:g} is not below high_freq_factor {high:g}. "
-                "The configuration is damaged: fetch it again."
+                "The configuration is damaged, or of a variant that is not supported."
             )
         return _rope(llama3(plain, factor, low, high, original), config.where)
     scaled = yarn(
@@ -187,7 +179,7 @@ def from_gguf(
         if divisors.shape != frequencies.shape or not np.all(np.isfinite(divisors) & (divisors > 0)):
             raise CheckpointError(
                 f"{where}: rope_freqs.weight has shape {divisors.shape}; expected {frequencies.shape} positive numbers."
-                " The file is damaged: fetch it again."
+                " The configuration is damaged, or of a variant that is not supported."
             )
         frequencies = frequencies / divisors
     return _rope(frequencies, where, magnitude)
@@ -216,7 +208,7 @@ def _check(head_dim: int, where: str) -> None:
 def _rope(frequencies: Frequencies, where: str, magnitude: float = 1.0) -> Rope:
     if not (np.all(np.isfinite(frequencies)) and math.isfinite(magnitude)):
         raise CheckpointError(
-            f"{where}: its RoPE parameters give frequencies that are not finite. Fetch the configuration again."
+            f"{where}: its RoPE parameters give frequencies that are not finite. The configuration is damaged."
         )
     return Rope(tuple(float(f) for f in frequencies), magnitude)
 

@@ -1,39 +1,31 @@
-"""Ops that compute, in float32: the reference that every graph is held against.
+"""Ops that compute, in float32: the reference for every graph.
 
 Several sequences of one length are read side by side: tokens have shape (sequences, length), and
 activations (sequences * length, width) with the sequences one after the other. Weights are asked for
-when they are needed and not kept, so a pass holds one tensor at a time whatever the model's size.
+when they are needed and not kept, so a pass holds one layer at a time whatever the model's size.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig
+from converters.network.config import ActivationKind, Attention, Feature, NetworkConfig, Norm
+from converters.network.tensors import Linear
+from converters.network.weights import FloatArray, ReadTensor
 
-__all__ = ["FloatArray", "KvCache", "NumpyOps", "Observe", "ReadTensor", "keeping", "with_head"]
+__all__ = ["KvCache", "NumpyOps", "Observe", "activation"]
 
-FloatArray = npt.NDArray[np.float32]
-ReadTensor = Callable[[str], FloatArray]  # canonical name -> float32 tensor
 Observe = Callable[[str, FloatArray], None]  # (canonical name of an activation, its values)
 
-
-def with_head(config: NetworkConfig, read: ReadTensor) -> ReadTensor:
-    """`read`, which also answers to `head.weight` where the head shares the embedding's rows."""
-    if not config.tied_head:
-        return read
-    return lambda name: read("embed.weight" if name == "head.weight" else name)
-
-
-def keeping(read: ReadTensor, name: str) -> ReadTensor:
-    """`read`, which reads the tensor of this name only once."""
-    kept = functools.cache(lambda: read(name))
-    return lambda wanted: kept() if wanted == name else read(wanted)
+_TANH_GELU = np.float32(math.sqrt(2 / math.pi))
+_erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 @dataclass
@@ -48,19 +40,36 @@ class KvCache:
         return self.layers[0][0].shape[1] if self.layers else 0
 
 
+def activation(x: FloatArray, kind: ActivationKind) -> FloatArray:
+    """The activation function, by element."""
+    if kind == "relu":
+        return np.maximum(x, 0)
+    if kind == "relu_squared":
+        return np.square(np.maximum(x, 0))
+    if kind == "gelu":
+        return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))))
+    if kind == "gelu_tanh":
+        return np.asarray(np.float32(0.5) * x * (1 + np.tanh(_TANH_GELU * (x + np.float32(0.044715) * x**3))))
+    with np.errstate(over="ignore"):  # exp of a large negative gate overflows to inf: sigmoid is 0
+        return np.asarray(x / (np.float32(1) + np.exp(-x)))
+
+
 class NumpyOps:
     """`Ops` on arrays.
 
     Args:
         config: the network.
-        read: where weights come from; `head.weight` is asked for even if the head is tied (see `with_head`).
+        read: where weights come from; `head.weight` is asked for even if the head is tied (see `CanonicalWeights`).
         tokens: (sequences, length) int.
         past: positions before these tokens; one sequence in it serves all. It is not changed.
-        observe: called with every named activation: `<matmul>.in` for what a group of matmuls reads (under
-            the name of the first), `<matmul>` for what each gives, `layers.{i}.{queries,keys,values}` after
-            RoPE and before attention, `layers.{i}.scores` (-inf where a position is hidden),
+        observe: called with every named activation of `tensors.activations`: `<matmul>.in` for what a group of matmuls
+            reads (under the name of the first), `<matmul>` for what each gives, `layers.{i}.{queries,keys,values}`
+            after RoPE and before attention, `layers.{i}.scores` (-inf where a position is hidden),
             `layers.{i}.probabilities`, and the residual sums. It must not change the values.
+        start: positions that `past` will hold, where another reading fills it layer by layer ahead of this one.
     """
+
+    SUPPORTS = frozenset(get_args(Feature))
 
     def __init__(
         self,
@@ -69,81 +78,112 @@ class NumpyOps:
         tokens: npt.NDArray[np.integer],
         past: KvCache | None = None,
         observe: Observe | None = None,
+        start: int | None = None,
     ) -> None:
         self._config, self._read, self._tokens = config, read, tokens
-        self._past = past or KvCache()
+        self._past = KvCache() if past is None else past
+        self._start = self._past.positions if start is None else start
         self._observe = observe or (lambda name, values: None)
         self._sequences, self._length = tokens.shape
-        positions = np.arange(self._past.positions, self._past.positions + self._length, dtype=np.float64)
-        angles = np.outer(positions, np.array(config.rope_frequencies, np.float64))  # (length, head_dim / 2)
-        self._cos = (np.cos(angles) * config.rope_magnitude).astype(np.float32)[None, :, None]
-        self._sin = (np.sin(angles) * config.rope_magnitude).astype(np.float32)[None, :, None]
+        self._tables = functools.cache(self._table)
         self.cache = KvCache()  # the past and these tokens, filled layer by layer
+
+    def _table(self, frequencies: tuple[float, ...], magnitude: float) -> tuple[FloatArray, FloatArray]:
+        """cos and sin of these positions, (1, length, 1, rotated / 2) each."""
+        positions = np.arange(self._start, self._start + self._length, dtype=np.float64)
+        angles = np.outer(positions, np.array(frequencies, np.float64))  # (length, rotated / 2)
+        cos = (np.cos(angles) * magnitude).astype(np.float32)[None, :, None]
+        return cos, (np.sin(angles) * magnitude).astype(np.float32)[None, :, None]
 
     def embed(self) -> FloatArray:
         """(sequences * length, width)."""
-        table = self._read("embed.weight")
-        return np.take(table, self._tokens.reshape(-1), axis=0)
+        embedding = self._config.embedding
+        rows = np.take(self._read("embed.weight"), self._tokens.reshape(-1), axis=0)
+        if embedding.scale != 1:
+            rows = rows * np.float32(embedding.scale)
+        if embedding.positions:
+            positions = self._read("positions.weight")[self._start : self._start + self._length]
+            rows = rows + np.tile(positions, (self._sequences, 1))
+        return rows
 
-    def rms_norm(self, x: FloatArray, name: str) -> FloatArray:
+    def norm(self, x: FloatArray, norm: Norm, name: str, heads: int = 1) -> FloatArray:
         """As in `Ops`."""
-        mean = np.einsum("tw,tw->t", x, x, dtype=np.float32)[:, None] / np.float32(x.shape[1])
-        return np.asarray(x / np.sqrt(mean + np.float32(self._config.norm_epsilon)) * self._read(f"{name}.weight"))
+        rows = x if heads == 1 else x.reshape(-1, x.shape[1] // heads)
+        if norm.kind == "layer":
+            rows = rows - rows.mean(axis=1, keepdims=True)
+        mean = np.einsum("tw,tw->t", rows, rows, dtype=np.float32)[:, None] / np.float32(rows.shape[1])
+        rows = rows / np.sqrt(mean + np.float32(norm.epsilon))
+        if norm.gain:
+            rows = rows * self._read(f"{name}.weight")
+        if norm.bias:
+            rows = rows + self._read(f"{name}.bias")
+        return np.asarray(rows).reshape(x.shape)
 
-    def linear(self, x: FloatArray, *names: str) -> tuple[FloatArray, ...]:
+    def linear(self, x: FloatArray, *matmuls: Linear) -> tuple[FloatArray, ...]:
         """As in `Ops`."""
-        x = self._named(f"{names[0]}.in", x)
-        return tuple(self._named(name, self._matmul(x, name)) for name in names)
+        x = self._named(matmuls[0].input, x)
+        return tuple(self._named(matmul.name, self._matmul(x, matmul)) for matmul in matmuls)
 
     def _named(self, name: str, values: FloatArray) -> FloatArray:
         """Every named activation comes through here; a reading that stores them in integers overrides it."""
         self._observe(name, values)
         return values
 
-    def _matmul(self, x: FloatArray, name: str) -> FloatArray:
-        y = x @ self._read(f"{name}.weight").T
-        if self._config.has_bias(name):
-            y += self._read(f"{name}.bias")
+    def _matmul(self, x: FloatArray, matmul: Linear) -> FloatArray:
+        y = x @ self._read(matmul.weight).T
+        if matmul.bias:
+            y += self._read(f"{matmul.name}.bias")
         return y
 
-    def rope(self, q: FloatArray, k: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def rope(self, q: FloatArray, k: FloatArray, attention: Attention) -> tuple[FloatArray, FloatArray]:
         """As in `Ops`."""
-        return self._rotate(q), self._rotate(k)
+        return self._rotate(q, attention), self._rotate(k, attention)
 
-    def _rotate(self, x: FloatArray) -> FloatArray:
-        half = self._config.head_dim // 2
-        heads = x.reshape(self._sequences, self._length, -1, 2 * half)
-        a, b = heads[..., :half], heads[..., half:]  # (sequences, length, heads, head_dim / 2)
-        turned = np.concatenate([a * self._cos - b * self._sin, b * self._cos + a * self._sin], axis=-1)
-        return turned.reshape(x.shape)
+    def _rotate(self, x: FloatArray, attention: Attention) -> FloatArray:
+        assert attention.rope is not None
+        half = len(attention.rope.frequencies)
+        cos, sin = self._tables(attention.rope.frequencies, attention.rope.magnitude)
+        heads = x.reshape(self._sequences, self._length, -1, attention.head_dim)
+        a, b, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+        parts = [a * cos - b * sin, b * cos + a * sin, *([rest] if rest.shape[-1] else [])]
+        return np.concatenate(parts, axis=-1).reshape(x.shape)
 
-    def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, layer: int) -> FloatArray:
+    def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, attention: Attention, layer: int) -> FloatArray:
         """As in `Ops`."""
-        c, name = self._config, f"layers.{layer}"
+        a, name = attention, f"layers.{layer}"
         q, k, v = self._named(f"{name}.queries", q), self._named(f"{name}.keys", k), self._named(f"{name}.values", v)
-        shape = (self._sequences, self._length, c.kv_heads, c.head_dim)
+        shape = (self._sequences, self._length, a.kv_heads, a.head_dim)
         keys, values = self._join_past(layer, k.reshape(shape), v.reshape(shape))
         self.cache.layers.append((keys, values))
-        past = self._past.positions
-        group = c.heads // c.kv_heads
+        group = a.heads // a.kv_heads
         # (sequences, kv_heads, group * length, head_dim): the query heads of a key head are rows of one product
-        queries = q.reshape(self._sequences, self._length, c.kv_heads, group, c.head_dim).transpose(0, 2, 3, 1, 4)
-        queries = (queries * np.float32(c.head_dim**-0.5)).reshape(self._sequences, c.kv_heads, -1, c.head_dim)
-        hidden = np.triu(np.full((self._length, past + self._length), -np.inf, np.float32), past + 1)
-        out = np.empty((self._sequences, self._length, c.kv_heads, group, c.head_dim), np.float32)
+        queries = q.reshape(self._sequences, self._length, a.kv_heads, group, a.head_dim).transpose(0, 2, 3, 1, 4)
+        queries = (queries * np.float32(a.score_scale)).reshape(self._sequences, a.kv_heads, -1, a.head_dim)
+        hidden = self._hidden(a)
+        out = np.empty((self._sequences, self._length, a.kv_heads, group, a.head_dim), np.float32)
         for s in range(self._sequences):  # one at a time: scores are the largest array of a pass
             scores = queries[s] @ keys[s].transpose(1, 2, 0)  # (kv_heads, group * length, past + length)
-            scores = scores.reshape(c.kv_heads, group, self._length, -1)
+            scores = scores.reshape(a.kv_heads, group, self._length, -1)
+            if a.softcap is not None:
+                scores = self.softcap(scores, a.softcap)
             scores += hidden
             scores = self._named(f"{name}.scores", scores)
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
             scores /= scores.sum(axis=-1, keepdims=True)
             scores = self._named(f"{name}.probabilities", scores)
-            rows = scores.reshape(c.kv_heads, group * self._length, -1) @ values[s].transpose(1, 0, 2)
-            mixed = rows.reshape(c.kv_heads, group, self._length, c.head_dim)
+            rows = scores.reshape(a.kv_heads, group * self._length, -1) @ values[s].transpose(1, 0, 2)
+            mixed = rows.reshape(a.kv_heads, group, self._length, a.head_dim)
             out[s] = mixed.transpose(2, 0, 1, 3)  # (length, kv_heads, group, head_dim)
         return out.reshape(q.shape)
+
+    def _hidden(self, attention: Attention) -> FloatArray:
+        """0 where a token sees a position, -inf where not: (length, past + length)."""
+        shape = (self._length, self._start + self._length)
+        hidden = np.triu(np.full(shape, -np.inf, np.float32), self._start + 1)
+        if attention.window is not None:
+            hidden += np.tril(np.full(shape, -np.inf, np.float32), self._start - attention.window)
+        return hidden
 
     def _join_past(self, layer: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
         if not self._past.layers:
@@ -151,14 +191,25 @@ class NumpyOps:
         past_keys, past_values = (np.broadcast_to(t, (self._sequences, *t.shape[1:])) for t in self._past.layers[layer])
         return np.concatenate([past_keys, keys], axis=1), np.concatenate([past_values, values], axis=1)
 
-    def gated_silu(self, gate: FloatArray, up: FloatArray) -> FloatArray:
+    def activate(self, x: FloatArray, kind: ActivationKind) -> FloatArray:
         """As in `Ops`."""
-        with np.errstate(over="ignore"):  # exp of a large negative gate overflows to inf: sigmoid is 0
-            return np.asarray(gate / (np.float32(1) + np.exp(-gate)) * up)
+        return activation(x, kind)
+
+    def gated(self, gate: FloatArray, up: FloatArray, kind: ActivationKind) -> FloatArray:
+        """As in `Ops`."""
+        return activation(gate, kind) * up
 
     def add(self, x: FloatArray, y: FloatArray, name: str) -> FloatArray:
         """As in `Ops`."""
         return self._named(name, x + y)
+
+    def scaled(self, x: FloatArray, factor: float) -> FloatArray:
+        """As in `Ops`."""
+        return x * np.float32(factor)
+
+    def softcap(self, x: FloatArray, cap: float) -> FloatArray:
+        """As in `Ops`."""
+        return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
 
     def select_rows(self, x: FloatArray) -> FloatArray:
         """All rows."""

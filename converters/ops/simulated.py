@@ -1,7 +1,7 @@
-"""Ops that compute in float what the `micro` graph computes in integers: every activation goes through its grid.
+"""Ops that compute in float what the `micro` graph computes in integers: every activation is quantized and taken back.
 
-Faster than the graph, since many tokens are read at once, and any part can be left in float: that is how a grid, or
-int16 instead of int8, shows what it costs.
+Faster than the graph, since many tokens are read at once, and any part can be left in float: that is how quantizing a
+tensor in one way or another, or int16 instead of int8, shows what it costs.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig
-from converters.ops.numpy import FloatArray, KvCache, NumpyOps, ReadTensor
-from converters.quantize.grids import Grids
+from converters.network.config import NetworkConfig
+from converters.network.tensors import activations
+from converters.network.weights import FloatArray, ReadTensor
+from converters.ops.numpy import KvCache, NumpyOps
+from converters.quantize.params import ParamsByName
 
 __all__ = ["SimulatedOps"]
 
 
 class SimulatedOps(NumpyOps):
-    """See `NumpyOps`. An activation whose name is not in `grids` stays float."""
+    """See `NumpyOps`. An activation whose name is not in `params` stays float."""
 
     def __init__(
         self,
@@ -25,26 +27,28 @@ class SimulatedOps(NumpyOps):
         read: ReadTensor,
         tokens: npt.NDArray[np.integer],
         past: KvCache | None,
-        grids: Grids,
+        params: ParamsByName,
     ) -> None:
-        super().__init__(config, read, tokens, rounded_cache(past or KvCache(), grids))
-        self._grids = grids
+        super().__init__(config, read, tokens, _quantized_cache(past or KvCache(), params))
+        self._params, self._activations = params, activations(config)
 
     def _named(self, name: str, values: FloatArray) -> FloatArray:
-        grid = self._grids.get(name)
-        if grid is None:
+        params = self._params.get(name)
+        if params is None:
             return values
-        rounded = grid.rounded(values)
-        return np.where(np.isneginf(values), values, rounded) if name.endswith(".scores") else rounded
+        quantized = params.fake_quantize(values)
+        if self._activations[name].kind == "scores":  # which are -inf where a position is hidden
+            return np.where(np.isneginf(values), values, quantized)
+        return quantized
 
 
-def rounded_cache(cache: KvCache, grids: Grids) -> KvCache:
+def _quantized_cache(cache: KvCache, params: ParamsByName) -> KvCache:
     """Keys and values as an int8 kv_cache holds them."""
     layers = []
     for i, pair in enumerate(cache.layers):
         names = (f"layers.{i}.keys", f"layers.{i}.v")
         keys, values = (
-            grids[name].rounded(t.reshape(*t.shape[:-2], -1)).reshape(t.shape) if name in grids else t
+            params[name].fake_quantize(t.reshape(*t.shape[:-2], -1)).reshape(t.shape) if name in params else t
             for name, t in zip(names, pair, strict=True)
         )
         layers.append((keys, values))

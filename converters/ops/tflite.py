@@ -6,6 +6,7 @@ tflite-runtime 2.14 and in LiteRT.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
-from converters.network.decoder import NetworkConfig
+from converters.network.config import ActivationKind, Feature, NetworkConfig, Norm, Rope
+from converters.network.weights import FloatArray
 
 __all__ = ["MASKED", "Op", "TfliteOps", "rope_tables"]
 
@@ -21,20 +23,38 @@ Op = schema.BuiltinOperator
 MASKED = 30_000.0  # a score this far below the others is 0 after softmax
 
 
-def rope_tables(config: NetworkConfig, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """cos and sin for half-split RoPE, (positions, head_dim) each; the first half of sin is negated."""
-    angles = np.outer(np.arange(positions, dtype=np.float64), np.array(config.rope_frequencies))
-    cos, sin = np.cos(angles) * config.rope_magnitude, np.sin(angles) * config.rope_magnitude
+def rope_tables(rope: Rope, positions: int) -> tuple[FloatArray, FloatArray]:
+    """cos and sin for half-split RoPE, (positions, 2 * frequencies) each; the first half of sin is negated."""
+    angles = np.outer(np.arange(positions, dtype=np.float64), np.array(rope.frequencies))
+    cos, sin = np.cos(angles) * rope.magnitude, np.sin(angles) * rope.magnitude
     return np.hstack([cos, cos]).astype(np.float32), np.hstack([-sin, sin]).astype(np.float32)
 
 
 class TfliteOps:
-    """Helpers over one subgraph. Results are float32 unless a quantization is given."""
+    """Helpers over one subgraph. Results are float32 unless a quantization is given.
 
-    _epsilon: Tensor  # float32 (1,), of the norms; a subclass makes it
+    Args:
+        norms: gains and biases of the norms that are not folded, by tensor name, float32.
+    """
 
-    def __init__(self, graph: Subgraph, config: NetworkConfig) -> None:
-        self._graph, self._config = graph, config
+    # Everything that a rotated network (quantize/rotation.py) can have; a profile leaves out what it cannot.
+    SUPPORTS: frozenset[Feature] = frozenset(
+        {
+            "norm gain", "post-norm", "q/k norm", "soft-capped attention", "soft-capped logits", "sliding window",
+            "partial RoPE", "layers without RoPE", "several RoPE tables", "learned positions", "parallel block",
+            "feed-forward without a gate", "activation gelu", "activation gelu_tanh", "activation relu",
+            "activation relu_squared",
+        }
+    )  # fmt: skip
+
+    def __init__(self, graph: Subgraph, config: NetworkConfig, norms: Mapping[str, FloatArray]) -> None:
+        self._graph, self._config, self._norms = graph, config, norms
+
+    def _first_epsilon(self) -> None:
+        """The constant that most norms read stands before the layers."""
+        norms = (*(block.attention_norm for block in self._config.blocks), self._config.head.norm)
+        if first := next((norm for norm in norms if norm is not None), None):
+            self._float("epsilon", [first.epsilon])
 
     # -- constants ---------------------------------------------------------------------------------
 
@@ -122,25 +142,40 @@ class TfliteOps:
 
     # -- parts of the network ----------------------------------------------------------------------
 
-    def _embed_rows(self, tokens: Tensor, rows: Constant, scale: Constant) -> Tensor:
+    def _embed_rows(self, tokens: Tensor, rows: Constant, scale: Constant, name: str = "embed") -> Tensor:
         """int8 rows times their scales: (tokens, width)."""
-        floats = self._cast(self._gather(rows, tokens, "embed_rows"), "embed_float")
-        scales = self._reshape(self._gather(scale, tokens, "embed_scale"), (*tokens.shape, 1))
-        return self._binary(Op.MUL, floats, scales, "embed")
+        floats = self._cast(self._gather(rows, tokens, f"{name}_rows"), f"{name}_float")
+        scales = self._reshape(self._gather(scale, tokens, f"{name}_scale"), (*tokens.shape, 1))
+        return self._binary(Op.MUL, floats, scales, name)
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        """Five operators, all float32. Gains are part of the weights that read it."""
+    def _norm(self, x: Tensor, norm: Norm, name: str) -> Tensor:
+        """Five operators over the last axis, all float32; a gain that is not part of the weights is a sixth."""
         options = schema.ReducerOptionsT()
         options.keepDims = True
+        last = len(x.shape) - 1
         square = self._binary(Op.MUL, x, x, f"{name}.square")
-        mean = self._op(Op.MEAN, [square, self._ints([1])], f"{name}.mean", (x.shape[0], 1), options)
-        scale = self._binary(Op.ADD, mean, self._epsilon, f"{name}.variance")
+        mean = self._op(Op.MEAN, [square, self._ints([last])], f"{name}.mean", (*x.shape[:-1], 1), options)
+        scale = self._binary(Op.ADD, mean, self._float("epsilon", [norm.epsilon]), f"{name}.variance")
         scale = self._op(Op.RSQRT, [scale], f"{name}.rsqrt", scale.shape)
-        return self._binary(Op.MUL, x, scale, name)
+        normed = self._binary(Op.MUL, x, scale, f"{name}.whole" if norm.gain else name)
+        if norm.gain:
+            gain = f"{name}.weight"
+            normed = self._binary(Op.MUL, normed, self._float(gain, self._norms[gain]), name)
+        return normed
 
-    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
-        """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, head_dim), see `rope_tables`."""
-        half = x.shape[-1] // 2
+    def _norm_heads(self, x: Tensor, norm: Norm, name: str, heads: int) -> Tensor:
+        """(tokens, heads * size), each head normed by itself."""
+        parts = self._reshape(x, (x.shape[0], heads, x.shape[1] // heads))
+        return self._reshape(self._norm(parts, norm, name), x.shape)
+
+    def _rotated_heads(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
+        """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, rotated), see `rope_tables`."""
+        size = cos.shape[-1]
+        if size < x.shape[-1]:  # what lies behind stays as it is
+            rest = self._columns(x, size, x.shape[-1] - size, "rope.rest")
+            first = self._rotated_heads(self._columns(x, 0, size, "rope.part"), cos, sin, "rope.rotated")
+            return self._concat([first, rest], name)
+        half = size // 2
         swapped = self._concat([self._columns(x, half, half), self._columns(x, 0, half)], "rope.swap")
         across = self._binary(Op.MUL, swapped, sin, "rope.sin")
         return self._binary(Op.ADD, self._binary(Op.MUL, x, cos, "rope.cos"), across, name)
@@ -152,9 +187,51 @@ class TfliteOps:
         behind = self._binary(Op.SUB, self._reshape(here, (1, 1, 1, 1)), slots, "slot_age")
         options = schema.MaximumMinimumOptionsT()
         clipped = self._op(Op.MINIMUM, [behind, self._float("zero", [0.0])], "slot_future", behind.shape, options)
+        self._age = behind
         return self._binary(Op.MUL, clipped, self._float("masked", [MASKED]), "mask")
 
-    def _silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
-        """gate * sigmoid(gate) * up."""
-        sigmoid = self._op(Op.LOGISTIC, [gate], "sigmoid", gate.shape)
-        return self._binary(Op.MUL, self._binary(Op.MUL, gate, sigmoid, "silu"), up, "gated")
+    def _sliding_mask(self, mask: Tensor, visible: int, offsets: npt.NDArray[np.float32] | None = None) -> Tensor:
+        """`mask`, and far below 0 for slots whose age (see `_window_mask`) is above `visible`.
+
+        Args:
+            offsets: (rows, 1), by how many positions each row's token is after the first.
+        """
+        options = schema.MaximumMinimumOptionsT()
+        age = self._age
+        if offsets is not None:
+            age = self._binary(Op.ADD, age, self._float("row_offsets", offsets[None, None]), "row_age")
+        left = self._binary(Op.SUB, self._float("visible", [visible]), age, "slot_left")
+        clipped = self._op(Op.MINIMUM, [left, self._float("zero", [0.0])], "slot_past", left.shape, options)
+        past = self._binary(Op.MUL, clipped, self._float("masked", [MASKED]), "mask_past")
+        return self._binary(Op.ADD, past, mask, "mask_sliding")
+
+    def _activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        """The activation function, by element."""
+        if kind in ("relu", "relu_squared"):
+            positive = self._op(
+                Op.MAXIMUM, [x, self._float("zero", [0.0])], "relu", x.shape, schema.MaximumMinimumOptionsT()
+            )
+            return positive if kind == "relu" else self._binary(Op.MUL, positive, positive, "relu_squared")
+        if kind in ("gelu", "gelu_tanh"):
+            return self._gelu(x, kind)
+        sigmoid = self._op(Op.LOGISTIC, [x], "sigmoid", x.shape)
+        return self._binary(Op.MUL, x, sigmoid, "silu")
+
+    def _gelu(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³))) / 2, of operators that every runtime has.
+
+        Of `gelu`, which is written with erf, it is at most 5e-4 off: less than a step of any integer that reads it.
+        """
+        square = self._binary(Op.MUL, x, x, "gelu.square")
+        root = (2 / np.pi) ** 0.5
+        inner = self._binary(Op.MUL, square, self._float("gelu.third", [0.044715 * root]), "gelu.power")
+        inner = self._binary(Op.ADD, inner, self._float("gelu.first", [root]), "gelu.sum")
+        tanh = self._op(Op.TANH, [self._binary(Op.MUL, x, inner, "gelu.inner")], "gelu.tanh", x.shape)
+        half = self._binary(Op.MUL, x, self._float("half", [0.5]), "gelu.half")
+        return self._binary(Op.ADD, half, self._binary(Op.MUL, half, tanh, "gelu.half_tanh"), kind)
+
+    def _softcap(self, x: Tensor, cap: float, name: str) -> Tensor:
+        """cap * tanh(x / cap)."""
+        inner = self._binary(Op.MUL, x, self._float("cap.inverse", [1 / cap]), f"{name}.inner")
+        tanh = self._op(Op.TANH, [inner], f"{name}.tanh", x.shape)
+        return self._binary(Op.MUL, tanh, self._float("cap", [cap]), name)

@@ -1,10 +1,10 @@
-"""Ops that emit the `micro` profile: integer matmuls with static grids, float32 between them.
+"""Ops that emit the `micro` profile: integer matmuls with static ranges, float32 between them.
 
 One reading emits the signature `decode`: one token in, its logits out. The same file runs in TFLite Micro,
 tflite-runtime 2.14 and LiteRT, so only operators, types and operator versions that all three have are used.
 
     the matmuls       FULLY_CONNECTED, int8 weights per channel, int8 activations per tensor
-    o, down, the head the same weights with int16 activations (`INT16_MATMULS`). Their sums are 32 bits wide in
+    o, down, the head the same weights with int16 activations (`params.INT16_ROLES`). Their sums are 32 bits wide in
                       LiteRT and in 2.14 unless there is an int64 bias, so they get one where they could overflow
     attention         FULLY_CONNECTED whose weights are the int8 kv_cache, with int16 queries and probabilities (no
                       runtime has a BATCH_MATMUL of int16 by int8). One chain of operators for each key head: its
@@ -27,11 +27,12 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
-from converters.network.decoder import NetworkConfig
-from converters.ops.numpy import FloatArray, KvCache
+from converters.network.config import ActivationKind, Attention, NetworkConfig, Norm, Rope
+from converters.network.tensors import Linear, Role
+from converters.network.weights import FloatArray
+from converters.ops.numpy import KvCache
 from converters.ops.tflite import Op, TfliteOps
-from converters.quantize.activations import down_ranges
-from converters.quantize.grids import Grid, Grids
+from converters.quantize.params import ParamsByName, QuantParams, down_ranges
 
 _Int8Array = npt.NDArray[np.int8]
 
@@ -43,12 +44,12 @@ _MOST_CONCATENATED = 10  # operands of one CONCATENATION in TFLite Micro
 
 @dataclass(frozen=True)
 class MicroMatmul:
-    """One matmul. Attention's 1 / sqrt(head_dim) is already in the scale and the bias of `q`."""
+    """One matmul."""
 
-    weight: Constant  # int8 (out, in); its columns are multiplied by the factors of the input's grid
+    weight: Constant  # int8 (out, in); its columns are multiplied by the channel scales of the input
     scale: FloatArray  # (out,)
-    # (out,), with what the centers of the input add and those of the result take away; it is quantized when the
-    # input's scale is known
+    # (out,), with what the channel offsets of the input add and those of the result take away; it is quantized when
+    # the input's scale is known
     bias: FloatArray | None
     largest_sum: int  # max over rows of the sum of |weight|
 
@@ -62,8 +63,9 @@ class MicroConstants:
     embedding_scale: Constant  # float32 (vocabulary,)
     # (width, width): from a row of a tied head to that token's embedding, as the sum of these matmuls
     embedding_map: tuple[MicroMatmul, ...]
-    cos: Constant  # float32 (context, head_dim)
-    sin: Constant  # float32 (context, head_dim); see `rope_tables`
+    positions: tuple[Constant, Constant] | None  # learned positions: int8 rows, and the scale of each
+    ropes: Mapping[Rope, tuple[Constant, Constant]]  # cos and sin, float32 (context, rotated), see `rope_tables`
+    norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
     prefix: KvCache  # one sequence, in float
 
 
@@ -71,16 +73,22 @@ class MicroOps(TfliteOps):
     """`Ops` over the signature `decode`."""
 
     def __init__(
-        self, graph: Subgraph, constants: MicroConstants, config: NetworkConfig, grids: Grids, context: int
+        self, graph: Subgraph, constants: MicroConstants, config: NetworkConfig, params: ParamsByName, context: int
     ) -> None:
-        super().__init__(graph, config)
-        self._constants, self._grids, self._context = constants, grids, context
+        super().__init__(graph, config, constants.norms)
+        self._constants, self._params, self._context = constants, params, context
         self._token = graph.input("token", (1,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
-        self._epsilon = self._float("epsilon", [config.norm_epsilon])
-        shape = (1, 1, config.head_dim)
-        self._cos = self._reshape(self._gather(constants.cos, self._position, "cos"), shape)
-        self._sin = self._reshape(self._gather(constants.sin, self._position, "sin"), shape)
+        self._first_epsilon()
+        self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
+        for rope, tables in constants.ropes.items():
+            shape = (1, 1, tables[0].shape[1])
+            cos, sin = (
+                self._reshape(self._gather(table, self._position, name), shape)
+                for table, name in zip(tables, ("cos", "sin"), strict=True)
+            )
+            self._turns[rope] = (cos, sin)
+        self._masks: dict[int, Tensor] = {}  # of sliding windows, by their size
         self._mask = self._reshape(self._window_mask(self._position, context, newest=1), (1, context))
         zero = self._ints([0])
         self._key_start = self._concat([self._position, zero], "key_start")
@@ -89,25 +97,23 @@ class MicroOps(TfliteOps):
     # -- between float32 and integers --------------------------------------------------------------
 
     def _stored(self, x: Tensor, name: str) -> Tensor:
-        """float32 -> integers on the grid of `name`."""
-        grid = self._grids[name]
-        if grid.centers is not None:
-            x = self._binary(Op.SUB, x, self._float(f"{name}.centers", grid.centers), f"{name}.centered")
-        if grid.factors is not None:
-            x = self._binary(Op.MUL, x, self._float(f"{name}.inverse", 1 / grid.factors), f"{name}.even")
-        version = 1 if grid.dtype == np.int8 else 2
-        return self._op(
-            Op.QUANTIZE, [x], name, x.shape, schema.QuantizeOptionsT(), version, grid.dtype, grid.quantization
-        )
+        """float32 -> integers, with the parameters of `name`."""
+        p = self._params[name]
+        if p.offsets is not None:
+            x = self._binary(Op.SUB, x, self._float(f"{name}.centers", p.offsets), f"{name}.centered")
+        if p.scales is not None:
+            x = self._binary(Op.MUL, x, self._float(f"{name}.inverse", 1 / p.scales), f"{name}.even")
+        version = 1 if p.dtype == np.int8 else 2
+        return self._op(Op.QUANTIZE, [x], name, x.shape, schema.QuantizeOptionsT(), version, p.dtype, _per_tensor(p))
 
     def _real(self, x: Tensor, name: str) -> Tensor:
-        """Integers on the grid of `name` -> float32."""
-        grid = self._grids[name]
+        """Integers with the parameters of `name` -> float32."""
+        p = self._params[name]
         real = self._op(Op.DEQUANTIZE, [x], f"{name}.real", x.shape, schema.DequantizeOptionsT(), 2)
-        if grid.factors is not None:
-            real = self._binary(Op.MUL, real, self._float(f"{name}.factors", grid.factors), f"{name}.whole")
-        if grid.centers is not None:
-            real = self._binary(Op.ADD, real, self._float(f"{name}.centers", grid.centers), f"{name}.moved")
+        if p.scales is not None:
+            real = self._binary(Op.MUL, real, self._float(f"{name}.factors", p.scales), f"{name}.whole")
+        if p.offsets is not None:
+            real = self._binary(Op.ADD, real, self._float(f"{name}.centers", p.offsets), f"{name}.moved")
         return real
 
     # -- Ops ---------------------------------------------------------------------------------------
@@ -115,38 +121,48 @@ class MicroOps(TfliteOps):
     def embed(self) -> Tensor:
         """int8 rows times their scales; a row that the head shares goes through a matmul into its own basis."""
         c = self._constants
-        row = self._embed_rows(self._token, c.embedding, c.embedding_scale)
-        if not c.embedding_map:
-            return row
-        stored = self._stored(row, "embed.in")
-        names = [f"embed.{i}" for i in range(len(c.embedding_map))]
-        parts = [self._fully_connected(stored, n, m) for n, m in zip(names, c.embedding_map, strict=True)]
-        total, *rest = [self._real(part, part.name) for part in parts]
-        for part in rest:
-            total = self._binary(Op.ADD, total, part, "embedding")
-        return total
+        x = self._embed_rows(self._token, c.embedding, c.embedding_scale)
+        if c.embedding_map:
+            stored = self._stored(x, "embed.in")
+            names = [f"embed.{i}" for i in range(len(c.embedding_map))]
+            parts = [self._fully_connected(stored, n, m) for n, m in zip(names, c.embedding_map, strict=True)]
+            x, *rest = [self._real(part, part.name) for part in parts]
+            for part in rest:
+                x = self._binary(Op.ADD, x, part, "embedding")
+        if c.positions is not None:
+            positions = self._embed_rows(self._position, *c.positions, "positions")
+            x = self._binary(Op.ADD, x, positions, "embed_positions")
+        return x
 
-    def rms_norm(self, x: Tensor, name: str) -> Tensor:
-        """As in `Ops`, float32; the gains are part of the weights."""
-        return self._norm(x, name)
+    def norm(self, x: Tensor, norm: Norm, name: str, heads: int = 1) -> Tensor:
+        """As in `Ops`, float32; most gains are part of the weights."""
+        return self._norm(x, norm, name) if heads == 1 else self._norm_heads(x, norm, name, heads)
 
-    def linear(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
-        """One FULLY_CONNECTED for each name, because each result has a grid of its own."""
-        if names[0].endswith(".down"):
-            return (self._down(x, names[0]),)
-        stored = x if names[0].endswith(".o") else self._stored(x, f"{names[0]}.in")
-        results = [self._fully_connected(stored, name, self._constants.matmuls[name]) for name in names]
-        kept = (".v", "head")  # values go into the cache, and logits out, as they are
-        return tuple(r if r.name.endswith(kept) else self._real(r, r.name) for r in results)
+    def linear(self, x: Tensor, *matmuls: Linear) -> tuple[Tensor, ...]:
+        """One FULLY_CONNECTED for each, because each result has a range of its own."""
+        first = matmuls[0]
+        if first.role is Role.DOWN:
+            return (self._down(x, first),)
+        stored = x if first.role is Role.O else self._stored(x, first.input)  # `attend` gives o's input in integers
+        results = [self._fully_connected(stored, m.name, self._constants.matmuls[m.name]) for m in matmuls]
+        return tuple(
+            r if self._stays_integer(m) else self._real(r, m.name) for m, r in zip(matmuls, results, strict=True)
+        )
 
-    def _down(self, x: Tensor, name: str) -> Tensor:
-        """The sum over ranges of columns, each on a grid of its own: `factors` are alike within a range."""
-        grid, total = self._grids[f"{name}.in"], None
+    def _stays_integer(self, matmul: Linear) -> bool:
+        """Values go into the cache, and logits out, as they are."""
+        head = self._config.head
+        return matmul.role is Role.V or (matmul.role is Role.HEAD and head.softcap is None)
+
+    def _down(self, x: Tensor, down: Linear) -> Tensor:
+        """The sum over ranges of columns, each quantized by itself: channel scales are alike within a range."""
+        name, total = down.name, None
+        p = self._params[down.input]
         for i, (start, stop) in enumerate(down_ranges(x.shape[1])):
-            scale = grid.scale if grid.factors is None else grid.scale * float(grid.factors[start])
+            scale = p.scale if p.scales is None else p.scale * float(p.scales[start])
             own = Quantization.per_tensor(scale)
             part, options = self._columns(x, start, stop - start, f"{name}.{i}.real"), schema.QuantizeOptionsT()
-            stored = self._op(Op.QUANTIZE, [part], f"{name}.{i}.in", part.shape, options, 2, grid.dtype, own)
+            stored = self._op(Op.QUANTIZE, [part], f"{name}.{i}.in", part.shape, options, 2, p.dtype, own)
             matmul = self._constants.matmuls[f"{name}.{i}"]
             real = self._real(self._fully_connected(stored, f"{name}.{i}", matmul), f"{name}.{i}")
             total = real if total is None else self._binary(Op.ADD, total, real, f"{name}.sum")
@@ -154,45 +170,56 @@ class MicroOps(TfliteOps):
         return total
 
     def _fully_connected(self, x: Tensor, name: str, m: MicroMatmul) -> Tensor:
-        grid = self._grids[name]
-        scale = m.scale if grid.factors is None else m.scale / grid.factors  # the result comes out divided
+        p = self._params[name]
+        scale = m.scale if p.scales is None else m.scale / p.scales  # the result comes out divided
         weight = self._graph.constant(f"{name}.weight", m.weight, Quantization.per_channel(scale))
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         (out,) = self._graph.operator(
             Op.FULLY_CONNECTED,
             [x, weight, self._bias(x, name, m, scale)],
-            [(name, (1, m.weight.shape[0]), grid.dtype, grid.quantization)],
+            [(name, (1, m.weight.shape[0]), p.dtype, _per_tensor(p))],
             options,
             _FULLY_CONNECTED_VERSION,
         )
         return out
 
     def _bias(self, x: Tensor, name: str, m: MicroMatmul, scale: FloatArray) -> Tensor | None:
-        """The bias on the grid of the sums: int32, or int64 where 32 bits may not hold a sum of int16 products."""
+        """The bias in steps of the sums: int32, or int64 where 32 bits may not hold a sum of int16 products."""
         assert x.quantization is not None
         wide = x.dtype == np.int16 and m.largest_sum * 32768 >= 2**31
         if m.bias is None and not wide:
             return None
         step = x.quantization.scale[0]
-        # Factors divide the bias and its grid alike, so they do not change the stored numbers.
+        # Channel scales divide the bias and its step alike, so they do not change the stored numbers.
         bias = np.zeros(len(scale)) if m.bias is None else np.rint(m.bias / (m.scale * step).astype(np.float64))
         limits = np.iinfo(np.int64 if x.dtype == np.int16 else np.int32)
         values = np.clip(bias, limits.min / 2, limits.max / 2).astype(limits.dtype)
         return self._graph.constant(f"{name}.bias", values, Quantization.per_channel(scale * step))
 
-    def rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rope(self, q: Tensor, k: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         """In float32, from a table's row."""
-        return self._rotate(q), self._rotate(k)
+        return self._rotate(q, attention), self._rotate(k, attention)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        dim = self._config.head_dim
+    def _rotate(self, x: Tensor, attention: Attention) -> Tensor:
+        dim = attention.head_dim
+        assert attention.rope is not None
         heads = self._reshape(x, (1, x.shape[1] // dim, dim))
-        return self._reshape(self._turned(heads, self._cos, self._sin, f"{x.name}.rope"), x.shape)
+        turned = self._rotated_heads(heads, *self._turns[attention.rope], f"{x.name}.rope")
+        return self._reshape(turned, x.shape)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    def _mask_of(self, attention: Attention) -> Tensor:
+        if attention.window is None or attention.window >= self._context:
+            return self._mask
+        if attention.window not in self._masks:  # the slot of this token has age 0
+            mask = self._reshape(self._mask, (1, 1, 1, self._context))
+            sliding = self._sliding_mask(mask, attention.window - 1)
+            self._masks[attention.window] = self._reshape(sliding, (1, self._context))
+        return self._masks[attention.window]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention, layer: int) -> Tensor:
         """Query heads that share a key head are rows of one product. int16, as `o` reads it."""
-        c, name = self._config, f"layers.{layer}"
+        c, name = attention, f"layers.{layer}"
         group, dim = c.heads // c.kv_heads, c.head_dim
         queries = self._reshape(self._stored(q, f"{name}.queries"), (c.heads, dim))
         keys = self._reshape(self._stored(k, f"{name}.keys"), (c.kv_heads, dim))
@@ -205,6 +232,7 @@ class MicroOps(TfliteOps):
                 self._attend_head(
                     f"{name}.head_{head}",
                     name,
+                    attention,
                     self._part(queries, 0, start, group, f"{name}.head_{head}.queries"),
                     self._part(keys, 0, head, 1, f"{name}.head_{head}.new_key"),
                     self._reshape(self._part(values, 0, head, 1, f"{name}.head_{head}.new_value"), (dim, 1)),
@@ -217,10 +245,17 @@ class MicroOps(TfliteOps):
         return mixed[0]
 
     def _attend_head(
-        self, head: str, layer: str, queries: Tensor, key: Tensor, value: Tensor, prefix: tuple[_Int8Array, _Int8Array]
+        self,
+        head: str,
+        layer: str,
+        attention: Attention,
+        queries: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix: tuple[_Int8Array, _Int8Array],
     ) -> Tensor:
-        """One key head: queries (group, head_dim) int16 -> (1, group * head_dim) int16, on the grid of `o.in`."""
-        dim, grids = self._config.head_dim, self._grids
+        """One key head: queries (group, head_dim) int16 -> (1, group * head_dim) int16, as `o` reads it."""
+        dim, params = attention.head_dim, self._params
         keys = self._graph.variable(f"{head}.keys", (self._context, dim), np.int8, key.quantization)
         values = self._graph.variable(f"{head}.values", (dim, self._context), np.int8, value.quantization)
         for cache, rows in ((keys, prefix[0]), (values, prefix[1].T)):
@@ -229,34 +264,35 @@ class MicroOps(TfliteOps):
                 self._update(cache, constant, self._ints([0, 0]))
         self._update(keys, key, self._key_start)
         self._update(values, value, self._value_start)
-        scores = self._product(queries, keys, f"{head}.scores", grids[f"{layer}.centered_scores"])
+        scores = self._product(queries, keys, f"{head}.scores", params[f"{layer}.centered_scores"])
         real = self._op(Op.DEQUANTIZE, [scores], f"{head}.scores.real", scores.shape, schema.DequantizeOptionsT(), 2)
-        shares = self._softmax(self._binary(Op.ADD, real, self._mask, f"{head}.scores.masked"), f"{head}.softmax")
-        on_shares = grids[f"{layer}.probabilities"]
+        if attention.softcap is not None:
+            real = self._softcap(real, attention.softcap, f"{head}.scores.capped")
+        masked = self._binary(Op.ADD, real, self._mask_of(attention), f"{head}.scores.masked")
+        shares = self._softmax(masked, f"{head}.softmax")
+        p = params[f"{layer}.probabilities"]
         options = schema.QuantizeOptionsT()
-        stored = self._op(
-            Op.QUANTIZE, [shares], f"{head}.shares", shares.shape, options, 2, on_shares.dtype, on_shares.quantization
-        )
-        mixed = self._product(stored, values, f"{head}.mixed", grids[f"{layer}.o.in"])
+        stored = self._op(Op.QUANTIZE, [shares], f"{head}.shares", shares.shape, options, 2, p.dtype, _per_tensor(p))
+        mixed = self._product(stored, values, f"{head}.mixed", params[f"{layer}.o.in"])
         return self._reshape(mixed, (1, mixed.shape[0] * dim))
 
-    def _product(self, x: Tensor, cache: Tensor, name: str, grid: Grid) -> Tensor:
+    def _product(self, x: Tensor, cache: Tensor, name: str, p: QuantParams) -> Tensor:
         """int16 rows by the int8 cache: FULLY_CONNECTED with weights that change."""
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
-        shape, quantization = (x.shape[0], cache.shape[0]), grid.quantization
+        shape, quantization = (x.shape[0], cache.shape[0]), _per_tensor(p)
         return self._op(
-            Op.FULLY_CONNECTED, [x, cache], name, shape, options, _FULLY_CONNECTED_VERSION, grid.dtype, quantization
+            Op.FULLY_CONNECTED, [x, cache], name, shape, options, _FULLY_CONNECTED_VERSION, p.dtype, quantization
         )
 
     def _prefix_rows(self, layer: int, head: int) -> tuple[_Int8Array, _Int8Array]:
         """The prefix's keys and values of one head as the cache stores them, (positions, head_dim) int8 each."""
         if not self._constants.prefix.positions:
-            nothing = np.empty((0, self._config.head_dim), np.int8)
+            nothing = np.empty((0, self._config.blocks[layer].attention.head_dim), np.int8)
             return nothing, nothing
         rows = []
         for kind, tensor in zip(("keys", "v"), self._constants.prefix.layers[layer], strict=True):
-            stored = self._grids[f"layers.{layer}.{kind}"].stored(tensor.reshape(tensor.shape[1], -1))
+            stored = self._params[f"layers.{layer}.{kind}"].quantize(tensor.reshape(tensor.shape[1], -1))
             rows.append(stored.reshape(tensor.shape[1:])[:, head].astype(np.int8))
         return rows[0], rows[1]
 
@@ -264,9 +300,21 @@ class MicroOps(TfliteOps):
         options = schema.DynamicUpdateSliceOptionsT()
         self._graph.operator(Op.DYNAMIC_UPDATE_SLICE, [cache, rows, start], [cache], options)
 
-    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
+    def activate(self, x: Tensor, kind: ActivationKind) -> Tensor:
         """As in `Ops`, float32."""
-        return self._silu_product(gate, up)
+        return self._activation(x, kind)
+
+    def gated(self, gate: Tensor, up: Tensor, kind: ActivationKind) -> Tensor:
+        """As in `Ops`, float32."""
+        return self._binary(Op.MUL, self._activation(gate, kind), up, "gated")
+
+    def scaled(self, x: Tensor, factor: float) -> Tensor:
+        """As in `Ops`, float32."""
+        return self._binary(Op.MUL, x, self._float("factor", [factor]), "scaled")
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """As in `Ops`, float32."""
+        return self._softcap(x, cap, "capped")
 
     def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
         """The residual sum, float32."""
@@ -279,3 +327,8 @@ class MicroOps(TfliteOps):
     def finish(self, logits: Tensor) -> None:
         """Declare the output."""
         self._graph.output("logits", logits)
+
+
+def _per_tensor(params: QuantParams) -> Quantization:
+    """For the tensor in the graph, whose values have lost their channel offsets and scales."""
+    return Quantization.per_tensor(params.scale, params.zero_point)

@@ -19,10 +19,12 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
-from converters.network.decoder import NetworkConfig
-from converters.ops.tflite import MASKED, Op, TfliteOps, rope_tables
+from converters.network.config import ActivationKind, Attention, NetworkConfig, Norm, Rope
+from converters.network.tensors import Linear
+from converters.network.weights import FloatArray
+from converters.ops.tflite import MASKED, Op, TfliteOps
 
-__all__ = ["ColumnRange", "PiConstants", "PiOps", "QuantizedMatmul", "rope_tables"]
+__all__ = ["ColumnRange", "EmbeddingRows", "PiConstants", "PiOps", "QuantizedMatmul"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,23 @@ class QuantizedMatmul:
 
 
 @dataclass(frozen=True)
+class EmbeddingRows:
+    """A table whose rows are looked up."""
+
+    rows: Constant  # int8 (rows, width)
+    scale: Constant  # float32 (rows,)
+
+
+@dataclass(frozen=True)
 class PiConstants:
     """What all signatures of a model share."""
 
-    matmuls: Mapping[tuple[str, ...], QuantizedMatmul]  # by the names in one call of `Ops.linear`
-    embedding: Constant  # int8 (vocabulary, width)
-    embedding_scale: Constant  # float32 (vocabulary,)
+    matmuls: Mapping[int, QuantizedMatmul]  # by the number of the group
+    embedding: EmbeddingRows
     embedding_map: Constant | None  # float32 (width, width): from a row of a head that shares its rows to its embedding
-    cos: Constant  # float32 (positions, head_dim)
-    sin: Constant  # float32 (positions, head_dim); the first half negated, as `rope` needs it
+    positions: EmbeddingRows | None  # learned positions
+    ropes: Mapping[Rope, tuple[Constant, Constant]]  # cos and sin, float32 (positions, rotated), see `rope_tables`
+    norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
 
 
 @dataclass(frozen=True)
@@ -71,21 +81,23 @@ class PiOps(TfliteOps):
     def __init__(
         self, graph: Subgraph, constants: PiConstants, config: NetworkConfig, tokens: int, window: int
     ) -> None:
-        super().__init__(graph, config)
+        super().__init__(graph, config, constants.norms)
         self._constants = constants
         self._count, self._window = tokens, window
         self._tokens = graph.input("tokens", (tokens,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
         self._row = graph.input("row", (1,), np.int32) if tokens > 1 else None
-        cache_shape = (1, config.kv_heads, window, config.head_dim)
-        self._cache = [
-            (graph.input(f"k_{i}", cache_shape, np.float32), graph.input(f"v_{i}", cache_shape, np.float32))
-            for i in range(config.layers)
-        ]
+        self._cache = []
+        for i, block in enumerate(config.blocks):
+            shape = (1, block.attention.kv_heads, window, block.attention.head_dim)
+            keys, values = (graph.input(f"{kind}_{i}", shape, np.float32) for kind in "kv")
+            self._cache.append((keys, values))
         self._fresh: list[tuple[Tensor, Tensor]] = []
-        self._cos, self._sin = self._rotation()
+        self._rows = self._positions() if config.ropes or config.embedding.positions else None
+        self._turns = {rope: self._rotation(*tables) for rope, tables in constants.ropes.items()}
         self._mask = self._window_mask(self._position, window, newest=0)
-        self._epsilon = self._float("epsilon", [config.norm_epsilon])
+        self._masks: dict[int, Tensor] = {}  # of sliding windows, by their size
+        self._first_epsilon()
 
     # -- small things ------------------------------------------------------------------------------
 
@@ -104,37 +116,58 @@ class PiOps(TfliteOps):
 
     # -- what all layers read ----------------------------------------------------------------------
 
-    def _rotation(self) -> tuple[Tensor, Tensor]:
-        """cos and sin of these tokens' positions, (tokens, 1, head_dim)."""
-        rows = self._position
-        if self._count > 1:
-            offsets = self._graph.constant("offsets", np.arange(self._count, dtype=np.int32))
-            (rows,) = self._graph.operator(
-                Op.ADD, [rows, offsets], [("positions", (self._count,), np.int32, None)], schema.AddOptionsT()
-            )
-        shape = (self._count, 1, self._config.head_dim)
-        cos, sin = self._gather(self._constants.cos, rows, "cos"), self._gather(self._constants.sin, rows, "sin")
+    def _positions(self) -> Tensor:
+        """The positions of these tokens, int32 (tokens,)."""
+        if self._count == 1:
+            return self._position
+        offsets = self._graph.constant("offsets", np.arange(self._count, dtype=np.int32))
+        (rows,) = self._graph.operator(
+            Op.ADD, [self._position, offsets], [("positions", (self._count,), np.int32, None)], schema.AddOptionsT()
+        )
+        return rows
+
+    def _rotation(self, cos_table: Constant, sin_table: Constant) -> tuple[Tensor, Tensor]:
+        """cos and sin of these tokens' positions, (tokens, 1, rotated)."""
+        assert self._rows is not None
+        cos, sin = self._gather(cos_table, self._rows, "cos"), self._gather(sin_table, self._rows, "sin")
+        shape = (self._count, 1, cos_table.shape[1])
         return self._reshape(cos, shape), self._reshape(sin, shape)
+
+    def _mask_of(self, attention: Attention) -> Tensor:
+        """What is added to scores against the cache."""
+        if attention.window is None or attention.window >= self._window + self._count:
+            return self._mask
+        if attention.window not in self._masks:
+            # The newest slot has age 0 and is one position before the first of these tokens.
+            group = attention.heads // attention.kv_heads
+            offsets = np.tile(np.arange(self._count, dtype=np.float32), group)[:, None]
+            self._masks[attention.window] = self._sliding_mask(
+                self._mask, attention.window - 2, offsets if self._count > 1 else None
+            )
+        return self._masks[attention.window]
 
     # -- Ops ---------------------------------------------------------------------------------------
 
     def embed(self) -> _Value:
         """int8 rows times their scales."""
         c = self._constants
-        rows = self._embed_rows(self._tokens, c.embedding, c.embedding_scale)
-        if c.embedding_map is None:
-            return self._whole(rows)
-        return self._whole(
-            self._fully_connected(rows, self._graph.constant("embed_map", c.embedding_map), None, "embed")
-        )
+        x = self._embed_rows(self._tokens, c.embedding.rows, c.embedding.scale)
+        if c.embedding_map is not None:
+            x = self._fully_connected(x, self._graph.constant("embed_map", c.embedding_map), None, "embed")
+        if c.positions is not None:
+            assert self._rows is not None
+            positions = self._embed_rows(self._rows, c.positions.rows, c.positions.scale, "positions")
+            x = self._binary(Op.ADD, x, positions, "embed_positions")
+        return self._whole(x)
 
-    def rms_norm(self, x: _Value, name: str) -> _Value:
-        """Five operators, all float32; the gain is part of the weights that read the result."""
-        return self._whole(self._norm(self._materialize(x), name))
+    def norm(self, x: _Value, norm: Norm, name: str, heads: int = 1) -> _Value:
+        """As in `Ops`, float32; most gains are part of the weights that read the result."""
+        t = self._materialize(x)
+        return self._whole(self._norm(t, norm, name) if heads == 1 else self._norm_heads(t, norm, name, heads))
 
-    def linear(self, x: _Value, *names: str) -> tuple[_Value, ...]:
-        """One FULLY_CONNECTED for all names, or a sum of some; each result is a range of its columns."""
-        m = self._constants.matmuls[names]
+    def linear(self, x: _Value, *matmuls: Linear) -> tuple[_Value, ...]:
+        """One FULLY_CONNECTED for all of them, or a sum of some; each result is a range of its columns."""
+        m, names = self._constants.matmuls[matmuls[0].group], [matmul.name for matmul in matmuls]
         t = self._materialize(x)
         bias = None if m.bias is None else self._graph.constant(f"{names[0]}.bias", m.bias)
         total: Tensor | None = None
@@ -159,43 +192,51 @@ class PiOps(TfliteOps):
         )
         return out
 
-    def rope(self, q: _Value, k: _Value) -> tuple[_Value, _Value]:
+    def rope(self, q: _Value, k: _Value, attention: Attention) -> tuple[_Value, _Value]:
         """q and k turn together when they are neighbours in one tensor."""
         if q.tensor is k.tensor and q.start + q.width == k.start:
-            both = self._rotate(_Value(q.tensor, q.start, q.width + k.width))
+            both = self._rotate(_Value(q.tensor, q.start, q.width + k.width), attention)
             return _Value(both, 0, q.width), _Value(both, q.width, k.width)
-        return _Value(self._rotate(q), 0, q.width), _Value(self._rotate(k), 0, k.width)
+        return _Value(self._rotate(q, attention), 0, q.width), _Value(self._rotate(k, attention), 0, k.width)
 
-    def _head_rows(self, value: _Value, heads: int) -> Tensor:
+    def _head_rows(self, value: _Value, heads: int, a: Attention) -> Tensor:
         """(1, kv_heads, heads / kv_heads * tokens, head_dim): what belongs to a key head, as rows (head, token)."""
-        c = self._config
-        target = (1, c.kv_heads, heads // c.kv_heads * self._count, c.head_dim)
+        target = (1, a.kv_heads, heads // a.kv_heads * self._count, a.head_dim)
         if len(value.tensor.shape) == 3:
-            t = self._part(value.tensor, 1, value.start // c.head_dim, heads)
+            t = self._part(value.tensor, 1, value.start // a.head_dim, heads)
         else:
             t = self._materialize(value)
         if self._count > 1:  # one token's heads are in order already
-            t = self._heads_first(self._reshape(t, (self._count, heads, c.head_dim)))
+            t = self._heads_first(self._reshape(t, (self._count, heads, a.head_dim)))
         return self._reshape(t, target)
 
-    def _rotate(self, value: _Value) -> Tensor:
-        dim = self._config.head_dim
-        x = self._reshape(self._materialize(value), (self._count, value.width // dim, dim))
-        return self._turned(x, self._cos, self._sin)
+    def _rotate(self, value: _Value, a: Attention) -> Tensor:
+        x = self._reshape(self._materialize(value), (self._count, value.width // a.head_dim, a.head_dim))
+        assert a.rope is not None
+        return self._rotated_heads(x, *self._turns[a.rope])
 
-    def attend(self, q: _Value, k: _Value, v: _Value, layer: int) -> _Value:
-        """Scores against the cache and against the new keys, one softmax over both."""
-        c, name = self._config, f"layers.{layer}"
+    def attend(self, q: _Value, k: _Value, v: _Value, attention: Attention, layer: int) -> _Value:
+        """Scores against the cache and against the new keys, one softmax over both.
+
+        The scale of the scores is part of the weights of q, or of its norm's gain.
+        """
+        c, name = attention, f"layers.{layer}"
         rows = self._count * c.heads // c.kv_heads  # queries that share a key head
-        queries = self._head_rows(q, c.heads)
-        keys, values = self._head_rows(k, c.kv_heads), self._head_rows(v, c.kv_heads)
+        queries = self._head_rows(q, c.heads, c)
+        keys, values = self._head_rows(k, c.kv_heads, c), self._head_rows(v, c.kv_heads, c)
         self._fresh.append((keys, values))
         cached_keys, cached_values = self._cache[layer]
         old = self._batch_matmul(queries, cached_keys, True, f"{name}.scores_old")  # (1, kv_heads, rows, window)
-        old = self._binary(Op.ADD, old, self._mask, f"{name}.scores_masked")
+        if c.softcap is not None:
+            old = self._softcap(old, c.softcap, f"{name}.scores_capped")
+        old = self._binary(Op.ADD, old, self._mask_of(c), f"{name}.scores_masked")
         new = self._batch_matmul(queries, keys, True, f"{name}.scores_new")  # (1, kv_heads, rows, tokens)
+        if c.softcap is not None:
+            new = self._softcap(new, c.softcap, f"{name}.new_capped")
         if self._count > 1:
             causal = np.triu(np.full((self._count, self._count), -MASKED, np.float32), 1)
+            if c.window is not None:
+                causal += np.tril(np.full((self._count, self._count), -MASKED, np.float32), -c.window)
             tiled = np.tile(causal, (rows // self._count, 1))  # rows are (query head, token)
             new = self._binary(Op.ADD, new, self._float("causal", tiled[None, None]), f"{name}.scores_causal")
         scores = self._concat([old, new], f"{name}.scores")
@@ -210,9 +251,28 @@ class PiOps(TfliteOps):
             mixed = self._heads_first(mixed)
         return self._whole(self._reshape(mixed, (self._count, c.q_width)))
 
-    def gated_silu(self, gate: _Value, up: _Value) -> _Value:
-        """gate * sigmoid(gate) * up."""
-        return self._whole(self._silu_product(self._materialize(gate), self._materialize(up)))
+    def activate(self, x: _Value, kind: ActivationKind) -> _Value:
+        """As in `Ops`, float32."""
+        return self._whole(self._activation(self._materialize(x), kind))
+
+    def gated(self, gate: _Value, up: _Value, kind: ActivationKind) -> _Value:
+        """As in `Ops`, float32."""
+        g, u = self._materialize(gate), self._materialize(up)
+        return self._whole(self._binary(Op.MUL, self._activation(g, kind), u, "gated"))
+
+    def _gelu(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        """LiteRT has an operator for it."""
+        options = schema.GeluOptionsT()
+        options.approximate = kind == "gelu_tanh"
+        return self._op(Op.GELU, [x], kind, x.shape, options)
+
+    def scaled(self, x: _Value, factor: float) -> _Value:
+        """As in `Ops`."""
+        return self._whole(self._binary(Op.MUL, self._materialize(x), self._float("factor", [factor]), "scaled"))
+
+    def softcap(self, x: _Value, cap: float) -> _Value:
+        """As in `Ops`."""
+        return self._whole(self._softcap(self._materialize(x), cap, "capped"))
 
     def add(self, x: _Value, y: _Value, name: str) -> _Value:
         """The residual sum."""

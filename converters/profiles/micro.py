@@ -1,127 +1,142 @@
-"""Write the `micro` graph: one signature, `decode`, whose kv_cache lies inside the graph."""
+"""The `micro` profile: one signature, `decode`, whose kv_cache lies inside the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from converters.emit.c.bundle import write_bundle_image
+from converters.emit.lint import measured_arena, require_clean
 from converters.emit.tflite_write import GraphWriter
-from converters.network.decoder import NetworkConfig, decoder, matmul_groups
-from converters.ops.numpy import FloatArray, KvCache, ReadTensor
+from converters.network.decoder import decoder
+from converters.network.tensors import Linear, Role, groups, linears
+from converters.network.weights import FloatArray
 from converters.ops.tflite import rope_tables
 from converters.ops.tflite_micro import MicroConstants, MicroMatmul, MicroOps
-from converters.quantize.activations import ActivationGrids, GridChooser, down_ranges
-from converters.quantize.grids import Grid, int16_grid
+from converters.profiles.profile import GraphJob, Profile, Proof, unfolded_gains
+from converters.quantize.calibrate import ActivationParams, Calibrator
 from converters.quantize.observers import observe_windows
-from converters.quantize.weights import InputProducts, QuantizedRows, quantize_rows
+from converters.quantize.params import QuantParams, down_ranges, fit_int16
+from converters.quantize.weights import Hessian, QuantizedRows, quantize_rows
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import IMAGE
+from device_runtime.errors import GraphError
 
-__all__ = ["write_micro"]
+__all__ = ["MicroProfile"]
 
 
-def write_micro(
-    path: Path,
-    config: NetworkConfig,
-    read: ReadTensor,
-    embedding_map: FloatArray | None,
-    prefix: KvCache,
-    windows: npt.NDArray[np.integer],
-    context: int,
-    *,
-    thorough: bool = True,
-    progress: Callable[[str], None] = lambda step: None,
-) -> ActivationGrids:
-    """Calibrate, quantize and write the graph.
+class MicroProfile(Profile):
+    """int8 weights, static int8 and int16 activations, an int8 kv_cache; runs in TFLite Micro."""
 
-    Args:
-        read: rotated tensors by canonical name, with norm gains of 1; `head.weight` too, even if the head is tied.
-        embedding_map: (width, width), which takes a row of a tied head to that token's embedding.
-        prefix: keys and values of the first positions, rotated like `read`; empty for none.
-        windows: (windows, length) tokens to calibrate on; each window starts right behind the prefix.
-        context: positions that the kv_cache holds, those of the prefix included.
-        thorough: search for the best grids, and make up for rounding errors; else the usual grids and rounding to
-            the nearest.
-        progress: called with the name of each matmul group that is done.
+    name = "micro"
+    default_context = 256
+    calibration_window = 512
+    calibration_tokens = 12288
+    weight_bits = 8
+    kv_cache_element_bytes = 1
+    supports = MicroOps.SUPPORTS
 
-    Returns:
-        The grids of all activations.
-    """
-    with GraphWriter(path.parent, external=False) as writer:
-        weights = _Weights(writer, config, read, compensate=thorough, progress=progress)
-        chooser = GridChooser(config, read, windows, prefix, thorough, weights.quantize_layer)
-        observe_windows(config, read, windows, prefix, chooser)
-        result = chooser.result
-        constants = _constants(writer, config, read, embedding_map, prefix, context, weights, result.grids)
-        ops = MicroOps(writer.subgraph("decode"), constants, config, result.grids, context)
-        ops.finish(decoder(ops, config))
-        writer.write(path, f"stonechat micro profile, context {context}")
-    return result
+    def windows(self, context: int) -> tuple[int, ...]:
+        """As in `Profile`."""
+        return (context,)
+
+    def prefill_tokens(self, context: int) -> int:
+        """As in `Profile`."""
+        return 0
+
+    def write(self, path: Path, job: GraphJob) -> ActivationParams:
+        """As in `Profile`."""
+        config = job.weights.config
+        with GraphWriter(path.parent, external=False) as writer:
+            weights = _Weights(writer, job)
+            calibrator = Calibrator(config, job.weights, job.windows, job.prefix, not job.fast, weights.quantize_layer)
+            observe_windows(config, job.weights, job.windows, job.prefix, calibrator)
+            result = calibrator.result
+            constants = _constants(writer, job, weights, result.params)
+            ops = MicroOps(writer.subgraph("decode"), constants, config, result.params, job.context)
+            ops.finish(decoder(ops, config))
+            writer.write(path, f"stonechat micro profile, context {job.context}")
+        return result
+
+    def prove(self, bundle: Bundle, needs_image: bool) -> Proof:
+        """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs."""
+        require_clean(bundle.model_path)
+        arena = measured_arena(bundle)
+        try:
+            write_bundle_image(bundle)
+        except GraphError:
+            if needs_image:
+                raise
+            (bundle.path / IMAGE).unlink(missing_ok=True)
+            return Proof(arena)
+        return Proof(arena, (IMAGE,))
 
 
 class _Weights:
-    """Quantizes the matmuls of a layer as soon as its grids are known."""
+    """Quantizes the matmuls of a layer as soon as its activations are."""
 
-    def __init__(
-        self,
-        writer: GraphWriter,
-        config: NetworkConfig,
-        read: ReadTensor,
-        compensate: bool,
-        progress: Callable[[str], None],
-    ) -> None:
+    def __init__(self, writer: GraphWriter, job: GraphJob) -> None:
         self.matmuls: dict[str, MicroMatmul] = {}
-        self._writer, self._config, self._read = writer, config, read
-        self._compensate, self._progress = compensate, progress
-        self._groups = matmul_groups(config)
+        self._writer, self._job, self._read = writer, job, job.weights
+        self._groups = groups(job.weights.config)
+        self._done = 0
 
-    def quantize_layer(self, layer: int, grids: Mapping[str, Grid], activations: Mapping[str, FloatArray]) -> None:
+    def quantize_layer(
+        self, layer: int, params: Mapping[str, QuantParams], activations: Mapping[str, FloatArray]
+    ) -> None:
         """Quantize all matmuls of one layer, whose inputs are among `activations`."""
-        for group in self._groups[4 * layer : 4 * layer + 4]:
-            on_x = grids[f"{group[0]}.in"]
-            down = group[0].endswith(".down")  # whose ranges have grids of their own instead of factors
-            factors = None if down else on_x.factors
-            products = None
-            if self._compensate:
-                x = activations[f"{group[0]}.in"]
-                x = x if on_x.centers is None else x - on_x.centers
-                products = InputProducts(x if factors is None else x / factors)
-            for name in group:
-                weight = self._read(f"{name}.weight")
+        for group in self._groups:
+            if group[0].layer != layer:
+                continue
+            of_input, down = params[group[0].input], group[0].role is Role.DOWN
+            scales = None if down else of_input.scales  # the ranges of `down` have scales of their own instead
+            hessian = None
+            if not self._job.fast:
+                x = activations[group[0].input]
+                x = x if of_input.offsets is None else x - of_input.offsets
+                hessian = Hessian(x if scales is None else x / scales)
+            for matmul in group:
+                weight = self._read(matmul.weight)
                 if down:
-                    ranges = down_ranges(weight.shape[1])
-                    cuts = [start for start, _ in ranges[1:]]
-                    for i, rows in enumerate(quantize_rows(weight, cuts, products)):
-                        self.add(f"{name}.{i}", rows, self._bias(name) if i == 0 else None)
+                    cuts = [start for start, _ in down_ranges(weight.shape[1])[1:]]
+                    for i, rows in enumerate(quantize_rows(weight, cuts, hessian)):
+                        self.add(f"{matmul.name}.{i}", rows, self._bias(matmul) if i == 0 else None)
                 else:
-                    (rows,) = quantize_rows(weight if factors is None else weight * factors, products=products)
-                    self.add(name, rows, self._bias(name, weight, on_x.centers, grids[name].centers))
-            self._progress(group[0])
+                    (rows,) = quantize_rows(weight if scales is None else weight * scales, hessian=hessian)
+                    bias = self._bias(matmul, weight, of_input.offsets, params[matmul.name].offsets)
+                    self.add(matmul.name, rows, bias)
+            self._step()
+
+    def _step(self) -> None:
+        self._done += 1
+        self._job.progress(self._done / len(self._groups))
 
     def _bias(
         self,
-        name: str,
+        matmul: Linear,
         weight: FloatArray | None = None,
-        on_x: FloatArray | None = None,
-        on_result: FloatArray | None = None,
+        of_input: FloatArray | None = None,
+        of_result: FloatArray | None = None,
     ) -> FloatArray | None:
-        """The bias of a matmul of the network, (out,), and what the centers of its input and of its result make of it.
+        """The bias of a matmul, (out,), and what the channel offsets of its input and of its result make of it.
 
-        The network's weight times the input's centers is exact, while the rounded weight multiplies what is left.
+        The network's weight times the input's offsets is exact, while the rounded weight multiplies what is left.
         """
-        bias = self._read(f"{name}.bias") if self._config.has_bias(name) else None
-        if on_x is not None and weight is not None:
-            bias = weight @ on_x + (0 if bias is None else bias)
-        if on_result is not None:
-            bias = (0 if bias is None else bias) - on_result
+        bias = self._read(f"{matmul.name}.bias") if matmul.bias else None
+        if of_input is not None and weight is not None:
+            bias = weight @ of_input + (0 if bias is None else bias)
+        if of_result is not None:
+            bias = (0 if bias is None else bias) - of_result
         return bias
 
     def quantize_head(self) -> QuantizedRows:
         """The rows of a tied head are embeddings too, for which compensation would only add error."""
-        (rows,) = quantize_rows(self._read("head.weight"))
-        self.add("head", rows)
-        self._progress("head")
+        head = linears(self._read.config)[-1]
+        (rows,) = quantize_rows(self._read(head.weight))
+        self.add(head.name, rows, self._bias(head))
+        self._step()
         return rows
 
     def add(self, name: str, rows: QuantizedRows, bias: FloatArray | None = None) -> MicroMatmul:
@@ -133,36 +148,37 @@ class _Weights:
         return self.matmuls[name]
 
 
-def _constants(
-    writer: GraphWriter,
-    config: NetworkConfig,
-    read: ReadTensor,
-    embedding_map: FloatArray | None,
-    prefix: KvCache,
-    context: int,
-    weights: _Weights,
-    grids: dict[str, Grid],
-) -> MicroConstants:
+def _constants(writer: GraphWriter, job: GraphJob, weights: _Weights, params: dict[str, QuantParams]) -> MicroConstants:
+    config = job.weights.config
     head = weights.quantize_head()
     mapped: tuple[MicroMatmul, ...] = ()
-    if config.tied_head:
+    embedding_map = job.weights.embedding_map
+    if embedding_map is not None:
         embedding, embedding_scale = weights.matmuls["head"].weight, writer.constant(head.scale)
-        if embedding_map is not None:
-            mapped = _embedding_map(weights, head, embedding_map, grids)
+        mapped = _embedding_map(weights, head, embedding_map, params)
     else:
-        (rows,) = quantize_rows(read("embed.weight"))
+        (rows,) = quantize_rows(job.weights("embed.weight"))
         embedding, embedding_scale = writer.constant(rows.values), writer.constant(rows.scale)
-    cos, sin = (writer.constant(table) for table in rope_tables(config, context))
-    return MicroConstants(weights.matmuls, embedding, embedding_scale, mapped, cos, sin, prefix)
+    positions = None
+    if config.embedding.positions:
+        (rows,) = quantize_rows(job.weights("positions.weight"))
+        positions = (writer.constant(rows.values), writer.constant(rows.scale))
+    ropes = {}
+    for rope in config.ropes:
+        cos, sin = (writer.constant(table) for table in rope_tables(rope, job.context))
+        ropes[rope] = (cos, sin)
+    return MicroConstants(
+        weights.matmuls, embedding, embedding_scale, mapped, positions, ropes, unfolded_gains(job.weights), job.prefix
+    )
 
 
 def _embedding_map(
-    weights: _Weights, head: QuantizedRows, embedding_map: FloatArray, grids: dict[str, Grid]
+    weights: _Weights, head: QuantizedRows, embedding_map: FloatArray, params: dict[str, QuantParams]
 ) -> tuple[MicroMatmul, ...]:
     """The map as two int16 matmuls, of which the second makes up for the rounding of the first.
 
     One alone leaves the embedding 25 dB above its error on SmolLM2, both leave the 42 dB that the int8 rows have.
-    All inputs are known, so the grids are exact.
+    All inputs are known, so the ranges are exact.
     """
     rest = np.ascontiguousarray(embedding_map.T)
     matmuls, peaks = [], np.zeros((3, 2), np.float32)  # smallest and largest of the rows and of both results
@@ -178,5 +194,5 @@ def _embedding_map(
         for i, values in enumerate((block, *(block @ step for step in steps))):
             peaks[i] = min(peaks[i, 0], values.min()), max(peaks[i, 1], values.max())
     for name, limits in zip(("embed.in", "embed.0", "embed.1"), peaks, strict=True):
-        grids[name] = int16_grid(limits)
+        params[name] = fit_int16(limits)
     return tuple(matmuls)

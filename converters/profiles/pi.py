@@ -1,4 +1,4 @@
-"""Write the `pi` graph: one signature per window of the cache, for one token and for a chunk of many.
+"""The `pi` profile: one signature per window of the cache, for one token and for a chunk of many.
 
 The kv_cache of a signature has the size of its window. The runtime starts in the smallest and moves to the
 next when it is full, so both time and memory follow the tokens in use and not the capacity.
@@ -6,122 +6,161 @@ next when it is full, so both time and memory follow the tokens in use and not t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from converters.emit.tflite_write import GraphWriter
-from converters.network.decoder import NetworkConfig, decoder, matmul_groups
-from converters.ops.numpy import FloatArray, Observe, ReadTensor
-from converters.ops.tflite_pi import ColumnRange, PiConstants, PiOps, QuantizedMatmul, rope_tables
-from converters.quantize.weights import InputProducts, quantize_rows
+from converters.network.config import NetworkConfig
+from converters.network.decoder import decoder
+from converters.network.tensors import Linear, Role, groups
+from converters.network.weights import FloatArray
+from converters.ops.tflite import rope_tables
+from converters.ops.tflite_pi import ColumnRange, EmbeddingRows, PiConstants, PiOps, QuantizedMatmul
+from converters.profiles.profile import GraphJob, Profile, unfolded_gains
+from converters.quantize.calibrate import ActivationParams
+from converters.quantize.observers import observe_windows
+from converters.quantize.params import SMALL_FFN_WIDTH
+from converters.quantize.rotation import RotatedWeights
+from converters.quantize.weights import Hessian, quantize_rows
 from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
 
-__all__ = ["write_pi"]
+__all__ = ["PiProfile", "signatures", "sorted_cuts"]
 
 
-def write_pi(
-    path: Path,
-    config: NetworkConfig,
-    read: ReadTensor,
-    embedding_map: FloatArray | None,
-    context: int,
-    calibrate: Callable[[Observe], None] | None = None,
-    progress: Callable[[str], None] = lambda step: None,
-) -> None:
-    """Quantize the weights and write the graph.
+class PiProfile(Profile):
+    """int8 weights, activations quantized on the fly by the kernel, a float32 kv_cache in windows."""
 
-    Args:
-        read: rotated tensors by canonical name, with norm gains of 1; `head.weight` too, even if the head is tied.
-        embedding_map: (width, width), which takes a row of a tied head to that token's embedding.
-        calibrate: reads calibration text with the same `read` and an observer; rounding errors are then compensated
-            for what it saw. None rounds to the nearest.
-        progress: called with the name of each matmul group that is done.
-    """
-    with GraphWriter(path.parent, external=True) as writer:
-        constants = _constants(writer, config, read, embedding_map, context, calibrate, progress)
-        for window in cache_windows(context):
-            for tokens in (1, min(PREFILL_TOKENS, window)):
-                name = f"decode_{window}" if tokens == 1 else f"prefill_{window}"
+    name = "pi"
+    default_context = 1024
+    calibration_window = 256
+    calibration_tokens = 4096
+    weight_bits = 8
+    kv_cache_element_bytes = 4
+    supports = PiOps.SUPPORTS
+
+    def windows(self, context: int) -> tuple[int, ...]:
+        """As in `Profile`."""
+        return cache_windows(context)
+
+    def prefill_tokens(self, context: int) -> int:
+        """As in `Profile`."""
+        return min(PREFILL_TOKENS, self.windows(context)[0])
+
+    def write(self, path: Path, job: GraphJob) -> ActivationParams:
+        """As in `Profile`."""
+        config = job.weights.config
+        with GraphWriter(path.parent, external=True) as writer:
+            constants = _Constants(writer, job).all()
+            for name, tokens, window in signatures(job.context):
                 ops = PiOps(writer.subgraph(name), constants, config, tokens, window)
                 ops.finish(decoder(ops, config))
-        writer.write(path, f"stonechat pi profile, context {context}")
+            writer.write(path, f"stonechat pi profile, context {job.context}")
+        return ActivationParams()
 
 
-def _constants(
-    writer: GraphWriter,
-    config: NetworkConfig,
-    read: ReadTensor,
-    embedding_map: FloatArray | None,
-    context: int,
-    calibrate: Callable[[Observe], None] | None,
-    progress: Callable[[str], None],
-) -> PiConstants:
-    groups = {group[0]: group for group in matmul_groups(config)}
-    matmuls: dict[tuple[str, ...], QuantizedMatmul] = {}
-
-    def quantize(first: str, products: InputProducts | None) -> None:
-        matmuls[groups[first]] = _quantize_group(writer, config, read, groups[first], products)
-        progress(first)
-
-    def quantize_as_read(name: str, values: FloatArray) -> None:
-        first = name.removesuffix(".in")
-        # The rows of a tied head are embeddings too, for which compensation would only add error.
-        if first != name and not (first == "head" and config.tied_head):
-            quantize(first, InputProducts(values))
-
-    if calibrate is not None:
-        calibrate(quantize_as_read)  # one layer's inputs are in memory at a time
-    for first, group in groups.items():
-        if group not in matmuls:
-            quantize(first, None)
-    if config.tied_head:
-        head = matmuls[("head",)]
-        embedding, embedding_scale = head.ranges[0].weight, writer.constant(head.ranges[0].scale)
-    else:
-        (rows,) = quantize_rows(read("embed.weight"))
-        embedding, embedding_scale = writer.constant(rows.values), writer.constant(rows.scale)
-    progress("embed")
-    mapped = writer.constant(embedding_map) if config.tied_head and embedding_map is not None else None
-    # The last chunk may be padded past the context; its padding needs rows too.
-    cos, sin = (writer.constant(table) for table in rope_tables(config, context + PREFILL_TOKENS))
-    return PiConstants(matmuls, embedding, embedding_scale, mapped, cos, sin)
+def signatures(context: int) -> list[tuple[str, int, int]]:
+    """(name, tokens, window) of each."""
+    found = []
+    for window in cache_windows(context):
+        for tokens in (1, min(PREFILL_TOKENS, window)):
+            found.append((f"decode_{window}" if tokens == 1 else f"prefill_{window}", tokens, window))
+    return found
 
 
-def _quantize_group(
-    writer: GraphWriter,
-    config: NetworkConfig,
-    read: ReadTensor,
-    group: tuple[str, ...],
-    products: InputProducts | None,
-) -> QuantizedMatmul:
-    cuts = _sorted_cuts(config.ffn_width) if group[0].endswith(".down") else ()
-    parts = [quantize_rows(read(f"{name}.weight"), cuts, products) for name in group]
-    # Attention's 1 / sqrt(head_dim) is part of q, at no cost.
-    factors = [np.float32(config.head_dim**-0.5 if name.endswith(".q") else 1) for name in group]
-    ranges, start = [], 0
-    for same_columns in zip(*parts, strict=True):
-        weight = np.concatenate([part.values for part in same_columns]) if len(group) > 1 else same_columns[0].values
-        scale = np.concatenate([part.scale * factor for part, factor in zip(same_columns, factors, strict=True)])
-        ranges.append(ColumnRange(start, weight.shape[1], writer.constant(weight), scale))
-        start += weight.shape[1]
-    rows = tuple(len(part[0].scale) for part in parts)
-    bias = None
-    if any(config.has_bias(name) for name in group):
-        biases = [
-            read(f"{name}.bias") * factor if config.has_bias(name) else np.zeros(count, np.float32)
-            for name, factor, count in zip(group, factors, rows, strict=True)
-        ]
-        bias = writer.constant(np.concatenate(biases))
-    return QuantizedMatmul(tuple(ranges), bias, rows)
-
-
-def _sorted_cuts(width: int) -> tuple[int, ...]:
+def sorted_cuts(width: int) -> tuple[int, ...]:
     """Where the sorted feed-forward channels are cut: the largest 1/24, the next 2/24, then 5, 8 and 8.
 
     Of the cuts tried on SmolLM2 these left the smallest error; each range costs two small operators.
     """
-    if width < 256:
+    if width < SMALL_FFN_WIDTH:
         return ()
     return tuple(sorted({width * share // 24 // 32 * 32 for share in (8, 16, 21, 23)}))  # two may fall on one column
+
+
+class _Constants:
+    """Quantizes the weights; rounding errors are compensated for what calibration sees."""
+
+    def __init__(self, writer: GraphWriter, job: GraphJob) -> None:
+        self._writer, self._job, self._weights = writer, job, job.weights
+        self._config: NetworkConfig = job.weights.config
+        self._matmuls: dict[int, QuantizedMatmul] = {}
+        self._by_input = {group[0].input: group for group in groups(self._config)}
+
+    def all(self) -> PiConstants:
+        """Everything that the signatures share."""
+        job, config, writer = self._job, self._config, self._writer
+        if not job.fast:  # one layer's inputs are in memory at a time
+            observe_windows(config, self._weights, job.windows, job.prefix, self._quantize_as_read)
+        for group in groups(config):
+            if group[0].group not in self._matmuls:
+                self._quantize(group, None)
+        mapped = self._weights.embedding_map
+        if config.head.tied:
+            head = self._matmuls[groups(config)[-1][0].group].ranges[0]
+            embedding = EmbeddingRows(head.weight, writer.constant(head.scale))
+        else:
+            embedding = self._rows(self._weights("embed.weight"))
+        positions = self._rows(self._weights("positions.weight")) if config.embedding.positions else None
+        job.progress(1.0)
+        embedding_map = None if mapped is None else writer.constant(mapped)
+        # The last chunk may be padded past the context; its padding needs rows too.
+        count = job.context + PREFILL_TOKENS
+        ropes = {}
+        for rope in config.ropes:
+            cos, sin = (writer.constant(table) for table in rope_tables(rope, count))
+            ropes[rope] = (cos, sin)
+        return PiConstants(self._matmuls, embedding, embedding_map, positions, ropes, _norms(self._weights))
+
+    def _rows(self, table: FloatArray) -> EmbeddingRows:
+        (rows,) = quantize_rows(table)
+        return EmbeddingRows(self._writer.constant(rows.values), self._writer.constant(rows.scale))
+
+    def _quantize_as_read(self, name: str, values: FloatArray) -> None:
+        group = self._by_input.get(name)
+        # The rows of a tied head are embeddings too, for which compensation would only add error.
+        if group is not None and not (group[0].role is Role.HEAD and self._config.head.tied):
+            self._quantize(group, Hessian(values))
+
+    def _quantize(self, group: tuple[Linear, ...], hessian: Hessian | None) -> None:
+        self._matmuls[group[0].group] = self._quantize_group(group, hessian)
+        self._job.progress(len(self._matmuls) / (len(self._by_input) + 1))
+
+    def _quantize_group(self, group: Sequence[Linear], hessian: Hessian | None) -> QuantizedMatmul:
+        cuts = sorted_cuts(group[0].columns) if group[0].role is Role.DOWN else ()
+        parts = [quantize_rows(self._weights(matmul.weight), cuts, hessian) for matmul in group]
+        factors = [np.float32(self._score_scale(matmul)) for matmul in group]
+        ranges, start = [], 0
+        for same_columns in zip(*parts, strict=True):
+            weight = same_columns[0].values
+            if len(group) > 1:
+                weight = np.concatenate([part.values for part in same_columns])
+            scale = np.concatenate([part.scale * factor for part, factor in zip(same_columns, factors, strict=True)])
+            ranges.append(ColumnRange(start, weight.shape[1], self._writer.constant(weight), scale))
+            start += weight.shape[1]
+        bias = None
+        if any(matmul.bias for matmul in group):
+            biases = [
+                self._weights(f"{matmul.name}.bias") * factor if matmul.bias else np.zeros(matmul.rows, np.float32)
+                for matmul, factor in zip(group, factors, strict=True)
+            ]
+            bias = self._writer.constant(np.concatenate(biases))
+        return QuantizedMatmul(tuple(ranges), bias, tuple(matmul.rows for matmul in group))
+
+    def _score_scale(self, matmul: Linear) -> float:
+        """Attention's 1 / sqrt(head_dim) is part of q, at no cost; where q is normed it is part of the norm's gain."""
+        if matmul.role is not Role.Q or matmul.layer is None:
+            return 1
+        attention = self._config.blocks[matmul.layer].attention
+        return 1 if attention.qk_norm else attention.score_scale
+
+
+def _norms(weights: RotatedWeights) -> dict[str, FloatArray]:
+    """Gains that are not folded; those of queries take in attention's scale."""
+    gains = unfolded_gains(weights)
+    for i, block in enumerate(weights.config.blocks):
+        name = f"layers.{i}.q_norm.weight"
+        if name in gains:
+            gains[name] = gains[name] * np.float32(block.attention.score_scale)
+    return gains

@@ -1,34 +1,46 @@
-"""Rotation: the same network in a basis in which no channel is larger than the others.
+"""Rotation: the same network in a basis in which no channel is larger than the others, with its norms folded in.
 
 The residual stream of a decoder has a few channels that are far larger than the rest. When a row of activations is
 quantized with one scale, they leave the others few steps. An orthogonal R spreads every channel over all (after
 QuaRot, Ashkboos et al. 2024), and costs nothing at run time, because it folds into the weights:
 
-    x' = x R:            embed, and the rows of o and down, times R
+    x' = x R:            embed, positions, and the rows of o and down, times R
     what reads x':       q, k, v, gate, up and head, times R on their columns, the norm's gain folded in first
-                         (without its gain an RMS norm commutes with R)
+                         (without its gain an RMS norm commutes with R), its bias as part of theirs
     values, per head:    rows of v and columns of o
 
-Inside the feed-forward block nothing can be rotated, because silu works channel by channel. There the channels are
-only sorted by their calibrated peaks, so that the graph can quantize the few large ones apart (see profile_pi.py).
+A layer norm is an RMS norm of what has its mean taken away. Everything that is added to the residual stream can lose
+its mean beforehand (after SliceGPT, Ashkboos et al. 2024), so a network of layer norms becomes one of RMS norms.
+
+A norm after a part (`attention_post_norm`) has its gain in the residual stream, where R cannot pass it. Such a network
+keeps its basis; gains before a part fold all the same.
+
+Inside the feed-forward block nothing can be rotated, because the activation works channel by channel. There the
+channels are only sorted by their calibrated peaks, so that the graph can quantize the few large ones apart (see
+profiles/pi.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.decoder import NetworkConfig
-from converters.ops.numpy import FloatArray, KvCache, ReadTensor
+from converters.network.config import Block, NetworkConfig, Norm
+from converters.network.tensors import Linear, Role, Tensor, tensors
+from converters.network.weights import CanonicalWeights, FloatArray, Weights
+from converters.ops.numpy import KvCache
+from device_runtime.errors import ArchitectureError
 
-__all__ = ["Rotation", "rotation_matrix"]
+__all__ = ["RotatedWeights", "folded", "rotates_residual", "rotation_matrix"]
 
 _SEED = 0x5C4A7  # any fixed number: bundles must come out the same every time
 
 
+@lru_cache(maxsize=4)
 def rotation_matrix(width: int) -> FloatArray:
     """An orthogonal (width, width) matrix whose elements are all of about the same size.
 
@@ -43,80 +55,184 @@ def rotation_matrix(width: int) -> FloatArray:
         rest //= 2
     q, r = np.linalg.qr(random.standard_normal((rest, rest)))
     signs = random.choice([-1.0, 1.0], width)
-    return (signs[:, None] * np.kron(hadamard, q * np.sign(np.diag(r)))).astype(np.float32)
+    matrix = (signs[:, None] * np.kron(hadamard, q * np.sign(np.diag(r)))).astype(np.float32)
+    matrix.flags.writeable = False  # it is shared
+    return matrix
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """A rotated reading of a network.
+def rotates_residual(config: NetworkConfig) -> bool:
+    """Whether the residual stream of this network can change its basis."""
+    return not any(block.attention_post_norm or block.ffn_post_norm for block in config.blocks)
+
+
+def folded(config: NetworkConfig) -> NetworkConfig:
+    """The network that `RotatedWeights` are of: RMS norms without gain before each part, and no scales.
+
+    Raises:
+        ArchitectureError: layer norms that do not all stand before a part, so that they cannot become RMS norms.
+    """
+    blocks = []
+    for block in config.blocks:
+        a, f = block.attention, block.feed_forward
+        ffn_norm = block.ffn_norm or (block.attention_norm if block.parallel else None)
+        blocks.append(
+            replace(
+                block,
+                attention=replace(a, bias=a.bias or _has_bias(block.attention_norm)),
+                feed_forward=replace(f, bias=f.bias or _has_bias(ffn_norm)),
+                attention_norm=_plain(block.attention_norm),
+                ffn_norm=_plain(block.ffn_norm),
+            )
+        )
+    norm = config.head.norm
+    head = replace(config.head, norm=_plain(norm), bias=config.head.bias or _has_bias(norm), scale=1.0)
+    _check_layer_norms(config)
+    return replace(config, blocks=tuple(blocks), head=head, embedding=replace(config.embedding, scale=1.0))
+
+
+def _plain(norm: Norm | None) -> Norm | None:
+    return None if norm is None else Norm(norm.epsilon, gain=False)
+
+
+def _has_bias(norm: Norm | None) -> bool:
+    return norm is not None and norm.bias
+
+
+def _before(block: Block) -> list[Norm | None]:
+    """The norms of what reads the residual stream."""
+    return (
+        [block.attention_norm] if block.parallel and block.ffn_norm is None else [block.attention_norm, block.ffn_norm]
+    )
+
+
+def _layer_norms(config: NetworkConfig) -> list[bool]:
+    """For each reader of the residual stream, whether it reads it through a layer norm."""
+    norms = [norm for block in config.blocks for norm in _before(block)] + [config.head.norm]
+    return [norm is not None and norm.kind == "layer" for norm in norms]
+
+
+def _check_layer_norms(config: NetworkConfig) -> None:
+    after = [norm for block in config.blocks for norm in (block.attention_post_norm, block.ffn_post_norm)]
+    mixed = any(_layer_norms(config)) and not all(_layer_norms(config))
+    if mixed or any(norm is not None and norm.kind == "layer" for norm in after):
+        raise ArchitectureError(
+            "The layer norms of this network do not all stand before attention, feed-forward and head; expected that, "
+            "or RMS norms. No profile can compute it: use another checkpoint."
+        )
+
+
+class RotatedWeights(Weights):
+    """The rotated network of a checkpoint; `head.weight` differs from `embed.weight` even if tied.
 
     Args:
-        config: the network.
+        canonical: the checkpoint's weights.
         ffn_order: layer -> order of the feed-forward channels, by `gate` and `up` rows; none is left as it is.
     """
 
-    config: NetworkConfig
-    ffn_order: Mapping[int, npt.NDArray[np.integer]]
+    def __init__(self, canonical: CanonicalWeights, ffn_order: Mapping[int, npt.NDArray[np.integer]]) -> None:
+        self._canonical, self._order = canonical, ffn_order
+        self._source = {tensor.name: tensor for tensor in tensors(canonical.config)}
+        config = folded(canonical.config)
+        self._residual = rotation_matrix(config.width) if rotates_residual(config) else None
+        self._centered = any(_layer_norms(canonical.config))
+        super().__init__(config, self._rotated)
+        self._tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in tensors(config)}
+        self._tensors |= {t.name: t for t in tensors(replace(config, head=replace(config.head, tied=False)))}
 
-    def apply(self, read: ReadTensor) -> ReadTensor:
-        """The rotated weights; `head.weight` differs from `embed.weight` even if tied. All norm gains are 1."""
-        c = self.config
-        residual, value = rotation_matrix(c.width), rotation_matrix(c.head_dim)
+    def rotate_cache(self, cache: KvCache) -> KvCache:
+        """A cache of the checkpoint's network as the rotated one would fill it."""
+        pairs = zip(cache.layers, self.config.blocks, strict=False)
+        return KvCache([(keys, values @ rotation_matrix(b.attention.head_dim)) for (keys, values), b in pairs])
 
-        def rotated(name: str) -> FloatArray:
-            tensor = read(name)
-            owner, _, part = name.rpartition(".")
-            kind = owner.rpartition(".")[2]
-            if kind.endswith("norm"):
-                return np.ones_like(tensor)
-            if kind == "embed":
-                return tensor @ residual
-            order = self.ffn_order.get(int(owner.split(".")[1])) if kind in ("gate", "up", "down") else None
-            if order is not None and kind in ("gate", "up"):
-                tensor = tensor[order]
-            if part == "bias":
-                if kind == "v":
-                    return np.asarray((tensor.reshape(-1, c.head_dim) @ value).reshape(-1))
-                return tensor @ residual if kind in ("o", "down") else tensor
-            if kind == "v":
-                tensor = _turn_rows(tensor, value)
-            if kind == "o":
-                tensor = _turn_columns(tensor, value)
-            if kind == "down" and order is not None:
-                tensor = tensor[:, order]
-            if kind in ("o", "down"):
-                return residual.T @ tensor
-            return np.asarray((tensor * read(_gain_of(owner))) @ residual)
+    @property
+    def embedding_map(self) -> FloatArray | None:
+        """M, (width, width): a row of the rotated head times M is the rotated embedding of that token.
 
-        return rotated
+        None for a head that does not share the embedding's rows.
+        """
+        config = self._canonical.config
+        if not config.head.tied:
+            return None
+        basis = np.eye(config.width, dtype=np.float32) if self._residual is None else self._residual
+        norm = config.head.norm
+        back = basis.T / self._canonical("final_norm.weight") if norm is not None and norm.gain else basis.T
+        mapped = self._center_columns(back) @ basis
+        factor = config.embedding.scale / config.head.scale
+        return np.asarray(mapped if factor == 1 else mapped * np.float32(factor))
 
-    def apply_to_cache(self, cache: KvCache) -> KvCache:
-        """A cache of the same network as the rotated one would fill it."""
-        value = rotation_matrix(self.config.head_dim)
-        return KvCache([(keys, values @ value) for keys, values in cache.layers])
+    # -- one tensor ----------------------------------------------------------------------------------------------------
 
-    def embedding_map(self, read: ReadTensor) -> FloatArray:
-        """M, (width, width): a row of the rotated head times M is the rotated embedding of that token."""
-        residual = rotation_matrix(self.config.width)
-        return np.asarray((residual.T / read("final_norm.weight")) @ residual)
+    def _rotated(self, name: str) -> FloatArray:
+        tensor = self._tensors[name]
+        if tensor.kind in ("gain", "norm bias"):  # of q, k, or after a part: the others are folded
+            return self._canonical(name)
+        if tensor.kind == "embedding":
+            scale, rows = self._canonical.config.embedding.scale, self._canonical(name)
+            return self._into_residual(rows if scale == 1 else rows * np.float32(scale))
+        if tensor.kind == "positions":
+            return self._into_residual(self._canonical(name))
+        assert tensor.matmul is not None
+        return self._bias(tensor.matmul) if tensor.kind == "bias" else self._weight(tensor.matmul)
+
+    def _weight(self, matmul: Linear) -> FloatArray:
+        weight = self._canonical(matmul.weight)
+        order = self._order.get(matmul.layer) if matmul.layer is not None else None
+        if order is not None and matmul.role in (Role.GATE, Role.UP):
+            weight = weight[order]
+        if order is not None and matmul.role is Role.DOWN:
+            weight = weight[:, order]
+        if matmul.role is Role.V:
+            weight = _rotate_rows(weight, self._values(matmul))
+        if matmul.role is Role.O:
+            weight = _rotate_columns(weight, self._values(matmul))
+        if matmul.role in (Role.O, Role.DOWN):
+            if self._centered:
+                weight = weight - weight.mean(axis=0)
+            return np.asarray(weight if self._residual is None else self._residual.T @ weight)
+        if matmul.norm is not None and f"{matmul.norm}.weight" in self._source:
+            weight = weight * self._canonical(f"{matmul.norm}.weight")
+        if matmul.role is Role.HEAD and self._canonical.config.head.scale != 1:
+            weight = weight * np.float32(self._canonical.config.head.scale)
+        return np.asarray(weight if self._residual is None else weight @ self._residual)
+
+    def _bias(self, matmul: Linear) -> FloatArray:
+        """The checkpoint's bias, where it has one, and what the norm's makes of it."""
+        name = f"{matmul.name}.bias"
+        bias = self._canonical(name) if name in self._source else np.zeros(matmul.rows, np.float32)
+        if matmul.norm is not None and f"{matmul.norm}.bias" in self._source:
+            bias = bias + self._canonical(matmul.weight) @ self._canonical(f"{matmul.norm}.bias")
+        if matmul.role is Role.HEAD and self._canonical.config.head.scale != 1:
+            bias = bias * np.float32(self._canonical.config.head.scale)
+        order = self._order.get(matmul.layer) if matmul.layer is not None else None
+        if order is not None and matmul.role in (Role.GATE, Role.UP):
+            bias = bias[order]
+        if matmul.role is Role.V:
+            values = self._values(matmul)
+            bias = (bias.reshape(-1, len(values)) @ values).reshape(-1)
+        return np.asarray(self._into_residual(bias) if matmul.role in (Role.O, Role.DOWN) else bias)
+
+    def _into_residual(self, rows: FloatArray) -> FloatArray:
+        """(…, width) that is added to the residual stream."""
+        rows = self._center_columns(rows)
+        return np.asarray(rows if self._residual is None else rows @ self._residual)
+
+    def _center_columns(self, rows: FloatArray) -> FloatArray:
+        return np.asarray(rows - rows.mean(axis=-1, keepdims=True)) if self._centered else rows
+
+    def _values(self, matmul: Linear) -> FloatArray:
+        """The rotation of one head's values."""
+        assert matmul.layer is not None
+        return rotation_matrix(self.config.blocks[matmul.layer].attention.head_dim)
 
 
-def _gain_of(owner: str) -> str:
-    """The norm whose result a matmul reads."""
-    if owner == "head":
-        return "final_norm.weight"
-    layer, kind = owner.rsplit(".", 1)
-    return f"{layer}.{'attention_norm' if kind in ('q', 'k', 'v') else 'ffn_norm'}.weight"
-
-
-def _turn_rows(weight: FloatArray, value: FloatArray) -> FloatArray:
+def _rotate_rows(weight: FloatArray, values: FloatArray) -> FloatArray:
     """Rotate the outputs of each head: weight is (heads * head_dim, in)."""
-    dim = len(value)
+    dim = len(values)
     heads = weight.reshape(-1, dim, weight.shape[1])
-    return np.asarray(np.matmul(value.T, heads)).reshape(weight.shape)
+    return np.asarray(np.matmul(values.T, heads)).reshape(weight.shape)
 
 
-def _turn_columns(weight: FloatArray, value: FloatArray) -> FloatArray:
+def _rotate_columns(weight: FloatArray, values: FloatArray) -> FloatArray:
     """Rotate the inputs of each head: weight is (out, heads * head_dim)."""
-    dim = len(value)
-    return np.asarray(weight.reshape(len(weight), -1, dim) @ value).reshape(weight.shape)
+    dim = len(values)
+    return np.asarray(weight.reshape(len(weight), -1, dim) @ values).reshape(weight.shape)

@@ -1,8 +1,8 @@
 """Weights as int8, symmetric and per channel (per row), with or without compensation of the rounding error.
 
-The error that counts is that of the matmul's result on real inputs, E|x (W - Q)ᵀ|², not that of the weights. Given
-H = E[xᵀ x] from calibration, the columns are rounded one after the other, and each column's error is made up for in
-the columns still to come, along the inverse of H (GPTQ, Frantar et al. 2022).
+The error that counts is that of the matmul's result on real inputs, E|x (W - Q)ᵀ|², not that of the weights. Given the
+Hessian of that error, H = E[xᵀ x] from calibration, the columns are rounded one after the other, and each column's
+error is made up for in the columns still to come, along the inverse of H (GPTQ, Frantar et al. 2022).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from converters.ops.numpy import FloatArray
+from converters.network.weights import FloatArray
 
-__all__ = ["InputProducts", "QuantizedRows", "quantize_rows"]
+__all__ = ["Hessian", "QuantizedRows", "quantize_rows"]
 
 _BLOCK = 64  # columns whose errors are spread among themselves before they reach the rest
 _ROWS = 4096  # rows at a time: each needs a float copy of itself
@@ -32,34 +32,32 @@ class QuantizedRows:
     scale: FloatArray  # (rows,)
 
 
-class InputProducts:
-    """How the inputs of a matmul go together: xᵀ x of calibration inputs x, (tokens, width)."""
+class Hessian:
+    """Of a matmul's squared error by its weights, up to a factor: xᵀ x of calibration inputs x, (tokens, width)."""
 
     def __init__(self, x: FloatArray) -> None:
         self._products = x.T @ x
-        self._spread: FloatArray | None = None
+        self._inverse: FloatArray | None = None
 
-    def spread(self) -> FloatArray:
+    def inverse_cholesky(self) -> FloatArray:
         """The upper Cholesky factor of H⁻¹, (width, width): row j says how column j's error goes to those after it."""
-        if self._spread is None:
+        if self._inverse is None:
             damped = self._products.astype(np.float64)
             mean = float(np.diag(damped).mean())
             damped[np.diag_indices_from(damped)] += max(_DAMPING * mean, 1e-12)
             # With H = U Uᵀ, U upper, H⁻¹ is (U⁻¹)ᵀ U⁻¹: U⁻¹ is the factor, and H itself is never inverted.
             upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-            self._spread = _invert_upper(upper.astype(np.float32))
-        return self._spread
+            self._inverse = _invert_upper(upper.astype(np.float32))
+        return self._inverse
 
 
-def quantize_rows(
-    weight: FloatArray, cuts: Sequence[int] = (), products: InputProducts | None = None
-) -> list[QuantizedRows]:
-    """Round each row to the grid of its largest magnitude.
+def quantize_rows(weight: FloatArray, cuts: Sequence[int] = (), hessian: Hessian | None = None) -> list[QuantizedRows]:
+    """Quantize each row by its largest magnitude.
 
     Args:
         weight: (rows, columns).
-        cuts: columns at which a new grid begins; each range of columns gets scales of its own.
-        products: of what the matmul reads; None rounds every weight to the nearest.
+        cuts: columns at which a new range begins; each range of columns has scales of its own.
+        hessian: of what the matmul reads; None rounds every weight to the nearest.
 
     Returns:
         One result for each range of columns.
@@ -75,10 +73,10 @@ def quantize_rows(
             part = block[:, left:right]
             scales[i, rows] = np.maximum(part.max(axis=1), -part.min(axis=1)) / np.float32(127)
         scales[:, rows][scales[:, rows] == 0] = 1.0  # rows of zeros
-        if products is None:
+        if hessian is None:
             values[rows] = np.rint(block / scales[range_of, rows].T)
         else:
-            values[rows] = _compensated(block.T.copy(), scales[:, rows], range_of, products.spread()).T
+            values[rows] = _gptq(block.T.copy(), scales[:, rows], range_of, hessian.inverse_cholesky()).T
     return [
         QuantizedRows(np.ascontiguousarray(values[:, left:right]), scales[i])
         for i, (left, right) in enumerate(pairwise(bounds))
@@ -97,8 +95,8 @@ def _invert_upper(u: FloatArray) -> FloatArray:
     return inverse
 
 
-def _compensated(
-    columns: FloatArray, scales: FloatArray, range_of: npt.NDArray[np.integer], spread: FloatArray
+def _gptq(
+    columns: FloatArray, scales: FloatArray, range_of: npt.NDArray[np.integer], inverse: FloatArray
 ) -> npt.NDArray[np.int8]:
     """Round `columns`, (columns, rows), one after the other; changes them in place."""
     out = np.empty(columns.shape, np.int8)
@@ -109,7 +107,7 @@ def _compensated(
             scale = scales[range_of[j]]
             rounded = np.clip(np.rint(columns[j] / scale), -127, 127)
             out[j] = rounded
-            errors[j - start] = (columns[j] - rounded * scale) / spread[j, j]
-            columns[j + 1 : stop] -= spread[j, j + 1 : stop, None] * errors[j - start]
-        columns[stop:] -= spread[start:stop, stop:].T @ errors
+            errors[j - start] = (columns[j] - rounded * scale) / inverse[j, j]
+            columns[j + 1 : stop] -= inverse[j, j + 1 : stop, None] * errors[j - start]
+        columns[stop:] -= inverse[start:stop, stop:].T @ errors
     return out

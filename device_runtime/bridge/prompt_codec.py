@@ -11,9 +11,9 @@ from device_runtime.bridge.messages import TOKEN_BYTES, Hello
 from device_runtime.bridge.request import Ask
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.chat import Message
-from device_runtime.engine.prompts import PromptEncoder
+from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.text_stream import TextStream
-from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
 
 __all__ = ["Decoder", "Text", "Tokens"]
@@ -36,7 +36,7 @@ class Tokens:
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        self._tokenizer: Tokenizer = read_tokenizer(bundle.path / bundle.manifest.tokenizer.file)
+        self._tokenizer: Tokenizer = tokenizer_of(bundle)
         self._prompts = PromptEncoder(bundle.manifest, self._tokenizer)
 
     def ask(self, prompt: str | Sequence[Message], max_new: int | None, hello: Hello) -> Ask:

@@ -55,16 +55,10 @@ class Bundle:
         graph = self.manifest.graph
         expected = (graph.layers, len(self.manifest.prefix_tokens), graph.kv_heads, graph.head_dim)
         try:
-            with np.load(self.prefix_path) as arrays:
-                keys, values = arrays["k"], arrays["v"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.prefix_path} cannot be read ({error}); convert the checkpoint again.") from None
-        for name, array in (("k", keys), ("v", values)):
-            if array.shape != expected or array.dtype != np.float32:
-                raise BundleError(
-                    f"{self.prefix_path}: {name} is {array.dtype} {array.shape}; the manifest says float32 {expected}. "
-                    "Convert the checkpoint again."
-                )
+            with zipfile.ZipFile(self.prefix_path) as archive:
+                keys, values = (_read_array(archive, name, expected) for name in ("k", "v"))
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.prefix_path}: {error}. Convert the checkpoint again.") from None
         return keys, values
 
     @property
@@ -133,6 +127,28 @@ class Bundle:
         if record is not None and time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
             with suppress(OSError):  # a full disk costs the next start some time and nothing else
                 record.write_text(stamp)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, expected: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """An array of an .npz file, as `np.load` reads it, but never more of it than there is on the disk.
+
+    Raises:
+        ValueError: it is compressed, or of another type or shape.
+    """
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed; expected it as `stonechat convert` writes it")
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
+        if shape != expected or dtype != np.dtype("<f4") or fortran_order:
+            raise ValueError(f"{name} is {dtype} {shape}; the manifest says float32 {expected}")
+        size = int(np.prod(expected)) * 4
+        data = stream.read(size) if size <= entry.file_size else b""
+        if len(data) != size:
+            raise ValueError(f"{name} has {len(data)} bytes, expected {size}")
+        return np.frombuffer(data, np.float32).reshape(expected)
 
 
 def read_signature(folder: Path) -> bytes | None:

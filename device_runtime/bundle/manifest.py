@@ -81,6 +81,7 @@ class TokenizerInfo:
     eos_ids: tuple[int, ...]
     adds_bos: bool
     special_tokens: dict[str, str]  # bos_token, eos_token … as the chat template wants them
+    spaced: bool = True  # of tokenizer.model: a space goes after each control token, as before a text
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Manifest:
                 "Install the stonechat that made the bundle, or convert the checkpoint again."
             )
         try:
+            typed_json.check_texts(data)
             manifest: Manifest = typed_json.read(cls, data)
         except ValueError as error:
             raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
@@ -168,13 +170,19 @@ class Manifest:
             if not _FILE_NAME.fullmatch(name):
                 raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")
         for field in ("issued", "expires"):
+            text = getattr(self, field)
             try:
-                utc_time(getattr(self, field) or "2025-01-01T00:00:00Z")
+                utc_time("2025-01-01T00:00:00Z" if text is None else text)
             except (ValueError, OverflowError):
                 raise BundleError(
                     f"{MANIFEST}: {field} is {typed_json.shortened(getattr(self, field))}; expected a date-time in "
                     "UTC such as 2027-01-31T00:00:00Z. Pack the bundle again."
                 ) from None
+        if self.arena is not None and self.arena.pointer_bytes not in (4, 8):
+            raise BundleError(
+                f"{MANIFEST}: arena.pointer_bytes is {self.arena.pointer_bytes}; expected 4 or 8, the size of a "
+                "pointer on a machine that runs TFLite Micro. Convert the checkpoint again."
+            )
         windows = self.graph.windows
         if list(windows) != sorted(set(windows)) or windows[-1:] != (self.context,):
             raise BundleError(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.finish import Finish
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
-from device_runtime.engine.stop_strings import StopStrings
+from device_runtime.engine.stop_strings import Finish, StopStrings
 from device_runtime.engine.text_stream import TextStream
 from device_runtime.engine.tokenizer import Tokenizer
+from device_runtime.errors import IncompleteError
 
 __all__ = ["AnswerText", "Completion", "Generation", "Stopwatch"]
 
@@ -67,6 +67,9 @@ class Answering(Protocol):
     def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
         """The next token, of `left` that the answer may still have."""
 
+    def check(self, text: str) -> None:
+        """Raise if the whole answer does not have the form after all."""
+
 
 class AnswerText:
     """The text of one answer as it grows, up to its first stop string."""
@@ -103,10 +106,11 @@ class Generation(Iterator[str]):
     """An answer as it comes: iterate for its pieces, then read `result`.
 
     Leaving the iteration early is fine; the model is ready for the next call of `generate` at any time. An answer
-    that another one of the same model has overtaken ends as cancelled.
+    that another one of the same model has overtaken ends as cancelled. One that is held to a schema, and that its limit
+    cuts in the middle of a value, raises an `IncompleteError` at its end.
     """
 
-    result: Completion  # set when the iteration has ended
+    result: Completion  # set when the iteration has ended, with an error or without
 
     def __init__(
         self,
@@ -180,6 +184,14 @@ class Generation(Iterator[str]):
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
         )
+        if constraint is not None and not answer.stopped:
+            if finish == "length":
+                raise IncompleteError(
+                    f"The answer reached its limit of {count} tokens before it fitted its schema; "
+                    "give it more (max_new), or ask for less."
+                )
+            if finish == "stop":
+                constraint.check(answer.text)
 
     def _take_in(self, tokens: Sequence[int]) -> Logits | None:
         """Compute the prompt. A long one takes a small board half a minute: between two runs of the graph it looks

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest
-from device_runtime.engine.chat import Message, render_chat
-from device_runtime.engine.tokenizer import Tokenizer
-from device_runtime.errors import ConfigurationError, ContextOverflowError
+from device_runtime.engine.chat import Message, render_segments
+from device_runtime.engine.text.segments import Markup, Segment
+from device_runtime.engine.text.tokenizer_trial import try_tokenizer
+from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.errors import BundleError, ConfigurationError, ContextOverflowError
 
-__all__ = ["PromptEncoder"]
+__all__ = ["PromptEncoder", "tokenizer_of"]
+
+
+def tokenizer_of(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    manifest = bundle.manifest
+    info = manifest.tokenizer
+    record = bundle.cache_path / "tokenizer-tried" if bundle.cache_path else None
+    if wrong := try_tokenizer(bundle.path / info.file, record):
+        raise BundleError(
+            f"{bundle.path / info.file} cannot be used as a tokenizer: {wrong}. Convert the checkpoint again, "
+            "or another export of the model."
+        )
+    return read_tokenizer(bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced)
 
 
 class PromptEncoder:
@@ -30,17 +50,19 @@ class PromptEncoder:
         info, instruction = self.manifest.tokenizer, self.manifest.instruction
         plain = isinstance(prompt, str)
         if isinstance(prompt, str):
-            text = prompt
+            segments = [Segment(str(prompt), isinstance(prompt, Markup))]
         else:
             messages = prompt if instruction is None else _with_instruction(prompt, instruction)
-            text = render_chat(self.manifest.chat_template, messages, info.special_tokens)
+            names, special = self._tokenizer.names, self._tokenizer.special
+            segments = render_segments(self.manifest.chat_template, messages, info.special_tokens, names, special)
+        text = "".join(segment.text for segment in segments)
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair in JSON, or bytes in an argument
             raise ConfigurationError(
                 f"The prompt is not text: character {error.start} is {text[error.start]!r}; give it in UTF-8."
             ) from None
-        tokens = self._tokenizer.encode(text)
+        tokens = self._tokenizer.encode(segments)
         if tokens[: len(self._prefix)] == self._prefix:
             return tokens
         if instruction is not None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["StopStrings"]
+from typing import Literal
+
+__all__ = ["Finish", "StopStrings"]
+
+Finish = Literal["stop", "length", "cancelled"]
+# why an answer ended: a stop token or text; the limit of tokens or the end of the context; a call of `cancel`
 
 
 class StopStrings:

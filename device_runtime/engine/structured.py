@@ -1,16 +1,18 @@
 """Answers held to a JSON schema.
 
-Before each token is chosen, every token that would lead out of the schema is taken off the table (llguidance does the
-grammar). An answer that may only have so many tokens is brought to its end in time: as long as the shortest way to
-close it fits into what is left, the model is free; then it must take that way.
+Before each token is chosen, every token that would lead out of the schema is masked (llguidance does the grammar). An
+answer that may only have so many tokens is brought to its end in time by cutting a text, and by nothing else: a number,
+a name of an enum or a list that the limit cuts makes the answer incomplete, because shortening it would change it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,22 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
-from device_runtime.errors import BackendError, SchemaError
+from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
+from device_runtime.engine.schema.rules import closed
+from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
+from device_runtime.engine.schema.trial import is_simple, schema_trial
+from device_runtime.engine.trial_process import TrialProcess
+from device_runtime.errors import BackendError, IncompleteError, SchemaError
 
 __all__ = ["Constraint", "SchemaCompiler", "check_schema"]
 
 _KEPT = 32  # compiled schemas
-_LONGEST_CLOSING = 512  # tokens; a schema whose shortest answer is longer than that is refused
-_NEAR = 64  # tokens before the limit, and twice the shortest answer, at which the way to the end is looked for
-_TRIES = 8  # tokens that are drawn before the way to the end is taken
+_without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
+_LONGEST_END = 512  # tokens; a schema whose shortest answer is longer is refused
+_NEAR = 64  # tokens before the limit, beside those of the end, from which on the end is looked for
+
+# JSON as models were trained on it; no other spaces, or a model may write spaces for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_FREE_TEXT = 1 / 8  # of the vocabulary; where more is allowed, a string is being written
 
 
 class SchemaCompiler:
@@ -37,14 +45,15 @@ class SchemaCompiler:
         manifest = bundle.manifest
         self._path = bundle.path / manifest.tokenizer.file
         self._vocabulary, self._eos = manifest.graph.vocabulary, list(manifest.tokenizer.eos_ids)
-        self._tokenizer: Any = None  # made at the first schema: it takes a tenth of a second and some memory
-        self._closers: list[list[int]] = []
-        self._made: OrderedDict[str, Any] = OrderedDict()
-        self._room = manifest.context - len(manifest.prefix_tokens)
+        self._tokenizer: GrammarTokenizer | None = None  # made at the first schema: it takes some time and memory
+        self._made: OrderedDict[str, _Compiled] = OrderedDict()
+        self._refused: OrderedDict[str, str] = OrderedDict()  # schema -> why
+        self._trial = schema_trial(self._path, self._vocabulary, tuple(self._eos))
+        self._free_positions = manifest.context - len(manifest.prefix_tokens)
 
     def check(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this schema."""
-        self.constraint(schema, min(max_new or self._room, self._room))
+        self.constraint(schema, min(max_new or self._free_positions, self._free_positions))
 
     def constraint(self, schema: Mapping[str, Any], max_tokens: int) -> Constraint:
         """A constraint for one answer of at most `max_tokens` tokens, its end among them.
@@ -54,47 +63,67 @@ class SchemaCompiler:
                 or llguidance is not installed.
         """
         matcher_class = _library()
+        source = _source(schema)
         if self._tokenizer is None:
-            self._tokenizer = _open_tokenizer(self._path, self._vocabulary, self._eos)
-            self._closers = _closers(self._tokenizer)
-        source = json.dumps(schema, ensure_ascii=False)
-        matcher = self._made.get(source)
-        if matcher is None:
-            matcher = matcher_class(self._tokenizer, _grammar(source), log_level=0)
+            self._tokenizer = GrammarTokenizer(self._path, self._vocabulary, self._eos)
+        tokenizer = self._tokenizer
+        if source not in self._made:
+            self._try(schema, source)
+            matcher = matcher_class(tokenizer.library, _grammar(source), log_level=0)
             if matcher.is_error():
-                raise SchemaError(f"The schema cannot be used: {_reason(matcher.get_error())}.")
-            self._made[source] = matcher
+                raise _unusable(matcher.get_error())
+            self._made[source] = _Compiled(matcher, shortest_end(tokenizer, matcher, _LONGEST_END, NARROW))
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(source)
-        constraint = Constraint(matcher.deep_copy(), self._vocabulary, self._closers)
-        needed = constraint.tokens_to_close(_LONGEST_CLOSING)
-        if needed is None or needed > max_tokens:
-            count = f"more than {_LONGEST_CLOSING}" if needed is None else str(needed)
+        made = self._made[source]
+        if not made.searched and (made.end is None or made.end.cost > max_tokens):  # look again, and better
+            found = shortest_end(tokenizer, made.matcher, made.end.cost if made.end else _LONGEST_END, WIDE)
+            made.end, made.searched = found or made.end, True
+        end = made.end
+        if end is None or end.cost > max_tokens:
+            least = f"about {end.cost} tokens" if end is not None else f"more than {_LONGEST_END} tokens"
             raise SchemaError(
-                f"The shortest answer that fits the schema has about {count} tokens, and the answer may have "
-                f"{max_tokens}; raise max_new, or ask for less."
+                f"The shortest answer that fits the schema has {least}, and the answer may have {max_tokens}; "
+                "raise max_new, or ask for less."
             )
-        return constraint
+        return Constraint(made.matcher.deep_copy(), tokenizer, end, max_tokens)
+
+    def _try(self, schema: Mapping[str, Any], source: str) -> None:
+        """Raise a `SchemaError` for what the library could not compile here in time, or without taking all memory."""
+        if is_simple(schema):
+            return
+        if source not in self._refused:
+            wrong = self._trial.run(_grammar(source))
+            if not wrong:
+                return
+            self._refused[source] = wrong
+            if len(self._refused) > _KEPT:
+                self._refused.popitem(last=False)
+        raise _unusable(self._refused[source])
+
+
+@dataclass
+class _Compiled:
+    matcher: Any  # llguidance's, at the beginning of an answer
+    end: End | None  # the shortest answer that was found
+    searched: bool = False  # thoroughly
 
 
 class Constraint:
     """One answer on its way through a schema."""
 
-    def __init__(self, matcher: Any, vocabulary: int, closers: list[list[int]]) -> None:
-        self._matcher, self._vocabulary, self._closers = matcher, vocabulary, closers
-        self._mask = np.full((1, (vocabulary + 31) // 32), -1, np.int32)
-        self._way: list[int] = []  # tokens that end the answer from here; empty when they were not looked for
-        self._near = _NEAR  # tokens left, from which on they are looked for
-
-    @property
-    def satisfied(self) -> bool:
-        """Whether what was taken fits the schema; more may still follow."""
-        return bool(self._matcher.is_accepting())
+    def __init__(self, matcher: Any, tokenizer: GrammarTokenizer, end: End, max_tokens: int) -> None:
+        self._matcher, self._tokenizer = matcher, tokenizer
+        self._end: End | None = None  # from here; None when it was not looked for
+        self._near = _NEAR + 2 * end.cost + end.wanted  # tokens left, from which on it is looked for
+        self._spare = max(0, max_tokens - end.cost) // 2  # at most so many are kept for the values after a text
+        self._quoted = Quoted.NO  # where the answer is
+        self._cut = False  # whether a text was cut: the rest is as short as the values in it allow
 
     @property
     def complete(self) -> bool:
-        """Whether it fits the schema and nothing can follow."""
+        """Whether the answer fits the schema and nothing can follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
@@ -104,141 +133,108 @@ class Constraint:
             logits: (vocabulary,); it is not changed.
             left: tokens that the answer may still have, this one among them.
         """
-        masked = np.where(self._allowed(self._matcher), logits, np.float32(-np.inf))
-        if not np.isfinite(masked).any():
+        allowed = self._tokenizer.allowed(self._matcher)
+        if not allowed.any():
             raise BackendError(f"The grammar of the answer failed: {_reason(self._matcher.get_error())}.")
-        near = left <= self._near
-        if near and not self._way:
-            self._way = self._closing(self._matcher, left) or []
-        for _ in range(_TRIES):
-            token = choose(masked)
-            # Most answers are short beside their limit; until it is near, any token leaves time enough.
-            way = self._way_after(token, left - 1) if near and self._way else []
-            if way is not None:
-                return self._take(token, way)
-            masked[token] = -np.inf
-            if not np.isfinite(masked).any():
-                break
-        return self._take(self._way[0], self._way[1:])
+        token = choose(self._tokenizer.masked(logits, allowed))
+        if left > self._near:
+            return self._take(token, None)
+        in_text = self._tokenizer.in_free_text(allowed)
+        if not (in_text or self._cut):
+            return self._take(token, None)  # a value is the model's own, whatever it costs
+        end = self._end_after(token, left - 1)
+        if end is not None and (not in_text or end.cost + min(end.wanted, self._spare) < left):
+            return self._take(token, end)
+        now = self._end or shortest_end(self._tokenizer, self._matcher, left, quoted=self._quoted)
+        if now is None or not now.tokens or not self._may_end(in_text, now.tokens[0], allowed):
+            return self._take(token, None)
+        self._cut = True
+        return self._take(now.tokens[0], now.rest())
 
-    def tokens_to_close(self, limit: int) -> int | None:
-        """How many tokens end the answer from here, by the shortest way that was found; None if above `limit`."""
-        way = self._closing(self._matcher, limit)
-        if way is None:
-            return None
-        self._near = _NEAR + 2 * len(way)
-        return len(way)
+    def check(self, text: str) -> None:
+        """Check a complete answer as a strict reader of JSON does.
 
-    def _take(self, token: int, way: list[int]) -> int:
+        Raises:
+            IncompleteError: a number in it is beyond what a double can hold, or an object has a name twice.
+        """
+        try:
+            json.loads(text, parse_float=_finite, parse_int=_finite, object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise IncompleteError(f"The answer fits its schema and is of no use: {error}; ask for less.") from None
+
+    def _may_end(self, in_text: bool, token: int, allowed: npt.NDArray[np.bool_]) -> bool:
+        """Whether `token` closes a text, or, after a whole value, a list or an object."""
+        if in_text:
+            return bool(self._tokenizer.first[token] == ord('"'))
+        in_value = (self._tokenizer.rank[allowed & self._tokenizer.ordinary] > 2).any()  # the next digit, for one
+        return bool(self._tokenizer.is_structure[token]) and not in_value
+
+    def _take(self, token: int, end: End | None) -> int:
         self._matcher.consume_token(token)
-        self._way = way
+        self._quoted, _, _ = scan(self._tokenizer.text_of([token]), self._quoted)
+        self._end = end
         return token
 
-    def _way_after(self, token: int, left: int) -> list[int] | None:
-        """The way to the end after `token`; None if it is longer than `left`."""
+    def _end_after(self, token: int, left: int) -> End | None:
+        """The end after `token`; None if there is none of at most `left` tokens."""
         after = self._matcher.deep_copy()
-        after.consume_token(token)
-        return self._closing(after, left)
-
-    def _allowed(self, matcher: Any) -> npt.NDArray[np.bool_]:
-        from llguidance.numpy import fill_next_token_bitmask
-
-        fill_next_token_bitmask(matcher, self._mask)
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        return bits[: self._vocabulary].astype(bool)
-
-    def _closing(self, matcher: Any, limit: int) -> list[int] | None:
-        """Tokens that end the answer, at most `limit`; None if none were found."""
-        way: list[int] = []
-        matcher = matcher.deep_copy()
-        while not matcher.is_stopped():
-            if matcher.is_accepting():
-                return way
-            if len(way) >= limit:
-                return None
-            token = self._shortest(self._allowed(matcher))
-            if token is None or not matcher.consume_token(token):
-                return None
-            way.append(token)
-        return way
-
-    def _shortest(self, allowed: npt.NDArray[np.bool_]) -> int | None:
-        """The allowed token that most likely brings the end nearer."""
-        in_string = np.count_nonzero(allowed) > _FREE_TEXT * self._vocabulary
-        structure, quotes, rest = self._closers
-        for tokens in (quotes, rest) if in_string else (structure, quotes, rest):
-            found = next((token for token in tokens if allowed[token]), None)
-            if found is not None:
-                return found
-        return next(iter(np.flatnonzero(allowed).tolist()), None)
+        if not after.consume_token(token):
+            return None
+        if self._end is not None and self._end.cost <= left:  # inside of a text the end stays the same
+            same = after.deep_copy()
+            if same.try_consume_tokens(list(self._end.tokens)) == len(self._end.tokens) and same.is_accepting():
+                return self._end
+        quoted, _, _ = scan(self._tokenizer.text_of([token]), self._quoted)
+        return shortest_end(self._tokenizer, after, left, quoted=quoted)
 
 
-def _open_tokenizer(path: Path, vocabulary: int, eos: Sequence[int]) -> Any:
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    if path.suffix == ".json":
-        return LLTokenizer(str(path), n_vocab=vocabulary, eos_token=list(eos) or None)
-    return LLTokenizer(
-        TokenizerWrapper(_Pieces(path, vocabulary, eos)), n_vocab=vocabulary, eos_token=list(eos) or None
-    )
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        shown = digits if len(digits) <= 30 else f"{digits[:29]}…"
+        raise ValueError(f"the number {shown} is too large for a reader of JSON")
+    return value
 
 
-class _Pieces:
-    """A SentencePiece model as llguidance wants it: the bytes of each piece."""
-
-    def __init__(self, path: Path, vocabulary: int, eos: Sequence[int]) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        self._library: Any = SentencePieceProcessor(model_file=str(path))
-        self.eos_token_id = eos[0] if eos else self._library.eos_id()
-        self.bos_token_id = self._library.bos_id()
-        count = self._library.vocab_size()
-        self.special_token_ids = [i for i in range(count) if self._library.is_control(i) or self._library.is_unknown(i)]
-        special = set(self.special_token_ids)
-        self.tokens = [b"<special>" if i in special else self._bytes(i) for i in range(count)]
-        self.tokens += [b""] * (vocabulary - count)
-
-    def _bytes(self, token: int) -> bytes:
-        piece = self._library.id_to_piece(token)
-        if self._library.is_byte(token):
-            return bytes([int(piece[3:5], 16)])
-        return str(piece).replace("\u2581", " ").encode()
-
-    def __call__(self, text: str) -> list[int]:
-        """The tokens of `text`, without the space that most of these models put before a text."""
-        if not isinstance(text, str):
-            raise TypeError("this tokenizer reads text")  # llguidance tries bytes first
-        tokens: list[int] = self._library.encode(f"\n{text}")
-        before = b""
-        for place, token in enumerate(tokens):
-            before += self.tokens[token]
-            if before.endswith(b"\n"):
-                return tokens[place + 1 :]
-        raise ValueError("the tokenizer joins a line's end with what follows")
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:40]!r} is in an object twice")
+    return found
 
 
-def _closers(tokenizer: Any) -> list[list[int]]:
-    """Tokens that end things: those of brackets alone, those that end a string, and plain words, the longest first."""
-    structure, quotes, words = [], [], []
-    for token in range(tokenizer.vocab_size):
-        if tokenizer.is_special_token(token):
-            continue
-        text = tokenizer.decode_bytes([token])
-        if text and not text.strip(b"}]"):
-            structure.append((text, token))
-        elif text[:1] == b'"' and not text[1:].strip(b"}]"):
-            quotes.append((text, token))
-        elif text.isalnum():
-            words.append((text, token))
-    return [[token for _, token in sorted(found, key=lambda t: -len(t[0]))] for found in (structure, quotes, words)]
+def _source(schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(closed(schema), ensure_ascii=False)
+    except RecursionError:
+        raise SchemaError("The schema cannot be used: it is nested too deeply; give it fewer levels.") from None
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise a `SchemaError` if no answer can be held to this JSON schema."""
     matcher_class = _library()
-    failed, messages = matcher_class.validate_grammar_with_warnings(_grammar(json.dumps(schema, ensure_ascii=False)))
-    if failed:
-        raise SchemaError(f"The schema cannot be used: {_reason(messages[0])}.")
+    grammar = _grammar(_source(schema))
+    failed, messages = matcher_class.validate_grammar_with_warnings(grammar)
+    wrong = _reason(messages[0]) if failed else "" if is_simple(schema) else _tried(grammar)
+    if wrong:
+        raise _unusable(wrong)
+
+
+@lru_cache(maxsize=256)
+def _tried(grammar: str) -> str:
+    global _without_tokenizer
+    _without_tokenizer = _without_tokenizer or schema_trial()
+    return _without_tokenizer.run(grammar)
+
+
+def _unusable(why: str) -> SchemaError:
+    return SchemaError(
+        f"The schema cannot be used: {_reason(why)}. Where numbers have bounds or steps, a simpler one may do."
+        if "too much" in why
+        else f"The schema cannot be used: {_reason(why)}."
+    )
 
 
 def _library() -> Any:
@@ -253,7 +249,6 @@ def _library() -> Any:
 
 
 def _grammar(schema: str) -> str:
-    """Compact JSON: without it a model may go on with spaces for ever."""
     try:
         grammar: str = _library().grammar_from_json_schema(schema, overrides=_SPACING)
     except ValueError as error:

@@ -14,7 +14,7 @@ import yaml
 
 from device_runtime.engine.structured import check_schema
 from device_runtime.errors import ConfigurationError
-from device_runtime.fleet.yaml_schema import Plain, Report
+from device_runtime.fleet.yaml_schema import MAX_HINTS, Plain, Report
 
 __all__ = ["Answer"]
 
@@ -31,6 +31,7 @@ _WORDS = sorted(_ONE | _SEVERAL | _NAMED | {
     "multipleOf", "pattern", "readOnly", "required", "title", "type", "uniqueItems", "writeOnly",
 })  # fmt: skip
 
+_KNOWN = frozenset(_WORDS)
 _EXPECTED = "a JSON schema, a mapping such as {type: object, …}"
 
 Path_ = tuple[str | int, ...]
@@ -60,15 +61,17 @@ def _check_words(schema: yaml.MappingNode, path: Path_, report: Report) -> None:
     fields = {key.value: value for key, value in schema.value if isinstance(key, yaml.ScalarNode)}
     for key, _ in schema.value:
         word = str(key.value)
-        near = get_close_matches(word, [w for w in _WORDS if w not in fields], n=1, cutoff=0.75)
-        if word not in _WORDS and near:
+        if word in _KNOWN or len(report.faults) > MAX_HINTS:
+            continue
+        if near := get_close_matches(word[:100], [w for w in _WORDS if w not in fields], n=1, cutoff=0.75):
             report.add(key, path, f"unknown keyword {word!r}; did you mean {near[0]!r}?")
     properties, required = fields.get("properties"), fields.get("required")
     if isinstance(properties, yaml.MappingNode) and isinstance(required, yaml.SequenceNode):
-        names = [str(key.value) for key, _ in properties.value]
+        names = {str(key.value): None for key, _ in properties.value}
         for item in required.value:
-            near = get_close_matches(str(item.value), names, n=1)
-            if item.value not in names and near:
+            if str(item.value) in names or len(report.faults) > MAX_HINTS:
+                continue
+            if near := get_close_matches(str(item.value), names, n=1):
                 text = f"{item.value!r} is none of the properties; did you mean {near[0]!r}?"
                 report.add(item, (*path, "required"), text)
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import simpleeval
 
 from device_runtime.errors import ConfigurationError, LinkError, UndefinedNameError
+from device_runtime.records.printable import shown
 
-__all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic"]
+__all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic", "in_words", "kind_of"]
 
 MAX_CHARACTERS = 1000
 
@@ -27,7 +30,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function for function in (abs, all, any, float, int, len, max, min, round, sum)
 }
 _CONSTANTS = {"true": True, "false": False, "null": None}  # as JSON spells them
-_OPERATOR_SIGNS = {"*": operator.mul, "%": operator.mod, "**": operator.pow}
+_OPERATOR_SIGNS = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
+    "%": operator.mod, "**": operator.pow,
+}  # fmt: skip
+_PYTHON_KINDS = re.compile(r"'?\b(str|int|float|bool|list|dict|NoneType)\b'?")
+_KIND_WORDS = {
+    "str": "text", "int": "a number", "float": "a number", "bool": "true or false", "list": "a list",
+    "dict": "an object", "NoneType": "null",
+}  # fmt: skip
+MAX_TEXT = 131_072  # characters or entries that `+` makes
 _MAX_EXPONENT = 64
 _HINTS = {"=": "; equality is ==", "&": "; write `and`", "|": "; write `or`", "!": "; write `not`"}
 
@@ -54,6 +66,8 @@ class Expression:
         self._evaluator.functions = dict(_FUNCTIONS)  # without those that it has added
         self._evaluator.nodes = {node: handler for node, handler in self._evaluator.nodes.items() if node in _NODES}
         self._evaluator.nodes[ast.Attribute] = self._field
+        for kind in (ast.Compare, ast.BinOp):
+            self._evaluator.nodes[kind] = partial(self._placed, self._evaluator.nodes[kind])
         self._tree = _parse(source)
 
     def value(self, names: Mapping[str, Any]) -> Any:
@@ -70,7 +84,18 @@ class Expression:
         except simpleeval.NameNotDefined as error:
             raise UndefinedNameError(f"{error.name!r} is undefined") from None
         except _ERRORS as error:
-            raise LinkError(f"{type(error).__name__}: {error}") from None
+            raise LinkError(in_words(error)) from None
+
+    def _placed(self, handle: Callable[[ast.AST], Any], node: ast.AST) -> Any:
+        """An operation; what is wrong with its values is reported with the part of the expression that it is."""
+        try:
+            return handle(node)
+        except UndefinedNameError:
+            raise
+        except LinkError as error:
+            if str(error).startswith("`"):  # an operation in this one has said where
+                raise
+            raise LinkError(f"`{ast.unparse(node)}`: {error}") from None
 
     def _field(self, node: ast.Attribute) -> Any:
         """`window[-1].temp_c`: a field of an object, and never an attribute of Python's."""
@@ -83,15 +108,73 @@ class Expression:
 def arithmetic(sign: str, left: Any, right: Any) -> Any:
     """`left sign right`, for numbers alone: with texts, `*` and `%` make long ones out of short ones.
 
+    Two texts, or two lists, may be put together with `+`.
+
     Raises:
-        TypeError: one of them is no number.
+        LinkError: one of them is no number.
         ArithmeticError: an exponent is too large.
     """
+    if sign == "+" and ((isinstance(left, str) and isinstance(right, str)) or _are_lists(left, right)):
+        if len(left) + len(right) > MAX_TEXT:
+            raise LinkError(f"'+' makes more than {MAX_TEXT} characters or entries.")
+        return left + right
     if not (isinstance(left, int | float) and isinstance(right, int | float)):
-        raise TypeError(f"{sign!r} needs two numbers, not {type(left).__name__} and {type(right).__name__}")
+        raise LinkError(
+            f"{sign!r} needs two numbers, and has {kind_of(left)} and {kind_of(right)}{_hint(left, right)}."
+        )
     if sign == "**" and not (abs(left) <= 2**64 and abs(right) <= _MAX_EXPONENT):
         raise ArithmeticError(f"'**' takes exponents up to {_MAX_EXPONENT}")
     return _OPERATOR_SIGNS[sign](left, right)
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong with a reading, in the words of the field instead of Python's."""
+    text = _PYTHON_KINDS.sub(lambda match: _KIND_WORDS.get(match[1], match[0]), str(error))
+    if isinstance(error, ZeroDivisionError):
+        return "division by zero"
+    if isinstance(error, IndexError):
+        return "there is no such entry: the list, or the window, is shorter"
+    if isinstance(error, KeyError):
+        return f"there is no field {shown(text, 60)}"
+    if isinstance(error, TypeError):
+        return shown(f"a value is of another kind than is needed: {text}", 300)
+    return shown(f"it cannot be computed: {text}" if text else f"it cannot be computed ({type(error).__name__})", 300)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a few words, and what it is if it is short."""
+    if isinstance(value, str):
+        return f"the text {shown(value, 40)!r}"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int | float):
+        return "a number"
+    return "a list" if isinstance(value, list | tuple) else "an object" if isinstance(value, Mapping) else "a function"
+
+
+def _hint(left: Any, right: Any) -> str:
+    if any(isinstance(side, str) and side.strip()[:1].isdigit() for side in (left, right)):
+        return "; write float(…) around a text that holds a number, or `parse: number` in the link"
+    return ""
+
+
+def _are_lists(left: Any, right: Any) -> bool:
+    return isinstance(left, list) and isinstance(right, list)
+
+
+def _compared(sign: str, compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """An order of two values; Python's own error speaks of its types."""
+
+    def ordered(left: Any, right: Any) -> Any:
+        try:
+            return compare(left, right)
+        except TypeError:
+            raise LinkError(
+                f"{sign!r} compares two numbers or two texts, and has {kind_of(left)} and {kind_of(right)}"
+                f"{_hint(left, right)}."
+            ) from None
+
+    return ordered
 
 
 def _parse(source: str) -> ast.expr:
@@ -134,11 +217,13 @@ _NODES: frozenset[type[ast.AST]] = frozenset(
 )  # fmt: skip
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     node: simpleeval.DEFAULT_OPERATORS[node]
-    for node in (
-        ast.Add, ast.Sub, ast.Div, ast.FloorDiv, ast.USub, ast.UAdd, ast.Not, ast.Eq, ast.NotEq, ast.Lt, ast.LtE,
-        ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot,
-    )
+    for node in (ast.USub, ast.UAdd, ast.Not, ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is, ast.IsNot)
 } | {
-    ast.Mult: lambda left, right: arithmetic("*", left, right),
-    ast.Mod: lambda left, right: arithmetic("%", left, right),
+    node: _compared(sign, simpleeval.DEFAULT_OPERATORS[node])
+    for node, sign in ((ast.Lt, "<"), (ast.LtE, "<="), (ast.Gt, ">"), (ast.GtE, ">="))
+} | {
+    node: partial(arithmetic, sign)
+    for node, sign in (
+        (ast.Add, "+"), (ast.Sub, "-"), (ast.Mult, "*"), (ast.Div, "/"), (ast.FloorDiv, "//"), (ast.Mod, "%"),
+    )
 }  # fmt: skip

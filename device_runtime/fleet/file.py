@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.errors import ConfigurationError, SchemaError
+from device_runtime.errors import ConfigurationError, SchemaError, StonechatError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
-from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults, shape
+from device_runtime.fleet.circles import circles
+from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
     Boolean,
@@ -57,7 +58,7 @@ class ModelEntry:
     bundle: str  # a path, relative to the fleet file; ${NAME} and ${NAME:-default} come from the environment
     threads: int | None = None  # the backend's choice when None
     max_new: int | None = None  # tokens, when a request does not say
-    system: str | None = None  # system message for whoever sends none
+    system: str | None = None  # system message for requests without one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Fleet:
             ConfigurationError: the file has no such device.
         """
         entry = self._entry(device)
-        links = tuple(link for link in self.links if link.name in entry.links)
+        names = set(entry.links)
+        links = tuple(link for link in self.links if link.name in names)
         return DeviceConfig(
             device,
             broker,
@@ -197,20 +199,38 @@ class Fleet:
                 f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
                 "take an instruction-tuned checkpoint."
             )
+        else:
+            faults += self._check_template(name, manifest)
         if model.system is not None and instruction not in (None, model.system):
             faults.append(
                 f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
                 f"({instruction!r}); leave out `system`, or convert without --prefix."
             )
+        served = set(entry.links)
         for link in self.links:
             answers = name == (link.model or entry.models[0])
-            if link.name in entry.links and answers and link.answer is not None:
+            if link.name in served and answers and link.answer is not None:
                 try:
                     check_schema(link.answer, model.max_new)
                 except SchemaError as error:
                     faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def _check_template(self, name: str, manifest: Manifest) -> list[str]:
+        """What speaks against the messages that requests and links send: a system message, if there is one, and a
+        user's."""
+        from device_runtime.engine.chat import render_chat  # loads no jinja2 before it has something to render
+
+        system = manifest.instruction or self.models[name].system
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": "21.5"})
+        try:
+            render_chat(manifest.chat_template, messages, manifest.tokenizer.special_tokens)
+        except StonechatError as error:
+            what = "a system message and a user's" if system else "a user's message"
+            return [f"the chat template of the model {name!r} cannot render {what}; every request would fail: {error}"]
+        return []
 
     def _beside(self, path: str) -> Path:
         """A path in the file is relative to it."""
@@ -234,34 +254,16 @@ def load(path: Path | str) -> Fleet:
 
 def check_fleet(fleet: Fleet, report: Report) -> None:
     """What concerns several fields."""
+    links = {link.name: link for link in fleet.links}
     for device, entry in fleet.devices.items():
-        for link in fleet.links:
-            if link.name in entry.links and link.model not in (None, *entry.models):
+        for link in (links[name] for name in entry.links if name in links):
+            if link.model not in (None, *entry.models):
                 has = ", ".join(map(repr, entry.models))
                 text = f"link {link.name!r} wants the model {link.model!r}; this device has {has}. Add it to `model`"
                 report.add_at(("devices", device, "links"), text)
-    for number, link in enumerate(fleet.links):
-        if names := _circle(link, fleet.links):
-            text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
-            report.add_at(("links", number, "to"), text)
-
-
-def _circle(start: Link, links: Sequence[Link]) -> tuple[str, ...]:
-    """The links by which the answers of `start` wake it again, whatever the readings; empty if they do not."""
-    ways: list[tuple[Link, tuple[str, ...]]] = [(start, ())]
-    seen = {start.name}
-    while ways:
-        last, names = ways.pop(0)
-        to = shape(last)
-        for link in links:
-            if to is None or not matches(link.source, to):
-                continue
-            if link is start and names:
-                return names
-            if link.name not in seen:
-                seen.add(link.name)
-                ways.append((link, (*names, link.name)))
-    return ()
+    for number, names in circles(fleet.links):
+        text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
+        report.add_at(("links", number, "to"), text)
 
 
 def expand(text: str) -> str:
@@ -325,6 +327,7 @@ _LINK = Record(
         "to": Field(Text("a topic, or a template of one", check=check_template)),
         "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
         "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
+        "parse": Field(Choice(("json", "text", "number", "auto")), "json"),
     },
     check=_check_link,
 )

@@ -9,12 +9,13 @@ and are only ever values in them.
 from __future__ import annotations
 
 import ast
-import codecs
 import contextlib
+import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import jinja2
@@ -22,9 +23,10 @@ import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic
-from device_runtime.mqtt.strict_json import MessageError, parse
+from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic, in_words
+from device_runtime.fleet.payload import Parse, read_payload
 from device_runtime.mqtt.topics import check_topic, matches
+from device_runtime.records.printable import shown
 
 __all__ = [
     "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
@@ -34,7 +36,8 @@ __all__ = [
 Overload = Literal["newest", "oldest", "every"]
 
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
-MAX_WINDOW_BYTES = 8 * 2**20  # of a link's earlier readings, as they came; in memory they are a few times as large
+MAX_WINDOW_BYTES = 8 * 2**20  # of memory that a link's earlier readings take; all links of a device share
+MAX_WINDOWS_BYTES = 64 * 2**20  # this
 MAX_PROMPT_CHARACTERS = 32_768
 MAX_ALTERNATIVES = 64  # that the conditions in a link's `to` may make
 
@@ -60,7 +63,7 @@ class Reading:
     topic: str
     value: Mapping[str, Any]  # a bare number, string or boolean becomes {"value": …}
     received_s: float  # on the monotonic clock
-    size: int = 0  # bytes that came
+    payload: bytes = b""  # as it came
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Link:
     deadline_s: float = 30.0  # from the reading to the end of its answer
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
     model: str | None = None  # the name of the model that answers; None is the device's first
+    parse: Parse = "json"  # how a payload is read
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,14 @@ class Wakeup:
 class Windows:
     """The earlier readings of each topic of one link, and the link's decisions."""
 
-    def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, link: Link, clock: Callable[[], float] = time.monotonic, max_bytes: int = MAX_WINDOW_BYTES
+    ) -> None:
+        """`max_bytes` is the memory that earlier readings may take."""
         self.link = link
-        self._clock = clock
-        self._earlier: OrderedDict[str, deque[Reading]] = OrderedDict()  # the topic that was silent longest is first
+        self._clock, self._max_bytes = clock, max_bytes
+        # Readings and their size in memory; the topic that was silent longest is first.
+        self._earlier: OrderedDict[str, deque[tuple[Reading, int]]] = OrderedDict()
         self._bytes = 0  # of all of them
         self._when = Expression(link.when) if link.when else None
         self._prompt = _texts.from_string(link.prompt)
@@ -114,18 +122,19 @@ class Windows:
                 return None
             prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
         except (jinja2.UndefinedError, UndefinedNameError) as e:
-            fields = ", ".join(sorted(reading.value)) or "no fields"
-            raise LinkError(f"{e}; the reading has {fields}.") from None
+            raise LinkError(f"{shown(e, 200)}; the reading has {_fields_of(reading.value)}.") from None
         except LinkError:
             raise
         except ConfigurationError as e:
-            raise LinkError(str(e)) from None
+            raise LinkError(shown(e, 500)) from None
         except _TEMPLATE_ERRORS as e:
-            raise LinkError(f"{type(e).__name__}: {e}") from None
+            raise LinkError(in_words(e)) from None
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise LinkError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
         if to.startswith(("stonechat/", "$")) or matches(self.link.source, to):
-            raise LinkError(f"the answer would go to {to!r}, where it could wake this link or command a device.")
+            raise LinkError(
+                f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
+            )
         return Wakeup(self.link, reading, prompt, to)
 
     def _remember(self, reading: Reading) -> list[Mapping[str, Any]]:
@@ -135,35 +144,59 @@ class Windows:
         earlier = self._earlier.setdefault(reading.topic, deque())
         self._earlier.move_to_end(reading.topic)
         oldest_s = self._clock() - window.seconds
-        values = [r.value for r in earlier if r.received_s >= oldest_s]
-        earlier.append(reading)
-        self._bytes += reading.size
+        values = [r.value for r, _ in earlier if r.received_s >= oldest_s]
+        size = memory_bytes(reading.value)
+        earlier.append((replace(reading, payload=b""), size))
+        self._bytes += size
         if len(earlier) > window.keep:
             self._forget(reading.topic)
-        while len(self._earlier) > MAX_WINDOWS or self._bytes > MAX_WINDOW_BYTES:
+        while len(self._earlier) > MAX_WINDOWS or self._bytes > self._max_bytes:
             self._forget(next(iter(self._earlier)))
         return values
 
     def _forget(self, topic: str) -> None:
         """Its oldest reading."""
-        self._bytes -= self._earlier[topic].popleft().size
+        self._bytes -= self._earlier[topic].popleft()[1]
         if not self._earlier[topic]:
             del self._earlier[topic]
 
 
-def read(topic: str, payload: bytes, received_s: float) -> Reading:
+def _fields_of(value: Mapping[str, Any]) -> str:
+    """The names of a reading's fields, for an error: some of them, and nothing that a log would take for its own."""
+    names = [shown(name, 40) for name in sorted(value)[:8]]
+    more = f" and {len(value) - len(names)} more" if len(value) > len(names) else ""
+    return ", ".join(names) + more if names else "no fields"
+
+
+def read(topic: str, payload: bytes, received_s: float, how: Parse = "json") -> Reading:
     """Read a sensor's payload.
 
-    Sensors are not held to the last byte: a byte order mark before the JSON and the NUL that ends a string of C are
+    Args:
+        how: `json` takes a JSON object, or a bare number, string or boolean. `text` takes any text as it is. `number`
+            takes a number, with its unit behind it if there is one, and gives `value` and `unit`. `auto` takes JSON if
+            it is JSON, else a number, else text.
+
+    Sensors are not held to the last byte: a byte order mark before the payload and the NUL that ends a string of C are
     left out, as RFC 8259, section 8.1, allows.
 
     Raises:
-        MessageError: it is no JSON object and no bare number, string or boolean.
+        MessageError: it is nothing of the kind.
     """
-    value = parse(payload.removeprefix(codecs.BOM_UTF8).rstrip(b"\0"))
-    if isinstance(value, list) or value is None:
-        raise MessageError("a reading must be a JSON object, or a bare number, string or boolean.")
-    return Reading(topic, value if isinstance(value, dict) else {"value": value}, received_s, len(payload))
+    return Reading(topic, read_payload(payload, how), received_s, payload)
+
+
+def memory_bytes(value: Any) -> int:
+    """What a parsed JSON value takes in memory, at most: small numbers and repeated names may be shared."""
+    total, rest = 0, [value]
+    while rest:
+        item = rest.pop()
+        total += sys.getsizeof(item)
+        if isinstance(item, dict):
+            rest += item.keys()
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+    return total
 
 
 def check_expression(source: str) -> str:
@@ -183,10 +216,15 @@ def check_template(source: str) -> str:
         ConfigurationError: it is not.
     """
     try:
-        _texts.from_string(source)
+        _texts.compile(source, raw=True)
     except jinja2.TemplateSyntaxError as e:
         raise ConfigurationError(f"not a template: {e.message}") from None
     return source
+
+
+@lru_cache(maxsize=16)  # the checks of one link look at the same few templates
+def _tree(source: str) -> jinja2.nodes.Template:
+    return _texts.parse(source)
 
 
 def faults(link: Link) -> list[tuple[str, str]]:
@@ -205,7 +243,7 @@ def faults(link: Link) -> list[tuple[str, str]]:
                     (name, f"topic[{index}] is not there: {link.source!r} has topic[0] to [{len(levels) - 1}]")
                 )
     for name, source in (("prompt", link.prompt), ("to", link.to)):
-        for node in _texts.parse(source).find_all((jinja2.nodes.Mod, jinja2.nodes.Mul)):
+        for node in _tree(source).find_all((jinja2.nodes.Mod, jinja2.nodes.Mul)):
             if any(
                 isinstance(side, jinja2.nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right)
             ):
@@ -216,7 +254,7 @@ def faults(link: Link) -> list[tuple[str, str]]:
 
 def shape(link: Link) -> str | None:
     """Where a link's answers go, as a topic filter: `+` is what a reading decides. None if it is unknown."""
-    texts = _alternatives(_texts.parse(link.to).body)
+    texts = _alternatives(_tree(link.to).body)
     if texts is None:
         return None
     ways = [["+" if "\0" in level else level for level in text.split("/")] for text in texts]
@@ -246,7 +284,7 @@ def _alternatives(body: Sequence[jinja2.nodes.Node]) -> list[str] | None:
 
 
 def _faults_of_to(link: Link) -> list[tuple[str, str]]:
-    texts = [node.data for node in _texts.parse(link.to).find_all(jinja2.nodes.TemplateData)]
+    texts = [node.data for node in _tree(link.to).find_all(jinja2.nodes.TemplateData)]
     if any(sign in text for text in texts for sign in "+#"):
         return [
             ("to", "holds a wildcard; '+' and '#' belong to `from`. A level of the reading's topic is {{ topic[1] }}")
@@ -269,7 +307,7 @@ def _faults_of_to(link: Link) -> list[tuple[str, str]]:
 
 def _template_uses(source: str) -> tuple[set[str], set[int]]:
     """The variables of a template, and the levels of `topic` in it."""
-    tree = _texts.parse(source)
+    tree = _tree(source)
     indices = set()
     for node in tree.find_all(jinja2.nodes.Getitem):
         if isinstance(node.node, jinja2.nodes.Name) and node.node.name == "topic":
@@ -292,20 +330,35 @@ def _expression_uses(source: str) -> tuple[set[str], set[int]]:
 
 def _one_level(value: Any) -> Any:
     """A value that goes into a topic stays one level, or a reading could send its answer anywhere."""
-    text = str(value)
+    text = str(_no_method(value))
     if not text or any(c in text for c in "/+#\0"):
         raise LinkError(f"{text[:64]!r} cannot be one level of a topic.")
     return value
 
 
 class _Sandbox(SandboxedEnvironment):
-    """Jinja2's sandbox, in which a text cannot be multiplied or be a format: a reading may hold `%999999999d`."""
+    """Jinja2's sandbox, in which a field is a field and a text cannot be multiplied or be a format.
 
-    intercepted_binops = frozenset({"*", "%", "**"})
+    A reading may have a field called `items`, and may hold `%999999999d`.
+    """
+
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         return arithmetic(operator, left, right)
 
 
-_texts = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
+def _no_method(value: Any) -> Any:
+    """`{{ order.items }}` of a reading without the field `items` would print a method of Python's."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise LinkError(f"{getattr(value, '__name__', 'this')!r} is no field of the reading, but a function.")
+    return value
+
+
+_texts = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, finalize=_no_method)
 _levels = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_one_level)

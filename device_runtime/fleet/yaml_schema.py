@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,6 +23,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeGuard, TypeVar
 import yaml
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet.yaml_nodes import check_size, nodes_of, quote_hint
 
 __all__ = [
     "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "OneOrMore", "Plain", "Reader",
@@ -30,6 +31,9 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_FILE_BYTES = 1_048_576
+MAX_FAULTS = 200  # that are reported; a file with more has one cause
+MAX_HINTS = 30  # of these, how many look for the nearest spelling, which takes time with the number of names
+_BROKEN = re.compile("[\0\ud800-\udfff]")  # text that no file or topic can hold
 
 T = TypeVar("T")
 Path_ = tuple[str | int, ...]  # ("devices", "greenhouse-pi", "model")
@@ -46,9 +50,21 @@ class Report:
     file: str
     faults: list[tuple[int, int, str]] = field(default_factory=list)  # line, column, text
     _places: dict[Path_, yaml.Node] = field(default_factory=dict)
+    _names: dict[str, Mapping[str, None]] = field(default_factory=dict)
+    _hints: int = 0
 
-    def names(self, section: str) -> list[str]:
+    def names(self, section: str) -> Mapping[str, None]:
         """What the top-level field `section` names: the keys of a mapping, or `name` in each entry of a list."""
+        if section not in self._names:
+            self._names[section] = dict.fromkeys(self._find_names(section))
+        return self._names[section]
+
+    def nearest(self, word: str, valid: Collection[str], what: str) -> str:
+        """A hint, as `nearest` gives it, for the first faults of the file."""
+        self._hints += 1
+        return nearest(word, list(valid), what) if self._hints <= MAX_HINTS else f"{what} others"
+
+    def _find_names(self, section: str) -> list[str]:
         root = self._places[()]
         node = next((v for k, v in root.value if k.value == section), None) if _is_map(root) else None
         if _is_map(node):
@@ -60,7 +76,8 @@ class Report:
         """Note a fault at `node`."""
         where = ".".join(str(p) if isinstance(p, str) else f"[{p}]" for p in path).replace(".[", "[")
         mark = node.start_mark
-        self.faults.append((mark.line + 1, mark.column + 1, f"{where}: {text}" if where else text))
+        if len(self.faults) <= MAX_FAULTS:
+            self.faults.append((mark.line + 1, mark.column + 1, f"{where}: {text}" if where else text))
 
     def add_at(self, path: Path_, text: str) -> None:
         """Note a fault at the value that was read at `path`: for checks across fields."""
@@ -81,6 +98,7 @@ class Report:
         if self.faults:
             lines = [f"{self.file}:{line}:{column}: {text}" for line, column, text in sorted(set(self.faults))]
             many = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+            many = many if len(self.faults) <= MAX_FAULTS else f"more than {MAX_FAULTS} faults"
             raise ConfigurationError("\n".join([f"{self.file} has {many}:", *lines]))
 
 
@@ -196,7 +214,7 @@ class Reference:
         name = _scalar(node, path, report, f"the name of a {self.what}")
         names = report.names(self.section)
         if name not in names:
-            hint = nearest(name, names, f"the {self.section} are")
+            hint = report.nearest(name, names, f"the {self.section} are")
             report.fail(node, path, f"there is no {self.what} {name!r}; {hint}")
         return name
 
@@ -310,7 +328,7 @@ class Record(Generic[T]):
         for name, (key, _) in pairs.items():
             if name not in self.fields:
                 unused = [f for f in self.fields if f not in pairs]
-                report.add(key, path, f"unknown field {name!r}; {nearest(name, unused, 'the fields are')}")
+                report.add(key, path, f"unknown field {name!r}; {report.nearest(name, unused, 'the fields are')}")
         values: dict[str, Any] = {}
         for name, f in self.fields.items():
             if name in pairs:
@@ -366,12 +384,15 @@ def loads(data: bytes | str, schema: Reader[T], check: Callable[[T, Report], Non
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        hint = _quote_hint(text.splitlines()[mark.line]) if mark and mark.line < len(text.splitlines()) else ""
+        hint = quote_hint(text.splitlines()[mark.line]) if mark and mark.line < len(text.splitlines()) else ""
         raise ConfigurationError(f"{place}: not YAML: {e.problem or e.context}{hint}.") from None
     except yaml.YAMLError as e:
         raise ConfigurationError(f"{file}: not YAML: {str(e).splitlines()[0]}.") from None
     if node is None:
         raise ConfigurationError(f"{file} is empty.")
+    check_size(node, file)
+    _report_broken_texts(node, report)
+    report.raise_if_any()
     with suppress(_Fault):
         value = report.read(schema, node, ())
         if check:
@@ -396,34 +417,22 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _report_repeats(node: yaml.Node, path: Path_, report: Report) -> None:
-    """A name that is twice in a mapping, anywhere in `node`: YAML would take the last."""
-    nodes, seen = [node], set[int]()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:  # an anchor leads here again
-            continue
-        seen.add(id(node))
+def _report_broken_texts(root: yaml.Node, report: Report) -> None:
+    """Text that no path, topic or JSON can hold: YAML can spell a zero byte and half a character."""
+    for node in nodes_of(root):
+        if _is_scalar(node) and (found := _BROKEN.search(node.value)):
+            what = "a zero byte" if found[0] == "\0" else f"half a character, {found[0]!r}"
+            report.add(node, (), f"this text has {what} in it; write it without")
+
+
+def _report_repeats(root: yaml.Node, path: Path_, report: Report) -> None:
+    """A name that is twice in a mapping, anywhere in `root`: YAML would take the last."""
+    for node in nodes_of(root):
         names = set()
-        for key, value in node.value if _is_map(node) else ():
+        for key, _ in node.value if _is_map(node) else ():
             if _is_scalar(key) and key.value in names:
                 report.add(key, path, f"{key.value!r} is here twice")
             names.add(key.value if _is_scalar(key) else None)
-            nodes.append(value)
-        nodes += node.value if isinstance(node, yaml.SequenceNode) else []
-
-
-def _quote_hint(line: str) -> str:
-    """What to do about a line that is no YAML, where it is one of those that everybody writes once."""
-    found = re.match(r"[\s{-]*[\w-]+: +(.*)", line)
-    value = found[1] if found else ""
-    if line.lstrip(" ").startswith("\t"):
-        return "; indent with spaces"
-    if "{{" in value or "${" in value:
-        return "; put quotes around the whole of a value with braces in it"
-    if value.startswith(("'", '"')):
-        return "; a value that begins with a quote ends with it: put other quotes around the whole of it"
-    return "; put quotes around a value that has ': ' in it" if ": " in value else ""
 
 
 def _scalar(node: yaml.Node, path: Path_, report: Report, expected: str) -> str:

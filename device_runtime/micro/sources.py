@@ -7,7 +7,7 @@ from pathlib import Path
 __all__ = ["FLAGS", "INCLUDES", "WARNINGS", "engine_sources"]
 
 _ROOT = Path(__file__).parent
-_FOLDERS = ("runtime", "kernels", "tokenizer", "sampler", "schema")
+_FOLDERS = ("runtime", "kernels", "tokenizer", "chat", "sampler", "schema")
 INCLUDES = (_ROOT / "include", *(_ROOT / folder for folder in _FOLDERS))
 # No contraction of a multiplication and an addition: every target rounds both, so that all compute the same bits.
 FLAGS = (

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import without_secrets
 
 __all__ = ["PASSWORD_VARIABLE", "BrokerAddress", "Certificates", "Protocol", "read_password", "reason"]
 
@@ -128,17 +129,21 @@ class BrokerAddress:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise ConfigurationError(f"broker URL {url!r} cannot be read; {expected}.") from None
+            # What is behind the last ":" is no port: perhaps a password, with the host forgotten.
+            raise ConfigurationError(
+                f"broker URL {url.rpartition(':')[0] + ':***'!r} cannot be read; {expected}."
+            ) from None
+        safe = without_secrets(url)
         extra = parts.path.strip("/") or parts.query or parts.fragment
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or extra:
-            raise ConfigurationError(f"broker URL {url!r} cannot be used; {expected}.")
+            raise ConfigurationError(f"broker URL {safe!r} cannot be used; {expected}.")
         named = unquote(parts.username, errors="replace") if parts.username else None
         user = named or (user if password is not None else None)
         if password is not None and user is None:
-            raise ConfigurationError(f"there is a password but no user in broker URL {url!r}; {expected}.")
+            raise ConfigurationError(f"there is a password but no user in broker URL {safe!r}; {expected}.")
         tls = parts.scheme == "mqtts"
         if certificates is not None and not tls:
-            raise ConfigurationError(f"there are certificates, but broker URL {url!r} is not encrypted; use mqtts://.")
+            raise ConfigurationError(f"there are certificates, but broker URL {safe!r} is not encrypted; use mqtts://.")
         port = port or (8883 if tls else 1883)
         return cls(parts.hostname, port, tls, user, password, protocol, certificates or Certificates())
 

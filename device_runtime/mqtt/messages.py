@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, TypedDict
 
 from device_runtime.engine.chat import Role
-from device_runtime.engine.finish import Finish as EngineFinish
+from device_runtime.engine.stop_strings import Finish as EngineFinish
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump, parse, read
 from device_runtime.mqtt.topics import ID
 from device_runtime.records.constraints import COUNT, Inside, Kind, Length, Pattern, Range, ReadAs, Rounded

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from device_runtime.records.constraints import Constraint, Inside, Kind, Range, ReadAs, Rounded
 
-__all__ = ["FILE", "Field", "Manner", "fields_of", "kind_of", "read", "shortened", "write"]
+__all__ = ["FILE", "Field", "Manner", "check_texts", "fields_of", "kind_of", "read", "shortened", "write"]
 
 
 @dataclass(frozen=True)
@@ -362,3 +362,23 @@ def shortened(value: Any) -> str:
     """The value's spelling, cut to what fits a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def check_texts(value: Any, place: str = "", *, is_name: bool = False) -> None:
+    """Raise a `ValueError` for text that could not be written out again: JSON can spell half a character, and a zero
+    byte, which no path and no C string holds."""
+    if isinstance(value, str):
+        if "\0" in value and not is_name:
+            raise ValueError(f"{place or 'it'} has a zero byte in it; expected text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            raise ValueError(f"{place or 'it'} has half a character, {half!r}; expected text") from None
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_texts(name, f"a name in {place}" if place else "a name", is_name=True)
+            check_texts(item, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            check_texts(item, f"{place}[{i}]")

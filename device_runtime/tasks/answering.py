@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
-from device_runtime.engine.prompts import PromptEncoder
+from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.structured import SchemaCompiler
-from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import SchemaError
 from device_runtime.tasks.classify import Choice, Heads
 from device_runtime.tasks.purpose import Purpose
@@ -57,7 +56,7 @@ class Answerer:
     ) -> None:
         self.purpose = purpose
         manifest = bundle.manifest
-        self._tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+        self._tokenizer = tokenizer_of(bundle)
         self._prompts = PromptEncoder(manifest, self._tokenizer)
         self._schemas = SchemaCompiler(bundle)
         self._backend = open_backend(bundle, backend, threads)

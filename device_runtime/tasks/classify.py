@@ -85,3 +85,6 @@ class WrittenAnswer:
         if self._left is None:
             self._left = self._tokenizer.encode(json.dumps(self._heads.decide(logits)[0], ensure_ascii=False))
         return self._left.pop(0)
+
+    def check(self, text: str) -> None:
+        """There is nothing to check: every value is one of the schema's."""

@@ -7,6 +7,7 @@ manifest by whoever reads it, so a server that sends the wrong bytes does no har
 from __future__ import annotations
 
 import http.client
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
+from device_runtime.records.printable import without_secrets
 
 __all__ = ["HttpSource", "check_url"]
 
@@ -31,13 +33,25 @@ def check_url(url: str) -> str:
     Raises:
         ConfigurationError: it is no http:// or https:// URL.
     """
+    if "@" in url.partition("//")[2].partition("/")[0] or re.search(r"//[^/]*:[^/]*@", url):
+        raise ConfigurationError(
+            f"{without_secrets(url[:200])!r} holds a user or a password, which logs and reports would show; serve the "
+            "folder without: a bundle's signature is what is trusted."
+        )
     try:
         parts = urllib.parse.urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        good = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.query or parts.fragment)
+        )
     except ValueError:
         good = False
     if not good:
-        raise ConfigurationError(f"{url[:200]!r} is not the URL of a folder; expected http:// or https://HOST/PATH.")
+        raise ConfigurationError(
+            f"{without_secrets(url[:200])!r} is not the URL of a folder; expected http:// or https://HOST/PATH."
+        )
     return url
 
 

@@ -156,6 +156,7 @@ class State:
         if found != SCHEMA:
             raise UpdateError(f"it has schema {typed_json.shortened(found)}; this stonechat reads schema {SCHEMA}")
         try:
+            typed_json.check_texts(data)
             state: State = typed_json.read(cls, data)
         except ValueError as error:
             raise UpdateError(str(error)) from None

@@ -19,6 +19,7 @@ from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert, graph_shape
 from converters.emit.lint import measured_arena
 from converters.plan import context_for, plan_for, subject_of
+from converters.profiles import PROFILES
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Arena
 from device_runtime.errors import DoesNotFitError
@@ -97,7 +98,7 @@ def test_the_arena_is_predicted_within_five_percent(changes: dict[str, int], con
     network = random_network(**changes)
     found = measured_arena(micro_bundle(tmp_path / "b", network, context))
     assert found is not None
-    expected = arena(graph_shape(network.config, "micro", context), context, found.pointer_bytes)
+    expected = arena(graph_shape(network.config, PROFILES["micro"], context), context, found.pointer_bytes)
     assert expected.kv_cache_bytes == found.kv_cache_bytes
     assert expected.total_bytes == pytest.approx(found.total_bytes, rel=0.05)
     assert expected.head_bytes == pytest.approx(found.head_bytes, rel=0.10)
@@ -206,7 +207,7 @@ def test_a_shorter_context_is_offered_where_it_helps() -> None:
 def test_a_model_that_is_too_large_as_pi_is_offered_as_micro_on_a_board_that_runs_both() -> None:
     board = load_board("raspberry-pi-zero-2-w")
     large = {"layers": 30, "kv_heads": 3, "head_dim": 64, "heads": 9, "width": 576, "ffn_width": 1536}
-    shape = replace(graph_shape(SMALL.config, "pi", 512), vocabulary=49152, weight_bytes=134_479_872, **large)
+    shape = replace(graph_shape(SMALL.config, PROFILES["pi"], 512), vocabulary=49152, weight_bytes=134_479_872, **large)
     subject = Subject("SmolLM2", "pi", 512, replace(shape, windows=(256, 512)), 2_100_000)
     result = fit(board, subject)
     assert not result.fits
@@ -232,7 +233,7 @@ def test_a_measured_arena_is_carried_over_to_another_context(tmp_path: Path) -> 
     pytest.importorskip("tflite_micro", reason="tflite-micro is not installed (x86_64 only)")
     short, long = (convert(SMALL, tmp_path / str(n), Options("micro", n, fast=True)).manifest.arena for n in (64, 512))
     assert short is not None and long is not None
-    shape = graph_shape(SMALL.config, "micro", 64)
+    shape = graph_shape(SMALL.config, PROFILES["micro"], 64)
     for found, expected in (
         (stretched(short, shape, 64, 512), long),
         (stretched(long, shape, 512, 64), short),
@@ -328,7 +329,7 @@ def test_any_shape_on_any_board_has_a_verdict(
     profile: str,
 ) -> None:  # fmt: skip
     shape = replace(
-        graph_shape(SMALL.config, "pi", 64), layers=layers, kv_heads=kv_heads, heads=kv_heads * group,
+        graph_shape(SMALL.config, PROFILES["pi"], 64), layers=layers, kv_heads=kv_heads, heads=kv_heads * group,
         head_dim=head_dim, vocabulary=vocabulary, width=width, ffn_width=ffn, weight_bytes=width * vocabulary,
     )  # fmt: skip
     subject = Subject("any", "micro" if profile == "micro" else "pi", 16, shape, 1000).with_context(context)
@@ -339,7 +340,7 @@ def test_any_shape_on_any_board_has_a_verdict(
 
 def test_an_arena_that_is_smaller_than_its_records_does_not_go_below_nothing() -> None:
     odd = Arena(10, 5, 5, 5, 8)
-    assert narrowed(odd, graph_shape(SMALL.config, "micro", 64), 4).total_bytes == 10
+    assert narrowed(odd, graph_shape(SMALL.config, PROFILES["micro"], 64), 4).total_bytes == 10
 
 
 @pytest.mark.slow

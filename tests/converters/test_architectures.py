@@ -71,8 +71,8 @@ def test_old_and_new_spellings_of_rope_agree() -> None:
 
 
 def test_rope_is_plain_when_nothing_is_said() -> None:
-    found = llama.config_from_huggingface(config(rope_scaling=None)).rope_frequencies
-    np.testing.assert_allclose(found, rope.default(16, 10000.0))
+    found = llama.config_from_huggingface(config(rope_scaling=None)).ropes
+    np.testing.assert_allclose(found[0].frequencies, rope.default(16, 10000.0))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_an_unknown_family_lists_the_supported_ones() -> None:
 
 
 def test_every_family_is_listed_under_its_name() -> None:
-    assert all(name == family.NAME for name, family in FAMILIES.items())
+    assert all(name == family.name for name, family in FAMILIES.items())

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converters.checkpoints import open_checkpoint
-from converters.network.decoder import tensor_shapes
+from converters.network.tensors import tensors
 from device_runtime.errors import StonechatError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -39,8 +39,8 @@ def damaged(data: bytes, header: int) -> st.SearchStrategy[bytes]:
 def read_all(path: Path) -> None:
     try:
         checkpoint = open_checkpoint(path)
-        for name, shape in tensor_shapes(checkpoint.config):
-            assert checkpoint.read(name).shape == shape
+        for tensor in tensors(checkpoint.config):
+            assert checkpoint.read(tensor.name).shape == tensor.shape
     except StonechatError as error:
         assert str(path) in str(error) and len(str(error)) < 1500
 

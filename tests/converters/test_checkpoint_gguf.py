@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.checkpoints.gguf import ENCODINGS
 from converters.checkpoints.gguf_header import read_header
 from converters.checkpoints.tensors import StoredTensor
-from converters.network.decoder import tensor_shapes
+from converters.network.config import NetworkConfig
+from converters.network.tensors import tensors
 from device_runtime.errors import ArchitectureError, CheckpointError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -40,9 +42,9 @@ def export(path: Path, name: str = "gqa-tied", kind: Kind = Kind.F32, **options:
 def worst_difference(one: Checkpoint, other: Checkpoint) -> float:
     """Largest difference of any tensor, as a part of that tensor's largest value."""
     worst = 0.0
-    for name, _ in tensor_shapes(other.config):
-        expected = other.read(name)
-        worst = max(worst, float(np.abs(one.read(name) - expected).max() / np.abs(expected).max()))
+    for tensor in tensors(other.config):
+        expected = other.read(tensor.name)
+        worst = max(worst, float(np.abs(one.read(tensor.name) - expected).max() / np.abs(expected).max()))
     return worst
 
 
@@ -53,11 +55,23 @@ def worst_difference(one: Checkpoint, other: Checkpoint) -> float:
 def test_gguf_equals_the_folder_it_came_from(name: str, tolerance: float) -> None:
     gguf_file, folder = open_checkpoint(CHECKPOINTS / f"{name}.gguf"), open_checkpoint(CHECKPOINTS / name)
     assert worst_difference(gguf_file, folder) <= tolerance
-    ours, theirs = vars(gguf_file.config).copy(), vars(folder.config).copy()
-    np.testing.assert_allclose(ours.pop("rope_frequencies"), theirs.pop("rope_frequencies"), rtol=1e-6)
-    assert ours.pop("norm_epsilon") == pytest.approx(theirs.pop("norm_epsilon"))
-    assert ours == theirs
+    (ours,), (theirs,) = gguf_file.config.ropes, folder.config.ropes
+    np.testing.assert_allclose(ours.frequencies, theirs.frequencies, rtol=1e-6)
+    assert [comparable(c) for c in (gguf_file.config,)] == [comparable(folder.config)]
     assert (gguf_file.name, gguf_file.architecture) == (name, "llama")
+
+
+def comparable(config: NetworkConfig) -> NetworkConfig:
+    """Without what a GGUF file has in float32 only: RoPE's frequencies, and the last digits of an epsilon."""
+    blocks = []
+    for block in config.blocks:
+        assert block.attention_norm is not None
+        norm = replace(block.attention_norm, epsilon=round(block.attention_norm.epsilon, 9))
+        attention = replace(block.attention, rope=None)
+        blocks.append(replace(block, attention=attention, attention_norm=norm, ffn_norm=norm))
+    assert config.head.norm is not None
+    head = replace(config.head, norm=replace(config.head.norm, epsilon=round(config.head.norm.epsilon, 9)))
+    return replace(config, blocks=tuple(blocks), head=head)
 
 
 def test_q_and_k_come_back_in_half_split_order(tmp_path: Path) -> None:
@@ -70,7 +84,8 @@ def test_q_and_k_come_back_in_half_split_order(tmp_path: Path) -> None:
 
 def test_biases_are_permuted_with_their_rows(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(export(tmp_path / "f32.gguf", "yarn-biases"))
-    assert checkpoint.config.attention_bias and checkpoint.config.output_bias and checkpoint.config.ffn_bias
+    block = checkpoint.config.blocks[0]
+    assert block.attention.bias and block.attention.output_bias and block.feed_forward.bias
     assert worst_difference(checkpoint, open_checkpoint(CHECKPOINTS / "yarn-biases")) == 0
 
 
@@ -173,9 +188,98 @@ def test_an_unknown_tensor_type_is_named(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-def test_a_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"one of 3 parts.*llama-gguf-split --merge"):
-        open_checkpoint(export(tmp_path / "model.gguf", extra={"split.count": 3}))
+class TestASplitModel:
+    """Parts as `llama-gguf-split` makes them: the metadata in the first, tensors in all."""
+
+    def parts(self, folder: Path, count: int = 3) -> list[Path]:
+        whole = folder / "whole.gguf"
+        export(whole)
+        header = read_header(whole)
+        data = whole.read_bytes()
+        shares = [header.tensors[i::count] for i in range(count)]
+        paths = []
+        for number, share in enumerate(shares):
+            path = folder / f"toy-Q4_0-{number + 1:05d}-of-{count:05d}.gguf"
+            writer = gguf.GGUFWriter(path, "llama")
+            for key, value in header.metadata.items() if number == 0 else ():
+                if key != "general.architecture":
+                    writer.add_key_value(key, value, *_kind_of(value))
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", count)
+            writer.add_int32("split.tensors.count", len(header.tensors))
+            for info in share:
+                encoding = ENCODINGS[info.ggml_type]
+                raw = np.frombuffer(data, np.uint8, encoding.bytes_of(info.shape), info.offset)
+                rows = raw.reshape(*info.shape[:-1], -1)
+                writer.add_tensor(info.name, rows, raw_dtype=gguf.GGMLQuantizationType(info.ggml_type))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            paths.append(path)
+        return paths
+
+    def test_its_parts_are_joined_whichever_is_named(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        whole = open_checkpoint(tmp_path / "whole.gguf")
+        for part in parts:
+            joined = open_checkpoint(part)
+            assert joined.config == whole.config or repr(joined.config) == repr(whole.config)
+            assert joined.name == "toy"
+            for name in ("embed.weight", "layers.1.q.weight", "final_norm.weight"):
+                if whole.has(name):
+                    assert (joined.read(name) == whole.read(name)).all()
+
+    def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        parts[1].unlink()
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; toy-Q4_0-00002-of-00003\.gguf are missing"):
+            open_checkpoint(parts[2])
+
+    def test_parts_under_other_names_are_refused(self, tmp_path: Path) -> None:
+        parts = self.parts(tmp_path)
+        parts[0].rename(tmp_path / "x.gguf")
+        with pytest.raises(CheckpointError, match=r"one of 3 parts.*; expected a name such as model-00001"):
+            open_checkpoint(tmp_path / "x.gguf")
+        parts[2].rename(parts[0])
+        (tmp_path / "x.gguf").rename(parts[2])
+        with pytest.raises(CheckpointError, match="says that it is part 3 of 3, expected 1 of 3"):
+            open_checkpoint(parts[1])
+
+
+def _kind_of(value: object) -> tuple:
+    kinds = gguf.GGUFValueType
+    if isinstance(value, list):
+        return kinds.ARRAY, _kind_of(value[0])[0]
+    if isinstance(value, bool):
+        return (kinds.BOOL,)
+    return (kinds.STRING if isinstance(value, str) else kinds.FLOAT32 if isinstance(value, float) else kinds.INT32,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.causal", True), ("pooling_type", 0), ("expert_shared_count", 0), ("attention.sliding_window", 0)],
+)
+def test_metadata_that_changes_nothing_is_no_obstacle(key: str, value: object, tmp_path: Path) -> None:
+    open_checkpoint(export(tmp_path / "model.gguf", extra={f"llama.{key}": value}))
+    other = not value if isinstance(value, bool) else 2
+    with pytest.raises(ArchitectureError, match=key.replace(".", r"\.")):
+        open_checkpoint(export(tmp_path / "other.gguf", extra={f"llama.{key}": other}))
+
+
+def test_a_big_endian_file_is_not_sent_to_a_converter_that_ruins_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(">I", 3) + bytes(60))
+    with pytest.raises(CheckpointError, match="big-endian") as caught:
+        open_checkpoint(path)
+    assert "gguf-convert-endian" not in str(caught.value)
+
+
+def test_a_git_lfs_pointer_is_told_from_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 91739456\n")
+    with pytest.raises(CheckpointError, match=r"a git-lfs pointer, expected the file of 91739456 bytes.*git lfs pull"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from converters.architectures.llama import huggingface_name
-from converters.checkpoints import open_checkpoint
-from converters.network.decoder import tensor_shapes
+from converters.architectures import llama
+from converters.checkpoints import finite_weights, open_checkpoint
+from converters.checkpoints.huggingface import read_safetensors
+from converters.convert import Options, convert
+from converters.network.tensors import tensors
 from device_runtime.errors import ArchitectureError, CheckpointError, ConfigurationError
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -57,11 +59,13 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 def test_every_tensor_equals_its_source(name: str) -> None:
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     source = values_of(CHECKPOINTS / name)
-    for canonical, shape in tensor_shapes(checkpoint.config):
-        tensor = checkpoint.read(canonical)
-        assert tensor.shape == shape and tensor.dtype == np.float32
+    form = llama.FAMILY.huggingface
+    assert form is not None
+    for known in tensors(checkpoint.config):
+        tensor = checkpoint.read(known.name)
+        assert tensor.shape == known.shape and tensor.dtype == np.float32
         assert tensor.flags.c_contiguous and tensor.flags.writeable
-        np.testing.assert_array_equal(tensor, source.pop(huggingface_name(canonical)))
+        np.testing.assert_array_equal(tensor, source.pop(form.named(known)))
     assert not source
 
 
@@ -76,9 +80,10 @@ def test_the_configuration_is_mapped() -> None:
     checkpoint = open_checkpoint(CHECKPOINTS / "yarn-biases")
     config = checkpoint.config
     assert (checkpoint.name, checkpoint.architecture) == ("yarn-biases", "llama")
-    assert (config.heads, config.kv_heads, config.head_dim, config.width) == (2, 1, 48, 64)
-    assert config.attention_bias and config.output_bias and config.ffn_bias and config.tied_head
-    assert config.max_context == 256 and len(config.rope_frequencies) == 24
+    attention = config.blocks[1].attention
+    assert (attention.heads, attention.kv_heads, attention.head_dim, config.width) == (2, 1, 48, 64)
+    assert attention.bias and attention.output_bias and config.blocks[1].feed_forward.bias and config.head.tied
+    assert config.max_context == 256 and [len(rope.frequencies) for rope in config.ropes] == [24]
     assert checkpoint.has("layers.1.o.bias") and not checkpoint.has("head.weight")
 
 
@@ -134,7 +139,7 @@ def test_a_tied_head_may_be_stored_again_but_not_differ(folder: Callable[..., Pa
     source = values_of(path)
     embedding = source["model.embed_tokens.weight"]
     save_file(source | {"lm_head.weight": embedding}, path / "model.safetensors")
-    assert open_checkpoint(path).config.tied_head
+    assert open_checkpoint(path).config.head.tied
     save_file(source | {"lm_head.weight": embedding + 1}, path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         open_checkpoint(path)
@@ -146,6 +151,63 @@ def test_a_missing_shard_is_named(folder: Callable[..., Path]) -> None:
     with pytest.raises(
         CheckpointError, match=r"model-00002-of-00002\.safetensors is missing; the index places 10 tensors"
     ):
+        open_checkpoint(path)
+
+
+class TestAnIndexBesideAWholeFile:
+    def test_what_is_left_over_is_not_read(self, folder: Callable[..., Path]) -> None:
+        """The index of an earlier save names files that are gone; transformers takes the whole file."""
+        path = folder()
+        index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.sha256 == open_checkpoint(CHECKPOINTS / "gqa-tied").sha256
+        assert "model.safetensors.index.json is not read" in checkpoint.tokenizer.notes[0]
+
+    @pytest.mark.parametrize("left_over", ["another model", "cut short", "nothing"])
+    def test_a_whole_file_that_does_not_fit_gives_way_to_the_index(
+        self, left_over: str, folder: Callable[..., Path]
+    ) -> None:
+        path = folder("mha-untied-sharded")
+        other = (CHECKPOINTS / "gqa-tied" / "model.safetensors").read_bytes()
+        data = {"another model": other, "cut short": other[:-9], "nothing": b""}[left_over]
+        (path / "model.safetensors").write_bytes(data)
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.sha256 == open_checkpoint(CHECKPOINTS / "mha-untied-sharded").sha256
+        assert "model.safetensors is not read: it does not fit" in checkpoint.tokenizer.notes[0]
+
+    def test_where_neither_fits_the_whole_file_is_named(self, folder: Callable[..., Path]) -> None:
+        path = folder("mha-untied-sharded")
+        (path / "model.safetensors").write_bytes(b"")
+        (path / "model-00001-of-00002.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: cut short"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(value: float, folder: Callable[..., Path]) -> None:
+    path = folder()
+    file = path / "model.safetensors"
+    tensor = next(t for t in read_safetensors(file) if t.name.endswith("layers.1.mlp.up_proj.weight"))
+    raw = {"F32": np.float32(value).tobytes(), "F16": np.float16(value).tobytes()}.get(tensor.encoding.name)
+    raw = raw or np.float32(value).tobytes()[2:]  # BF16
+    data = bytearray(file.read_bytes())
+    at = tensor.offset + 3 * tensor.encoding.size
+    data[at : at + len(raw)] = raw
+    file.write_bytes(data)
+    checkpoint = finite_weights(open_checkpoint(path))
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* has 1 of .* \[0, 3\]"):
+        checkpoint.read("layers.1.up.weight")
+    with pytest.raises(CheckpointError, match=r"up_proj"):
+        convert(open_checkpoint(path), path.parent / "bundle", Options("pi", 64, fast=True))
+    assert checkpoint.read("layers.0.up.weight").size
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_told_from_a_damaged_file(file: str, folder: Callable[..., Path]) -> None:
+    path = folder()
+    (path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 2104556\n")
+    with pytest.raises(CheckpointError, match=rf"{file}: a git-lfs pointer, expected the file of 2104556 bytes"):
         open_checkpoint(path)
 
 

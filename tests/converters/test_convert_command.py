@@ -277,7 +277,7 @@ def test_a_full_disk_is_one_message(
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("converters.convert.write_pi", full)
+    monkeypatch.setattr("converters.profiles.pi.PiProfile.write", full)
     err = refused(capfd, 1, CHECKPOINTS / "gqa-tied", "--profile", "pi", "-o", tmp_path / "bundle")
     assert "No space left on device" in err
     assert list(tmp_path.iterdir()) == []

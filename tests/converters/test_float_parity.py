@@ -7,7 +7,8 @@ import pytest
 
 from converters.checkpoints import open_checkpoint
 from converters.network.decoder import decoder
-from converters.ops.numpy import KvCache, NumpyOps, with_head
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import KvCache, NumpyOps
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 FOLDERS = sorted(p.name for p in CHECKPOINTS.iterdir() if p.is_dir())
@@ -21,7 +22,7 @@ def test_there_are_checkpoints_of_every_kind():
 def test_logits_agree_with_transformers_to_1e_3(name):
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     golden = np.load(CHECKPOINTS / name / "logits.npz")
-    read = with_head(checkpoint.config, checkpoint.read)
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
     logits = decoder(NumpyOps(checkpoint.config, read, golden["tokens"][None]), checkpoint.config)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-3)
 
@@ -30,7 +31,7 @@ def test_logits_agree_with_transformers_to_1e_3(name):
 def test_a_sequence_in_two_parts_gives_what_the_whole_gives(name):
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     config, tokens = checkpoint.config, np.load(CHECKPOINTS / name / "logits.npz")["tokens"]
-    read = with_head(config, checkpoint.read)
+    read = CanonicalWeights(config, checkpoint.read)
     whole = decoder(NumpyOps(config, read, tokens[None]), config)
     first = NumpyOps(config, read, tokens[None, :40])
     decoder(first, config)
@@ -41,7 +42,7 @@ def test_a_sequence_in_two_parts_gives_what_the_whole_gives(name):
 def test_one_past_serves_many_sequences():
     checkpoint = open_checkpoint(CHECKPOINTS / "gqa-tied")
     config, tokens = checkpoint.config, np.load(CHECKPOINTS / "gqa-tied" / "logits.npz")["tokens"]
-    read = with_head(config, checkpoint.read)
+    read = CanonicalWeights(config, checkpoint.read)
     first = NumpyOps(config, read, tokens[None, :4])
     decoder(first, config)
     past = KvCache(first.cache.layers)
@@ -56,6 +57,6 @@ def test_a_gguf_file_gives_the_logits_of_its_folder():
     """llama3-rope.gguf holds the folder's own BF16 weights, so only float32 rounding is between them."""
     golden = np.load(CHECKPOINTS / "llama3-rope" / "logits.npz")
     checkpoint = open_checkpoint(CHECKPOINTS / "llama3-rope.gguf")
-    read = with_head(checkpoint.config, checkpoint.read)
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
     logits = decoder(NumpyOps(checkpoint.config, read, golden["tokens"][None]), checkpoint.config)
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-3)

@@ -12,11 +12,13 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from micro_bundles import Network, micro_bundle, random_network, relative_error
 
 from converters.network.decoder import decoder, hidden
+from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
 from converters.ops.simulated import SimulatedOps
-from converters.profiles.micro import write_micro
-from converters.quantize.activations import ActivationGrids
-from converters.quantize.rotation import Rotation, rotation_matrix
+from converters.profiles import PROFILES, GraphJob
+from converters.quantize import rotation
+from converters.quantize.calibrate import ActivationParams
+from converters.quantize.rotation import RotatedWeights, rotation_matrix
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.interpreter import LiteRtBackend
 from device_runtime.engine.backends.tracing import trace_tensors
@@ -47,9 +49,9 @@ def bundle(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="module")
-def grids(network: Network, tmp_path_factory: pytest.TempPathFactory) -> ActivationGrids:
+def chosen(network: Network, tmp_path_factory: pytest.TempPathFactory) -> ActivationParams:
     """Those of `bundle`: a conversion comes out the same every time."""
-    return network.write(tmp_path_factory.mktemp("grids") / "model.tflite", 40)
+    return network.write(tmp_path_factory.mktemp("chosen") / "model.tflite", 40)
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +127,13 @@ def test_the_residual_stream_has_its_canonical_names(network: Network, bundle: B
 
 
 def test_the_simulation_computes_what_the_graph_computes(
-    network: Network, bundle: Bundle, grids: ActivationGrids
+    network: Network, bundle: Bundle, chosen: ActivationParams
 ) -> None:
     """With float weights, so the rounding of the weights is what is left between them: two thirds of the graph's own
     error or less, and the direction of the error is the same."""
-    rotation = Rotation(network.config, {})
-    read, prefix = rotation.apply(network.read), rotation.apply_to_cache(network.prefix)
-    simulated = decoder(SimulatedOps(network.config, read, np.array([TOKENS]), prefix, grids.grids), network.config)
+    weights = RotatedWeights(network.read, {})
+    ops = SimulatedOps(weights.config, weights, np.array([TOKENS]), weights.rotate_cache(network.prefix), chosen.params)
+    simulated = decoder(ops, weights.config)
     expected, found = network.logits(TOKENS), decoded(bundle, TOKENS)
     assert relative_error(simulated, expected) < 0.08
     assert relative_error(found, simulated) < relative_error(found, expected) * 1.1
@@ -161,33 +163,31 @@ def cache_after(bundle: Bundle, tokens: list[int], layer: int) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_the_prefix_in_the_cache_is_the_float_one_rounded(
-    network: Network, bundle: Bundle, grids: ActivationGrids, layer: int
+    network: Network, bundle: Bundle, chosen: ActivationParams, layer: int
 ) -> None:
     positions = len(network.prefix_tokens)
     if not positions:
         pytest.skip("this network has no prefix")
     found = cache_after(bundle, TOKENS[:3], layer)
-    expected = Rotation(network.config, {}).apply_to_cache(network.prefix).layers[layer]
+    expected = RotatedWeights(network.read, {}).rotate_cache(network.prefix).layers[layer]
     for kind, stored, floats in zip(("keys", "v"), found, expected, strict=True):
         rows = floats.reshape(positions, -1)
-        assert (stored[:positions] == grids.grids[f"layers.{layer}.{kind}"].stored(rows)).all()
+        assert (stored[:positions] == chosen.params[f"layers.{layer}.{kind}"].quantize(rows)).all()
 
 
 def test_a_new_token_stands_behind_the_prefix_and_the_rest_is_empty(
-    network: Network, bundle: Bundle, grids: ActivationGrids
+    network: Network, bundle: Bundle, chosen: ActivationParams
 ) -> None:
     """In the first layer, k and v are one int8 matmul away from the float ones: half a step for its result, half a
     step for the cache, and the same again for the rounding of weights and input."""
-    rotation = Rotation(network.config, {})
-    ops = NumpyOps(
-        network.config, rotation.apply(network.read), np.array([TOKENS[:2]]), rotation.apply_to_cache(network.prefix)
-    )
-    hidden(ops, network.config)
+    weights = RotatedWeights(network.read, {})
+    ops = NumpyOps(weights.config, weights, np.array([TOKENS[:2]]), weights.rotate_cache(network.prefix))
+    hidden(ops, weights.config)
     filled = len(network.prefix_tokens) + 2
     for kind, stored, floats in zip(
         ("keys", "v"), cache_after(bundle, TOKENS[:2], 0), ops.cache.layers[0], strict=True
     ):
-        expected = grids.grids[f"layers.0.{kind}"].stored(floats.reshape(filled, -1))
+        expected = chosen.params[f"layers.0.{kind}"].quantize(floats.reshape(filled, -1))
         assert np.abs(stored[:filled] - expected).max() < 5
         assert np.abs(stored[filled - 1]).max() > 20  # it was written
         assert not stored[filled:].any()
@@ -196,7 +196,7 @@ def test_a_new_token_stands_behind_the_prefix_and_the_rest_is_empty(
 def test_the_cache_is_updated_in_place(network: Network, model: Any) -> None:
     updates = [(inputs, outputs) for name, _, inputs, outputs in operators(model) if name == "DYNAMIC_UPDATE_SLICE"]
     config = network.config
-    assert len(updates) == config.layers * config.kv_heads * (4 if network.prefix_tokens else 2)
+    assert len(updates) == config.layers * config.blocks[0].attention.kv_heads * (4 if network.prefix_tokens else 2)
     for (cache, rows, _), (result,) in updates:
         assert cache is result
         assert cache.isVariable
@@ -251,10 +251,10 @@ def test_a_tied_head_shares_its_rows_with_the_embedding(model: Any, network: Net
     tensors = {t.name: t for t in model.subgraphs[0].tensors}
     assert (tensors[b"embed_rows"].type, tensors[b"head"].type) == (Type.INT8, Type.INT16)
     gathers = [inputs[0].buffer for name, _, inputs, _ in operators(model) if name == "GATHER"]
-    assert (tensors[b"head.weight"].buffer in gathers) == network.config.tied_head
+    assert (tensors[b"head.weight"].buffer in gathers) == network.config.head.tied
 
 
-def test_a_head_whose_sums_pass_32_bits_gets_a_64_bit_bias(tmp_path: Path) -> None:
+def test_a_head_whose_sums_pass_32_bits_gets_a_64_bit_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a bias LiteRT and tflite-runtime add int16 products up in 32 bits, which wrap around: 1,152 of
     16,383 * 127 are 1.1 times what 31 bits hold. Here every word is ±1s, so its own logit is such a sum."""
     shape = random_network(width=1152, layers=1)
@@ -265,10 +265,12 @@ def test_a_head_whose_sums_pass_32_bits_gets_a_64_bit_bias(tmp_path: Path) -> No
             return signs.copy()
         return np.full_like(shape.read(name), 1 if "norm" in name else 0)
 
-    network = Network(shape.config, read, (0,))
+    network = Network(shape.config, CanonicalWeights(shape.config, read), (0,))
     bundle = micro_bundle(tmp_path / "bundle", network)
-    windows = np.array([TOKENS])  # once more, without rotation, which would even out the signs
-    write_micro(bundle.model_path, network.config, network.read, None, network.prefix, windows, 40)
+    # Once more, without rotation, which would even out the signs.
+    monkeypatch.setattr(rotation, "rotation_matrix", lambda width: np.eye(width, dtype=np.float32))
+    job = GraphJob(RotatedWeights(network.read, {}), network.prefix, np.array([TOKENS]), 40, fast=False)
+    PROFILES["micro"].write(bundle.model_path, job)
     (bias,) = (inputs[2] for _, _, inputs, (r,) in operators(read_model(bundle.model_path)) if r.name == b"head")
     assert bias.type == Type.INT64
     found = decoded(bundle, TOKENS)

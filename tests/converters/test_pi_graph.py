@@ -13,6 +13,7 @@ from random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
+from converters.network.config import Block, Rope
 from converters.profiles.pi import cache_windows
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
@@ -63,11 +64,22 @@ def test_the_narrowest_feed_forward_that_is_cut_converts(tmp_path: Path) -> None
     assert relative_error(found, float_logits(checkpoint, [0], [5, 6, 7])) < 0.12
 
 
+def with_blocks(checkpoint: Checkpoint, block: Block) -> Checkpoint:
+    """The same checkpoint, read as a network of other blocks."""
+    config = replace(checkpoint.config, blocks=(block,) * checkpoint.config.layers)
+    return replace(checkpoint, config=config)
+
+
 def test_the_tolerance_would_notice_missing_biases() -> None:
     checkpoint, tokens = open_checkpoint(CHECKPOINTS / "yarn-biases"), golden_tokens("yarn-biases")
     whole = float_logits(checkpoint, [0], tokens)
-    for part in ("attention_bias", "output_bias", "ffn_bias"):
-        without = replace(checkpoint, config=replace(checkpoint.config, **{part: False}))
+    block = checkpoint.config.blocks[0]
+    for changed in (
+        replace(block, attention=replace(block.attention, bias=False)),
+        replace(block, attention=replace(block.attention, output_bias=False)),
+        replace(block, feed_forward=replace(block.feed_forward, bias=False)),
+    ):
+        without = with_blocks(checkpoint, changed)
         assert relative_error(float_logits(without, [0], tokens), whole) > 0.3
 
 
@@ -76,8 +88,10 @@ def test_the_tolerance_would_notice_missing_rope_scaling() -> None:
         checkpoint, tokens = open_checkpoint(CHECKPOINTS / name), golden_tokens(name)
         keys = json.loads((CHECKPOINTS / name / "config.json").read_text())
         base = keys.get("rope_parameters", keys)["rope_theta"]
-        plain = tuple(base ** -(np.arange(0, checkpoint.config.head_dim, 2) / checkpoint.config.head_dim))
-        without = replace(checkpoint, config=replace(checkpoint.config, rope_frequencies=plain))
+        block = checkpoint.config.blocks[0]
+        dim = block.attention.head_dim
+        plain = Rope(tuple(base ** -(np.arange(0, dim, 2) / dim)))
+        without = with_blocks(checkpoint, replace(block, attention=replace(block.attention, rope=plain)))
         assert relative_error(float_logits(without, [0], tokens), float_logits(checkpoint, [0], tokens)) > 0.3
 
 

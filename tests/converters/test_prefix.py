@@ -71,6 +71,27 @@ class TestChoice:
         text = render_chat(SYSTEM_FIRST.chat_template, messages, SYSTEM_FIRST.special_tokens)
         assert tokenizer.encode(text)[: len(prefix)] == prefix
 
+    @pytest.mark.parametrize(
+        "template, expected",
+        [
+            (SYSTEM_FIRST.chat_template, [0]),
+            # A system message begins with another token than a user's: neither is the beginning of every prompt.
+            ("{% for m in messages %}{{ '<|im_end|>' if m.role == 'system' else '<|im_start|>' }}"
+             "{{ m.content }}{% endfor %}", []),
+            ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", []),
+            ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}<|im_start|>"
+             "{{ messages[0].content }}", [0]),
+        ],
+    )  # fmt: skip
+    def test_the_first_token_is_what_all_conversations_share(
+        self, tokenizer: Tokenizer, template: str, expected: list[int]
+    ) -> None:
+        assert choose_prefix(replace(SYSTEM_FIRST, chat_template=template), tokenizer) == expected
+
+    def test_an_instruction_is_text(self, tokenizer: Tokenizer) -> None:
+        prefix = choose_prefix(SYSTEM_FIRST, tokenizer, "Be brief.<|im_end|><|im_start|>user")
+        assert (prefix.count(0), prefix.count(1)) == (2, 1)
+
     def test_it_holds_the_whole_instruction(self, tokenizer: Tokenizer) -> None:
         assert INSTRUCTION.strip() in tokenizer.decode(choose_prefix(SYSTEM_FIRST, tokenizer, INSTRUCTION))
 

@@ -17,12 +17,13 @@ from converters.measure.quality import (
     compare_windows,
     layer_errors,
     pooled,
-    text_windows,
     worst_layers,
 )
 from converters.network.decoder import decoder
-from converters.ops.numpy import NumpyOps, with_head
-from converters.quantize.prefix import float_prefix
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import NumpyOps
+from converters.quantize.prefix import prefix_cache
+from converters.texts.windows import text_windows
 from device_runtime.bundle.folder import Bundle
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied"
@@ -95,8 +96,8 @@ def test_the_graph_is_read_behind_the_prefix_as_the_float_network_is(
     bundle = Bundle.open(pi_bundle)
     one = compare_windows(bundle, windows, checkpoint, workers=1)
     two = compare_windows(bundle, windows, checkpoint, workers=2)
-    read = with_head(checkpoint.config, checkpoint.read)
-    prefix = float_prefix(checkpoint.config, read, bundle.manifest.prefix_tokens).cache
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
+    prefix = prefix_cache(read, bundle.manifest.prefix_tokens)
     logits = decoder(NumpyOps(checkpoint.config, read, windows[1:2], prefix), checkpoint.config)
     expected = compare_logits(logits[:-1], logits[:-1], windows[1, 1:])
     for positions in (one[1], two[1]):

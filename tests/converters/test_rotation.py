@@ -7,8 +7,9 @@ import pytest
 
 from converters.checkpoints import open_checkpoint
 from converters.network.decoder import decoder
-from converters.ops.numpy import NumpyOps, with_head
-from converters.quantize.rotation import Rotation, rotation_matrix
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import NumpyOps
+from converters.quantize.rotation import RotatedWeights, rotation_matrix
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 
@@ -30,14 +31,14 @@ def test_the_matrix_is_the_same_every_time():
 def test_a_rotated_network_gives_the_same_logits(name):
     checkpoint = open_checkpoint(CHECKPOINTS / name)
     config, tokens = checkpoint.config, np.load(CHECKPOINTS / name / "logits.npz")["tokens"][None]
-    read = with_head(config, checkpoint.read)
-    order = {i: np.random.default_rng(i).permutation(config.ffn_width) for i in range(config.layers)}
-    rotation = Rotation(config, order)
+    read = CanonicalWeights(config, checkpoint.read)
+    order = {i: np.random.default_rng(i).permutation(config.largest_ffn_width) for i in range(config.layers)}
+    weights = RotatedWeights(read, order)
     plain = NumpyOps(config, read, tokens)
-    rotated = NumpyOps(config, rotation.apply(read), tokens)
+    rotated = NumpyOps(weights.config, weights, tokens)
     # float32 products in another order: the logits are of the order of 10
-    np.testing.assert_allclose(decoder(rotated, config), decoder(plain, config), atol=2e-3)
-    turned = rotation.apply_to_cache(plain.cache)
+    np.testing.assert_allclose(decoder(rotated, weights.config), decoder(plain, config), atol=2e-3)
+    turned = weights.rotate_cache(plain.cache)
     for (keys, values), (rotated_keys, rotated_values) in zip(turned.layers, rotated.cache.layers, strict=True):
         np.testing.assert_allclose(keys, rotated_keys, atol=1e-3)
         np.testing.assert_allclose(values, rotated_values, atol=1e-3)
@@ -45,8 +46,7 @@ def test_a_rotated_network_gives_the_same_logits(name):
 
 def test_a_row_of_a_tied_head_maps_to_its_embedding():
     checkpoint = open_checkpoint(CHECKPOINTS / "gqa-tied")
-    read = with_head(checkpoint.config, checkpoint.read)
-    rotation = Rotation(checkpoint.config, {})
-    rotated = rotation.apply(read)
-    mapped = rotated("head.weight") @ rotation.embedding_map(read)
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
+    rotated = RotatedWeights(read, {})
+    mapped = rotated("head.weight") @ rotated.embedding_map
     np.testing.assert_allclose(mapped, rotated("embed.weight"), atol=1e-4)

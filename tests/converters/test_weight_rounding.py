@@ -1,11 +1,11 @@
-"""int8 weights: the grid of each row, and compensation of what rounding loses."""
+"""int8 weights: the scale of each row, and compensation of what rounding loses."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.quantize.weights import InputProducts, quantize_rows
+from converters.quantize.weights import Hessian, quantize_rows
 
 
 def correlated_inputs(width: int, tokens: int = 600) -> np.ndarray:
@@ -38,13 +38,13 @@ def test_compensation_makes_the_matmul_closer_though_the_weights_are_not(cuts):
     x, weight = correlated_inputs(256), random.standard_normal((96, 256)).astype(np.float32)
     exact = x @ weight.T
 
-    def error(products: InputProducts | None) -> float:
-        parts = quantize_rows(weight, cuts, products)
+    def error(hessian: Hessian | None) -> float:
+        parts = quantize_rows(weight, cuts, hessian)
         restored = np.hstack([part.values * part.scale[:, None] for part in parts])
         return float(np.square(x @ restored.T - exact).mean())
 
     # With a quarter of the directions in use, rounding has three quarters of them to hide its errors in.
-    assert error(InputProducts(x)) < 0.5 * error(None)
+    assert error(Hessian(x)) < 0.5 * error(None)
 
 
 def test_without_any_pattern_in_the_inputs_compensation_does_no_harm():
@@ -52,7 +52,7 @@ def test_without_any_pattern_in_the_inputs_compensation_does_no_harm():
     weight = np.random.default_rng(4).standard_normal((32, 64)).astype(np.float32)
     exact = x @ weight.T
     errors = []
-    for products in (None, InputProducts(x)):
-        (part,) = quantize_rows(weight, (), products)
+    for hessian in (None, Hessian(x)):
+        (part,) = quantize_rows(weight, (), hessian)
         errors.append(float(np.square(x @ (part.values * part.scale[:, None]).T - exact).mean()))
     assert errors[1] < 1.05 * errors[0]

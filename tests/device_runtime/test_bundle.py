@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -231,6 +232,74 @@ class TestVerification:
         before = Bundle.open(bundle).cache_path
         edit(bundle, lambda m: m.update(quality={}))
         assert Bundle.open(bundle).cache_path == before
+
+
+class TestTextsThatCannotBeWrittenAgain:
+    """Refused when they are read: an update that cannot write its own manifest would have given up the old one."""
+
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            (lambda m: m.update(name="half \ud83d"), "name has half a character"),
+            (lambda m: m.update(instruction="\udcff"), "instruction has half a character"),
+            (lambda m: m["tokenizer"]["special_tokens"].update({"\ud800": "x"}), "a name in tokenizer.special_tokens"),
+            (lambda m: m.update(quality={"a": [{"b": "\ud800"}]}), "quality.a[0].b has half a character"),
+            (lambda m: m.update(boards=["pi\0"]), "boards[0] has a zero byte"),
+            (lambda m: m.update(version="1\0"), "version has a zero byte"),
+            (lambda m: m.update(issued=""), "issued is ''; expected a date-time"),
+            (lambda m: m.update(expires=""), "expires is ''; expected a date-time"),
+            (lambda m: m.update(expires="9999-12-31T23:59:59-00:01"), "expires is"),
+        ],
+    )
+    def test_in_a_manifest(self, change: Callable[[dict[str, Any]], object], words: str, bundle: Path) -> None:
+        edit(bundle, change)
+        refused(bundle, words)
+
+    @pytest.mark.parametrize("width", [0, 1, 3, 7, 16, 10**12])
+    def test_pointers_of_no_machine(self, width: int, bundle: Path) -> None:
+        sizes = dict.fromkeys(("total_bytes", "head_bytes", "tail_bytes", "kv_cache_bytes"), 1000)
+        edit(bundle, lambda m: m.update(arena=sizes | {"pointer_bytes": width}))
+        refused(bundle, f"arena.pointer_bytes is {width}; expected 4 or 8")
+
+    def test_what_is_read_can_be_written(self, bundle: Path) -> None:
+        manifest = Bundle.open(bundle).manifest
+        assert type(manifest).from_json(manifest.to_json()) == manifest
+
+
+class TestThePrefix:
+    def packed(self, bundle: Path, compression: int, zeros: int) -> Bundle:
+        """A prefix.npz with arrays of so many zeros."""
+        import io
+        import zipfile
+
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": self.shape(bundle)}
+        )
+        with zipfile.ZipFile(bundle / "prefix.npz", "w", compression) as archive:
+            for name in ("k.npy", "v.npy"):
+                archive.writestr(name, header.getvalue() + bytes(zeros))
+        return Bundle(bundle, self.manifest, "")
+
+    def shape(self, bundle: Path) -> tuple[int, ...]:
+        self.manifest = Manifest.from_json((bundle / "manifest.json").read_text())
+        graph = self.manifest.graph
+        return (graph.layers, len(self.manifest.prefix_tokens), graph.kv_heads, graph.head_dim)
+
+    def test_one_that_is_larger_in_memory_than_on_the_disk_is_refused(self, bundle: Path) -> None:
+        import zipfile
+
+        with pytest.raises(BundleError, match="k is compressed"):
+            self.packed(bundle, zipfile.ZIP_DEFLATED, 4 * int(np.prod(self.shape(bundle)))).read_prefix()
+
+    def test_one_of_another_length_is_refused(self, bundle: Path) -> None:
+        import zipfile
+
+        size = 4 * int(np.prod(self.shape(bundle)))
+        with pytest.raises(BundleError, match=rf"k has \d+ bytes, expected {size}"):
+            self.packed(bundle, zipfile.ZIP_STORED, size - 4).read_prefix()
+        keys, values = self.packed(bundle, zipfile.ZIP_STORED, size).read_prefix()
+        assert keys.shape == values.shape == self.shape(bundle)
 
 
 def test_a_file_that_has_just_changed_is_hashed_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

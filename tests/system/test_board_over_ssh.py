@@ -210,7 +210,7 @@ def test_without_a_broker_the_trial_is_held_all_the_same_and_the_operator_is_tol
 
 def test_a_good_bundle_and_the_way_back(on_air, pi_bundle, changed):
     done = on_air.run("deploy", changed(pi_bundle, version="4"), "--to", on_air.server.target)
-    assert (done.returncode, done.stdout) == (0, "test-pi: gqa-tied 4 is on the air as tiny\n")
+    assert (done.returncode, done.stdout) == (0, "test-pi: gqa-tied 4 is online as tiny\n")
     done = on_air.run("device", "rollback", on_air.server.target)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "test-pi: model tiny is back at version 1\n"

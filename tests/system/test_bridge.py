@@ -218,7 +218,7 @@ def test_a_board_without_power_is_lost_and_ready_when_it_is_back(bundle, port, l
 
 
 def test_a_pool_goes_on_without_a_member_whose_board_is_gone(bundle, port, listener, tmp_path, local_answer):
-    """Both members are on the air all the time: only the board of one of them is not."""
+    """Both members are online all the time: only the board of one of them is not."""
     (tmp_path / "fleet.yaml").write_text(FLEET.format(port=port, bundle=bundle))
     fleet, pool = str(tmp_path / "fleet.yaml"), PoolTopics("herd")
     with ExitStack() as parts:

@@ -46,7 +46,7 @@ class Site:
     port: int
     password_port: int
     process: subprocess.Popen[bytes]
-    device: subprocess.Popen[bytes] | None = None  # the one on the air, if there is one
+    device: subprocess.Popen[bytes] | None = None  # the one online, if there is one
 
     def secret(self, name: str) -> str:
         return (self.folder / f"{name}.password").read_text().strip()
@@ -300,7 +300,7 @@ def documented_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def greenhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """greenhouse-pi on the air, and phone with a certificate and a password; the folder is called broker."""
+    """greenhouse-pi online, and phone with a certificate and a password; the folder is called broker."""
     folder, port, password_port = tmp_path_factory.mktemp("greenhouse"), free_port(), free_port()
     ports = ["--port", str(port), "--password-port", str(password_port)]
     both = ["--passwords", "--certificates", "--device", "greenhouse-pi", "--client", "phone"]
@@ -402,7 +402,7 @@ class TestRevocation:
         for name in ("issued.pem", "crl.pem"):
             (tmp_path / name).unlink()
         assert main(["broker", "revoke", str(tmp_path), "phone"]) == 0
-        assert "written anew; what it was is in" in capfd.readouterr().err
+        assert "was rewritten; the previous one is" in capfd.readouterr().err
         assert f"crlfile {tmp_path}/crl.pem" in config.read_text() and "listener 9999" in config.read_text()
         assert "# mine" in (tmp_path / "mosquitto.conf.old").read_text()
 

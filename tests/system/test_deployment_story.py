@@ -132,7 +132,7 @@ def test_init_deploy_ask_a_broken_version_and_a_good_one_for_everybody(desk: Des
         to = ["--to", desk.server.target, *desk.board]
         set_up(desk)
         done = desk.stonechat("deploy", "v1.zip", *to)
-        assert done.stdout == "greenhouse: gqa-tied 1 is on the air as assistant\n"
+        assert done.stdout == "greenhouse: gqa-tied 1 is online as assistant\n"
         said = desk.ask("greenhouse")
         assert said.strip()
 
@@ -168,7 +168,7 @@ def test_init_deploy_ask_a_broken_version_and_a_good_one_for_everybody(desk: Des
         desk.stonechat("deploy", "v3.zip", "--to", "fleet:site", *everybody)
         assert desk.version() == ("3", ["1", "3"])
         assert desk.ask("greenhouse") == said
-        assert desk.stonechat("deploy", "v3.zip", *to).stdout.startswith("greenhouse: gqa-tied 3 is on the air")
+        assert desk.stonechat("deploy", "v3.zip", *to).stdout.startswith("greenhouse: gqa-tied 3 is online")
         back = desk.stonechat("device", "rollback", desk.server.target, *desk.board)
         assert back.stdout == "greenhouse: model assistant is back at version 1\n"
         assert desk.ask("greenhouse") == said

@@ -1,6 +1,6 @@
 """A 64-bit and a 32-bit board, emulated: their own Python, pip, runtimes and libraries, as on the real ones.
 
-`tests/system/emulated_board.sh` makes the systems. The boards are set up, brought on the air and asked with the very
+`tests/system/emulated_board.sh` makes the systems. The boards are set up, brought online and asked with the very
 commands that a user types; sshd, its shell and the broker are this machine's, every Python process is the board's.
 Downloads are kept in build/emulated.
 """

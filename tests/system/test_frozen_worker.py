@@ -15,7 +15,7 @@ from tests.scripted_fleet import Device, fleet_file
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[tuple[int, dict[str, Device]]]:
-    """Two of a pool, on the air."""
+    """Two of a pool, online."""
     fleet = fleet_file(tmp_path, {"one": ", pool: herd", "two": ", pool: herd"})
     with mosquitto(tmp_path) as port:
         workers = {name: Device(tmp_path, port, name, fleet, piece_s=0.02) for name in ("one", "two")}

@@ -221,7 +221,7 @@ class TestInTheMiddle:
     def test_a_broker_that_is_back_under_another_address_is_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The host's name is resolved anew for each try."""
+        """The host's name is resolved again for each try."""
         address = ["127.0.0.1"]
         resolve = socket.getaddrinfo
 

@@ -108,10 +108,11 @@ def test_the_float_reference_answers_as_the_model_is_known_to(model: LanguageMod
     """Seven tokens of "The capital of France is Paris.", token by token with a cache."""
     from converters.checkpoints import open_checkpoint
     from converters.network.decoder import decoder
-    from converters.ops.numpy import KvCache, NumpyOps, with_head
+    from converters.network.weights import CanonicalWeights
+    from converters.ops.numpy import KvCache, NumpyOps
 
     checkpoint = open_checkpoint(Path(CHECKPOINT))
-    read = with_head(checkpoint.config, checkpoint.read)
+    read = CanonicalWeights(checkpoint.config, checkpoint.read)
     tokens, cache, said = model.encode(QUESTION), KvCache(), []
     for _ in range(7):
         ops = NumpyOps(checkpoint.config, read, np.array([tokens]), cache)

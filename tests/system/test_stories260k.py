@@ -12,7 +12,8 @@ from sentencepiece import SentencePieceProcessor
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from converters.network.decoder import decoder
-from converters.ops.numpy import KvCache, NumpyOps, with_head
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import KvCache, NumpyOps
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import open_backend
 from device_runtime.micro.library import compiler
@@ -35,7 +36,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_the_float_network_tells_the_story_that_llama2c_tells(checkpoint: Checkpoint) -> None:
     """The first words are those that llama2.c prints for this model with `-t 0`."""
     read, text = (
-        with_head(checkpoint.config, checkpoint.read),
+        CanonicalWeights(checkpoint.config, checkpoint.read),
         SentencePieceProcessor(model_proto=checkpoint.tokenizer.content),
     )
     tokens, past, new = [checkpoint.tokenizer.bos_id], KvCache(), [checkpoint.tokenizer.bos_id]

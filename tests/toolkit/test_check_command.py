@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def test_a_bundle_without_a_chat_template(check: Check, tmp_path: Path) -> None:
     code, _, err = check(bundle.path)
     assert code == 2
     assert "has no chat template, and a device is asked in messages" in err
+
+
+def test_what_devices_send_is_rendered(check: Check, pi_bundle: Path, tmp_path: Path) -> None:
+    """A template that takes no system message fails every request of a device with `system`."""
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    bundle = Path(shutil.copytree(pi_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["chat_template"] = refusing + manifest["chat_template"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = check(bundle)
+    assert code == 2
+    assert "device 'north': the chat template of the model 'tiny' cannot render a system message and a user's" in err
+    assert "System role not supported" in err
 
 
 def test_a_damaged_bundle(check: Check, pi_bundle: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the command line prints, to the letter.
 
-stdout, stderr and exit code of each call stand in tests/toolkit/golden/. After an intended change, write them anew
+stdout, stderr and exit code of each call stand in tests/toolkit/golden/. After an intended change, write them again
 and read the difference before you commit it:
 
     STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/toolkit/test_cli.py

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from converters.checkpoints import open_checkpoint
-from converters.measure.quality import compare_windows, pooled, text_windows
+from converters.measure.quality import compare_windows, pooled
+from converters.texts.windows import text_windows
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.tokenizer import read_tokenizer

@@ -40,7 +40,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def fleet(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Three devices: `north` of the pool `herd` is on the air, `south` is lost, and `west` never was there."""
+    """Three devices: `north` of the pool `herd` is online, `south` is lost, and `west` never was there."""
     folder = tmp_path_factory.mktemp("fleet")
     path = fleet_file(folder, {"north": ", pool: herd", "south": "", "west": ", pool: herd"})
     path.write_text(path.read_text().replace("schema: 1", f"schema: 1\nbroker: {{url: 'mqtt://127.0.0.1:{port}'}}"))

@@ -2,7 +2,7 @@
 
 A user's name is that of its certificate, or the one that its password belongs to. Rights go by role, user by user, and
 nobody has any besides: a sensor that may write its readings may neither pose as a device nor ask one. A device is not
-told who has published a message, so a client's name is part of the topics that it writes to, and the list lets each
+shown who has published a message, so a client's name is part of the topics that it writes to, and the list lets each
 client write to those with its own name alone.
 """
 

@@ -38,7 +38,9 @@ class Authority:
         self._serials = {entry.serial_number for entry in self._revoked()}  # of revoked certificates
         key_path, certificate_path = folder / "ca.key", folder / "ca.crt"
         if certificate_path.is_file() != key_path.is_file():
-            raise ConfigurationError(f"{folder} has only one of ca.crt and ca.key; put the other back, or start anew.")
+            raise ConfigurationError(
+                f"{folder} has only one of ca.crt and ca.key; restore the other, or take an empty folder."
+            )
         if not key_path.is_file():
             self._key = ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"stonechat {site}"[:64])])
@@ -70,7 +72,7 @@ class Authority:
         self._write(name, key, certificate)
 
     def renew(self, name: str, days: int) -> None:
-        """Issue a certificate anew, a server's for the same hosts.
+        """Issue a certificate again, a server's for the same hosts.
 
         Raises:
             ConfigurationError: this name has none that is valid.

@@ -21,16 +21,16 @@ password_file {folder}/passwords
 _LIMITS = """\
 # Pieces of an answer are small; without this they wait for one another.
 set_tcp_nodelay true
-# Twice what a request may have, so that descriptions of devices with many links fit too. Whoever sends more is
+# Twice what a request may have, so that descriptions of devices with many links fit too. A client that sends more is
 # disconnected before it is in memory. (mosquitto 1 called it message_size_limit.)
 max_packet_size 131072
-# A device with many sensors may fall behind for a moment: its readings are sent many at a time, and the rest waits.
+# A device with many sensors may lag for a moment: its readings are sent many at a time, and the rest waits.
 # mosquitto's defaults, 20 and 1000, hold one second of a thousand sensors.
 max_inflight_messages 200
 # What may wait for one client that reads too slowly, whichever is reached first. Without it memory has no limit.
 max_queued_messages 10000
 max_queued_bytes 8388608
-# The same for all together: retained messages have no other limit. Whoever would exceed it is disconnected.
+# The same for all together: retained messages have no other limit. A client that would exceed it is disconnected.
 memory_limit 134217728
 # Clients that want their messages kept and never come back are forgotten.
 persistent_client_expiration 1d
@@ -129,7 +129,7 @@ class Listeners:
         if folder is None or not (certificates or passwords):
             raise ConfigurationError(
                 "mosquitto.conf has no acl_file or no listener, so it is not one of stonechat's; move it away to have "
-                "it made anew."
+                "it made again."
             )
         return cls(folder, certificates, passwords, revocation or certificates is None)
 

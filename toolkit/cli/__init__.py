@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="stonechat", description="Small language models on small boards, and on the air.", allow_abbrev=False
+        prog="stonechat", description="Small language models on small boards, linked to sensors.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

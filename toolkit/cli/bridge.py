@@ -1,4 +1,4 @@
-"""`stonechat bridge`: put a microcontroller on a serial port on the air."""
+"""`stonechat bridge`: connect a microcontroller on a serial port to MQTT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.device.service import add_service_flags
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "put a microcontroller on a serial port on the air, as a device of the fleet"
+HELP = "connect a microcontroller on a serial port to MQTT, as a device of the fleet"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return added
 
     _add_init(action("init", "make a broker's folder, or add to it"))
-    listing = action("list", "tell whom the broker knows, what each may do, and when certificates expire")
+    listing = action("list", "list the broker's users, what each may do, and when certificates expire")
     _add_folder(listing)
     listing.add_argument(
         "--soon", metavar="DAYS", type=whole_number(0), default=30, help="mark what expires within so long (default 30)"
@@ -132,7 +132,7 @@ def _init(args: argparse.Namespace) -> int:
             made[name] = site.give(name, certificate=certificates, password=passwords, days=args.days)
     site.save_access()
     if site.configure(args.path, args.port, args.password_port):
-        say(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old")
+        say(f"mosquitto.conf was rewritten; the previous one is {args.folder}/mosquitto.conf.old")
     return _report_init(args, site, {name: what for name, what in made.items() if what})
 
 
@@ -220,12 +220,12 @@ def _revoke(args: argparse.Namespace) -> int:
     site.check_names(args.names)
     gone = {name: site.revoke(name) for name in args.names}
     if site.configure():  # a folder of an earlier release, whose mosquitto.conf names no list of revoked certificates
-        say(f"mosquitto.conf is written anew; what it was is in {args.folder}/mosquitto.conf.old")
+        say(f"mosquitto.conf was rewritten; the previous one is {args.folder}/mosquitto.conf.old")
     lines = [f"{name}: took {', '.join(what)}" for name, what in gone.items()]
     there = site.path()
     if there != args.folder.absolute():
         lines.append(f"copy {', '.join(site.broker_files())} to {there} on the broker's machine")
-    lines.append("restart mosquitto: a reload lets nobody in anew, but keeps connections that certificates have opened")
+    lines.append("restart mosquitto: a reload keeps the connections that revoked certificates have opened")
     return show(args, {"folder": str(args.folder), "revoked": gone}, lines)
 
 
@@ -250,9 +250,7 @@ def _renew(args: argparse.Namespace) -> int:
     if any("certificate" in what for name, what in made.items() if name != SERVER):
         lines.append("the old certificates stay valid until they expire; `stonechat broker revoke` ends them at once")
     if any("password" in what for what in made.values()):
-        lines.append("the old passwords end when mosquitto has the new file `passwords` and is told to reload (SIGHUP)")
+        lines.append("the old passwords end when mosquitto has the new file `passwords` and reloads (SIGHUP)")
     if SERVER in made:
-        lines.append(
-            "mosquitto shows the new certificate when it has broker.crt and broker.key and is told to reload (SIGHUP)"
-        )
+        lines.append("mosquitto shows the new certificate when it has broker.crt and broker.key and reloads (SIGHUP)")
     return show(args, {"folder": str(args.folder), "renewed": made}, lines)

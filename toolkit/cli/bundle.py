@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
     from toolkit.signing.bundles import Signed
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run", "signing_keys"]
 
 HELP = "pack, sign, verify and unpack bundles"
 _TRIAL_TOKENS = 32
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    keys = _keys(args)
+    keys = signing_keys(args)
     from device_runtime.errors import ConfigurationError
     from toolkit.signing.bundles import pack_bundle
 
@@ -89,7 +89,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _sign(args: argparse.Namespace) -> int:
-    keys = _keys(args)
+    keys = signing_keys(args)
     from toolkit.signing.bundles import sign_bundle
 
     signed = sign_bundle(args.bundle, _changes(args), keys)
@@ -159,7 +159,8 @@ def _check_parent(target: Path) -> None:
         raise ConfigurationError(f"{target} cannot be written: there is no folder {target.parent}; make it first.")
 
 
-def _keys(args: argparse.Namespace) -> list[Any]:
+def signing_keys(args: argparse.Namespace) -> list[Any]:
+    """The private keys of --key."""
     try:
         from toolkit.signing.keys import read_passphrase, read_signing_key
     except ImportError as error:

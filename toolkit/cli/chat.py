@@ -133,7 +133,7 @@ def _local(args: argparse.Namespace) -> Iterator[_Ask]:
     with LanguageModel.open(args.bundle, backend=args.backend, threads=args.threads) as model:
         if model.manifest.chat_template is None:
             raise ConfigurationError(
-                f"{args.bundle} has no chat template, so it cannot tell who said what; use `stonechat run`."
+                f"{args.bundle} has no chat template, so it cannot mark who said what; use `stonechat run`."
             )
         yield lambda messages: model.generate(messages, **options)
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", metavar="ID", help="the board to hold the bundle against, or a board file's path")
     parser.add_argument("--baseline", metavar="FILE", type=Path, help="fail when it costs more than this file says")
     parser.add_argument("--allow", metavar="PERCENT", type=percent, default=0.0, help="how much more (default 0)")
-    parser.add_argument("--update-baseline", action="store_true", help="write the baseline anew")
+    parser.add_argument("--update-baseline", action="store_true", help="rewrite the baseline")
     add_json(parser)
 
 

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
+    for note in checkpoint.tokenizer.notes:
+        say(f"stonechat: {checkpoint.name}: {note}")
     if board is not None:
         profile, context = plan_for(checkpoint, board, args.profile, args.context)
         if profile != (args.profile or board.profile):

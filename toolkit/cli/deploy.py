@@ -1,4 +1,4 @@
-"""`stonechat deploy`: bring a bundle to a device, on trial, and on the air."""
+"""`stonechat deploy`: bring a bundle to a device, try it there, and run it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.cli.rollout import add_rollout, begin
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "bring a bundle to a device, try it there, and put it on the air"
+HELP = "bring a bundle to a device, try it there, and run it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             board = BoardDevice(remote, args.root)
             with only_one(board):
                 done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
-    state = "is on the air" if done.restarted else "waits for the service to start anew"
+    state = "is online" if done.restarted else "waits for the service to restart"
     return show(args, asdict(done), [f"{done.device}: {done.name} {done.version} {state} as {done.model}"])
 
 

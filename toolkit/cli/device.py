@@ -56,7 +56,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheelhouse", metavar="DIR", type=Path, help="wheels, for a board without internet")
     parser.add_argument("--service", choices=["systemd", "none"], default="systemd", help="what runs it (systemd)")
     parser.add_argument(
-        "--restart", metavar="COMMAND", help="with --service none: starts it anew, and ends well once it is ready"
+        "--restart", metavar="COMMAND", help="with --service none: restarts it, and ends well once it is ready"
     )
     parser.add_argument("--dry-run", action="store_true", help="check the board and say what would be done")
 

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         _check_picture(args.plot)
     try:
         from converters.checkpoints import open_checkpoint
-        from converters.measure.quality import by_kind, compare_windows, layer_errors, text_windows, worst_layers
+        from converters.measure.quality import by_kind, compare_windows, layer_errors, worst_layers
+        from converters.texts.windows import text_windows
     except ImportError as error:
         raise require_extra("convert", error) from None
     import numpy as np
@@ -169,7 +170,7 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
         if file.suffix == ".json":
             text = "".join(map(render, read_conversations(str(file), text)))
         texts[file.name] = text
-    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file)
+    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file, spaced=manifest.tokenizer.spaced)
     return {name: tokenizer.encode(text) for name, text in texts.items()}
 
 

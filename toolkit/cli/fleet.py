@@ -1,4 +1,4 @@
-"""`stonechat fleet`: who is on the air, with what, and what was answered last."""
+"""`stonechat fleet`: who is online, with what, and what was answered last."""
 
 from __future__ import annotations
 

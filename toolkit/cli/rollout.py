@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.cli.bundle import signing_keys
+from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, percent, whole_number
 from toolkit.cli.output import paragraph, rows, say, show, table
 
@@ -27,14 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pause": "begin no more devices for now",
         "resume": "go on, here",
         "abort": "begin no more devices for good; what runs the new bundle keeps it",
+        "back": "bring its devices back to the bundle before, signed again with a higher counter",
     }
     for name, text in texts.items():
         action = actions.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False)
         if name != "list":
             action.add_argument("id", metavar="ID", help="as `stonechat rollout list` shows it")
-        if name == "resume":
+        if name == "back":
+            _add_back(action)
+        if name in ("resume", "back"):
             add_broker(action)
         add_json(action)
+
+
+def _add_back(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, action="append", required=True, help="sign with it (repeatable)"
+    )
+    add_passphrase(parser)
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", type=Path, help="where to go back to (default: what they had before)"
+    )
 
 
 def add_broker(parser: argparse._ActionsContainer) -> None:
@@ -43,7 +58,7 @@ def add_broker(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--as", metavar="NAME", dest="name", help="who sends, as the broker knows it (operator)")
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the password at the broker")
     parser.add_argument(
-        "--wait", metavar="S", type=whole_number(0), default=0, help="for devices that are not on the air (default 0)"
+        "--wait", metavar="S", type=whole_number(0), default=0, help="for devices that are not online (default 0)"
     )
 
 
@@ -56,15 +71,25 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
         "--max-failed", metavar="PERCENT", type=percent, default=20.0, help="more failures stop it (default 20)"
     )
     group.add_argument("--parallel", metavar="N", type=whole_number(1), default=10, help="at once (default 10)")
-    group.add_argument("--url", metavar="URL", help="where devices fetch the bundle's folder (default: over MQTT)")
+    group.add_argument(
+        "--url", metavar="URL", type=_url, help="where devices fetch the bundle's folder (default: over MQTT)"
+    )
     add_broker(group)
+
+
+def _url(text: str) -> str:
+    """An argparse type: the URL of a bundle's folder."""
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.update.http_source import check_url
+
+    try:
+        return check_url(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
 def begin(args: argparse.Namespace) -> int:
     """Begin a roll-out, and carry it out."""
-    import secrets
-    import time
-
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
     from device_runtime.update.slots import open_bundle
@@ -76,7 +101,7 @@ def begin(args: argparse.Namespace) -> int:
     group = args.to.removeprefix("fleet:")
     plan, files = fleet.load(args.fleet), RolloutFiles(default_folder())
     devices = plan.group(group)
-    rollout_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    rollout_id = _new_id()
     bundle = open_bundle(files.keep_bundle(rollout_id, args.bundle), verify=True)
     rollout = Rollout.of(
         Plan(
@@ -102,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     rollout = files.read(args.id)
     if args.action == "show":
         return _print(args, rollout, files)
+    if args.action == "back":
+        return _back(args, rollout, files)
     if rollout.ended:
         raise ConfigurationError(f"Roll-out {args.id} is {rollout.stage.value} already.")
     if args.action == "resume":
@@ -112,6 +139,29 @@ def run(args: argparse.Namespace) -> int:
     else:
         files.write(rollout.abort() if args.action == "abort" else replace(rollout, paused=True))
     return _print(args, files.read(args.id), files)
+
+
+def _new_id() -> str:
+    import secrets
+    import time
+
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+
+
+def _back(args: argparse.Namespace, left: Rollout, files: RolloutFiles) -> int:
+    """Leave a roll-out's bundle: a roll-out of its own, of the bundle before."""
+    from device_runtime.errors import ConfigurationError
+    from toolkit.rollout.back import way_back
+
+    if files.is_carried_out(left.plan.id):
+        raise ConfigurationError(
+            f"Roll-out {left.plan.id} is being carried out; end it first: stonechat rollout abort {left.plan.id}"
+        )
+    rollout = way_back(left, files, _new_id(), args.bundle, signing_keys(args))
+    if not left.ended:
+        files.write(left.abort())
+    files.write(rollout)
+    return _carry_out(args, rollout, files)
 
 
 def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
@@ -127,7 +177,7 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     plan = rollout.plan
     bundle = open_bundle(Path(plan.bundle), verify=True)
     if bundle.manifest_sha256 != plan.manifest_sha256:
-        raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it anew.")
+        raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it again.")
     address = fleet.load(plan.fleet).address_for(args.name or "operator", args.broker, args.password_file)
     say(f"roll-out {plan.id}: {plan.name} {plan.version} to {len(plan.devices)} devices of {plan.group}")
     with files.carrying_out(plan.id), Sender(address, bundle, name=args.name) as sender:

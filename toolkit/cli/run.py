@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
-    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.engine.language_model import LanguageModel, Markup
     from device_runtime.errors import ConfigurationError
 
     if args.raw and args.system is not None:
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     loaded_s = time.perf_counter()
     try:
         raw = args.raw or model.manifest.chat_template is None
-        prompt = text if raw else [*system, {"role": "user", "content": text}]
+        plain = Markup(text) if args.raw else text  # --raw is for a template that was written by hand
+        prompt = plain if raw else [*system, {"role": "user", "content": text}]
         generation = model.generate(
             prompt, max_new=args.max_new, sampling=sampling(args), stop=args.stop, schema=schema
         )

@@ -1,4 +1,4 @@
-"""`stonechat serve`: put a device of a fleet file on the air."""
+"""`stonechat serve`: run one device of a fleet file."""
 
 from __future__ import annotations
 

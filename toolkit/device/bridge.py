@@ -1,4 +1,4 @@
-"""Puts a microcontroller on a serial port on the air."""
+"""Connects a microcontroller on a serial port to MQTT."""
 
 from __future__ import annotations
 

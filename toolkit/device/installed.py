@@ -69,7 +69,7 @@ def check_is_served(folder: Path) -> None:
         plan = fleet.load(root / FLEET)
         served = {Path(entry.bundle).resolve() for device in plan.devices for entry in plan.models_of(device).values()}
     except (OSError, ConfigurationError) as error:  # `serve` will say it; here it is no reason not to install
-        log.warning("whether %s is served cannot be told: %s", folder, error)
+        log.warning("it is unknown whether %s is served: %s", folder, error)
         return
     if folder.name not in plan.models and folder not in served:
         near = get_close_matches(folder.name, plan.models, n=1)
@@ -87,5 +87,5 @@ def _noted(fleet: Path) -> Board | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ConfigurationError) as error:  # no reason not to serve
-        log.warning("which board this is cannot be told from %s: %s", path, error)
+        log.warning("this board cannot be recognized from %s: %s", path, error)
         return None

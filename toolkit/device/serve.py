@@ -1,4 +1,4 @@
-"""Puts a device of a fleet file on the air, with its models in this process."""
+"""Runs one device of a fleet file, with its models in this process."""
 
 from __future__ import annotations
 

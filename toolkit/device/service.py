@@ -1,4 +1,4 @@
-"""What `stonechat serve` and `stonechat bridge` share: a device on the air, until a signal ends it."""
+"""What `stonechat serve` and `stonechat bridge` share: a device online, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,11 @@ def log_to_stderr() -> None:
     import logging
 
     from device_runtime.engine.backends.native_log import own_stderr
+    from device_runtime.records.log_lines import OneLine
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=own_stderr())
+    handler = logging.StreamHandler(own_stderr())
+    handler.setFormatter(OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("stonechat").setLevel(logging.INFO)
 
 

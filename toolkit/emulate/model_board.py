@@ -1,4 +1,5 @@
-"""A board without a board: a bundle behind the serial protocol, on a pseudo-terminal or a TCP port of this machine.
+"""A board without a board: a bundle that speaks the serial protocol, on a pseudo-terminal or a TCP
+port of this machine.
 
     python -m toolkit.emulate.model_board BUNDLE --pty
     python -m toolkit.emulate.model_board BUNDLE --listen 127.0.0.1:7333

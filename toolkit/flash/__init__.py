@@ -1,1 +1,1 @@
-"""Getting firmware and models onto microcontrollers: one file per method behind the `Flasher` seam."""
+"""Getting firmware and models onto microcontrollers: one file per method, each a `Flasher` seam."""

@@ -66,7 +66,7 @@ class BootLoader:
     def erase(self, sectors: Sequence[int], report: Callable[[float], None]) -> None:
         """Erase sectors (pages) by their numbers.
 
-        A boot loader says ACK for a sector that is write-protected, too (section 3.8): only reading tells.
+        A boot loader says ACK for a sector that is write-protected, too (section 3.8): only reading shows it.
         """
         for start in range(0, len(sectors), _ERASES_AT_ONCE):
             some = sectors[start : start + _ERASES_AT_ONCE]

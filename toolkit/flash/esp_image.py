@@ -24,21 +24,48 @@ _HEADER = struct.Struct("<BBBBI4xH9xB")  # magic, segments, spi mode, size and s
 assert _HEADER.size == 24
 _SEGMENT = struct.Struct("<2I")  # load address, bytes
 _MAX_SEGMENTS = 16
-_PARTITION_TABLE = 0x8000
+_SECTOR_BYTES = 0x1000
+_PARTITION_MAGIC = b"\xaa\x50"  # of each entry of the table
 _BOOT_LOADER_OFFSETS = (0x0, 0x1000, 0x2000)
 
 
 def boot_loader_offset(data: bytes) -> int | None:
     """Where the boot loader lies in an image of the whole flash; None if this is not one.
 
-    Such an image, as `esptool merge-bin` makes it, goes to offset 0 and has a partition table at 0x8000.
+    Such an image, as `esptool merge-bin` makes it, goes to offset 0. It is known by its structure: a boot loader at one
+    of the offsets where the chips' ROMs look for it, and after it, in a sector of its own, a partition table. Where
+    that is, each project chooses (ESP-IDF's CONFIG_PARTITION_TABLE_OFFSET).
     """
-    if data[_PARTITION_TABLE : _PARTITION_TABLE + 2] != b"\xaa\x50":
-        return None
     for offset in _BOOT_LOADER_OFFSETS:
-        if data[offset] == _MAGIC and data[:offset].count(0xFF) == offset:
-            return offset
+        if len(data) > offset and data[offset] == _MAGIC and data[:offset].count(0xFF) == offset:
+            end = _end_of_segments(data, offset)
+            if offset > 0 or (end is not None and _has_partition_table(data, end)):
+                return offset  # a program begins with its header: what begins with erased flash is none
+            return None
     return None
+
+
+def _end_of_segments(data: bytes, start: int) -> int | None:
+    """Where the segments of the image at `start` end; None if it is cut, or none."""
+    if len(data) < start + _HEADER.size:
+        return None
+    segments, end = data[start + 1], start + _HEADER.size
+    if not 1 <= segments <= _MAX_SEGMENTS:
+        return None
+    for _ in range(segments):
+        if end + _SEGMENT.size > len(data):
+            return None
+        end += _SEGMENT.size + _SEGMENT.unpack_from(data, end)[1]
+    return end if end < len(data) else None
+
+
+def _has_partition_table(data: bytes, start: int) -> bool:
+    """Whether one of the sectors from `start` on begins like a partition table (ESP-IDF, "Partition Tables").
+
+    `start` is the end of the first image: after a program there is no such sector.
+    """
+    first = -(-start // _SECTOR_BYTES) * _SECTOR_BYTES
+    return any(data[at : at + 2] == _PARTITION_MAGIC for at in range(first, len(data), _SECTOR_BYTES))
 
 
 def check_image(data: bytes, name: str, chip: str) -> None:

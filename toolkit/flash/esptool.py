@@ -18,7 +18,7 @@ from boards import Board
 from device_runtime.errors import DoesNotFitError, FlashError, StonechatError, UnreachableError
 from toolkit.flash.esp_image import boot_loader_offset, check_image
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
-from toolkit.flash.images import Image, require_kind
+from toolkit.flash.images import Image, kind_of, require_kind
 from toolkit.flash.ports import silent, usable_port
 
 __all__ = ["Flasher"]
@@ -49,7 +49,7 @@ class Flasher:
         """See `toolkit.flash.flasher.Flasher`."""
         parts = []
         if firmware is not None:
-            parts.append(self._place_firmware(firmware))
+            parts += self._place_firmware(firmware)
         if model is not None:
             parts.append(place_model(self._board, model))
         return parts
@@ -61,8 +61,8 @@ class Flasher:
         port = usable_port(self._board, port)
         with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
             files = []
-            for part in parts:
-                file = Path(folder) / f"{part.what}.bin"
+            for number, part in enumerate(parts):
+                file = Path(folder) / f"{number}-{part.what}.bin"
                 file.write_bytes(part.image.data)
                 files += [f"0x{part.address:x}", str(file)]
             command = [
@@ -79,8 +79,10 @@ class Flasher:
             raise FlashError(f"esptool verified {verified} of {len(parts)} parts, and says no more. {self.half_done}")
         return Result(port, "the chip's MD5 of what is in flash is that of the file")
 
-    def _place_firmware(self, firmware: Image) -> Part:
-        """An image of the whole flash goes to 0, a program to its partition."""
+    def _place_firmware(self, firmware: Image) -> list[Part]:
+        """An image of the whole flash goes to 0, a program to its partition, and stretches of a HEX file to theirs."""
+        if firmware.more:
+            return self._place_runs(firmware)
         boot_loader = boot_loader_offset(firmware.data)
         if boot_loader is not None:
             address = 0
@@ -93,7 +95,18 @@ class Flasher:
         part = Part("firmware", firmware, address, None if kib is None or address == 0 else kib * 1024)
         require_room(part, "flash.firmware_kib")
         require_apart(part, self._board)
-        return part
+        return [part]
+
+    def _place_runs(self, firmware: Image) -> list[Part]:
+        images = [run for run in firmware.runs if kind_of(run.data) == "esp"]
+        if not images:
+            require_kind(firmware, ("esp",), self._board.name)
+        for image in images:
+            check_image(image.data, f"What {image.name} has at 0x{image.address or 0:x}", self._chip)
+        parts = [Part("firmware", run, run.address or 0) for run in firmware.runs]
+        for part in parts:
+            require_apart(part, self._board)
+        return parts
 
     def _failure(self, output: str, port: str) -> StonechatError:
         """What esptool's last words mean."""

@@ -62,7 +62,7 @@ class Flasher(Protocol):
         Args:
             parts: what to write.
             port: a serial port or a drive; None: found by the board file's USB ids.
-            report: is told of progress.
+            report: called with the progress.
 
         Raises:
             ConfigurationError: there is no such port, or several boards are plugged in.

@@ -1,9 +1,9 @@
-"""Files that go onto a microcontroller: reading them, and telling one kind from another."""
+"""Files that go onto a microcontroller: reading them, and recognizing their kinds."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_runtime.errors import ConfigurationError, DoesNotFitError, ImageError
@@ -40,6 +40,33 @@ class Image:
     name: str  # as the user wrote it
     data: bytes
     address: int | None = None  # of the first byte, if the file says it (Intel HEX)
+    more: tuple[Image, ...] = ()  # what the file has beyond a gap, each with its address (Intel HEX)
+
+    @property
+    def runs(self) -> tuple[Image, ...]:
+        """The stretches without a gap, in the order of their addresses: what lies between them is not written."""
+        return (replace(self, more=()), *self.more)
+
+    def joined(self) -> Image:
+        """As one stretch, for a boot loader that takes no other: gaps are filled with 0xFF, as erased flash is.
+
+        Raises:
+            ImageError: they would be larger than any flash.
+        """
+        if not self.more:
+            return self
+        first, last = self.address or 0, self.more[-1]
+        end = (last.address or 0) + len(last.data)
+        if end - first > MAX_IMAGE_BYTES:
+            raise ImageError(
+                f"{self.name} spreads from 0x{first:08x} to 0x{end - 1:08x}; expected one image of at most "
+                f"{MAX_IMAGE_BYTES} bytes."
+            )
+        data = bytearray(b"\xff" * (end - first))
+        for run in self.runs:
+            start = (run.address or 0) - first
+            data[start : start + len(run.data)] = run.data
+        return Image(self.name, bytes(data), self.address)
 
 
 def kind_of(data: bytes) -> str:
@@ -77,8 +104,8 @@ def read_firmware(path: Path) -> Image:
     """
     data = read_file(path)
     if path.suffix.lower() in (".hex", ".ihex"):
-        address, data = _from_hex(path, data)
-        return Image(str(path), data, address)
+        first, *more = _from_hex(path, data)
+        return replace(first, more=tuple(more))
     return Image(str(path), data)
 
 
@@ -102,8 +129,8 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def _from_hex(path: Path, data: bytes) -> tuple[int, bytes]:
-    """Address and bytes of an Intel HEX file; gaps are 0xFF, as erased flash."""
+def _from_hex(path: Path, data: bytes) -> list[Image]:
+    """The stretches of an Intel HEX file, each with its address."""
     from intelhex import IntelHex, IntelHexError
 
     content = IntelHex()
@@ -111,12 +138,9 @@ def _from_hex(path: Path, data: bytes) -> tuple[int, bytes]:
         content.loadhex(io.StringIO(data.decode("ascii")))
     except (IntelHexError, UnicodeDecodeError) as error:
         raise ImageError(f"{path} is not Intel HEX: {error}") from None
-    first, last = content.minaddr(), content.maxaddr()
-    if first is None or last is None:
+    runs = [
+        Image(str(path), content.tobinstr(start=first, size=end - first), first) for first, end in content.segments()
+    ]
+    if not runs:
         raise ImageError(f"{path} has no data; expected an image.")
-    if last - first >= MAX_IMAGE_BYTES:
-        raise ImageError(
-            f"{path} spreads from 0x{first:08x} to 0x{last:08x}; expected one image of at most {MAX_IMAGE_BYTES} bytes."
-        )
-    content.padding = 0xFF
-    return first, content.tobinstr()
+    return runs

@@ -16,6 +16,7 @@ __all__ = ["SignedImage", "read_image"]
 
 _HASHES = {0x10: hashlib.sha256, 0x11: hashlib.sha384, 0x12: hashlib.sha512}
 _HEADER_BYTES = 32
+_ENCRYPTED = 0x04 | 0x08  # of the header's flags: with AES-128, with AES-256
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SignedImage:
 
 def read_image(data: bytes, name: str) -> SignedImage:
     """Read an image's header and check its hash. Its signature is checked by MCUboot, which has the key.
+
+    The hash of an encrypted image is that of what MCUboot decrypts: it cannot be checked here.
 
     Raises:
         ImageError: it is no image as imgtool makes it, or it is truncated or damaged.
@@ -49,8 +52,10 @@ def read_image(data: bytes, name: str) -> SignedImage:
         raise ImageError(f"{name} is not a whole MCUboot image ({error}); sign it with `imgtool sign`.") from None
     for tag in tags:
         if (algorithm := _HASHES.get(int(tag.header.type))) is not None:
-            digest = algorithm(data[:end]).digest()
-            if digest != tag.value:
+            digest = bytes(tag.value)
+            if len(digest) != algorithm().digest_size:
+                raise ImageError(f"{name} has a hash of {len(digest)} bytes: it is damaged.")
+            if not header.flags & _ENCRYPTED and algorithm(data[:end]).digest() != digest:
                 raise ImageError(f"{name} does not have the hash that it says: it is damaged.")
             version = header.ver
             return SignedImage(f"{version.major}.{version.minor}.{version.revision}+{version.build_num}", digest)

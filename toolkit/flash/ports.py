@@ -16,7 +16,7 @@ __all__ = ["claim", "find_port", "silent", "usable_port"]
 
 
 class _Port(Protocol):
-    """What pyserial tells of a port."""
+    """What pyserial knows of a port."""
 
     device: str
     vid: int | None
@@ -77,7 +77,7 @@ def claim(port: str) -> None:
         ConfigurationError: there is no such port, it is no port, or this user may not open it.
         UnreachableError: another program has it open.
     """
-    if "://" in port:  # socket:// and rfc2217:// are opened by whoever uses them
+    if "://" in port:  # socket:// and rfc2217:// are opened when they are used
         return
     try:
         if not stat.S_ISCHR(os.stat(port).st_mode):

@@ -64,6 +64,7 @@ class Flasher:
         if firmware is None:
             return []
         require_kind(firmware, ("mcuboot",), self._board.name)
+        firmware = firmware.joined()
         read_image(firmware.data, firmware.name)
         kib = self._board.flash.firmware_kib
         part = Part("firmware", firmware, 0, None if kib is None else kib * 1024)
@@ -121,11 +122,17 @@ class Flasher:
 
     async def _first_answer(self, port: str) -> list[ImageState]:
         """What is in the slots of a board that may be printing its log, or starting, just now."""
+        trouble: Exception | None = None
         for _ in range(_ATTEMPTS_WITHOUT_PROGRESS):
             try:
                 return await self._slots(port)
-            except _line_troubles():
-                continue
+            except _line_troubles() as error:
+                trouble = error
+        if isinstance(trouble, _unreadable()):
+            raise FlashError(
+                f"The board on {port} answers, but its list of images cannot be read: {_words(trouble)} Nothing was "
+                "written. Update smpclient (`pip install -U smpclient`), or use the tool of the firmware's maker."
+            )
         raise silent(self._board, port, "no answer to an SMP request")
 
     async def _upload(self, data: bytes, port: str, report: Report) -> None:
@@ -241,9 +248,10 @@ class Flasher:
     def _client(self, port: str) -> SMPClient:
         """A new connection: it begins with empty buffers."""
         from smpclient import SMPClient
-        from smpclient.transport.serial import SMPSerialTransport
 
-        transport = SMPSerialTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
+        from toolkit.flash.smp_answers import TolerantTransport
+
+        transport = TolerantTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
         return SMPClient(transport, port, _TIMEOUT_S)
 
 
@@ -260,6 +268,13 @@ def _line_troubles() -> tuple[type[Exception], ...]:
     )  # fmt: skip
 
 
+def _unreadable() -> type[Exception]:
+    """What smpclient raises for an answer that came whole and is none that it knows."""
+    from smpclient.exceptions import SMPValidationException
+
+    return SMPValidationException
+
+
 def _upload_error() -> type[Exception]:
     from smpclient.exceptions import SMPUploadError
 
@@ -274,7 +289,7 @@ def _states_read() -> Any:
 
 
 def _is_in_first_slot(slot: ImageState, image: SignedImage) -> bool:
-    """Is this the image? A serial recovery need not tell hashes; then its version has to do."""
+    """Is this the image? A serial recovery need not report hashes; then its version has to do."""
     if slot.slot != 0 or slot.image not in (None, 0):
         return False
     if slot.hash is not None:

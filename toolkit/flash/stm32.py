@@ -77,8 +77,10 @@ class Flasher:
             require_kind(firmware, ("raw",), self._board.name)
             address = firmware.address or self._board.flash.firmware_address or _FLASH_START
             kib = self._board.flash.firmware_kib
-            parts.append(Part("firmware", firmware, address, None if kib is None else kib * 1024))
-            require_room(parts[-1], "flash.firmware_kib")
+            for run in _in_sectors(chip, firmware, address):
+                offset = (run.address or 0) - address
+                parts.append(Part("firmware", run, run.address or 0, None if kib is None else kib * 1024 - offset))
+                require_room(parts[-1], "flash.firmware_kib")
             _check_vectors(firmware, address)
         if model is not None:
             parts.append(place_model(self._board, model))
@@ -138,7 +140,7 @@ class Flasher:
                     raise FlashError(
                         f"Reading back, 0x{address + at:08x} holds 0x{found[at]:02x}; written was 0x{block[at]:02x}. "
                         "If it never changes, the sector is write-protected (option bytes; STM32CubeProgrammer takes "
-                        f"that off): a boot loader does not tell. {self.half_done}"
+                        f"that off): a boot loader does not say which. {self.half_done}"
                     )
                 report(f"verify {part.what}", _share(part, address, block))
 
@@ -234,6 +236,26 @@ def _sectors(chip: Chip, part: Part) -> list[int]:
             "before; expected the start of a sector."
         )
     return numbers
+
+
+def _in_sectors(chip: Chip, firmware: Image, address: int) -> list[Image]:
+    """The stretches of a program that share no sector: erasing the one of the later would take what the first wrote.
+
+    A gap within a sector is erased with it, so it is filled with 0xFF; sectors in between stay as they are.
+    """
+    starts = [_FLASH_START]
+    for kib in chip.sectors_kib:
+        starts.append(starts[-1] + kib * 1024)
+    joined = [Image(firmware.name, firmware.data, address)]
+    for run in firmware.more:
+        last, start = joined[-1], run.address or 0
+        first = last.address or 0
+        sector = max((place for place in starts if place <= start), default=start)
+        if sector < first + len(last.data):  # it begins in the sector where the last one ends
+            joined[-1] = Image(last.name, last.data.ljust(start - first, b"\xff") + run.data, first)
+        else:
+            joined.append(Image(run.name, b"\xff" * (start - sector) + run.data, sector))
+    return joined
 
 
 def _check_vectors(firmware: Image, address: int) -> None:

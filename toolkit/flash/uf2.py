@@ -53,10 +53,10 @@ class Flasher:
 
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """See `toolkit.flash.flasher.Flasher`."""
-        parts = []
+        parts: list[Part] = []
         if firmware is not None:
             kind = require_kind(firmware, ("uf2", "raw"), self._board.name)
-            parts += self._place_uf2(firmware) if kind == "uf2" else [self._place_raw(firmware)]
+            parts += self._place_uf2(firmware) if kind == "uf2" else map(self._place_raw, firmware.runs)
         if model is not None:
             parts.append(self._place_model(model))
         return parts
@@ -78,7 +78,9 @@ class Flasher:
         blocks = [b for b in blocks if not (b.ignored or b.flags & (Flag.NOT_MAIN_FLASH | Flag.FILE_CONTAINER))]
         others = sorted({block.family for block in blocks if block.family != self._family}, key=str)
         if others or not blocks:
-            found = ", ".join("no family" if family is None else f"0x{family:08x}" for family in others) or "nothing"
+            found = (
+                ", ".join("no family" if family is None else f"0x{family:08x}" for family in others[:4]) or "nothing"
+            )
             raise DoesNotFitError(
                 f"{firmware.name} is for another chip: it has blocks of {found}; "
                 f"{self._board.name} is family 0x{self._family:08x}."

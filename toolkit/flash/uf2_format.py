@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -27,6 +27,7 @@ _END = 0x0AB16F30
 _RP2_IGNORE = 0x9957E304
 _HEADER = struct.Struct("<8I")  # two start words, flags, address, payload, number, count, family
 _CHECKSUM = struct.Struct("<2I16s")  # address and size of a region, its MD5: the last bytes of the data
+_MOST_HASHED = 4  # times the file's content, for its checksums: each byte belongs to one region, or to a few
 assert _HEADER.size + MAX_PAYLOAD_BYTES + 4 == BLOCK_BYTES
 
 
@@ -103,8 +104,11 @@ def decode(data: bytes) -> list[Block]:
         raise ImageError(f"A UF2 file has whole blocks of {BLOCK_BYTES} bytes; this one has {len(data)} bytes.")
     blocks = [_decode_block(data[offset : offset + BLOCK_BYTES], offset) for offset in range(0, len(data), BLOCK_BYTES)]
     counted = [block for block in blocks if not block.ignored]
-    for family in {block.family for block in counted}:
-        _check_numbers([block for block in counted if block.family == family])
+    of_family: dict[int | None, list[Block]] = {}
+    for block in counted:
+        of_family.setdefault(block.family, []).append(block)
+    for same in of_family.values():
+        _check_numbers(same)
     _check_sums(counted)
     return blocks
 
@@ -144,17 +148,40 @@ def _check_numbers(blocks: list[Block]) -> None:
 
 
 def _check_sums(blocks: list[Block]) -> None:
-    """Where blocks carry the MD5 of a region of flash, it must be that of what the file puts there."""
+    """Where blocks carry the MD5 of a region of flash, it must be that of what the file puts there.
+
+    All blocks of a region carry the same one: each region is put together and hashed once.
+    """
+    sums = {_checksum(block) for block in blocks if block.flags & Flag.MD5}
+    if not sums:
+        return
     content = {block.address: block.data for block in blocks}
-    for block in blocks:
-        if not block.flags & Flag.MD5:
-            continue
-        start, size, digest = _CHECKSUM.unpack(block.rest[-_CHECKSUM.size :].rjust(_CHECKSUM.size, b"\0"))
-        if size == 0:  # esptool puts it right behind a payload that is shorter than the others
-            start, size, digest = _CHECKSUM.unpack(block.rest[: _CHECKSUM.size].ljust(_CHECKSUM.size, b"\0"))
-        region, address = b"", start
-        while len(region) < size and address in content:
-            region += content[address]
-            address += len(content[address])
-        if len(region) >= size and hashlib.md5(region[:size], usedforsecurity=False).digest() != digest:
+    whole = sum(map(len, content.values()))
+    left = _MOST_HASHED * whole
+    for start, size, digest in sorted(sums):
+        left -= min(size, whole)
+        if left < 0:
+            raise ImageError(
+                f"The UF2 file has {len(sums)} checksums of regions that overlap; expected one for each region: it is "
+                "damaged."
+            )
+        region = _region(content, start, size)
+        if region is not None and hashlib.md5(region, usedforsecurity=False).digest() != digest:
             raise ImageError(f"The UF2 file does not have the MD5 that it says for 0x{start:08x}: it is damaged.")
+
+
+def _checksum(block: Block) -> tuple[int, int, bytes]:
+    """Address and size of a region, and its MD5."""
+    start, size, digest = _CHECKSUM.unpack(block.rest[-_CHECKSUM.size :].rjust(_CHECKSUM.size, b"\0"))
+    if size == 0:  # esptool puts it right after a payload that is shorter than the others
+        start, size, digest = _CHECKSUM.unpack(block.rest[: _CHECKSUM.size].ljust(_CHECKSUM.size, b"\0"))
+    return start, size, digest
+
+
+def _region(content: Mapping[int, bytes], start: int, size: int) -> bytes | None:
+    """What blocks that lie end to end put at a place; None where the file does not have all of it."""
+    parts, have = [], 0
+    while have < size and (data := content.get(start + have)):
+        parts.append(data)
+        have += len(data)
+    return b"".join(parts)[:size] if have >= size else None

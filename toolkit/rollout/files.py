@@ -107,7 +107,7 @@ class RolloutFiles:
         return wish
 
     def await_wish(self, rollout_id: str, timeout_s: float = 10.0) -> None:
-        """Wait until that process has heard.
+        """Wait until that process has read the request.
 
         Raises:
             UnreachableError: it has not in time.
@@ -126,7 +126,11 @@ class RolloutFiles:
 
         durable.make_folder(self.folder)
         with Archive.open(path) as archive:
-            return archive.unpack(self._path(rollout_id, "bundle")).path
+            return archive.unpack(self.bundle_folder(rollout_id)).path
+
+    def bundle_folder(self, rollout_id: str) -> Path:
+        """Where a bundle is kept that was made for a roll-out."""
+        return self._path(rollout_id, "bundle")
 
     def _lock(self, rollout_id: str) -> int | None:
         file = os.open(self._path(rollout_id, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -3,7 +3,7 @@
     CANARY ──all canaries run it──> FLEET ──every device has ended──> DONE
        └──────── too many failed ──────┴────────────────────────────> STOPPED      (each may be ABORTED)
 
-Canaries come first, and the rest begins only when they run the bundle. A device that is not on the air is left for
+Canaries come first, and the rest begins only when they run the bundle. A device that is not online is left for
 later: it neither fails nor holds up the others.
 """
 
@@ -29,7 +29,7 @@ class DevicePhase(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended."""
         return self in (DevicePhase.CONFIRMED, DevicePhase.FAILED)
 
 
@@ -101,7 +101,7 @@ class Rollout:
     plan: Plan
     devices: dict[str, Device]
     stage: Stage = Stage.CANARY
-    canaries: tuple[str, ...] = ()  # chosen when they are first needed, among those on the air
+    canaries: tuple[str, ...] = ()  # chosen when they are first needed, among those online
     paused: bool = False
     schema: int = 1
 
@@ -120,7 +120,7 @@ class Rollout:
         return sum(device.phase is phase for device in self.devices.values())
 
     def choose_canaries(self, on_air: Iterable[str]) -> Rollout:
-        """Name the devices that come first: those that are on the air, in the order of the plan."""
+        """Name the devices that come first: those that are online, in the order of the plan."""
         there = [device for device in self.plan.devices if device in set(on_air)]
         return replace(self, canaries=tuple(there[: self.plan.canaries])) if there and not self.canaries else self
 
@@ -143,11 +143,16 @@ class Rollout:
         """A device is under way."""
         return self._with(device, Device(DevicePhase.UPDATING, session))
 
+    def is_of(self, device: str, report: Report) -> bool:
+        """Whether a report is about the update that was ordered last."""
+        known = self.devices.get(device)
+        return known is not None and known.phase is DevicePhase.UPDATING and known.session == report.session
+
     def heard(self, device: str, report: Report) -> Rollout:
         """A device reports; what is not of this roll-out changes nothing."""
-        known = self.devices.get(device)
-        if known is None or known.phase is not DevicePhase.UPDATING or known.session != report.session:
+        if not self.is_of(device, report):
             return self
+        known = self.devices[device]
         if report.phase is Phase.CONFIRMED:
             return self._with(device, replace(known, phase=DevicePhase.CONFIRMED, tokens_per_s=report.tokens_per_s))
         if report.phase.ended:

@@ -1,4 +1,4 @@
-"""Carries out a roll-out: orders updates as `rollout.py` says, and keeps what comes of them on the disk."""
+"""Carries out a roll-out: orders updates as `rollout.py` says, and keeps the results on the disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from device_runtime.mqtt.messages import DeviceState, Info, State
 from device_runtime.mqtt.ota_messages import Phase, Report
 from toolkit.rollout.files import RolloutFiles
 from toolkit.rollout.rollout import DevicePhase, Rollout, Stage
-from toolkit.rollout.sender import Heard, Sender
+from toolkit.rollout.sender import Received, Sender
 
 __all__ = ["Runner"]
 
 ROLL_CALL_S = 2.0  # for the states that the broker keeps
+_ON_TRIAL = 5  # after the quarters 0 to 4
 _ON_AIR = (DeviceState.READY, DeviceState.BUSY, DeviceState.UPDATING)
 
 
@@ -31,14 +32,14 @@ class Runner:
 
         Args:
             say: gets a line for people at each event.
-            wait_s: how long to wait for devices that are not on the air, when nothing else is left to do.
+            wait_s: how long to wait for devices that are not online, when nothing else is left to do.
         """
         self.rollout = rollout
         self._files, self._sender, self._say, self._wait_s = files, sender, say, wait_s
         self._states: dict[str, DeviceState] = {}
         self._infos: dict[str, Info] = {}
-        self._heard_s: dict[str, float] = {}  # device -> when its update was last heard of
-        self._shares: dict[str, float] = {}  # device -> of its files, what it has
+        self._heard_s: dict[str, float] = {}  # device -> when its update last reported
+        self._quarters: dict[str, int] = {}  # device -> how much of its files was reported to the operator
         self._stops = 0  # how often `stop` was called
 
     def stop(self) -> None:
@@ -51,7 +52,7 @@ class Runner:
         return self._stops > 0
 
     def run(self) -> Rollout:
-        """Go on until it has ended, is paused, or only devices that are not on the air are left.
+        """Go on until it has ended, is paused, or only devices that are not online are left.
 
         Raises:
             ConfigurationError: the broker does not let us order anything.
@@ -99,7 +100,7 @@ class Runner:
             if self.rollout.canaries:
                 self._say(f"canaries: {', '.join(self.rollout.canaries)}")
         for device in self.rollout.due(on_air):
-            self._save(self.rollout.ordered(device, secrets.token_hex(8)))  # on the disk before it is on the air
+            self._save(self.rollout.ordered(device, secrets.token_hex(8)))  # on the disk before it is online
             self._send(device)
 
     def _send_again(self, device: str) -> None:
@@ -127,7 +128,7 @@ class Runner:
             except queue.Empty:
                 return
 
-    def _take(self, heard: Heard) -> None:
+    def _take(self, heard: Received) -> None:
         device, said = heard
         match said:
             case State():
@@ -143,18 +144,30 @@ class Runner:
             case Report():
                 before = self.rollout
                 self._heard_s[device] = time.monotonic()
-                if said.phase is Phase.FETCHING and said.total_bytes:
-                    self._shares[device] = said.done_bytes / said.total_bytes
+                if before.is_of(device, said):
+                    self._tell_progress(device, said)
                 after = before.heard(device, said)
                 if after is not before:
                     self._save(after)
                     self._tell_end(device)
 
+    def _tell_progress(self, device: str, report: Report) -> None:
+        """A line for each quarter of a transfer, and one for its end."""
+        if report.phase is Phase.FETCHING and report.total_bytes:
+            quarter = 4 * report.done_bytes // report.total_bytes
+            if quarter > self._quarters.get(device, -1):
+                self._quarters[device] = quarter
+                share, megabytes = report.done_bytes / report.total_bytes, report.total_bytes / 1e6
+                self._say(f"{device}: has {share:.0%} of {megabytes:,.1f} MB")
+        elif report.phase is Phase.TRIAL and self._quarters.get(device) != _ON_TRIAL:
+            self._quarters[device] = _ON_TRIAL
+            self._say(f"{device}: has all of it, and tries it")
+
     def _give_up_the_silent(self) -> None:
         silence_s = self.rollout.plan.silence_s
         for device, known in self.rollout.devices.items():
             if known.phase is DevicePhase.UPDATING and self._silent_for_s(device) > silence_s:
-                self._fail(device, f"nothing was heard of its update for {silence_s:g} s")
+                self._fail(device, f"no message about its update for {silence_s:g} s")
 
     def _silent_for_s(self, device: str) -> float:
         return time.monotonic() - self._heard_s.setdefault(device, time.monotonic())

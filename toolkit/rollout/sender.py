@@ -1,4 +1,4 @@
-"""The operator's side of updates over the air: one connection that orders them, serves files, and hears reports.
+"""The operator's side of updates over the air: one connection that orders them, serves files, and receives reports.
 
 A device asks for the bytes it lacks (`Need`); they are read from the bundle's folder and sent in pieces, by a thread
 of their own. Any number of devices may be under way.
@@ -22,9 +22,9 @@ from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import DeviceTopics, parse
 
-__all__ = ["Heard", "Sender"]
+__all__ = ["Received", "Sender"]
 
-Heard = tuple[str, Report | State | Info]  # a device, and what it says
+Received = tuple[str, Report | State | Info]  # a device, and what it says
 
 log = logging.getLogger("stonechat.deploy")
 
@@ -38,7 +38,7 @@ class Sender:
         Args:
             name: who sends, as the broker knows it.
         """
-        self.heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()  # reports, states and infos, as they come
+        self.heard: queue.SimpleQueue[Received] = queue.SimpleQueue()  # reports, states and infos, as they come
         self.manifest_sha256 = bundle.manifest_sha256
         self._folder = bundle.path
         self._files = {MANIFEST, SIGNATURE, *bundle.manifest.files}
@@ -73,7 +73,7 @@ class Sender:
         self._client.close()
 
     def watch(self, device: str) -> None:
-        """Hear what a device says of itself and of its updates; what it keeps at the broker comes at once."""
+        """Receive what a device reports about itself and its updates; what it keeps at the broker comes at once."""
         topics = DeviceTopics(device)
         self._client.subscribe(*map(Subscription, (topics.ota_report, topics.state, topics.info)))
 

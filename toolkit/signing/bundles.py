@@ -43,7 +43,7 @@ def pack_bundle(folder: Path, target: Path, changes: Mapping[str, Any], keys: Se
 
 
 def sign_bundle(path: Path, changes: Mapping[str, Any], keys: Sequence[SigningKey]) -> Signed:
-    """Add signatures to a bundle, folder or zip, in its place; a key that has signed before signs anew.
+    """Add signatures to a bundle, folder or zip, in its place; a key that has signed before signs again.
 
     Raises:
         ConfigurationError: there is no bundle at `path`.
@@ -134,7 +134,7 @@ def _sign(
 def _known(signature: bytes | None) -> dict[str, Signature]:
     try:
         return {} if signature is None else {s.key_id: s for s in parse_signatures(signature)}
-    except SignatureError:  # damaged; signing anew is what mends it
+    except SignatureError:  # damaged; signing again is what mends it
         return {}
 
 

@@ -1,6 +1,6 @@
 """One deployment to a board at a time.
 
-A process on the board holds the lock as long as it hears from us. So the lock ends with us however we end, also when
+A process on the board holds the lock as long as it receives from us. So the lock ends with us however we end, also when
 the connection breaks without a word: the next attempt need not wait for longer than LEASE_S.
 """
 
@@ -71,7 +71,7 @@ def only_one(board: BoardDevice, lease_s: float = LEASE_S, beat_s: float = BEAT_
         stdin = process.stdin
 
         def beat() -> None:
-            with suppress(OSError):  # the connection broke, and whoever uses it notices
+            with suppress(OSError):  # the connection broke, and its user will notice
                 while not ended.wait(beat_s):
                     stdin.write(b".")
                     stdin.flush()

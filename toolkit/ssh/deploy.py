@@ -1,6 +1,6 @@
-"""`stonechat deploy`: a bundle from here to a device, on trial there, and on the air.
+"""`stonechat deploy`: a bundle from here to a device, tried there, and running.
 
-The story is told once, in `deploy`; how the device is reached is a `Transport`, one file each (over_ssh.py).
+The steps are in `deploy`; how the device is reached is a `Transport`, one file each (over_ssh.py).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Transport(Protocol):
         ...
 
     def start(self, model: str, slots: SlotState) -> SlotState | None:
-        """Have the service hold the trial and come on the air with the bundle, or go back.
+        """Have the service hold the trial and come online with the bundle, or go back.
 
         Args:
             slots: what `install` returned.

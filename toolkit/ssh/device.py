@@ -30,7 +30,7 @@ rm -f "$said"
 exit $code
 """
 LOOK_S = 0.5  # between looks at a unit that starts
-BROKER_S = 60.0  # that a service may look for its broker before the operator is told
+BROKER_S = 60.0  # that a service may look for its broker before the operator is informed
 _KEYS = 'find "$1" -name "*.pub"'
 
 
@@ -78,7 +78,7 @@ class BoardDevice:
 
     @property
     def restartable(self) -> bool:
-        """Whether we can start the service anew."""
+        """Whether we can restart the service."""
         return self.systemd or self.record.restart is not None
 
     @property
@@ -102,10 +102,10 @@ class BoardDevice:
         return _unit(self.remote) if self.systemd else {}
 
     def restart(self, say: Callable[[str], None]) -> str | None:
-        """Start the service anew and wait until it is ready. Once begun, it goes on without us.
+        """Start the service again and wait until it is ready. Once begun, it goes on without us.
 
         Args:
-            say: hears what the service does meanwhile.
+            say: is called with what the service does meanwhile.
 
         Returns:
             None, or why it is not ready.
@@ -149,9 +149,9 @@ def error_fields(out: str) -> dict[str, Any]:
 
 
 def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
-    """Have systemd start the service anew; as `BoardDevice.restart`."""
+    """Have systemd restart the service; as `BoardDevice.restart`."""
     remote.check('systemctl --no-block restart "$1"', SERVICE, as_root=True)
-    say("systemd has the order, and carries it out whatever becomes of us …")
+    say("systemd finishes the restart even if this connection drops …")
     told, since_s = "", time.monotonic()
     while (unit := _unit(remote)).get("Job", "0") not in ("", "0"):
         text = unit.get("StatusText", "")
@@ -173,7 +173,7 @@ def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
 
 
 def restart_by_command(remote: Remote, command: str) -> str | None:
-    """Have another service manager start it anew; as `BoardDevice.restart`."""
+    """Have another service manager restart it; as `BoardDevice.restart`."""
     done = remote.run(_BY_COMMAND, command)
     return (last_words(done.err) or f"the command ends with {done.code}") if done.code else None
 

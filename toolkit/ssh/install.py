@@ -52,7 +52,7 @@ after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 """
 _STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine.language_model, toolkit.cli, cryptography"'
 # $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing, $4 "32" on a 32-bit system, "32 on 64" if its kernel
-# is a 64-bit one: programs then take the machine for one, unless they are told (docs/guides/boards-32-bit.md).
+# is a 64-bit one: programs then take the machine for one, unless that is set (docs/guides/boards-32-bit.md).
 _MAKE = """
 set -eu
 umask 022
@@ -260,7 +260,7 @@ class Installer:
                 self.report.next = f"bring a model: {deploy}" + (f" --model {model}" if self._models[1:] else "")
                 return Step("service", False, f"no model {model} yet, so it is not started")
         if not self._systemd and self.plan.restart is None:
-            self.report.next = f"start it anew: {shlex.join(layout.serve(self.plan.device))}"
+            self.report.next = f"restart it: {shlex.join(layout.serve(self.plan.device))}"
             return Step("service", False, "left to you (--service none)")
         if self._systemd:
             running = self.remote.run('systemctl is-active -q "$1"', SERVICE).code == 0
@@ -275,7 +275,7 @@ class Installer:
             raise RemoteError(
                 f"the service does not become ready ({fault}); see `stonechat device logs {self.remote.target}`"
             )
-        return Step("service", True, "started anew, and ready")
+        return Step("service", True, "restarted, and ready")
 
     def _would(self, name: str) -> str:
         layout = self.plan.layout

@@ -69,7 +69,7 @@ class Status:
         words = [f"{s.get('ActiveState', '?')} ({s.get('SubState', '?')})"]
         if since := s.get("ActiveEnterTimestamp"):
             words.append(f"since {since}" if s.get("ActiveState") == "active" else f"last active {since}")
-        words.append(f"started anew {s.get('NRestarts', '?')} times")
+        words.append(f"restarted {s.get('NRestarts', '?')} times")
         if text := s.get("StatusText"):
             words.append(text)
         return ", ".join(words)
@@ -113,12 +113,12 @@ def doctor(board: BoardDevice) -> list[Finding]:
     except (ValueError, KeyError, TypeError):
         reason = (err or out).strip().splitlines()[-1:] or [f"it ends with {code}"]
         return [Finding("program", Level.FAIL, f"stonechat does not start there: {reason[0]}",
-                        f"stonechat device init {board.remote.target} … makes its environment anew")]  # fmt: skip
+                        f"stonechat device init {board.remote.target} … makes its environment again")]  # fmt: skip
     return found
 
 
 def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> SlotState:
-    """Go back to the bundle before, and bring it on the air.
+    """Go back to the bundle before, and run it.
 
     Raises:
         StonechatError: there is none.

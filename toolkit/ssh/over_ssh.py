@@ -132,7 +132,7 @@ class OverSsh:
         """As in `Transport`."""
         board = self._board
         if not board.restartable:
-            self._say(f"start the service anew there: {shlex.join(board.layout.serve(self.device))}")
+            self._say(f"restart the service there: {shlex.join(board.layout.serve(self.device))}")
             return None
         if lacking := self._lacking():
             self._say(
@@ -141,7 +141,7 @@ class OverSsh:
             )
             return None
         due = slots.trial is not None
-        self._say("the service starts anew, and tries it …" if due else "the service starts anew …")
+        self._say("the service restarts and runs the trial …" if due else "the service restarts …")
         for _ in range(ATTEMPTS + 1):  # a start that is cut off counts as one, and the last one gives the bundle back
             fault, away = None, None
             try:
@@ -201,5 +201,5 @@ class OverSsh:
                 files = json.loads(text)["files"]
                 found.update({entry["sha256"]: f"{slots}/{slot}/{name}" for name, entry in files.items()})
             except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # a damaged slot: its files are sent anew
+                continue  # a damaged slot: its files are sent again
         return found

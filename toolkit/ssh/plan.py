@@ -26,7 +26,7 @@ class Plan:
     certs: Path | None = None  # a folder with ca.crt, and DEVICE.crt and DEVICE.key, or DEVICE.password
     wheelhouse: Path | None = None  # wheels of the dependencies, for boards without a package index
     service: str = "systemd"  # or none
-    restart: str | None = None  # without systemd: the command that starts the service anew
+    restart: str | None = None  # without systemd: the command that starts the service again
     board: Board | None = None  # found out when None
     board_file: Path | None = None  # of a board that does not come with stonechat
 

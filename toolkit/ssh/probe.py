@@ -75,7 +75,7 @@ class Facts:
     python: tuple[int, ...]
     compatible: tuple[str, ...]  # of its device tree
     ram_kib: int
-    clock_off_s: float  # behind ours when negative
+    clock_off_s: float  # slow when negative
     free_root_mb: float  # 10^6 bytes
     free_prefix_mb: float
     systemd: bool  # it runs as the first process

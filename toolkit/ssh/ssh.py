@@ -43,7 +43,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `[user@]host[:port]`; an IPv6 address with a port stands in brackets.
+        """Read `[user@]host[:port]`; an IPv6 address with a port is in brackets.
 
         Raises:
             ConfigurationError: it is no such text.
@@ -258,7 +258,7 @@ class Remote:
             words = [*become, *words]
         elif as_root and self.sudo:
             words = ["sudo", "-n", "--", *words]
-        # BatchMode: without the master (it was cut) ssh would connect anew, and could ask for a password once more.
+        # BatchMode: without the master (it was cut) ssh would connect again, and could ask for a password once more.
         return ["ssh", "-T", "-o", "ControlMaster=no", "-o", "BatchMode=yes", *self._words(), shlex.join(words)]
 
     def _refusal(self, said: str) -> StonechatError:
@@ -270,7 +270,7 @@ class Remote:
             name = f"[{t.host}]:{t.port}" if t.port and t.port != 22 else t.host
             return ConfigurationError(
                 f"{t} has another host key than the one that is known here"
-                f"{f' (in {place[1]})' if place else ''}: a card that was written anew, or somebody in between. "
+                f"{f' (in {place[1]})' if place else ''}: a card that was rewritten, or somebody in between. "
                 f"If you know why, run `ssh-keygen -R '{name}'` and connect again."
             )
         if "Host key verification failed" in said or "host key is known" in said:

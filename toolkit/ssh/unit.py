@@ -14,7 +14,7 @@ _OF_RAM = 0.9
 _UNIT = """\
 # Written by `stonechat device init`; local changes belong to `systemctl edit stonechat`.
 [Unit]
-Description=stonechat, a language model on the air as {device}
+Description=stonechat, a language model online as {device}
 Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 # The broker may be away for days: never give up.

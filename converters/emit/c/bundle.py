@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from pathlib import Path
 
 from converters.emit.c.byte_level_bpe import byte_level_table
+from converters.emit.c.chat_roles import chat_roles
 from converters.emit.c.image import SectionKind, read_image, write_image
 from converters.emit.c.model import ModelImage, self_test_section, write_model_image
 from converters.emit.c.sentencepiece import sentencepiece_table
+from converters.emit.c.tokenizer import Flag
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.errors import BackendMissingError, ConfigurationError
 from device_runtime.micro.library import CEngine
 
@@ -22,8 +26,8 @@ _SELF_TEST_TOKENS = 8
 def write_bundle_image(bundle: Bundle) -> ModelImage:
     """Write `model.image` into a bundle's folder. The manifest is the caller's.
 
-    A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So is the
-    self-test where there is no C compiler to compute it with.
+    A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So are a
+    chat template that is more than a table of roles, and the self-test where there is no C compiler to compute it with.
 
     Raises:
         GraphError: the graph has something that the C engine has no call for.
@@ -47,12 +51,23 @@ def write_bundle_image(bundle: Bundle) -> ModelImage:
 
 
 def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:
-    file = bundle.path / bundle.manifest.tokenizer.file
+    """Tokenizer and chat roles, as far as the C engine can follow them."""
+    manifest = bundle.manifest
+    info, template = manifest.tokenizer, manifest.chat_template
+    file = bundle.path / info.file
     table = byte_level_table if file.suffix == ".json" else sentencepiece_table
+    tokenizer = tokenizer_of(bundle)
     try:
-        return {SectionKind.TOKENIZER: table(file.read_bytes()).pack()}
+        packed = table(file.read_bytes(), tokenizer.names)
+        sections = {SectionKind.TOKENIZER: packed.pack()}
     except ConfigurationError:
         return {}
+    if template is None or (Flag.DUMMY_PREFIX in packed.flags and not info.spaced):
+        return sections
+    tokens = {name: ids[0] for name in tokenizer.names if len(ids := tokenizer.encode(name)) == 1}
+    with suppress(ConfigurationError):
+        sections[SectionKind.CHAT] = chat_roles(template, info.special_tokens).pack(tokens)
+    return sections
 
 
 def _add_section(path: Path, kind: SectionKind, data: bytes) -> None:

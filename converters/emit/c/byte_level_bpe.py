@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from converters.emit.c.character_classes import character_classes
@@ -18,8 +18,11 @@ _GPT4 = (
 _GPT4_CUTS = {_GPT4.replace("DIGITS", r"\p{N}{1,3}"): Cut.GPT4_THREE, _GPT4.replace("DIGITS", r"\p{N}"): Cut.GPT4_ONE}
 
 
-def byte_level_table(content: bytes) -> TokenizerTable:
+def byte_level_table(content: bytes, names: Collection[str] = ()) -> TokenizerTable:
     """The table of a `tokenizer.json`.
+
+    Args:
+        names: spellings of tokens that are markup although the file does not say so: no text becomes one of them.
 
     Raises:
         ConfigurationError: it uses something that the C engine does not do; the message names it.
@@ -40,7 +43,9 @@ def byte_level_table(content: bytes) -> TokenizerTable:
 
     added = {entry["id"]: entry for entry in document.get("added_tokens", [])}
     controls = [number for number, entry in added.items() if entry.get("special")]
-    users = [number for number, entry in added.items() if not entry.get("special")]
+    users = [
+        number for number, entry in added.items() if not entry.get("special") and entry.get("content") not in names
+    ]
     for number in users:
         _check_user_token(added[number], normalizer is not None)
     vocabulary: Mapping[str, int] = model["vocab"]

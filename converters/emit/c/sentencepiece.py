@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +16,11 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # Mode
 _SPACE = "\u2581"
 
 
-def sentencepiece_table(content: bytes) -> TokenizerTable:
+def sentencepiece_table(content: bytes, names: Collection[str] = ()) -> TokenizerTable:
     """The table of a `tokenizer.model`.
+
+    Args:
+        names: spellings of pieces that are markup although they are not control pieces: no text becomes one of them.
 
     Raises:
         ConfigurationError: it uses something that the C engine does not do; the message names it.
@@ -52,10 +56,11 @@ def sentencepiece_table(content: bytes) -> TokenizerTable:
         texts[i] = surface.encode()
     for i in of_type[_BYTE]:
         texts[i] = b""
-    matched = of_type[_NORMAL] + of_type[_USER_DEFINED]
+    users = [i for i in of_type[_USER_DEFINED] if pieces[i].replace(_SPACE, " ") not in names]
+    matched = of_type[_NORMAL] + users
     by_byte = {pieces[i]: i for i in of_type[_BYTE]}
     _check_unused(kind, pieces, matched, of_type[_UNUSED])
-    _check_user_pieces(content, [pieces[i] for i in of_type[_USER_DEFINED]], bool(normalizer.precompiled_charsmap))
+    _check_user_pieces(content, [pieces[i] for i in users], bool(normalizer.precompiled_charsmap))
     scores = [float(piece.score) for piece in model.pieces]
     normal = [scores[i] for i in of_type[_NORMAL]]
     joined = any(b == _SPACE != a for i in matched for a, b in pairwise(pieces[i]))
@@ -66,7 +71,7 @@ def sentencepiece_table(content: bytes) -> TokenizerTable:
         texts=texts,
         matched=matched,
         controls=of_type[_CONTROL],
-        users=of_type[_USER_DEFINED],
+        users=users,
         byte_ids=[by_byte[f"<0x{byte:02X}>"] for byte in range(256)] if trainer.byte_fallback else (),
         unknown=unknown,
         ranks=_ranks(scores, matched) if kind is Kind.SENTENCEPIECE_BPE else None,

@@ -12,17 +12,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+from paho.mqtt.matcher import MQTTMatcher
 
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
-from device_runtime.fleet.links import Link, LinkError, Wakeup, Windows, read
+from device_runtime.fleet.links import (
+    MAX_WINDOW_BYTES,
+    MAX_WINDOWS_BYTES,
+    Link,
+    LinkError,
+    Reading,
+    Wakeup,
+    Windows,
+    read,
+)
+from device_runtime.fleet.payload import read_payload
 from device_runtime.mqtt.messages import Final, Request
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump
-from device_runtime.mqtt.topics import matches
 
 __all__ = ["LinkRunner"]
 
@@ -36,8 +48,16 @@ class LinkRunner(Extension):
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._windows = [Windows(link) for link in device.config.links]
-        self._filters = list(dict.fromkeys(link.source for link in device.config.links))
+        links = device.config.links
+        share = MAX_WINDOWS_BYTES // max(1, sum(link.window is not None for link in links))
+        self._by_filter: dict[str, list[Windows]] = {}
+        for link in links:
+            windows = Windows(link, max_bytes=min(MAX_WINDOW_BYTES, share))
+            self._by_filter.setdefault(link.source, []).append(windows)
+        self._filters = list(self._by_filter)
+        self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
+        for pattern in self._filters:
+            self._matcher[pattern] = pattern
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {}  # link -> kind of trouble -> readings
         self._reported_s: dict[tuple[str, str], float] = {}
@@ -61,15 +81,20 @@ class LinkRunner(Extension):
         if message.subscription_ids:  # overlapping filters may deliver a message more than once; each names its filters
             filters = [self._filters[i - 1] for i in message.subscription_ids if 0 < i <= len(self._filters)]
         else:
-            filters = [f for f in self._filters if matches(f, message.topic)]
-        woken = [w for w in self._windows if w.link.source in filters]
-        try:
-            reading = read(message.topic, message.payload, time.monotonic())
-        except MessageError as e:
-            for windows in woken:
-                self.trouble(windows.link, "unparsable_reading", message.topic, str(e))
-            return
-        for windows in woken:
+            filters = list(self._matcher.iter_match(message.topic))  # type: ignore[no-untyped-call]
+        now_s = time.monotonic()
+        readings: dict[str, Reading | MessageError] = {}  # by the way they are parsed
+        for windows in (w for pattern in dict.fromkeys(filters) for w in self._by_filter[pattern]):
+            how = windows.link.parse
+            if how not in readings:
+                try:
+                    readings[how] = read(message.topic, message.payload, now_s, how)
+                except MessageError as e:
+                    readings[how] = e
+            reading = readings[how]
+            if isinstance(reading, MessageError):
+                self.trouble(windows.link, "unparsable_reading", message.topic, str(reading))
+                continue
             try:
                 wakeup = windows.consider(reading)
             except LinkError as e:
@@ -104,7 +129,9 @@ class ReadingJob(Job):
 
     def __init__(self, device: Device, links: LinkRunner, wakeup: Wakeup) -> None:
         self.start_by_s = wakeup.reading.received_s + wakeup.link.deadline_s
-        self._device, self._links, self._wakeup = device, links, wakeup
+        # Its value is read again from its payload: while it waits, it would take many times the memory.
+        light = replace(wakeup.reading, value={})
+        self._device, self._links, self._wakeup = device, links, replace(wakeup, reading=light)
         self._run = CancellableRun(self.start_by_s)
 
     def run(self) -> None:
@@ -134,7 +161,8 @@ class ReadingJob(Job):
     def _deliver(self, final: Final) -> None:
         link, reading = self._wakeup.link, self._wakeup.reading
         answer: dict[str, Any] = {"text": final.text} if link.answer is None else {"answer": json.loads(final.text)}
-        payload = dump(answer | {"reading": reading.value, "link": link.name, "device": self._device.config.device})
+        value = read_payload(reading.payload, link.parse)
+        payload = dump(answer | {"reading": value, "link": link.name, "device": self._device.config.device})
         if why := self._device.delivery.deliver(self._wakeup.to, payload):
             self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
         self._device.delivery.deliver(self._device.topics.link(link.name), payload, retain=True)

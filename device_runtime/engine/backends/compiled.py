@@ -51,8 +51,8 @@ class CompiledBackend:
             ) from None
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
-        packing = f"{litert_version}-{cpu_fingerprint()}"
-        cache = WeightCache(bundle.cache_path, bundle.model_path.stat().st_size, packing)
+        size = bundle.model_path.stat().st_size
+        self._weights = cache = WeightCache(bundle.cache_path, size, str(litert_version), cpu_fingerprint())
         options = litert.Options(
             cpu_options=litert.CpuOptions(
                 num_threads=threads or usable_cores(),
@@ -89,6 +89,7 @@ class CompiledBackend:
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """As in `Backend`."""
+        self._weights.require_sound()
         done, logits, chunk = 0, None, self.chunk
         while done < len(tokens):
             rest = tokens[done : done + chunk]
@@ -107,6 +108,7 @@ class CompiledBackend:
 
     def decode(self, token: int) -> Logits:
         """As in `Backend`."""
+        self._weights.require_sound()
         self._make_room(1)
         logits: Logits = self._window.decode(token, self.position)
         self.position += 1
@@ -121,6 +123,7 @@ class CompiledBackend:
         with captured_stderr():
             self._windows.clear()
             self._window, self._model = None, None
+        self._weights.close()
 
     def _make_room(self, tokens: int) -> None:
         """Move to the smallest window that holds these tokens too."""

@@ -1,20 +1,37 @@
 """The file in which XNNPACK keeps packed weights between starts.
 
-XNNPACK maps the file and does not check what is in it: weights that a power cut left unwritten are zeros, and
-the answers nonsense. So a file gets its name only when it is complete and on the disk, and a process that finds
-none writes one of its own. XNNPACK also ends the process when the disk is full: without room, there is no cache.
+XNNPACK maps the file and does not check what is in it: weights that a power cut left unwritten are zeros, damage in the
+middle gives other answers, and both without a word. What a signature vouches for is the graph, so what runs has to be
+what was packed of it:
+
+- a file gets its name only when it is complete and on the disk, and then its hash is written beside it;
+- at a start, a file that is not the one whose hash was written (by size, times and inode) is hashed before it is used;
+- one that is has its whole content hashed in the background after the start.
+
+What does not hold is removed, and packed again. XNNPACK also ends the process when the disk is full: without room,
+there is no cache.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import shutil
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
+from device_runtime.errors import BackendError
+
 __all__ = ["WeightCache"]
 
+log = logging.getLogger("stonechat.engine")
+
 _SPARE_BYTES = 4 << 20  # for whatever else writes to this disk meanwhile
+_UNUSED_S = 30 * 24 * 3600  # after which another model's or another machine's packed weights go
 
 
 class WeightCache:
@@ -23,17 +40,26 @@ class WeightCache:
     Args:
         folder: the bundle's cache folder; None where nothing can be written.
         model_bytes: size of the graph; packed weights take about as much.
-        packing: names the runtime's version and the CPU. XNNPACK would misread or overwrite another's file, which is
-            there after an upgrade or when a disk moves to another board.
+        version: of the runtime. XNNPACK would misread or overwrite another's file, which is there after an upgrade.
+        machine: names the CPU, since a disk may move to another board.
     """
 
-    def __init__(self, folder: Path | None, model_bytes: int, packing: str) -> None:
-        self._final = folder / f"xnnpack-{packing}.weights" if folder else None
+    def __init__(self, folder: Path | None, model_bytes: int, version: str, machine: str) -> None:
+        self._folder, self._machine = folder, machine
+        self._final = folder / f"xnnpack-{version}-{machine}.weights" if folder else None
         self._part = folder / f"xnnpack-{os.getpid()}.part" if folder else None
-        if folder is not None and self._final is not None and not self._final.is_file():
+        self._check: threading.Thread | None = None
+        self._damaged = self._reported = False
+        if folder is None or self._final is None:
+            return
+        if self._final.is_file() and not _is_recorded(self._final):
+            _remove(self._final)
+        if not self._final.is_file():
             _remove_orphans(folder)
-            if shutil.disk_usage(folder).free < 2 * model_bytes + _SPARE_BYTES:
-                self._final = self._part = None
+            if not _has_room(folder, model_bytes):
+                self._remove_old(at_once=True)
+                if not _has_room(folder, model_bytes):
+                    self._final = self._part = None
 
     @property
     def path(self) -> str:
@@ -43,18 +69,133 @@ class WeightCache:
         return str(self._part)
 
     def keep(self) -> None:
-        """Call when the graph is loaded, and all weights are packed: what was written gets its name."""
-        if self._part is None or self._final is None or not self._part.is_file():
+        """Call when the graph is loaded, and all weights are packed: what was written gets its name and its record. A
+        file that was there before is checked from now on, in the background."""
+        if self._part is None or self._final is None:
+            return
+        if not self._part.is_file():
+            if self._final.is_file():
+                self._check = threading.Thread(target=self._check_all, name="weight cache", daemon=True)
+                self._check.start()
             return
         with suppress(OSError):  # then the next start packs the weights again
             with open(self._part, "rb") as file:
                 os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
             self._part.replace(self._final)
+            _write_record(self._final, digest)
+        self._remove_old()
+
+    def require_sound(self) -> None:
+        """Raise a `BackendError` if the check in the background has found damage."""
+        if self._damaged:
+            self._reported = True
+            raise BackendError(
+                f"The packed weights in {self._final} were not those of the graph: the disk has changed them, so that "
+                "answers may have been wrong. They were removed; start again, and check the disk if it happens again."
+            )
+
+    def close(self) -> None:
+        """Wait for the check, if one is under way: what was answered is as good as its outcome.
+
+        Raises:
+            BackendError: as `require_sound`, if nobody was told yet.
+        """
+        if self._check is not None:
+            self._check.join()
+        if not self._reported:
+            self.require_sound()
+
+    def _check_all(self) -> None:
+        """Hash the whole file, behind everything else that this machine has to do."""
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread alone, on Linux
+        assert self._final is not None
+        try:
+            with open(self._final, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            recorded = _read_record(self._final).get("sha256")
+        except OSError:
+            return  # another process has removed it
+        if digest != recorded:
+            self._damaged = True
+            _remove(self._final)
+            log.error("the packed weights in %s were damaged and have been removed", self._final)
+            return
+        with suppress(OSError):
+            os.utime(_record_of(self._final))  # used today
+
+    def _remove_old(self, *, at_once: bool = False) -> None:
+        """Remove what an earlier version packed here, and what has not been used for long; `at_once`: what another
+        model has, since the disk is full."""
+        assert self._folder is not None and self._final is not None
+        for file in self._folder.glob(f"xnnpack-*-{self._machine}.weights"):
+            if file != self._final:
+                _remove(file)
+        for file in self._folder.parent.glob("*/xnnpack-*.weights"):
+            if file == self._final:
+                continue
+            with suppress(OSError):
+                record = _record_of(file)
+                used_s = (record if record.is_file() else file).stat().st_mtime
+                if at_once or time.time() - used_s > _UNUSED_S:
+                    _remove(file)
+
+
+def _has_room(folder: Path, model_bytes: int) -> bool:
+    return shutil.disk_usage(folder).free >= 2 * model_bytes + _SPARE_BYTES
+
+
+def _record_of(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _stamp(file: Path) -> list[int]:
+    """What changes with the file; the change time because a modification time can be set back."""
+    status = file.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_record(file: Path) -> dict[str, object]:
+    try:
+        record = json.loads(_record_of(file).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(file: Path, digest: str) -> None:
+    record = _record_of(file)
+    part = record.with_name(f"{record.name}.{os.getpid()}.part")
+    part.write_text(json.dumps({"sha256": digest, "stamp": _stamp(file)}))
+    part.replace(record)
+
+
+def _is_recorded(file: Path) -> bool:
+    """Whether the file is what was packed: by its record, or, where that is of another copy of it, by its hash."""
+    record = _read_record(file)
+    try:
+        if record.get("stamp") == _stamp(file):
+            return True
+        with open(file, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != record.get("sha256"):
+            return False
+        _write_record(file, digest)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(file: Path) -> None:
+    for path in (file, _record_of(file)):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _remove_orphans(folder: Path) -> None:
     """Files of processes that were killed while they packed."""
     for part in folder.glob("xnnpack-*.part"):
-        process = part.stem.removeprefix("xnnpack-")
+        process = part.stem.removeprefix("xnnpack-").rpartition(".")[2]
         if not Path("/proc", process).exists() or process == str(os.getpid()):
             part.unlink(missing_ok=True)

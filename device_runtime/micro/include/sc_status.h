@@ -16,7 +16,9 @@ typedef enum {
     SC_BAD_TOKEN,       /* a token that the vocabulary does not have */
     SC_BAD_ARGUMENT,    /* a null pointer, or a number outside of its range */
     SC_SELF_TEST_FAILED, /* the kernels do not compute what they computed when the image was made */
-    SC_WORD_TOO_LONG    /* a word longer than the memory that the encoder was given */
+    SC_WORD_TOO_LONG,   /* a word longer than the memory that the encoder was given */
+    SC_ANSWER_TOO_LONG, /* the shortest answer that fits the schema has more tokens than it may have */
+    SC_ANSWER_INCOMPLETE /* the limit cuts a value of the answer */
 } sc_status;
 
 /* A sentence for people, in static memory. */

@@ -15,6 +15,8 @@ const char *sc_status_text(sc_status status) {
     case SC_BAD_TOKEN: return "the vocabulary has no such token";
     case SC_BAD_ARGUMENT: return "an argument is null or out of range";
     case SC_WORD_TOO_LONG: return "a word of the text is longer than the encoder's memory; shorten it";
+    case SC_ANSWER_TOO_LONG: return "the shortest answer that fits the schema has more tokens than it may have";
+    case SC_ANSWER_INCOMPLETE: return "the answer's limit cuts one of its values; allow more tokens";
     case SC_SELF_TEST_FAILED: return "the kernels of this build do not compute what the image expects";
     }
     return "unknown status";

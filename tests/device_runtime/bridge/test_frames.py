@@ -1,7 +1,7 @@
 """Frames and messages: what is damaged is no frame, what is whole survives any noise around it, and vectors for C.
 
 `serial_frames.txt` has single frames, `serial_exchange.txt` a whole conversation for a firmware to replay.
-After an intended change, write both anew and copy the vectors of the page:
+After an intended change, write both again and copy the vectors of the page:
 
     STONECHAT_GOLDEN=write .venv/bin/python -m pytest tests/device_runtime/bridge/test_frames.py
 """

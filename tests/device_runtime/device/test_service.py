@@ -1,4 +1,4 @@
-"""What a device does on the air, against a real broker, with a scripted model."""
+"""What a device does online, against a real broker, with a scripted model."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import FileEntry, GraphShape, Manifest, TokenizerInfo
 from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.text.segments import Segment
 
 __all__ = ["EOS", "ScriptedBackend", "Words", "scripted_model"]
 
@@ -23,9 +24,13 @@ class Words:
     def __init__(self, *pieces: str | bytes) -> None:
         self.pieces = [b"", b""] + [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
 
-    def encode(self, text: str) -> list[int]:
+    names: tuple[str, ...] = ()
+    special: tuple[str, ...] = ()
+
+    def encode(self, text: str | Sequence[Segment]) -> list[int]:
         """One token for each word of `text`, which must be among the pieces or becomes one."""
         tokens = []
+        text = text if isinstance(text, str) else "".join(segment.text for segment in text)
         for word in text.split():
             if word.encode() not in self.pieces:
                 self.pieces.append(word.encode())

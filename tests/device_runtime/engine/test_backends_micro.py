@@ -149,12 +149,13 @@ def test_the_arena_is_measured(bundle: Bundle) -> None:
     """It holds the cache and what each operator keeps, and is far from the size that was offered."""
     backend = TflmBackend(bundle, None)
     config = NETWORK.config
-    cache_bytes = 2 * config.layers * config.kv_width * CONTEXT
+    attention = config.blocks[0].attention
+    cache_bytes = 2 * config.layers * attention.kv_width * CONTEXT
     arena = backend.arena
     assert arena is not None
     assert arena.total_bytes == arena.head_bytes + arena.tail_bytes
     # Each head's keys and values are tensors of their own, on whole 16 bytes.
-    assert cache_bytes <= arena.kv_cache_bytes < cache_bytes + 2 * config.layers * config.kv_heads * 16
+    assert cache_bytes <= arena.kv_cache_bytes < cache_bytes + 2 * config.layers * attention.kv_heads * 16
     assert arena.kv_cache_bytes < arena.tail_bytes
     assert arena.pointer_bytes == 8
     assert arena.total_bytes < 200_000

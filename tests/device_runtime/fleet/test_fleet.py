@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.circles import circles
 from device_runtime.fleet.links import Link, Window
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import PASSWORD_VARIABLE, BrokerAddress, Certificates, read_password
@@ -222,7 +224,7 @@ def test_all_faults_come_at_once_with_their_places(monkeypatch):
         ("a: [", "f.yaml:1:5: not YAML|f.yaml:2:1: not YAML|f.yaml:1:.*: not YAML"),
         ("\x07", "not YAML"),
         ("[1]", "f.yaml:1:1: found a list; expected a mapping"),
-        ("&a [*a]", "expected a mapping"),
+        ("&a [*a]", "f.yaml:1:1: an anchor leads back to itself"),
         ("[" * 5000, "nests too deep|not YAML"),
         ("!!python/object/apply:os.system [ls]", "expected a mapping"),
     ],
@@ -288,3 +290,89 @@ def test_a_password_is_never_taken_from_a_url(tmp_path, monkeypatch):
 def test_the_greenhouse_fleet_is_good():
     f = fleet.load(HERE.parents[2] / "examples" / "greenhouse" / "fleet.yaml")
     assert [link.name for link in f.links] == ["too-hot", "too-dry", "too-damp"]
+
+
+def many_links(count: int, to: str = "a/{}/x") -> str:
+    """A chain of links; with `to` the last one may lead back."""
+    lines = ["schema: 1", "models: {m: {bundle: x}}", "devices:"]
+    lines.append("  d: {model: m, links: [" + ", ".join(f"l{i}" for i in range(count)) + "]}")
+    lines.append("links:")
+    lines += [f"  - {{name: l{i}, from: a/{i}/+, prompt: p, to: {to.format(i + 1)}}}" for i in range(count)]
+    return "\n".join(lines)
+
+
+def test_time_grows_with_the_number_of_links_and_no_faster():
+    """It was the square: 3,000 links took a minute."""
+
+    def seconds(count: int) -> float:
+        started_s = time.process_time()
+        yaml_schema.loads(many_links(count), fleet.FLEET, fleet.check_fleet, file="f.yaml")
+        return time.process_time() - started_s
+
+    seconds(10)
+    assert seconds(400) < 8 * seconds(100)
+
+
+def test_links_that_wake_each_other_are_found_in_a_large_circle_too():
+    with pytest.raises(ConfigurationError) as error:
+        text = many_links(50).replace("to: a/50/x", "to: a/0/x")
+        yaml_schema.loads(text, fleet.FLEET, fleet.check_fleet, file="f.yaml")
+    assert "come back to it by way of 'l1', 'l2', 'l3'" in str(error.value)
+    assert str(error.value).count("come back to it") == 20
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=10))
+def test_a_circle_is_found_where_there_is_one(pairs):
+    links = [Link(name=f"l{i}", source=f"t/{a}", prompt="p", to=f"t/{b}") for i, (a, b) in enumerate(pairs)]
+
+    def wakes_itself(start: int) -> bool:
+        """By others, however long the way is: the plain definition."""
+        reached, rest = set(), [start]
+        while rest:
+            place = rest.pop()
+            for other, link in enumerate(links):
+                if link.source == links[place].to and other not in reached:
+                    reached.add(other)
+                    rest.append(other)
+        return start in reached
+
+    expected = {
+        i for i, link in enumerate(links)
+        if any(j != i and wakes_itself(i) and wakes_through(links, i, j) for j in range(len(links)))
+    }  # fmt: skip
+    assert {place for place, _ in circles(links)} == expected
+
+
+def wakes_through(links: list[Link], start: int, other: int) -> bool:
+    """Whether `start` and `other` wake each other."""
+
+    def reaches(a: int, b: int) -> bool:
+        seen, rest = set(), [a]
+        while rest:
+            place = rest.pop()
+            for next_place, link in enumerate(links):
+                if link.source == links[place].to and next_place not in seen:
+                    if next_place == b:
+                        return True
+                    seen.add(next_place)
+                    rest.append(next_place)
+        return False
+
+    return reaches(start, other) and reaches(other, start)
+
+
+def test_anchors_that_stand_for_billions_of_values_are_refused_at_once():
+    laughs = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    laughs += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    started_s = time.process_time()
+    with pytest.raises(ConfigurationError, match=r"f.yaml:\d+:\d+: its anchors stand for more than 250,000 values"):
+        yaml_schema.loads("\n".join(laughs), fleet.FLEET, file="f.yaml")
+    assert time.process_time() - started_s < 2
+
+
+def test_thousands_of_wrong_names_are_reported_in_time():
+    started_s = time.process_time()
+    text = many_links(1000).replace("links: [l0", "links: [" + ", ".join(f"none-{i}" for i in range(1000)) + ", l0")
+    with pytest.raises(ConfigurationError, match=r"f.yaml has more than 200 faults"):
+        yaml_schema.loads(text, fleet.FLEET, fleet.check_fleet, file="f.yaml")
+    assert time.process_time() - started_s < 20

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.fleet import links
@@ -68,10 +73,14 @@ def test_a_field_cannot_take_the_place_of_topic_or_window():
     ("settings", "fields", "message"),
     [
         ({"when": "temp_c > 80"}, {"temp": 1}, "'temp_c' is undefined; the reading has temp"),
-        ({"when": "temp_c > 80"}, {"temp_c": "hot"}, "TypeError"),
+        (
+            {"when": "temp_c > 80"},
+            {"temp_c": "hot"},
+            "`temp_c > 80`: '>' compares two numbers or two texts, and has the text 'hot'",
+        ),
         ({"when": "wet"}, {}, "'wet' is undefined"),
         ({"prompt": "{{ x }}"}, {}, "'x' is undefined"),
-        ({"prompt": "{{ 1 / x }}"}, {"x": 0}, "ZeroDivisionError"),
+        ({"prompt": "{{ 1 / x }}"}, {"x": 0}, "division by zero"),
         ({"prompt": "{{ x.__class__.__mro__ }}"}, {"x": 0}, "unsafe"),
         ({"prompt": "{{ x }}"}, {"x": "a" * 40000}, "40000 characters"),
         ({"prompt": "{{ x * 40000 }}"}, {"x": "a"}, "two numbers"),
@@ -126,12 +135,24 @@ def test_what_may_be_right_is_no_fault(settings):
     assert faults(link(**settings)) == []
 
 
-def test_a_window_is_bounded_by_what_its_readings_weigh(monkeypatch):
-    monkeypatch.setattr(links, "MAX_WINDOW_BYTES", 1000)
-    windows = Windows(link(prompt="{{ window | length }}", window=Window(1e9, 50)), lambda: 0.0)
-    for topic, earlier in [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3), ("b", 4), ("b", 5), ("a", 0)]:
-        assert windows.consider(Reading(topic, {}, 0.0, size=200)).prompt == str(earlier), topic
-    windows.consider(Reading("b", {}, 0.0, size=2000))
+def test_a_window_is_bounded_by_the_memory_that_its_readings_take():
+    """Counted in bytes that came, 8 MiB of short lists took 195 MB."""
+    reading = read("t", b'{"v": [' + b"[]," * 20_000 + b"0]}", 0.0)
+    assert len(reading.payload) < 61_000
+    tracemalloc.start()
+    windows = Windows(link(prompt="p", window=Window(1e9, 1000)), lambda: 0.0, max_bytes=8 * 2**20)
+    for number in range(40):
+        windows.consider(read(f"t{number % 3}", reading.payload, 0.0))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 4 * 2**20 < taken < 9 * 2**20
+    assert windows._bytes <= 8 * 2**20
+
+
+def test_a_reading_that_is_larger_than_a_window_may_be_is_not_kept():
+    windows = Windows(link(prompt="{{ window | length }}", window=Window(1e9, 5)), lambda: 0.0, max_bytes=2000)
+    assert [windows.consider(Reading("a", {"t": 1}, 0.0)).prompt for _ in range(2)] == ["0", "1"]
+    windows.consider(Reading("a", {"t": "x" * 5000}, 0.0))
     assert windows._bytes == 0 and not windows._earlier
 
 
@@ -275,3 +296,99 @@ def test_a_stored_reading_does_not_wake_the_model(on_air, peer):
     device.ask(prompt="the end")
     device.client.until(lambda t, v: v.get("text") == "THE END")
     assert len(device.model.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "payload", "value"),
+    [
+        ("auto", b"ON", {"value": "ON"}),
+        ("auto", b"open\n", {"value": "open"}),
+        ("auto", b"1500 ppm", {"value": 1500, "unit": "ppm"}),
+        ("auto", "21.5 °C".encode(), {"value": 21.5, "unit": "°C"}),
+        ("auto", b"21.5 \xb0C", {"value": 21.5, "unit": "°C"}),  # Latin-1
+        ("auto", b'{"t": 3}', {"t": 3}),
+        ("auto", b"true", {"value": True}),
+        ("auto", b'"ON"', {"value": "ON"}),
+        ("auto", b'"21.5 C"', {"value": 21.5, "unit": "C"}),
+        ("auto", b"2026-01-31", {"value": "2026-01-31"}),
+        ("auto", b"10.0.0.1", {"value": "10.0.0.1"}),
+        ("auto", b"12:30", {"value": "12:30"}),
+        ("auto", b"NaN", {"value": "NaN"}),
+        ("number", b"21,5", {"value": 21.5}),
+        ("number", b"+.5 %", {"value": 0.5, "unit": "%"}),
+        ("number", b"-3e2", {"value": -300.0}),
+        ("number", b" 7 ", {"value": 7}),
+        ("number", b"100%", {"value": 100, "unit": "%"}),
+        ("number", b"0,125", {"value": 0.125}),
+        ("number", b"3.2 m3/h", {"value": 3.2, "unit": "m3/h"}),
+        ("text", b'{"t": 3}', {"value": '{"t": 3}'}),
+        ("text", b"21.5", {"value": "21.5"}),
+        ("json", b"21.5", {"value": 21.5}),
+    ],
+)
+def test_a_payload_is_read_as_its_link_says(how, payload, value):
+    assert read("t", payload, 0.0, how).value == value
+
+
+@pytest.mark.parametrize(
+    ("how", "payload", "message"),
+    [
+        ("json", b"ON", "parse: auto"),
+        ("json", b"1500 ppm", "parse: auto"),
+        ("number", b"hot", "'hot' is no number; expected one such as 21.5, 1500 ppm"),
+        ("number", b"1,500", "may be two numbers"),
+        ("number", b"", "empty|no number"),
+        ("number", b"1e999", "beyond the range"),
+        ("auto", b'{"t": 3', "not JSON"),  # a damaged object is no text
+        ("auto", b"\xff\xfe", "not UTF-8"),
+        ("text", b"  ", "empty"),
+    ],
+)
+def test_what_cannot_be_read_so_says_why(how, payload, message):
+    with pytest.raises(MessageError, match=message):
+        read("t", payload, 0.0, how)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "ignore")))
+def test_any_payload_is_a_reading_or_an_error_of_ours(payload):
+    for how in ("json", "text", "number", "auto"):
+        with contextlib.suppress(MessageError):
+            json.dumps(read("t", payload, 0.0, how).value, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "values", "get", "pop", "copy", "update", "title", "format"])
+def test_a_field_is_a_field_whatever_python_calls_its_methods(name):
+    """`{{ order.items }}` was a method of dict."""
+    fields = {"order": {name: 3}, name: 4}
+    prompt = "{{ order.%s }} {{ reading.%s }} {{ reading['%s'] }} {{ %s }}" % ((name,) * 4)
+    assert consider(fields, prompt=prompt).prompt == "3 4 4 4"
+
+
+def test_a_method_in_the_place_of_a_field_is_an_error_and_no_prompt():
+    with pytest.raises(LinkError, match="'items' is no field of the reading"):
+        consider({"order": {"a": 1}}, prompt="{{ order.items }}")
+    assert (
+        consider({"order": {"a": 1}}, prompt="{% for k, v in order.items() %}{{ k }}={{ v }}{% endfor %}").prompt
+        == "a=1"
+    )
+
+
+@pytest.mark.parametrize("sign", ["+", "-", "*", "/", "//", "%"])
+def test_a_text_that_should_be_a_number_is_reported_in_words(sign):
+    words = rf"'{re.escape(sign)}' needs two numbers, and has the text '21.5' and a number; write float"
+    with pytest.raises(LinkError, match=words):
+        consider({"t": "21.5"}, when=f"t {sign} 2 > 1")
+    with pytest.raises(LinkError, match=words):
+        consider({"t": "21.5"}, prompt=f"{{{{ t {sign} 2 }}}}")
+
+
+def test_names_and_values_of_a_reading_stay_in_one_short_line_of_an_error():
+    name = "a\nFAKE 12:00:00 all is well \x1b[2J" + "x" * 10_000
+    for settings in ({"prompt": "{{ y }}"}, {"when": "y > 1"}):
+        with pytest.raises(LinkError) as error:
+            consider({name: 1, **{f"f{i}": i for i in range(1000)}}, **settings)
+        assert len(str(error.value)) < 500
+        assert str(error.value).isprintable()
+    with pytest.raises(LinkError) as error:
+        consider({"t": "hot\n\x1b[2J" * 1000}, when="t > 1")
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()

@@ -97,7 +97,7 @@ def test_what_is_too_long_unknown_or_altered_is_refused(
             staging.write("manifest.json", 0, b"x")
         with pytest.raises(BundleError, match="not the file that the manifest describes"):
             staging.write("tokenizer.json", 0, content[:-1] + b"?")
-        assert [f.have_bytes for f in staging.missing() if f.name == "tokenizer.json"] == [0]  # dropped: it starts anew
+        assert [f.have_bytes for f in staging.missing() if f.name == "tokenizer.json"] == [0]  # it starts again
     assert resolve(folder) == folder / "a"
 
 

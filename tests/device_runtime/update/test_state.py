@@ -70,6 +70,8 @@ def test_no_other_step_is_possible(step) -> None:
         ({"security_counter": -1}, "security_counter is -1"),
         ({"trial": {"slot": "b"}}, "trial.attempts_left is missing"),
         ({"trial": {"slot": "b", "attempts_left": 9, "limits": {}}}, "its trial cannot be"),
+        ({"last": {"outcome": "rolled_back", "name": "half \ud83d", "version": "1"}}, "last.name has half a character"),
+        ({"last": {"outcome": "rolled_back", "name": "x\0", "version": "1"}}, "last.name has a zero byte"),
         ({"last": {"outcome": "lost", "name": "x", "version": "1"}}, "last.outcome is 'lost'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Bundles to a board over a real sshd: on trial, on the air, and back."""
+"""Bundles to a board over a real sshd: on trial, online, and back."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ def test_a_service_of_two_models_starts_when_both_have_come(board, pi_bundle, ch
     trial = {"prompt": "hello", "expect": "nobody says this", "max_new": 8}
     assert board.deploy(changed(pi_bundle, version="2", trial=trial)).returncode == 6  # tried at once: nothing runs
     first = board.deploy(pi_bundle)
-    assert (first.returncode, first.stdout) == (0, "test-pi: gqa-tied 1 waits for the service to start anew as tiny\n")
+    assert (first.returncode, first.stdout) == (0, "test-pi: gqa-tied 1 waits for the service to restart as tiny\n")
     assert f"stonechat deploy BUNDLE --to {board.server.target} --model other" in first.stderr
     second = board.deploy(pi_bundle, "--model", "other")
-    assert (second.returncode, second.stdout) == (0, "test-pi: gqa-tied 1 is on the air as other\n")
+    assert (second.returncode, second.stdout) == (0, "test-pi: gqa-tied 1 is online as other\n")
     assert ask(board)
 
 
@@ -218,5 +218,5 @@ def test_a_board_with_keys_takes_only_what_they_have_signed(board, pi_bundle, tm
 
     signed = board.deploy(packed, "--keys", keys)
     assert signed.returncode == 0, signed.stderr
-    assert signed.stdout == "test-pi: gqa-tied 1 waits for the service to start anew as tiny\n"
-    assert f"start the service anew there: '{board.prefix}/venv/bin/stonechat' serve " in signed.stderr
+    assert signed.stdout == "test-pi: gqa-tied 1 waits for the service to restart as tiny\n"
+    assert f"restart the service there: '{board.prefix}/venv/bin/stonechat' serve " in signed.stderr

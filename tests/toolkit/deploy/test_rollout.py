@@ -29,8 +29,10 @@ from device_runtime.update.trial import try_pending
 from tests.brokers import mosquitto
 from tests.update_bundles import variant
 from toolkit.cli import main
+from toolkit.rollout.back import way_back
 from toolkit.rollout.files import RolloutFiles
 from toolkit.rollout.rollout import DevicePhase, Plan, Rollout, Stage
+from toolkit.rollout.run import Runner
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import new_key
 
@@ -372,3 +374,55 @@ def test_a_roll_out_that_cannot_begin_says_why(tmp_path, monkeypatch, capfd, fla
     (tmp_path / "fleet.yaml").write_text(FLEET.format(port=1, devices=lines))
     assert main(["deploy", "bundle", *flags]) == 2
     assert message in capfd.readouterr().err
+
+
+def test_a_fleet_is_brought_back_to_the_bundle_before_by_a_manifest_that_counts_higher(site, bundles, capfd):
+    site.start(*NAMES[:2])  # the others are switched off
+    for version in ("2", "3"):
+        assert deploy(site, bundles[version], "--wait", "5") == 3
+    err = capfd.readouterr().err
+    assert "pi-0: has all of it, and tries it" in err
+    files = RolloutFiles(site.folder / "operator" / "stonechat" / "rollouts")
+    second, third = files.ids()
+    assert list(site.versions().values()) == ["3", "3", "1", "1", "1"]
+
+    key = ["--key", str(bundles["keys"] / "plant.key")]
+    assert main(["rollout", "back", third, *key, "--wait", "60"]) == 0
+    assert "2 to 2 devices of herd" in capfd.readouterr().err
+    assert list(site.versions().values()) == ["2", "2", "1", "1", "1"]
+    slots = site.folder / "pi-0" / "models" / "assistant"
+    assert read_state(slots).security_counter == 4  # that of version 3, and one more
+    assert files.read(third).stage is Stage.ABORTED
+    assert peek(bundles["2"]).security_counter == 2  # the operator's copy stays as it was
+
+    assert main(["rollout", "back", second, *key]) == 2
+    assert "No earlier roll-out is known here" in capfd.readouterr().err
+
+
+def test_there_is_no_way_back_from_what_nobody_has_taken(tmp_path):
+    left = Rollout.of(plan())
+    with pytest.raises(ConfigurationError, match="No device of roll-out 20260101-000000-abcd has taken its bundle"):
+        way_back(left, RolloutFiles(tmp_path), "20260102-000000-abcd", None, [])
+
+
+@pytest.mark.parametrize("url", ["ftp://host/b", "https://", "host/bundles", "https://host/b?x=1", "http://[::1"])
+def test_a_url_is_checked_where_it_is_typed(url, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["deploy", "bundle", "--to", "fleet:herd", "--fleet", "fleet.yaml", "--url", url])
+    assert ended.value.code == 2
+    assert "expected http:// or https://HOST/PATH" in capfd.readouterr().err
+
+
+def test_a_transfer_shows_its_progress_by_quarters():
+    said: list[str] = []
+    runner = Runner(Rollout.of(plan()).ordered("pi-0", "s"), None, None, said.append)
+    for done in (0, 10, 300, 310, 1000):
+        runner._take(("pi-0", Report("s", Phase.FETCHING, "m", done_bytes=done * 10**6, total_bytes=10**9)))
+    for _ in range(2):
+        runner._take(("pi-0", Report("s", Phase.TRIAL, "m")))
+    runner._take(("pi-0", Report("of another order", Phase.FETCHING, "m", done_bytes=1, total_bytes=2)))
+    assert said == [
+        "pi-0: has 0% of 1,000.0 MB", "pi-0: has 30% of 1,000.0 MB", "pi-0: has 100% of 1,000.0 MB",
+        "pi-0: has all of it, and tries it",
+    ]  # fmt: skip

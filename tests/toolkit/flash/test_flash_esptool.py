@@ -12,13 +12,15 @@ import pytest
 from flash_boards import board
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from intelhex import IntelHex
 from make_images import esp_image, esp_whole_flash
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, StonechatError, UnreachableError
 from tests.toolkit.flash.peers.esp import EspPeer, Faults
 from toolkit.flash import esptool
+from toolkit.flash.esp_image import boot_loader_offset
 from toolkit.flash.esptool import Flasher
-from toolkit.flash.images import Image
+from toolkit.flash.images import Image, read_firmware
 
 MODEL_AT = 0x400000
 S3, C3 = 9, 5
@@ -175,3 +177,39 @@ def test_segments_that_lie_about_their_size_are_refused(words: list[int]) -> Non
     header = struct.pack("<BBBBI4xH9xB", 0xE9, 16, 2, 0x4F, 0, S3, 0)
     with pytest.raises(ImageError):
         flasher().check(Image("app.bin", header + struct.pack(f"<{len(words)}I", *words)), None)
+
+
+@pytest.mark.parametrize("table", [0x8000, 0x9000, 0xC000, 0xF000])
+def test_a_whole_flash_is_known_by_its_structure_wherever_its_partition_table_is(table: int) -> None:
+    flash = bytearray(esp_whole_flash(S3))
+    flash[0x8000:0x8002] = b"\xff\xff"
+    flash[table : table + 32] = struct.pack("<2sBBII16sI", b"\xaa\x50", 0, 0, 0x10000, 0x100000, b"factory", 0)
+    assert flasher().check(Image("merged.bin", bytes(flash)), None)[0].address == 0
+
+
+def test_a_boot_loader_behind_erased_flash_is_a_whole_flash() -> None:
+    flash = b"\xff" * 0x1000 + esp_image(S3, 8_000)
+    assert flasher().check(Image("merged.bin", flash), None)[0].address == 0
+
+
+def test_a_program_that_holds_the_bytes_of_a_partition_table_is_a_program() -> None:
+    """A segment of it may have them at any place, 0x8000 too."""
+    program = bytearray(esp_image(S3, 60_000))
+    program[0x8000:0x8002] = b"\xaa\x50"
+    assert boot_loader_offset(bytes(program)) is None
+    assert boot_loader_offset(bytes(program[:3])) is None
+
+
+def test_stretches_of_a_hex_file_go_to_their_places_and_gaps_stay(tmp_path: Path) -> None:
+    boot_loader, program = esp_image(S3, 8_000, seed=1), esp_image(S3)
+    content = IntelHex()
+    content.puts(0x0, boot_loader)
+    content.puts(0x10000, program)
+    content.tofile(str(tmp_path / "app.hex"), format="hex")
+    parts = flasher().check(read_firmware(tmp_path / "app.hex"), None)
+    assert [(part.address, part.image.data) for part in parts] == [(0, boot_loader), (0x10000, program)]
+    content.puts(0x10000, program[:-40])
+    content[0x10100] ^= 1
+    content.tofile(str(tmp_path / "app.hex"), format="hex")
+    with pytest.raises(ImageError, match=r"What .*app\.hex has at 0x10000 has a wrong checksum"):
+        flasher().check(read_firmware(tmp_path / "app.hex"), None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cbor2
 import pytest
 from flash_boards import board
 from hypothesis import given, settings
@@ -26,7 +27,9 @@ from device_runtime.errors import (
 from tests.toolkit.flash.peers.smp_server import Faults, SmpBoard
 from toolkit.flash import smp
 from toolkit.flash.images import Image
+from toolkit.flash.mcuboot import read_image
 from toolkit.flash.smp import Flasher
+from toolkit.flash.smp_answers import known_part
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,58 @@ def test_a_flipped_byte_is_harmless_or_refused(made: dict, at: int, flip: int) -
     except StonechatError:
         return
     assert at >= 512 + 40_000  # only a signature's tags are not covered by the hash; MCUboot checks them
+
+
+def test_keys_that_smpclient_does_not_know_are_passed_over(made: dict) -> None:
+    with peer(made, Faults(news=True)) as there:
+        assert "confirmed by its hash" in run(there, made["new"])[0].verified
+        assert there.slots[0] == made["new"] and there.confirmed
+
+
+def test_a_list_that_cannot_be_read_is_not_called_silence(made: dict) -> None:
+    with peer(made, Faults(no_version=True)) as there:
+        with pytest.raises(FlashError, match=r"answers, but its list of images cannot be read.*Nothing was written"):
+            run(there, made["new"])
+        assert not there.packets
+
+
+def test_only_unknown_keys_are_left_out() -> None:
+    from smp.header import OP, CommandId, Flag, GroupId, Header, Version
+
+    def frame(content: object, command: int = 0) -> bytes:
+        body = cbor2.dumps(content)
+        header = Header(
+            op=OP.READ_RSP, version=Version.V2, flags=Flag(0), length=len(body), group_id=GroupId.IMAGE_MANAGEMENT,
+            sequence=7, command_id=CommandId.ImageManagement(command),
+        )  # fmt: skip
+        return bytes(header) + body
+
+    slot = {"slot": 0, "version": "1.0.0", "active": True}
+    plain = frame({"images": [slot], "splitStatus": 0})
+    assert known_part(plain) == plain
+    news = known_part(frame({"images": [{**slot, "size": 9}], "splitStatus": 0, "x": {"y": 1}}))
+    assert cbor2.loads(news[8:]) == {"images": [slot], "splitStatus": 0}
+    error = known_part(frame({"err": {"group": 1, "rc": 3, "hint": "a"}}, 1))
+    assert cbor2.loads(error[8:]) == {"err": {"group": 1, "rc": 3}}
+    for odd in (b"", b"abc", plain[:9], frame([1, 2]), frame({"images": 3}), frame({"images": [4]})):
+        assert known_part(odd) == odd
+
+
+@pytest.mark.parametrize("bits", [128, 256])
+def test_an_encrypted_image_is_not_damaged(made: dict, tmp_path: Path, bits: int) -> None:
+    """Its hash is that of what MCUboot decrypts, and is what the board tells of it."""
+    plain, sealed, key = tmp_path / "a.bin", tmp_path / "sealed.bin", tmp_path / "enc.pem"
+    plain.write_bytes(random.Random(1).randbytes(5_000))
+    imgtool = [sys.executable, "-m", "imgtool.main"]
+    subprocess.run([*imgtool, "keygen", "-k", key, "-t", "x25519"], check=True, capture_output=True)
+    common = ["-v", "1.3.0", "-H", "512", "--pad-header", "-S", "262144", "--align", "8", "-k", made["ours.pem"]]
+    subprocess.run([*imgtool, "sign", *common, plain, tmp_path / "open.bin"], check=True, capture_output=True)
+    subprocess.run([*imgtool, "sign", *common, "-E", key, "--encrypt-keylen", str(bits), plain, sealed],
+                   check=True, capture_output=True)  # fmt: skip
+    data = sealed.read_bytes()
+    image = read_image(data, "sealed.bin")
+    assert image.version == "1.3.0+0" and len(image.digest) == 32
+    assert data[600:5_000] != (tmp_path / "open.bin").read_bytes()[600:5_000]
+    assert Flasher(board("smp")).check(Image("sealed.bin", data), None)
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(data[:2_000], "sealed.bin")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 import pytest
 from flash_boards import board
+from intelhex import IntelHex
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
 from tests.serial_server import rfc2217_server
 from tests.toolkit.flash.peers.serial_line import SocketPeer
 from tests.toolkit.flash.peers.stm32 import Faults, Stm32Peer
 from toolkit.flash import an3155, stm32
-from toolkit.flash.images import Image
+from toolkit.flash.images import Image, read_firmware
 from toolkit.flash.stm32 import CHIPS, Flasher
 
 START = 0x08000000
@@ -229,3 +231,17 @@ def test_a_model_inside_a_sector_or_too_large_for_its_slot_is_refused() -> None:
 
 def test_the_transfer_size_is_the_protocols() -> None:
     assert an3155.MAX_TRANSFER_BYTES == 256  # one byte says how many, less one
+
+
+def test_sectors_in_a_gap_of_a_hex_file_keep_what_they_hold(tmp_path: Path) -> None:
+    """Sectors of an STM32F405 are 16 KiB: the second is between the program's parts, the third begins in a gap."""
+    start = program(2_000)
+    content = IntelHex()
+    content.puts(0x08000000, start)
+    content.puts(0x08001000, b"in the same sector")
+    content.puts(0x08008010, b"behind a sector")
+    content.tofile(str(tmp_path / "app.hex"), format="hex")
+    parts = flasher().check(read_firmware(tmp_path / "app.hex"), None)
+    assert [part.address for part in parts] == [0x08000000, 0x08008000]
+    assert parts[0].image.data == start.ljust(0x1000, b"\xff") + b"in the same sector"
+    assert parts[1].image.data == b"\xff" * 16 + b"behind a sector"

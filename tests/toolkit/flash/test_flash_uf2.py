@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -9,18 +10,21 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flash_boards import board
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from intelhex import IntelHex
 
 from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, UnreachableError
 from tests.toolkit.flash.peers.uf2 import Uf2Peer
 from toolkit.flash import uf2
-from toolkit.flash.images import Image
+from toolkit.flash.images import Image, read_firmware
 from toolkit.flash.uf2 import Flasher
 from toolkit.flash.uf2_format import Block, Flag, decode, encode
 
@@ -331,3 +335,56 @@ def test_a_flipped_byte_is_harmless_or_refused(flips: list[tuple[int, int]]) -> 
 def test_flags_are_read_by_their_names() -> None:
     block = decode(Block(0, b"x", 0, 1, 7, Flag.NOT_MAIN_FLASH).to_bytes())[0]
     assert block.flags is Flag.NOT_MAIN_FLASH and block.family == 7
+
+
+def with_sums(pages: int, region: Callable[[int], tuple[int, int]]) -> bytes:
+    """A UF2 file whose block number n has the MD5 of `region(n)`, a page's number and how many."""
+    content = random.Random(5).randbytes(256 * pages)
+    blocks = []
+    for number in range(pages):
+        first, count = region(number)
+        digest = hashlib.md5(content[first * 256 : (first + count) * 256]).digest()
+        rest = struct.pack("<2I16s", FIRMWARE_AT + first * 256, count * 256, digest)
+        page, rest = content[number * 256 : (number + 1) * 256], bytes(476 - 256 - 24) + rest
+        blocks.append(Block(FIRMWARE_AT + number * 256, page, number, pages, RP2040, Flag.MD5, rest).to_bytes())
+    return b"".join(blocks)
+
+
+@pytest.mark.parametrize("pages", [300, 600])
+def test_each_byte_is_hashed_once_however_many_blocks_have_the_sum(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, hashed = with_sums(pages, lambda n: (0, pages)), []
+    md5 = hashlib.md5
+
+    def counted(region: bytes, **options: bool) -> Any:
+        hashed.append(len(region))
+        return md5(region, **options)
+
+    monkeypatch.setattr(hashlib, "md5", counted)
+    assert len(decode(data)) == pages
+    assert hashed == [256 * pages]
+
+
+def test_checksums_of_regions_that_overlap_again_and_again_are_refused() -> None:
+    with pytest.raises(ImageError, match="300 checksums of regions that overlap; expected one for each region"):
+        decode(with_sums(300, lambda n: (0, n + 1)))
+    assert decode(with_sums(30, lambda n: (n // 10 * 10, 10)))
+
+
+def test_gaps_of_a_hex_file_are_not_written(tmp_path: Path) -> None:
+    """Far apart they take no memory either."""
+    content = IntelHex()
+    content.puts(FIRMWARE_AT, b"a" * 256)
+    content.puts(FIRMWARE_AT + 0x2000, b"b" * 100)
+    content.tofile(str(tmp_path / "app.hex"), format="hex")
+    image = read_firmware(tmp_path / "app.hex")
+    parts = flasher().check(image, None)
+    assert [(part.address, part.image.data) for part in parts] == [
+        (FIRMWARE_AT, b"a" * 256), (FIRMWARE_AT + 0x2000, b"b" * 100),
+    ]  # fmt: skip
+    content.puts(0xF0000000, b"c")
+    content.tofile(str(tmp_path / "app.hex"), format="hex")
+    far = read_firmware(tmp_path / "app.hex")
+    assert [run.address for run in far.runs] == [FIRMWARE_AT, FIRMWARE_AT + 0x2000, 0xF0000000]
+    with pytest.raises(ImageError, match="spreads from 0x10000000 to 0xf0000000; expected one image of at most"):
+        far.joined()
+    assert image.joined().data == b"a" * 256 + b"\xff" * (0x2000 - 256) + b"b" * 100

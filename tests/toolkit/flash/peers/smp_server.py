@@ -43,6 +43,8 @@ class Faults:
     lose_resets: int = 0  # so many requests to restart do not arrive
     restart_at_once: bool = False  # before the request to restart is answered
     recovery: bool = False  # waits in MCUboot's serial recovery, as its boot_serial.c does
+    news: bool = False  # its lists have keys that no client knows yet
+    no_version: bool = False  # its list of images lacks what the protocol asks for
     recovery_hashes: bool = False  # MCUBOOT_SERIAL_IMG_GRP_HASH
 
 
@@ -106,13 +108,25 @@ class SmpBoard(PtyPeer):
                 self._until_restart -= 1
                 if self._until_restart == 0:
                     self.restart()
-            self.send(img.ImageStatesReadResponse(sequence=header.sequence, images=self.states()))
+            if self.faults.news or self.faults.no_version:
+                self.list_images_otherwise(header)
+            else:
+                self.send(img.ImageStatesReadResponse(sequence=header.sequence, images=self.states()))
         elif (group, command, write) == (1, 0, True):
             self.set_state(img.ImageStatesWriteRequest.loads(frame))
         elif (group, command) == (1, 1):
             self.upload(img.ImageUploadWriteRequest.loads(frame))
         else:
             self.refuse(header, group, MGMT_ERR.ENOTSUP)
+
+    def list_images_otherwise(self, request: smpheader.Header) -> None:
+        """The list of images with keys of a later server, or without one that it has to have."""
+        slots = [state.model_dump(exclude_none=True) for state in self.states()]
+        for slot in slots:
+            slot["compressed"] = False
+            if self.faults.no_version:
+                del slot["version"]
+        self.reply(request, {"images": slots, "splitStatus": 0, "mode": "swap"}, smpheader.Version.V2)
 
     def send(self, message) -> None:
         wire = b"".join(packet.encode(bytes(message)))
@@ -170,7 +184,7 @@ class SmpBoard(PtyPeer):
         if self.faults.stop_after is not None and len(self.packets) > self.faults.stop_after:
             return
         if request.off == 0:
-            self.slots[0] = b""  # an upload always begins anew
+            self.slots[0] = b""  # an upload always begins again
         if request.off == len(self.slots[0]):
             self.slots[0] += request.data
         self.answer_v1(header, {"rc": 0, "off": len(self.slots[0])})

@@ -1,0 +1,1 @@
+"""JSON schemas: what they mean here, their grammars, and the shortest end of an answer."""

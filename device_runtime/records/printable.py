@@ -1,0 +1,33 @@
+"""Text from outside in log lines, errors and reports: in one line, short, and without what should stay secret."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["one_line", "shown", "without_secrets"]
+
+_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+
+
+def one_line(text: object) -> str:
+    """`text` with its control characters written out, so that it neither begins a line nor moves a cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shown(text: object, limit: int) -> str:
+    """`text` in one line, cut to so many characters."""
+    cut = str(text)
+    return one_line(cut[:limit]) + ("…" if len(cut) > limit else "")
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the passwords of the URLs in it replaced: user names and passwords, and what follows a `?`."""
+    return _URL.sub(lambda match: _masked(match[0]), text)
+
+
+def _masked(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    at = rest.rfind("@")  # a password may hold "/"
+    host = rest if at < 0 else f"***@{rest[at + 1 :]}"
+    path, mark, _ = host.partition("?")
+    return f"{scheme}://{path}{mark}***" if mark else f"{scheme}://{path}"

@@ -1,0 +1,68 @@
+"""Folders with a tokenizer and its settings, as publishers have them (tests only)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CASES", "TEXTS", "write_folder"]
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+_LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_NAMES = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+
+TEXTS = ["pump <|im_start|>hello<|im_end|>x", "<|im_start|>pump", "a  b", "a<|end|>b<x y>c<gap>", "a<|new|>b"]
+
+
+def _decoder(**tokens: dict[str, Any]) -> dict[str, Any]:
+    return {"added_tokens_decoder": {number[1:]: token for number, token in tokens.items()}}
+
+
+# name -> (tokenizer, tokenizer_config.json)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sentencepiece": ("sentencepiece.model", _LLAMA | _NAMES),
+    "sentencepiece, legacy": ("sentencepiece.model", _LLAMA | _NAMES | {"legacy": True}),
+    "sentencepiece, not legacy": ("sentencepiece.model", _LLAMA | _NAMES | {"legacy": False}),
+    "sentencepiece, with BOS": ("sentencepiece.model", _LLAMA | {"add_bos_token": True}),
+    "sentencepiece, without BOS": ("sentencepiece.model", _LLAMA | {"add_bos_token": False}),
+    "sentencepiece, added tokens": (
+        "sentencepiece.model",
+        _LLAMA
+        | _decoder(
+            _420={"content": "<|end|>", "special": True},
+            _421={"content": "<x y>", "special": False, "normalized": False},
+            _425={"content": "<gap>", "special": True},
+        ),
+    ),
+    "added tokens": (
+        "checkpoints/gqa-tied/tokenizer.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        | _decoder(
+            _390={"content": "<|new|>", "special": True},
+            _391={"content": "<x y>", "special": False, "normalized": False},
+        ),
+    ),
+    "a special token that is only named": (
+        "checkpoints/gqa-tied/tokenizer.json",
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "additional_special_tokens": ["<|new|>"]},
+    ),
+} | {
+    f"{folder}, {cls}, add_bos_token {adds}": (
+        f"checkpoints/{folder}/tokenizer.json",
+        {"tokenizer_class": cls, "bos_token": bos} | ({} if adds is None else {"add_bos_token": adds}),
+    )
+    for folder, bos in (("llama3-rope", "<|begin_of_text|>"), ("gqa-tied", "<|im_start|>"))
+    for cls in ("LlamaTokenizer", "PreTrainedTokenizerFast", "Qwen2Tokenizer")
+    for adds in (None, True, False)
+}
+
+
+def write_folder(folder: Path, name: str) -> None:
+    """The files of one case, without weights."""
+    source, settings = CASES[name]
+    folder.mkdir()
+    shutil.copy(DATA / source, folder / ("tokenizer.model" if source.endswith(".model") else "tokenizer.json"))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
