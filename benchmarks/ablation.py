@@ -258,7 +258,7 @@ def compare(checkpoint: Checkpoint, prefix_tokens: list[int], windows: np.ndarra
 
 
 def note(text: str) -> None:
-    """Report on stderr what takes so long."""
+    """Print on stderr what takes so long."""
     print(text, file=sys.stderr, flush=True)
 
 
