@@ -20,7 +20,7 @@ from device_runtime.tasks.score import Score, score
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NUMERIC, TEXTS = ("boiler-advisor",), ()
+NUMERIC, TEXTS = ("boiler-advisor", "fall-alert"), ()
 CASES = 250  # of the numeric ones: half a minute on a slow machine
 
 
@@ -69,6 +69,12 @@ def test_a_broken_sensor_is_answered_and_not_unfamiliar() -> None:
     for broken in ({"temp_c": 999}, {"bar": -3}, {"flow_l_min": 1e6}):
         found = ask("boiler-advisor", **{"temp_c": 60, "bar": 1.5, "flow_l_min": 8, **broken})
         assert found.answer is not None and found.answer["cause"] == "sensor_fault" and not found.unfamiliar
+
+
+def test_a_heart_rate_without_contact_is_unfamiliar() -> None:
+    found = ask("fall-alert", peak_g=3.4, posture_after="lying", still_s=75, heart_bpm=0)
+    assert found.unfamiliar == ("heart_bpm is 0; the model was trained for 1 to 300",)
+    assert not ask("fall-alert", peak_g=3.4, posture_after="lying", still_s=75, heart_bpm=1).unfamiliar
 
 
 def test_the_advice_is_of_the_cause_and_short() -> None:
