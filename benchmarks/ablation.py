@@ -5,7 +5,7 @@
 Everything is computed in numpy: weights are rounded and taken back to float, and activations go through their grids
 (converters/ops/simulated.py). So a step can be left out that the emitted graph always has. The last row is what the
 graph computes, but for the rounding inside of its kernels; `stonechat eval` measures the graph itself. The texts are
-those of every report, in windows behind one prefix token; calibration never saw them. Takes about ten minutes on two
+those of every report, in windows after one prefix token; calibration never saw them. Takes about ten minutes on two
 cores.
 """
 
@@ -258,7 +258,7 @@ def compare(checkpoint: Checkpoint, prefix_tokens: list[int], windows: np.ndarra
 
 
 def note(text: str) -> None:
-    """Tell on stderr what takes so long."""
+    """Print on stderr what takes so long."""
     print(text, file=sys.stderr, flush=True)
 
 

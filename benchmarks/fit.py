@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.checkpoints import Checkpoint, open_checkpoint
-from converters.convert import Options, convert, graph_shape
+from converters.convert import Options, convert
 from converters.emit.lint import measured_arena
 from converters.profiles import PROFILES
+from converters.quantize.rotation import folded
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.tokenizer import read_tokenizer
@@ -52,7 +53,8 @@ def memory_rows(name: str, bundle: Bundle) -> Iterator[Row]:
     os.sync()  # pages that are still to be written stay in memory, and are not what a device has
     tokenizer_bytes = manifest.files[manifest.tokenizer.file].size_bytes
     graph_bytes = manifest.files[MODEL].size_bytes
-    expected = memory(manifest.graph, manifest.profile, manifest.context, tokenizer_bytes, graph_bytes)
+    counts = manifest.counts[manifest.profile]
+    expected = memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer_bytes, graph_bytes)
     with tempfile.TemporaryDirectory() as cache:
         first, later = (peak_mb(bundle, Path(cache)) for _ in range(2))
     yield Row(f"{name}, first start", expected.total / 1e6, first, "MB")
@@ -84,16 +86,16 @@ def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> 
     measured = bundle.manifest.arena or measured_arena(bundle)
     if measured is None:
         raise SystemExit("TFLite Micro's interpreter is not installed (there are packages for x86_64 only).")
-    shape = graph_shape(checkpoint.config, PROFILES["micro"], bundle.manifest.context)
-    predicted = arena(shape, bundle.manifest.context, measured.pointer_bytes, thorough=not fast)
+    counts = PROFILES["micro"].estimate(folded(checkpoint.config), bundle.manifest.context, fast=fast)
+    predicted = arena(counts, bundle.manifest.context, measured.pointer_bytes)
     return Row(f"{name}, arena", predicted.total_bytes / 1e3, measured.total_bytes / 1e3, "KB")
 
 
 def size_row(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Row:
     """The graph's file, predicted from the checkpoint's configuration, MB."""
     manifest = bundle.manifest
-    shape = graph_shape(checkpoint.config, PROFILES[manifest.profile], manifest.context)
-    predicted = model_bytes(shape, manifest.profile, manifest.context)
+    counts = PROFILES[manifest.profile].estimate(folded(checkpoint.config), manifest.context)
+    predicted = model_bytes(counts, manifest.profile, manifest.context)
     return Row(f"{name}, model.tflite", predicted / 1e6, manifest.files[MODEL].size_bytes / 1e6, "MB")
 
 

@@ -6,7 +6,7 @@ Random networks are converted and run as benchmarks/fit.py does. From each measu
 off (weights, caches, activations, records whose layout is known); least squares over the networks gives what remains.
 The tokenizer's is fitted where a checkpoint with a real one is named.
 The constants are of x86-64, Python 3.11, LiteRT 2.3 and TFLite Micro of the wheel: fit them again when one of these
-changes. Nothing is written: put a constant into footprint.py by hand, and run benchmarks/fit.py, which holds the
+changes. Nothing is written: put a constant into memory.py by hand, and run benchmarks/fit.py, which holds the
 predictions against networks that this script has not seen.
 """
 
@@ -28,7 +28,7 @@ from fit import ROOT, peak_mb
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MODEL, Arena, GraphShape
+from device_runtime.bundle.manifest import MODEL, Arena, GraphCounts
 from device_runtime.machine import memory as footprint
 
 # vocabulary, width, layers, heads, kv_heads, head_dim, ffn_width, context: each constant's factor varies by itself
@@ -44,7 +44,7 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Constant:
-    """One of footprint.py, and what this machine says."""
+    """One of memory.py, and what this machine says."""
 
     name: str
     in_force: float
@@ -91,23 +91,24 @@ def known_part(bundle: Bundle) -> footprint.Footprint:
     manifest = bundle.manifest
     tokenizer = manifest.files[manifest.tokenizer.file].size_bytes
     size = manifest.files[MODEL].size_bytes
-    return footprint.memory(manifest.graph, manifest.profile, manifest.context, tokenizer, size)
+    counts = manifest.counts[manifest.profile]
+    return footprint.memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer, size)
 
 
 def pi_constants(folder: Path) -> Iterator[Constant]:
     """The process, and what LiteRT keeps for a layer and a row of each signature."""
     factors, rests = [], []
     for bundle in bundles("pi", folder):
-        shape, known = bundle.manifest.graph, known_part(bundle)
-        signatures = 2 * len(footprint.cache_windows(bundle.manifest.context))
-        layers, rows = signatures * shape.layers, signatures * footprint._rows(shape, 5)
-        records = layers * footprint._SIGNATURE_LAYER + int(rows * footprint._SIGNATURE_ROW)
+        counts, known = bundle.manifest.counts["pi"], known_part(bundle)
+        windows = len(footprint.cache_windows(bundle.manifest.context))
+        operators, rows = windows * counts.operators, windows * counts.signatures * counts.rows
+        records = operators * footprint._SIGNATURE_OPERATOR + int(rows * footprint._SIGNATURE_ROW)
         in_graph = known.graph - footprint._LITERT_MODEL - records  # the FlatBuffer's own pages
-        factors.append((1, layers, rows))
+        factors.append((1, operators, rows))
         rests.append(later_peak(bundle) - known.weights - known.workspace - known.kv_cache - known.tokenizer - in_graph)
-    process, layer, row = least_squares(factors, rests)
+    process, operator, row = least_squares(factors, rests)
     yield Constant("_PROCESS[pi] + _LITERT_MODEL", footprint._PROCESS["pi"] + footprint._LITERT_MODEL, process, "B")
-    yield Constant("_SIGNATURE_LAYER", footprint._SIGNATURE_LAYER, layer, "B")
+    yield Constant("_SIGNATURE_OPERATOR", footprint._SIGNATURE_OPERATOR, operator, "B")
     yield Constant("_SIGNATURE_ROW", footprint._SIGNATURE_ROW, row, "B")
 
 
@@ -115,13 +116,13 @@ def micro_constants(folder: Path) -> Iterator[Constant]:
     """The process and the interpreter's records; and in TFLite Micro, what kernels keep."""
     factors, rests, kept_factors, kept = [], [], [], []
     for bundle in bundles("micro", folder):
-        shape, known, arena = bundle.manifest.graph, known_part(bundle), bundle.manifest.arena
-        operators, rows = footprint._operators(shape), footprint._rows(shape, 2)
+        counts, known, arena = bundle.manifest.counts["micro"], known_part(bundle), bundle.manifest.arena
+        operators, rows = counts.operators, counts.rows
         factors.append((1, operators, rows))
         rests.append(later_peak(bundle) - known.weights - known.workspace - known.kv_cache - known.tokenizer)
         if arena is not None:
             kept_factors.append((operators, rows))
-            kept.append(kept_by_kernels(arena, shape))
+            kept.append(kept_by_kernels(arena, counts))
     process, operator, row = least_squares(factors, rests)
     in_force = footprint._PROCESS["micro"] + footprint._LITERT_MODEL
     yield Constant("_PROCESS[micro] + _LITERT_MODEL", in_force, process, "B")
@@ -135,10 +136,10 @@ def micro_constants(folder: Path) -> Iterator[Constant]:
     yield Constant("_ROW_DATA", footprint._ROW_DATA, row, "B")
 
 
-def kept_by_kernels(arena: Arena, shape: GraphShape) -> int:
+def kept_by_kernels(arena: Arena, counts: GraphCounts) -> int:
     """The arena's tail without the kv_cache and the records whose layout is known."""
-    records = footprint._operators(shape) * footprint._OPERATOR_RECORD[arena.pointer_bytes]
-    records += footprint._tensors(shape) * footprint._TENSOR_RECORD[arena.pointer_bytes]
+    records = counts.operators * footprint._OPERATOR_RECORD[arena.pointer_bytes]
+    records += counts.tensors * footprint._TENSOR_RECORD[arena.pointer_bytes]
     return arena.tail_bytes - arena.kv_cache_bytes - records
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Board", "Detect", "Flash", "Graph", "Measurement", "Memory", "Soc", "Storage"]
+__all__ = ["Board", "Detect", "Firmware", "Flash", "Graph", "Measurement", "Memory", "Soc", "Storage"]
 
 _BITS_64 = ("aarch64", "x86_64")
 
@@ -72,6 +72,19 @@ class Flash:
 
 
 @dataclass(frozen=True)
+class Firmware:
+    """How stonechat's own firmware is built for this board, and which of QEMU's machines runs it."""
+
+    uart: Literal["cmsdk", "stm32", "ns16550"]  # device_runtime/micro/ports/uart_….c
+    uart_address: int
+    code_address: int
+    code_kib: int
+    ram_address: int  # for data, the arena, the kv_cache and the stack
+    ram_kib: int
+    machine: str | None = None  # of QEMU
+
+
+@dataclass(frozen=True)
 class Detect:
     """How a board that is plugged in, or the board that we run on, is recognized."""
 
@@ -105,6 +118,7 @@ class Board:
     detect: Detect
     source: str  # where each figure is from, and which are our own choice
     measured: tuple[Measurement, ...] = ()
+    firmware: Firmware | None = None  # None: stonechat builds no firmware for it
     refused: str | None = None  # why stonechat does not run here, for a board that is only known
     schema: int = 1
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
-from device_runtime.bundle.manifest import MODEL, Arena, GraphShape, Manifest
+from device_runtime.bundle.manifest import MODEL, Arena, GraphCounts, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
-from device_runtime.machine.memory import arena, cache_windows, memory, model_bytes, narrowed, stretched
+from device_runtime.machine.memory import arena, at_context, at_pointer_size, cache_windows, memory, model_bytes
 
 __all__ = ["Figure", "Fit", "Subject", "advised_context", "explain", "fit", "largest_context", "require_fit"]
 
@@ -33,6 +33,7 @@ class Subject:
     profile: Literal["pi", "micro"]
     context: int
     graph: GraphShape
+    counts: Mapping[str, GraphCounts]  # by profile
     tokenizer_bytes: int
     model_bytes: int | None = None  # None: not made yet
     other_bytes: int = 0  # manifest, prefix
@@ -46,8 +47,8 @@ class Subject:
         tokenizer = sizes[manifest.tokenizer.file]
         other = sum(sizes.values()) - tokenizer - sizes[MODEL] + len(manifest.to_json().encode())
         return cls(
-            manifest.name, manifest.profile, manifest.context, manifest.graph, tokenizer, sizes[MODEL], other,
-            manifest.arena, manifest.boards,
+            manifest.name, manifest.profile, manifest.context, manifest.graph, manifest.counts, tokenizer,
+            sizes[MODEL], other, manifest.arena, manifest.boards,
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:
@@ -57,10 +58,10 @@ class Subject:
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         graph, size, taken = replace(self.graph, windows=windows), self.model_bytes, self.arena
         if size is not None:
-            before, after = (model_bytes(self.graph, self.profile, n) for n in (self.context, context))
+            before, after = (model_bytes(self.counts[self.profile], self.profile, n) for n in (self.context, context))
             size += after - before
         if taken is not None:
-            taken = stretched(taken, self.graph, self.context, context)
+            taken = at_context(taken, self.counts[self.profile], self.context, context)
         return replace(self, context=context, graph=graph, model_bytes=size, arena=taken)
 
     @property
@@ -68,7 +69,7 @@ class Subject:
         """The size of model.tflite."""
         if self.model_bytes is not None:
             return self.model_bytes
-        return model_bytes(self.graph, self.profile, self.context)
+        return model_bytes(self.counts[self.profile], self.profile, self.context)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,10 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
         ),
     }
     if board.kind == "linux":
-        peak = memory(subject.graph, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes)
+        counts = subject.counts[subject.profile]
+        peak = memory(
+            subject.graph, counts, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes
+        )
         parts = {
             "memory": ("memory, peak of the first start", peak.total),
             "memory_later": ("  of later starts", peak.later),
@@ -201,10 +205,10 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
 def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
     pointer = board.soc.pointer_bytes
     if subject.arena is not None:
-        taken = narrowed(subject.arena, subject.graph, pointer)
+        taken = at_pointer_size(subject.arena, subject.counts[subject.profile], pointer)
         kind: Kind = "measured" if pointer == subject.arena.pointer_bytes else "computed"
     else:
-        taken, kind = arena(subject.graph, subject.context, pointer), "computed"
+        taken, kind = arena(subject.counts[subject.profile], subject.context, pointer), "computed"
     weights = subject.graph_bytes if board.memory.weights == "ram" else 0
     return {
         "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),
@@ -241,7 +245,7 @@ def _remedies(board: Board, subject: Subject) -> tuple[str, ...]:
     context = advised_context(board, subject)
     if 0 < context < subject.context:
         found.append(f"a shorter context: convert with --profile {subject.profile} --context {context}")
-    if subject.profile == "pi":  # micro takes less memory, and runs on every board
+    if subject.profile == "pi" and "micro" in subject.counts:  # micro takes less memory, and runs on every board
         other = replace(subject, profile="micro", model_bytes=None, arena=None)
         if context := min(advised_context(board, other), subject.context, board.max_context):
             found.append(f"the other profile: convert with --profile micro --context {context}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from boards.board import Board, Detect, Flash, Graph, Measurement, Memory, Soc, Storage
+from boards.board import Board, Detect, Firmware, Flash, Graph, Measurement, Memory, Soc, Storage
 from device_runtime.fleet.yaml_schema import Choice, Field, Integer, ListOf, Number, Path_, Record, Report, Text
 
 __all__ = ["ARCHITECTURES", "BOARD", "FEATURES", "check"]
@@ -125,6 +125,19 @@ _FLASH = Record(
         "boot_loader": Field(Text("what to press so that the board waits for an image"), None),
     },
 )
+_ADDRESS = Hexadecimal("an address such as 0x20000000")
+_FIRMWARE = Record(
+    Firmware,
+    {
+        "uart": Field(Choice(("cmsdk", "stm32", "ns16550"))),
+        "uart_address": Field(_ADDRESS),
+        "code_address": Field(_ADDRESS),
+        "code_kib": Field(_POSITIVE_KIB),
+        "ram_address": Field(_ADDRESS),
+        "ram_kib": Field(_POSITIVE_KIB),
+        "machine": Field(Text("one of QEMU's machines, such as mps2-an386"), None),
+    },
+)
 _MEASUREMENT = Record(
     Measurement,
     {
@@ -161,6 +174,7 @@ BOARD: Record[Board] = Record(
         ),
         "flash": Field(_FLASH),
         "detect": Field(_DETECT, Detect()),
+        "firmware": Field(_FIRMWARE, None),
         "source": Field(Text("where each figure is from")),
         "measured": Field(ListOf(_MEASUREMENT), ()),
     },

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint, TokenizerFile, finite_weights
 from converters.measure.report import int16_report, quality_report
-from converters.network.config import NetworkConfig
+from converters.network.config import NetworkConfig, unsupported
 from converters.network.decoder import require_support
 from converters.network.tensors import Role, by_role, matmul_weights
 from converters.network.weights import CanonicalWeights, FloatArray
@@ -33,6 +34,7 @@ from device_runtime.bundle.manifest import (
     MODEL,
     PREFIX,
     FileEntry,
+    GraphCounts,
     GraphShape,
     Manifest,
     TokenizerInfo,
@@ -42,7 +44,16 @@ from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["SHORTEST_CONTEXT", "Options", "Progress", "calibrate", "convert", "graph_shape", "sorted_channels"]
+__all__ = [
+    "SHORTEST_CONTEXT",
+    "Options",
+    "Progress",
+    "calibrate",
+    "convert",
+    "graph_counts",
+    "graph_shape",
+    "sorted_channels",
+]
 
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 ProfileName = Literal["pi", "micro"]
@@ -114,11 +125,15 @@ def graph_shape(config: NetworkConfig, profile: Profile, context: int) -> GraphS
         kv_cache_element_bytes=profile.kv_cache_element_bytes,
         weight_bytes=matmul_weights(config) * profile.weight_bits // 8,
         rotated=rotates_residual(config),
-        width=config.width,
-        heads=first.heads,
-        ffn_width=config.largest_ffn_width,
-        tied_head=config.head.tied,
     )
+
+
+@lru_cache(maxsize=16)
+def graph_counts(config: NetworkConfig, context: int) -> dict[str, GraphCounts]:
+    """What graphs of a checkpoint's network would consist of, by profile; those that cannot compute it are left out."""
+    network = folded(config)
+    able = [profile for profile in PROFILES.values() if not unsupported(network, profile.supports)]
+    return {profile.name: profile.estimate(network, context) for profile in able}
 
 
 def _context(config: NetworkConfig, profile: Profile, options: Options) -> int:
@@ -141,11 +156,12 @@ def _build(
     progress("calibrating", 0.0)
     windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
     job, logits = _rotate(checkpoint, tokens, windows, context, options, progress)
-    params = profile.write(work / MODEL, job)
-    quality = {} if options.fast else _int16_quality(job, params, tokenizer, file, options, progress)
+    written = profile.write(work / MODEL, job)
+    quality = {} if options.fast else _int16_quality(job, written.activations, tokenizer, file, options, progress)
     if logits is not None:
         save_prefix(work / PREFIX, Prefix(job.prefix, logits))
-    manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality)
+    counts = {**graph_counts(checkpoint.config, context), profile.name: written.counts}
+    manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality, counts)
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -235,6 +251,7 @@ def _manifest(
     options: Options,
     tokens: list[int],
     quality: dict[str, Any],
+    counts: dict[str, GraphCounts],
 ) -> Manifest:
     file = checkpoint.tokenizer
     return Manifest(
@@ -247,6 +264,7 @@ def _manifest(
         profile=profile.name,
         context=context,
         graph=graph_shape(checkpoint.config, profile, context),
+        counts=counts,
         tokenizer=TokenizerInfo(
             file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens, file.spaced
         ),

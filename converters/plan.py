@@ -8,9 +8,10 @@ from typing import Literal
 from boards import Board
 from boards.fit import Subject, advised_context, require_fit
 from converters.checkpoints import Checkpoint
-from converters.convert import graph_shape
+from converters.convert import graph_counts, graph_shape
 from converters.profiles import PROFILES
 from device_runtime.errors import DoesNotFitError
+from device_runtime.machine.memory import PREFILL_TOKENS
 
 __all__ = ["context_for", "plan_for", "subject_of"]
 
@@ -28,6 +29,7 @@ def subject_of(checkpoint: Checkpoint, profile: Literal["pi", "micro"], context:
         profile,
         context,
         graph_shape(config, PROFILES[profile], context),
+        graph_counts(config, max(context, PREFILL_TOKENS)),
         len(checkpoint.tokenizer.content),
         other_bytes=_MANIFEST_BYTES + prefix,
     )

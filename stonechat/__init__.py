@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from device_runtime.engine.language_model import Generation as Generation
     from device_runtime.engine.language_model import LanguageModel as LanguageModel
     from device_runtime.engine.sampler import Sampling as Sampling
+    from device_runtime.engine.text.segments import Markup as Markup
     from device_runtime.errors import BackendError as BackendError
     from device_runtime.errors import BackendMissingError as BackendMissingError
     from device_runtime.errors import BundleError as BundleError
     from device_runtime.errors import ConfigurationError as ConfigurationError
     from device_runtime.errors import ContextOverflowError as ContextOverflowError
     from device_runtime.errors import DoesNotFitError as DoesNotFitError
+    from device_runtime.errors import IncompleteError as IncompleteError
     from device_runtime.errors import SchemaError as SchemaError
     from device_runtime.errors import SignatureError as SignatureError
     from device_runtime.errors import StonechatError as StonechatError
@@ -44,9 +46,11 @@ _HOMES = {
     "device_runtime.client.remote": ("RemoteAnswer", "RemoteModel"),
     "device_runtime.engine.language_model": ("Completion", "Generation", "LanguageModel"),
     "device_runtime.engine.sampler": ("Sampling",),
+    "device_runtime.engine.text.segments": ("Markup",),
     "device_runtime.errors": (
         "BackendError", "BackendMissingError", "BundleError", "ConfigurationError", "ContextOverflowError",
-        "DoesNotFitError", "SchemaError", "SignatureError", "StonechatError", "UnavailableError", "UnreachableError",
+        "DoesNotFitError", "IncompleteError", "SchemaError", "SignatureError", "StonechatError", "UnavailableError",
+        "UnreachableError",
     ),
     "device_runtime.mqtt.address": ("BrokerAddress", "Certificates"),
     "device_runtime.mqtt.messages": ("Final",),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.architectures import llama
-from converters.convert import graph_shape
+from converters.convert import graph_counts, graph_shape
 from converters.emit.c.model import write_model_image
 from converters.network.config import NetworkConfig, Rope
 from converters.network.decoder import decoder, hidden
@@ -62,7 +62,7 @@ class Network:
         windows = np.random.default_rng(5).integers(0, self.config.vocabulary, (16, 24))
         weights = RotatedWeights(self.read, {})
         job = GraphJob(weights, weights.rotate_cache(self.prefix), windows, context, fast)
-        return PROFILES["micro"].write(path, job)
+        return PROFILES["micro"].write(path, job).activations
 
 
 def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes: Any) -> Network:
@@ -101,7 +101,7 @@ def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
     manifest = Manifest(
         format=FORMAT, name="small", version="1", task="generate", architecture="llama", weight_bits=8,
         profile="micro", context=context,
-        graph=graph_shape(config, PROFILES["micro"], context),
+        graph=graph_shape(config, PROFILES["micro"], context), counts=graph_counts(config, context),
         tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
         chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
         security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},

@@ -54,7 +54,7 @@ class Peer:
     def next(self, timeout_s: float = PATIENCE_S) -> tuple[str, Any]:
         """The next message: topic and parsed payload."""
         message = self.heard.get(timeout=timeout_s)
-        return message.topic, json.loads(message.payload)
+        return message.topic, json.loads(message.payload or b"{}")  # an empty one takes back what was retained
 
     def until(self, wanted: Callable[[str, Any], bool], timeout_s: float = PATIENCE_S) -> list[tuple[str, Any]]:
         """All messages up to the first one that is `wanted`."""

@@ -12,12 +12,23 @@ from typing import Any
 
 from device_runtime.bundle.archive import head_of, pack
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MANIFEST, FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle.manifest import (
+    MANIFEST,
+    ActivationPeak,
+    FileEntry,
+    GraphCounts,
+    GraphShape,
+    Manifest,
+    TokenizerInfo,
+)
 from device_runtime.bundle.trust import TrustStore
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 
-__all__ = ["FILES", "Workshop", "entry_span", "plain_bundle"]
+__all__ = ["COUNTS", "FILES", "Workshop", "entry_span", "plain_bundle"]
+
+# Of no graph: the manifest of a bundle whose graph is never run has to have some.
+COUNTS = GraphCounts(1, 10, 20, 100, 200, 100, 0, 8, 16, ((ActivationPeak(64, 4),),))
 
 FILES = ["manifest.json", "manifest.sig", "model.tflite", "prefix.npz", "tokenizer.json"]
 
@@ -34,7 +45,7 @@ def plain_bundle(folder: Path, seed: int = 1, **changes: Any) -> Path:
     }
     manifest = Manifest(
         format=1, name="noise", version=str(seed), task="generate", architecture="llama", weight_bits=8,
-        profile="pi", context=64, graph=GraphShape(1, 1, 2, 100, (64,), 0, 4, 200, False, 2, 1, 4, True),
+        profile="pi", context=64, graph=GraphShape(1, 1, 2, 100, (64,), 0, 4, 200, False), counts={"pi": COUNTS},
         tokenizer=TokenizerInfo("tokenizer.json", None, (0,), False, {}),
         chat_template="{{ messages[0].content }} – ü", prefix_tokens=(1,), quality={}, source={}, converter="test",
         security_counter=3, files=files,

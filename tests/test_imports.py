@@ -168,9 +168,9 @@ def test_the_public_names_are_these() -> None:
 
     assert stonechat.__all__ == [
         "BackendError", "BackendMissingError", "BrokerAddress", "Bundle", "BundleError", "Certificates", "Completion",
-        "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "Final", "Generation", "LanguageModel",
-        "RemoteAnswer", "RemoteModel", "Sampling", "SchemaError", "SignatureError", "StonechatError", "TrustStore",
-        "UnavailableError", "UnreachableError", "__version__",
+        "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "Final", "Generation", "IncompleteError",
+        "LanguageModel", "Markup", "RemoteAnswer", "RemoteModel", "Sampling", "SchemaError", "SignatureError",
+        "StonechatError", "TrustStore", "UnavailableError", "UnreachableError", "__version__",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="it has BackendError"):
         stonechat.Langauge_model  # noqa: B018

@@ -116,6 +116,22 @@ class Subgraph:
         self.inputs: dict[str, Tensor] = {}  # by the name they have in the signature
         self.outputs: dict[str, Tensor] = {}
 
+    @property
+    def tensors(self) -> list[Any]:
+        """The schema's objects (`TensorT`), by index."""
+        return self._tensors
+
+    @property
+    def operators(self) -> list[Any]:
+        """The schema's objects (`OperatorT`), in the order in which they run."""
+        return self._operators
+
+    @property
+    def coded_operators(self) -> list[tuple[int, Any]]:
+        """Each with its `schema.BuiltinOperator`."""
+        codes = list(self._writer.operator_codes)
+        return [(codes[operator.opcodeIndex][0], operator) for operator in self._operators]
+
     def _tensor(
         self,
         name: str,
@@ -256,6 +272,11 @@ class GraphWriter:
     def operator_code(self, code: int, version: int) -> int:
         """Index of an operator code in the model's table."""
         return self._codes.setdefault((code, version), len(self._codes))
+
+    @property
+    def operator_codes(self) -> Sequence[tuple[int, int]]:
+        """(`schema.BuiltinOperator`, version), by index."""
+        return list(self._codes)
 
     def write(self, path: Path, description: str) -> None:
         """Write the model."""

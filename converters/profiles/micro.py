@@ -10,18 +10,31 @@ import numpy as np
 from converters.emit.c.bundle import write_bundle_image
 from converters.emit.lint import measured_arena, require_clean
 from converters.emit.tflite_write import GraphWriter
+from converters.network.config import NetworkConfig
 from converters.network.decoder import decoder
-from converters.network.tensors import Linear, Role, groups, linears
+from converters.network.tensors import Linear, Role, activations, groups, linears
 from converters.network.weights import FloatArray
+from converters.ops.counting import CountingWriter, count_graph
+from converters.ops.numpy import KvCache
 from converters.ops.tflite import rope_tables
 from converters.ops.tflite_micro import MicroConstants, MicroMatmul, MicroOps
-from converters.profiles.profile import GraphJob, Profile, Proof, unfolded_gains
-from converters.quantize.calibrate import ActivationParams, Calibrator
+from converters.profiles.profile import (
+    GraphJob,
+    Profile,
+    Proof,
+    Written,
+    counted_positions,
+    shaped_gains,
+    shaped_ropes,
+    unfolded_gains,
+)
+from converters.quantize.calibrate import Calibrator
 from converters.quantize.observers import observe_windows
 from converters.quantize.params import QuantParams, down_ranges, fit_int16
+from converters.quantize.rotation import rotates_residual
 from converters.quantize.weights import Hessian, QuantizedRows, quantize_rows
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE
+from device_runtime.bundle.manifest import IMAGE, GraphCounts
 from device_runtime.errors import GraphError
 
 __all__ = ["MicroProfile"]
@@ -46,7 +59,7 @@ class MicroProfile(Profile):
         """As in `Profile`."""
         return 0
 
-    def write(self, path: Path, job: GraphJob) -> ActivationParams:
+    def write(self, path: Path, job: GraphJob) -> Written:
         """As in `Profile`."""
         config = job.weights.config
         with GraphWriter(path.parent, external=False) as writer:
@@ -58,7 +71,12 @@ class MicroProfile(Profile):
             ops = MicroOps(writer.subgraph("decode"), constants, config, result.params, job.context)
             ops.finish(decoder(ops, config))
             writer.write(path, f"stonechat micro profile, context {job.context}")
-        return result
+        return Written(_count(constants, config, result.params, job.context), result)
+
+    def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
+        """As in `Profile`. A search is taken to center whatever it may: no graph has more operators."""
+        params = _assumed_params(config, fast)
+        return _count(_placeholders(config, context, params), config, params, context)
 
     def prove(self, bundle: Bundle, needs_image: bool) -> Proof:
         """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs."""
@@ -196,3 +214,92 @@ def _embedding_map(
     for name, limits in zip(("embed.in", "embed.0", "embed.1"), peaks, strict=True):
         params[name] = fit_int16(limits)
     return tuple(matmuls)
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def _count(
+    constants: MicroConstants, config: NetworkConfig, params: Mapping[str, QuantParams], context: int
+) -> GraphCounts:
+    def emit(writer: GraphWriter, positions: int) -> None:
+        ops = MicroOps(writer.subgraph("decode"), constants, config, params, positions)
+        ops.finish(decoder(ops, config))
+
+    return count_graph(emit, counted_positions(config, context))
+
+
+def _assumed_params(config: NetworkConfig, fast: bool) -> dict[str, QuantParams]:
+    """Parameters of every activation, with what a calibration may choose. No two arrays are alike: equal constants of a
+    graph become one."""
+    params: dict[str, QuantParams] = {}
+    columns = {matmul.input: matmul.columns for matmul in linears(config)}
+    rows = {matmul.name: matmul.rows for matmul in linears(config)}
+    number = 1.0
+
+    def channels(size: int) -> FloatArray:
+        nonlocal number
+        number += 1
+        return np.full(size, number, np.float32)
+
+    def add(name: str, dtype: type[np.signedinteger], scales: int = 0, offsets: int = 0) -> None:
+        params[name] = QuantParams(
+            1.0, 0, np.dtype(dtype), channels(scales) if scales else None, channels(offsets) if offsets else None
+        )
+
+    smooth_inputs = not rotates_residual(config)
+    for name, activation in activations(config).items():
+        role, of_layer = activation.role, activation.layer
+        attention = None if of_layer is None else config.blocks[of_layer].attention
+        if role in (Role.O, Role.DOWN, Role.HEAD):
+            divided = role is Role.O or (role is Role.DOWN and len(down_ranges(columns.get(name, 0))) > 1)
+            add(name, np.int16, columns[name] if activation.kind == "input" and divided else 0)
+            if activation.kind == "result" and role is Role.DOWN and of_layer is not None:
+                for i in range(len(down_ranges(config.blocks[of_layer].feed_forward.width))):
+                    add(f"{name}.{i}", np.int16)
+        elif activation.kind == "input":
+            add(name, np.int8, columns[name] if smooth_inputs else 0, 0 if fast else columns[name])
+        elif activation.kind == "result":
+            add(name, np.int8, rows[name], 0 if fast or role is Role.V else rows[name])
+        elif attention is not None and activation.kind == "keys":
+            add(name, np.int8, attention.kv_width, attention.kv_width if attention.softcap is None else 0)
+        elif attention is not None and activation.kind == "queries":
+            add(name, np.int16, attention.q_width)
+        elif activation.kind in ("scores", "probabilities"):
+            add(name, np.int16)
+            add(f"layers.{of_layer}.centered_scores", np.int16)
+    for name in ("embed.in", "embed.0", "embed.1"):
+        add(name, np.int16)
+    return params
+
+
+def _placeholders(config: NetworkConfig, context: int, params: Mapping[str, QuantParams]) -> MicroConstants:
+    """Constants of which only the shapes are known."""
+    shaped = CountingWriter().placeholder
+    random = np.random.default_rng(0)  # no two constants are alike
+
+    def matmul(rows: int, columns: int, bias: bool) -> MicroMatmul:
+        largest_sum = columns * 36  # a row's mean magnitude is about 30 of 127
+        values = random.standard_normal(rows).astype(np.float32) if bias else None
+        return MicroMatmul(shaped((rows, columns), np.int8), np.ones(rows, np.float32), values, largest_sum)
+
+    matmuls: dict[str, MicroMatmul] = {}
+    for m in linears(config):
+        if m.role is Role.DOWN:
+            for i, (start, stop) in enumerate(down_ranges(m.columns)):
+                matmuls[f"{m.name}.{i}"] = matmul(m.rows, stop - start, m.bias and i == 0)
+        else:
+            moved = params[m.input].offsets is not None or params[m.name].offsets is not None
+            matmuls[m.name] = matmul(m.rows, m.columns, m.bias or moved)
+    width, tied, count = config.width, config.head.tied, config.embedding.positions
+    mapped = tuple(matmul(width, width, False) for _ in range(2)) if tied else ()
+    table = matmuls["head"].weight if tied else shaped((config.vocabulary, width), np.int8)
+    positions = (shaped((count, width), np.int8), shaped((count,), np.float32)) if count else None
+    prefix = KvCache()
+    for block in config.blocks:
+        shape = (1, 1, block.attention.kv_heads, block.attention.head_dim)
+        keys, values = (random.standard_normal(shape).astype(np.float32) * 50 for _ in range(2))
+        prefix.layers.append((keys, values))
+    scale = shaped((config.vocabulary,), np.float32)
+    ropes = shaped_ropes(config, context, shaped)
+    return MicroConstants(matmuls, table, scale, mapped, positions, ropes, shaped_gains(config), prefix)

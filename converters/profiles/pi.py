@@ -7,6 +7,7 @@ next when it is full, so both time and memory follow the tokens in use and not t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,23 @@ from converters.network.config import NetworkConfig
 from converters.network.decoder import decoder
 from converters.network.tensors import Linear, Role, groups
 from converters.network.weights import FloatArray
+from converters.ops.counting import CountingWriter, count_graph
 from converters.ops.tflite import rope_tables
 from converters.ops.tflite_pi import ColumnRange, EmbeddingRows, PiConstants, PiOps, QuantizedMatmul
-from converters.profiles.profile import GraphJob, Profile, unfolded_gains
-from converters.quantize.calibrate import ActivationParams
+from converters.profiles.profile import (
+    GraphJob,
+    Profile,
+    Written,
+    counted_positions,
+    shaped_gains,
+    shaped_ropes,
+    unfolded_gains,
+)
 from converters.quantize.observers import observe_windows
 from converters.quantize.params import SMALL_FFN_WIDTH
 from converters.quantize.rotation import RotatedWeights
 from converters.quantize.weights import Hessian, quantize_rows
+from device_runtime.bundle.manifest import GraphCounts
 from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
 
 __all__ = ["PiProfile", "signatures", "sorted_cuts"]
@@ -48,7 +58,7 @@ class PiProfile(Profile):
         """As in `Profile`."""
         return min(PREFILL_TOKENS, self.windows(context)[0])
 
-    def write(self, path: Path, job: GraphJob) -> ActivationParams:
+    def write(self, path: Path, job: GraphJob) -> Written:
         """As in `Profile`."""
         config = job.weights.config
         with GraphWriter(path.parent, external=True) as writer:
@@ -57,7 +67,11 @@ class PiProfile(Profile):
                 ops = PiOps(writer.subgraph(name), constants, config, tokens, window)
                 ops.finish(decoder(ops, config))
             writer.write(path, f"stonechat pi profile, context {job.context}")
-        return ActivationParams()
+        return Written(_count(constants, config, job.context))
+
+    def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
+        """As in `Profile`; nothing depends on `fast`."""
+        return _count(_placeholders(config, context), config, context)
 
 
 def signatures(context: int) -> list[tuple[str, int, int]]:
@@ -154,6 +168,40 @@ class _Constants:
             return 1
         attention = self._config.blocks[matmul.layer].attention
         return 1 if attention.qk_norm else attention.score_scale
+
+
+def _count(constants: PiConstants, config: NetworkConfig, context: int) -> GraphCounts:
+    def emit(writer: GraphWriter, window: int) -> None:
+        for tokens in (1, min(PREFILL_TOKENS, context)):
+            ops = PiOps(writer.subgraph(f"{tokens}"), constants, config, tokens, window)
+            ops.finish(decoder(ops, config))
+
+    return count_graph(emit, counted_positions(config, context))
+
+
+def _placeholders(config: NetworkConfig, context: int) -> PiConstants:
+    """Constants of which only the shapes are known."""
+    shaped = CountingWriter().placeholder
+    matmuls = {}
+    for group in groups(config):
+        rows, columns = tuple(matmul.rows for matmul in group), group[0].columns
+        cuts = sorted_cuts(columns) if group[0].role is Role.DOWN else ()
+        ranges = tuple(
+            ColumnRange(start, stop - start, shaped((sum(rows), stop - start), np.int8), np.ones(sum(rows), np.float32))
+            for start, stop in pairwise((0, *cuts, columns))
+        )
+        bias = shaped((sum(rows),), np.float32) if any(matmul.bias for matmul in group) else None
+        matmuls[group[0].group] = QuantizedMatmul(ranges, bias, rows)
+    head = matmuls[groups(config)[-1][0].group].ranges[0].weight
+    table = head if config.head.tied else shaped((config.vocabulary, config.width), np.int8)
+    embedding = EmbeddingRows(table, shaped((config.vocabulary,), np.float32))
+    mapped = shaped((config.width, config.width), np.float32) if config.head.tied else None
+    count, positions = config.embedding.positions, None
+    if count:
+        positions = EmbeddingRows(shaped((count, config.width), np.int8), shaped((count,), np.float32))
+    return PiConstants(
+        matmuls, embedding, mapped, positions, shaped_ropes(config, context, shaped), shaped_gains(config)
+    )
 
 
 def _norms(weights: RotatedWeights) -> dict[str, FloatArray]:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.config import Feature, NetworkConfig
+from converters.emit.tflite_write import Constant
+from converters.network.config import Feature, NetworkConfig, Rope
 from converters.network.tensors import tensors
 from converters.network.weights import FloatArray
 from converters.ops.numpy import KvCache
 from converters.quantize.calibrate import ActivationParams
 from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import Arena
+from device_runtime.bundle.manifest import Arena, GraphCounts
 
-__all__ = ["GraphJob", "Profile", "Proof", "unfolded_gains"]
+__all__ = [
+    "GraphJob",
+    "Profile",
+    "Proof",
+    "Written",
+    "counted_positions",
+    "shaped_gains",
+    "shaped_ropes",
+    "unfolded_gains",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,14 @@ class Proof:
     files: tuple[str, ...] = ()  # that were added to the bundle
 
 
+@dataclass(frozen=True)
+class Written:
+    """What is known of a graph that was written."""
+
+    counts: GraphCounts
+    activations: ActivationParams = field(default_factory=ActivationParams)  # empty where quantized on the fly
+
+
 class Profile(ABC):
     """See `pi` and `micro` in this folder; `PROFILES` in converters/profiles lists them."""
 
@@ -63,8 +81,12 @@ class Profile(ABC):
         """Tokens that one prefill signature takes in; 0 where there is none."""
 
     @abstractmethod
-    def write(self, path: Path, job: GraphJob) -> ActivationParams:
-        """Calibrate, quantize and write the graph; returns how activations were quantized (empty where on the fly)."""
+    def write(self, path: Path, job: GraphJob) -> Written:
+        """Calibrate, quantize and write the graph."""
+
+    @abstractmethod
+    def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
+        """What a graph of a rotated network will consist of, before anything is read or quantized."""
 
     def prove(self, bundle: Bundle, needs_image: bool) -> Proof | None:
         """Hold the graph against the rules of its runtime, and run it there; None where there is nothing to do.
@@ -77,6 +99,31 @@ class Profile(ABC):
             BackendError: the runtime refuses it.
         """
         return None
+
+
+def counted_positions(config: NetworkConfig, context: int) -> int:
+    """A window to count in: no shorter than any sliding window, so that those are there."""
+    windows = [
+        b.attention.window for b in config.blocks if b.attention.window is not None and b.attention.window < context
+    ]
+    return 2 * max([context, *windows])
+
+
+def shaped_ropes(
+    config: NetworkConfig, positions: int, shaped: Callable[[tuple[int, ...], npt.DTypeLike], Constant]
+) -> dict[Rope, tuple[Constant, Constant]]:
+    """cos and sin of which only the shapes are known."""
+    ropes = {}
+    for rope in config.ropes:
+        shape = (positions, 2 * len(rope.frequencies))
+        ropes[rope] = (shaped(shape, np.float32), shaped(shape, np.float32))
+    return ropes
+
+
+def shaped_gains(config: NetworkConfig) -> dict[str, FloatArray]:
+    """Gains of which only the shapes are known, no two alike: equal constants would become one."""
+    gains = [tensor for tensor in tensors(config) if tensor.kind == "gain"]
+    return {tensor.name: np.full(tensor.shape, i + 2, np.float32) for i, tensor in enumerate(gains)}
 
 
 def unfolded_gains(weights: RotatedWeights) -> dict[str, FloatArray]:

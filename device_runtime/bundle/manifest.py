@@ -21,8 +21,10 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MODEL",
     "PREFIX",
+    "ActivationPeak",
     "Arena",
     "FileEntry",
+    "GraphCounts",
     "GraphShape",
     "Manifest",
     "TokenizerInfo",
@@ -60,16 +62,45 @@ class GraphShape:
     kv_cache_element_bytes: int  # 4: float32, 1: int8
     weight_bytes: int  # weights that one decode step reads
     rotated: bool  # the residual stream is in the basis of converters/quantize/rotation.py
-    width: int  # of the residual stream
-    heads: int  # query heads
-    ffn_width: int
-    tied_head: bool  # the head reads the embedding's rows
 
     def bytes_per_token(self, positions: int) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
         window = next((w for w in self.windows if w >= positions), self.windows[-1])
         cache = 2 * self.layers * self.kv_heads * self.head_dim * window * self.kv_cache_element_bytes
         return self.weight_bytes + cache
+
+
+@dataclass(frozen=True)
+class ActivationPeak:
+    """Bytes of activations that are alive at once: a line over the positions of the kv_cache window."""
+
+    bytes: int
+    bytes_per_position: int
+
+
+@dataclass(frozen=True)
+class GraphCounts:
+    """What the graph consists of, as its emitter counted it; `machine/memory.py` computes from this.
+
+    Where there are several kv_cache windows, each has signatures of its own, alike but for the positions.
+    """
+
+    signatures: int  # of one window
+    operators: int  # of all signatures of one window
+    tensors: int  # likewise, constants included
+    rows: int  # of constant weights of matmuls, each row with a scale; where columns are cut, once for each range
+    matmul_bytes: int  # constant weights that matmuls read, those of an embedding map included
+    largest_matmul_bytes: int
+    embedding_bytes: int  # tables of rows that are looked up and that no matmul reads, and the scales of rows
+    constant_bytes_per_position: int  # RoPE's tables, masks
+    kv_cache_bytes_per_position: int
+    activations: tuple[tuple[ActivationPeak, ...], ...]  # of each signature: its peak is the highest of the lines
+
+    def activation_bytes(self, positions: int) -> int:
+        """The peaks of all signatures of a window of this size, together."""
+        return sum(
+            max(peak.bytes + peak.bytes_per_position * positions for peak in peaks) for peaks in self.activations
+        )
 
 
 @dataclass(frozen=True)
@@ -117,6 +148,7 @@ class Manifest:
     profile: Literal["pi", "micro"]
     context: int  # positions
     graph: GraphShape
+    counts: dict[str, GraphCounts]  # of this graph, by its profile; and of what the checkpoint would be in the others
     tokenizer: TokenizerInfo
     chat_template: str | None  # jinja2 source
     prefix_tokens: tuple[int, ...]  # already in the kv_cache when the model starts

@@ -24,6 +24,7 @@ from device_runtime.device.extension import Device, Extension, RoutingTable
 from device_runtime.device.extensions.health import HealthReports
 from device_runtime.device.extensions.home_assistant import HomeAssistant
 from device_runtime.device.extensions.instance import Instance
+from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.device.extensions.pool_member import PoolMember
 from device_runtime.device.extensions.requests import Requests
@@ -297,7 +298,9 @@ def _extensions(
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
-    extensions += [LinkRunner(device), Instance(device), HomeAssistant(device), *(make(device) for make in more)]
+    places = LinkPlaces(device.config.links, device.config.state_dir)
+    extensions += [LinkRunner(device, places), Instance(device), HomeAssistant(device, places)]
+    extensions += [make(device) for make in more]
     return [*extensions, HealthReports(device, statistics, extensions)]
 
 

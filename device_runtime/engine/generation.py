@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import Finish, StopStrings
-from device_runtime.engine.structured import Constraint
 from device_runtime.engine.text_stream import TextStream
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import IncompleteError
@@ -55,6 +55,20 @@ class Stopwatch:
         if self._first_s is None or count < 2:
             return 0.0
         return (count - 1) / max(self._last_s - self._first_s, 1e-9)
+
+
+class Answering(Protocol):
+    """What holds an answer to a form: `structured.Constraint`, or an answer that is decided already."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+
+    def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
+        """The next token, of `left` that the answer may still have."""
+
+    def check(self, text: str) -> None:
+        """Raise if the whole answer does not have the form after all."""
 
 
 class AnswerText:
@@ -107,7 +121,7 @@ class Generation(Iterator[str]):
         sampler: Sampler,
         eos_ids: Collection[int],
         stop: Sequence[str] = (),
-        constraint: Constraint | None = None,
+        constraint: Answering | None = None,
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
@@ -128,7 +142,7 @@ class Generation(Iterator[str]):
         self._cancelled.set()
 
     def _run(
-        self, prompt: Sequence[int], max_new: int, sampler: Sampler, stop: Sequence[str], constraint: Constraint | None
+        self, prompt: Sequence[int], max_new: int, sampler: Sampler, stop: Sequence[str], constraint: Answering | None
     ) -> Iterator[str]:
         claim = self._cache.claim()
         cached = self._cache.rewind_to(prompt)

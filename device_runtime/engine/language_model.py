@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
-from device_runtime.engine.generation import Completion, Generation
+from device_runtime.engine.generation import Answering, Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
@@ -20,6 +20,9 @@ from device_runtime.engine.text.segments import Markup
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ContextOverflowError
 from device_runtime.update.slots import open_bundle
+
+if TYPE_CHECKING:
+    from device_runtime.tasks.opened import OpenedTask
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
@@ -38,6 +41,11 @@ class LanguageModel:
         self.manifest: Manifest = bundle.manifest
         self._prompts = PromptEncoder(bundle.manifest, tokenizer)
         self._schemas = SchemaCompiler(bundle)
+        self._task: OpenedTask | None = None
+        if bundle.manifest.purpose is not None:  # reading one needs YAML, which takes its time at start-up
+            from device_runtime.tasks.opened import OpenedTask
+
+            self._task = OpenedTask(bundle.manifest, tokenizer)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens)
 
     @classmethod
@@ -94,20 +102,25 @@ class LanguageModel:
         Args:
             prompt: a plain text, or chat messages, which go through the bundle's template. In both, the name of a
                 control token is text like any other; in a `Markup` it is the token.
+                A bundle that was trained for a task takes what the task reads, as a text or a JSON object.
             max_new: at most so many tokens; None means until the model stops or the context is full.
             stop: the answer ends before the first of these strings.
             schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or
-                `cancel` can cut it short.
+                `cancel` can cut it short. A bundle that was trained for a task has its own.
 
         Raises:
             ConfigurationError: the prompt is empty or no text.
             SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
+        if self._task is not None:
+            prompt, schema = self._task.prompt(prompt), schema or self._task.schema
         tokens, limit = self._prompts.plan(prompt, max_new)
-        constraint = None if schema is None else self._schemas.constraint(schema, limit)
+        form: Answering | None = None if self._task is None else self._task.decided()
+        if form is None and schema is not None:
+            form = self._schemas.constraint(schema, limit)
         eos_ids = self.manifest.tokenizer.eos_ids
-        return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, constraint)
+        return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, form)
 
     def measure(self, tokens: Sequence[int], max_new: int) -> Completion:
         """Answer the bundle's prefix and these tokens greedily, with exactly `max_new` tokens: for measuring speed.

@@ -19,6 +19,7 @@ from device_runtime.errors import BundleError
 __all__ = ["Tokenizer", "control_names", "read_tokenizer"]
 
 _SHAPE = re.compile("<\\|[^\\s<>]{1,60}\\|>|<\uff5c[^\\s<>]{1,60}\uff5c>")  # <|im_end|>; DeepSeek has full-width bars
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte of a character that the vocabulary lacks; never markup
 _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[^\s\[\]]*[A-Za-z][^\s\[\]]*\]")
 # Noncharacters, which "should never be interchanged" (Unicode, 23.7): digits, and the marks around them.
 _BASE, _DIGITS, _OPEN, _CLOSE = 0xFDD0, 30, "\ufdee", "\ufdef"
@@ -54,7 +55,7 @@ def control_names(added: Iterable[tuple[str, int, bool]], template: str | None, 
     return [
         text
         for text, number, special in added
-        if text and (special or number in eos_ids or _SHAPE.fullmatch(text)
+        if text and not _BYTE.fullmatch(text) and (special or number in eos_ids or _SHAPE.fullmatch(text)
                      or (not text.isspace() and template is not None and text in template))
     ]  # fmt: skip
 

@@ -49,7 +49,12 @@ def require_room(
         return
     tokenizer_bytes = manifest.files[manifest.tokenizer.file].size_bytes
     needed = memory(
-        manifest.graph, manifest.profile, manifest.context, tokenizer_bytes, manifest.files[MODEL].size_bytes
+        manifest.graph,
+        manifest.counts[manifest.profile],
+        manifest.profile,
+        manifest.context,
+        tokenizer_bytes,
+        manifest.files[MODEL].size_bytes,
     ).total
     if needed > limit:
         raise DoesNotFitError(

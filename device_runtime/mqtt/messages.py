@@ -399,6 +399,7 @@ class LinkAnswer:
     link: Annotated[str | None, "its name"] = None
     device: Annotated[str | None, "who answered"] = None
     topic: Annotated[str | None, "the reading's topic"] = None
+    time: Annotated[str | None, "when it was given, in UTC: `2026-11-27T15:20:00Z`"] = None
 
     @classmethod
     def from_json(cls, payload: bytes) -> LinkAnswer:

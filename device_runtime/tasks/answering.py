@@ -17,25 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine.backends import open_backend
-from device_runtime.engine.prompts import PromptEncoder
+from device_runtime.engine.backends import Logits, open_backend
+from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.structured import SchemaCompiler
-from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import SchemaError
+from device_runtime.tasks.classify import Choice, Heads
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
 __all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
 
 _LONGEST = 200  # tokens of an answer
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One token of a field's value, where the schema left a choice."""
-
-    logits: npt.NDArray[np.float32]  # of the tokens that it allowed
-    chosen: int  # among them
 
 
 @dataclass(frozen=True)
@@ -64,11 +56,12 @@ class Answerer:
     ) -> None:
         self.purpose = purpose
         manifest = bundle.manifest
-        self._tokenizer = read_tokenizer(bundle.path / manifest.tokenizer.file)
+        self._tokenizer = tokenizer_of(bundle)
         self._prompts = PromptEncoder(manifest, self._tokenizer)
         self._schemas = SchemaCompiler(bundle)
         self._backend = open_backend(bundle, backend, threads)
         self._prefix = len(manifest.prefix_tokens)
+        self._heads = Heads(purpose.fields, self._tokenizer) if purpose.kind == "classify" else None
 
     @classmethod
     def open(
@@ -100,6 +93,9 @@ class Answerer:
             return TypedAnswer(None, {}, strange)
         tokens, room = self._prompts.plan(prompt.text, None)
         strange += self._unknown_words(prompt.text, len(tokens) - self._prefix)
+        if self._heads is not None:
+            answer, choices = self._heads.decide(self._prefill(tokens))
+            return TypedAnswer(answer, self._confidence(choices), strange, json.dumps(answer), choices)
         steps = self._decode(tokens, min(room, _LONGEST))
         text = self._tokenizer.decode([token for token, _ in steps])
         try:
@@ -107,14 +103,24 @@ class Answerer:
         except ValueError:
             return TypedAnswer(None, {}, strange, text)
         choices = self._by_field(answer, text, steps)
-        confidence = {
-            name: confidence_of(found, self.purpose.temperatures.get(name, 1.0)) for name, found in choices.items()
-        }
-        return TypedAnswer(answer, confidence, strange, text, choices)
+        return TypedAnswer(answer, self._confidence(choices), strange, text, choices)
 
     def close(self) -> None:
         """Give back memory."""
         self._backend.close()
+
+    def _confidence(self, choices: Mapping[str, Sequence[Choice]]) -> dict[str, float]:
+        temperatures = self.purpose.temperatures
+        return {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}
+
+    def _prefill(self, prompt: list[int]) -> Logits:
+        """The logits after a prompt."""
+        self._backend.rewind(self._prefix)
+        rest, logits = prompt[self._prefix :], None
+        for start in range(0, len(rest), self._backend.chunk):
+            logits = self._backend.prefill(rest[start : start + self._backend.chunk])
+        assert logits is not None  # `plan` refuses an empty prompt
+        return logits
 
     def _unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
         most = self.purpose.longest_pieces
@@ -125,10 +131,7 @@ class Answerer:
     def _decode(self, prompt: list[int], limit: int) -> list[tuple[int, Choice | None]]:
         """The answer's tokens, with the choice at each where there was one."""
         constraint = self._schemas.constraint(self.purpose.answer, limit)
-        self._backend.rewind(self._prefix)
-        rest, logits = prompt[self._prefix :], None
-        for start in range(0, len(rest), self._backend.chunk):
-            logits = self._backend.prefill(rest[start : start + self._backend.chunk])
+        logits = self._prefill(prompt)
         steps: list[tuple[int, Choice | None]] = []
         seen: list[Choice | None] = []
 
@@ -138,7 +141,7 @@ class Answerer:
             seen.append(Choice(masked[allowed].astype(np.float32), best) if len(allowed) > 1 else None)
             return int(allowed[best])
 
-        while logits is not None and len(steps) < limit:
+        while len(steps) < limit:
             token = constraint.choose(logits, limit - len(steps), choose)
             steps.append((token, seen[-1] if seen else None))
             seen.clear()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
-from device_runtime.fleet.links import check_expression
+from device_runtime.fleet.expression import Expression
 from device_runtime.fleet.yaml_schema import (
     Choice,
     Field,
@@ -118,6 +118,12 @@ def _placed(task: Task, path: Path) -> Task:
     return replace(task, folder=path.parent)
 
 
+def _expression(source: str) -> str:
+    """`source`, if it is an expression; raises a ConfigurationError if not."""
+    Expression(source)
+    return source
+
+
 _FIELD = Record(
     InputField,
     {
@@ -135,7 +141,7 @@ _FIELD = Record(
 _FEATURE = Record(
     Feature,
     {
-        "value": Field(Text("an expression", check=check_expression)),
+        "value": Field(Text("an expression", check=_expression)),
         "from": Field(Number(*NUMBERS), to="low"),
         "to": Field(Number(*NUMBERS), to="high"),
         "step": Field(Number(1e-6, 1e9), default=1.0),
@@ -172,7 +178,7 @@ TASK = Record(
                 Record(
                     Rule,
                     {
-                        "when": Field(Text("an expression", check=check_expression), default=None),
+                        "when": Field(Text("an expression", check=_expression), default=None),
                         "answer": Field(_ANSWERS),
                     },
                     "a mapping such as {when: bar > 3, answer: {severity: alarm}}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from device_runtime.bundle.manifest import Manifest
+from device_runtime.engine.chat import Message
 from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
@@ -54,6 +55,34 @@ class Purpose:
     def fields(self) -> dict[str, list[Any] | None]:
         """The answer's fields in order: the values of an enum, or None."""
         return typed_fields(self.answer)
+
+    def prompt(self, asked: str | Sequence[Message]) -> str:
+        """The prompt for what somebody asks: a text, or a JSON object with the fields that the task reads.
+
+        Of several messages the last one of a user counts: a bundle of a task holds no conversation.
+
+        Raises:
+            ConfigurationError: it lacks a field, or is no JSON object where the task reads fields.
+        """
+        if not isinstance(asked, str):
+            asked = next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
+        found = self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
+        if not found.readable:
+            raise ConfigurationError(f"{self.name} cannot answer this: {'; '.join(found.unfamiliar)}.")
+        return found.text
+
+    def _reading(self, asked: str) -> Mapping[str, Any]:
+        try:
+            given = json.loads(asked)
+        except (ValueError, RecursionError):
+            given = None
+        if isinstance(given, Mapping):
+            return given
+        names = ", ".join([*(self.inputs.fields or {}), *(["window"] if self.inputs.window else [])])
+        raise ConfigurationError(
+            f"{self.name} is asked {asked!r:.60}; expected a JSON object with {names}. In a link that is "
+            "prompt: '{{ dict(reading, window=window) | tojson }}'."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest, whose names may come back in any order: the model knows one alone."""

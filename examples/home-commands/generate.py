@@ -85,7 +85,34 @@ def filled(rng: random.Random, template: str, x: str, n: str = "") -> str:
     return re.sub(r"\bN\b", lambda _: n, re.sub(r"\bX\b", lambda _: x, template))
 
 
+def room_command(rng: random.Random) -> tuple[str, dict[str, object]]:
+    """A room that is to be brighter, darker or warmer: the light or the heating is meant."""
+    room = rng.choice(list(PHRASES["rooms"]))
+    name = rng.choice(PHRASES["rooms"][room])
+    place = name if name in ("outside", "outdoors") else rng.choice(["the ", "the ", "the ", "my ", ""]) + name
+    kind = rng.choice(["room_brighter", "room_darker", "room_heat"])
+    value, number = number_phrase(rng, "heating") if kind == "room_heat" else (None, "")
+    text = rng.choice(PHRASES[kind])
+    text = re.sub(r"\bR\b", lambda _: place, re.sub(r"\bN\b", lambda _: number, text))
+    action = {"room_brighter": "brighten", "room_darker": "dim", "room_heat": "set"}[kind]
+    device = "heating" if kind == "room_heat" else "light"
+    return text, {"action": action, "device": device, "room": room, "value": value}
+
+
 def command(rng: random.Random) -> tuple[str, dict[str, object]]:
+    """A command, with what is polite around it."""
+    text, answer = room_command(rng) if rng.random() < 0.07 else plain_command(rng)
+    first, _, rest = text.partition(" ")
+    if first in PHRASES["gerunds"] and rng.random() < 0.06:
+        text = f"{rng.choice(PHRASES['before_gerund'])} {PHRASES['gerunds'][first]} {rest}"
+    elif rng.random() < 0.5:
+        text = f"{rng.choice(PHRASES['before'])}{rng.choice(['', '', ','])} {text}"
+    if rng.random() < 0.25:
+        text = f"{text}{rng.choice(['', ',', ''])} {rng.choice(PHRASES['after'])}"
+    return text, answer
+
+
+def plain_command(rng: random.Random) -> tuple[str, dict[str, object]]:
     device = rng.choice(["light", "light", "light", "heating", "heating", "blind", "fan", "socket", "door"])
     room = rng.choice(["none", "none", "all", *PHRASES["rooms"], *PHRASES["rooms"]])
     value: int | None = None
@@ -120,10 +147,6 @@ def command(rng: random.Random) -> tuple[str, dict[str, object]]:
         text = filled(rng, template, bare, number)
         place = f"{rng.choice(['in the', 'in the', 'in', 'for the'])} {rng.choice(PHRASES['rooms'][room])}"
         text = f"{place}{rng.choice([',', '', ':'])} {text}" if rng.random() < 0.5 else f"{text} {place}"
-    if rng.random() < 0.5:
-        text = f"{rng.choice(PHRASES['before'])}{rng.choice(['', '', ','])} {text}"
-    if rng.random() < 0.25:
-        text = f"{text}{rng.choice(['', ',', ''])} {rng.choice(PHRASES['after'])}"
     return text, {"action": action, "device": device, "room": room, "value": value}
 
 

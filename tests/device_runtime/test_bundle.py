@@ -331,7 +331,7 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_step_reads_the_weights_and_one_window_of_the_cache() -> None:
-    shape = GraphShape(2, 2, 16, 384, (256, 1024), 64, 4, 1000, False, 64, 4, 96, True)
+    shape = GraphShape(2, 2, 16, 384, (256, 1024), 64, 4, 1000, False)
     assert shape.bytes_per_token(10) == 1000 + 2 * 2 * 2 * 16 * 256 * 4
     assert shape.bytes_per_token(257) == 1000 + 2 * 2 * 2 * 16 * 1024 * 4
     int8_cache = replace(shape, kv_cache_element_bytes=1)

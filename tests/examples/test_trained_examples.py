@@ -11,6 +11,8 @@ import pytest
 from heldout_readings import HELD_OUT
 
 from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer, TypedAnswer
 from device_runtime.tasks.examples import Example, read_examples
 from device_runtime.tasks.file import load
@@ -103,3 +105,17 @@ def test_a_bundle_of_another_task_is_refused(capsys: pytest.CaptureFixture[str])
     assert "was trained for boiler-advisor" in capsys.readouterr().err
     assert main(["eval", str(bundle), "--task", str(EXAMPLES / "boiler-advisor")]) == 2
     assert "There are no examples to ask" in capsys.readouterr().err
+
+
+def test_a_link_or_a_request_asks_a_trained_bundle_with_the_reading_alone() -> None:
+    case = next(HELD_OUT["boiler-advisor"](1, 7))
+    with LanguageModel.open(EXAMPLES / "boiler-advisor/bundle") as model:
+        question = json.dumps(case["input"])
+        expected = answerer("boiler-advisor").answer(case["input"]).answer
+        assert json.loads("".join(model.generate(question))) == expected
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+        assert json.loads("".join(model.generate(messages))) == expected
+        with pytest.raises(ConfigurationError, match="cannot answer this: bar is not there"):
+            model.generate('{"temp_c": 20, "flow_l_min": 3}')
+        with pytest.raises(ConfigurationError, match="expected a JSON object with temp_c, bar, flow_l_min, window"):
+            model.generate("How is the boiler?")

@@ -32,7 +32,10 @@ async def main(config_dir: str, timeout_s: float) -> None:
     while time.monotonic() < end_s:
         ours = [d for d in devices.values() if d.manufacturer == "stonechat"]
         advice = hass.states.get("sensor.greenhouse_advice")
-        if ours and messages and advice is not None and advice.state not in ("unknown", "unavailable"):
+        entries = entity_registry.async_get(hass).entities.values()
+        hot = [hass.states.get(e.entity_id) for e in entries if "_link_too-hot_" in e.unique_id]
+        needed = [advice, *hot] if hot else [None]  # an entity is unknown until its first message
+        if ours and messages and all(s is not None and s.state not in ("unknown", "unavailable") for s in needed):
             break
         await asyncio.sleep(0.1)
     entities = {e.unique_id: e for e in entity_registry.async_get(hass).entities.values() if e.platform == "mqtt"}

@@ -24,6 +24,8 @@ import paho.mqtt.publish
 import pytest
 import yaml
 
+from device_runtime.device.extensions.link_places import place_of
+from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Address, Request
 from tests.brokers import free_port, mosquitto
 
@@ -150,10 +152,10 @@ def test_a_device_with_its_links_shows_up_and_answers_the_automation(
     seen = json.loads(done.stdout.splitlines()[-1])
     assert [device["name"] for device in seen["devices"]] == ["greenhouse-pi"]
     prefix = "stonechat_greenhouse-pi_"
-    assert {f"{prefix}state", f"{prefix}queue", f"{prefix}link_too-hot", f"{prefix}link_too-dry"} <= seen[
-        "states"
-    ].keys()
+    link = Link(name="too-hot", source="greenhouse/+/air", prompt="", to="")
+    too_hot = f"{prefix}link_too-hot_{place_of(link, 'greenhouse/north/air')[0]}"
+    assert {f"{prefix}state", f"{prefix}queue", too_hot} <= seen["states"].keys()
     assert seen["states"][f"{prefix}state"] in ("ready", "busy")
-    assert seen["states"][f"{prefix}link_too-hot"].startswith("IT IS 35 °C IN THE NORTH GREENHOUSE")
+    assert seen["states"][too_hot].startswith("IT IS 35 °C IN THE NORTH GREENHOUSE")
     assert seen["states"]["greenhouse_advice"].startswith("IT IS 35 °C IN THE NORTH GREENHOUSE")
     assert "THE GREENHOUSE HAS 35" in seen["messages"][-1]

@@ -37,7 +37,8 @@ class SlowAnswer(ScriptedAnswer):
 class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
 
-    manifest = SimpleNamespace(instruction=None, chat_template="x", expires=None)
+    tokenizer = SimpleNamespace(special_tokens={})
+    manifest = SimpleNamespace(instruction=None, chat_template="x", expires=None, tokenizer=tokenizer)
 
     def check_schema(self, schema: object, max_new: object = None) -> None:
         """Any will do."""

@@ -21,8 +21,8 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "get", "convert", "task", "train", "run", "chat", "inspect", "eval", "audit", "bench", "trace", "check", "boards",
-    "flash", "serve", "bridge", "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout",
-    "doctor",
+    "flash", "firmware", "serve", "bridge", "ask", "fleet", "broker", "key", "bundle", "slots", "device", "deploy",
+    "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
+from device_runtime.tasks.classify import head_label
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from toolkit.train.vocabulary import answer_text
@@ -26,6 +27,7 @@ __all__ = ["PARTS", "Cases", "Part", "calibration_rows", "part_of", "tokenized"]
 
 Part = Literal["train", "calibrate", "test"]
 PARTS: tuple[Part, ...] = ("train", "calibrate", "test")
+_OF_WORDS = 0.15  # the weight of predicting a word of a text, beside that of a decision
 _SHARES = (("test", 0.03), ("calibrate", 0.03))
 
 
@@ -35,6 +37,26 @@ class Cases:
 
     tokens: npt.NDArray[np.int32]  # (cases, length), filled up with </s>
     learnt: npt.NDArray[np.float32]  # (cases, length - 1): the weight of predicting the next token at this position
+    ends: npt.NDArray[np.int32] | None = None  # (cases,): of the kind classify, the position of the prompt's last token
+    labels: npt.NDArray[np.int32] | None = None  # (cases, fields): the right value's number, of each field
+    heads: tuple[tuple[int, ...], ...] = ()  # of each field, the tokens of its values
+
+    def arrays(self) -> dict[str, Any]:
+        """For a file."""
+        found: dict[str, Any] = {"tokens": self.tokens.astype(np.uint16), "learnt": self.learnt}
+        if self.ends is not None and self.labels is not None:
+            found |= {"ends": self.ends, "labels": self.labels}
+            found |= {f"head{i}": np.array(head) for i, head in enumerate(self.heads)}
+        return found
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Cases:
+        """From a file."""
+        tokens, learnt = arrays["tokens"].astype(np.int32), arrays["learnt"].astype(np.float32)
+        if "ends" not in arrays:
+            return cls(tokens, learnt)
+        heads = [tuple(map(int, arrays[f"head{i}"])) for i in range(arrays["labels"].shape[1])]
+        return cls(tokens, learnt, arrays["ends"], arrays["labels"], tuple(heads))
 
 
 def part_of(example: Mapping[str, Any], task: Task) -> Part:
@@ -59,27 +81,49 @@ def tokenized(task: Task, examples: Sequence[Example], tokenizer: SentencePieceP
         drops: share of the vocabulary's merges that is left out in every second prompt (BPE-dropout), so that a word
             is known by its parts as well; drawn from SentencePiece's own generator.
     """
+    if task.kind == "classify":
+        return _classified(task, examples, tokenizer, drops)
     enums = _choices(task, tokenizer)
     rows, weights = [], []
     for number, example in enumerate(examples):
-        text = task.inputs.prompt(example.input).text
-        dropped: dict[str, Any] = {}
-        if drops and number % 2:
-            dropped = {"enable_sampling": True, "alpha": drops, "nbest_size": -1}
-        prompt = [tokenizer.bos_id(), *tokenizer.encode(text, **dropped)]
+        prompt = _prompt(task, example, tokenizer, drops if number % 2 else 0.0)
         answer = [*tokenizer.encode(answer_text(example.answer or {}, task)), tokenizer.eos_id()]
         rows.append(prompt + answer)
         # What JSON's grammar forces is learnt lightly, what is decided fully. Of a text, its words as well: what
         # follows what is half of what they mean.
-        before = 0.15 if task.inputs.text is not None else 0.0
+        before = _OF_WORDS if task.inputs.text is not None else 0.0
         weights.append([before] * (len(prompt) - 1) + [1.0 if token in enums else 0.1 for token in answer])
-    length = max(map(len, rows))
-    tokens = np.full((len(rows), length), tokenizer.eos_id(), np.int32)
+    return Cases(*_arrays(rows, weights, tokenizer.eos_id()))
+
+
+def _classified(task: Task, examples: Sequence[Example], tokenizer: SentencePieceProcessor, drops: float) -> Cases:
+    """Prompts alone, with the number of each field's right value."""
+    rows = [_prompt(task, example, tokenizer, drops if n % 2 else 0.0) for n, example in enumerate(examples)]
+    tokens, learnt = _arrays(rows, [[_OF_WORDS] * (len(row) - 1) for row in rows], tokenizer.eos_id())
+    fields = {name: values or [] for name, values in task.fields.items()}
+    heads = tuple(tuple(tokenizer.piece_to_id(head_label(n, v)) for v in values) for n, values in fields.items())
+    labels = [[values.index((e.answer or {})[name]) for name, values in fields.items()] for e in examples]
+    ends = np.array([len(row) - 1 for row in rows], np.int32)
+    return Cases(tokens, learnt, ends, np.array(labels, np.int32), heads)
+
+
+def _prompt(task: Task, example: Example, tokenizer: SentencePieceProcessor, drops: float) -> list[int]:
+    text = task.inputs.prompt(example.input).text
+    sampled: dict[str, Any] = {"enable_sampling": True, "alpha": drops, "nbest_size": -1} if drops else {}
+    return [tokenizer.bos_id(), *tokenizer.encode(text, **sampled)]
+
+
+def _arrays(
+    rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], eos_id: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Rows of one length, which ends with </s> at least once."""
+    length = max(map(len, rows)) + 1
+    tokens = np.full((len(rows), length), eos_id, np.int32)
     learnt = np.zeros((len(rows), length - 1), np.float32)
     for i, (row, weight) in enumerate(zip(rows, weights, strict=True)):
         tokens[i, : len(row)] = row
         learnt[i, : len(weight)] = weight
-    return Cases(tokens, learnt)
+    return tokens, learnt
 
 
 def _choices(task: Task, tokenizer: SentencePieceProcessor) -> set[int]:

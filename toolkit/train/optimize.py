@@ -63,6 +63,8 @@ def optimize(
         step, leaves = kept
         state = jax.tree.unflatten(tree, leaves)
     tokens, learnt = jnp.asarray(cases.tokens), jnp.asarray(cases.learnt)
+    ends = None if cases.ends is None else jnp.asarray(cases.ends)
+    labels = None if cases.labels is None else jnp.asarray(cases.labels)
 
     def loss(weights: network.Parameters, rows: jax.Array, key: jax.Array) -> jax.Array:
         batch, mask = tokens[rows], learnt[rows]
@@ -70,9 +72,17 @@ def optimize(
         if schedule.drop:
             kept = jax.random.bernoulli(key, _KEPT_PATH, (shape.layers, 2, schedule.batch, 1, 1))
             drop = kept.astype(jnp.float32) / _KEPT_PATH
-        scores = network.logits(weights, network.forward(weights, batch[:, :-1], shape, drop))
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch[:, 1:])
-        return (losses * mask).sum() / mask.sum()
+        hidden = network.forward(weights, batch[:, :-1], shape, drop)
+        losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(weights, hidden), batch[:, 1:])
+        if ends is None or labels is None:
+            return (losses * mask).sum() / mask.sum()
+        # Of words what the mask says, of each field its head's decision after the prompt.
+        decided = network.logits(weights, hidden[jnp.arange(len(rows)), ends[rows]])  # (B, V)
+        total = (losses * mask).sum() / jnp.maximum((mask > 0).sum(), 1)
+        for field, head in enumerate(cases.heads):
+            of_values = decided[:, jnp.array(head)]
+            total += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).mean()
+        return total
 
     def one(state: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         weights, mean, inner = state

@@ -16,6 +16,7 @@ from typing import Any
 from sentencepiece import SentencePieceTrainer
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.classify import head_label
 from device_runtime.tasks.file import Task
 
 __all__ = ["BOS", "EOS", "SAMPLE", "answer_text", "symbols", "train_vocabulary"]
@@ -41,6 +42,8 @@ def symbols(task: Task) -> list[str]:
             found += [json.dumps(rule.answer[name], ensure_ascii=False) for rule in task.truth]
             kinds = task.answer["properties"][name].get("type", [])
             found += ["null"] if "null" in kinds else []
+    if task.kind == "classify":
+        found += [head_label(name, value) for name, values in task.fields.items() for value in values or []]
     found += [] if task.inputs.fields is None else ["+", "-", ".", "?"]
     for number, name in enumerate([*(task.inputs.fields or {}), *(task.inputs.features or {})]):
         found.append((" " if number else "") + f"{name} ")

@@ -185,13 +185,13 @@ def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settin
     if path.is_file():
         try:
             with np.load(path) as arrays:
-                return Cases(arrays["tokens"].astype(np.int32), arrays["learnt"].astype(np.float32))
+                return Cases.of(arrays)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             path.unlink()
     set_random_generator_seed(settings.seed)
     examples = read_cases(work, "train")
     cases = tokenized(task, examples, tokenizer, drops=_DROPS if task.inputs.text is not None else 0.0)
     part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, tokens=cases.tokens.astype(np.uint16), learnt=cases.learnt.astype(np.float32))
+    np.savez_compressed(part, **cases.arrays())
     part.replace(path)
     return cases

@@ -66,7 +66,8 @@ def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:
         return sections
     tokens = {name: ids[0] for name in tokenizer.names if len(ids := tokenizer.encode(name)) == 1}
     with suppress(ConfigurationError):
-        sections[SectionKind.CHAT] = chat_roles(template, info.special_tokens).pack(tokens)
+        roles = chat_roles(template, info.special_tokens)
+        sections[SectionKind.CHAT] = roles.pack(tokens, info.eos_ids, manifest.prefix_tokens)
     return sections
 
 

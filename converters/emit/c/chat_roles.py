@@ -18,8 +18,10 @@ from device_runtime.errors import ConfigurationError, StonechatError
 __all__ = ["ChatRoles", "chat_roles"]
 
 FORMAT = 1
-_HEADER = struct.Struct("<4sIIBBH8I16x")
-assert _HEADER.size == 64
+_HEADER = struct.Struct("<4sIIBBH9I4I12x")
+assert _HEADER.size == 80
+_MOST_ENDS = 4
+_NO_TOKEN = 0xFFFFFFFF
 _ROLES = ("system", "user", "assistant")
 _SAID = {"system": "Zqs7kX", "user": "Zqu5vW", "assistant": "Zqa3jY"}  # words that no template has
 _TRIED = (
@@ -50,23 +52,32 @@ class ChatRoles:
             text += self.before[role] + (said.strip() if role in self.trimmed else said) + self.after[role]
         return text + self.opening
 
-    def pack(self, tokens: Mapping[str, int]) -> bytes:
+    def pack(self, tokens: Mapping[str, int], ends: Sequence[int] = (), prefix: Sequence[int] = ()) -> bytes:
         """The section of a model image (device_runtime/micro/chat/chat.c).
 
         Args:
             tokens: control tokens by their spelling.
+            ends: tokens that end an answer.
+            prefix: tokens whose keys and values are in the image.
+
+        Raises:
+            ConfigurationError: more tokens end an answer than the table holds.
         """
+        if len(ends) > _MOST_ENDS:
+            raise _refuse(f"{len(ends)} tokens end an answer; at most {_MOST_ENDS} can")
         parts = [self.begin, self.opening]
         for role in _ROLES:
             parts += [self.before.get(role, ""), self.after.get(role, "")]
         programs = [_program(part, tokens) for part in parts]
+        programs.append(b"".join(b"\xff" + struct.pack("<I", token) for token in prefix))
         starts, place = [], _HEADER.size
         for program in programs:
             starts.append(place)
             place += len(program)
         has = sum(1 << i for i, role in enumerate(_ROLES) if role in self.before)
         trims = sum(1 << i for i, role in enumerate(_ROLES) if role in self.trimmed)
-        return _HEADER.pack(b"SCCR", FORMAT, place, has, trims, 0, *starts) + b"".join(programs)
+        padding = [_NO_TOKEN] * (_MOST_ENDS - len(ends))
+        return _HEADER.pack(b"SCCR", FORMAT, place, has, trims, 0, *starts, *ends, *padding) + b"".join(programs)
 
 
 def chat_roles(template: str, special_tokens: Mapping[str, str]) -> ChatRoles:

@@ -1,19 +1,24 @@
 """Home Assistant discovery: one retained message by which a device and its links show up there.
 
-One message describes the whole device (Home Assistant 2024.11 or later): `homeassistant/device/<device>/config`. What a
-link answers is read from `out/link/<name>`, because the link's own topic may differ from reading to reading. Where the
-answer is held to a schema, each of its properties becomes an entity.
+One message describes the whole device (Home Assistant 2024.11 or later): `homeassistant/device/<device>/config`. What
+a link answers is read from `out/link/<name>`, because the link's own topic may differ from reading to reading; a link
+that reads several topics has entities for each, on `out/link/<name>/<place>`. Where the answer is held to a schema,
+each of its properties becomes an entity. An entity that is no more is in the message once more with its platform alone,
+which has Home Assistant remove it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.device.extensions.link_places import LinkPlaces, place_of, varies
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import HEALTH_INTERVAL_S
 from device_runtime.mqtt.messages import DeviceState, Info
@@ -23,8 +28,10 @@ from device_runtime.mqtt.topics import HOME_ASSISTANT_STATUS as STATUS_TOPIC
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.mqtt.topics import home_assistant_config as config_topic
 
-__all__ = ["STATUS_TOPIC", "HomeAssistant", "config_topic", "describe"]
+__all__ = ["STATUS_TOPIC", "HomeAssistant", "components_of", "config_topic", "describe"]
 
+CLEAN_S = 600.0  # that a removed entity stays in the message, by its platform alone: Home Assistant may be away
+NEW_TOPICS_S = 5.0  # between messages about topics that were answered for the first time
 _LONGEST_STATE = 255  # characters of an entity's state in Home Assistant
 _ON_AIR = (DeviceState.READY.value, DeviceState.BUSY.value)
 
@@ -41,12 +48,18 @@ _HEALTH: tuple[tuple[str, str, str, str | None, str | None, int], ...] = (
 
 
 class HomeAssistant(Extension):
-    """Announces a device to Home Assistant, or takes back what an earlier start has announced."""
+    """Announces a device to Home Assistant, and takes back what is no more."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, places: LinkPlaces) -> None:
+        self._device, self._places = device, places
         self._lock = threading.Lock()
         self._info: Info | None = None  # once it was announced
+        self._described: Mapping[str, Mapping[str, str]] | None = None  # the places that the last message has
+        self._gone = {  # components of an earlier start, until Home Assistant has had the time to remove them
+            key: platform for key, platform in places.components.items()
+        }
+        self._clean_s = time.monotonic() + CLEAN_S
+        self._next_s = 0.0
 
     def routes(self) -> Sequence[Route]:
         """Home Assistant reports when it has started, and has forgotten what is not retained."""
@@ -58,8 +71,33 @@ class HomeAssistant(Extension):
         """Describe the device; an empty message takes back what an earlier start may have described."""
         with self._lock:
             self._info = info
-        config = self._device.config
-        message = describe(info, config.links) if config.home_assistant else b""
+            for link, place in self._places.left_behind:
+                topic = self._device.topics.link(link, place)
+                self._device.client.publish(topic, b"", qos=1, retain=True)
+            self._describe(info)
+
+    def tick(self) -> None:
+        """Describe topics that were answered for the first time, and clean up after a while."""
+        with self._lock:
+            now_s = time.monotonic()
+            clean = bool(self._gone) and now_s >= self._clean_s
+            new = self._described is not None and now_s >= self._next_s and self._places.places() != self._described
+            if self._info is not None and (clean or new):
+                if clean:
+                    self._gone = {}
+                self._describe(self._info)
+
+    def _describe(self, info: Info) -> None:
+        config, self._next_s = self._device.config, time.monotonic() + NEW_TOPICS_S
+        self._described = self._places.places()
+        message = b""
+        if config.home_assistant:
+            components = components_of(info, config.links, self._described)
+            self._gone = {key: platform for key, platform in self._gone.items() if key not in components}
+            removed = {key: {"platform": platform} for key, platform in self._gone.items()}
+            message = describe(info, components | removed)
+            known = {key: component["platform"] for key, component in components.items()}
+            self._places.described(known | self._gone)
         self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
 
     def _status(self, message: Incoming) -> None:
@@ -69,15 +107,44 @@ class HomeAssistant(Extension):
             self.announce(info)
 
 
-def describe(info: Info, links: Sequence[Link]) -> bytes:
+def components_of(
+    info: Info, links: Sequence[Link], places: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """What Home Assistant shows of a device, by key.
+
+    Args:
+        places: the topics that its links have answered, by link and place; a link with wildcards has entities for
+            each.
+    """
+    topics = DeviceTopics(info.device)
+    components = dict(_own(topics))
+    for link in links:
+        if not varies(link):
+            components |= dict(_of_link(link, f"link_{link.name}", link.name, topics.link(link.name)))
+        for place, topic in places.get(link.name, {}).items():
+            name = f"{link.name} {place_of(link, topic)[1]}"
+            components |= dict(_of_link(link, f"link_{link.name}_{place}", name, topics.link(link.name, place)))
+    taken: set[str] = set()
+    for key, component in components.items():
+        component["unique_id"] = f"stonechat_{info.device}_{key}"
+        component["name"] = _free(component["name"], taken)
+    return components
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no other entity of the device has, as Home Assistant compares them."""
+    free, number = name, 1
+    while re.sub("[^a-z0-9]+", "_", free.casefold()) in taken:
+        number += 1
+        free = f"{name} (link)" if number == 2 else f"{name} ({number})"
+    taken.add(re.sub("[^a-z0-9]+", "_", free.casefold()))
+    return free
+
+
+def describe(info: Info, components: Mapping[str, Mapping[str, Any]]) -> bytes:
     """The discovery message of one device, to be retained."""
     topics = DeviceTopics(info.device)
     prefix = f"stonechat_{info.device}"
-    components = dict(_own(topics))
-    for link in links:
-        components |= dict(_of_link(topics, link))
-    for key, component in components.items():
-        component["unique_id"] = f"{prefix}_{key}"
     available = f"{{{{ 'online' if value_json.state in {list(_ON_AIR)} else 'offline' }}}}"
     return dump(
         {
@@ -90,7 +157,7 @@ def describe(info: Info, links: Sequence[Link]) -> bytes:
             },
             "origin": {"name": "stonechat", "sw_version": info.version},
             "availability": [{"topic": topics.state, "value_template": available}],
-            "components": components,
+            "components": dict(components),
         }
     )
 
@@ -126,17 +193,16 @@ def _own(topics: DeviceTopics) -> Iterator[tuple[str, dict[str, Any]]]:
         yield key, {name: value for name, value in component.items() if value is not None}
 
 
-def _of_link(topics: DeviceTopics, link: Link) -> Iterator[tuple[str, dict[str, Any]]]:
-    topic, key = topics.link(link.name), f"link_{link.name}"
+def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:
     about = {"state_topic": topic, "json_attributes_topic": topic}
     properties = _properties(link.answer)
     if not properties:
         value = "value_json.text" if link.answer is None else "value_json.answer | tojson"
         template = f"{{{{ ({value})[:{_LONGEST_STATE}] }}}}"
-        yield key, {"platform": "sensor", "name": link.name, "value_template": template, **about}
+        yield key, {"platform": "sensor", "name": label, "value_template": template, **about}
     for name, schema in properties.items():
         value = f"value_json.answer[{json.dumps(name)}]"
-        component: dict[str, Any] = {"platform": "sensor", "name": f"{link.name} {name}", **about}
+        component: dict[str, Any] = {"platform": "sensor", "name": f"{label} {name}", **about}
         if schema.get("type") == "boolean":
             component["platform"] = "binary_sensor"
             component["value_template"] = f"{{{{ 'ON' if {value} | default(false) else 'OFF' }}}}"
@@ -148,7 +214,13 @@ def _of_link(topics: DeviceTopics, link: Link) -> Iterator[tuple[str, dict[str, 
             component["value_template"] = f"{{{{ {value} | default(none) }}}}"
         else:
             component["value_template"] = f"{{{{ ({value} | default('') | string)[:{_LONGEST_STATE}] }}}}"
-        yield f"{key}_{re.sub('[^a-zA-Z0-9_-]', '_', name)}", component
+        yield f"{key}_{_safe(name)}", component
+
+
+def _safe(name: str) -> str:
+    """A property's name as part of a key; two names never become one."""
+    safe = re.sub("[^a-zA-Z0-9_-]", "_", name)
+    return safe if safe == name else f"{safe[:64]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _properties(answer: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ trouble, so that a broken sensor neither stops anything nor floods the broker. A
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 from paho.mqtt.matcher import MQTTMatcher
 
 from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
@@ -46,8 +48,8 @@ log = logging.getLogger("stonechat.serve")
 class LinkRunner(Extension):
     """The links of one device."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, places: LinkPlaces) -> None:
+        self._device, self.places = device, places
         links = device.config.links
         share = MAX_WINDOWS_BYTES // max(1, sum(link.window is not None for link in links))
         self._by_filter: dict[str, list[Windows]] = {}
@@ -162,11 +164,19 @@ class ReadingJob(Job):
         link, reading = self._wakeup.link, self._wakeup.reading
         answer: dict[str, Any] = {"text": final.text} if link.answer is None else {"answer": json.loads(final.text)}
         value = read_payload(reading.payload, link.parse)
-        payload = dump(answer | {"reading": value, "link": link.name, "device": self._device.config.device})
+        about = {"link": link.name, "device": self._device.config.device, "topic": reading.topic, "time": _now()}
+        payload = dump(answer | {"reading": value} | about)
         if why := self._device.delivery.deliver(self._wakeup.to, payload):
             self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
-        self._device.delivery.deliver(self._device.topics.link(link.name), payload, retain=True)
+        place = self._links.places.note(link, reading.topic)
+        for topic in {self._device.topics.link(link.name), self._device.topics.link(link.name, place)}:
+            self._device.delivery.deliver(topic, payload, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
 
     def _trouble(self, kind: str, message: str) -> None:
         self._links.trouble(self._wakeup.link, kind, self._wakeup.reading.topic, message)
+
+
+def _now() -> str:
+    """When an answer was given, in UTC: `2026-11-27T15:20:00Z`."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

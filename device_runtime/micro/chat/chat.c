@@ -3,8 +3,9 @@
 #include <string.h>
 
 /* The header, then programs: text in UTF-8, and 0xff with a token's id (uint32) where a token stands. */
-enum { HEADER = 64, PROGRAMS = 8, PROGRAMS_AT = 16, TOKEN = 0xff };
-enum { BEGIN, OPENING, BEFORE_SYSTEM, AFTER_SYSTEM, BEFORE_USER, AFTER_USER, BEFORE_ASSISTANT, AFTER_ASSISTANT };
+enum { HEADER = 80, PROGRAMS = 9, PROGRAMS_AT = 16, ENDS_AT = 52, ENDS = 4, TOKEN = 0xff };
+enum { BEGIN, OPENING, BEFORE_SYSTEM, AFTER_SYSTEM, BEFORE_USER, AFTER_USER, BEFORE_ASSISTANT, AFTER_ASSISTANT,
+       PREFIX };
 
 static const uint8_t *program(const sc_chat *c, uint32_t number, uint32_t *size) {
     const uint32_t start = sc_u32(c->table + PROGRAMS_AT + 4 * number);
@@ -43,6 +44,21 @@ sc_status sc_chat_open(sc_chat *c, const uint8_t *table, size_t size, uint32_t v
     for (uint32_t i = 0; i < PROGRAMS; i++)
         if (!program_is_sound(c, i)) return SC_DAMAGED;
     return SC_OK;
+}
+
+int sc_chat_is_end(const sc_chat *c, uint32_t token) {
+    for (uint32_t i = 0; i < ENDS; i++)
+        if (sc_u32(c->table + ENDS_AT + 4 * i) == token) return 1;
+    return 0;
+}
+
+uint32_t sc_chat_after_prefix(const sc_chat *c, const uint32_t *tokens, uint32_t count) {
+    uint32_t size;
+    const uint8_t *at = program(c, PREFIX, &size);
+    if (size % 5 || size / 5 > count) return 0;
+    for (uint32_t i = 0; i < size / 5; i++)
+        if (at[5 * i] != TOKEN || sc_u32(at + 5 * i + 1) != tokens[i]) return 0;
+    return size / 5;
 }
 
 int sc_chat_has_role(const sc_chat *c, uint32_t role) { return role < SC_ROLES && (c->table[12] >> role & 1) != 0; }

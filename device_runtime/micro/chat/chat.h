@@ -27,6 +27,12 @@ sc_status sc_chat_open(sc_chat *chat, const uint8_t *table, size_t size, uint32_
 /* Whether the template takes messages of a role. */
 int sc_chat_has_role(const sc_chat *chat, uint32_t role);
 
+/* Whether a token ends an answer. */
+int sc_chat_is_end(const sc_chat *chat, uint32_t token);
+
+/* How many of a prompt's tokens the image's prefix holds already: all of the prefix, or none where they differ. */
+uint32_t sc_chat_after_prefix(const sc_chat *chat, const uint32_t *tokens, uint32_t count);
+
 void sc_conversation_begin(sc_conversation *conversation, const sc_chat *chat, sc_encoder *encoder);
 
 /* The next message. SC_BAD_ARGUMENT: the template has no such role, or a system message is not the first. */

@@ -7,17 +7,27 @@
 
 /* int16 scores of positions first … last into `scores`, whose element 0 is position `first`. */
 static void score(const uint32_t *call, const sc_memory *m, const int16_t *query, uint32_t first, int16_t *scores) {
-    uint32_t dim = call[SC_ATTEND_HEAD_DIM], scale = call[SC_ATTEND_SCORE_SCALE], last = m->position;
-    const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]);
-    for (uint32_t position = first; position <= last; position += SC_ROWS) {
-        const int8_t *rows[SC_ROWS];
-        int64_t sums[SC_ROWS];
-        for (uint32_t r = 0; r < SC_ROWS; r++) {
-            rows[r] = keys + (size_t)(position + r < last ? position + r : last) * dim;
+    uint32_t dim = call[SC_ATTEND_HEAD_DIM], last = m->position;
+    sc_scale scale = sc_scale_of(call[SC_ATTEND_SCORE_SCALE]);
+    const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]) + (size_t)first * dim;
+    for (uint32_t position = first; position <= last; position += SC_ROWS, keys += SC_ROWS * (size_t)dim) {
+        uint32_t rows = last - position + 1 < SC_ROWS ? last - position + 1 : SC_ROWS;
+        const int8_t *key[SC_ROWS];
+        for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last position, the last one again */
+            key[r] = keys + (r < rows ? r : rows - 1) * (size_t)dim;
         }
-        sc_dot_s16(query, rows, dim, sums);
-        for (uint32_t r = 0; r < SC_ROWS && position + r <= last; r++) {
-            scores[position + r - first] = (int16_t)sc_requantized_s16(sums[r], scale & 0xffff, scale >> 16);
+        if (dim <= 256) {
+            int32_t sums[SC_ROWS];
+            sc_dot_short(query, key, dim, sums);
+            for (uint32_t r = 0; r < rows; r++) {
+                *scores++ = (int16_t)sc_scaled(sums[r], &scale);
+            }
+        } else {
+            int64_t sums[SC_ROWS];
+            sc_dot_s16(query, key, dim, sums);
+            for (uint32_t r = 0; r < rows; r++) {
+                *scores++ = (int16_t)sc_requantized_s16(sums[r], scale.multiplier, scale.shift);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
  *   sc_dot_s8             sums[r] = x · w[r], for x from sc_widened; columns a multiple of 16
  *   sc_ordered            int16 [columns] in the order that the next one wants, in `scratch` if need be
  *   sc_dot_ordered        the same sums for x from sc_ordered, in 64 bits
- *   sc_dot_s16            the same for x as it is, and any number of columns: attention
+ *   sc_dot_short          the same for x as it is, any number of columns up to 256, in 32 bits: attention
  *   sc_requantize_s8      sums of a pass -> int8
  *
  * Sums of int8 products fit 32 bits for 2^16 columns. Those of int16 products are added up in 64 bits every 256 columns:
@@ -34,11 +34,48 @@
 #include "dot_scalar.h"
 #endif
 
+/* sc_dot_short for any number of columns. */
+static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                              int64_t sums[SC_ROWS]) {
+    const int8_t *rows[SC_ROWS];
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        rows[r] = w[r];
+        sums[r] = 0;
+    }
+    for (uint32_t start = 0; start < columns; start += 256) {
+        int32_t some[SC_ROWS];
+        sc_dot_short(x + start, rows, columns - start < 256 ? columns - start : 256, some);
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            sums[r] += some[r];
+            rows[r] += 256;
+        }
+    }
+}
+
 #ifndef SC_HAS_REQUANTIZE
 /* bias may be NULL */
 static inline void sc_requantize_s8(const int32_t *sums, const int32_t *bias, const int32_t *multipliers,
                                     const int8_t *shifts, int32_t zero_point, int8_t *out, uint32_t rows) {
-    for (uint32_t r = 0; r < rows; r++) {
+    uint32_t r = 0;
+#ifdef SC_REQUANTIZE_EIGHT
+    for (; r + 8 <= rows; r += 8) {
+        int32_t eight[8];
+        __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(sums + r));
+        __m256i shift = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(shifts + r)));
+        if (bias != NULL) {
+            x = _mm256_add_epi32(x, _mm256_loadu_si256((const __m256i *)(const void *)(bias + r)));
+        }
+        x = sc_requantized_eight(x, _mm256_loadu_si256((const __m256i *)(const void *)(multipliers + r)), shift);
+        x = _mm256_max_epi32(_mm256_min_epi32(x, _mm256_set1_epi32(65536)), _mm256_set1_epi32(-65536));
+        x = _mm256_add_epi32(x, _mm256_set1_epi32(zero_point));
+        x = _mm256_max_epi32(_mm256_min_epi32(x, _mm256_set1_epi32(127)), _mm256_set1_epi32(-128));
+        _mm256_storeu_si256((__m256i *)(void *)eight, x);
+        for (uint32_t i = 0; i < 8; i++) {
+            out[r + i] = (int8_t)eight[i];
+        }
+    }
+#endif
+    for (; r < rows; r++) {
         uint32_t sum = (uint32_t)sums[r] + (bias != NULL ? (uint32_t)bias[r] : 0);
         int32_t y = sc_requantized_s8((int32_t)sum, multipliers[r], shifts[r]);
         y = y < -65536 ? -65536 : y > 65536 ? 65536 : y; /* so that the zero point can be added to any number */

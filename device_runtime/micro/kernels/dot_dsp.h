@@ -144,26 +144,23 @@ static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROW
 }
 
 /* Attention: the vector changes with every few rows, so it is not put in order first. */
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                              int64_t sums[SC_ROWS]) {
-    sums[0] = sums[1] = sums[2] = 0;
-    for (uint32_t start = 0; start < columns; start += 256) {
-        uint32_t stop = columns - start < 256 ? columns : start + 256, c = start;
-        int32_t s0 = 0, s1 = 0, s2 = 0;
-        for (; c + 4 <= stop; c += 4) {
-            uint32_t low = sc_word_at(x + c), high = sc_word_at(x + c + 2), even, odd, a, b, d;
-            __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(even) : "r"(low), "r"(high));
-            __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(odd) : "r"(high), "r"(low));
-            a = sc_word_at(w[0] + c), b = sc_word_at(w[1] + c), d = sc_word_at(w[2] + c);
-            s0 = sc_two_products(odd, sc_odd_bytes(a), sc_two_products(even, sc_even_bytes(a), s0));
-            s1 = sc_two_products(odd, sc_odd_bytes(b), sc_two_products(even, sc_even_bytes(b), s1));
-            s2 = sc_two_products(odd, sc_odd_bytes(d), sc_two_products(even, sc_even_bytes(d), s2));
-        }
-        for (; c < stop; c++) {
-            s0 += x[c] * w[0][c];
-            s1 += x[c] * w[1][c];
-            s2 += x[c] * w[2][c];
-        }
-        sums[0] += s0, sums[1] += s1, sums[2] += s2;
+static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                int32_t sums[SC_ROWS]) {
+    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *end = w[0] + (columns & ~3u);
+    int32_t s0 = 0, s1 = 0, s2 = 0;
+    for (; w0 < end; w0 += 4, w1 += 4, w2 += 4, x += 4) {
+        uint32_t low = sc_word_at(x), high = sc_word_at(x + 2), even, odd, a, b, d;
+        __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(even) : "r"(low), "r"(high));
+        __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(odd) : "r"(high), "r"(low));
+        a = sc_word_at(w0), b = sc_word_at(w1), d = sc_word_at(w2);
+        s0 = sc_two_products(odd, sc_odd_bytes(a), sc_two_products(even, sc_even_bytes(a), s0));
+        s1 = sc_two_products(odd, sc_odd_bytes(b), sc_two_products(even, sc_even_bytes(b), s1));
+        s2 = sc_two_products(odd, sc_odd_bytes(d), sc_two_products(even, sc_even_bytes(d), s2));
     }
+    for (uint32_t c = 0; c < (columns & 3u); c++) {
+        s0 += x[c] * w0[c];
+        s1 += x[c] * w1[c];
+        s2 += x[c] * w2[c];
+    }
+    sums[0] = s0, sums[1] = s1, sums[2] = s2;
 }

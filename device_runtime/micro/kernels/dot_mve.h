@@ -100,32 +100,40 @@ static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], u
     memcpy(sums, pass.sums, sizeof pass.sums);
 }
 
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                              int64_t sums[SC_ROWS]) {
-    uint32_t even = columns & ~15u;
+static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                  int64_t sums[SC_ROWS]) {
     sc_pass pass;
     sc_start(&pass, x, w);
     for (unsigned r = 0; r < SC_ROWS; r++) {
         sums[r] = 0;
     }
-    for (uint32_t start = 0; start < even; start += 256) {
-        pass.rounds = (even - start < 256 ? even - start : 256) / 16;
+    for (uint32_t start = 0; start < columns; start += 256) {
+        pass.rounds = (columns - start < 256 ? columns - start : 256) / 16;
         sc_s16_rounds_of_16(&pass);
         for (unsigned r = 0; r < SC_ROWS; r++) {
             sums[r] += pass.sums[r];
             pass.sums[r] = 0;
         }
     }
-    for (uint32_t c = even; c < columns; c++) {
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += (int32_t)x[c] * w[r][c];
-        }
-    }
 }
 
-static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                                  int64_t sums[SC_ROWS]) {
-    sc_dot_s16(x, w, columns, sums);
+static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                int32_t sums[SC_ROWS]) {
+    uint32_t even = columns & ~15u;
+    sc_pass pass;
+    sc_start(&pass, x, w);
+    if (even > 0) {
+        pass.rounds = even / 16;
+        sc_s16_rounds_of_16(&pass);
+    }
+    for (uint32_t c = even; c < columns; c += 8) {
+        mve_pred16_t rest = vctp16q(columns - c);
+        int16x8_t v = vldrhq_z_s16(x + c, rest);
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            pass.sums[r] = vmladavaq_s16(pass.sums[r], v, vldrbq_z_s16(w[r] + c, rest));
+        }
+    }
+    memcpy(sums, pass.sums, sizeof pass.sums);
 }
 
 #define SC_HAS_REQUANTIZE

@@ -25,35 +25,35 @@ static inline int64_t sc_lanes(int32x4_t v) {
     return vgetq_lane_s64(pairs, 0) + vgetq_lane_s64(pairs, 1);
 }
 
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                              int64_t sums[SC_ROWS]) {
-    uint32_t even = columns & ~15u;
-    sums[0] = sums[1] = sums[2] = sums[3] = 0;
-    for (uint32_t start = 0; start < even; start += 1024) { /* a lane gets 256 products, 2^30 at most */
-        uint32_t stop = even - start < 1024 ? even : start + 1024;
-        int32x4_t s0 = vdupq_n_s32(0), s1 = s0, s2 = s0, s3 = s0;
-        for (uint32_t c = start; c < stop; c += 16) {
-            int16x8_t x0 = vld1q_s16(x + c), x1 = vld1q_s16(x + c + 8);
-            s0 = sc_add_products(s0, x0, x1, w[0] + c);
-            s1 = sc_add_products(s1, x0, x1, w[1] + c);
-            s2 = sc_add_products(s2, x0, x1, w[2] + c);
-            s3 = sc_add_products(s3, x0, x1, w[3] + c);
-        }
-        sums[0] += sc_lanes(s0), sums[1] += sc_lanes(s1), sums[2] += sc_lanes(s2), sums[3] += sc_lanes(s3);
+/* Four partial sums of a row; `columns` is a multiple of 16. */
+static inline int32x4_t sc_row(const int16_t *x, const int8_t *w, uint32_t columns) {
+    int32x4_t s0 = vdupq_n_s32(0), s1 = s0;
+    uint32_t c = 0;
+    for (; c + 32 <= columns; c += 32) {
+        s0 = sc_add_products(s0, vld1q_s16(x + c), vld1q_s16(x + c + 8), w + c);
+        s1 = sc_add_products(s1, vld1q_s16(x + c + 16), vld1q_s16(x + c + 24), w + c + 16);
     }
-    for (uint32_t c = even; c < columns; c++) {
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += (int32_t)x[c] * w[r][c];
-        }
+    if (c < columns) {
+        s0 = sc_add_products(s0, vld1q_s16(x + c), vld1q_s16(x + c + 8), w + c);
     }
+    return vaddq_s32(s0, s1);
 }
 
 static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
                              int32_t sums[SC_ROWS]) {
-    int64_t wide[SC_ROWS];
-    sc_dot_s16(x, w, columns, wide);
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = (int32_t)wide[r];
+        sums[r] = (int32_t)sc_lanes(sc_row(x, w[r], columns));
+    }
+}
+
+static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                int32_t sums[SC_ROWS]) {
+    uint32_t even = columns & ~15u;
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        sums[r] = (int32_t)sc_lanes(sc_row(x, w[r], even));
+        for (uint32_t c = even; c < columns; c++) {
+            sums[r] += (int32_t)x[c] * w[r][c];
+        }
     }
 }
 
@@ -64,5 +64,10 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
 
 static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
-    sc_dot_s16(x, w, columns, sums);
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        sums[r] = 0;
+        for (uint32_t start = 0; start < columns; start += 1024) { /* a lane gets 256 products, 2^30 at most */
+            sums[r] += sc_lanes(sc_row(x + start, w[r] + start, columns - start < 1024 ? columns - start : 1024));
+        }
+    }
 }

@@ -20,20 +20,18 @@ static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], u
     sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
 }
 
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns, int64_t sums[SC_ROWS]) {
-    sums[0] = sums[1] = sums[2] = sums[3] = 0;
-    for (uint32_t start = 0; start < columns; start += 256) { /* 256 * 2^15 * 2^7 is 2^30 */
-        uint32_t stop = columns - start < 256 ? columns : start + 256;
-        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        for (uint32_t c = start; c < stop; c++) {
-            int32_t v = x[c];
-            s0 += v * w[0][c];
-            s1 += v * w[1][c];
-            s2 += v * w[2][c];
-            s3 += v * w[3][c];
-        }
-        sums[0] += s0, sums[1] += s1, sums[2] += s2, sums[3] += s3;
+static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+                                int32_t sums[SC_ROWS]) {
+    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (uint32_t c = 0; c < columns; c++) {
+        int32_t v = x[c];
+        s0 += v * w0[c];
+        s1 += v * w1[c];
+        s2 += v * w2[c];
+        s3 += v * w3[c];
     }
+    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
 }
 
 static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint32_t columns) {
@@ -43,5 +41,13 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
 
 static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
-    sc_dot_s16(x, w, columns, sums);
+    sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    for (uint32_t start = 0; start < columns; start += 256) {
+        const int8_t *const rows[SC_ROWS] = {w[0] + start, w[1] + start, w[2] + start, w[3] + start};
+        int32_t some[SC_ROWS];
+        sc_dot_short(x + start, rows, columns - start < 256 ? columns - start : 256, some);
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            sums[r] += some[r];
+        }
+    }
 }

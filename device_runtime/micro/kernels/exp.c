@@ -8,33 +8,44 @@ static const uint32_t POWERS[32] = {
     0xd744fccb, 0xdbfbb798, 0xe0ccdeec, 0xe5b906e7, 0xeac0c6e8, 0xefe4b99c, 0xf5257d15, 0xfa83b2db,
 };
 
-static uint32_t high_product(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+/* 2^(r / 2^32) - 1 for r below 2^27, which is below 0.0219: 36 bits behind the point. The series of e^z for z = r ln 2,
+ * from its fourth term inwards; all products are the upper half of 32 by 32 bits, which vector units have too. */
+static uint32_t power_of_rest(uint32_t r) {
+    uint32_t z = sc_high(r << 5, 0xb17217f8u);                   /* r ln 2; 37 bits */
+    uint32_t term = 0x80000000u + (z >> 8);                      /* 1 + z/4; 31 bits */
+    term = 0x80000000u + (sc_high(sc_high(z, term), 0x55555556u) >> 5); /* 1 + z/3 (…) */
+    term = 0x80000000u + (sc_high(z, term) >> 6);                /* 1 + z/2 (…) */
+    return sc_high(z, term);
+}
 
 float sc_exp(float x) {
-    const uint64_t log2_e = UINT64_C(793129986396); /* 39 bits behind the point */
-    const uint32_t ln_2 = UINT32_C(2977044472);         /* 32 bits behind the point */
-    uint32_t bits = sc_bits_of(x), exponent = bits >> 23 & 255;
-    uint64_t product;
-    int64_t power; /* x / ln 2, 32 bits behind the point */
-    uint32_t z, y, term;
+    uint32_t bits = sc_bits_of(x), mantissa = bits << 8 | 0x80000000u, fraction, y;
+    int32_t exponent = (int32_t)(bits >> 23 & 255) - 127, whole;
+    uint64_t power; /* |x| / ln 2: 62 bits behind the point, for an exponent of 0 */
+    uint32_t high;
     if (!(x > -87.33654f)) { /* also what is not a number */
         return x != x ? x : 0.0f;
     }
     if (x > 88.72283f) {
         return INFINITY;
     }
-    if (exponent < 127 - 32) {
+    if (exponent < -30) {
         return 1.0f;
     }
-    product = ((bits & 0x7fffff) | 0x800000) * log2_e;
-    product = ((product >> (156 - exponent)) + 1) >> 1; /* exponent is 95 … 133 */
-    power = bits >> 31 ? -(int64_t)product : (int64_t)product;
-    /* 2^power = 2^whole * 2^(i/32) * e^z */
-    z = (uint32_t)((uint64_t)((uint32_t)power & 0x7ffffff) * ln_2 >> 27); /* below 0.0217; 37 bits behind the point */
-    term = 0x80000000u + (z >> 8);                                        /* 1 + z/4, 31 bits */
-    term = 0x80000000u + (high_product(high_product(z, term), 0x55555556u) >> 5); /* 1 + z/3 (…) */
-    term = 0x80000000u + (high_product(z, term) >> 6);                             /* 1 + z/2 (…) */
-    y = POWERS[(uint32_t)power >> 27];
-    y += high_product(y, high_product(z, term)) >> 4;
-    return sc_float_of(((uint32_t)((int32_t)(power >> 32) + 126) << 23) + (y >> 8) + (y >> 7 & 1));
+    power = (uint64_t)mantissa * 0xb8aa3b29u; /* log2(e), 31 bits */
+    high = (uint32_t)(power >> 32);
+    if (exponent >= -1) {
+        whole = (int32_t)(high >> (30 - exponent));
+        fraction = high << (2 + exponent) | (uint32_t)power >> (30 - exponent); /* 32 bits behind the point */
+    } else {
+        whole = 0;
+        fraction = high >> (-2 - exponent);
+    }
+    if (bits >> 31) { /* 2^-(whole + fraction) */
+        whole = fraction != 0 ? -whole - 1 : -whole;
+        fraction = 0u - fraction;
+    }
+    y = POWERS[fraction >> 27];
+    y += sc_high(y, power_of_rest(fraction & 0x7ffffff)) >> 4;
+    return sc_float_of(((uint32_t)(whole + 126) << 23) + (y >> 8) + (y >> 7 & 1));
 }

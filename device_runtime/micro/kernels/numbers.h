@@ -19,6 +19,9 @@ static inline uint32_t sc_bits_of(float value) {
     return bits;
 }
 
+/* The upper half of a product. */
+static inline uint32_t sc_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
 /* exp(x) in integers: at most 0.51 units in the last place off. 0 below -87.3, where a float is not normal any more,
  * and infinity above 88.7. */
 float sc_exp(float x);
@@ -44,17 +47,15 @@ static inline float sc_tanh(float x) {
     return x < 0 ? -y : y;
 }
 
-/* Round to the nearest, halves away from zero, and hold within low … high. What is not a number becomes 0. */
+/* Round to the nearest, halves away from zero, held within low … high, which a float has exactly. What is not a number
+ * becomes low. There is no branch in it, so compilers make vectors of it. */
 static inline int32_t sc_rounded(float x, int32_t low, int32_t high) {
+    float held = x > (float)low ? x : (float)low, rest;
     int32_t whole;
-    float rest;
-    if (!(x > -2147483000.0f && x < 2147483000.0f)) {
-        return x > 0 ? high : x < 0 ? low : 0;
-    }
-    whole = (int32_t)x;
-    rest = x - (float)whole; /* exact: from 2^23 on there is no rest */
-    whole += rest >= 0.5f ? 1 : rest <= -0.5f ? -1 : 0;
-    return whole < low ? low : whole > high ? high : whole;
+    held = held < (float)high ? held : (float)high;
+    whole = (int32_t)held;
+    rest = held - (float)whole; /* exact */
+    return whole + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
 /* x * multiplier * 2^(shift - 31) as TensorFlow Lite rounds it: once after the product, once after the shift to the
@@ -71,6 +72,33 @@ static inline int32_t sc_requantized_s8(int32_t x, int32_t multiplier, int32_t s
 static inline int32_t sc_requantized_s16(int64_t x, uint32_t multiplier, uint32_t shift) {
     int64_t product = (int64_t)((uint64_t)x * multiplier + ((uint64_t)1 << (shift - 1))) >> shift;
     return product < -32768 ? -32768 : product > 32767 ? 32767 : (int32_t)product;
+}
+
+/* The same for one scale and many sums that fit 32 bits. Where the shift allows it, the multiplier is shifted up, so
+ * that the upper half of the product is all that is needed. */
+typedef struct {
+    uint32_t multiplier, shift; /* as in the image */
+    int32_t high_multiplier;    /* 0: the shift is too small or too large */
+    uint32_t high_shift;        /* of the upper half; at least 1 */
+} sc_scale;
+
+static inline sc_scale sc_scale_of(uint32_t packed) {
+    sc_scale scale = {packed & 0xffff, packed >> 16, 0, 1};
+    if (scale.multiplier < 0x8000 && scale.shift >= 17 && scale.shift <= 46) {
+        scale.high_multiplier = (int32_t)(scale.multiplier << 16);
+        scale.high_shift = scale.shift - 16;
+    }
+    return scale;
+}
+
+static inline int32_t sc_scaled(int32_t sum, const sc_scale *scale) {
+    int32_t y;
+    if (scale->high_multiplier == 0) {
+        return sc_requantized_s16(sum, scale->multiplier, scale->shift);
+    }
+    y = (int32_t)((int64_t)sum * scale->high_multiplier >> 32);
+    y = (y + (1 << (scale->high_shift - 1))) >> scale->high_shift;
+    return y < -32768 ? -32768 : y > 32767 ? 32767 : y;
 }
 
 #endif

@@ -6,17 +6,23 @@ far as stonechat uses it; unknown keys are faults. Templates are rendered as Hom
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
 from jinja2.nativetypes import NativeEnvironment
 
-from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, config_topic, describe
+from device_runtime.device.extensions import home_assistant
+from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, components_of, config_topic, describe
+from device_runtime.device.extensions.link_places import place_of
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Info
-from device_runtime.mqtt.topics import DeviceTopics, check_topic
+from device_runtime.mqtt.topics import DeviceTopics, check_topic, parse
+from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
 
 TEXT = {"type": "string", "minLength": 1}
@@ -100,14 +106,19 @@ ANSWER = {
         "target °C": {"type": "number"},
     },
 }
-PLAIN = Link(name="too-hot", source="plant/+/air", prompt="p", to="plant/{{ topic[1] }}/advice")
-HELD = Link(name="decide", source="plant/+/soil", prompt="p", to="plant/decision", answer=ANSWER)
-LIST = Link(name="list", source="plant/+/soil", prompt="p", to="plant/list", answer={"type": "array"})
+PLAIN = Link(name="too-hot", source="plant/south/air", prompt="p", to="plant/{{ topic[1] }}/advice")
+HELD = Link(name="decide", source="plant/south/soil", prompt="p", to="plant/decision", answer=ANSWER)
+LIST = Link(name="list", source="plant/south/soil", prompt="p", to="plant/list", answer={"type": "array"})
+ROOMS = Link(name="air", source="building/+/co2", prompt="p", to="advice/{{ topic[1] }}")
 INFO = Info("north", "Raspberry Pi 5", "0.1.0")
 
 
+def message_of(info: Info, links: tuple[Link, ...], places: dict[str, dict[str, str]] | None = None) -> dict[str, Any]:
+    return json.loads(describe(info, components_of(info, links, places or {})))
+
+
 def described(*links: Link) -> dict[str, Any]:
-    message = json.loads(describe(INFO, links))
+    message = message_of(INFO, links)
     jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
     return message
 
@@ -115,6 +126,9 @@ def described(*links: Link) -> dict[str, Any]:
 def state(component: dict[str, Any], payload: dict[str, Any]) -> Any:
     """The entity's state after a message, as Home Assistant's templates give it."""
     return NativeEnvironment().from_string(component["value_template"]).render(value_json=payload)
+
+
+TARGET = "link_decide_target__C_" + hashlib.sha256("target °C".encode()).hexdigest()[:8]
 
 
 class TestTheMessage:
@@ -129,7 +143,7 @@ class TestTheMessage:
                 assert unit in UNITS.get(component.get("device_class"), {unit})
 
     def test_two_devices_have_nothing_in_common(self) -> None:
-        other = json.loads(describe(Info("south", "x", "y"), (PLAIN,)))
+        other = message_of(Info("south", "x", "y"), (PLAIN,))
         mine = described(PLAIN)
         assert not set(mine["device"]["identifiers"]) & set(other["device"]["identifiers"])
         assert not {c["unique_id"] for c in mine["components"].values()} & {
@@ -164,7 +178,7 @@ class TestLinks:
         shown = {name: state(c, said) for name, c in components.items() if name.startswith("link_")}
         assert shown == {
             "link_decide_severity": "warn", "link_decide_advice": "x" * 255, "link_decide_open": "ON",
-            "link_decide_target__C": 21.5,
+            TARGET: 21.5,
         }  # fmt: skip
         assert components["link_decide_severity"]["options"] == ["ok", "warn", "alarm"]
         assert components["link_decide_open"]["platform"] == "binary_sensor"
@@ -174,8 +188,30 @@ class TestLinks:
         shown = {name: state(c, {"answer": {}}) for name, c in components.items() if name.startswith("link_")}
         assert shown == {
             "link_decide_severity": None, "link_decide_advice": "", "link_decide_open": "OFF",
-            "link_decide_target__C": None,
+            TARGET: None,
         }  # fmt: skip
+
+    def test_names_and_keys_of_entities_do_not_collide(self) -> None:
+        """A link may be called as a figure of the device is, and properties may differ in a character that a key
+        cannot have."""
+        properties = {name: {"type": "number"} for name in ("temp c", "temp_c", "temp-c", "Temp C")}
+        answer = {"type": "object", "properties": properties}
+        links = [Link(name=name, source=f"x/{name}", prompt="p", to="y") for name in ("state", "memory", "a", "a-b")]
+        links += [Link(name="held", source="x/h", prompt="p", to="y", answer=answer)]
+        components = described(*links)["components"]
+        names = [re.sub("[^a-z0-9]+", "_", component["name"].casefold()) for component in components.values()]
+        assert len(set(names)) == len(names)
+        assert len([key for key in components if key.startswith("link_held_")]) == 4
+
+    def test_each_topic_of_a_link_has_entities_of_its_own(self) -> None:
+        """One sensor for all rooms showed whichever came last."""
+        topics = ["building/a/co2", "building/b/co2", "building/A b/co2"]
+        places = {"air": {place_of(ROOMS, topic)[0]: topic for topic in topics}}
+        components = message_of(INFO, (ROOMS,), places)["components"]
+        rooms = {key: component for key, component in components.items() if key.startswith("link_air")}
+        assert [component["name"] for component in rooms.values()] == ["air a", "air b", "air A b"]
+        assert len({component["state_topic"] for component in rooms.values()}) == 3
+        assert all(parse(component["state_topic"]) is not None for component in rooms.values())
 
     def test_any_other_answer_is_shown_as_json(self) -> None:
         assert state(described(LIST)["components"]["link_list"], {"answer": [1, 2]}) in ("[1, 2]", [1, 2])
@@ -214,6 +250,50 @@ class TestOnAir:
         client.client.publish(STATUS_TOPIC, b"online", qos=1).wait_for_publish(30)
         while not client.heard.empty() or not client.silent():
             assert client.heard.empty() or client.heard.get().payload == b""
+
+    def test_rooms_show_up_as_they_are_answered_and_each_keeps_its_own_answer(self, on_air, peer, monkeypatch) -> None:
+        monkeypatch.setattr(home_assistant, "NEW_TOPICS_S", 0.1)
+        device = on_air(links=(replace(ROOMS, prompt="{{ topic[1] }} {{ value }}"),))
+        client = self.heard(peer, device.topics.device)
+        sensor = peer()
+        for room, value in (("one", 1), ("two", 2)):
+            sensor.publish(f"building/{room}/co2", value)
+
+        def has_both(topic: str, value: dict[str, Any]) -> bool:
+            return sum(key.startswith("link_air_") for key in value["components"]) == 2
+
+        message = client.until(has_both)[-1][1]
+        rooms = {c["name"]: c for key, c in message["components"].items() if key.startswith("link_air_")}
+        late = peer()
+        for room, answer in (("one", "ONE 1"), ("two", "TWO 2")):
+            late.subscribe(rooms[f"air {room}"]["state_topic"])
+            said = late.next()[1]
+            assert state(rooms[f"air {room}"], said) == answer
+            assert said["topic"] == f"building/{room}/co2"
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", said["time"])
+
+    def test_a_link_that_is_removed_or_renamed_is_taken_back(self, on_air, peer, monkeypatch) -> None:
+        monkeypatch.setattr(home_assistant, "NEW_TOPICS_S", 0.1)
+        device = on_air(device="renamed", links=(PLAIN, ROOMS))
+        sensor, client = peer(), self.heard(peer, "renamed")
+        sensor.publish("plant/south/air", {"temp_c": 40})
+        sensor.publish("building/one/co2", 4)
+        client.until(lambda topic, value: any(key.startswith("link_air_") for key in value["components"]))
+        wait_until(lambda: (device.service.config.state_dir / "links.json").read_text().count("link_") == 2)
+        device.client.until(lambda topic, value: topic == device.topics.link("air"))
+        device.service.stop()
+        device.client.until(lambda topic, value: value.get("state") == "disconnected")
+        monkeypatch.setattr(home_assistant, "CLEAN_S", 1.0)
+        on_air(device="renamed", links=(replace(PLAIN, name="hot"),))
+        message = client.until(lambda topic, value: value.get("components", {}).get("link_hot") is not None)[-1][1]
+        removed = {key: c for key, c in message["components"].items() if set(c) == {"platform"}}
+        assert len(removed) == 2 and removed["link_too-hot"] == {"platform": "sensor"}
+        client.until(
+            lambda topic, value: "link_hot" in value["components"] and not removed.keys() & value["components"].keys()
+        )
+        late = peer()
+        late.subscribe("stonechat/1/renamed/out/link/#", "stonechat/1/renamed/out/state")
+        assert [late.next()[0] for _ in range(1)] == ["stonechat/1/renamed/out/state"]  # nothing else is retained
 
     def test_a_links_answer_is_where_its_sensor_looks(self, on_air, peer) -> None:
         device = on_air(ScriptedModel(["Open", " it."]), links=(PLAIN,))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import FileEntry, GraphShape, Manifest, TokenizerInfo
+from device_runtime.bundle.manifest import ActivationPeak, FileEntry, GraphCounts, GraphShape, Manifest, TokenizerInfo
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.text.segments import Segment
 
@@ -92,7 +92,8 @@ def scripted_model(script: Sequence[int], words: Words, context: int = 64) -> tu
         weight_bits=8,
         profile="pi",
         context=context,
-        graph=GraphShape(1, 1, 2, 100, (context,), 0, 4, 200, False, 2, 1, 4, True),
+        graph=GraphShape(1, 1, 2, 100, (context,), 0, 4, 200, False),
+        counts={"pi": GraphCounts(1, 10, 20, 100, 200, 100, 0, 8, 16, ((ActivationPeak(64, 4),),))},
         tokenizer=TokenizerInfo("tokenizer.json", PREFIX, (EOS,), False, {}),
         chat_template=None,
         prefix_tokens=(PREFIX,),

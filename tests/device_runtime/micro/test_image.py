@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from converters.emit.c.image import SectionKind, read_image, write_image
 from device_runtime.errors import BundleError
 
+FUZZ = Path(__file__).parents[2] / "fuzz"
 SECTIONS = {SectionKind.CONSTANTS: bytes(range(250)), SectionKind.GRAPH: b"calls", SectionKind.CHAT: b""}
 OK, TRUNCATED, NOT_AN_IMAGE, UNKNOWN_FORMAT, DAMAGED = 0, 2, 3, 4, 5
 
@@ -117,6 +119,27 @@ def test_any_header_is_read_within_the_file(
     tried = hashed(bytes(header) + image[96:])
     status, sections = opened(program, tmp_path_factory.mktemp("tried"), tried)
     assert (status == OK) or not sections
+
+
+def test_damaged_images_stay_inside_of_their_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The target of `make fuzz` on its corpus and on damage to it: whole images whose hash is made right again, so that
+    it is the checks of the call list, of shifts and of the prefix that keep a step where it belongs."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    program = compile_program(
+        folder / "image", FUZZ / "replay.c", FUZZ / "image.c", flags=[*SANITIZERS, "-march=native"]
+    )
+    dice, files = random.Random(7), sorted((FUZZ / "corpus" / "image").iterdir())
+    assert len(files) >= 2
+    for whole in [file.read_bytes() for file in files]:
+        for number in range(40):
+            damaged = bytearray(whole)
+            for _ in range(dice.choice([1, 1, 2, 6])):
+                place = dice.randrange(48, len(damaged) if dice.random() < 0.3 else 2500)  # most of it in the call list
+                damaged[place] = dice.choice([0, 1, 127, 255, dice.randrange(256)])
+            files.append(folder / f"{len(whole)}-{number}")
+            files[-1].write_bytes(damaged)
+    status, output = run(program, *files)
+    assert (status, int(output)) == (0, len(files))
 
 
 def test_too_many_sections_or_none_are_refused_by_the_writer(tmp_path: Path) -> None:

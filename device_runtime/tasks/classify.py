@@ -1,0 +1,90 @@
+"""Answers of the kind `classify`: every field is decided at once, by what the network says after the prompt.
+
+The rows of the output matrix that belong to a field's values (`<category=network>`) are that field's head on the last
+hidden state. One run of the graph answers; the JSON is written by the runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.engine.backends import Logits
+from device_runtime.engine.tokenizer import Tokenizer
+from device_runtime.errors import BundleError
+
+__all__ = ["Choice", "Heads", "WrittenAnswer", "head_label"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: among what, and which."""
+
+    logits: npt.NDArray[np.float32]  # of what could be chosen
+    chosen: int  # among them
+
+
+def head_label(name: str, value: Any) -> str:
+    """The token that stands for a value of a field."""
+    return f"<{name}={value}>"
+
+
+class Heads:
+    """The heads of one bundle."""
+
+    def __init__(self, fields: Mapping[str, Sequence[Any] | None], tokenizer: Tokenizer) -> None:
+        """Find the tokens of every value.
+
+        Raises:
+            BundleError: the vocabulary lacks one.
+        """
+        self._fields = {name: list(values or []) for name, values in fields.items()}
+        self._tokens: dict[str, list[int]] = {}
+        for name, values in self._fields.items():
+            tokens = [tokenizer.encode(head_label(name, value)) for value in values]
+            if any(len(found) != 1 for found in tokens):
+                raise BundleError(f"The bundle's vocabulary has no tokens for the values of {name!r}; train it again.")
+            self._tokens[name] = [found[0] for found in tokens]
+
+    def decide(self, logits: Logits) -> tuple[dict[str, Any], dict[str, list[Choice]]]:
+        """The answer, and the choice of each field.
+
+        Args:
+            logits: (vocabulary,), after the prompt.
+        """
+        answer, choices = {}, {}
+        for name, tokens in self._tokens.items():
+            of_values = np.asarray(logits[tokens], np.float32)
+            best = int(np.argmax(of_values))
+            answer[name] = self._fields[name][best]
+            choices[name] = [Choice(of_values, best)]
+        return answer, choices
+
+
+class WrittenAnswer:
+    """A constraint (see structured.py) that leaves no choice: the answer that the heads gave, token by token."""
+
+    def __init__(self, heads: Heads, tokenizer: Tokenizer) -> None:
+        self._heads, self._tokenizer = heads, tokenizer
+        self._left: list[int] | None = None  # None before the first token
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the whole answer was written."""
+        return self._left == []
+
+    complete = satisfied
+
+    def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
+        """The next token of the answer, which the logits after the prompt decide."""
+        if self._left is None:
+            self._left = self._tokenizer.encode(json.dumps(self._heads.decide(logits)[0], ensure_ascii=False))
+        return self._left.pop(0)
+
+    def check(self, text: str) -> None:
+        """There is nothing to check: every value is one of the schema's."""
