@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", metavar="FILE", type=Path, help="of the task, .jsonl or .csv (default: those the task file names)"
     )
+    parser.add_argument(
+        "--shown", metavar="N", type=whole_number(0), default=8, help="examples that a general model sees (default: 8)"
+    )
     parser.add_argument("--against", metavar="CHECKPOINT", type=Path, help="compare with this, in float")
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
     parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
