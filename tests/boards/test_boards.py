@@ -278,3 +278,9 @@ def test_every_field_of_a_board_file_is_documented() -> None:
     for part in (Soc, Memory, Storage, Graph, Flash, Detect, Measurement):
         for field in fields(part):
             assert re.search(rf"\b{field.name}\b", page), f"{part.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("pico2", "rp2350"), ("nucleo-u575", "stm32u5")])
+def test_an_unknown_id_is_matched_with_the_names_of_boards(name, expected):
+    with pytest.raises(ConfigurationError, match=f"did you mean '{expected}'"):
+        boards.load_board(name)
