@@ -39,10 +39,23 @@ def load_board(id_or_path: str) -> Board:
     elif id_or_path in (known := board_ids()):
         path = _FOLDER / f"{id_or_path}.yaml"
     else:
-        near = " or ".join(map(repr, _nearest(id_or_path, known)))
+        near = " or ".join(map(repr, _by_name(id_or_path, known) or _nearest(id_or_path, known)))
         hint = f"did you mean {near}?" if near else "expected an id, or the path of a .yaml file."
         raise ConfigurationError(f"There is no board {id_or_path!r}; {hint} The boards are {', '.join(known)}.")
     return read_board(path)
+
+
+def _by_name(word: str, known: list[str]) -> list[str]:
+    """The ids of boards whose name has this in it, as Raspberry Pi Pico 2 has `pico2`; none if an id begins with it."""
+
+    def plain(text: str) -> str:
+        return "".join(letter for letter in text.lower() if letter.isalnum())
+
+    if any(board_id.startswith(word) for board_id in known):
+        return []
+    names = {board_id: plain(read_board(_FOLDER / f"{board_id}.yaml").name) for board_id in known}
+    found = [board_id for board_id in known if plain(word) and plain(word) in names[board_id]]
+    return sorted(found, key=lambda board_id: (len(names[board_id]), board_id))[:_SUGGESTED]
 
 
 def _nearest(word: str, known: list[str]) -> list[str]:

@@ -146,7 +146,7 @@ class Constraint:
         if end is not None and (not in_text or end.cost + min(end.wanted, self._spare) < left):
             return self._take(token, end)
         now = self._end or shortest_end(self._tokenizer, self._matcher, left, quoted=self._quoted)
-        if now is None or not now.tokens or not self._may_end(in_text, now.tokens[0], allowed):
+        if now is None or not now.tokens or not self._may_end(in_text, now, allowed):
             return self._take(token, None)
         self._cut = True
         return self._take(now.tokens[0], now.rest())
@@ -162,10 +162,12 @@ class Constraint:
         except ValueError as error:
             raise IncompleteError(f"The answer fits its schema and is of no use: {error}; ask for less.") from None
 
-    def _may_end(self, in_text: bool, token: int, allowed: npt.NDArray[np.bool_]) -> bool:
-        """Whether `token` closes a text, or, after a whole value, a list or an object."""
+    def _may_end(self, in_text: bool, end: End, allowed: npt.NDArray[np.bool_]) -> bool:
+        """Whether `end` closes a text (no name of a property), or, after a whole value, a list or an object."""
+        token = end.tokens[0]
         if in_text:
-            return bool(self._tokenizer.first[token] == ord('"'))
+            text = self._tokenizer.text_of(end.tokens[:4])
+            return text.startswith(b'"') and not text[1:].lstrip().startswith(b":")
         in_value = (self._tokenizer.rank[allowed & self._tokenizer.ordinary] > 2).any()  # the next digit, for one
         return bool(self._tokenizer.is_structure[token]) and not in_value
 

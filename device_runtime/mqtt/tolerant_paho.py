@@ -33,7 +33,7 @@ class TolerantClient(paho.Client):
         packet: bytearray = self._in_packet["packet"]
         qos = (self._in_packet["command"] & 0x06) >> 1
         try:
-            if self._protocol == paho.MQTTv5:
+            if self._protocol == paho.MQTTv5 and _USER_PROPERTY in packet:  # else there is none for sure
                 self._in_packet["packet"] = without_user_properties(packet, qos)
             return super()._handle_publish()
         except _UNREADABLE as error:

@@ -105,9 +105,13 @@ class _Replies:
         The device may publish where its clients may not. If it answered wherever a request points, a client could
         write to any topic through it (a "confused deputy"). So answers stay in this tree.
         """
+        return self.client_of(topic) is not None
+
+    def client_of(self, topic: str) -> str | None:
+        """The client whose reply topic this is; None if it is no reply topic of this tree."""
         root, _, rest = topic.partition(f"{self.reply_root}/")
-        levels = rest.split("/")
-        return root == "" and len(levels) == 2 and all(map(is_id, levels))
+        client, _, session = rest.partition("/")
+        return client if root == "" and is_id(client) and is_id(session) else None
 
 
 @dataclass(frozen=True)

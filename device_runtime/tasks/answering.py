@@ -18,10 +18,12 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
+from device_runtime.engine.chat import Message
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.errors import SchemaError
 from device_runtime.tasks.classify import Choice, Heads
+from device_runtime.tasks.examples import Example
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
@@ -52,9 +54,20 @@ class Answerer:
     """A bundle that answers a task. Not thread-safe."""
 
     def __init__(
-        self, bundle: Bundle, purpose: Purpose, *, backend: str | None = None, threads: int | None = None
+        self,
+        bundle: Bundle,
+        purpose: Purpose,
+        *,
+        shown: Sequence[Example] = (),
+        backend: str | None = None,
+        threads: int | None = None,
     ) -> None:
-        self.purpose = purpose
+        """Open the bundle's graph.
+
+        Args:
+            shown: for a bundle that was trained for no task: inputs with their answers, as turns of a conversation.
+        """
+        self.purpose, self._shown = purpose, shown
         manifest = bundle.manifest
         self._tokenizer = tokenizer_of(bundle)
         self._prompts = PromptEncoder(manifest, self._tokenizer)
@@ -91,7 +104,10 @@ class Answerer:
         strange = prompt.unfamiliar
         if not prompt.readable:
             return TypedAnswer(None, {}, strange)
-        tokens, room = self._prompts.plan(prompt.text, None)
+        if self.purpose.kind == "none":
+            tokens, room = self._prompts.plan(self._conversation(prompt.text), None)
+        else:
+            tokens, room = self._prompts.plan(prompt.text, None)
         strange += self._unknown_words(prompt.text, len(tokens) - self._prefix)
         if self._heads is not None:
             answer, choices = self._heads.decide(self._prefill(tokens))
@@ -108,6 +124,18 @@ class Answerer:
     def close(self) -> None:
         """Give back memory."""
         self._backend.close()
+
+    def _conversation(self, asked: str) -> list[Message]:
+        """For a general model: what the task is, examples as turns, and the input."""
+        inputs = self.purpose.inputs
+        fields = {name: values for name, values in self.purpose.fields.items() if values}
+        values = "; ".join(f"{name} is one of {', '.join(map(str, of))}" for name, of in fields.items())
+        turns: list[Message] = [{"role": "system", "content": f"{self.purpose.about} Answer in JSON: {values}."}]
+        for example in self._shown:
+            answer = json.dumps(example.answer, ensure_ascii=False)
+            turns.append({"role": "user", "content": inputs.prompt(example.input).text.strip()})
+            turns.append({"role": "assistant", "content": answer})
+        return [*turns, {"role": "user", "content": asked.strip()}]
 
     def _confidence(self, choices: Mapping[str, Sequence[Choice]]) -> dict[str, float]:
         temperatures = self.purpose.temperatures

@@ -76,6 +76,7 @@ class Task:
     none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
     truth: tuple[Rule, ...] = ()
     examples: tuple[str, ...] = ()  # JSONL or CSV files, relative to the task file
+    calibrate: tuple[str, ...] = ()  # files of examples that confidence is calibrated on, in place of generated ones
     generate: Generate = field(default_factory=Generate)
     network: Network = field(default_factory=Network)
     audit: Mapping[str, Any] = field(default_factory=dict)
@@ -187,6 +188,7 @@ TASK = Record(
             default=(),
         ),
         "examples": Field(OneOrMore(Text("a .jsonl or .csv file", r".+\.(jsonl|csv)")), default=()),
+        "calibrate": Field(OneOrMore(Text("a .jsonl or .csv file", r".+\.(jsonl|csv)")), default=()),
         "generate": Field(
             Record(
                 Generate,

@@ -26,7 +26,8 @@ class Purpose:
     name: str
     inputs: Inputs
     answer: Mapping[str, Any]  # a JSON schema
-    kind: Literal["tiny", "classify", "none"] = "none"
+    kind: Literal["tiny", "classify", "none"] = "none"  # none: of a bundle that was trained for no task
+    about: str = ""  # a sentence
     none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
     temperatures: Mapping[str, float] = field(default_factory=dict)  # of each field's choice; 1 where there is none
     longest_pieces: float | None = None  # tokens for each character; a text with more has words nobody trained on
@@ -35,7 +36,7 @@ class Purpose:
     @classmethod
     def of_task(cls, task: Task) -> Purpose:
         """For a bundle that was not trained for the task: nothing is calibrated."""
-        return cls(task.name, task.inputs, task.answer, none=task.none)
+        return cls(task.name, task.inputs, task.answer, about=task.about, none=task.none)
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Purpose | None:
@@ -95,6 +96,7 @@ class Purpose:
             "name": self.name,
             "order": order,
             "kind": self.kind,
+            **({"about": self.about} if self.about else {}),
             "input": self.inputs.to_json(),
             "answer": dict(self.answer),
             "none": dict(self.none),
@@ -129,6 +131,7 @@ _PURPOSE = Record(
     {
         "name": Field(Text("a name")),
         "kind": Field(Choice(("tiny", "classify", "none")), default="none"),
+        "about": Field(Text("a sentence"), default=""),
         "input": Field(INPUTS, to="inputs"),
         "answer": Field(Answer()),
         "none": Field(Plain("a mapping"), default={}),

@@ -52,11 +52,12 @@ def faults(path: str) -> list[str]:
 def test_the_boards_of_this_release() -> None:
     assert board_ids() == [
         "beaglebone-black", "esp32-c3", "esp32-p4", "esp32-s3", "generic-x86-64", "jetson-nano", "mps2-an386",
-        "mps2-an500", "mps3-an547", "nrf52840", "nrf5340", "orange-pi-zero-2w", "radxa-zero-3", "raspberry-pi-1",
-        "raspberry-pi-3b-plus", "raspberry-pi-3b-plus-32bit", "raspberry-pi-4-2gb", "raspberry-pi-4-2gb-32bit",
-        "raspberry-pi-4-4gb", "raspberry-pi-4-8gb", "raspberry-pi-5-16gb", "raspberry-pi-5-4gb", "raspberry-pi-5-8gb",
-        "raspberry-pi-zero", "raspberry-pi-zero-2-w", "raspberry-pi-zero-2-w-32bit", "rp2040", "rp2350",
-        "rp2350-psram", "stm32f405", "stm32h743", "stm32u5", "teensy-4-1",
+        "mps2-an500", "mps3-an547", "nrf52840", "nrf5340", "orange-pi-zero-2w", "qemu-riscv32", "radxa-zero-3",
+        "raspberry-pi-1", "raspberry-pi-3b-plus", "raspberry-pi-3b-plus-32bit", "raspberry-pi-4-2gb",
+        "raspberry-pi-4-2gb-32bit", "raspberry-pi-4-4gb", "raspberry-pi-4-8gb", "raspberry-pi-5-16gb",
+        "raspberry-pi-5-4gb", "raspberry-pi-5-8gb", "raspberry-pi-zero", "raspberry-pi-zero-2-w",
+        "raspberry-pi-zero-2-w-32bit", "rp2040", "rp2350", "rp2350-psram", "stm32f405", "stm32h743", "stm32u5",
+        "teensy-4-1",
     ]  # fmt: skip
 
 
@@ -277,3 +278,9 @@ def test_every_field_of_a_board_file_is_documented() -> None:
     for part in (Soc, Memory, Storage, Graph, Flash, Detect, Measurement):
         for field in fields(part):
             assert re.search(rf"\b{field.name}\b", page), f"{part.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("pico2", "rp2350"), ("nucleo-u575", "stm32u5")])
+def test_an_unknown_id_is_matched_with_the_names_of_boards(name, expected):
+    with pytest.raises(ConfigurationError, match=f"did you mean '{expected}'"):
+        boards.load_board(name)

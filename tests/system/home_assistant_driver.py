@@ -1,4 +1,4 @@
-"""Starts a real Home Assistant in a folder, waits for a stonechat device and an answer, and tells what it saw.
+"""Starts a real Home Assistant in a folder, waits for a stonechat device and an answer, and prints what it saw.
 
 Run by the Python that Home Assistant is installed in: `python home_assistant_driver.py CONFIG_DIR SECONDS`. Prints one
 JSON object.
@@ -13,7 +13,14 @@ import time
 
 from homeassistant import bootstrap, runner
 from homeassistant.components import persistent_notification
+from homeassistant.core import State
 from homeassistant.helpers import device_registry, entity_registry
+
+
+def known(states: dict[str, State | None], word: str) -> bool:
+    """Whether there is an entity with `word` in its id, and each such entity has a value."""
+    found = [state for key, state in states.items() if word in key]
+    return bool(found) and all(s is not None and s.state not in ("unknown", "unavailable") for s in found)
 
 
 async def main(config_dir: str, timeout_s: float) -> None:
@@ -31,15 +38,12 @@ async def main(config_dir: str, timeout_s: float) -> None:
     end_s = time.monotonic() + timeout_s
     while time.monotonic() < end_s:
         ours = [d for d in devices.values() if d.manufacturer == "stonechat"]
-        advice = hass.states.get("sensor.greenhouse_advice")
-        entries = entity_registry.async_get(hass).entities.values()
-        hot = [hass.states.get(e.entity_id) for e in entries if "_link_too-hot_" in e.unique_id]
-        needed = [advice, *hot] if hot else [None]  # an entity is unknown until its first message
-        if ours and messages and all(s is not None and s.state not in ("unknown", "unavailable") for s in needed):
+        entities = {e.unique_id: e for e in entity_registry.async_get(hass).entities.values() if e.platform == "mqtt"}
+        states = {key: hass.states.get(e.entity_id) for key, e in entities.items()}
+        # An entity exists before its first value has come: the state of the device, and the answers of its link.
+        if ours and messages and all(known(states, word) for word in ("_state", "too-hot", "greenhouse_advice")):
             break
         await asyncio.sleep(0.1)
-    entities = {e.unique_id: e for e in entity_registry.async_get(hass).entities.values() if e.platform == "mqtt"}
-    states = {key: hass.states.get(e.entity_id) for key, e in entities.items()}
     found = {
         "devices": [{"name": d.name, "model": d.model} for d in ours],
         "states": {key: state.state for key, state in states.items() if state is not None},

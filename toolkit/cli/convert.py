@@ -73,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
+    if profile == "micro" and manifest.arena is None:
+        say(
+            "stonechat: warning: the graph was not run in TFLite Micro, whose interpreter is not installed here "
+            "(`pip install tflite-micro`; x86-64 only); it was only held against TFLite Micro's rules"
+        )
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     if warning := quality_warning(manifest.quality):
         say(f"stonechat: warning: {warning}")

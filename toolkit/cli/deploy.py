@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.cli.device import add_connection, open_remote
@@ -39,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from device_runtime.update.state import TrialLimits
+    from toolkit.packed import as_folder
     from toolkit.progress import ProgressBar
     from toolkit.ssh.board_lock import only_one
     from toolkit.ssh.deploy import Outgoing, deploy
@@ -56,20 +55,6 @@ def run(args: argparse.Namespace) -> int:
                 done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
     state = "is online" if done.restarted else "waits for the service to restart"
     return show(args, asdict(done), [f"{done.device}: {done.name} {done.version} {state} as {done.model}"])
-
-
-@contextmanager
-def as_folder(path: Path) -> Iterator[Path]:
-    """A bundle folder; a packed bundle is unpacked for as long as this lasts."""
-    import tempfile
-
-    from device_runtime.bundle.archive import Archive
-
-    if not path.is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder, Archive.open(path) as archive:
-        yield archive.unpack(Path(folder) / "bundle").path
 
 
 def check_signature(folder: Path, keys: Path) -> None:

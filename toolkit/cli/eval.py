@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 from toolkit.cli.output import paragraph, show, table
 
 if TYPE_CHECKING:
     from converters.checkpoints import Checkpoint
-    from converters.measure.quality import Comparison, LayerError
+    from converters.measure.quality import Comparison, LayerError, Positions
     from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--examples", metavar="FILE", type=Path, help="of the task, .jsonl or .csv (default: those the task file names)"
+    )
+    parser.add_argument(
+        "--shown", metavar="N", type=whole_number(0), default=8, help="examples that a general model sees (default: 8)"
     )
     parser.add_argument("--against", metavar="CHECKPOINT", type=Path, help="compare with this, in float")
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
@@ -90,16 +94,22 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigurationError(f"{name} has {len(tokens)} tokens; a window needs {max(2, args.window or 2)}.")
     length = min(length, *map(len, texts.values()))
     kinds = {name: text_windows(tokens, length) for name, tokens in texts.items()}
-    with ProgressBar() as bar:
-        results, total = by_kind(
-            kinds,
-            lambda windows: compare_windows(
-                bundle, windows, checkpoint, backend=args.backend, progress=lambda share: bar.update("reading", share)
-            ),
-        )
     errors: list[LayerError] = []
-    if checkpoint is not None:
-        errors = layer_errors(bundle, checkpoint, np.concatenate([windows[:1] for windows in kinds.values()]))
+    with ProgressBar() as bar:
+        begun = itertools.count()  # texts
+
+        def compare(windows: Any) -> list[Positions]:
+            before = next(begun)
+            return compare_windows(
+                bundle, windows, checkpoint, backend=args.backend,
+                progress=lambda share: bar.update("reading", (before + share) / len(kinds)),
+            )  # fmt: skip
+
+        results, total = by_kind(kinds, compare)
+        if checkpoint is not None:
+            bar.update("layers", 0.0)
+            errors = layer_errors(bundle, checkpoint, np.concatenate([windows[:1] for windows in kinds.values()]))
+            bar.update("layers", 1.0)
     if args.plot is not None:
         from toolkit.plot import plot_layer_errors
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["purpose_of", "run_task"]
+
+_SHOWN_SEED = 20_000  # of the examples that a general model is shown
 
 
 def run_task(args: argparse.Namespace) -> int:
@@ -23,12 +26,13 @@ def run_task(args: argparse.Namespace) -> int:
     """
     from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.answering import Answerer
-    from device_runtime.tasks.examples import read_examples
+    from device_runtime.tasks.examples import Example, read_examples
     from device_runtime.tasks.file import load
     from device_runtime.tasks.rules import Truth
     from device_runtime.tasks.score import score
     from device_runtime.update.slots import open_bundle
     from toolkit.progress import ProgressBar
+    from toolkit.train.examples import all_examples
 
     bundle = open_bundle(args.bundle)
     task = load(args.task) if args.task is not None else None
@@ -44,7 +48,10 @@ def run_task(args: argparse.Namespace) -> int:
     if task is not None and task.truth:
         truth = Truth(task)
         examples = [replace(e, answer=truth.answer(e.input)) if e.answer is None else e for e in examples]
-    answerer = Answerer(bundle, purpose, backend=args.backend)
+    shown: list[Example] = []
+    if purpose.kind == "none" and task is not None:  # a general model: show it how
+        shown = list(islice(all_examples(task, args.shown, _SHOWN_SEED), args.shown))
+    answerer = Answerer(bundle, purpose, shown=shown, backend=args.backend)
     answers = []
     started_s = time.perf_counter()
     with ProgressBar() as bar:
@@ -54,8 +61,8 @@ def run_task(args: argparse.Namespace) -> int:
     per_s = len(examples) / (time.perf_counter() - started_s)
     result = score(purpose, examples, answers)
     if args.json:
-        shown = [answer.to_json() for answer in answers]
-        print(json.dumps({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": shown}, ensure_ascii=False))
+        said = [answer.to_json() for answer in answers]
+        print(json.dumps({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": said}, ensure_ascii=False))
         return 0
     known = sum(example.answer is not None for example in examples)
     print(f"{purpose.name}: {len(answers)} answers, {known} of them with a known truth, {per_s:.1f} a second")

@@ -16,15 +16,17 @@ HELP = "show what a bundle holds, after checking every file's hash"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat inspect`."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the manifest, shortened for people or whole as JSON."""
     from device_runtime.update.slots import open_bundle
+    from toolkit.packed import as_folder
 
-    manifest = open_bundle(args.bundle, verify=True).manifest
+    with as_folder(args.bundle) as folder:
+        manifest = open_bundle(folder, verify=True).manifest
     if args.json:
         print(manifest.to_json(), end="")
         return 0

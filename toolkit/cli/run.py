@@ -15,7 +15,7 @@ HELP = "answer a prompt with a bundle, on this machine"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat run`."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle folder, or a packed bundle")
     parser.add_argument("prompt", help="what to ask; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     from device_runtime.engine.language_model import LanguageModel, Markup
     from device_runtime.errors import ConfigurationError
+    from toolkit.packed import as_folder
 
     if args.raw and args.system is not None:
         raise ConfigurationError("--system is a chat message and --raw leaves the chat template out; use one of them.")
@@ -39,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
     system = [{"role": "system", "content": args.system}] if args.system else []
     started_s = time.perf_counter()
-    model = LanguageModel.open(args.bundle, backend=args.backend, threads=args.threads)
-    loaded_s = time.perf_counter()
-    try:
+    with (
+        as_folder(args.bundle) as folder,
+        LanguageModel.open(folder, backend=args.backend, threads=args.threads) as model,
+    ):
+        loaded_s = time.perf_counter()
         raw = args.raw or model.manifest.chat_template is None
         plain = Markup(text) if args.raw else text  # --raw is for a template that was written by hand
         prompt = plain if raw else [*system, {"role": "user", "content": text}]
@@ -53,8 +56,6 @@ def run(args: argparse.Namespace) -> int:
                 print(piece, end="", flush=True)
         if not args.json:
             print()
-    finally:
-        model.close()
     if args.json:
         from dataclasses import asdict
 

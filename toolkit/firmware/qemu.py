@@ -97,9 +97,6 @@ class Emulator:
             if held.endswith(PROMPT):
                 yield held.removesuffix(PROMPT)
                 return
-            if held.startswith(b"stonechat: ") and b"\r\n" in held and b"ready" not in held and len(held) < 200:
-                yield held  # an error at the start: no prompt follows
-                return
             safe = len(held) - next(n for n in range(len(PROMPT), -1, -1) if held.endswith(PROMPT[:n]))
             if safe:
                 yield held[:safe]

@@ -15,6 +15,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
+from device_runtime.tasks.examples import read_examples
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import reliability, score
@@ -73,7 +74,8 @@ def _with_purpose(
         purpose = replace(purpose, longest_pieces=longest_pieces(tokenizer, texts))
     _write_purpose(folder, purpose)
     answerer = Answerer.open(folder)
-    examples = read_cases(work, "calibrate", _CALIBRATED)
+    examples = [e for name in task.calibrate for e in read_examples(task.folder / name, task.inputs, task.answer)]
+    examples = examples or read_cases(work, "calibrate", _CALIBRATED)
     answers = []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))

@@ -169,8 +169,9 @@ class ReadingJob(Job):
         if why := self._device.delivery.deliver(self._wakeup.to, payload):
             self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
         place = self._links.places.note(link, reading.topic)
-        for topic in {self._device.topics.link(link.name), self._device.topics.link(link.name, place)}:
-            self._device.delivery.deliver(topic, payload, retain=True)
+        self._device.delivery.deliver(self._device.topics.link(link.name), payload, retain=True)
+        if place is not None:
+            self._device.delivery.deliver(self._device.topics.link(link.name, place), payload, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
 
     def _trouble(self, kind: str, message: str) -> None:

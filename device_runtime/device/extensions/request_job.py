@@ -13,8 +13,6 @@ from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
 from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request
 from device_runtime.mqtt.strict_json import dump
-from device_runtime.mqtt.topics import TopicParts
-from device_runtime.mqtt.topics import parse as parse_topic
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
 
@@ -29,9 +27,12 @@ class Replies:
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    def parts(self, topic: str) -> TopicParts | None:
-        """The parts of a topic that a reply may go to; None if none may."""
-        return parse_topic(topic) if self._device.topics.allows_reply(topic) or self._in_pool(topic) else None
+    def client_of(self, topic: str) -> str | None:
+        """The client whose reply topic this is, of the device or of its pool; None if no reply may go there."""
+        client = self._device.topics.client_of(topic)
+        if client is None and self._device.pool is not None:
+            client = self._device.pool.client_of(topic)
+        return client
 
     def send(self, address: Address, fields: dict[str, Any], qos: int = 0) -> None:
         """Publish one reply."""
@@ -57,8 +58,7 @@ class Replies:
 
     def client(self, address: Address) -> str:
         """Whose reply topic it is. Where no access list vouches for the name, it is a hint."""
-        parts = parse_topic(address.reply_to)
-        return parts.client if parts is not None else ""
+        return self.client_of(address.reply_to) or ""
 
     def short(self, address: Address) -> str:
         """A reply topic in a log line."""

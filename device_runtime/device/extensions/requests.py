@@ -18,7 +18,6 @@ from typing import Any
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.request_job import Replies, RequestJob
 from device_runtime.device.rate_limit import Kind
-from device_runtime.mqtt import topics
 from device_runtime.mqtt.messages import Address, Cancel, Request
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, parse
@@ -37,6 +36,8 @@ class Requests(Extension):
 
     def __init__(self, device: Device) -> None:
         self._device, self._replies = device, Replies(device)
+        pool = [device.pool.generate] if device.pool is not None else []
+        self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
         self._lock = threading.Lock()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -68,8 +69,8 @@ class Requests(Extension):
 
     def _command(self, kind: Kind, message: Incoming, act: _Act) -> None:
         """Find the reply topic, then `act`; what is wrong from there on is answered."""
-        limiter, parts = self._device.limiter, topics.parse(message.topic)
-        vouched = parts.client if parts is not None else ""  # by the broker's access list
+        limiter = self._device.limiter
+        vouched = "" if message.topic in self._plain else message.topic.rpartition("/")[2]  # by the access list
         if not limiter.admits(kind, vouched or None):
             return
         problem, value = None, None
@@ -84,14 +85,14 @@ class Requests(Extension):
             if limiter.admits("refusals", vouched or None):
                 log.info("refused a message on %s: %s", message.topic, problem or e)
             return
-        reply = self._replies.parts(address.reply_to)
-        if reply is None or (vouched and reply.client != vouched):
+        client = self._replies.client_of(address.reply_to)
+        if client is None or (vouched and client != vouched):
             if limiter.admits("refusals", vouched or None):
                 whose = f", for {vouched}" if vouched else ""
                 root = self._device.topics.reply_root
                 log.info("refused a message on %s: its reply topic is outside %s/%s", message.topic, root, whose)
             return
-        if not vouched and not limiter.admits_client(kind, reply.client):  # here a name is a hint
+        if not vouched and not limiter.admits_client(kind, client):  # here a name is a hint
             return
         try:
             if message.retained:

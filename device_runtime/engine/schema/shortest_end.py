@@ -20,7 +20,7 @@ from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 __all__ = ["NARROW", "WIDE", "End", "Quoted", "scan", "shortest_end"]
 
 NARROW, WIDE = 2, 16  # states that are kept of each level
-_SECONDS = {NARROW: 1.0, WIDE: 4.0}  # of computing; then the search gives up
+_SECONDS = {NARROW: 0.5, WIDE: 2.0}  # of computing; then the search gives up
 _CHARACTERS = (b"09", b"az", b"AZ", b"\x80\xff")  # kinds, each from one first byte to another
 _VALUE_TOKENS, _TEXT_TOKENS = 8, 12  # that a value, or a text, is likely to want beyond its shortest form
 

@@ -124,6 +124,7 @@ int main(void) {
     }
     if (status != SC_OK) {
         say_status(status);
+        say("> ");
         for (;;) (void)port_read();
     }
     say("stonechat: ready, context ");

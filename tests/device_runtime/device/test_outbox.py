@@ -204,7 +204,7 @@ class TestOnAir:
             peer.close()
         for _ in range(3):  # the answer is ready while the broker is away
             model.gate.release()
-        wait_until(lambda: len(service._outbox.waiting()) == 2)
+        wait_until(lambda: len(service._outbox.waiting()) == 3)  # to the link, its topic, and its place
         with mosquitto(tmp_path, port=port):
             peer = self.collect(port)
             found = peer.until(lambda topic, value: topic == "plant/advice", 60)

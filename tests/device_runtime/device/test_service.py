@@ -509,9 +509,10 @@ class TestClients:
         reply_to = self.ask_as(device, "anna", prompt="hello")
         assert device.client.until(lambda topic, value: topic == reply_to)[-1][1]["text"] == "HELLO"
 
-    def test_answers_go_to_nobody_but_the_client_who_asks(self, on_air):
+    @pytest.mark.parametrize("name", ["mallory", "generate", "cancel"])
+    def test_answers_go_to_nobody_but_the_client_who_asks(self, on_air, name):
         device = on_air()
-        self.ask_as(device, "mallory", reply_client="anna", prompt="boo")
+        self.ask_as(device, name, reply_client="anna", prompt="boo")
         self.ask_as(device, "anna", session="2", prompt="mine")
         seen = device.client.until(lambda topic, value: value.get("done"))
         assert [value["text"] for _, value in seen if "done" in value] == ["MINE"]

@@ -200,6 +200,7 @@ class TestTheEnd:
             (of(s={"type": "string", "format": "date"}, n={"type": "integer"}), '{"s": "2026-11-27", "n": 9}'),
             ({"type": "array", "items": {"type": "integer"}}, "[8, 12, 18, 22]"),
             ({"type": "number"}, "1234.5"),
+            ({"type": "object", "additionalProperties": {"type": "null"}}, '{"hall 3": null, "hall 12": null}'),
             ({"anyOf": [{"type": "null"}, {"type": "integer"}]}, "12345"),
         ],
     )
@@ -208,12 +209,13 @@ class TestTheEnd:
     ) -> None:
         """At every limit the answer is the one that the model wanted, or it is incomplete."""
         whole = 0
-        for limit in (*range(shortest(compiler, schema), 40), 50, 64):
+        least = shortest(compiler, schema)
+        for limit in (*range(least, least + 8), *range(24, 65, 8)):
             constraint = compiler.constraint(schema, limit)
             text = written(constraint, bundle, limit, wanting(compiler, bundle, answer))
             assert text in (None, answer)
             whole += text == answer
-        assert whole > 5
+        assert whole > 2
 
     @pytest.mark.parametrize(
         "schema, answer",
@@ -229,7 +231,7 @@ class TestTheEnd:
     ) -> None:
         """What is left of a text is its beginning; each other value is the model's own."""
         cut = 0
-        for limit in range(shortest(compiler, schema), 90, 2):
+        for limit in range(shortest(compiler, schema), 90, 5):
             text = written(compiler.constraint(schema, limit), bundle, limit, wanting(compiler, bundle, answer))
             if text is None:
                 continue
@@ -240,7 +242,7 @@ class TestTheEnd:
                 for name, value in one.items():
                     same = other[name].startswith(value) if name in ("a", "advice") else value == other[name]
                     assert same, text
-        assert cut > 3
+        assert cut > 2
 
     @pytest.mark.parametrize(
         "schema, answer",

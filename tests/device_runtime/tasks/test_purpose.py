@@ -18,7 +18,9 @@ MANIFEST = Manifest.from_json((EXAMPLES / "boiler-advisor/bundle/manifest.json")
 @pytest.mark.parametrize("name", ["boiler-advisor", "fall-alert", "home-commands", "log-triage"])
 def test_a_purpose_comes_back_from_a_manifest_in_its_own_order(name: str) -> None:
     task = load(EXAMPLES / name)
-    purpose = Purpose(task.name, task.inputs, task.answer, "tiny", task.none, {next(iter(task.fields)): 1.5}, 0.5)
+    purpose = Purpose(
+        task.name, task.inputs, task.answer, "tiny", task.about, task.none, {next(iter(task.fields)): 1.5}, 0.5
+    )
     sorted_by_another_tool = json.loads(json.dumps(purpose.to_json(), sort_keys=True))
     found = Purpose.of_manifest(replace(MANIFEST, purpose=sorted_by_another_tool))
     assert found is not None

@@ -1,0 +1,29 @@
+"""A bundle folder of whatever form of bundle a command was given."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from device_runtime.bundle.archive import Archive
+from toolkit.disk import require_space
+
+__all__ = ["as_folder"]
+
+
+@contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """A bundle folder as it is; a packed bundle is unpacked for as long as this lasts.
+
+    Raises:
+        BundleError: the packed bundle is damaged.
+        DiskFullError: there is no room for its files.
+    """
+    if not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="stonechat-") as folder, Archive.open(path) as archive:
+        require_space(Path(folder), path.stat().st_size, f"{path}, unpacked,")
+        yield archive.unpack(Path(folder) / "bundle").path
