@@ -32,9 +32,8 @@ def main() -> None:
                     }  # fmt: skip
                     program = compile_for(board, Path(folder) / "count.elf", "count_matmul.c", defines, flags)
                     found.append(rows * columns / int(run_on(board, program)))
-                print(
-                    f"{name:4} {rows:5} x {columns:5}   {found[0]:5.2f} products an instruction   scalar {found[1]:5.2f}"
-                )
+                ours, scalar = found
+                print(f"{name:4} {rows:5} x {columns:5}  {ours:5.2f} products an instruction  (scalar {scalar:.2f})")
 
 
 if __name__ == "__main__":
