@@ -29,7 +29,7 @@ demo: $(BUNDLE)/manifest.json
 
 # Debian packages that some tests run; where they cannot be installed those tests are skipped and say so.
 setup-tests: setup
-	@scripts/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools fish tcsh
+	@scripts/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools
 	@scripts/setup_venv.sh $(VENV214) tflite214 || echo "setup: no tflite-runtime 2.14 here; its tests are skipped" >&2
 
 lint: setup
@@ -42,9 +42,11 @@ lint: setup
 test: setup-tests lint
 	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
-# 32- and 64-bit ARM boards on this machine (tests/system/emulated_board.sh)
+# ARM boards with Linux (tests/system/emulated_board.sh) and microcontrollers (tests/system/test_firmware.py) in QEMU
 setup-emulation:
 	@scripts/setup_debian.sh debootstrap debian-archive-keyring qemu-user-static
+	@scripts/setup_debian.sh gcc-arm-none-eabi libnewlib-arm-none-eabi gcc-riscv64-unknown-elf \
+		picolibc-riscv64-unknown-elf qemu-system-arm qemu-system-misc
 
 test-slow: setup-tests setup-emulation $(CHECKPOINT)
 	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +39,7 @@ from device_runtime.bundle.manifest import (
     Manifest,
     TokenizerInfo,
 )
+from device_runtime.bundle.work_place import put_in_place, work_folder
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
@@ -92,14 +92,13 @@ def convert(
     profile = PROFILES[options.profile]
     context = _context(checkpoint.config, profile, options)
     require_support(folded(checkpoint.config), profile.supports, f"The profile {profile.name}")
-    folder = Path(os.path.abspath(folder))  # "." has no name to put a temporary folder beside
+    folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
-    work = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    try:  # from before the folder is there: Ctrl-C may come at any moment
+    with ExitStack() as stack:  # from before the folder is there: Ctrl-C may come at any moment
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir(mode=0o700)
+            work = stack.enter_context(work_folder(folder))
         except OSError as error:
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
@@ -109,10 +108,8 @@ def convert(
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
-        _replace(work, folder)
+        put_in_place(work, folder)
         return Bundle.open(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def graph_shape(config: NetworkConfig, profile: Profile, context: int) -> GraphShape:
@@ -329,17 +326,3 @@ def _add_report(
     )
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))
     return _with_manifest(bundle, replace(manifest, quality={**report, **manifest.quality}))
-
-
-def _replace(work: Path, folder: Path) -> None:
-    """Move the finished bundle into place; an older bundle there is set aside until the new one is there."""
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        work.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -29,6 +29,7 @@ from converters.network.weights import CanonicalWeights, FloatArray
 from converters.ops.numpy import KvCache, NumpyOps
 from converters.quantize.prefix import prefix_cache
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.work_place import work_folder
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.errors import BackendError, ConfigurationError, StonechatError
 from device_runtime.machine.machine import usable_cores
@@ -154,12 +155,12 @@ def compare_windows(
     if windows.shape[1] < 2:
         raise ConfigurationError(f"A window has {windows.shape[1]} token; at least 2 are needed to predict one.")
     progress(0.0)
-    with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
+    with work_folder(Path(tempfile.gettempdir()) / "measure") as folder:
         if checkpoint is not None:
-            _save_reference(Path(folder), bundle, windows, checkpoint)
+            _save_reference(folder, bundle, windows, checkpoint)
         progress(0.1)
         count = min(workers or usable_cores(), len(windows))
-        arguments = (str(bundle.path), backend, folder if checkpoint is not None else None)
+        arguments = (str(bundle.path), backend, str(folder) if checkpoint is not None else None)
         # Spawned, not forked: a runtime that this process has opened does not survive a fork.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(count, context, _Worker.start, arguments)

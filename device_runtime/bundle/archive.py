@@ -27,6 +27,7 @@ from typing import IO, BinaryIO
 from device_runtime.bundle.folder import Bundle, read_signature
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, Manifest
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
+from device_runtime.bundle.work_place import work_file, work_folder
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
 from device_runtime.records.typed_json import shortened
 
@@ -187,20 +188,13 @@ class Archive:
         """
         if folder.exists() or folder.is_symlink():
             raise ConfigurationError(f"{folder} is there already; name a new folder.")
-        work = folder.with_name(f".{folder.name}-unpacking-{os.getpid()}")
-        work.mkdir()
-        try:
+        with work_folder(folder, 0o777) as work:
             for name in self.manifest.files:
                 _write_synced(work / name, self.chunks(name))
             if self.head.signature is not None:
                 _write_synced(work / SIGNATURE, [self.head.signature])
             _write_synced(work / MANIFEST, [self.head.manifest])  # the bytes that were verified
             work.rename(folder)
-        except BaseException:
-            for file in work.iterdir():
-                file.unlink()
-            work.rmdir()
-            raise
         return Bundle(folder, self.manifest, hashlib.sha256(self.head.manifest).hexdigest())
 
     def close(self) -> None:
@@ -224,11 +218,12 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
         signature: the bytes of manifest.sig.
 
     Raises:
-        BundleError: a file is not the one that the manifest describes. `target` is as it was.
+        BundleError: a file is not the one that the manifest describes, or is a link. `target` is as it was.
     """
+    if isinstance(bundle, Bundle):
+        _require_no_links(bundle)
     contents = _contents(Manifest.from_json(manifest.decode()), manifest, signature)
-    work = target.with_name(f".{target.name}-packing-{os.getpid()}")
-    try:
+    with work_file(target) as work:
         with zipfile.ZipFile(work, "w") as zip_file:
             for name, size in contents:
                 info = zipfile.ZipInfo(name, _EARLIEST)
@@ -246,9 +241,6 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
         with open(work, "rb+") as file:
             os.fsync(file.fileno())
         work.replace(target)
-    except BaseException:
-        work.unlink(missing_ok=True)
-        raise
 
 
 def open_any(path: Path | str, trust: TrustStore | None = None) -> Archive | Bundle:
@@ -371,12 +363,27 @@ def _copy(bundle: Bundle | Archive, name: str, out: IO[bytes]) -> None:
 
 def _file_chunks(bundle: Bundle, name: str) -> Iterator[bytes]:
     digest = hashlib.sha256()
-    with open(bundle.path / name, "rb") as source:
+    with open(bundle.path / name, "rb", opener=_no_link) as source:
         while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
             yield chunk
     if digest.hexdigest() != bundle.manifest.files[name].sha256:
         raise BundleError(f"{bundle.path / name} has changed while it was packed; try again.")
+
+
+def _require_no_links(bundle: Bundle) -> None:
+    """What is packed goes to others: a link could put any file of this machine into it."""
+    for name in (MANIFEST, SIGNATURE, *bundle.manifest.files):
+        path = bundle.path / name
+        if path.is_symlink():
+            raise BundleError(
+                f"{path} is a link to {os.readlink(path)}; a bundle is packed from files of its own. Put the file "
+                "itself there."
+            )
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _write_synced(path: Path, chunks: Iterable[bytes]) -> None:

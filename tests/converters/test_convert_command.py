@@ -101,6 +101,8 @@ class TestWhole:
             assert Bundle.open(target, verify=True).manifest.version == "older"
         else:
             assert not target.exists()
+        convert(random_checkpoint(max_context=64), target, replace(QUICK, version="next"))
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # what the killed one left is cleared
 
     def test_nobody_else_needs_to_be_asked_to_read_it(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """The temporary folder is private; the bundle is not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -335,3 +336,17 @@ class TestServe:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert "has no *.pub" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "manifest.json", "manifest.sig"])
+def test_packing_follows_no_link(shop: Workshop, name: str) -> None:
+    """A bundle that came from somebody could name any file of this machine."""
+    folder = shutil.copytree(plain_bundle(shop.folder / "linked"), shop.folder / f"linked-{name}")
+    (folder / "manifest.sig").write_bytes(b"{}")
+    (shop.folder / f"secret-{name}").write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    (folder / name).symlink_to(shop.folder / f"secret-{name}")
+    target = shop.folder / f"{name}.zip"
+    with pytest.raises(BundleError, match=rf"{re.escape(name)} is a link to .*secret-.*Put the file itself there"):
+        pack_bundle(folder, target, {}, [])
+    assert not target.exists()

@@ -1,0 +1,127 @@
+"""Folders and files that are made beside their target, and get its name when they are whole.
+
+Whoever makes one holds a lock on it (flock), which ends with the process, however that ends. So what has such a name
+and no lock is left over from a process that was killed, and the next one that works there clears it away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["clear_leftovers", "put_in_place", "work_file", "work_folder"]
+
+_NAME = re.compile(r"\..*\.stonechat-[0-9a-f]{8}", re.DOTALL)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2(2)
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+@contextmanager
+def work_folder(target: Path, mode: int = 0o700) -> Iterator[Path]:
+    """A new folder beside `target`; it is removed at the end, unless `put_in_place` has moved it."""
+    with _work(target, lambda path: path.mkdir(mode=mode)) as path:
+        yield path
+
+
+@contextmanager
+def work_file(target: Path) -> Iterator[Path]:
+    """A new empty file beside `target`; it is removed at the end, unless it was moved."""
+    with _work(target, lambda path: path.touch(exist_ok=False)) as path:
+        yield path
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left in a folder; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if _NAME.fullmatch(path.name) and not path.is_symlink():
+                _remove_if_left(path)
+
+
+def put_in_place(work: Path, target: Path) -> None:
+    """Give a finished folder or file the name of its target. What had it before is then at `work`.
+
+    At every moment there is something whole at `target`, if there was before, where the file system can exchange two
+    names (Linux' own can); elsewhere there is nothing for the time between two system calls.
+    """
+    if not os.path.lexists(target):
+        work.rename(target)
+        return
+    try:
+        _exchange(work, target)
+        return
+    except OSError as error:
+        if error.errno not in _CANNOT_EXCHANGE:
+            raise
+    aside = _name_beside(target)
+    target.rename(aside)
+    try:
+        work.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    aside.rename(work)
+
+
+@contextmanager
+def _work(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    clear_leftovers(target.parent)
+    path, lock = _claimed(target, make)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(lock)
+
+
+def _claimed(target: Path, make: Callable[[Path], object]) -> tuple[Path, int]:
+    """A new path and the lock on it; another process may take it for a leftover before it is locked."""
+    while True:
+        path = _name_beside(target)
+        make(path)
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # a file system without locks: then nothing is ever taken for a leftover
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return path, lock
+        os.close(lock)
+
+
+def _name_beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.stonechat-{secrets.token_hex(4)}")
+
+
+def _remove_if_left(path: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error: somebody is at it
+            _remove(path)
+        finally:
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two names in one step (renameat2)."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))
