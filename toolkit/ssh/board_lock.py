@@ -56,7 +56,7 @@ def only_one(board: BoardDevice, lease_s: float = LEASE_S, beat_s: float = BEAT_
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     try:
         if process.stdout.readline().strip() != _HELD.encode():
-            said = process.stderr.read().decode("utf-8", "replace").strip()
+            said = board.remote.own(process.stderr.read().decode("utf-8", "replace")).strip()
             code = process.wait()
             board.remote.check_connection(code, said)
             if code == _TAKEN:

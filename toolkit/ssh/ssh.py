@@ -5,11 +5,16 @@ command opens the connection (ControlMaster), the others share it.
 
 Every remote command is a constant POSIX sh script whose variable parts are its arguments $1, $2 …, quoted here and
 nowhere else: no value is ever pasted into a script.
+
+Whose login shell is on the other side is unknown: it may be fish or tcsh, which quote otherwise, and it may print a
+greeting before the command and something after it. So the command goes through it as letters, digits and octal escapes
+that every shell leaves alone, `sh` decodes it, and only what is between our own marks is taken for its output.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -30,6 +35,11 @@ IDLE_S = 300  # a connection that nobody closed, since we were killed, closes it
 _ALIVE = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"]
 _FAILED = 255  # ssh's own exit code; that of a command is passed through
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
+# $1 the command line, for `printf %b`; $2 the mark
+_MARKED = 'echo "$2"; echo "$2" >&2; eval "$(printf %b "$1")"; code=$?; echo "$2"; echo "$2" >&2; exit $code'
+_MERGED = 'echo "$2"; eval "$(printf %b "$1")" 2>&1; code=$?; echo "$2"; exit $code'
+_PLAIN = 'eval "$(printf %b "$1")"'
+_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _./=:,@+-")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*")
 
 
@@ -86,6 +96,7 @@ class Remote:
     options: tuple[str, ...] = ()  # further words for ssh, such as -F FILE
     sudo: bool = False  # whether `as_root` needs sudo
     _sockets: Path = field(init=False, repr=False)
+    _mark: str = field(init=False, repr=False, default_factory=lambda: f"stonechat-{secrets.token_hex(8)}")
 
     def __enter__(self) -> Remote:
         """Connect.
@@ -130,7 +141,8 @@ class Remote:
         )
         out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))  # \r\n stays as it is
         self.check_connection(done.returncode, err)
-        return Done(done.returncode, out, err)
+        self._check_marks(out, err)
+        return Done(done.returncode, self.own(out), self.own(err))
 
     def check(self, script: str, *arguments: str, as_root: bool = False, user: str | None = None) -> str:
         """Run a sh script that must succeed; returns its stdout.
@@ -153,7 +165,7 @@ class Remote:
         Raises:
             UnreachableError: the connection broke.
         """
-        command = self._command(script, arguments, as_root, user)
+        command = self._command(script, arguments, as_root, user, _MERGED)
         said: list[str] = []
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
@@ -161,14 +173,25 @@ class Remote:
         ) as process:  # fmt: skip
             try:
                 assert process.stdout is not None
-                for line in process.stdout:
+                lines = process.stdout
+                for line in lines:
                     said.append(line)
-                    on_line(line.rstrip("\n"))
+                    if line.endswith(f"{self._mark}\n"):
+                        break
+                ended = False
+                for line in lines:
+                    said.append(line)
+                    text, mark, _ = line.rstrip("\n").partition(self._mark)
+                    if not ended and (text or not mark):
+                        on_line(text)
+                    ended |= bool(mark)
             except BaseException:
                 process.terminate()
                 raise
+        whole = "".join(said)
         self.check_connection(process.returncode, "".join(said[-5:]))
-        return Done(process.returncode, "".join(said), "")
+        self._check_marks(whole, "")
+        return Done(process.returncode, self.own(whole), "")
 
     def feed(
         self, script: str, *arguments: str, blocks: Iterable[bytes], as_root: bool = False, user: str | None = None
@@ -201,21 +224,46 @@ class Remote:
             err.seek(0)
             said = err.read().decode("utf-8", "replace")
         self.check_connection(code, said)
+        self._check_marks(out, said)
         if code:
-            raise RemoteError(last_words(said) or f"the command ended with {code}")
-        return out
+            raise RemoteError(last_words(self.own(said)) or f"the command ended with {code}")
+        return self.own(out)
 
     def start(self, script: str, *arguments: str, user: str | None = None) -> subprocess.Popen[bytes]:
-        """Start a sh script, and leave it running: its three streams are pipes, and its end is the caller's to see."""
-        return subprocess.Popen(
+        """Start a sh script, and leave it running: its three streams are pipes, and its end is the caller's to see.
+
+        Its stdout begins with what the script writes; `own` takes what it has written out of the rest.
+        """
+        process = subprocess.Popen(
             self._command(script, arguments, False, user), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) and not line.endswith(f"{self._mark}\n".encode()):
+            pass  # a greeting of the login shell
+        return process
+
+    def own(self, text: str) -> str:
+        """What a script has written, of all that came: not what the login shell prints before and after it."""
+        parts = text.split(self._mark)
+        return parts[1].removeprefix("\n") if len(parts) > 1 else text
+
+    def _check_marks(self, out: str, err: str) -> None:
+        """Raise a `ConfigurationError` if a command was not run as it was sent."""
+        if self._mark not in out:
+            said = last_words(err) or last_words(out) or "nothing"
+            raise ConfigurationError(
+                f"{self.target} lets us in, but does not run our commands; it says: {said}. Expected a login shell "
+                "that runs `ssh HOST COMMAND`, not one for file transfer or a fixed command; connect as another user."
+            )
 
     def stream(self, script: str, *arguments: str, as_root: bool = False, out: IO[str] | None = None) -> int:
         """Run a sh script whose output a person reads; returns its exit code."""
         done = subprocess.run(
-            self._command(script, arguments, as_root, None), stdin=subprocess.DEVNULL, stdout=out, encoding="utf-8"
+            self._command(script, arguments, as_root, None, _PLAIN),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            encoding="utf-8",
         )
         self.check_connection(done.returncode, "")
         return done.returncode
@@ -243,6 +291,8 @@ class Remote:
         return [
             *self.options,
             *["-o", f"ControlPath={self._sockets}/%C", "-o", f"ConnectTimeout={CONNECT_S}", *_ALIVE],
+            # What ~/.ssh/config may ask of a person's own sessions with this board.
+            *["-o", "RemoteCommand=none", "-o", "PermitLocalCommand=no", "-o", "ClearAllForwardings=yes"],
             *([] if sys.stdin.isatty() else ["-o", "BatchMode=yes"]),
             *(["-i", str(self.identity), "-o", "IdentitiesOnly=yes"] if self.identity else []),
             *(["-p", str(t.port)] if t.port else []),
@@ -251,15 +301,18 @@ class Remote:
             t.host,
         ]
 
-    def _command(self, script: str, arguments: Iterable[str], as_root: bool, user: str | None) -> list[str]:
+    def _command(
+        self, script: str, arguments: Iterable[str], as_root: bool, user: str | None, wrapper: str = _MARKED
+    ) -> list[str]:
         words = ["sh", "-c", script, "stonechat", *arguments]
         if user is not None:
             become = ["sudo", "-n", "-u", user, "--"] if self.sudo else ["runuser", "-u", user, "--"]
             words = [*become, *words]
         elif as_root and self.sudo:
             words = ["sudo", "-n", "--", *words]
+        line = f"sh -c '{wrapper}' sh '{_escaped(shlex.join(words))}' {self._mark}"
         # BatchMode: without the master (it was cut) ssh would connect again, and could ask for a password once more.
-        return ["ssh", "-T", "-o", "ControlMaster=no", "-o", "BatchMode=yes", *self._words(), shlex.join(words)]
+        return ["ssh", "-T", "-o", "ControlMaster=no", "-o", "BatchMode=yes", *self._words(), line]
 
     def _refusal(self, said: str) -> StonechatError:
         """What ssh's own words mean."""
@@ -296,6 +349,11 @@ class Remote:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         shutil.rmtree(self._sockets, ignore_errors=True)
+
+
+def _escaped(line: str) -> str:
+    """A command line for `printf %b`, of characters that no shell looks at inside single quotes."""
+    return "".join(chr(byte) if byte in _SAFE else f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
 
 
 def last_words(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,3 +245,77 @@ def all_command_lines() -> str:
         except OSError:
             continue
     return "\n".join(found)
+
+
+TALKATIVE = """#!/bin/sh
+echo "Welcome to this board"; echo 4096; echo "{}"; echo "no certificate found" >&2; printf "no end of line"
+{shell} -c "$SSH_ORIGINAL_COMMAND"
+code=$?
+echo "Good bye"; echo "logged out" >&2
+exit $code
+"""
+
+
+@pytest.fixture(params=["sh", "bash", "fish", "tcsh"])
+def talkative(request, tmp_path):
+    """A board whose login shell greets, takes leave, and may quote otherwise than sh."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed (Debian: apt install {request.param})")
+    shell = tmp_path / "shell"
+    shell.write_text(TALKATIVE.replace("{shell}", request.param))
+    shell.chmod(0o755)
+    with ssh_server(tmp_path / "sshd", f"ForceCommand {shell}") as server, remote_to(server) as connected:
+        yield connected
+
+
+def test_only_what_is_between_our_own_marks_is_taken(talkative, tmp_path):
+    odd = ["it's", 'a "b" $HOME `id` \\n \\\\ !1 !! %s', "", "two\nlines", "Grüße \t é", "-e", "\\'"]
+    out = talkative.check('for word in "$@"; do printf "%s\\0" "$word"; done', *odd)
+    assert out == "".join(word + "\0" for word in odd)
+    done = talkative.run("echo out; echo err >&2; exit 7")
+    assert (done.code, done.out, done.err) == (7, "out\n", "err\n")
+    with pytest.raises(RemoteError, match=r"^no space left$"):
+        talkative.check("echo 'no space left' >&2; exit 1")
+    lines: list[str] = []
+    done = talkative.follow("echo one; echo two >&2; printf three", on_line=lines.append)
+    assert sorted(lines) == ["one", "three", "two"] and "Welcome" not in done.out
+    assert talkative.feed('cat > "$1"; echo kept', str(tmp_path / "fed"), blocks=[b"a\0b", b"c"]) == "kept\n"
+    assert (tmp_path / "fed").read_bytes() == b"a\0bc"
+    process = talkative.start("echo held; cat >/dev/null; echo said >&2; exit 3")
+    assert process.stdout.readline() == b"held\n"
+    process.stdin.close()
+    assert talkative.own(process.stderr.read().decode()) == "said\n"
+    process.stdout.close()
+    assert process.wait() == 3
+
+
+def test_a_file_is_copied_past_a_greeting(talkative, tmp_path):
+    source = tmp_path / "model"
+    source.write_bytes(os.urandom(300_000))
+    copy_file(talkative, source, file_sha256(source), str(tmp_path / "incoming"), str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == source.read_bytes()
+    assert put_text(talkative, "x", str(tmp_path / "small"), mode="644")
+    assert not put_text(talkative, "x", str(tmp_path / "small"), mode="644")
+
+
+def test_what_a_persons_ssh_config_asks_for_their_own_sessions_does_not_reach_ours(server, tmp_path):
+    config = tmp_path / "config"
+    config.write_text(
+        server.config.read_text()
+        + "RemoteCommand tmux new -A -s main\nRequestTTY force\nPermitLocalCommand yes\nLocalCommand echo local\n"
+        f"LocalForward {free_port()} 127.0.0.1:9\n"
+    )
+    with remote_to(server, options=("-F", str(config))) as connected:
+        assert connected.check("echo out") == "out\n"
+
+
+def test_a_board_that_runs_no_commands_is_told_from_one_that_is_gone(tmp_path):
+    shell = tmp_path / "shell"
+    shell.write_text("#!/bin/sh\necho This account is currently not available.\nexit 1\n")
+    shell.chmod(0o755)
+    with (
+        ssh_server(tmp_path / "sshd", f"ForceCommand {shell}") as server,
+        remote_to(server) as connected,
+        pytest.raises(ConfigurationError, match="does not run our commands; it says: This account is currently not av"),
+    ):
+        connected.check("true")
