@@ -204,11 +204,12 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
 
 def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
     pointer = board.soc.pointer_bytes
+    counts = subject.counts.get("micro", subject.counts[subject.profile])  # of the only graph that runs there
     if subject.arena is not None:
-        taken = at_pointer_size(subject.arena, subject.counts[subject.profile], pointer)
+        taken = at_pointer_size(subject.arena, counts, pointer)
         kind: Kind = "measured" if pointer == subject.arena.pointer_bytes else "computed"
     else:
-        taken, kind = arena(subject.counts[subject.profile], subject.context, pointer), "computed"
+        taken, kind = arena(counts, subject.context, pointer), "computed"
     weights = subject.graph_bytes if board.memory.weights == "ram" else 0
     return {
         "memory": Figure("memory", taken.total_bytes + weights, "bytes", kind, cost=True),

@@ -21,9 +21,17 @@ def as_folder(path: Path) -> Iterator[Path]:
         BundleError: the packed bundle is damaged.
         DiskFullError: there is no room for its files.
     """
-    if not path.is_file():
+    if not _is_zip(path):  # a folder, or a file of another kind, which is refused when it is opened
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder, Archive.open(path) as archive:
         require_space(Path(folder), path.stat().st_size, f"{path}, unpacked,")
         yield archive.unpack(Path(folder) / "bundle").path
+
+
+def _is_zip(path: Path) -> bool:
+    """Also of a zip file whose end is missing: its error then says that it is cut off."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

@@ -7,11 +7,14 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +123,7 @@ FAILURES: dict[str, tuple[Callable[[Path], dict[str, Any]], list[object], str]] 
     "too slow": (lambda b: {}, ["--min-tps", 1e9], "tok/s; the floor is 1e+09 tok/s"),
     "too much memory": (lambda b: {}, ["--max-rss-mb", 20], "MB of memory; the ceiling is 20 MB"),
     "crash": (lambda b: {"files": {"model.tflite": crashing(b)}}, [], "its process crashed (SIG"),
-    "hang": (lambda b: {"chat_template": LOOP}, ["--trial-timeout-s", 3], "had not answered after 3 s"),
+    "endless template": (lambda b: {"chat_template": LOOP}, [], "chat template does not end"),
     "no model": (lambda b: {"files": {"model.tflite": b"junk"}}, [], "model.tflite"),
     "another profile": (lambda b: {"profile": "micro"}, [], ""),
 }
@@ -131,8 +134,30 @@ def test_a_bundle_that_fails_its_trial_is_given_back_and_the_old_one_runs(
     name: str, folder: Path, pi_bundle: Path, golden: dict[str, Any], tmp_path: Path
 ) -> None:
     change, flags, words = FAILURES[name]
+    fields = {"security_counter": 5, "trial": golden} | change(pi_bundle)
+    is_given_back(variant(pi_bundle, tmp_path / "bad", "2", **fields), folder, flags, words, golden)
+
+
+def test_a_trial_that_hangs_ends_at_its_time_limit(
+    folder: Path, pi_bundle: Path, golden: dict[str, Any], tmp_path: Path
+) -> None:
+    good = variant(pi_bundle, tmp_path / "2", "2", security_counter=5, trial=golden)
+    ended = threading.Event()
+
+    def hang() -> None:
+        with stopped_trial(folder):
+            assert ended.wait(60)
+
+    with ThreadPoolExecutor() as pool:
+        hanging = pool.submit(hang)
+        is_given_back(good, folder, ["--trial-timeout-s", 3], "had not answered after 3 s", golden)
+        ended.set()
+        hanging.result(60)
+
+
+def is_given_back(bad: Path, folder: Path, flags: list[object], words: str, golden: dict[str, Any]) -> None:
+    """Install version 2, whose trial fails for the reason `words`; version 1 has to run as before."""
     before = contents(resolve(folder))
-    bad = variant(pi_bundle, tmp_path / "bad", "2", **({"security_counter": 5, "trial": golden} | change(pi_bundle)))
     done = stonechat("slots", "install", bad, folder, *flags, "--json")
     assert done.returncode == 6, done.stdout + done.stderr
     error = json.loads(done.stdout)["error"]
@@ -143,6 +168,27 @@ def test_a_bundle_that_fails_its_trial_is_given_back_and_the_old_one_runs(
     assert state.last is not None and state.last.outcome == "rolled_back" and words in str(state.last.reason)
     assert contents(resolve(folder)) == before and not (folder / "b").exists()
     assert stonechat("run", folder, QUESTION, "--max-new", 4).stdout == golden["expect"] + "\n"
+
+
+@contextmanager
+def stopped_trial(folder: Path) -> Iterator[None]:
+    """Wait for the process that tries the bundle in slot b, and stop it: it hangs and does not end by itself."""
+    words = [b"device_runtime.update.probe", str(folder / "b").encode()]
+    process, end_s = None, time.monotonic() + 60
+    while process is None:
+        assert time.monotonic() < end_s, "no trial began"
+        time.sleep(0.005)
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (entry / "cmdline").read_bytes().split(b"\0")[2:4] == words:
+                    process = os.pidfd_open(int(entry.name))
+    try:
+        signal.pidfd_send_signal(process, signal.SIGSTOP)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.close(process)
 
 
 def test_a_trial_can_wait_and_be_called_off(
@@ -249,13 +295,15 @@ def test_a_bundle_for_larger_boards_does_not_fit_a_micro_one(folder: Path, tmp_p
 
 
 def test_a_second_install_is_refused_while_one_is_under_way(folder: Path, pi_bundle: Path, tmp_path: Path) -> None:
-    hanging = variant(pi_bundle, tmp_path / "hanging", "2", security_counter=1, chat_template=LOOP)
-    command = [sys.executable, "-m", "toolkit", "slots", "install", str(hanging), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    second = variant(pi_bundle, tmp_path / "2", "2", security_counter=1)
+    command = [sys.executable, "-m", "toolkit", "slots", "install", str(second), str(folder)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first,
+        stopped_trial(folder),
+    ):
         try:
-            while (trial := read_state(folder).trial) is None or trial.attempts_left > 1:
-                assert first.poll() is None
-                time.sleep(0.01)
+            trial = read_state(folder).trial
+            assert trial is not None and trial.attempts_left == 1
             for action in (["install", tmp_path / "1", folder], ["rollback", folder], ["trial", folder]):
                 done = stonechat("slots", *action)
                 assert done.returncode == 1 and f"is being changed by process {first.pid}" in done.stderr

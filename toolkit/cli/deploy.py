@@ -34,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
     """Deploy; the exit code is that of the device: 4 signature, 5 does not fit, 6 rolled back."""
     if args.to.startswith("fleet:"):
         return begin(args)
-    from dataclasses import asdict
-
     from device_runtime.update.state import TrialLimits
     from toolkit.packed import as_folder
     from toolkit.progress import ProgressBar
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             with only_one(board):
                 done = deploy(bundle, OverSsh(board, say), args.model, limits, say, bar.update)
     state = "is online" if done.restarted else "waits for the service to restart"
-    return show(args, asdict(done), [f"{done.device}: {done.name} {done.version} {state} as {done.model}"])
+    return show(args, done.to_fields(), [f"{done.device}: {done.name} {done.version} {state} as {done.model}"])
 
 
 def check_signature(folder: Path, keys: Path) -> None:

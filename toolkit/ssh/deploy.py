@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
@@ -68,6 +68,10 @@ class Result:
     kept: tuple[str, ...]  # files that the device had
     restarted: bool
     slots: SlotState  # as the device reports it
+
+    def to_fields(self) -> dict[str, Any]:
+        """For --json; the slots as `stonechat slots show --json` prints them."""
+        return vars(self) | {"slots": self.slots.to_fields()}
 
 
 class Transport(Protocol):

@@ -74,7 +74,7 @@ def _baselines(report: Mapping[str, Any]) -> str:
     if better:
         note = (
             f'<p class="warn">A decision tree on the numbers does better at {_text(", ".join(better))}. '
-            "A rule is better than a model there: write it as `decide:` of the link.</p>"
+            "A rule is better than a model there: write the rule down, in code or as `when:` of a link.</p>"
         )
     return _table(["", *names], rows) + note
 

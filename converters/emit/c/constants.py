@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.errors import GraphError
+
 __all__ = ["Constants", "multiplier_and_shift", "packed_multiplier", "padded"]
 
 ALIGNMENT = 16
@@ -95,10 +97,10 @@ def packed_multiplier(scale: float) -> int:
     """multiplier of 16 bits | right shift << 16: what TensorFlow Lite does with sums of 64 bits.
 
     Raises:
-        ValueError: the scale is too large for it.
+        GraphError: the scale is too large for it.
     """
     multiplier, shift = multiplier_and_shift(scale)
     reduced = (multiplier + (1 << 15)) >> 16 if multiplier < 0x7FFF0000 else 0x7FFF
     if not -31 <= shift < 8:
-        raise ValueError(f"a scale of {scale:g} for sums of int16 products")
+        raise GraphError(f"The C engine's int16 matmuls take scales below 128; this graph has one of {scale:g}.")
     return reduced | (15 - shift) << 16

@@ -283,11 +283,16 @@ def deploy(site: Site, bundle: Path, *flags: str) -> int:
     return main(["deploy", str(bundle), "--to", "fleet:herd", "--fleet", str(site.folder / "fleet.yaml"), *flags])
 
 
+def unwrapped(text: str) -> str:
+    """With single blanks in place of line breaks: texts are printed in lines of at most 80 columns."""
+    return " ".join(text.split())
+
+
 def test_a_bad_bundle_stops_at_the_canary_and_a_good_one_reaches_everybody(site, bundles, capfd):
     site.start(*NAMES)
     assert deploy(site, bundles["broken"], "--wait", "60") == 6
     out, err = capfd.readouterr()
-    assert "stopped (1 failed, 4 waiting)" in out
+    assert "stopped (1 failed, 4 waiting)" in unwrapped(out)
     assert "pi-" in err and "expected an answer with 'never'" in err
     assert set(site.versions().values()) == {"1"}
 
@@ -316,13 +321,13 @@ def test_the_operator_vanishes_and_another_process_goes_on(site, bundles, capfd)
 
     assert main(["rollout", "resume", rollout_id]) == 3
     out, err = capfd.readouterr()
-    assert "fleet, paused (3 confirmed, 2 waiting)" in out
+    assert "fleet, paused (3 confirmed, 2 waiting)" in unwrapped(out)
     assert f"go on with: stonechat rollout resume {rollout_id}" in err
     assert list(site.versions().values()) == ["2", "2", "2", "1", "1"]
 
     site.start(*NAMES[3:])
     assert main(["rollout", "resume", rollout_id, "--wait", "60"]) == 0
-    assert "done (5 confirmed)" in capfd.readouterr().out
+    assert "done (5 confirmed)" in unwrapped(capfd.readouterr().out)
     assert set(site.versions().values()) == {"2"}
     assert main(["rollout", "abort", rollout_id]) == 2
     assert "is done already" in capfd.readouterr().err
@@ -339,7 +344,7 @@ def test_pause_and_abort_from_another_terminal(site, bundles, capfd):
     assert main(["rollout", "pause", rollout_id]) == 0
     terminal.join(30)
     assert done == [1]
-    assert "fleet, paused (1 confirmed, 4 waiting)" in capfd.readouterr().out
+    assert "fleet, paused (1 confirmed, 4 waiting)" in unwrapped(capfd.readouterr().out)
     assert main(["rollout", "abort", rollout_id, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["stage"] == "aborted"
     assert main(["rollout", "resume", rollout_id]) == 2

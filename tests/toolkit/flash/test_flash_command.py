@@ -58,13 +58,14 @@ def flash(*arguments: object) -> int:
 
 
 def test_firmware_reaches_the_board_and_the_report_says_how_it_is_known(
-    tmp_path: Path, firmware: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, firmware: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # with its long path the line would be wrapped
     with Stm32Peer(F405.sectors_kib, F405.product_id) as peer:
-        assert flash(firmware, "--board", board_file(tmp_path, "stm32", *STM32), "--port", peer.port) == 0
+        assert flash(firmware.name, "--board", board_file(tmp_path, "stm32", *STM32), "--port", peer.port) == 0
     assert peer.flash[: len(PROGRAM)] == PROGRAM
     assert capsys.readouterr().out == (
-        f"firmware  {firmware}, {len(PROGRAM)} bytes at 0x08000000\n"
+        f"firmware  firmware.bin, {len(PROGRAM)} bytes at 0x08000000\n"
         f"board     test-stm32 on {peer.port}\n"
         "verified  read back, every byte is the same\n"
     )
