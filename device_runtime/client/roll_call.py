@@ -63,7 +63,7 @@ def roll_call(
         on_subscribed=lambda _: listening.set(),
     )
     topics = DevicePatterns("+")
-    connection.subscribe(*map(Subscription, (topics.state, topics.info, topics.health, topics.link("+"))))
+    connection.subscribe(*map(Subscription, (topics.state, topics.info, topics.health, topics.latest_of_links)))
     connection.connect()
     try:
         end_s = time.monotonic() + wait_s

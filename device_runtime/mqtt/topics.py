@@ -242,8 +242,13 @@ class DevicePatterns(DeviceTopics):
         return f"{ROOT}/{self.device}/out/#"
 
     @property
+    def latest_of_links(self) -> str:
+        """The last answer of each link, from whichever of its topics that was."""
+        return f"{ROOT}/{self.device}/out/link/+"
+
+    @property
     def links(self) -> str:
-        """The last answers of all links."""
+        """The last answers of all links, and of each topic that they read."""
         return f"{ROOT}/{self.device}/out/link/#"
 
     def replies(self, client: str) -> str:

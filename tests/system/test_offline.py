@@ -23,12 +23,15 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_runtime.client.remote import RemoteModel
+from device_runtime.device.extensions.link_places import place_of
 from device_runtime.device.service import Service
 from device_runtime.engine.language_model import Completion
+from device_runtime.fleet.file import load as load_fleet
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt import backoff as patience
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
+from device_runtime.mqtt.topics import DeviceTopics
 from tests.brokers import free_port, mosquitto
 from tests.scripted_fleet import Device, await_state, fleet_file, wait_until
 
@@ -250,13 +253,17 @@ class TestPowerCut:
     def test_an_answer_given_while_offline_outlives_it(self, tmp_path: Path) -> None:
         """A reading comes, the broker goes, the link answers to its disk, the power goes: the next start delivers."""
         port = free_port()
-        device = Device(tmp_path, port, "cut-pi", fleet_file(tmp_path, {"cut-pi": ", links: [too-hot]"}, LINKS))
+        fleet = fleet_file(tmp_path, {"cut-pi": ", links: [too-hot]"}, LINKS)
+        device = Device(tmp_path, port, "cut-pi", fleet)
         box = device.state_dir / "outbox.sqlite"
 
-        def waiting() -> int:
+        def waiting() -> list[str]:
             with contextlib.closing(sqlite3.connect(f"file:{box}?mode=ro", uri=True)) as file:
-                count: int = file.execute("SELECT count(*) FROM kept").fetchone()[0]
-                return count
+                return [topic for (topic,) in file.execute("SELECT topic FROM kept ORDER BY number")]
+
+        (link,) = load_fleet(fleet).links
+        topics, place = DeviceTopics("cut-pi"), place_of(link, "plant/north/air")[0]
+        answers = ["plant/north/advice", topics.link("too-hot"), topics.link("too-hot", place)]
 
         try:
             with mosquitto(tmp_path, port=port):
@@ -266,13 +273,16 @@ class TestPowerCut:
                     sensor.client.publish("plant/north/air", b'{"temp_c": 38}', qos=1).wait_for_publish(60)
                 await_state(port, "cut-pi", lambda state: state["state"] == "busy")
             device.hold.unlink()
-            wait_until(lambda: waiting() == 2)  # its own topic, and the link's
+            wait_until(lambda: waiting() == answers)
             device.kill()
-            assert waiting() == 2
+            assert waiting() == answers
             with mosquitto(tmp_path, port=port), listening(port, "plant/+/advice") as heard:
                 device.start()
-                wait_until(lambda: waiting() == 0)
+                wait_until(lambda: waiting() == [])
                 wait_until(lambda: len(heard) > 0)
+                with listening(port, *answers[1:]) as late:  # these two are retained
+                    wait_until(lambda: len(late) == 2)
             assert [b"NORTH HAS 38 DEGREES" in payload for payload in heard] == [True]
+            assert late == [*heard, *heard]  # the same answer on each topic
         finally:
             device.kill()

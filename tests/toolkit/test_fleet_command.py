@@ -53,6 +53,8 @@ def fleet(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         south.info: Info("south", "Pi", "0.0.9", ("boiler",), bundles={"boiler": "boiler-advisor 3"}).to_json(),
         south.health: dump(write(HealthReport(answers=41, tps_p50=51.25))),
         south.link("overheating"): dump(write(LinkAnswer(answer={"severity": "alarm"}, link="overheating"))),
+        # An earlier answer of the same link, kept for one of the topics that it reads: not its last one.
+        south.link("overheating", "boiler-1"): dump(write(LinkAnswer(answer={"severity": "ok"}, link="overheating"))),
         south.link("words"): dump(write(LinkAnswer(text="Open\x1b[31m the\nwindow.", link="words"))),
         DeviceTopics("newer").state: b'{"state":"dreaming","boot":1}',
     }

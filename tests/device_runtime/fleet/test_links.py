@@ -197,8 +197,10 @@ def test_a_reading_wakes_the_model_and_its_answer_goes_out(on_air):
     device.client.publish("plant/1/b1", {"t": 20})
     device.client.publish("plant/1/b1", {"t": 95})
     seen = device.client.until(lambda topic, value: topic == "plant/1/b1/advice")
-    expected = {"text": "95 DEGREES", "reading": {"t": 95}, "link": "hot", "device": device.topics.device}
-    assert seen[-1][1] == expected
+    answer = seen[-1][1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", answer.pop("time"))
+    about = {"link": "hot", "device": device.topics.device, "topic": "plant/1/b1"}
+    assert answer == {"text": "95 DEGREES", "reading": {"t": 95}} | about
     assert len(device.model.asked) == 1
 
 

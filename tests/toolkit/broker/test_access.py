@@ -29,9 +29,10 @@ def one_link(to: str) -> Fleet:
     ],
 )
 def test_a_links_target_becomes_a_filter(template: str, filter_: str) -> None:
-    access = Access()
+    access, without_links = Access(), Access()
     access.add_fleet(one_link(template))
-    assert access.rights == {"pi": ["read plant/+", f"write {filter_}"]}
+    without_links.add_device("pi")
+    assert access.rights == {"pi": [*without_links.rights["pi"], "read plant/+", f"write {filter_}"]}
 
 
 @pytest.mark.parametrize(
