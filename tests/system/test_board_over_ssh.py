@@ -58,7 +58,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheelhouse")
     lines = requires("stonechat") or []
     needed = [line for line in lines if "extra ==" not in line]
-    needed += [line.partition(";")[0] for line in lines if line.endswith('; extra == "update"')]
+    needed += [line.partition(";")[0] for line in lines if line.endswith('; extra == "sign"')]
     command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", str(folder), *needed]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     if done.returncode:
@@ -170,12 +170,12 @@ def test_what_the_fleet_file_asks_is_a_part_of_the_trial(on_air, pi_bundle, chan
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_the_operators_side_the_board_gets_its_service_back(on_air, pi_bundle, changed, end):
-    """systemd has just got the order when Ctrl-C comes, or when this side vanishes with its connection."""
+    """systemd has just been asked to restart when Ctrl-C comes, or when this side vanishes with its connection."""
     bundle = changed(pi_bundle, version=f"6.{end}", trial={"prompt": "hello", "expect": "", "max_new": 64})
     command = [*STONECHAT, "deploy", str(bundle), "--to", on_air.server.target, *on_air.server.flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    assert any("systemd has the order" in line for line in process.stderr)
+    assert any("systemd finishes the restart" in line for line in process.stderr)
     os.killpg(process.pid, end)
     process.communicate(timeout=120)
 
