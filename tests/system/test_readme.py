@@ -38,7 +38,7 @@ def test_the_commands_follow_from_each_other(checkout: Path) -> None:
         if probe.connect_ex(("127.0.0.1", 1883)) == 0:
             pytest.skip("port 1883 of this machine is in use; the README starts its broker there")
     blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     script = "set -e\n" + "".join(blocks).replace("stonechat ask", WAIT + "stonechat ask", 1)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["PATH"] += ":/usr/sbin"
@@ -56,5 +56,6 @@ def test_the_commands_follow_from_each_other(checkout: Path) -> None:
             except OSError:
                 continue
     assert process.returncode == 0, err[-3000:]
-    assert "The capital of France is Paris." in out
+    assert out.count("The capital of France is Paris.") == 2  # by LiteRT, and by the C engine
     assert "it fits" in out
+    assert '"cause": "overheat"' in out
