@@ -1,4 +1,4 @@
-"""What a checkpoint can become on a board, told before any work is done."""
+"""What a checkpoint can become on a board, computed before any work is done."""
 
 from __future__ import annotations
 

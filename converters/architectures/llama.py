@@ -64,7 +64,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
 }
-# All that may stand under "llama." in a GGUF file; a key that is not here may change the network.
+# All that may come under "llama." in a GGUF file; a key that is not here may change the network.
 _GGUF_KEYS = {
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *("attention.layer_norm_rms_epsilon", "block_count", "context_length", "embedding_length", "expert_count"),

@@ -96,7 +96,7 @@ def refuse_pointer(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(200)
     except OSError:
-        return  # whoever reads the file says why
+        return  # the reader of the file says why
     if start.startswith(_LFS):
         size = next((line.split()[1].decode() for line in start.splitlines() if line.startswith(b"size ")), "?")
         raise CheckpointError(

@@ -185,9 +185,7 @@ def _check_tensor(t: GraphTensor) -> Iterator[Violation]:
     if t.sparse:
         yield Violation(t.name, "", "it is sparse", "store it densely")
     if t.external:
-        yield Violation(
-            t.name, "", "its data stands behind the FlatBuffer", "write the graph with its constants inside"
-        )
+        yield Violation(t.name, "", "its data is after the FlatBuffer", "write the graph with its constants inside")
     if t.type == "int16" and np.any(t.zero_point != 0):
         yield Violation(t.name, "", f"int16 with zero_point {t.zero_point[0]}", "give it zero_point 0")
     if not np.all(np.isfinite(t.scale)) or np.any(t.scale <= 0):

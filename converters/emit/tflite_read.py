@@ -43,7 +43,7 @@ class GraphTensor:
     sparse: bool
     variable: bool
     constant: bool
-    external: bool  # a constant that does not stand inside the FlatBuffer
+    external: bool  # a constant that is not inside the FlatBuffer
     scale: npt.NDArray[np.float32]  # empty for a tensor that is not quantized
     zero_point: npt.NDArray[np.int64]
     axis: int
@@ -167,7 +167,7 @@ class SubgraphReader:
         """A constant's elements in its shape, without a copy.
 
         Raises:
-            ValueError: its bytes are not those of its shape, or it does not stand inside the FlatBuffer.
+            ValueError: its bytes are not those of its shape, or it is not inside the FlatBuffer.
         """
         if not t.constant or t.external:
             raise ValueError(f"{t.name} has no constant inside the FlatBuffer")

@@ -4,7 +4,7 @@ Follows schema.fbs version 3 of TensorFlow Lite, through the object API that the
 package generates from it. Constants are spooled to disk as they are made, so that a model is never
 whole in memory: with `external=True` the file is a small FlatBuffer followed by the raw constants
 (`Buffer.offset` and `Buffer.size` of the schema), which LiteRT maps and which may pass 2 GiB; with
-`external=False` the constants stand inside the FlatBuffer, as TFLite Micro and tflite-runtime need them.
+`external=False` the constants are inside the FlatBuffer, as TFLite Micro and tflite-runtime need them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Constant", "GraphWriter", "Quantization", "Subgraph", "Tensor"]
 
 ALIGNMENT = 64  # bytes; XNNPACK and SIMD kernels load whole vectors
 INNER_ALIGNMENT = 16  # bytes, of constants inside the FlatBuffer: `force_align` of Buffer.data in schema.fbs
-_UNSET_OFFSET = 1 << 62  # stands in for an offset until the FlatBuffer's length is known
+_UNSET_OFFSET = 1 << 62  # a placeholder for an offset until the FlatBuffer's length is known
 _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.int32): schema.TensorType.INT32,
@@ -226,7 +226,7 @@ class GraphWriter:
     """Collects subgraphs and constants and writes the file. Use as a context manager: it owns a spool file."""
 
     folder: Path  # where the spool lies; on the same file system as the output
-    external: bool  # constants behind the FlatBuffer (LiteRT only) instead of inside it
+    external: bool  # constants after the FlatBuffer (LiteRT only) instead of inside it
     _buffers: list[_Spooled] = field(default_factory=list)
     _codes: dict[tuple[int, int], int] = field(default_factory=dict)
     _subgraphs: list[Subgraph] = field(default_factory=list)

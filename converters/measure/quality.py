@@ -1,6 +1,6 @@
 """How close a graph is to the float network, on the same windows of the same text.
 
-Every window starts right behind the bundle's prefix, in both readings. The float network reads all windows at once;
+Every window starts right after the bundle's prefix, in both readings. The float network reads all windows at once;
 the graph reads them token by token, as it answers, in as many processes as there are cores. What is kept of a position
 is a few numbers, not its logits.
 """

@@ -57,7 +57,7 @@ def trace_bundle(path: Path, tokens: Sequence[int], layers: bool, backend_name: 
     """Trace a graph, token by token, as it answers.
 
     Where `tokens` begin with the bundle's prefix, the rows of the prefix are those that the float network had
-    at conversion (only of its last token; the others are NaN). Else the prefix stands before `tokens` and has
+    at conversion (only of its last token; the others are NaN). Else the prefix comes before `tokens` and has
     no rows.
 
     Returns:

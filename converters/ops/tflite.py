@@ -51,7 +51,7 @@ class TfliteOps:
         self._graph, self._config, self._norms = graph, config, norms
 
     def _first_epsilon(self) -> None:
-        """The constant that most norms read stands before the layers."""
+        """The constant that most norms read comes before the layers."""
         norms = (*(block.attention_norm for block in self._config.blocks), self._config.head.norm)
         if first := next((norm for norm in norms if norm is not None), None):
             self._float("epsilon", [first.epsilon])
@@ -171,7 +171,7 @@ class TfliteOps:
     def _rotated_heads(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
         """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, rotated), see `rope_tables`."""
         size = cos.shape[-1]
-        if size < x.shape[-1]:  # what lies behind stays as it is
+        if size < x.shape[-1]:  # what lies after it stays as it is
             rest = self._columns(x, size, x.shape[-1] - size, "rope.rest")
             first = self._rotated_heads(self._columns(x, 0, size, "rope.part"), cos, sin, "rope.rotated")
             return self._concat([first, rest], name)

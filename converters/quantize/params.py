@@ -7,7 +7,7 @@ where they fold into the scales of the weights that make it. Where a channel lie
 taken away first (the channel offset); the matmul that makes or reads the tensor does that in its bias.
 
 Which activations are int16: the inputs of `down`, whose largest values are a hundred times the others, and of the head,
-because int8 logits would tie; the rows that attention multiplies with the int8 kv_cache; and so what comes of them, the
+because int8 logits would tie; the rows that attention multiplies with the int8 kv_cache; and so what follows, the
 input of `o`.
 
 The few channels of `down`'s input that are a thousand times larger than the rest are too much even for int16. The

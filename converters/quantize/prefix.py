@@ -24,7 +24,7 @@ from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError, StonechatError
 
-# How a message may begin: a tokenizer joins some of these to the end of what stands before them.
+# How a message may begin: a tokenizer joins some of these to the end of what comes before them.
 _BEGINNINGS = ("x", "Y", "1", " a", "  ", "\n", "\n\n", "é", ".", "{", "<", "日")
 
 __all__ = ["Prefix", "choose_prefix", "prefix_cache", "save_prefix"]
@@ -93,7 +93,7 @@ def _instruction_prefix(file: TokenizerFile, tokenizer: Tokenizer, instruction: 
     system = {"role": "system", "content": instruction}
     renderings = [_segments(file, tokenizer, [system, {"role": "user", "content": c}]) for c in _BEGINNINGS]
     texts = ["".join(segment.text for segment in rendering) for rendering in renderings]
-    # Behind messages of several lengths it would stand at several places.
+    # After messages of several lengths it would be at several places.
     if len({text.find(instruction.strip()) for text in texts}) > 1 or instruction.strip() not in texts[0]:
         raise ConfigurationError(
             "The model's chat template does not put the system message first, so an instruction cannot be baked into "

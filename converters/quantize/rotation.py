@@ -69,7 +69,7 @@ def folded(config: NetworkConfig) -> NetworkConfig:
     """The network that `RotatedWeights` are of: RMS norms without gain before each part, and no scales.
 
     Raises:
-        ArchitectureError: layer norms that do not all stand before a part, so that they cannot become RMS norms.
+        ArchitectureError: layer norms that are not all before a part, so that they cannot become RMS norms.
     """
     blocks = []
     for block in config.blocks:
@@ -116,7 +116,7 @@ def _check_layer_norms(config: NetworkConfig) -> None:
     mixed = any(_layer_norms(config)) and not all(_layer_norms(config))
     if mixed or any(norm is not None and norm.kind == "layer" for norm in after):
         raise ArchitectureError(
-            "The layer norms of this network do not all stand before attention, feed-forward and head; expected that, "
+            "The layer norms of this network are not all before attention, feed-forward and head; expected that, "
             "or RMS norms. No profile can compute it: use another checkpoint."
         )
 

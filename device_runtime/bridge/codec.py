@@ -129,7 +129,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Counted:
-    """UTF-8 text behind a byte with its length. Only printable characters of it are kept."""
+    """UTF-8 text after a byte with its length. Only printable characters of it are kept."""
 
     most: int  # bytes
 

@@ -1,4 +1,4 @@
-"""The course of one request to a board: what of it is confirmed, what to ask for again, and how it ends.
+"""The exchange of one request to a board: what of it is confirmed, what to ask for again, and how it ends.
 
 Like `Session`, which owns it, it has neither a port nor a clock. What it sends again is harmless: a request has a
 number, and its prompt and its answer have offsets.
@@ -30,9 +30,9 @@ from device_runtime.bridge.request import Ask, Chunk, Ended, Event, Failed, Requ
 from device_runtime.bridge.timing import Timing
 from device_runtime.errors import StonechatError, UnavailableError
 
-__all__ = ["Course", "prompt_room"]
+__all__ = ["Exchange", "prompt_room"]
 
-SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel behind a part of the prompt
+SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel after a part of the prompt
 PART_HEADER = 9  # bytes of a Prompt before its data
 MOST_TEXT = 65_536  # bytes of an answer in text
 
@@ -42,7 +42,7 @@ def prompt_room(hello: Hello) -> int:
     return min(hello.largest_body, LARGEST_BODY, hello.window - SPARE_BYTES - OVERHEAD)
 
 
-class Course:
+class Exchange:
     """One request, until `over`."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Course:
         byte_s: float,
         number: Callable[[], int],
         send: Callable[[Message, float], None],
-        tell: Callable[[Event], None],
+        report: Callable[[Event], None],
     ) -> None:
         """`begin` starts it.
 
@@ -62,15 +62,15 @@ class Course:
             byte_s: what a byte takes on the line.
             number: gives requests their numbers.
             send: gets each message for the board, and what time it is.
-            tell: gets what happens.
+            report: gets what happens.
         """
         self.over = False
         self.progress = 0  # changes as the board gets on with it
         self.hello = hello
         self._timing, self._byte_s = timing, byte_s
-        self._number, self._send, self._tell = number, send, tell
+        self._number, self._send, self._report = number, send, report
         self._request = Request(ask, number(), prompt=ask.prompt)
-        self._steps = -1  # of the board's model, as it last told them
+        self._steps = -1  # of the board's model, as it last reported them
 
     # what the session calls
 
@@ -78,7 +78,7 @@ class Course:
         """Send the first message."""
         self._ask_again(now_s)
 
-    def go_on(self, hello: Hello, now_s: float) -> None:
+    def resume(self, hello: Hello, now_s: float) -> None:
         """The board is there (again): send what is due now."""
         self.hello, self._request.tries = hello, 0
         self._ask_again(now_s)
@@ -91,7 +91,7 @@ class Course:
         request.cancelled_s, request.tries = now_s, 0
         return True
 
-    def hear(self, message: Message, now_s: float) -> None:
+    def receive(self, message: Message, now_s: float) -> None:
         """A message of the board."""
         request = self._request
         match message:
@@ -171,7 +171,7 @@ class Course:
         if len(request.answer) > most:
             self.fail(StonechatError(f"the board answers with more than the {most} bytes it was allowed; reset it."))
             return
-        self._tell(Chunk(new))
+        self._report(Chunk(new))
         self._wait(now_s)
 
     def _done(self, message: Done, now_s: float) -> None:
@@ -269,4 +269,4 @@ class Course:
 
     def _end(self, event: Ended | Failed) -> None:
         self.over = True
-        self._tell(event)
+        self._report(event)

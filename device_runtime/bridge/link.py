@@ -140,7 +140,7 @@ class Link:
                 self._lose(None)
 
     def _read(self) -> bytes:
-        """Wait for a byte, and take what is there. Of a TCP port, pyserial tells only whether there is more."""
+        """Wait for a byte, and take what is there. Of a TCP port, pyserial knows only whether there is more."""
         data = bytes(self._port.read(1))
         while data and len(data) < LARGEST_READ and (waiting := self._port.in_waiting):
             data += self._port.read(waiting)

@@ -140,7 +140,7 @@ class SerialModel:
         """Changes as the board gets on with an answer; see `device_runtime.device.runner.ModelRunner.progress`."""
         return self._link.session.progress
 
-    # what the service tells of the hardware
+    # what the service reports of the hardware
 
     @property
     def trouble(self) -> str:

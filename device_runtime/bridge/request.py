@@ -1,4 +1,4 @@
-"""A request to a board: what is asked, how far it is, and what becomes of it."""
+"""A request to a board: what is asked, how far it is, and how it ended."""
 
 from __future__ import annotations
 

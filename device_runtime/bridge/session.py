@@ -1,6 +1,6 @@
 """The bridge's side of docs/reference/serial-protocol.md, without a port and without a clock.
 
-`Session` is told what has arrived and what time it is; it says what to send and what has happened. Only this side has
+`Session` is given what has arrived and what time it is; it says what to send and what has happened. Only this side has
 timers. It finds the board, keeps an eye on it, and hands its messages to the one request that may be under way.
 """
 
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 
-from device_runtime.bridge.exchange import Course, prompt_room
+from device_runtime.bridge.exchange import Exchange, prompt_room
 from device_runtime.bridge.frames import FrameReader, frame
 from device_runtime.bridge.messages import (
     LEAST_BODY,
@@ -63,7 +63,7 @@ class Session:
         self.resets = 0  # of the board: its uptime went back
         self.unreadable = 0  # frames that were no messages
         self._byte_s, self._number = 10 / baud, number
-        self._course: Course | None = None
+        self._exchange: Exchange | None = None
         self._events: deque[Event] = deque()
         self._out = bytearray()
         self._heard_s = self._asked_s = self._down_s = float("-inf")
@@ -102,15 +102,15 @@ class Session:
             self._send(Greet(), now_s)
         if self.phase is Phase.UP and now_s - self._heard_s > lost_after_s:
             self.phase, self._down_s = Phase.SILENT, now_s
-        course = self._running
-        if course is None:
+        exchange = self._running
+        if exchange is None:
             idle_s = now_s - max(self._heard_s, self._asked_s)
             if self.phase is Phase.UP and idle_s >= min(self.timing.ping_s, lost_after_s / 3):
                 self._send(Ping(), now_s)
         elif self.phase is Phase.UP:
-            course.tick(now_s)
+            exchange.tick(now_s)
         else:
-            course.tick_away(now_s, now_s - self._down_s, self.trouble)
+            exchange.tick_away(now_s, now_s - self._down_s, self.trouble)
 
     def to_send(self) -> bytes:
         """What is to be written to the port now."""
@@ -129,17 +129,17 @@ class Session:
         if self.phase is not Phase.UP or self.hello is None:
             raise UnavailableError(self.trouble)
         self._events.clear()
-        self._course = Course(
+        self._exchange = Exchange(
             ask, self.hello, self.timing, self._byte_s, self._number, self._send, self._events.append
         )  # fmt: skip
-        self._course.begin(now_s)
+        self._exchange.begin(now_s)
 
     def cancel(self, now_s: float) -> None:
         """Stop; the answer ends with what has come."""
-        course = self._running
-        if course is not None and course.cancel(now_s):
+        exchange = self._running
+        if exchange is not None and exchange.cancel(now_s):
             if self.phase is Phase.UP and self.hello is not None:
-                course.go_on(self.hello, now_s)
+                exchange.resume(self.hello, now_s)
             else:
                 self.tick(now_s)
 
@@ -159,13 +159,13 @@ class Session:
     @property
     def progress(self) -> object:
         """Changes as the board gets on with a request; not when it only says that it is still at it."""
-        return self._course, self._course.progress if self._course is not None else 0
+        return self._exchange, self._exchange.progress if self._exchange is not None else 0
 
     # inside
 
     @property
-    def _running(self) -> Course | None:
-        return self._course if self._course is not None and not self._course.over else None
+    def _running(self) -> Exchange | None:
+        return self._exchange if self._exchange is not None and not self._exchange.over else None
 
     def _handle(self, message: Message, now_s: float) -> None:
         match message:
@@ -176,8 +176,8 @@ class Session:
                     counted_s = (message.uptime_ms - self.status.uptime_ms) % 2**32 / 1000  # it wraps after 50 days
                     self.resets += counted_s > 2 * (now_s - self._status_s) + CLOCK_SLACK_S
                 self.status, self._status_s = message, now_s
-        if self.phase is Phase.UP and (course := self._running) is not None:
-            course.hear(message, now_s)
+        if self.phase is Phase.UP and (exchange := self._running) is not None:
+            exchange.receive(message, now_s)
 
     def _meet(self, hello: Hello, now_s: float) -> None:
         if hello.version != VERSION:
@@ -193,8 +193,8 @@ class Session:
             )
         else:
             self.hello, self.phase, self.refusal = hello, Phase.UP, ""
-            if (course := self._running) is not None:
-                course.go_on(hello, now_s)
+            if (exchange := self._running) is not None:
+                exchange.resume(hello, now_s)
 
     def _refuse(self, why: str) -> None:
         self.refusal, self.phase = why, Phase.GREETING

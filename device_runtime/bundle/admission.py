@@ -37,7 +37,7 @@ def check_admission(
         now: the device's clock; None reads it.
 
     Raises:
-        SignatureError: downgraded or expired, or the clock cannot tell.
+        SignatureError: downgraded or expired, or the clock does not know.
         DoesNotFitError: it is meant for other boards.
     """
     check_counter(manifest, security_counter)
@@ -64,7 +64,7 @@ def check_expiry(manifest: Manifest, now: datetime | None = None) -> None:
     if now < max(issued, CLOCK_FLOOR):
         raise SignatureError(
             f"The clock says {_short(now)}, which is before the bundle was made ({_short(max(issued, CLOCK_FLOOR))}), "
-            f"so nobody can tell whether it has expired ({manifest.expires}). Set the clock and try again."
+            f"so it is unknown whether it has expired ({manifest.expires}). Set the clock and try again."
         )
     if now >= utc_time(manifest.expires):
         raise SignatureError(

@@ -2,8 +2,8 @@
 
 A reader learns from the first bytes whether it wants the rest: `read_head` takes the manifest and its signature
 without the zip's index at the end. Everything else is bounded by that manifest before a byte of it is unpacked, and
-is hashed while it is written. `layout` says at which offsets of a packed file its parts lie, for whoever fetches only
-some of them, or reads the graph where it lies: model.tflite begins at a multiple of `MODEL_ALIGNMENT`.
+is hashed while it is written. `layout` says at which offsets of a packed file its parts lie, for a reader that fetches
+only some of them, or reads the graph where it lies: model.tflite begins at a multiple of `MODEL_ALIGNMENT`.
 
 Sections are those of PKWARE's APPNOTE.TXT 6.3.
 """
@@ -68,7 +68,7 @@ HEAD_BYTES = MAX_MANIFEST_BYTES + MAX_SIGNATURE_BYTES + 1024  # so many from the
 
 @dataclass(frozen=True)
 class Head:
-    """What stands at the beginning of a packed bundle."""
+    """What is at the beginning of a packed bundle."""
 
     manifest: bytes
     signature: bytes | None
@@ -100,7 +100,7 @@ def read_head(stream: BinaryIO) -> Head:
 
 
 def layout(manifest: Manifest, head: Head) -> dict[str, Place]:
-    """Where each file lies in what `pack` makes of this bundle; of other zips it is wrong, as the hashes will tell."""
+    """Where each file lies in what `pack` makes of this bundle; of other zips it is wrong, as the hashes will show."""
     offset, places = 0, {}
     for name, size in _contents(manifest, head.manifest, head.signature):
         offset += _header_bytes(name, size) + len(_padding(name, size, offset))

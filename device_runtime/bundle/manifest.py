@@ -166,7 +166,7 @@ class Manifest:
     purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py
 
     def to_json(self) -> str:
-        """As it stands in the bundle."""
+        """As it is in the bundle."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
     @classmethod

@@ -72,7 +72,7 @@ class PublicKey:
         return f"{self.name} ({self.key_id})"
 
     def to_text(self) -> str:
-        """As it stands in a key file."""
+        """As it is in a key file."""
         raw = base64.b64encode(self.raw).decode()
         return f"stonechat public key {self.name}\nid {self.key_id}\ned25519 {raw}\n"
 
@@ -95,7 +95,7 @@ class PublicKey:
         """Whether `signature` is this key's over `message`.
 
         Raises:
-            ConfigurationError: the package that can tell is not installed.
+            ConfigurationError: the package that checks it is not installed.
         """
         try:
             from cryptography.exceptions import InvalidSignature
@@ -120,7 +120,7 @@ class Signature:
     ed25519: bytes  # 64 bytes
 
     def to_fields(self) -> dict[str, str]:
-        """As it stands in manifest.sig."""
+        """As it is in manifest.sig."""
         return {"key": self.key_id, "ed25519": base64.b64encode(self.ed25519).decode()}
 
 
@@ -195,7 +195,7 @@ class TrustStore:
             if not key.has_signed(manifest, ed25519):
                 raise SignatureError(
                     f"manifest.json is not what {key} has signed: it, or its signature, was altered or damaged. "
-                    "Copy the bundle again, or sign it anew."
+                    "Copy the bundle again, or sign it again."
                 )
         if found:
             return [key for key, _ in found]
@@ -230,7 +230,9 @@ def parse_signatures(content: bytes) -> list[Signature]:
             raise ValueError(f"its schema is {shortened(found)}, this stonechat reads 1")
         return _entries(data.get("signatures"))
     except (ValueError, RecursionError) as error:
-        raise SignatureError(f"{SIGNATURE} cannot be read ({error}); copy the bundle again, or sign it anew.") from None
+        raise SignatureError(
+            f"{SIGNATURE} cannot be read ({error}); copy the bundle again, or sign it again."
+        ) from None
 
 
 def _entries(items: Any) -> list[Signature]:

@@ -1,7 +1,7 @@
 """Folders and files that are made beside their target, and get its name when they are whole.
 
-Whoever makes one holds a lock on it (flock), which ends with the process, however that ends. So what has such a name
-and no lock is left over from a process that was killed, and the next one that works there clears it away.
+The process that makes one holds a lock on it (flock), which ends with the process, however that ends. So what has such
+a name and no lock is left over from a process that was killed, and the next one that works there clears it away.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One connection that asks: sends requests, and sorts what comes back to whoever waits for it."""
+"""One connection that asks: sends requests, and sorts what comes back to the session that waits for it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
 
-__all__ = ["GRACE_S", "Asker", "Heard", "Session", "Signal", "to_error"]
+__all__ = ["GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
 
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
-MAX_ABANDONED = 256  # sessions that were given up, and are still taken back from whoever turns out to have them
+MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
 _NOT_OPEN = "the connection is not open; enter the model's context first, or call `open`."
 _CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
 
 
 class Signal(Enum):
-    """What a session hears besides messages."""
+    """What a session receives besides messages."""
 
     RECONNECTED = "the connection was gone; what was sent meanwhile may be lost"
     CLOSED = "the connection was closed on purpose"
     WAKE = "look whether there is something to do"
 
 
-Heard = Incoming | Signal
+Received = Incoming | Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,9 @@ class Session:
 
     reply_to: str
     correlation_data: bytes
-    heard: queue.SimpleQueue[Heard] = field(default_factory=queue.SimpleQueue)
+    heard: queue.SimpleQueue[Received] = field(default_factory=queue.SimpleQueue)
 
-    def next(self, end_s: float) -> Heard | None:
+    def next(self, end_s: float) -> Received | None:
         """What comes next; None when nothing comes until `end_s` on the monotonic clock.
 
         Raises:
@@ -56,14 +56,14 @@ class Session:
         """
         while (left_s := end_s - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                heard = self.heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is heard
+                heard = self.heard.get(timeout=min(left_s, 0.5))  # so that Ctrl-C is noticed
                 if heard is Signal.CLOSED:
                     raise UnreachableError("the connection was closed before the answer was whole; ask again.")
                 return heard
         return None
 
 
-class Asker:
+class Exchange:
     """A connection to a broker, and the device or the pool that it asks. May be used from any thread."""
 
     def __init__(self, broker: BrokerAddress, topics: DeviceTopics | PoolTopics, client: str | None) -> None:
@@ -102,12 +102,12 @@ class Asker:
         self._open = True
 
     def close(self) -> None:
-        """Disconnect; whoever still waits for an answer is told, and the device that answers is."""
+        """Disconnect; a session that still waits for an answer ends with an error, and the device that answers is."""
         self._open = False
         for session in list(self._sessions.values()):
             session.heard.put(Signal.CLOSED)
             if isinstance(self.topics, DeviceTopics):
-                self.take_back(session, self.topics.device)
+                self.cancel(session, self.topics.device)
         self._client.close()
 
     def send(self, request: Request, timeout_s: float) -> Session:
@@ -140,7 +140,7 @@ class Asker:
         )
         return session
 
-    def take_back(self, session: Session, device: str) -> None:
+    def cancel(self, session: Session, device: str) -> None:
         """Tell a device to stop answering."""
         number = session.reply_to.rpartition("/")[2]
         fields = {"reply_to": session.reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
@@ -153,18 +153,18 @@ class Asker:
         )
 
     def forget(self, session: Session) -> None:
-        """Hear no more of it."""
+        """Ignore it from now on."""
         self._sessions.pop(session.reply_to, None)
 
     def abandon(self, session: Session) -> None:
-        """Hear no more of it; a device that takes it up later is told to stop."""
+        """Ignore it from now on; a device that takes it up later is asked to stop."""
         self.forget(session)
         self._abandoned[session.reply_to] = session
         while len(self._abandoned) > MAX_ABANDONED:
             self._abandoned.popitem(last=False)
 
     def watch(self, device: str) -> State | None:
-        """Hear of a device's states from now on, in every session; its last one, if it is known already."""
+        """Receive a device's states from now on, in every session; its last one, if it is known already."""
         with self._news:
             known = self._states.get(device)
             if device in self._watched:
@@ -190,7 +190,7 @@ class Asker:
             return self._states[device]
 
     def state_in(self, message: Incoming) -> tuple[str, State | None] | None:
-        """Whose state a message tells, and which; None when it tells none."""
+        """Whose state a message reports, and which; None when it reports none."""
         parts = parse(message.topic)
         if parts is None or parts.kind != "state":
             return None
@@ -217,9 +217,9 @@ class Asker:
             session.heard.put(message)
         elif session := self._abandoned.get(message.topic):
             self._still_answering(session, message)
-        elif told := self.state_in(message):
+        elif reported := self.state_in(message):
             with self._news:
-                self._states[told[0]] = told[1]
+                self._states[reported[0]] = reported[1]
                 self._news.notify_all()
             for session in list(self._sessions.values()):
                 session.heard.put(message)
@@ -229,7 +229,7 @@ class Asker:
             device = parse_reply(message.payload).device
             if device is not None:
                 self._abandoned.pop(session.reply_to, None)
-                self.take_back(session, device)
+                self.cancel(session, device)
 
 
 def to_error(who: str, reply: ErrorReply) -> StonechatError:

@@ -4,13 +4,14 @@ A worker that takes a request says so at once, by name. From then on its state i
 in a new session with new correlation data, when
 
 - nobody has taken it after a while (it may lie in the queue of a worker whose power is cut),
-- the worker that took it is lost, stopped, or has started anew,
+- the worker that took it is lost, stopped, or has restarted,
 - the worker is too busy (then after a pause: the broker gives it to the next one), or
 - our own connection was gone, and an answer with it.
 
-A session that was given up is taken back from whoever has it or turns out to have it later, and nothing of it is heard
-any more, so answers are never mixed. What was said already stays said: another worker's answer goes on where it begins
-with the same text, as it does for one model and one seed, and otherwise the asking ends with an error.
+A session that was given up is taken back from the worker that has it or turns out to have it later, and nothing of it
+is received any more, so answers are never mixed. What was said already stays said: another worker's answer goes on
+where it begins with the same text, as it does for one model and one seed, and otherwise the asking ends with an
+error.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from device_runtime.client.exchange import GRACE_S, Asker, Session, Signal, to_error
+from device_runtime.client.exchange import GRACE_S, Exchange, Session, Signal, to_error
 from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming
 from device_runtime.mqtt.strict_json import MessageError
 
-__all__ = ["PoolCourse"]
+__all__ = ["PoolExchange"]
 
 SILENCE_S = 2.0  # until a request that nobody has taken is asked again; doubles each time,
 LONGEST_SILENCE_S = 8.0  # up to this
-NOBODY_S = 6.0  # of silence, from a pool of which this connection has never heard: it is not there
+NOBODY_S = 6.0  # of silence, from a pool of which this connection knows nothing: it is not there
 FIRST_PAUSE_S = 0.05  # after a worker was busy; doubles each time, up to what the worker has said,
 LONGEST_PAUSE_S = 2.0  # and up to this
 
@@ -43,21 +44,21 @@ class _AskAgain(Exception):
     pause_s: float = 0.0
 
 
-class PoolCourse:
+class PoolExchange:
     """The course of one answer of a pool."""
 
     final: Final  # set when `run` has ended
 
     def __init__(
         self,
-        asker: Asker,
+        exchange: Exchange,
         pool: str,
         request: Request,
         timeout_s: float,
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`on_wait` gets a sentence each time that the answer does not come yet: what is waited for."""
-        self._asker, self._pool, self._timeout_s, self._on_wait = asker, pool, timeout_s, on_wait
+        self._exchange, self._pool, self._timeout_s, self._on_wait = exchange, pool, timeout_s, on_wait
         if request.temperature > 0 and request.seed is None:
             request = replace(request, seed=secrets.randbelow(2**31))  # so that a second worker says the same
         self._request = replace(request, accept=True)
@@ -73,11 +74,11 @@ class PoolCourse:
         return self._worker.device if self._worker else None
 
     def cancel(self) -> None:
-        """Tell the worker to stop; before there is one, stop asking."""
+        """Ask the worker to stop; before there is one, stop asking."""
         self._cancelled.set()
         session, worker = self._session, self._worker
         if session is not None and worker is not None:
-            self._asker.take_back(session, worker.device)
+            self._exchange.cancel(session, worker.device)
         elif session is not None:
             session.heard.put(Signal.WAKE)
 
@@ -93,20 +94,20 @@ class PoolCourse:
                     f"pool {self._pool!r} gave no answer within {self._timeout_s:g} s; it was asked {self._asked} "
                     f"times, and at last {reason}. Try again, or allow more with --timeout."
                 )
-            if not self._asker.heard_anyone and time.monotonic() - started_s > NOBODY_S:
+            if not self._exchange.heard_anyone and time.monotonic() - started_s > NOBODY_S:
                 raise UnreachableError(
-                    f"nobody in the pool {self._pool!r} takes requests from the broker at {self._asker.broker}. Check "
-                    f"the pool's name, or start a device that has `pool: {self._pool}` in its fleet file."
+                    f"nobody in the pool {self._pool!r} takes requests from the broker at {self._exchange.broker}. "
+                    f"Check the pool's name, or start a device that has `pool: {self._pool}` in its fleet file."
                 )
             self._asked += 1
             self._worker = None
             request = replace(self._request, deadline_ms=max(1, round(left_s * 1000)))
-            session = self._session = self._asker.send(request, left_s)
+            session = self._session = self._exchange.send(request, left_s)
             try:
                 if self._cancelled.is_set():  # `cancel` may have seen the session before
                     raise _AskAgain("it was cancelled")
                 yield from self._hear(session, end_s)
-                self._asker.forget(session)
+                self._exchange.forget(session)
                 return
             except _AskAgain as again:
                 reason = again.reason or reason
@@ -121,9 +122,9 @@ class PoolCourse:
         self.final = Final(0, self._said, "cancelled")
 
     def _give_up(self, session: Session) -> None:
-        self._asker.abandon(session)
+        self._exchange.abandon(session)
         if self._worker is not None:
-            self._asker.take_back(session, self._worker.device)  # it may live, and only its connection be gone
+            self._exchange.cancel(session, self._worker.device)  # it may live, and only its connection be gone
 
     def _hear(self, session: Session, end_s: float) -> Iterator[str]:
         early: dict[int, str] = {}  # pieces whose forerunners are missing
@@ -144,9 +145,9 @@ class PoolCourse:
                 raise _AskAgain("the connection to the broker was gone")
             if isinstance(message, Signal):
                 continue
-            if told := self._asker.state_in(message):
-                if self._worker is not None and told[0] == self._worker.device:
-                    _check_alive(self._worker, told[1])
+            if reported := self._exchange.state_in(message):
+                if self._worker is not None and reported[0] == self._worker.device:
+                    _check_alive(self._worker, reported[1])
                 continue
             try:
                 reply = parse_reply(message.payload)
@@ -154,15 +155,15 @@ class PoolCourse:
                 raise StonechatError(f"pool {self._pool!r} sent an answer that cannot be read: {error}") from None
             if self._worker is not None and reply.device not in (None, self._worker.device):
                 assert reply.device is not None
-                self._asker.take_back(session, reply.device)  # a broker gave the request to two
+                self._exchange.cancel(session, reply.device)  # a broker gave the request to two
                 continue
             taken = True
             match reply:
                 case Accepted():
                     self._worker = reply
                     if self._cancelled.is_set():
-                        self._asker.take_back(session, reply.device)
-                    _check_alive(reply, self._asker.watch(reply.device))
+                        self._exchange.cancel(session, reply.device)
+                    _check_alive(reply, self._exchange.watch(reply.device))
                 case ErrorReply(code="busy" | "unavailable"):
                     pause_s = min(FIRST_PAUSE_S * 2**self._busy, (reply.retry_after_ms or 0) / 1000, LONGEST_PAUSE_S)
                     self._busy = min(self._busy + 1, 10)
@@ -208,6 +209,6 @@ def _check_alive(worker: Accepted, state: State | None) -> None:
     if state is None or state.boot < worker.boot:
         return  # not known yet, or from before
     if state.boot > worker.boot:
-        raise _AskAgain(f"device {worker.device!r} has started anew")
+        raise _AskAgain(f"device {worker.device!r} has restarted")
     if state.state in (DeviceState.LOST, DeviceState.DISCONNECTED):
         raise _AskAgain(f"device {worker.device!r} was {state.state.value}")

@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from device_runtime.client.exchange import GRACE_S, Asker, Session, Signal, to_error
-from device_runtime.client.pool import PoolCourse
+from device_runtime.client.exchange import GRACE_S, Exchange, Session, Signal, to_error
+from device_runtime.client.pool import PoolExchange
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
@@ -56,7 +56,7 @@ class RemoteModel:
             raise ConfigurationError("a remote model is either one device or one pool; name exactly one of them.")
         self._device, self._pool = device, pool
         topics = DeviceTopics(device) if device is not None else PoolTopics(pool or "")
-        self._asker = Asker(broker, topics, client)
+        self._exchange = Exchange(broker, topics, client)
 
     def open(self) -> None:
         """Connect.
@@ -65,11 +65,11 @@ class RemoteModel:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses this client, or does not prove who it is.
         """
-        self._asker.open()
+        self._exchange.open()
 
     def close(self) -> None:
         """Disconnect. Answers that are under way end with an error."""
-        self._asker.close()
+        self._exchange.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -109,7 +109,7 @@ class RemoteModel:
             prompt: a user's message, or chat messages.
             model: its name in the fleet file; None is the device's first.
             schema: a JSON schema that the answer fits; `stop` does not go with it.
-            stream: hear pieces as they come; else the whole answer is one piece.
+            stream: receive pieces as they come; else the whole answer is one piece.
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
             on_wait: gets a sentence each time that a pool has to be asked again: what is waited for.
 
@@ -132,8 +132,8 @@ class RemoteModel:
         except ValueError as error:  # NaN, or half of a surrogate pair
             raise ConfigurationError(f"the request cannot be written as JSON: {error}.") from None
         if self._device is not None:
-            return RemoteAnswer(_DeviceCourse(self._asker, self._device, request, timeout_s))
-        return RemoteAnswer(PoolCourse(self._asker, self._pool or "", request, timeout_s, on_wait))
+            return RemoteAnswer(_DeviceExchange(self._exchange, self._device, request, timeout_s))
+        return RemoteAnswer(PoolExchange(self._exchange, self._pool or "", request, timeout_s, on_wait))
 
 
 class _Course(Protocol):
@@ -152,11 +152,11 @@ class _Course(Protocol):
 class RemoteAnswer(Iterator[str], AsyncIterator[str]):
     """An answer as it comes: iterate for its pieces, with `for` or `async for`, then read `final`.
 
-    A `for` that is left early takes the request back. Whoever leaves an `async for` calls `cancel`, unless it is left
+    A `for` that is left early takes the request back. Code that leaves an `async for` calls `cancel`, unless it is left
     because its task was cancelled.
 
     Raises, while iterated:
-        UnreachableError: no such device is on the air, it is busy, was stopped, or fell silent; or nobody in the pool
+        UnreachableError: no such device is online, it is busy, was stopped, or fell silent; or nobody in the pool
             has answered by the deadline, or a second one not with the words of the first; or the connection was closed.
         ConfigurationError: the device says that the request cannot be served as it is.
     """
@@ -195,7 +195,7 @@ class RemoteAnswer(Iterator[str], AsyncIterator[str]):
             raise
 
     def cancel(self) -> None:
-        """Tell the device to stop; the iteration ends with what it has. From any thread; does not wait."""
+        """Ask the device to stop; the iteration ends with what it has. From any thread; does not wait."""
         self._course.cancel()
 
 
@@ -233,39 +233,39 @@ class _Relay:
                 self._loop.call_soon_threadsafe(self._came.put_nowait, StopAsyncIteration())
 
 
-class _DeviceCourse:
+class _DeviceExchange:
     """The course of one answer of one device."""
 
     final: Final
 
-    def __init__(self, asker: Asker, device: str, request: Request, timeout_s: float) -> None:
-        self._asker, self.device, self._request, self._timeout_s = asker, device, request, timeout_s
+    def __init__(self, exchange: Exchange, device: str, request: Request, timeout_s: float) -> None:
+        self._exchange, self.device, self._request, self._timeout_s = exchange, device, request, timeout_s
         self._session: Session | None = None
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Tell the device to stop; what was not sent yet is not sent any more."""
+        """Ask the device to stop; what was not sent yet is not sent any more."""
         self._cancelled.set()
         if self._session is not None:
-            self._asker.take_back(self._session, self.device)
+            self._exchange.cancel(self._session, self.device)
 
     def run(self) -> Iterator[str]:
         """The pieces of the answer."""
-        self._check_state(self._asker.await_state(self.device, STATE_WAIT_S))
+        self._check_state(self._exchange.await_state(self.device, STATE_WAIT_S))
         if self._cancelled.is_set():
             self.final = Final(0, "", "cancelled")
             return
-        session = self._session = self._asker.send(self._request, self._timeout_s)
+        session = self._session = self._exchange.send(self._request, self._timeout_s)
         try:
             if self._cancelled.is_set():  # `cancel` may have found no session
-                self._asker.take_back(session, self.device)
+                self._exchange.cancel(session, self.device)
             yield from self._hear(session)
         except BaseException as error:
             if not isinstance(error, StonechatError):  # nobody iterates any more
-                self._asker.take_back(session, self.device)
+                self._exchange.cancel(session, self.device)
             raise
         finally:
-            self._asker.forget(session)
+            self._exchange.forget(session)
 
     def _hear(self, session: Session) -> Iterator[str]:
         end_s = time.monotonic() + self._timeout_s + GRACE_S
@@ -280,8 +280,8 @@ class _DeviceCourse:
                 )
             if isinstance(message, Signal):
                 continue
-            if told := self._asker.state_in(message):
-                self._check_state(told[1])
+            if reported := self._exchange.state_in(message):
+                self._check_state(reported[1])
                 continue
             try:
                 reply = parse_reply(message.payload)
@@ -311,7 +311,7 @@ class _DeviceCourse:
 
     def _check_state(self, state: State | None) -> None:
         if state is None:
-            return  # one that a newer version knows; the reply will tell
+            return  # one that a newer version knows; the reply will show it
         why = {
             DeviceState.LOST: "lost: it vanished without a word. Check its power and network",
             DeviceState.DISCONNECTED: "disconnected: it was stopped. Start it with: stonechat serve",

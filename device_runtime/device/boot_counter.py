@@ -1,4 +1,4 @@
-"""How often a device has started: by this number, others tell its word from that of an earlier life."""
+"""How often a device has started: by this number, others distinguish its messages from those of an earlier life."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service says of the hardware that its model runs on: this machine, or a microcontroller behind a bridge."""
+"""What a service says of the hardware that its model runs on: this machine, or a microcontroller on a bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device on the air: connects, hands messages to its extensions, and runs the jobs that they queue.
+"""A device that is online: connects, hands messages to its extensions, and runs the jobs that they queue.
 
 Three threads, each with one job. paho's network thread reads messages and queues jobs; the worker thread runs them, the
 only one to touch the models; the caller's thread watches over both. A generation in the network thread would hold
@@ -55,7 +55,7 @@ log = logging.getLogger("stonechat.serve")
 
 
 class Service:
-    """One device on the air, from `run` until `stop`."""
+    """One device, online from `run` until `stop`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One process at a time is a device: whoever holds the lock in its state folder."""
+"""One process at a time is a device: the one that holds the lock in its state folder."""
 
 from __future__ import annotations
 

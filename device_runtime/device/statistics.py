@@ -43,7 +43,7 @@ class Statistics:
             self._errors += 1
 
     def to_fields(self, queue: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """`out/health`; a figure that this machine or the time so far cannot tell is left out.
+        """`out/health`; a figure that this machine or the time so far does not give is left out.
 
         Args:
             queue: how many wait.

@@ -1,4 +1,4 @@
-"""What `stonechat serve` tells the service manager that started it: systemd, or another that speaks its protocol.
+"""What `stonechat serve` reports to the service manager that started it: systemd, or another that speaks its protocol.
 
 The protocol is one datagram of NAME=VALUE lines to the Unix socket in $NOTIFY_SOCKET; see sd_notify(3) and
 sd_watchdog_enabled(3). Without that variable every method does nothing.
@@ -66,7 +66,7 @@ class ServiceManager:
     def __init__(
         self, address: str | None = None, watchdog_s: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`watchdog_s` is how long the manager waits for a sign of life before it starts the service anew."""
+        """`watchdog_s` is how long the manager waits for a sign of life before it restarts the service."""
         self._address, self.watchdog_s, self._clock = address, watchdog_s, clock
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
         self._status: str | None = None
@@ -115,4 +115,4 @@ class ServiceManager:
         try:
             self._socket.sendto(message.encode(), address)
         except OSError as error:  # the service goes on: to be restarted for this would be worse
-            log.warning("the service manager at %s does not hear us: %s", self._address, error.strerror)
+            log.warning("the service manager at %s cannot be reached: %s", self._address, error.strerror)

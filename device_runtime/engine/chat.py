@@ -19,7 +19,7 @@ Message = Mapping[str, str]  # {"role": "user", "content": "…"}
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-# Unicode's noncharacters at the ends of its planes stand in for characters of a message during the rendering.
+# Unicode's noncharacters at the ends of its planes replace characters of a message during the rendering.
 _STAND_INS = [chr(plane << 16 | low) for plane in range(1, 17) for low in (0xFFFE, 0xFFFF)]
 _STAND_IN = re.compile(f"[{''.join(_STAND_INS)}]")
 

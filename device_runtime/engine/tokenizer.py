@@ -1,6 +1,6 @@
 """Text to tokens and back, with the tokenizer that the bundle carries.
 
-The libraries take the name of a special token for that token wherever it stands in a text (tokenizers), or nowhere
+The libraries take the name of a special token for that token wherever it is in a text (tokenizers), or nowhere
 (sentencepiece). A prompt needs both: in what a chat template writes it is the token, in what a message says it is text.
 So the names are respelled in characters that no text has, in the tokenizer and in the template's part of a prompt.
 """

@@ -1,4 +1,4 @@
-"""The JSON schema of a link's answer, as it stands in a fleet file.
+"""The JSON schema of a link's answer, as it is in a fleet file.
 
 JSON Schema takes a word that it does not know for a remark, so that a misspelt `properties` would hold an answer to
 nothing at all. Here it is a fault with its place.
@@ -49,7 +49,7 @@ class Answer:
         def check(schema: Any) -> Any:
             if not isinstance(schema, dict):
                 raise ConfigurationError(_EXPECTED)
-            if len(report.faults) == before:  # or the library would stumble over what is told already
+            if len(report.faults) == before:  # or the library would stumble over what is reported already
                 check_schema(schema)
             return schema
 

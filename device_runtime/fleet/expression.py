@@ -3,8 +3,8 @@
 Its syntax is Python's; it is evaluated by simpleeval, which walks the syntax tree and never calls `eval`. There are
 fields (`temp_c`, `reading["temp-c"]`, `window[-1].temp_c`), comparisons, `and or not in`, `a if b else c`,
 `+ - * / // %`, `r.temp_c for r in window` inside of a function, and the functions below. There are no methods and no
-attributes but fields, no powers and no text formatting: values come from whoever can publish a reading, and a small
-one must not become a large computation.
+attributes but fields, no powers and no text formatting: values come from any client that can publish a reading, and a
+small one must not become a large computation.
 """
 
 from __future__ import annotations

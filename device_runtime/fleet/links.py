@@ -173,7 +173,7 @@ def read(topic: str, payload: bytes, received_s: float, how: Parse = "json") -> 
 
     Args:
         how: `json` takes a JSON object, or a bare number, string or boolean. `text` takes any text as it is. `number`
-            takes a number, with its unit behind it if there is one, and gives `value` and `unit`. `auto` takes JSON if
+            takes a number, with its unit after it if there is one, and gives `value` and `unit`. `auto` takes JSON if
             it is JSON, else a number, else text.
 
     Sensors are not held to the last byte: a byte order mark before the payload and the NUL that ends a string of C are

@@ -60,7 +60,7 @@ def rss_mb() -> float:
 
 
 def temperature_c() -> float | None:
-    """Of the processor; None where the machine does not tell."""
+    """Of the processor; None where the machine does not know."""
     try:
         return round(int(_THERMAL.read_text()) / 1000, 1)
     except (OSError, ValueError):

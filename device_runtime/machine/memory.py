@@ -40,7 +40,7 @@ _TOKENIZER_FACTOR = 13.0  # a tokenizer in memory, as a multiple of its file
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
 _SIGNATURE_OPERATOR = 2_490  # an operator and its tensors in one signature
 _SIGNATURE_ROW = 12.9  # scale, zero point and bookkeeping of one row of weights in one signature
-_INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones cannot tell
+_INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones do not show it
 _INTERPRETER_ROW = 100  # of weights there
 _GRAPH_OPERATOR = 335  # of the FlatBuffer of a `pi` graph, an operator and its tensors
 

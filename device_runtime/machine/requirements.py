@@ -66,7 +66,7 @@ def require_room(
 
 
 def memory_bytes() -> int | None:
-    """All RAM of this machine; None where it does not tell."""
+    """All RAM of this machine; None where it is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("MemTotal:")).split()[1]) << 10
@@ -75,7 +75,7 @@ def memory_bytes() -> int | None:
 
 
 def cpu_features() -> frozenset[str]:
-    """What the processor has, by the names of board files; empty where it does not tell."""
+    """What the processor has, by the names of board files; empty where it is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ PASSWORD_VARIABLE = "STONECHAT_MQTT_PASSWORD"
 
 Protocol = Literal["5", "3.1.1"]
 
-_PROOF_ITERATIONS = 50_000  # client ids stand in logs, from which nobody shall guess a password that a person chose
+_PROOF_ITERATIONS = 50_000  # client ids are in logs, from which nobody shall guess a password that a person chose
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class BrokerAddress:
         return f"{self.host}:{self.port}"
 
     def proof(self) -> str:
-        """16 characters that only a holder of our key or password can tell, the same at each start; "" without either.
+        """16 characters that only a holder of our key or password knows, the same at each start; "" without either.
 
         They belong into a client id that has to stay the same: a broker ends a connection when another client comes
-        with its client id, whoever that is.
+        with its client id, whatever user that is.
 
         Raises:
             ConfigurationError: the key cannot be read.
@@ -129,7 +129,7 @@ class BrokerAddress:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            # What is behind the last ":" is no port: perhaps a password, with the host forgotten.
+            # What is after the last ":" is no port: perhaps a password, with the host forgotten.
             raise ConfigurationError(
                 f"broker URL {url.rpartition(':')[0] + ':***'!r} cannot be read; {expected}."
             ) from None

@@ -86,7 +86,7 @@ class Client:
                 there are any.
             on_connection: called with True on connect and False, with the reason, on disconnect.
             on_oversized: called with the topic and the bytes of a payload that was dropped. MQTT 5 brokers drop it
-                themselves; an MQTT 3.1.1 connection has no way to tell them.
+                themselves; an MQTT 3.1.1 connection has no way to send them.
         """
         self.broker = broker
         self._on_message, self._on_subscribed, self._on_connection = on_message, on_subscribed, on_connection
@@ -356,7 +356,7 @@ class Client:
 
     @property
     def lagging(self) -> bool:
-        """Whether the socket has fallen behind: it has not yet taken the last few messages of QoS 0."""
+        """Whether the socket lags: it has not yet taken the last few messages of QoS 0."""
         while self._unsent and _left(self._unsent[0]):
             self._unsent.popleft()
         return len(self._unsent) >= LAG_MESSAGES
@@ -443,7 +443,7 @@ class Client:
     def _acknowledge_now(self) -> None:
         """Confirm what has come to the broker's TCP at once, not after Linux's usual 40 ms.
 
-        mosquitto leaves Nagle on, so it holds a small message back until the one before is confirmed; behind the
+        mosquitto leaves Nagle on, so it holds a small message back until the one before is confirmed; after the
         confirmation of a request, that would be the first piece of its answer.
         """
         sock: Any = self._paho.socket()

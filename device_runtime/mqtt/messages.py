@@ -130,7 +130,7 @@ class Address:
             return cls(response_topic, correlation_data)
         found: AddressFields = read(AddressFields, in_payload, "the address")
         if found.reply_to is None:
-            raise MessageError("no Response Topic (MQTT 5) and no reply_to (MQTT 3.1.1): nobody would hear the answer.")
+            raise MessageError("no Response Topic (MQTT 5) and no reply_to (MQTT 3.1.1): nobody would get the answer.")
         return cls(found.reply_to, None, found.id)
 
 
@@ -246,7 +246,7 @@ class Piece(_Reply):
     """A part of an answer, as soon as it is there. Sent with QoS 0: the final answer heals a loss."""
 
     seq: Annotated[Count, "counts from 0"]
-    text: Annotated[Text, "goes behind what came before"]
+    text: Annotated[Text, "goes after what came before"]
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
 
 
@@ -278,7 +278,7 @@ class ErrorReply(_Reply):
 
 @dataclass(frozen=True)
 class _Mark:
-    """What tells the replies apart."""
+    """What distinguishes the replies."""
 
     accepted: bool = False
     done: bool = False

@@ -1,8 +1,8 @@
 """The messages of an update over the air: the order, the device's reports and needs, and pieces of files.
 
     in/ota          `Order`: fetch this bundle
-    out/ota         `Report`, and without a `url` in the order `Need`
-    in/ota/piece    `Piece`: one line of JSON, then bytes of the file
+    out/ota         `Report`, and without a `url` in the order `ChunkRequest`
+    in/ota/piece    `Chunk`: one line of JSON, then bytes of the file
 
 The device asks for what it lacks, so it sets the pace, and after a break it asks where it stopped.
 """
@@ -20,7 +20,7 @@ from device_runtime.records.constraints import Check, Inside, Length, Pattern, R
 from device_runtime.records.typed_json import write
 from device_runtime.update.http_source import check_url
 
-__all__ = ["MAX_PIECE_BYTES", "Need", "Order", "Phase", "Piece", "PieceHeader", "Report", "parse_report"]
+__all__ = ["MAX_PIECE_BYTES", "Chunk", "ChunkHeader", "ChunkRequest", "Order", "Phase", "Report", "parse_report"]
 
 MAX_PIECE_BYTES = 61_440  # with its line of JSON it stays below what a device reads, strict_json.MAX_PAYLOAD_BYTES
 _MAX_LINE_BYTES = 1024
@@ -44,7 +44,7 @@ class Phase(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended."""
         return self in (Phase.CONFIRMED, Phase.ROLLED_BACK, Phase.REFUSED)
 
 
@@ -100,7 +100,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Need:
+class ChunkRequest:
     """Send these bytes of this file."""
 
     session: Annotated[Id, "the order's"]
@@ -114,7 +114,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class PieceHeader:
+class ChunkHeader:
     """The line of JSON before bytes of a file."""
 
     session: Annotated[Id, "the order's"]
@@ -124,7 +124,7 @@ class PieceHeader:
 
 
 @dataclass(frozen=True)
-class Piece(PieceHeader):
+class Chunk(ChunkHeader):
     """Bytes of a file."""
 
     data: bytes
@@ -134,7 +134,7 @@ class Piece(PieceHeader):
         return dump({name: getattr(self, name) for name in _HEADER}) + b"\n" + self.data
 
     @classmethod
-    def from_payload(cls, payload: bytes) -> Piece:
+    def from_payload(cls, payload: bytes) -> Chunk:
         """Read a payload.
 
         Raises:
@@ -143,25 +143,25 @@ class Piece(PieceHeader):
         line, newline, data = payload.partition(b"\n")
         if not newline or len(line) > _MAX_LINE_BYTES:
             raise MessageError("a piece of a file begins with a line of JSON.")
-        header: PieceHeader = read(PieceHeader, parse(line), "a piece")
+        header: ChunkHeader = read(ChunkHeader, parse(line), "a piece")
         if header.offset + len(data) > header.size:
             raise MessageError(f"a piece reaches beyond the end of {header.file}.")
         return cls(**vars(header), data=data)
 
 
-_HEADER = tuple(field.name for field in fields(PieceHeader))
+_HEADER = tuple(field.name for field in fields(ChunkHeader))
 
 
-def parse_report(payload: bytes) -> Report | Need:
+def parse_report(payload: bytes) -> Report | ChunkRequest:
     """Read what came on `out/ota`.
 
     Raises:
         MessageError: it is neither.
     """
     value = parse(payload)
-    said: Report | Need
+    said: Report | ChunkRequest
     if isinstance(value, dict) and "need" in value:
-        said = read(Need, value, "a need", strict=False)
+        said = read(ChunkRequest, value, "a need", strict=False)
     else:
         said = read(Report, value, "a report", strict=False)
     return said

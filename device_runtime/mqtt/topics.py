@@ -13,7 +13,7 @@
     stonechat/1/pool/<group>/generate[/<client>]         work that several devices share
     stonechat/1/pool/<group>/reply/<client>/<session>    answers to that work
 
-A subscriber is not told who has published. So a client's name is part of the topic, where the access list of a broker
+A subscriber cannot know who has published. So a client's name is part of the topic, where the access list of a broker
 vouches for it: NAME alone may write to `…/generate/NAME`.
 
 Ids (devices, groups, clients, sessions) are `[a-z0-9-]`, 1 to 64 characters; `pool` is no device id.
@@ -92,11 +92,11 @@ class _Replies:
         raise NotImplementedError
 
     def reply(self, client: str, session: str) -> str:
-        """The topic on which `client` hears the answers of one `session`."""
+        """The topic on which `client` receives the answers of one `session`."""
         return f"{self.reply_root}/{check_id('client', client)}/{check_id('session', session)}"
 
     def replies(self, client: str) -> str:
-        """The filter of everything that `client` hears."""
+        """The filter of everything that `client` receives."""
         return f"{self.reply_root}/{check_id('client', client)}/+"
 
     def allows_reply(self, topic: str) -> bool:
@@ -187,7 +187,7 @@ class DeviceTopics(_Replies):
 
     @property
     def event(self) -> str:
-        """What went wrong, for whoever watches the fleet."""
+        """What went wrong, for the operator of the fleet."""
         return f"{ROOT}/{self.device}/out/event"
 
     @property

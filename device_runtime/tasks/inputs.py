@@ -37,7 +37,7 @@ class InputField:
     usual: tuple[float, ...] = ()  # (low, high) of most readings, for what `generate` makes
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a task file."""
+        """As it is in a task file."""
         if self.one_of:
             return {"one_of": list(self.one_of)}
         unit = {"unit": self.unit} if self.unit else {}
@@ -55,7 +55,7 @@ class Feature:
     unit: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a task file."""
+        """As it is in a task file."""
         unit = {"unit": self.unit} if self.unit else {}
         return {"value": self.value, "from": self.low, "to": self.high, "step": self.step, **unit}
 
@@ -90,7 +90,7 @@ class Inputs:
         object.__setattr__(self, "_computed", computed)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a task file, for the manifest of a bundle."""
+        """As it is in a task file, for the manifest of a bundle."""
         if self.text is not None:
             return {"text": self.text, "numbers": self.numbers}
         found: dict[str, Any] = {"fields": {name: kind.to_json() for name, kind in (self.fields or {}).items()}}
@@ -152,7 +152,7 @@ class Inputs:
 
 
 def written(name: str, value: Any, field: InputField) -> str:
-    """A field as it stands in a prompt: `temp_c +084.9`."""
+    """A field as it is in a prompt: `temp_c +084.9`."""
     if value is None or (not field.one_of and not isinstance(value, int | float)):
         return f"{name} {UNKNOWN}"
     if field.one_of:

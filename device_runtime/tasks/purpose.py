@@ -86,7 +86,7 @@ class Purpose:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest, whose names may come back in any order: the model knows one alone."""
+        """As it is in the manifest, whose names may come back in any order: the model knows one alone."""
         order = {
             "fields": list(self.inputs.fields or {}),
             "features": list(self.inputs.features or {}),

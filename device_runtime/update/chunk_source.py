@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from device_runtime.errors import UnreachableError
-from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Piece
+from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Chunk, ChunkRequest
 
 __all__ = ["ChunkSource"]
 
@@ -29,10 +29,10 @@ class ChunkSource:
             check: called several times a second; raises when the update has been called off.
         """
         self.session, self._publish, self._check = session, publish, check
-        self._chunks: queue.Queue[Piece] = queue.Queue(WINDOW_BYTES // MAX_PIECE_BYTES * 4)
+        self._chunks: queue.Queue[Chunk] = queue.Queue(WINDOW_BYTES // MAX_PIECE_BYTES * 4)
         self._received_s = time.monotonic()
 
-    def put(self, chunk: Piece) -> None:
+    def put(self, chunk: Chunk) -> None:
         """Take in a chunk; those of other updates are dropped."""
         if chunk.session == self.session:
             with suppress(queue.Full):  # it is requested again
@@ -47,7 +47,7 @@ class ChunkSource:
         size: int | None = None
         while size is None or offset < size:
             end = offset + WINDOW_BYTES
-            self._publish(Need(self.session, name, offset, WINDOW_BYTES).to_json())
+            self._publish(ChunkRequest(self.session, name, offset, WINDOW_BYTES).to_json())
             while size is None or offset < min(end, size):
                 chunk = self._next(name, offset)
                 if chunk is None:
@@ -56,7 +56,7 @@ class ChunkSource:
                 if chunk.data:
                     yield chunk.data
 
-    def _next(self, name: str, offset: int) -> Piece | None:
+    def _next(self, name: str, offset: int) -> Chunk | None:
         """The chunk for this byte; None when it does not come and has to be requested again."""
         began_s = time.monotonic()
         while time.monotonic() - began_s < REQUEST_AGAIN_S:

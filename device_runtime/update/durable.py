@@ -56,7 +56,7 @@ def append(path: Path, offset: int, data: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a file a new content: whoever looks sees the old one or the new one, also after a power cut."""
+    """Give a file a new content: a reader sees the old one or the new one, also after a power cut."""
     aside = path.with_name(f"{path.name}.new")
     write_file(aside, [content])
     move(aside, path)

@@ -1,7 +1,7 @@
 """The files of a bundle from an HTTP(S) server, which serves the bundle's folder as it is.
 
 A broken transfer goes on at the byte where it stopped (RFC 9110, section 14.2). What arrives is checked against the
-manifest by whoever reads it, so a server that sends the wrong bytes does no harm.
+manifest by the one who reads it, so a server that sends the wrong bytes does no harm.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_url(url: str) -> str:
 
 
 class HttpSource:
-    """A folder behind a URL."""
+    """A folder at a URL."""
 
     def __init__(self, url: str, *, pause_s: float = _PAUSE_S) -> None:
         """`url` is that of the folder.

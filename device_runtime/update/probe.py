@@ -20,7 +20,7 @@ from device_runtime.machine.machine import peak_rss_mb
 __all__ = ["Measured", "measure"]
 
 _DEFAULT_PROMPT, _DEFAULT_MAX_NEW = "Hello", 16  # for a bundle that has no golden prompt: it has to say anything at all
-_STEPS = 16  # of decoding that are timed; an answer may be too short to tell
+_STEPS = 16  # of decoding that are timed; an answer may be too short to show it
 _SHOWN = 500  # characters of an answer
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 

@@ -4,9 +4,9 @@
     a/ b/ c/      bundles
     incoming/     a bundle that is being put together; see staging.py
     trash/        on its way out
-    .lock         held by whoever changes the folder, or is on trial in it
+    .lock         held by the process that changes the folder, or is on trial in it
 
-Whatever a cut leaves behind, slots.json names only bundles that are whole and on the disk; what it does not name is
+Whatever a cut leaves, slots.json names only bundles that are whole and on the disk; what it does not name is
 cleared away by the next one who takes the lock.
 """
 

@@ -138,7 +138,7 @@ class State:
         return after
 
     def to_json(self) -> bytes:
-        """As it stands in slots.json."""
+        """As it is in slots.json."""
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod

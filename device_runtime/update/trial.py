@@ -114,7 +114,7 @@ def roll_back(slots: Slots, trust: TrustStore | None = None) -> None:
     if earlier.security_counter < state.security_counter:
         raise SignatureError(
             f"the earlier bundle, version {earlier.version}, has security_counter {earlier.security_counter}; one with "
-            f"{state.security_counter} was confirmed, and there is no way back behind that. Install a newer bundle."
+            f"{state.security_counter} was confirmed, and there is no way back before that. Install a newer bundle."
         )
     left = peek(slots.path(state.active))  # perhaps damaged, and that is why
     version = left.version if left else "?"

@@ -92,7 +92,7 @@ def serving(folder: Path, broker: BrokerAddress, model: Any, **config: Any) -> I
         assert not thread.is_alive()
 
 
-class Heard(list[bytes]):
+class Received(list[bytes]):
     """The payloads that a plain client has heard."""
 
     client: paho.Client
@@ -100,9 +100,9 @@ class Heard(list[bytes]):
 
 
 @contextlib.contextmanager
-def listening(port: int, *filters: str) -> Iterator[Heard]:
+def listening(port: int, *filters: str) -> Iterator[Received]:
     """A plain client that comes back by itself, subscribed."""
-    heard, subscribed = Heard(), threading.Event()
+    heard, subscribed = Received(), threading.Event()
     heard.client = client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.on_connect = lambda c, *_: c.subscribe([(f, SubscribeOptions(qos=1)) for f in filters or ["nothing"]])
     client.on_subscribe = lambda *_: subscribed.set()
@@ -245,7 +245,7 @@ class TestInTheMiddle:
             address[0] = "127.0.0.2"
             parts.enter_context(mosquitto(tmp_path, port=port, address="127.0.0.2"))
             await_state(port, "off-pi", lambda state: state["state"] == "ready", host="127.0.0.2")
-            wait_until(lambda: remote._asker.watch("off-pi") == State(DeviceState.READY, 1))
+            wait_until(lambda: remote._exchange.watch("off-pi") == State(DeviceState.READY, 1))
             assert "".join(remote.generate("x", timeout_s=60)) == "w0 "
 
 

@@ -206,7 +206,7 @@ def test_a_trial_can_wait_and_be_called_off(
     assert stonechat("slots", "install", second, folder, "--no-trial").returncode == 0
     assert stonechat("slots", "trial", folder).returncode == 0
     back = stonechat("slots", "rollback", folder)
-    assert back.returncode == 4 and "there is no way back behind that" in back.stderr
+    assert back.returncode == 4 and "there is no way back before that" in back.stderr
     assert resolve(folder) == folder / "b"
 
 

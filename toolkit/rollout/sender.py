@@ -1,7 +1,7 @@
 """The operator's side of updates over the air: one connection that orders them, serves files, and receives reports.
 
-A device asks for the bytes it lacks (`Need`); they are read from the bundle's folder and sent in pieces, by a thread
-of their own. Any number of devices may be under way.
+A device asks for the bytes it lacks (`ChunkRequest`); they are read from the bundle's folder and sent in pieces, by a
+thread of their own. Any number of devices may be under way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import Info, State
-from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Order, Piece, Report, parse_report
+from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Chunk, ChunkRequest, Order, Report, parse_report
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import DeviceTopics, parse
@@ -45,7 +45,7 @@ class Sender:
         self._sizes = {
             file: (bundle.path / file).stat().st_size for file in self._files if (bundle.path / file).is_file()
         }
-        self._needs: queue.SimpleQueue[tuple[str, Need] | None] = queue.SimpleQueue()
+        self._needs: queue.SimpleQueue[tuple[str, ChunkRequest] | None] = queue.SimpleQueue()
         self._orders: dict[str, Order] = {}  # device -> the last one
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="stonechat-sender", daemon=True)
@@ -112,7 +112,7 @@ class Sender:
             match parts.kind:
                 case "ota":
                     said = parse_report(message.payload)
-                    if isinstance(said, Need):
+                    if isinstance(said, ChunkRequest):
                         self._needs.put((parts.id, said))
                     else:
                         self.heard.put((parts.id, said))
@@ -137,14 +137,14 @@ class Sender:
             except OSError as error:
                 log.error("%s cannot be read (%s)", self._folder / need.file, error.strerror)
 
-    def _send(self, device: str, need: Need) -> None:
+    def _send(self, device: str, need: ChunkRequest) -> None:
         size, topic = self._sizes.get(need.file, 0), DeviceTopics(device).ota_piece
         offset, end = need.offset, min(need.offset + need.length, size)
         if offset >= end:  # no such file, or an empty one
-            self._client.publish(topic, Piece(need.session, need.file, size, size, b"").to_payload(), qos=1)
+            self._client.publish(topic, Chunk(need.session, need.file, size, size, b"").to_payload(), qos=1)
             return
         with open(self._folder / need.file, "rb") as stream:
             stream.seek(offset)
             while offset < end and (data := stream.read(min(MAX_PIECE_BYTES, end - offset))):
-                self._client.publish(topic, Piece(need.session, need.file, offset, size, data).to_payload(), qos=1)
+                self._client.publish(topic, Chunk(need.session, need.file, offset, size, data).to_payload(), qos=1)
                 offset += len(data)

@@ -152,11 +152,11 @@ def restart_unit(remote: Remote, say: Callable[[str], None]) -> str | None:
     """Have systemd restart the service; as `BoardDevice.restart`."""
     remote.check('systemctl --no-block restart "$1"', SERVICE, as_root=True)
     say("systemd finishes the restart even if this connection drops …")
-    told, since_s = "", time.monotonic()
+    reported, since_s = "", time.monotonic()
     while (unit := _unit(remote)).get("Job", "0") not in ("", "0"):
         text = unit.get("StatusText", "")
-        if text != told:
-            told, since_s = text, time.monotonic()
+        if text != reported:
+            reported, since_s = text, time.monotonic()
             if text and unit.get("ActiveState") == "activating":  # else it is the last word of the one that ends
                 say(f"{text} …")
         if text.startswith(CONNECTING) and time.monotonic() - since_s > BROKER_S:

@@ -1,4 +1,4 @@
-"""A chat template as a table of what stands before and after each role's words.
+"""A chat template as a table of what comes before and after each role's words.
 
 The template is rendered with a few conversations, the table is read off them, and then both are held against each other
 on other conversations. A template that does more than that (looks at what messages say, numbers them, moves the system

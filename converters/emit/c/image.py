@@ -29,14 +29,14 @@ assert (_START.size, _ENTRY.size) == (16, 16)
 
 
 class SectionKind(enum.IntEnum):
-    """What is in a section; the numbers stand in device_runtime/micro/runtime/image.h too."""
+    """What is in a section; the numbers are in device_runtime/micro/runtime/image.h too."""
 
     GRAPH = 1  # the call list and the arena's plan
     CONSTANTS = 2  # weights, tables and scales in the kernels' layout
     PREFIX = 3  # kv_cache of the fixed prefix
     SELF_TEST = 4  # tokens and a digest of the logits that follow them
     TOKENIZER = 16
-    CHAT = 17  # what stands before and after each role's words
+    CHAT = 17  # what comes before and after each role's words
     SCHEMA = 18  # the table that holds answers to a JSON schema
 
 

@@ -54,7 +54,7 @@ class LinkPlaces:
         kept = _read(self._path)
         self._answered: set[str] = set(kept.answered)  # links that have published on their own topic
         self._topics: dict[str, dict[str, str]] = {}  # link -> place -> topic
-        self.components: dict[str, str] = dict(kept.components)  # that Home Assistant was told of: key -> platform
+        self.components: dict[str, str] = dict(kept.components)  # that Home Assistant knows: key -> platform
         self.left_behind: list[tuple[str, str | None]] = []  # links, and their places, that are no more
         for name, places in kept.topics.items():
             link = self._links.get(name)

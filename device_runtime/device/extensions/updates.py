@@ -33,7 +33,7 @@ from device_runtime.errors import (
     UpdateError,
 )
 from device_runtime.mqtt.messages import DeviceState
-from device_runtime.mqtt.ota_messages import Order, Phase, Piece, Report, parse_report
+from device_runtime.mqtt.ota_messages import Chunk, Order, Phase, Report, parse_report
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.update import durable
@@ -105,7 +105,7 @@ class Updates(Extension):
         with self._lock:
             chunks = self._chunks
         try:
-            chunk = Piece.from_payload(message.payload)
+            chunk = Chunk.from_payload(message.payload)
         except MessageError as e:
             return self._log_refusal(message, e)
         if chunks is not None:
@@ -224,16 +224,16 @@ class Updates(Extension):
         return replace(self._policy, trust=trust)
 
     def _ended_meanwhile(self, order: Order, folder: Path) -> Report | None:
-        """What came of this order's trial, if the device was started anew in the middle of it.
+        """What came of this order's trial, if the device was restarted in the middle of it.
 
         A bundle that takes the board down with it is not put on trial again because its order comes again.
         """
-        told, last = self._last, read_state(folder).last
-        if told is None or told.session != order.session or told.phase is not Phase.TRIAL:
+        reported, last = self._last, read_state(folder).last
+        if reported is None or reported.session != order.session or reported.phase is not Phase.TRIAL:
             return None
-        if last is None or last.version != told.version or last.outcome == "installed":
+        if last is None or last.version != reported.version or last.outcome == "installed":
             return None
-        return _outcome(last, told)
+        return _outcome(last, reported)
 
     def _folder(self, order: Order) -> Path:
         if order.model not in self._folders:

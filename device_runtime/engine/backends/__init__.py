@@ -20,7 +20,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """A graph and its kv_cache. A new backend stands right after the bundle's prefix.
+    """A graph and its kv_cache. A new backend is right after the bundle's prefix.
 
     A backend does not check that tokens fit the context: the engine does, once, for all of them.
     """

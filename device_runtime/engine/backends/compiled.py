@@ -115,7 +115,7 @@ class CompiledBackend:
         return logits
 
     def rewind(self, position: int) -> None:
-        """As in `Backend`. The cache keeps its window: what is behind `position` is masked, then overwritten."""
+        """As in `Backend`. The cache keeps its window: what is after `position` is masked, then overwritten."""
         self.position = min(self.position, max(position, self._prefix))
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class _Window:
         return flat.reshape(self._cache_shape)
 
     def write_cache(self, name: str, rows: npt.NDArray[np.float32]) -> None:
-        """Write (kv_heads, positions, head_dim) to the first positions, zeros behind them."""
+        """Write (kv_heads, positions, head_dim) to the first positions, zeros after them."""
         whole = np.zeros(self._cache_shape, np.float32)
         whole[:, : rows.shape[1]] = rows
         self._cache[name].write(whole.reshape(-1))

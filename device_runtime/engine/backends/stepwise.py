@@ -1,6 +1,6 @@
 """What the backends of the `micro` profile share: a graph that takes one token and its position at a time.
 
-The kv_cache lies inside the graph. A position behind the current one is masked whatever the cache holds
+The kv_cache lies inside the graph. A position after the current one is masked whatever the cache holds
 there, so going back is a matter of the position alone. The prefix is a constant of the graph.
 """
 

@@ -1,4 +1,4 @@
-"""Reads tensors from inside a graph: LiteRT's Interpreter, told to keep every tensor.
+"""Reads tensors from inside a graph: LiteRT's Interpreter, set to keep every tensor.
 
 It uses the built-in kernels. In the `pi` profile these quantize activations a little differently from XNNPACK's,
 so its layers agree with the running backend's closely but not to the bit.
@@ -20,7 +20,7 @@ __all__ = ["trace_tensors"]
 
 
 def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-    """Run `tokens` behind the bundle's prefix and collect tensors.
+    """Run `tokens` after the bundle's prefix and collect tensors.
 
     Args:
         names: tensors of the graph's first decode signature, float32 of shape (1, width) each.
@@ -48,7 +48,7 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
         if prefix + len(tokens) > window:
             room = max(0, window - prefix)
             raise BackendError(
-                f"Layers can be traced for at most {room} tokens, behind a prefix of {prefix} in a cache window of "
+                f"Layers can be traced for at most {room} tokens, after a prefix of {prefix} in a cache window of "
                 f"{window}; found {len(tokens)}."
             )
         where = {d["name"]: d["index"] for d in interpreter.get_tensor_details()}

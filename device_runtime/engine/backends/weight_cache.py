@@ -99,7 +99,7 @@ class WeightCache:
         """Wait for the check, if one is under way: what was answered is as good as its outcome.
 
         Raises:
-            BackendError: as `require_sound`, if nobody was told yet.
+            BackendError: as `require_sound`, if it was not reported yet.
         """
         if self._check is not None:
             self._check.join()
@@ -107,7 +107,7 @@ class WeightCache:
             self.require_sound()
 
     def _check_all(self) -> None:
-        """Hash the whole file, behind everything else that this machine has to do."""
+        """Hash the whole file, after everything else that this machine has to do."""
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread alone, on Linux
         assert self._final is not None

@@ -1,4 +1,4 @@
-/* Messages of a chat to tokens, by a table of what stands before and after each role's words. converters/emit/c/
+/* Messages of a chat to tokens, by a table of what comes before and after each role's words. converters/emit/c/
  * chat_roles.py makes it of the chat template. What a message says is text: it never becomes a control token. */
 #ifndef SC_CHAT_H
 #define SC_CHAT_H

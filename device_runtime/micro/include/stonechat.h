@@ -46,7 +46,7 @@ enum {
 sc_status sc_measure(const void *image, size_t image_bytes, unsigned flags, sc_needs *needs);
 
 /* Open an image. `image`, `arena` and `kv_cache` start at multiples of 16 and stay as they are until the model is not
- * used any more; there is nothing to close. On success *model lies in the arena and stands right behind the prefix. */
+ * used any more; there is nothing to close. On success *model lies in the arena and is right after the prefix. */
 sc_status sc_open(sc_model **model, const void *image, size_t image_bytes, unsigned flags, void *arena,
                   size_t arena_bytes, void *kv_cache, size_t kv_cache_bytes);
 

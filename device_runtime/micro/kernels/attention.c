@@ -40,7 +40,7 @@ static void softmax(const int16_t *scores, float *exps, int16_t *shares, uint32_
         largest = scores[i] > largest ? scores[i] : largest;
     }
     most = (float)largest * step;
-    for (uint32_t i = 0; i < count; i++) { /* scores lie behind the exps that are written, never before them */
+    for (uint32_t i = 0; i < count; i++) { /* scores lie after the exps that are written, never before them */
         exps[i] = sc_exp((float)scores[i] * step - most);
         sum += exps[i];
     }

@@ -1,6 +1,6 @@
 #include "numbers.h"
 
-/* 2^(i/32) with 31 bits behind the point */
+/* 2^(i/32) with 31 bits after the point */
 static const uint32_t POWERS[32] = {
     0x80000000, 0x82cd8699, 0x85aac368, 0x88980e81, 0x8b95c1e4, 0x8ea4398b, 0x91c3d374, 0x94f4efa9,
     0x9837f052, 0x9b8d39ba, 0x9ef53261, 0xa2704303, 0xa5fed6aa, 0xa9a15ab5, 0xad583eea, 0xb123f582,
@@ -8,7 +8,7 @@ static const uint32_t POWERS[32] = {
     0xd744fccb, 0xdbfbb798, 0xe0ccdeec, 0xe5b906e7, 0xeac0c6e8, 0xefe4b99c, 0xf5257d15, 0xfa83b2db,
 };
 
-/* 2^(r / 2^32) - 1 for r below 2^27, which is below 0.0219: 36 bits behind the point. The series of e^z for z = r ln 2,
+/* 2^(r / 2^32) - 1 for r below 2^27, which is below 0.0219: 36 bits after the point. The series of e^z for z = r ln 2,
  * from its fourth term inwards; all products are the upper half of 32 by 32 bits, which vector units have too. */
 static uint32_t power_of_rest(uint32_t r) {
     uint32_t z = sc_high(r << 5, 0xb17217f8u);                   /* r ln 2; 37 bits */
@@ -21,7 +21,7 @@ static uint32_t power_of_rest(uint32_t r) {
 float sc_exp(float x) {
     uint32_t bits = sc_bits_of(x), mantissa = bits << 8 | 0x80000000u, fraction, y;
     int32_t exponent = (int32_t)(bits >> 23 & 255) - 127, whole;
-    uint64_t power; /* |x| / ln 2: 62 bits behind the point, for an exponent of 0 */
+    uint64_t power; /* |x| / ln 2: 62 bits after the point, for an exponent of 0 */
     uint32_t high;
     if (!(x > -87.33654f)) { /* also what is not a number */
         return x != x ? x : 0.0f;
@@ -36,7 +36,7 @@ float sc_exp(float x) {
     high = (uint32_t)(power >> 32);
     if (exponent >= -1) {
         whole = (int32_t)(high >> (30 - exponent));
-        fraction = high << (2 + exponent) | (uint32_t)power >> (30 - exponent); /* 32 bits behind the point */
+        fraction = high << (2 + exponent) | (uint32_t)power >> (30 - exponent); /* 32 bits after the point */
     } else {
         whole = 0;
         fraction = high >> (-2 - exponent);

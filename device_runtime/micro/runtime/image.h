@@ -20,7 +20,7 @@ enum {
     SC_SECTION_PREFIX = 3,    /* kv_cache of the fixed prefix */
     SC_SECTION_SELF_TEST = 4, /* tokens and a digest of the logits that follow them */
     SC_SECTION_TOKENIZER = 16,
-    SC_SECTION_CHAT = 17, /* what stands before and after each role's words */
+    SC_SECTION_CHAT = 17, /* what comes before and after each role's words */
     SC_SECTION_SCHEMA = 18 /* the table that holds answers to a JSON schema */
 };
 

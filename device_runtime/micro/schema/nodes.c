@@ -13,7 +13,7 @@ sc_status sc_schema_count(const uint8_t *section, size_t size, uint32_t *count) 
     return *count <= (size - SECTION_HEADER) / ENTRY ? SC_OK : SC_DAMAGED;
 }
 
-/* A part of `count` entries of `bytes` each at *at; moves *at behind it. */
+/* A part of `count` entries of `bytes` each at *at; moves *at past it. */
 static const uint8_t *part(const uint8_t *table, uint32_t size, uint32_t *at, uint32_t count, uint32_t bytes) {
     if (count > (size - *at) / bytes) return NULL;
     const uint8_t *found = table + *at;

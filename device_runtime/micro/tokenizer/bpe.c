@@ -8,7 +8,7 @@ static uint32_t rank_of(const sc_tokenizer *tokenizer, uint32_t piece) {
     return tokenizer->ranks ? sc_u32(tokenizer->ranks + 4 * piece) : piece;
 }
 
-/* How early the symbols at `at` and behind it merge; lower is earlier. */
+/* How early the symbols at `at` and after it merge; lower is earlier. */
 static uint32_t key_of(const sc_encoder *e, uint32_t at, uint32_t size) {
     const sc_tokenizer *t = e->tokenizer;
     const uint32_t left = e->sizes[at];

@@ -51,7 +51,7 @@ sc_status sc_encode_unigram(sc_encoder *e, uint32_t size) {
         }
     }
     e->score = e->scores[size];
-    /* The best way is found from its end; turn it round in place, so that each piece stands where it begins. */
+    /* The best way is found from its end; turn it round in place, so that each piece is where it begins. */
     uint16_t length_here = e->sizes[size];
     uint32_t piece_here = e->keys[size];
     for (uint32_t at = size; at > 0;) {

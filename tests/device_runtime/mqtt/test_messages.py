@@ -161,7 +161,7 @@ def test_an_address_comes_from_the_properties_or_from_the_payload_but_not_both()
     assert Address.find({"reply_to": "r"}, None, None).key is None
     with pytest.raises(MessageError, match="as well"):
         Address.find({"reply_to": "r"}, "r", None)
-    with pytest.raises(MessageError, match="nobody would hear"):
+    with pytest.raises(MessageError, match="nobody would get"):
         Address.find({}, None, b"1")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Need, Order, Phase, Piece, Report, parse_report
+from device_runtime.mqtt.ota_messages import MAX_PIECE_BYTES, Chunk, ChunkRequest, Order, Phase, Report, parse_report
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError
 
 SHA = "0f" * 32
@@ -36,7 +36,7 @@ def test_an_order_survives_its_journey(order):
 
 @given(
     st.builds(Report, IDS, st.sampled_from(Phase), IDS, st.none() | st.text(max_size=9), SIZES, SIZES)
-    | st.builds(Need, IDS, FILES, SIZES, st.integers(1, 2**40))
+    | st.builds(ChunkRequest, IDS, FILES, SIZES, st.integers(1, 2**40))
 )
 def test_reports_and_needs_survive_their_journey(said):
     assert parse_report(said.to_json()) == said
@@ -44,12 +44,12 @@ def test_reports_and_needs_survive_their_journey(said):
 
 @given(IDS, FILES, st.integers(0, 2**39), st.binary(max_size=99))
 def test_a_piece_survives_its_journey_whatever_its_bytes(session, file, offset, data):
-    piece = Piece(session, file, offset, offset + len(data), data)
-    assert Piece.from_payload(piece.to_payload()) == piece
+    piece = Chunk(session, file, offset, offset + len(data), data)
+    assert Chunk.from_payload(piece.to_payload()) == piece
 
 
 def test_the_largest_piece_is_small_enough_to_be_read():
-    piece = Piece("s" * 64, "f" * 100, 2**40 - MAX_PIECE_BYTES, 2**40, bytes(MAX_PIECE_BYTES))
+    piece = Chunk("s" * 64, "f" * 100, 2**40 - MAX_PIECE_BYTES, 2**40, bytes(MAX_PIECE_BYTES))
     assert len(piece.to_payload()) <= MAX_PAYLOAD_BYTES
 
 
@@ -88,7 +88,7 @@ def test_an_order_that_is_none_says_why(change, message):
 )
 def test_a_piece_that_is_none_says_why(payload, message):
     with pytest.raises(MessageError, match=message):
-        Piece.from_payload(payload)
+        Chunk.from_payload(payload)
 
 
 _JSON = st.recursive(
@@ -103,7 +103,7 @@ _JSON = st.recursive(
 
 @given(_JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40))
 def test_any_payload_is_read_or_refused_by_name(payload):
-    for read in (Order.from_json, parse_report, Piece.from_payload):
+    for read in (Order.from_json, parse_report, Chunk.from_payload):
         for form in (payload, payload + b"\nabc"):
             with contextlib.suppress(MessageError):
                 read(form)

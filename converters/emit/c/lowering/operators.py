@@ -45,7 +45,7 @@ def require_plain(op: Operator) -> None:
 
 
 def is_contiguous(shape: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether a part of a tensor of `shape` is one run of elements: full axes behind the first that is cut."""
+    """Whether a part of a tensor of `shape` is one run of elements: full axes after the first that is cut."""
     cut = next((i for i, (n, m) in enumerate(zip(shape, part, strict=True)) if n != m), len(shape))
     return all(m == n for n, m in zip(shape[cut + 1 :], part[cut + 1 :], strict=True)) and all(
         n == 1 for n in shape[:cut]

@@ -72,7 +72,7 @@ class PositionValues:
 
 
 def _aligned_ranks(x: list[npt.NDArray[Any]], compute: Callable[[Any, Any], Any]) -> Any:
-    """Broadcast behind the first axis, which is the position."""
+    """Broadcast after the first axis, which is the position."""
     rank = max(v.ndim for v in x)
     a, b = (v.reshape(len(v), *[1] * (rank - v.ndim), *v.shape[1:]) for v in x)
     return compute(a, b)
