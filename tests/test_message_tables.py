@@ -45,7 +45,7 @@ def test_every_message_has_its_table():
             assert f":{kind.__name__} -->" in PAGES
     for name in ("RequestPayload", "Final", "ErrorReply", "State", "Info", "HealthReport"):
         assert f"messages:{name} -->" in PAGES
-    for name in ("Order", "Report", "Need", "PieceHeader"):
+    for name in ("Order", "Report", "ChunkRequest", "ChunkHeader"):
         assert f"ota_messages:{name} -->" in PAGES
 
 
