@@ -157,7 +157,7 @@ def test_a_breach_is_named_with_its_remedy(what: str, tmp_path: Path) -> None:
 def test_constants_behind_the_flatbuffer_are_a_breach(tmp_path: Path) -> None:
     """TFLite Micro knows nothing of them and would run with pointers to nowhere."""
     path = written(tmp_path / "model.tflite", dense, external=True)
-    assert [v.tensor for v in check_graph(path) if "behind the FlatBuffer" in v.problem] == ["w"]
+    assert [v.tensor for v in check_graph(path) if "after the FlatBuffer" in v.problem] == ["w"]
 
 
 def test_a_clean_graph_has_no_breach(tmp_path: Path) -> None:
