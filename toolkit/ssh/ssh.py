@@ -167,10 +167,19 @@ class Remote:
         """
         command = self._command(script, arguments, as_root, user, _MERGED)
         said: list[str] = []
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-            errors="replace",
-        ) as process:  # fmt: skip
+        # The script's stderr comes with its stdout. What comes on ssh's own is the login shell's, or ssh's: the two
+        # streams have no order, so it cannot be distinguished by the marks.
+        with (
+            tempfile.TemporaryFile() as err,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                encoding="utf-8",
+                errors="replace",
+            ) as process,
+        ):
             try:
                 assert process.stdout is not None
                 lines = process.stdout
@@ -188,10 +197,13 @@ class Remote:
             except BaseException:
                 process.terminate()
                 raise
+            code = process.wait()
+            err.seek(0)
+            of_ssh = err.read().decode("utf-8", "replace")
         whole = "".join(said)
-        self.check_connection(process.returncode, "".join(said[-5:]))
-        self._check_marks(whole, "")
-        return Done(process.returncode, self.own(whole), "")
+        self.check_connection(code, of_ssh or "".join(said[-5:]))
+        self._check_marks(whole, of_ssh)
+        return Done(code, self.own(whole), "")
 
     def feed(
         self, script: str, *arguments: str, blocks: Iterable[bytes], as_root: bool = False, user: str | None = None
