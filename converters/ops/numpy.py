@@ -8,24 +8,17 @@ when they are needed and not kept, so a pass holds one layer at a time whatever 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from converters.network.config import ActivationKind, Attention, Feature, NetworkConfig, Norm
-from converters.network.tensors import Linear
+from converters.network.config import Attention, Feature, NetworkConfig
 from converters.network.weights import FloatArray, ReadTensor
+from converters.ops.numpy_parts import NumpyParts, Observe
 
-__all__ = ["KvCache", "NumpyOps", "Observe", "activation"]
-
-Observe = Callable[[str, FloatArray], None]  # (canonical name of an activation, its values)
-
-_TANH_GELU = np.float32(math.sqrt(2 / math.pi))
-_erf = np.vectorize(math.erf, otypes=[np.float32])
+__all__ = ["KvCache", "NumpyOps"]
 
 
 @dataclass
@@ -40,21 +33,7 @@ class KvCache:
         return self.layers[0][0].shape[1] if self.layers else 0
 
 
-def activation(x: FloatArray, kind: ActivationKind) -> FloatArray:
-    """The activation function, by element."""
-    if kind == "relu":
-        return np.maximum(x, 0)
-    if kind == "relu_squared":
-        return np.square(np.maximum(x, 0))
-    if kind == "gelu":
-        return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))))
-    if kind == "gelu_tanh":
-        return np.asarray(np.float32(0.5) * x * (1 + np.tanh(_TANH_GELU * (x + np.float32(0.044715) * x**3))))
-    with np.errstate(over="ignore"):  # exp of a large negative gate overflows to inf: sigmoid is 0
-        return np.asarray(x / (np.float32(1) + np.exp(-x)))
-
-
-class NumpyOps:
+class NumpyOps(NumpyParts):
     """`Ops` on arrays.
 
     Args:
@@ -80,10 +59,10 @@ class NumpyOps:
         observe: Observe | None = None,
         start: int | None = None,
     ) -> None:
-        self._config, self._read, self._tokens = config, read, tokens
+        super().__init__(read, observe)
+        self._config, self._tokens = config, tokens
         self._past = KvCache() if past is None else past
         self._start = self._past.positions if start is None else start
-        self._observe = observe or (lambda name, values: None)
         self._sequences, self._length = tokens.shape
         self._tables = functools.cache(self._table)
         self.cache = KvCache()  # the past and these tokens, filled layer by layer
@@ -105,35 +84,6 @@ class NumpyOps:
             positions = self._read("positions.weight")[self._start : self._start + self._length]
             rows = rows + np.tile(positions, (self._sequences, 1))
         return rows
-
-    def norm(self, x: FloatArray, norm: Norm, name: str, heads: int = 1) -> FloatArray:
-        """As in `Ops`."""
-        rows = x if heads == 1 else x.reshape(-1, x.shape[1] // heads)
-        if norm.kind == "layer":
-            rows = rows - rows.mean(axis=1, keepdims=True)
-        mean = np.einsum("tw,tw->t", rows, rows, dtype=np.float32)[:, None] / np.float32(rows.shape[1])
-        rows = rows / np.sqrt(mean + np.float32(norm.epsilon))
-        if norm.gain:
-            rows = rows * self._read(f"{name}.weight")
-        if norm.bias:
-            rows = rows + self._read(f"{name}.bias")
-        return np.asarray(rows).reshape(x.shape)
-
-    def linear(self, x: FloatArray, *matmuls: Linear) -> tuple[FloatArray, ...]:
-        """As in `Ops`."""
-        x = self._named(matmuls[0].input, x)
-        return tuple(self._named(matmul.name, self._matmul(x, matmul)) for matmul in matmuls)
-
-    def _named(self, name: str, values: FloatArray) -> FloatArray:
-        """Every named activation comes through here; a reading that stores them in integers overrides it."""
-        self._observe(name, values)
-        return values
-
-    def _matmul(self, x: FloatArray, matmul: Linear) -> FloatArray:
-        y = x @ self._read(matmul.weight).T
-        if matmul.bias:
-            y += self._read(f"{matmul.name}.bias")
-        return y
 
     def rope(self, q: FloatArray, k: FloatArray, attention: Attention) -> tuple[FloatArray, FloatArray]:
         """As in `Ops`."""
@@ -190,26 +140,6 @@ class NumpyOps:
             return keys, values
         past_keys, past_values = (np.broadcast_to(t, (self._sequences, *t.shape[1:])) for t in self._past.layers[layer])
         return np.concatenate([past_keys, keys], axis=1), np.concatenate([past_values, values], axis=1)
-
-    def activate(self, x: FloatArray, kind: ActivationKind) -> FloatArray:
-        """As in `Ops`."""
-        return activation(x, kind)
-
-    def gated(self, gate: FloatArray, up: FloatArray, kind: ActivationKind) -> FloatArray:
-        """As in `Ops`."""
-        return activation(gate, kind) * up
-
-    def add(self, x: FloatArray, y: FloatArray, name: str) -> FloatArray:
-        """As in `Ops`."""
-        return self._named(name, x + y)
-
-    def scaled(self, x: FloatArray, factor: float) -> FloatArray:
-        """As in `Ops`."""
-        return x * np.float32(factor)
-
-    def softcap(self, x: FloatArray, cap: float) -> FloatArray:
-        """As in `Ops`."""
-        return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))
 
     def select_rows(self, x: FloatArray) -> FloatArray:
         """All rows."""

@@ -47,12 +47,12 @@ class TfliteOps:
         }
     )  # fmt: skip
 
-    def __init__(self, graph: Subgraph, config: NetworkConfig, norms: Mapping[str, FloatArray]) -> None:
-        self._graph, self._config, self._norms = graph, config, norms
+    def __init__(self, graph: Subgraph, norms: Mapping[str, FloatArray]) -> None:
+        self._graph, self._norms = graph, norms
 
-    def _first_epsilon(self) -> None:
+    def _first_epsilon(self, config: NetworkConfig) -> None:
         """The constant that most norms read comes before the layers."""
-        norms = (*(block.attention_norm for block in self._config.blocks), self._config.head.norm)
+        norms = (*(block.attention_norm for block in config.blocks), config.head.norm)
         if first := next((norm for norm in norms if norm is not None), None):
             self._float("epsilon", [first.epsilon])
 

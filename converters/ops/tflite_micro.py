@@ -75,11 +75,12 @@ class MicroOps(TfliteOps):
     def __init__(
         self, graph: Subgraph, constants: MicroConstants, config: NetworkConfig, params: ParamsByName, context: int
     ) -> None:
-        super().__init__(graph, config, constants.norms)
+        super().__init__(graph, constants.norms)
+        self._config = config
         self._constants, self._params, self._context = constants, params, context
         self._token = graph.input("token", (1,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
-        self._first_epsilon()
+        self._first_epsilon(config)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         for rope, tables in constants.ropes.items():
             shape = (1, 1, tables[0].shape[1])

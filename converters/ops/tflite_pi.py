@@ -15,35 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
-from converters.network.config import ActivationKind, Attention, NetworkConfig, Norm, Rope
-from converters.network.tensors import Linear
+from converters.emit.tflite_write import Constant, Subgraph, Tensor
+from converters.network.config import Attention, NetworkConfig, Rope
 from converters.network.weights import FloatArray
-from converters.ops.tflite import MASKED, Op, TfliteOps
+from converters.ops.tflite import MASKED, Op
+from converters.ops.tflite_pi_parts import PiParts, QuantizedMatmul, Value
 
-__all__ = ["ColumnRange", "EmbeddingRows", "PiConstants", "PiOps", "QuantizedMatmul"]
-
-
-@dataclass(frozen=True)
-class ColumnRange:
-    """Some columns of the weights of a matmul, and so some channels of what it reads, quantized on their own."""
-
-    start: int
-    size: int
-    weight: Constant  # int8 (sum of rows, size)
-    scale: npt.NDArray[np.float32]  # (sum of rows,)
-
-
-@dataclass(frozen=True)
-class QuantizedMatmul:
-    """Weights of one or more matmuls that read the same input, stacked by rows."""
-
-    ranges: tuple[ColumnRange, ...]  # of all columns, in order
-    bias: Constant | None  # float32 (sum of rows,)
-    rows: tuple[int, ...]  # of each matmul
+__all__ = ["EmbeddingRows", "PiConstants", "PiOps"]
 
 
 @dataclass(frozen=True)
@@ -66,22 +46,13 @@ class PiConstants:
     norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
 
 
-@dataclass(frozen=True)
-class _Value:
-    """A tensor of shape (tokens, width), or some columns of one; after RoPE it is (tokens, heads, head_dim)."""
-
-    tensor: Tensor
-    start: int = 0
-    width: int = 0
-
-
-class PiOps(TfliteOps):
+class PiOps(PiParts):
     """`Ops` over one signature."""
 
     def __init__(
         self, graph: Subgraph, constants: PiConstants, config: NetworkConfig, tokens: int, window: int
     ) -> None:
-        super().__init__(graph, config, constants.norms)
+        super().__init__(graph, constants.norms, constants.matmuls)
         self._constants = constants
         self._count, self._window = tokens, window
         self._tokens = graph.input("tokens", (tokens,), np.int32)
@@ -97,22 +68,7 @@ class PiOps(TfliteOps):
         self._turns = {rope: self._rotation(*tables) for rope, tables in constants.ropes.items()}
         self._mask = self._window_mask(self._position, window, newest=0)
         self._masks: dict[int, Tensor] = {}  # of sliding windows, by their size
-        self._first_epsilon()
-
-    # -- small things ------------------------------------------------------------------------------
-
-    def _heads_first(self, x: Tensor) -> Tensor:
-        """(tokens, heads, head_dim) -> (heads, tokens, head_dim), or back."""
-        tokens, heads, dim = x.shape
-        return self._op(
-            Op.TRANSPOSE, [x, self._ints([1, 0, 2])], x.name, (heads, tokens, dim), schema.TransposeOptionsT()
-        )
-
-    def _materialize(self, value: _Value) -> Tensor:
-        return self._columns(value.tensor, value.start, value.width)
-
-    def _whole(self, tensor: Tensor) -> _Value:
-        return _Value(tensor, 0, tensor.shape[-1])
+        self._first_epsilon(config)
 
     # -- what all layers read ----------------------------------------------------------------------
 
@@ -148,7 +104,7 @@ class PiOps(TfliteOps):
 
     # -- Ops ---------------------------------------------------------------------------------------
 
-    def embed(self) -> _Value:
+    def embed(self) -> Value:
         """int8 rows times their scales."""
         c = self._constants
         x = self._embed_rows(self._tokens, c.embedding.rows, c.embedding.scale)
@@ -160,46 +116,14 @@ class PiOps(TfliteOps):
             x = self._binary(Op.ADD, x, positions, "embed_positions")
         return self._whole(x)
 
-    def norm(self, x: _Value, norm: Norm, name: str, heads: int = 1) -> _Value:
-        """As in `Ops`, float32; most gains are part of the weights that read the result."""
-        t = self._materialize(x)
-        return self._whole(self._norm(t, norm, name) if heads == 1 else self._norm_heads(t, norm, name, heads))
-
-    def linear(self, x: _Value, *matmuls: Linear) -> tuple[_Value, ...]:
-        """One FULLY_CONNECTED for all of them, or a sum of some; each result is a range of its columns."""
-        m, names = self._constants.matmuls[matmuls[0].group], [matmul.name for matmul in matmuls]
-        t = self._materialize(x)
-        bias = None if m.bias is None else self._graph.constant(f"{names[0]}.bias", m.bias)
-        total: Tensor | None = None
-        for part in m.ranges:
-            quantization = Quantization.per_channel(part.scale)
-            weight = self._graph.constant(f"{names[0]}.weight", part.weight, quantization)
-            product = self._fully_connected(self._columns(t, part.start, part.size), weight, bias, "+".join(names))
-            total = product if total is None else self._binary(Op.ADD, total, product, "+".join(names))
-            bias = None
-        assert total is not None
-        starts = np.cumsum([0, *m.rows])
-        return tuple(_Value(total, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
-
-    def _fully_connected(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        """x @ weight.T + bias; with int8 weights each row of x is quantized as it comes."""
-        options = schema.FullyConnectedOptionsT()
-        options.keepNumDims = True
-        options.asymmetricQuantizeInputs = True
-        shape = (x.shape[0], weight.shape[0])
-        (out,) = self._graph.operator(
-            Op.FULLY_CONNECTED, [x, weight, bias], [(name, shape, np.float32, None)], options, 9
-        )
-        return out
-
-    def rope(self, q: _Value, k: _Value, attention: Attention) -> tuple[_Value, _Value]:
+    def rope(self, q: Value, k: Value, attention: Attention) -> tuple[Value, Value]:
         """q and k turn together when they are neighbours in one tensor."""
         if q.tensor is k.tensor and q.start + q.width == k.start:
-            both = self._rotate(_Value(q.tensor, q.start, q.width + k.width), attention)
-            return _Value(both, 0, q.width), _Value(both, q.width, k.width)
-        return _Value(self._rotate(q, attention), 0, q.width), _Value(self._rotate(k, attention), 0, k.width)
+            both = self._rotate(Value(q.tensor, q.start, q.width + k.width), attention)
+            return Value(both, 0, q.width), Value(both, q.width, k.width)
+        return Value(self._rotate(q, attention), 0, q.width), Value(self._rotate(k, attention), 0, k.width)
 
-    def _head_rows(self, value: _Value, heads: int, a: Attention) -> Tensor:
+    def _head_rows(self, value: Value, heads: int, a: Attention) -> Tensor:
         """(1, kv_heads, heads / kv_heads * tokens, head_dim): what belongs to a key head, as rows (head, token)."""
         target = (1, a.kv_heads, heads // a.kv_heads * self._count, a.head_dim)
         if len(value.tensor.shape) == 3:
@@ -210,12 +134,12 @@ class PiOps(TfliteOps):
             t = self._heads_first(self._reshape(t, (self._count, heads, a.head_dim)))
         return self._reshape(t, target)
 
-    def _rotate(self, value: _Value, a: Attention) -> Tensor:
+    def _rotate(self, value: Value, a: Attention) -> Tensor:
         x = self._reshape(self._materialize(value), (self._count, value.width // a.head_dim, a.head_dim))
         assert a.rope is not None
         return self._rotated_heads(x, *self._turns[a.rope])
 
-    def attend(self, q: _Value, k: _Value, v: _Value, attention: Attention, layer: int) -> _Value:
+    def attend(self, q: Value, k: Value, v: Value, attention: Attention, layer: int) -> Value:
         """Scores against the cache and against the new keys, one softmax over both.
 
         The scale of the scores is part of the weights of q, or of its norm's gain.
@@ -251,34 +175,7 @@ class PiOps(TfliteOps):
             mixed = self._heads_first(mixed)
         return self._whole(self._reshape(mixed, (self._count, c.q_width)))
 
-    def activate(self, x: _Value, kind: ActivationKind) -> _Value:
-        """As in `Ops`, float32."""
-        return self._whole(self._activation(self._materialize(x), kind))
-
-    def gated(self, gate: _Value, up: _Value, kind: ActivationKind) -> _Value:
-        """As in `Ops`, float32."""
-        g, u = self._materialize(gate), self._materialize(up)
-        return self._whole(self._binary(Op.MUL, self._activation(g, kind), u, "gated"))
-
-    def _gelu(self, x: Tensor, kind: ActivationKind) -> Tensor:
-        """LiteRT has an operator for it."""
-        options = schema.GeluOptionsT()
-        options.approximate = kind == "gelu_tanh"
-        return self._op(Op.GELU, [x], kind, x.shape, options)
-
-    def scaled(self, x: _Value, factor: float) -> _Value:
-        """As in `Ops`."""
-        return self._whole(self._binary(Op.MUL, self._materialize(x), self._float("factor", [factor]), "scaled"))
-
-    def softcap(self, x: _Value, cap: float) -> _Value:
-        """As in `Ops`."""
-        return self._whole(self._softcap(self._materialize(x), cap, "capped"))
-
-    def add(self, x: _Value, y: _Value, name: str) -> _Value:
-        """The residual sum."""
-        return self._whole(self._binary(Op.ADD, self._materialize(x), self._materialize(y), name))
-
-    def select_rows(self, x: _Value) -> _Value:
+    def select_rows(self, x: Value) -> Value:
         """Of many tokens only the row named by the input `row` goes on to the head."""
         if self._row is None:
             return x
@@ -288,7 +185,7 @@ class PiOps(TfliteOps):
         )
         return self._whole(row)
 
-    def finish(self, logits: _Value) -> None:
+    def finish(self, logits: Value) -> None:
         """Declare the outputs: the logits, and the caches with the new rows in them."""
         self._graph.output("logits", self._materialize(logits))
         start = self._graph.operator(

@@ -19,7 +19,8 @@ from converters.network.tensors import Linear, Role, groups
 from converters.network.weights import FloatArray
 from converters.ops.counting import CountingWriter, count_graph
 from converters.ops.tflite import rope_tables
-from converters.ops.tflite_pi import ColumnRange, EmbeddingRows, PiConstants, PiOps, QuantizedMatmul
+from converters.ops.tflite_pi import EmbeddingRows, PiConstants, PiOps
+from converters.ops.tflite_pi_parts import ColumnRange, QuantizedMatmul
 from converters.profiles.profile import (
     GraphJob,
     Profile,

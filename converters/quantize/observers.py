@@ -11,7 +11,8 @@ from converters.network.config import NetworkConfig
 from converters.network.decoder import block, head, hidden
 from converters.network.tensors import activations
 from converters.network.weights import CanonicalWeights, FloatArray, ReadTensor
-from converters.ops.numpy import KvCache, NumpyOps, Observe
+from converters.ops.numpy import KvCache, NumpyOps
+from converters.ops.numpy_parts import Observe
 
 __all__ = ["ChannelPeaks", "observe_windows", "read_prefix_and_windows"]
 

@@ -1,0 +1,133 @@
+"""The parts of a network that compute row by row, as the `pi` profile emits them: what decoders and encoders share.
+
+float32 between matmuls whose weights are int8 and per channel; the kernel quantizes each row of activations on the fly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
+from converters.network.config import ActivationKind, Norm
+from converters.network.tensors import Linear
+from converters.network.weights import FloatArray
+from converters.ops.tflite import Op, TfliteOps
+
+__all__ = ["ColumnRange", "PiParts", "QuantizedMatmul", "Value"]
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Some columns of the weights of a matmul, and so some channels of what it reads, quantized on their own."""
+
+    start: int
+    size: int
+    weight: Constant  # int8 (sum of rows, size)
+    scale: npt.NDArray[np.float32]  # (sum of rows,)
+
+
+@dataclass(frozen=True)
+class QuantizedMatmul:
+    """Weights of one or more matmuls that read the same input, stacked by rows."""
+
+    ranges: tuple[ColumnRange, ...]  # of all columns, in order
+    bias: Constant | None  # float32 (sum of rows,)
+    rows: tuple[int, ...]  # of each matmul
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of shape (tokens, width), or some columns of one; after RoPE it is (tokens, heads, head_dim)."""
+
+    tensor: Tensor
+    start: int = 0
+    width: int = 0
+
+
+class PiParts(TfliteOps):
+    """Everything of `Ops` that knows neither positions nor a kv_cache, over one signature."""
+
+    def __init__(
+        self, graph: Subgraph, norms: Mapping[str, FloatArray], matmuls: Mapping[int, QuantizedMatmul]
+    ) -> None:
+        super().__init__(graph, norms)
+        self._matmuls = matmuls
+
+    # -- small things ------------------------------------------------------------------------------
+
+    def _heads_first(self, x: Tensor) -> Tensor:
+        """(tokens, heads, head_dim) -> (heads, tokens, head_dim), or back."""
+        tokens, heads, dim = x.shape
+        return self._op(
+            Op.TRANSPOSE, [x, self._ints([1, 0, 2])], x.name, (heads, tokens, dim), schema.TransposeOptionsT()
+        )
+
+    def _materialize(self, value: Value) -> Tensor:
+        return self._columns(value.tensor, value.start, value.width)
+
+    def _whole(self, tensor: Tensor) -> Value:
+        return Value(tensor, 0, tensor.shape[-1])
+
+    def norm(self, x: Value, norm: Norm, name: str, heads: int = 1) -> Value:
+        """As in `Ops`, float32; most gains are part of the weights that read the result."""
+        t = self._materialize(x)
+        return self._whole(self._norm(t, norm, name) if heads == 1 else self._norm_heads(t, norm, name, heads))
+
+    def linear(self, x: Value, *matmuls: Linear) -> tuple[Value, ...]:
+        """One FULLY_CONNECTED for all of them, or a sum of some; each result is a range of its columns."""
+        m, names = self._matmuls[matmuls[0].group], [matmul.name for matmul in matmuls]
+        t = self._materialize(x)
+        bias = None if m.bias is None else self._graph.constant(f"{names[0]}.bias", m.bias)
+        total: Tensor | None = None
+        for part in m.ranges:
+            quantization = Quantization.per_channel(part.scale)
+            weight = self._graph.constant(f"{names[0]}.weight", part.weight, quantization)
+            product = self._fully_connected(self._columns(t, part.start, part.size), weight, bias, "+".join(names))
+            total = product if total is None else self._binary(Op.ADD, total, product, "+".join(names))
+            bias = None
+        assert total is not None
+        starts = np.cumsum([0, *m.rows])
+        return tuple(Value(total, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
+
+    def _fully_connected(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        """x @ weight.T + bias; with int8 weights each row of x is quantized as it comes."""
+        options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = True
+        options.asymmetricQuantizeInputs = True
+        shape = (x.shape[0], weight.shape[0])
+        (out,) = self._graph.operator(
+            Op.FULLY_CONNECTED, [x, weight, bias], [(name, shape, np.float32, None)], options, 9
+        )
+        return out
+
+    def activate(self, x: Value, kind: ActivationKind) -> Value:
+        """As in `Ops`, float32."""
+        return self._whole(self._activation(self._materialize(x), kind))
+
+    def gated(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
+        """As in `Ops`, float32."""
+        g, u = self._materialize(gate), self._materialize(up)
+        return self._whole(self._binary(Op.MUL, self._activation(g, kind), u, "gated"))
+
+    def _gelu(self, x: Tensor, kind: ActivationKind) -> Tensor:
+        """LiteRT has an operator for it."""
+        options = schema.GeluOptionsT()
+        options.approximate = kind == "gelu_tanh"
+        return self._op(Op.GELU, [x], kind, x.shape, options)
+
+    def scaled(self, x: Value, factor: float) -> Value:
+        """As in `Ops`."""
+        return self._whole(self._binary(Op.MUL, self._materialize(x), self._float("factor", [factor]), "scaled"))
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """As in `Ops`."""
+        return self._whole(self._softcap(self._materialize(x), cap, "capped"))
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        """The residual sum."""
+        return self._whole(self._binary(Op.ADD, self._materialize(x), self._materialize(y), name))
