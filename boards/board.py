@@ -38,6 +38,13 @@ class Memory:
     model_budget_kib: int  # what a model may take: arena or resident memory, its weights included if they are in RAM
     bandwidth_mb_s: int  # 10^6 bytes a second that the interface of the memory with the weights can move at most
     weights: Literal["ram", "flash"]  # where the weights lie while the model runs; in flash they take no RAM
+    prompt_states_kib: int | None = None  # beside that, for states of prompts that are kept; None: an eighth of it
+
+    @property
+    def prompt_states_bytes(self) -> int:
+        """What kept states of prompts may take, of all models together."""
+        kib = self.model_budget_kib // 8 if self.prompt_states_kib is None else self.prompt_states_kib
+        return kib << 10
 
 
 @dataclass(frozen=True)

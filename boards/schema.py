@@ -109,6 +109,7 @@ _MEMORY = Record(
         "model_budget_kib": Field(_POSITIVE_KIB),
         "bandwidth_mb_s": Field(Integer(1, 10**7, "MB/s")),
         "weights": Field(Choice(("ram", "flash")), "ram"),
+        "prompt_states_kib": Field(_KIB, None),
     },
 )
 _FLASH = Record(

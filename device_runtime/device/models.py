@@ -14,6 +14,7 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.states.store import default_keep_bytes
 from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.fleet.file import Fleet, ModelEntry
 from device_runtime.update.slots import is_slot_folder, read_state
@@ -34,6 +35,7 @@ class DeviceModels:
     entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
     trust: TrustStore  # as it was at the start
     fleet: Fleet | None = None  # None: there is no fleet file that could contradict a model
+    keep_bytes: int | None = None  # that kept states of prompts may take, of all models; None: the engine's own share
 
     def hold_trials(self, manager: ServiceManager) -> None:
         """Hold the trials that are due. The result of a trial does not depend on whether there is a broker.
@@ -68,13 +70,23 @@ class DeviceModels:
         Raises:
             StonechatError: it cannot be opened, or contradicts the fleet file.
         """
-        opened = LanguageModel.open(self.ready(name, manager), threads=self.entries[name].threads, trust=self.may_run)
+        entry = self.entries[name]
+        opened = LanguageModel.open(
+            self.ready(name, manager), threads=entry.threads, trust=self.may_run, keep_bytes=self._share(entry)
+        )
         try:
             self.check(name, opened.manifest, opened.check_schema)
         except BaseException:
             opened.close()
             raise
         return opened
+
+    def _share(self, entry: ModelEntry) -> int:
+        """Bytes that one model may take for kept states."""
+        if entry.keep_mib is not None:
+            return int(entry.keep_mib * (1 << 20))
+        of_all = default_keep_bytes() if self.keep_bytes is None else self.keep_bytes
+        return of_all // len(self.entries)
 
     @property
     def may_run(self) -> TrustStore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
@@ -17,6 +17,7 @@ from device_runtime.mqtt.messages import Final, Finish, Request, Usage
 if TYPE_CHECKING:
     from device_runtime.engine.language_model import Completion
     from device_runtime.engine.sampler import Sampling
+    from device_runtime.engine.states.store import PromptStates
 
 __all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
 
@@ -58,6 +59,13 @@ class Model(Protocol):
     ) -> Answer: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class _KeepsStates(Protocol):
+    """A model that keeps what prompts begin with: `LanguageModel`, and not one of a microcontroller."""
+
+    states: PromptStates
 
 
 class CancellableRun:
@@ -146,6 +154,14 @@ class ModelRunner:
     def progress(self) -> object:
         """Changes with every token that a model takes in or puts out."""
         return [getattr(model, "position", None) for model in list(self._models.values())]
+
+    def health(self) -> dict[str, Any]:
+        """Fields of `out/health`: what is kept of prompts; nothing where the models keep none."""
+        kept = [model.states for model in list(self._models.values()) if isinstance(model, _KeepsStates)]
+        if not kept:
+            return {}
+        used = sum(states.used_bytes for states in kept)
+        return {"kept_states": sum(states.count for states in kept), "kept_states_mb": round(used / 1e6, 1)}
 
     @property
     def bundles(self) -> dict[str, str]:

@@ -26,12 +26,14 @@ class Statistics:
         self._lock = threading.Lock()
         self._rates: deque[float] = deque(maxlen=_ANSWERS)  # tokens per second
         self._firsts_ms: deque[float] = deque(maxlen=_ANSWERS)  # times to first token
-        self._answers = self._errors = 0
+        self._answers = self._errors = self._prompt_tokens = self._reused_tokens = 0
 
     def answered(self, final: Final) -> None:
         """An answer was given."""
         with self._lock:
             self._answers += 1
+            self._prompt_tokens += final.usage.prompt_tokens
+            self._reused_tokens += final.usage.cached_tokens
             if final.usage.completion_tokens > 0:
                 self._firsts_ms.append(final.ttft_ms)
             if final.usage.completion_tokens > 1:
@@ -57,6 +59,8 @@ class Statistics:
                 "throttled": throttled(),
                 "answers": self._answers,
                 "errors": self._errors,
+                "prompt_tokens": self._prompt_tokens,
+                "reused_tokens": self._reused_tokens,
                 "queue": queue,
                 "dropped": dropped or None,
                 "tps_p50": round(statistics.median(self._rates), 2) if self._rates else None,

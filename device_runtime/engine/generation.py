@@ -122,17 +122,19 @@ class Generation(Iterator[str]):
         eos_ids: Collection[int],
         stop: Sequence[str] = (),
         constraint: Answering | None = None,
+        fixed: int | None = None,
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
         Args:
             prompt: token ids, those of the bundle's prefix included.
             eos_ids: tokens that end the answer; none lets it run to `max_new`.
+            fixed: how many tokens of the prompt are likely to come again; None: all of them, and the answer.
         """
         self._cache, self._tokenizer, self._eos_ids = cache, tokenizer, eos_ids
         self._cancelled = threading.Event()
         self._watch = Stopwatch()
-        self._pieces = self._run(prompt, max_new, sampler, stop, constraint)
+        self._pieces = self._run(prompt, max_new, sampler, stop, constraint, fixed)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -142,10 +144,16 @@ class Generation(Iterator[str]):
         self._cancelled.set()
 
     def _run(
-        self, prompt: Sequence[int], max_new: int, sampler: Sampler, stop: Sequence[str], constraint: Answering | None
+        self,
+        prompt: Sequence[int],
+        max_new: int,
+        sampler: Sampler,
+        stop: Sequence[str],
+        constraint: Answering | None,
+        fixed: int | None,
     ) -> Iterator[str]:
         claim = self._cache.claim()
-        cached = self._cache.rewind_to(prompt)
+        cached = self._cache.rewind_to(prompt, fixed)
         logits = self._take_in(prompt[cached:])
         stream, answer = TextStream(self._tokenizer), AnswerText(stop)
         finish: Finish = "length"

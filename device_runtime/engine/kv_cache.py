@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from device_runtime.engine.backends import Backend, Logits
+from device_runtime.engine.states.snapshot import Snapshot, shared
+from device_runtime.engine.states.store import LEAST_GAIN, PromptStates
 
 __all__ = ["KvCache"]
 
@@ -13,18 +15,28 @@ class KvCache:
     """A backend's kv_cache with the tokens at its positions.
 
     It outlives an answer: when a prompt begins with the tokens that are there already (the next turn of a
-    conversation), only the rest is computed.
+    conversation), only the rest is computed. What another prompt would overwrite is kept aside, and comes back when
+    a prompt begins with it.
     """
 
-    def __init__(self, backend: Backend, prefix_tokens: Sequence[int]) -> None:
+    def __init__(self, backend: Backend, prefix_tokens: Sequence[int], states: PromptStates | None = None) -> None:
         self._backend = backend
         self._tokens = list(prefix_tokens)  # at each position
+        self.states = states or PromptStates(0)
+        self._prefix = len(self._tokens)
+        self._worth = 0  # positions of the present state that are worth keeping …
+        self._grows = False  # … and whether its answer is too
         self._claims = 0
 
     @property
     def full(self) -> bool:
         """Whether no position is left."""
         return self._backend.position >= self._backend.context
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Those at its positions."""
+        return tuple(self._tokens)
 
     def claim(self) -> int:
         """A number for one answer; it is overtaken as soon as there is a later one."""
@@ -35,16 +47,44 @@ class KvCache:
         """Whether another answer uses the cache by now."""
         return claim != self._claims
 
-    def rewind_to(self, tokens: Sequence[int]) -> int:
+    def rewind_to(self, tokens: Sequence[int], fixed: int | None = None) -> int:
         """Forget what differs from `tokens`; returns how many of them are kept. The last one never is: its logits
-        have to be computed."""
-        common = 0
-        limit = min(len(self._tokens), len(tokens) - 1)
-        while common < limit and self._tokens[common] == tokens[common]:
-            common += 1
-        self._backend.rewind(common)
-        del self._tokens[common:]
+        have to be computed.
+
+        Args:
+            fixed: how many of `tokens` are likely to come again, and so worth keeping; None: all, and the answer.
+        """
+        limit = len(tokens) - 1
+        common = min(shared(self._tokens, tokens), limit)
+        state, restorable = self.states.find(tokens)
+        restorable = min(restorable, limit)
+        self._keep_aside(common)
+        if state is not None and restorable >= common + LEAST_GAIN:
+            self._backend.restore(state, restorable)
+            self._tokens = list(tokens[:restorable])
+            common = restorable
+        else:
+            self._backend.rewind(common)
+            del self._tokens[common:]
+        self._worth = len(tokens) if fixed is None else fixed
+        self._grows = fixed is None
         return common
+
+    def rewind(self, position: int) -> None:
+        """Forget the tokens from `position` on; the prefix stays."""
+        position = max(position, self._prefix)
+        self._backend.rewind(position)
+        del self._tokens[position:]
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state after `tokens`."""
+        return self._backend.snapshot(len(self._tokens))
+
+    def put_back(self, tokens: Sequence[int], state: Snapshot) -> None:
+        """Take up the state after `tokens`, as `snapshot` has copied it."""
+        self._keep_aside(shared(self._tokens, tokens))
+        self._backend.restore(state, len(tokens))
+        self._tokens, self._worth, self._grows = list(tokens), len(tokens), True
 
     def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Iterator[Logits]:
         """Take in `tokens`; yields the logits after each run of the graph, (vocabulary,), valid until the next.
@@ -64,3 +104,13 @@ class KvCache:
         logits = self._backend.decode(token)
         self._tokens.append(token)
         return logits
+
+    def _keep_aside(self, common: int) -> None:
+        """Copy what is worth keeping of the present state, if more than its first `common` positions are."""
+        worth = len(self._tokens) if self._grows else min(self._worth, len(self._tokens))
+        if worth < max(common, self._prefix) + LEAST_GAIN or not self.states.takes(worth, self._backend.position_bytes):
+            return
+        tokens = self._tokens[:worth]
+        _, known = self.states.find(tokens)
+        if known < worth:
+            self.states.keep(tokens, self._backend.snapshot(worth))

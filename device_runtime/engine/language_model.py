@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ from device_runtime.engine.generation import Answering, Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
+from device_runtime.engine.states.saved import has_conversation, load_conversation, save_conversation
+from device_runtime.engine.states.snapshot import shared
+from device_runtime.engine.states.store import PromptStates, default_keep_bytes
 from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.engine.text.segments import Markup
 from device_runtime.engine.tokenizer import Tokenizer
@@ -27,18 +32,23 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
 _GREEDY = Sampling()
+_BEGINNINGS = 64  # of prompts, whose tokens are remembered
 
 
 class LanguageModel:
     """A bundle, opened. Not thread-safe: one generation at a time.
 
-    The kv_cache outlives a call: when a prompt begins with the tokens of the last one (the next turn of a
-    conversation), only the rest is computed.
+    The kv_cache outlives a call, and states of earlier calls are kept: when a prompt begins with the tokens of one of
+    them (the next turn of a conversation, a link's instruction and examples), only the rest is computed.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, tokenizer: Tokenizer, *, keep_bytes: int | None = None
+    ) -> None:
+        """`keep_bytes` is the memory for kept states; None is a sixteenth of the machine's, at most 64 MiB."""
         self.backend, self._tokenizer = backend, tokenizer
         self.manifest: Manifest = bundle.manifest
+        self._bundle = bundle
         self._prompts = PromptEncoder(bundle.manifest, tokenizer)
         self._schemas = SchemaCompiler(bundle)
         self._task: OpenedTask | None = None
@@ -46,7 +56,9 @@ class LanguageModel:
             from device_runtime.tasks.opened import OpenedTask
 
             self._task = OpenedTask(bundle.manifest, tokenizer)
-        self._cache = KvCache(backend, bundle.manifest.prefix_tokens)
+        self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
+        self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
+        self._beginnings: OrderedDict[str, list[int]] = OrderedDict()  # tokens of what several prompts begin with
 
     @classmethod
     def open(
@@ -57,6 +69,7 @@ class LanguageModel:
         threads: int | None = None,
         verify: bool = False,
         trust: TrustStore | None = None,
+        keep_bytes: int | None = None,
     ) -> LanguageModel:
         """Open a bundle folder, or the active bundle of a slot folder.
 
@@ -65,6 +78,7 @@ class LanguageModel:
             threads: CPU threads; None takes one per core, at most 4.
             verify: check every file's hash even if it has not changed since the last check.
             trust: whose signature the bundle must have; None asks for none.
+            keep_bytes: memory that kept states may take; None is a sixteenth of the machine's, at most 64 MiB.
 
         Raises:
             ConfigurationError: there is no bundle at `path`, or no such backend.
@@ -76,7 +90,7 @@ class LanguageModel:
         # The tokenizer first: reading it takes and frees memory that the graph can then have.
         tokenizer = tokenizer_of(bundle)
         graph = open_backend(bundle, backend, threads)
-        return cls(bundle, graph, tokenizer)
+        return cls(bundle, graph, tokenizer, keep_bytes=keep_bytes)
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """The tokens of a prompt as `generate` takes them in, the prefix included.
@@ -96,6 +110,7 @@ class LanguageModel:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        head: str | None = None,
     ) -> Generation:
         """Start an answer.
 
@@ -107,6 +122,8 @@ class LanguageModel:
             stop: the answer ends before the first of these strings.
             schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or
                 `cancel` can cut it short. A bundle that was trained for a task has its own.
+            head: what the last of these messages begins with each time that it is asked, maybe nothing. The state up
+                to there is then kept, and not that after the answer, as it is for a conversation.
 
         Raises:
             ConfigurationError: the prompt is empty or no text.
@@ -116,11 +133,46 @@ class LanguageModel:
         if self._task is not None:
             prompt, schema = self._task.prompt(prompt), schema or self._task.schema
         tokens, limit = self._prompts.plan(prompt, max_new)
+        fixed = None if head is None or isinstance(prompt, str) else self._fixed(prompt, head, tokens)
         form: Answering | None = None if self._task is None else self._task.decided()
         if form is None and schema is not None:
             form = self._schemas.constraint(schema, limit)
         eos_ids = self.manifest.tokenizer.eos_ids
-        return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, form)
+        return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, form, fixed)
+
+    def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
+        """How many tokens of a prompt are those of its fixed beginning."""
+        *before, last = messages
+        key = json.dumps([list(before), head], sort_keys=True)
+        if key not in self._beginnings:
+            # What two different ends leave alike: a token may reach across the border between head and rest.
+            ends = [self.encode([*before, {**last, "content": head + end}]) for end in ("0", "x y")]
+            self._beginnings[key] = ends[0][: shared(*ends)]
+            if len(self._beginnings) > _BEGINNINGS:
+                self._beginnings.popitem(last=False)
+        self._beginnings.move_to_end(key)
+        return shared(self._beginnings[key], tokens)
+
+    def has_conversation(self, name: str) -> bool:
+        """Whether a conversation was kept under this name."""
+        return has_conversation(self._bundle, name)
+
+    def save_conversation(self, name: str, messages: Sequence[Message]) -> Path:
+        """Keep the present state on the disk, with what was said, under a name; returns the file.
+
+        Raises:
+            ConfigurationError: the name is no name, or there is no place for the file.
+            BackendError: this backend's state cannot be copied.
+        """
+        return save_conversation(self._bundle, self._cache, self.backend, name, messages)
+
+    def load_conversation(self, name: str) -> list[Message]:
+        """Take up a state that was kept, and return what was said; its tokens are not computed again.
+
+        Raises:
+            ConfigurationError: there is none of that name, or it is damaged.
+        """
+        return load_conversation(self._bundle, self._cache, self.backend, name)
 
     def measure(self, tokens: Sequence[int], max_new: int) -> Completion:
         """Answer the bundle's prefix and these tokens greedily, with exactly `max_new` tokens: for measuring speed.

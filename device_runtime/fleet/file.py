@@ -59,6 +59,7 @@ class ModelEntry:
     threads: int | None = None  # the backend's choice when None
     max_new: int | None = None  # tokens, when a request does not say
     system: str | None = None  # system message for requests without one
+    keep_mib: float | None = None  # for states of prompts that come again; None: a share of what the board file allows
 
 
 @dataclass(frozen=True)
@@ -366,6 +367,7 @@ FLEET = Record(
                         "threads": Field(Integer(1, 256, "threads"), None),
                         "max_new": Field(Integer(1, 1_000_000, "tokens"), None),
                         "system": Field(Text("a system message"), None),
+                        "keep_mib": Field(Number(0, 1_000_000, "MiB"), None),
                     },
                 ),
             )

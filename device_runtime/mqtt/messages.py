@@ -368,6 +368,10 @@ class HealthReport:
     throttled: Annotated[bool | None, "the board runs slower because of heat or low voltage"] = None
     answers: Annotated[Count | None, "given since the start"] = None
     errors: Annotated[Count | None, "what failed in the device, not what it refused"] = None
+    prompt_tokens: Annotated[Count | None, "of all prompts that were answered"] = None
+    reused_tokens: Annotated[Count | None, "of these, how many were not computed again"] = None
+    kept_states: Annotated[Count | None, "beginnings of prompts, and conversations, that are kept to be reused"] = None
+    kept_states_mb: Annotated[Number | None, "memory that they take, 10^6 bytes"] = None
     queue: Annotated[Count | None, "requests and readings that wait"] = None
     dropped: Annotated[Mapping[str, Any] | None, "what the limits kept out, by kind"] = None
     links: Annotated[Mapping[str, Any] | None, "by link and by kind of trouble: readings without an answer"] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", metavar="GROUP", help="whichever device of this pool is free")
     parser.add_argument("--model", metavar="NAME", help="which of the device's models")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument(
+        "--conversation", metavar="NAME", help="of a bundle: go on where this one ended, and keep it under the name"
+    )
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="for each answer (default 60)")
     add_sampling(parser)
     add_runtime(parser)
@@ -50,21 +53,27 @@ def run(args: argparse.Namespace) -> int:
 
     if sum(whom is not None for whom in (args.bundle, args.device, args.pool)) != 1:
         raise ConfigurationError("chat needs one of BUNDLE, --device ID and --pool GROUP.")
-    with _local(args) if args.bundle is not None else _remote(args) as ask:
-        if sys.stdin.isatty():
-            say(_HELP_LINE)
-        _talk(ask, args.system)
+    if args.conversation is not None and args.bundle is None:
+        raise ConfigurationError("--conversation is kept on this machine, with a BUNDLE; leave it out for a device.")
+    if sys.stdin.isatty():
+        say(_HELP_LINE)
+    if args.bundle is not None:
+        _talk_here(args)
+    else:
+        with _remote(args) as ask:
+            _talk(ask, args.system)
     return 0
 
 
-def _talk(ask: _Ask, system: str | None) -> None:
+def _talk(ask: _Ask, system: str | None, before: Sequence[Mapping[str, str]] = ()) -> list[dict[str, str]]:
+    """Talk, after what was said before; returns all that was said."""
     from device_runtime.errors import ContextOverflowError, StonechatError
 
     first = [{"role": "system", "content": system}] if system else []
-    said = list(first)
+    said = [dict(message) for message in before] or list(first)
     while (line := _read()) is not None:
         if line in ("/quit", "/exit"):
-            return
+            return said
         if line == "/new":
             said = list(first)
         elif line.strip():
@@ -76,6 +85,7 @@ def _talk(ask: _Ask, system: str | None) -> None:
                 say(f"stonechat: {error}" + (" Begin a new conversation with /new." if overflow else ""))
             else:
                 said = [*asked, {"role": "assistant", "content": answer}]
+    return said
 
 
 def _read() -> str | None:
@@ -124,8 +134,8 @@ def _show(answer: _Answer) -> str:
     return "".join(pieces)
 
 
-@contextmanager
-def _local(args: argparse.Namespace) -> Iterator[_Ask]:
+def _talk_here(args: argparse.Namespace) -> None:
+    """Talk with a bundle on this machine."""
     from device_runtime.engine.language_model import LanguageModel
     from device_runtime.errors import ConfigurationError
 
@@ -135,7 +145,11 @@ def _local(args: argparse.Namespace) -> Iterator[_Ask]:
             raise ConfigurationError(
                 f"{args.bundle} has no chat template, so it cannot mark who said what; use `stonechat run`."
             )
-        yield lambda messages: model.generate(messages, **options)
+        name: str | None = args.conversation
+        before = model.load_conversation(name) if name is not None and model.has_conversation(name) else []
+        said = _talk(lambda messages: model.generate(messages, **options), args.system, before)
+        if name is not None and said != before:
+            say(f"stonechat: kept as {name}: {model.save_conversation(name, said)}")
 
 
 @contextmanager

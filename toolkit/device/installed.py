@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
 
-__all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here"]
+__all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here", "prompt_states_share"]
 
 log = logging.getLogger("stonechat.serve")
 
@@ -36,10 +36,20 @@ def policy_here(fleet: Path, board: str | None, trust: TrustStore) -> Policy:
     Raises:
         ConfigurationError: there is no such board.
     """
-    found = load_board(board) if board is not None else _noted(fleet) or detect_here()
+    found = _board_here(fleet, board)
     if found is None:
         return Policy(trust, fits=require_room)
     return Policy(trust, found.id, fits_on(found))
+
+
+def prompt_states_share(fleet: Path, board: str | None) -> int | None:
+    """Bytes that the models of this board may take for states of prompts that are kept; None: no board is known.
+
+    Args:
+        board: as for `policy_here`.
+    """
+    found = _board_here(fleet, board)
+    return None if found is None else found.memory.prompt_states_bytes
 
 
 def fits_on(board: Board) -> Callable[[Manifest], object]:
@@ -77,6 +87,10 @@ def check_is_served(folder: Path) -> None:
             f"{plan.path} has no model {folder.name!r}, so nothing would run what is in {folder}; it has "
             f"{', '.join(plan.models)}" + (f". Did you mean {near[0]!r}?" if near else ". Add it there first.")
         )
+
+
+def _board_here(fleet: Path, board: str | None) -> Board | None:
+    return load_board(board) if board is not None else _noted(fleet) or detect_here()
 
 
 def _noted(fleet: Path) -> Board | None:

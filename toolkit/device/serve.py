@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from device_runtime.device.extensions.updates import UpdatePlan
 from device_runtime.device.service import Service
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.file import load
-from toolkit.device.installed import policy_here
+from toolkit.device.installed import policy_here, prompt_states_share
 from toolkit.device.service import default_state_dir, device_models, log_to_stderr, run_until_stopped
 
 __all__ = ["serve"]
@@ -41,7 +42,7 @@ def serve(
     log_to_stderr()
     manager = ServiceManager.from_environment()
     fleet = load(path)
-    models = device_models(device, fleet, keys)
+    models = replace(device_models(device, fleet, keys), keep_bytes=prompt_states_share(path, board))
     broker = fleet.address(device, broker_url, password_file)
     config = fleet.device(device, broker, state_dir or default_state_dir(device))
     folders = models.slot_folders

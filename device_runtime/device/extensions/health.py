@@ -25,6 +25,7 @@ class HealthReports(Extension):
             return
         self._next_s = time.monotonic() + self._device.config.health_s
         fields = self._statistics.to_fields(len(self._device.queue), dict(self._device.limiter.counts))
+        fields |= self._device.runner.health()
         for extension in self._others:
             fields |= extension.health()
         fields |= self._device.hardware.health()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Backend(Protocol):
     context: int  # positions that the kv_cache can hold, those of the prefix included
     position: int  # positions that it holds now
     chunk: int  # tokens that one run of the graph takes in; `prefill` of more is several runs
+    position_bytes: int  # of a snapshot, for each of its positions; 0 where the graph's state cannot be copied
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Take in one or more tokens; returns the logits after the last, (vocabulary,), valid until the next call."""
@@ -37,6 +39,12 @@ class Backend(Protocol):
 
     def rewind(self, position: int) -> None:
         """Forget all positions from `position` on. The prefix cannot be forgotten."""
+
+    def snapshot(self, positions: int) -> Snapshot:
+        """A copy of the first positions, after which the others are lost. Not where `position_bytes` is 0."""
+
+    def restore(self, state: Snapshot, positions: int) -> None:
+        """Take up the first `positions` of what `snapshot` has copied, the prefix among them."""
 
     def close(self) -> None:
         """Give back memory."""

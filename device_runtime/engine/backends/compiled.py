@@ -21,6 +21,7 @@ from device_runtime.engine.backends import Logits
 from device_runtime.engine.backends.litert_library import load_without_gpu
 from device_runtime.engine.backends.native_log import captured_stderr, silence_at_exit
 from device_runtime.engine.backends.weight_cache import WeightCache
+from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine.machine import cpu_fingerprint, usable_cores
 
@@ -84,6 +85,7 @@ class CompiledBackend:
         cache.keep()
         self._prefix = prefix
         self.position, self.chunk = 0, max(1, self._shape.prefill)
+        self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
         if prefix:
             self._write_prefix(*bundle.read_prefix())
 
@@ -118,6 +120,18 @@ class CompiledBackend:
         """As in `Backend`. The cache keeps its window: what is after `position` is masked, then overwritten."""
         self.position = min(self.position, max(position, self._prefix))
 
+    def snapshot(self, positions: int) -> Snapshot:
+        """As in `Backend`; an array for each layer's keys and values, (kv_heads, positions, head_dim)."""
+        return Snapshot(positions, tuple(self._window.read_cache(n)[:, :positions].copy() for n in self._window.names))
+
+    def restore(self, state: Snapshot, positions: int) -> None:
+        """As in `Backend`."""
+        self.position = 0
+        self._make_room(positions)
+        for name, rows in zip(self._window.names, state.arrays, strict=True):
+            self._window.write_cache(name, rows[:, :positions])
+        self.position = positions
+
     def close(self) -> None:
         """As in `Backend`."""
         with captured_stderr():
@@ -133,7 +147,8 @@ class CompiledBackend:
         if larger is None:
             raise ValueError(f"{self.position + tokens} positions do not fit the context of {self.context}")
         larger.allocate()
-        larger.take_over(self._window, self.position)
+        if self.position:
+            larger.take_over(self._window, self.position)
         self._window.release()
         self._window = larger
 
@@ -151,6 +166,7 @@ class _Window:
         self.size = size
         self._model, self._shape = model, shape
         self._cache_shape = (shape.kv_heads, size, shape.head_dim)
+        self.names = [f"{kind}_{layer}" for layer in range(shape.layers) for kind in "kv"]
         self._signatures = {kind: f"{kind}_{size}" for kind in ("decode", "prefill")}
         self._order = {kind: signatures[name] for kind, name in self._signatures.items()}
         self._cache: dict[str, Any] = {}
@@ -162,7 +178,7 @@ class _Window:
             return
         zeros = np.zeros(self._cache_shape, np.float32).reshape(-1)
         self._logits = self._model.create_output_buffer_by_name(self._signatures["decode"], "logits")
-        for name in (f"{kind}_{layer}" for layer in range(self._shape.layers) for kind in "kv"):
+        for name in self.names:
             self._cache[name] = self._model.create_input_buffer_by_name(self._signatures["decode"], name)
             self._cache[name].write(zeros)
         self._runs: dict[str, tuple[int, dict[str, Any], list[Any], list[Any]]] = {}

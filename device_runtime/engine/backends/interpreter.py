@@ -5,6 +5,7 @@ Default delegates stay off: the XNNPACK of tflite-runtime 2.14 crashes on a cach
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -14,11 +15,13 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.litert_library import load_without_gpu
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.backends.stepwise import StepwiseBackend
+from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine.machine import usable_cores
 
 __all__ = ["InterpreterBackend", "LiteRtBackend", "TfliteRuntimeBackend"]
 
+_KV_CACHE = re.compile(r"layers\.\d+\.head_\d+\.(keys|values)")  # as converters/profiles/micro.py names it
 _LITERT = ("ai_edge_litert.interpreter", "LiteRT", "ai-edge-litert>=2.3")
 
 
@@ -79,6 +82,11 @@ class InterpreterBackend(StepwiseBackend):
                 "token and position and gives its logits. Convert the checkpoint again."
             ) from None
         self._output, (self._scale, self._zero_point) = output["index"], output["quantization"]
+        # Which tensors are the kv_cache: of keys, (context, head_dim), and of values, (head_dim, context)
+        self._keys, self._values = _kv_cache(self._interpreter, self.context)
+        graph = bundle.manifest.graph
+        element_bytes = graph.kv_cache_element_bytes if self._keys and self._values else 0
+        self.position_bytes = 2 * graph.layers * graph.kv_heads * graph.head_dim * element_bytes
 
     def _step(self, token: int, position: int) -> None:
         self._interpreter.set_tensor(self._token, np.array([token], np.int32))
@@ -89,9 +97,35 @@ class InterpreterBackend(StepwiseBackend):
             raise BackendError(f"{self.package[1]} failed at position {position}: {error}") from None
         self._dequantize(self._interpreter.get_tensor(self._output), self._scale, self._zero_point)
 
+    def snapshot(self, positions: int) -> Snapshot:
+        """As in `Backend`."""
+        keys = [self._interpreter.get_tensor(index)[:positions].copy() for index in self._keys]
+        values = [self._interpreter.get_tensor(index)[:, :positions].copy() for index in self._values]
+        return Snapshot(positions, (*keys, *values))
+
+    def restore(self, state: Snapshot, positions: int) -> None:
+        """As in `Backend`."""
+        for index, rows in zip((*self._keys, *self._values), state.arrays, strict=True):
+            whole = self._interpreter.get_tensor(index)
+            if index in self._keys:
+                whole[:positions] = rows[:positions]
+            else:
+                whole[:, :positions] = rows[:, :positions]
+            self._interpreter.set_tensor(index, whole)
+        self.position = positions
+
     def close(self) -> None:
         """As in `Backend`."""
         self._interpreter = None
+
+
+def _kv_cache(interpreter: Any, context: int) -> tuple[list[int], list[int]]:
+    """The tensors of keys and those of values."""
+    found: dict[str, list[int]] = {"keys": [], "values": []}
+    for details in interpreter.get_tensor_details():
+        if (name := _KV_CACHE.fullmatch(details["name"])) and context in details["shape"]:
+            found[name[1]].append(int(details["index"]))
+    return found["keys"], found["values"]
 
 
 class LiteRtBackend(InterpreterBackend):

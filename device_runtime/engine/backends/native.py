@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.engine.backends.stepwise import StepwiseBackend
+from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError
 from device_runtime.micro.library import CEngine
 
@@ -32,6 +35,20 @@ class NativeBackend(StepwiseBackend):
                 f"{path} has context, vocabulary and prefix {found}, the manifest {expected}: they are of two "
                 "conversions. Convert the checkpoint again."
             )
+
+        self.position_bytes = needs.kv_cache_bytes // self.context
+
+    def snapshot(self, positions: int) -> Snapshot:
+        """As in `Backend`."""
+        assert self._engine is not None
+        self._engine.rewind(positions)
+        return Snapshot(positions, (np.frombuffer(self._engine.save(), np.uint8),))
+
+    def restore(self, state: Snapshot, positions: int) -> None:
+        """As in `Backend`."""
+        assert self._engine is not None
+        self._engine.restore(state.arrays[0].tobytes())
+        self.position = positions
 
     def _step(self, token: int, position: int) -> None:
         assert self._engine is not None

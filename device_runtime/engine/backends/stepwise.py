@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
+from device_runtime.engine.states.snapshot import Snapshot
 
 __all__ = ["StepwiseBackend"]
 
@@ -22,6 +23,7 @@ class StepwiseBackend(ABC):
     """See `device_runtime.engine.backends.Backend`. A subclass runs one step."""
 
     chunk = 1
+    position_bytes = 0
 
     def __init__(self, bundle: Bundle) -> None:
         self._prefix = len(bundle.manifest.prefix_tokens)
@@ -57,6 +59,14 @@ class StepwiseBackend(ABC):
     def rewind(self, position: int) -> None:
         """As in `Backend`."""
         self.position = min(self.position, max(position, self._prefix))
+
+    def snapshot(self, positions: int) -> Snapshot:
+        """As in `Backend`; for a subclass that sets `position_bytes`."""
+        raise NotImplementedError
+
+    def restore(self, state: Snapshot, positions: int) -> None:
+        """As in `Backend`; for a subclass that sets `position_bytes`."""
+        raise NotImplementedError
 
     @abstractmethod
     def close(self) -> None:
