@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("stonechat", **PATIENT, derandomize=True)
 settings.register_profile("search", **PATIENT, print_blob=True)
 settings.load_profile("stonechat")
+
+# A shell that starts `make test` in the background has it ignore Ctrl-C, and what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
 

@@ -74,25 +74,26 @@ def put_in_place(work: Path, target: Path) -> None:
 @contextmanager
 def _work(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     clear_leftovers(target.parent)
-    path, lock = _claimed(target, make)
-    try:
+    path, lock = _name_beside(target), None
+    try:  # from before it is made: Ctrl-C may come at any moment
+        lock = _made_and_locked(path, make)
         yield path
     finally:
         _remove(path)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _claimed(target: Path, make: Callable[[Path], object]) -> tuple[Path, int]:
-    """A new path and the lock on it; another process may take it for a leftover before it is locked."""
+def _made_and_locked(path: Path, make: Callable[[Path], object]) -> int:
+    """The lock on a new folder or file; another process may take it for a leftover before it is locked."""
     while True:
-        path = _name_beside(target)
         make(path)
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         with suppress(OSError):  # a file system without locks: then nothing is ever taken for a leftover
             fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(OSError):
             if os.path.samestat(os.fstat(lock), os.stat(path)):
-                return path, lock
+                return lock
         os.close(lock)
 
 

@@ -116,3 +116,16 @@ def test_where_names_cannot_be_exchanged_the_old_one_comes_back_after_an_error(t
         put_in_place(tmp_path / "nowhere", target)
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", [work_folder, work_file])
+@pytest.mark.parametrize("step", ["open", "fstat"])
+def test_ctrl_c_between_making_and_using_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind, step):
+    def interrupted(*_arguments: object) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work_place.os, step, interrupted)
+    with pytest.raises(KeyboardInterrupt), kind(tmp_path / "bundle"):
+        raise AssertionError("it must not come this far")
+    assert list(tmp_path.iterdir()) == []
