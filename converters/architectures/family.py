@@ -6,7 +6,7 @@ See docs/contributing/adding-a-family.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from converters.checkpoints.fields import Fields
@@ -28,7 +28,8 @@ class Source:
 
     name: str  # the format's name of the stored tensor
     shape: tuple[int, ...] | None = None  # of the stored tensor; None: the network's
-    part: Callable[[FloatArray], FloatArray] | None = None  # stored -> the network's tensor; None: as it is
+    rows: slice | None = None  # that are read of it, `start:stop` of its first axis; None: all
+    part: Callable[[FloatArray], FloatArray] | None = None  # what was read -> the network's tensor; None: as it is
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,21 @@ class Format:
     unused: tuple[str, ...] = ()
     # where tensors are not one to one: fused, transposed, or in another order. None: `names` says all
     find: Callable[[Tensor, NetworkConfig], Source | None] | None = None
+    other: Callable[[Tensor, NetworkConfig], Source | None] | None = None  # the same, where that one is not stored
+    prefix: str = ""  # that some exports put before the names, and others do not: "transformer."
 
-    def source(self, tensor: Tensor, config: NetworkConfig) -> Source:
-        """Where a tensor of the network comes from: `find`, or else one to one by `names`."""
+    def source(self, tensor: Tensor, config: NetworkConfig, stored: Container[str] = ()) -> Source:
+        """Where a tensor of the network comes from: `find`, or else one to one by `names`.
+
+        Args:
+            stored: the names that there are; where the tensor is not among them, `other` says another place.
+        """
         found = None if self.find is None else self.find(tensor, config)
-        return Source(self.named(tensor)) if found is None else found
+        found = Source(self.named(tensor)) if found is None else found
+        if self.other is not None and found.name not in stored:
+            other = self.other(tensor, config)
+            return found if other is None or other.name not in stored else other
+        return found
 
     def named(self, tensor: Tensor) -> str:
         """The format's name by `names`."""
@@ -81,6 +92,7 @@ class GgufFormat(Format):
     architecture: str = ""  # `general.architecture`
     # maps the metadata; ArchitectureError for a variant that the network does not describe
     config: Callable[[GgufSource], NetworkConfig] = lambda source: NotImplemented
+    notes: Callable[[GgufSource], list[str]] = lambda source: []  # what a user has to know of such a file
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ class Family:
     models: str  # for people: which models these are
     huggingface: HuggingFaceFormat | None = None
     gguf: GgufFormat | None = None
+    note: str = ""  # for people: what differs between the formats
 
 
 def refused(family: str, where: str, key: str, found: object, expected: object) -> ArchitectureError:

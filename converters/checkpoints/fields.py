@@ -29,6 +29,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = {key: value for key, value in values.items() if value is not None}
+        self.nulls = frozenset(key for key, value in values.items() if value is None)  # to say that something is off
         self.where = where  # file or folder, for messages
 
     def __contains__(self, key: str) -> bool:

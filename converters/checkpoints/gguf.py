@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -86,8 +87,9 @@ def open_gguf(path: Path) -> Checkpoint:
     form = family.gguf
     assert form is not None
     config = form.config(source)
-    bound = bind(config, stored, lambda tensor: form.source(tensor, config), str(path), unused=form.is_unused)
+    bound = bind(config, stored, lambda tensor: form.source(tensor, config, stored), str(path), unused=form.is_unused)
     tokenizer = read_tokenizer(metadata, config.vocabulary)
+    tokenizer = replace(tokenizer, notes=(*form.notes(source), *tokenizer.notes))
 
     def read(name: str) -> FloatArray:
         return bound[name].read()

@@ -86,16 +86,16 @@ def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFa
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_safetensors(file):
-            if tensor.name in stored:
+            if tensor.name.removeprefix(form.prefix) in stored:
                 raise CheckpointError(
-                    f"{file}: tensor {tensor.name} is in {stored[tensor.name].path.name} as well. "
+                    f"{file}: tensor {tensor.name} is in {stored[tensor.name.removeprefix(form.prefix)].path.name} as well. "
                     "Files of two saves are mixed: remove those that do not belong to the model."
                 )
-            stored[tensor.name] = tensor
+            stored[tensor.name.removeprefix(form.prefix)] = tensor
     bound = bind(
         config,
         stored,
-        lambda tensor: form.source(tensor, config),
+        lambda tensor: form.source(tensor, config, stored),
         str(path),
         unused=form.is_unused,
     )

@@ -10,7 +10,7 @@ import hashlib
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.architectures.family import Source
+from converters.checkpoints.fields import SAME_AS_PUBLISHED
 from converters.network.config import NetworkConfig
 from converters.network.tensors import Tensor, tensors
 from device_runtime.errors import ArchitectureError, CheckpointError
@@ -72,12 +73,17 @@ class StoredTensor:
         """Bytes in the file."""
         return self.encoding.bytes_of(self.shape)
 
-    def read(self) -> FloatArray:
+    def read(self, rows: slice | None = None) -> FloatArray:
         """The tensor as a fresh, C-contiguous float32 array.
+
+        Args:
+            rows: `start:stop` of the first axis; None: all of it.
 
         Raises:
             CheckpointError: the file is gone, or shorter than when it was opened.
         """
+        if rows is not None:
+            return self._rows(rows).read()
         result = np.empty(math.prod(self.shape), dtype=np.float32)
         group = self.encoding.values
         step = max(1, _VALUES_PER_BLOCK // group)
@@ -88,6 +94,15 @@ class StoredTensor:
                     np.frombuffer(groups, dtype=np.uint8)
                 )
         return result.reshape(self.shape)
+
+    def _rows(self, rows: slice) -> StoredTensor:
+        before, shape = (rows.start, *self.shape[1:]), (rows.stop - rows.start, *self.shape[1:])
+        if math.prod(self.shape[1:]) % self.encoding.values:
+            raise CheckpointError(
+                f"{self.path}: rows of tensor {self.name} are not whole groups of {self.encoding.values} values. "
+                f"{SAME_AS_PUBLISHED}"
+            )
+        return replace(self, shape=shape, offset=self.offset + self.encoding.bytes_of(before))
 
     def same_bytes(self, other: StoredTensor) -> bool:
         """Whether both hold the same values in the same encoding."""
@@ -137,11 +152,12 @@ class BoundTensor:
     """Where a canonical tensor comes from."""
 
     stored: StoredTensor
-    part: Callable[[FloatArray], FloatArray] | None = None  # stored -> canonical; None: as it is
+    part: Callable[[FloatArray], FloatArray] | None = None  # what was read -> canonical; None: as it is
+    rows: slice | None = None  # that are read; None: all
 
     def read(self) -> FloatArray:
         """The canonical tensor, fresh and C-contiguous."""
-        values = self.stored.read()
+        values = self.stored.read(self.rows)
         return values if self.part is None else np.ascontiguousarray(self.part(values), np.float32)
 
 
@@ -170,6 +186,7 @@ def bind(
         ArchitectureError: a tensor has no place in the network.
     """
     bound: dict[str, BoundTensor] = {}
+    used: set[str] = set()
     for wanted in tensors(config):
         name, found = wanted.name, source(wanted)
         shape = wanted.shape if found.shape is None else found.shape
@@ -184,8 +201,8 @@ def bind(
                 f"{where}: tensor {found.name} ({name}) has shape {tensor.shape}, expected {shape} by the "
                 "configuration. The weights and the configuration are of different models: use those of one."
             )
-        bound[name] = BoundTensor(tensor, found.part)
-    used = {tensor.stored.name for tensor in bound.values()}
+        bound[name] = BoundTensor(tensor, found.part, found.rows)
+        used.add(found.name)
     left = sorted(name for name in stored if name not in used and not unused(name))
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""

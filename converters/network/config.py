@@ -9,7 +9,7 @@ Not every reading can compute every kind. One that cannot names it: see `unsuppo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = [
@@ -46,6 +46,14 @@ class Rope:
 
     frequencies: tuple[float, ...]  # radians per position, scaling applied
     magnitude: float = 1.0  # cos and sin are multiplied by this (YaRN's attention factor)
+    long: tuple[float, ...] | None = None  # LongRoPE: those of contexts above `original_context`
+    original_context: int = 0
+
+    def for_context(self, context: int) -> Rope:
+        """The same with the frequencies of one context only."""
+        if self.long is None:
+            return self
+        return Rope(self.long if context > self.original_context else self.frequencies, self.magnitude)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Block:
     ffn_norm: Norm | None  # of what the feed-forward part reads; None in a parallel block: what attention reads
     attention_post_norm: Norm | None = None  # of what attention adds
     ffn_post_norm: Norm | None = None
+    residual_scale: float = 1.0  # times what each part adds
     parallel: bool = False  # both parts read the same residual stream, the one before attention
 
 
@@ -137,6 +146,17 @@ class NetworkConfig:
         """How many blocks there are."""
         return len(self.blocks)
 
+    def for_context(self, context: int) -> NetworkConfig:
+        """The network that a kv_cache of this many positions is filled by: LongRoPE has two."""
+        if not any(rope.long for rope in self.ropes):
+            return self
+
+        def block(b: Block) -> Block:
+            rope = b.attention.rope
+            return b if rope is None else replace(b, attention=replace(b.attention, rope=rope.for_context(context)))
+
+        return replace(self, blocks=tuple(map(block, self.blocks)))
+
     @property
     def largest_ffn_width(self) -> int:
         """Of the widest feed-forward part: what an activation takes of memory follows it."""
@@ -152,7 +172,7 @@ Feature = Literal[
     "layer norm", "norm gain", "norm bias", "post-norm", "q/k norm", "soft-capped attention", "soft-capped logits",
     "scaled logits", "sliding window", "partial RoPE", "layers without RoPE", "several RoPE tables",
     "learned positions", "scaled embedding", "parallel block", "feed-forward without a gate", "activation gelu",
-    "activation gelu_tanh", "activation relu", "activation relu_squared", "heads that differ by layer",
+    "activation gelu_tanh", "activation relu", "activation relu_squared", "heads that differ by layer", "scaled residual",
 ]  # fmt: skip
 
 
@@ -176,6 +196,8 @@ def features(config: NetworkConfig) -> Iterator[Feature]:
             yield "partial RoPE"
         if block.parallel:
             yield "parallel block"
+        if block.residual_scale != 1:
+            yield "scaled residual"
         if not f.gated:
             yield "feed-forward without a gate"
         if f.activation != "silu":

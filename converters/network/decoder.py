@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol, TypeVar
 
-from converters.network.config import ActivationKind, Attention, Feature, NetworkConfig, Norm, unsupported
+from converters.network.config import ActivationKind, Attention, Block, Feature, NetworkConfig, Norm, unsupported
 from converters.network.tensors import Linear, Role, by_role, linears
 from device_runtime.errors import ArchitectureError
 
@@ -111,7 +111,7 @@ def attention(ops: Ops[Value], config: NetworkConfig, i: int, h: Value) -> Value
     mixed = ops.attend(q, k, v, a, i)  # (tokens, q_width)
     (out,) = ops.linear(mixed, matmuls[Role.O])
     norm = config.blocks[i].attention_post_norm
-    return out if norm is None else ops.norm(out, norm, f"{layer}.attention_post_norm")
+    return _added(ops, config.blocks[i], out if norm is None else ops.norm(out, norm, f"{layer}.attention_post_norm"))
 
 
 def feed_forward(ops: Ops[Value], config: NetworkConfig, i: int, h: Value) -> Value:
@@ -125,7 +125,11 @@ def feed_forward(ops: Ops[Value], config: NetworkConfig, i: int, h: Value) -> Va
         h = ops.activate(up, f.activation)
     (out,) = ops.linear(h, matmuls[Role.DOWN])
     norm = config.blocks[i].ffn_post_norm
-    return out if norm is None else ops.norm(out, norm, f"layers.{i}.ffn_post_norm")
+    return _added(ops, config.blocks[i], out if norm is None else ops.norm(out, norm, f"layers.{i}.ffn_post_norm"))
+
+
+def _added(ops: Ops[Value], block: Block, out: Value) -> Value:
+    return out if block.residual_scale == 1 else ops.scaled(out, block.residual_scale)
 
 
 def head(ops: Ops[Value], config: NetworkConfig, x: Value) -> Value:

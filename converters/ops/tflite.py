@@ -43,7 +43,7 @@ class TfliteOps:
             "norm gain", "post-norm", "q/k norm", "soft-capped attention", "soft-capped logits", "sliding window",
             "partial RoPE", "layers without RoPE", "several RoPE tables", "learned positions", "parallel block",
             "feed-forward without a gate", "activation gelu", "activation gelu_tanh", "activation relu",
-            "activation relu_squared",
+            "activation relu_squared", "scaled residual",
         }
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ def rotates_residual(config: NetworkConfig) -> bool:
 
 
 def folded(config: NetworkConfig) -> NetworkConfig:
-    """The network that `RotatedWeights` are of: RMS norms without gain before each part, and no scales.
+    """The network that `RotatedWeights` are of: RMS norms without gain before each part, and scales in the weights.
 
     Raises:
         ArchitectureError: layer norms that are not all before a part, so that they cannot become RMS norms.
@@ -82,6 +82,7 @@ def folded(config: NetworkConfig) -> NetworkConfig:
                 feed_forward=replace(f, bias=f.bias or _has_bias(ffn_norm)),
                 attention_norm=_plain(block.attention_norm),
                 ffn_norm=_plain(block.ffn_norm),
+                residual_scale=1.0 if _folds_residual_scale(block) else block.residual_scale,
             )
         )
     norm = config.head.norm
@@ -96,6 +97,11 @@ def _plain(norm: Norm | None) -> Norm | None:
 
 def _has_bias(norm: Norm | None) -> bool:
     return norm is not None and norm.bias
+
+
+def _folds_residual_scale(block: Block) -> bool:
+    """Whether what a part adds is what its last matmul gives, so that the scale can be part of that."""
+    return block.attention_post_norm is None and block.ffn_post_norm is None
 
 
 def _before(block: Block) -> list[Norm | None]:
@@ -186,6 +192,8 @@ class RotatedWeights(Weights):
         if matmul.role is Role.O:
             weight = _rotate_columns(weight, self._values(matmul))
         if matmul.role in (Role.O, Role.DOWN):
+            if (scale := self._residual_scale(matmul)) != 1:
+                weight = weight * np.float32(scale)
             if self._centered:
                 weight = weight - weight.mean(axis=0)
             return np.asarray(weight if self._residual is None else self._residual.T @ weight)
@@ -209,7 +217,15 @@ class RotatedWeights(Weights):
         if matmul.role is Role.V:
             values = self._values(matmul)
             bias = (bias.reshape(-1, len(values)) @ values).reshape(-1)
-        return np.asarray(self._into_residual(bias) if matmul.role in (Role.O, Role.DOWN) else bias)
+        if matmul.role not in (Role.O, Role.DOWN):
+            return np.asarray(bias)
+        scale = self._residual_scale(matmul)
+        return np.asarray(self._into_residual(bias if scale == 1 else bias * np.float32(scale)))
+
+    def _residual_scale(self, matmul: Linear) -> float:
+        assert matmul.layer is not None
+        block = self._canonical.config.blocks[matmul.layer]
+        return block.residual_scale if _folds_residual_scale(block) else 1.0
 
     def _into_residual(self, rows: FloatArray) -> FloatArray:
         """(…, width) that is added to the residual stream."""

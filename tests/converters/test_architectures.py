@@ -84,8 +84,8 @@ def test_rope_is_plain_when_nothing_is_said() -> None:
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
         ({"logits_scaling": 8.0}, "logits_scaling"),
         (
-            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
-            "rope_type longrope is not supported; supported: default",
+            {"rope_scaling": {"type": "xpos", "factor": 2.0}},
+            "rope_type xpos is not supported; supported: default",
         ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3}}, "RoPE parameter alpha"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),

@@ -79,6 +79,8 @@ KINDS: dict[str, NetworkConfig] = {
     "a layer without RoPE": alternating(PLAIN, rope=None),
     "learned positions": learned_positions(PLAIN),
     "scaled embedding and logits": replace(PLAIN, embedding=Embedding(4.0), head=replace(PLAIN.head, scale=0.25)),
+    "scaled residual": blocks(PLAIN, lambda b: replace(b, residual_scale=0.3)),
+    "scaled residual, norms after the parts": blocks(post_norms(PLAIN), lambda b: replace(b, residual_scale=0.3)),
     "one norm for both parts": blocks(PLAIN, lambda b: replace(b, parallel=True, ffn_norm=None)),
     "two norms for parallel parts": blocks(PLAIN, lambda b: replace(b, parallel=True)),
     "no gate, GELU, biases": feed_forward(PLAIN, gated=False, activation="gelu", bias=True),

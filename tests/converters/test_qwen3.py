@@ -118,7 +118,6 @@ def test_it_converts(profile: str, folder: Path, weights: dict[str, np.ndarray],
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is gelu; the qwen3 network is described for silu only"),
-        ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"num_experts": 128}, "num_experts is 128"),
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types"),
         ({"num_key_value_heads": 3}, "key-value heads is 3"),
