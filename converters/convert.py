@@ -91,6 +91,7 @@ def convert(
     """
     profile = PROFILES[options.profile]
     context = _context(checkpoint.config, profile, options)
+    checkpoint = replace(checkpoint, config=checkpoint.config.for_context(context))
     require_support(folded(checkpoint.config), profile.supports, f"The profile {profile.name}")
     folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):

@@ -140,7 +140,13 @@ def models() -> str:
         folder, file = family.huggingface, family.gguf
         classes = ", ".join(f"`{c}`" for c in sorted(folder.classes)) if folder else "–"
         kind, architecture = f"`{folder.model_type}`" if folder else "–", f"`{file.architecture}`" if file else "–"
+        architecture += f" ({family.note})" if family.note else ""
         lines.append(f"| {name} | {family.models} | {kind} | {classes} | {architecture} |")
+    lines += [
+        "",
+        "`stonechat families` prints the same. Mixtures of experts, models that see pictures or listen, and what else is "
+        "not in the table are refused by name.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from importlib import import_module
 
 from converters.architectures.family import Family
+from converters.architectures.kinds import kind_of
 from converters.checkpoints.fields import Fields
 from device_runtime.errors import ArchitectureError
 
@@ -35,33 +36,36 @@ def family_of_huggingface(config: Fields) -> Family:
     classes = config.values.get("architectures", [])
     if not isinstance(classes, list):
         classes = [classes]
-    for family in FAMILIES.values():
-        form = family.huggingface
-        if form is None or model_type != form.model_type:
-            continue
+    known = {family.huggingface.model_type: family for family in FAMILIES.values() if family.huggingface}
+    if model_type in known:
+        form = known[model_type].huggingface
+        assert form is not None
         strange = [str(name) for name in classes if name not in form.classes]
         if not strange:
-            return family
+            return known[model_type]
         raise _unknown(config.where, "architectures", ", ".join(strange), form.classes)
-    known = [family.huggingface.model_type for family in FAMILIES.values() if family.huggingface]
-    raise _unknown(config.where, "model_type", model_type, known)
+    raise _unknown(config.where, "model_type", model_type, known, kind_of(config.values))
 
 
-def family_of_gguf(architecture: str, where: str) -> Family:
+def family_of_gguf(metadata: Fields) -> Family:
     """The family of a GGUF file's `general.architecture`.
 
     Raises:
         ArchitectureError: no family has this name.
     """
+    architecture = metadata.text("general.architecture")
     for family in FAMILIES.values():
         if family.gguf is not None and architecture == family.gguf.architecture:
             return family
     known = [family.gguf.architecture for family in FAMILIES.values() if family.gguf]
-    raise _unknown(where, "general.architecture", architecture, known)
+    own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.values.items()}
+    raise _unknown(metadata.where, "general.architecture", architecture, known, kind_of(own))
 
 
-def _unknown(where: str, key: str, found: str, known: Collection[str]) -> ArchitectureError:
+def _unknown(where: str, key: str, found: str, known: Collection[str], kind: str = "") -> ArchitectureError:
+    what = f" ({kind})" if kind else ""
     return ArchitectureError(
-        f"{where}: {key} is {found!r}; supported: {', '.join(sorted(known))}. "
-        "Use a model of a supported family, or describe this one in converters/architectures."
+        f"{where}: {key} is {found!r}{what}; supported: {', '.join(sorted(known))}. "
+        "Use a model of a supported family (`stonechat families` lists them), or describe this one in "
+        "converters/architectures."
     )

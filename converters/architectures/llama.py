@@ -104,7 +104,7 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
 
 
 def _notes(source: GgufSource) -> list[str]:
-    """What a GGUF file leaves out. Of Mistral's models only the first had a window, and no file says which one it is."""
+    """What a GGUF file leaves out: of Mistral's models only the first had a window, and no file says which it is."""
     meta = source.metadata
     names = (meta.values.get(f"general.{key}") for key in ("name", "basename", "finetune"))
     if not any("mistral" in name.lower() for name in names if isinstance(name, str)):

@@ -67,7 +67,7 @@ def open_gguf(path: Path) -> Checkpoint:
     headers = [read_header(part) for part in parts]
     first = headers[0].metadata
     metadata = Fields(first, str(path))
-    family = family_of_gguf(metadata.text("general.architecture"), str(path))
+    family = family_of_gguf(metadata)
     stored: dict[str, StoredTensor] = {}
     for part, header in zip(parts, headers, strict=True):
         for info in header.tensors:

@@ -86,12 +86,13 @@ def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFa
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_safetensors(file):
-            if tensor.name.removeprefix(form.prefix) in stored:
+            name = tensor.name.removeprefix(form.prefix)
+            if name in stored:
                 raise CheckpointError(
-                    f"{file}: tensor {tensor.name} is in {stored[tensor.name.removeprefix(form.prefix)].path.name} as well. "
+                    f"{file}: tensor {tensor.name} is in {stored[name].path.name} as well. "
                     "Files of two saves are mixed: remove those that do not belong to the model."
                 )
-            stored[tensor.name.removeprefix(form.prefix)] = tensor
+            stored[name] = tensor
     bound = bind(
         config,
         stored,

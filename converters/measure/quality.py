@@ -184,7 +184,8 @@ def compare_windows(
 
 def _save_reference(folder: Path, bundle: Bundle, windows: Windows, checkpoint: Checkpoint) -> None:
     """Leave what workers need of the float network: the rows that its head reads, and the head."""
-    config, read = checkpoint.config, CanonicalWeights(checkpoint.config, checkpoint.read)
+    config = checkpoint.config.for_context(bundle.manifest.context)
+    read = CanonicalWeights(config, checkpoint.read)
     ops = NumpyOps(config, read, windows, prefix_cache(read, bundle.manifest.prefix_tokens))
     x = hidden(ops, config)
     if config.head.norm is not None:
@@ -264,7 +265,8 @@ def layer_errors(bundle: Bundle, checkpoint: Checkpoint, windows: Windows) -> li
 
     Empty if the prefix fills the graph's first cache window, the one that can be traced.
     """
-    config, prefix_tokens = checkpoint.config, list(bundle.manifest.prefix_tokens)
+    config = checkpoint.config.for_context(bundle.manifest.context)
+    prefix_tokens = list(bundle.manifest.prefix_tokens)
     room = bundle.manifest.graph.windows[0] - len(prefix_tokens)  # only the first cache window can be traced
     if room < 1:
         return []

@@ -172,7 +172,8 @@ Feature = Literal[
     "layer norm", "norm gain", "norm bias", "post-norm", "q/k norm", "soft-capped attention", "soft-capped logits",
     "scaled logits", "sliding window", "partial RoPE", "layers without RoPE", "several RoPE tables",
     "learned positions", "scaled embedding", "parallel block", "feed-forward without a gate", "activation gelu",
-    "activation gelu_tanh", "activation relu", "activation relu_squared", "heads that differ by layer", "scaled residual",
+    "activation gelu_tanh", "activation relu", "activation relu_squared", "heads that differ by layer",
+    "scaled residual",
 ]  # fmt: skip
 
 

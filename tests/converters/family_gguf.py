@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def write_family_gguf(path: Path, name: str, tensors: dict[str, np.ndarray] | No
     """One of VARIANTS, in float32."""
     config, kind = VARIANTS[name]["config"], VARIANTS[name]["config"]["model_type"]
     writer = gguf.GGUFWriter(path, ARCHITECTURES[kind])
-    writer.add_name(name)
+    writer.add_name("random")  # llama.cpp knows some models by their names
     _metadata(writer, config, kind)
     add_tokenizer(writer, CHECKPOINTS / "gqa-tied" / "tokenizer.json", "smollm", {"bos": 0, "eos": 1})
     for stored, values in (weights_of(VARIANTS[name]["shapes"]) if tensors is None else tensors).items():
@@ -184,5 +183,3 @@ def _rope_tensors(c: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
         else:
             divisors.append(1 / ((1 - smooth) / factor + smooth))
     return [("rope_freqs.weight", np.array(divisors, np.float32))]
-
-

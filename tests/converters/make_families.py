@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3 with a window": (
         "SmolLM3", BASE | dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5)),
     "stablelm": ("StableLm", BASE | dict(use_qkv_bias=True, partial_rotary_factor=0.5)),
-    "stablelm, parallel": ("StableLm", BASE | dict(use_parallel_residual=True, tie_word_embeddings=True,
+    "stablelm, parallel": ("StableLm", BASE | dict(use_parallel_residual=True,
                                                   partial_rotary_factor=0.5)),
     "granite": ("Granite", BASE | dict(
         embedding_multiplier=6.0, residual_multiplier=0.4, logits_scaling=2.0, attention_multiplier=0.2,
@@ -80,7 +80,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         num_hidden_layers=7, head_dim=16, sliding_window=5, query_pre_attn_scalar=16, rope_parameters={
             "full_attention": dict(rope_type="linear", factor=4.0, rope_theta=5000.0),
             "sliding_attention": dict(rope_type="default", rope_theta=300.0)})),
-    "exaone4": ("Exaone4", BASE | dict(sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=LLAMA3, tie_word_embeddings=True)),
+    "exaone4": ("Exaone4", BASE | dict(
+        sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=LLAMA3, tie_word_embeddings=True)),
     "exaone4 with windows": ("Exaone4", BASE | dict(num_hidden_layers=4, sliding_window=5, sliding_window_pattern=4)),
     "gpt2": ("GPT2", dict(vocab_size=384, n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=0,
                           eos_token_id=1)),
@@ -132,7 +133,9 @@ def main() -> None:
         model = getattr(transformers, head)(config).eval().float()
         state = model.state_dict()
         tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-        shapes = {key: list(value.shape) for key, value in state.items() if key not in tied and value.is_floating_point()}
+        shapes = {
+            key: list(value.shape) for key, value in state.items() if key not in tied and value.is_floating_point()
+        }
         shapes = {key: shape for key, shape in shapes.items() if "inv_freq" not in key}
         made = {key: torch.from_numpy(value) for key, value in weights_of(shapes).items()}
         missing, unexpected = model.load_state_dict(made, strict=False)
