@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,8 @@ class Completion:
     completion_tokens: int
     ttft_ms: float  # from the call of `generate` to the first token
     tokens_per_s: float  # decode rate after the first token; 0 when there was only one
+    confidence: Mapping[str, float] | None = None  # of a typed answer, by field; texts have none
+    unfamiliar: tuple[str, ...] = ()  # why the input is unlike those that the model was trained for
 
 
 class Stopwatch:
@@ -123,6 +125,8 @@ class Generation(Iterator[str]):
         stop: Sequence[str] = (),
         constraint: Answering | None = None,
         fixed: int | None = None,
+        judge: Callable[[str], Mapping[str, float] | None] = lambda text: None,
+        unfamiliar: tuple[str, ...] = (),
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
@@ -130,8 +134,11 @@ class Generation(Iterator[str]):
             prompt: token ids, those of the bundle's prefix included.
             eos_ids: tokens that end the answer; none lets it run to `max_new`.
             fixed: how many tokens of the prompt are likely to come again; None: all of them, and the answer.
+            judge: gives the confidence in the fields of a whole answer.
+            unfamiliar: why the input is unlike those that the model was trained for.
         """
         self._cache, self._tokenizer, self._eos_ids = cache, tokenizer, eos_ids
+        self._judge, self._unfamiliar = judge, unfamiliar
         self._cancelled = threading.Event()
         self._watch = Stopwatch()
         self._pieces = self._run(prompt, max_new, sampler, stop, constraint, fixed)
@@ -191,6 +198,8 @@ class Generation(Iterator[str]):
             completion_tokens=count,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
+            confidence=self._judge(answer.text) if finish == "stop" and not answer.stopped else None,
+            unfamiliar=self._unfamiliar,
         )
         if constraint is not None and not answer.stopped:
             if finish == "length":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from device_runtime.engine.backends import Backend, Logits
 from device_runtime.engine.states.snapshot import Snapshot, shared
@@ -79,6 +80,24 @@ class KvCache:
     def snapshot(self) -> Snapshot:
         """A copy of the state after `tokens`."""
         return self._backend.snapshot(len(self._tokens))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within this context other prompts may be taken in; after it, the state is what it was."""
+        tokens, worth, grows = self._tokens, self._worth, self._grows
+        state = self.snapshot() if self._backend.position_bytes else None
+        self._tokens = list(tokens)
+        yield
+        if state is not None:
+            self._keep_aside(shared(self._tokens, tokens))
+            self._backend.restore(state, len(tokens))
+        else:
+            common = shared(self._tokens, tokens)
+            self._backend.rewind(common)
+            self._tokens = tokens[:common]
+            for _ in self.prefill(tokens[common:]):
+                pass
+        self._tokens, self._worth, self._grows = tokens, worth, grows
 
     def put_back(self, tokens: Sequence[int], state: Snapshot) -> None:
         """Take up the state after `tokens`, as `snapshot` has copied it."""

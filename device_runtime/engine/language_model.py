@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,33 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
-from device_runtime.engine.generation import Answering, Completion, Generation
+from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.states.saved import has_conversation, load_conversation, save_conversation
 from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.states.store import PromptStates, default_keep_bytes
-from device_runtime.engine.structured import SchemaCompiler
+from device_runtime.engine.structured import Constraint, SchemaCompiler
 from device_runtime.engine.text.segments import Markup
 from device_runtime.engine.tokenizer import Tokenizer
+from device_runtime.engine.typed.abstention import Abstention
+from device_runtime.engine.typed.choice import by_field, confidence_of
+from device_runtime.engine.typed.form import FieldForm, field_forms, free_texts
+from device_runtime.engine.typed.generation import TypedGeneration
+from device_runtime.engine.typed.labels import LabelPaths
+from device_runtime.engine.typed.priors import Priors, PriorStore
 from device_runtime.errors import ContextOverflowError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
+    from device_runtime.tasks.classify import WrittenAnswer
     from device_runtime.tasks.opened import OpenedTask
 
 __all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
 _GREEDY = Sampling()
+NOTHING = "N/A"
 _BEGINNINGS = 64  # of prompts, whose tokens are remembered
 
 
@@ -58,6 +67,7 @@ class LanguageModel:
             self._task = OpenedTask(bundle.manifest, tokenizer)
         self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
+        self._prior_store = PriorStore()
         self._beginnings: OrderedDict[str, list[int]] = OrderedDict()  # tokens of what several prompts begin with
 
     @classmethod
@@ -111,7 +121,8 @@ class LanguageModel:
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
         head: str | None = None,
-    ) -> Generation:
+        nothing: str | None = NOTHING,
+    ) -> Generation | TypedGeneration | Abstention:
         """Start an answer.
 
         Args:
@@ -124,21 +135,70 @@ class LanguageModel:
                 `cancel` can cut it short. A bundle that was trained for a task has its own.
             head: what the last of these messages begins with each time that it is asked, maybe nothing. The state up
                 to there is then kept, and not that after the answer, as it is for a conversation.
+            nothing: what the last of these messages would be if it said nothing. Where the answer has fields with
+                labels, which are scored then, they are calibrated against it; None: they are not.
 
         Raises:
             ConfigurationError: the prompt is empty or no text.
             SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
+        unfamiliar: tuple[str, ...] = ()
         if self._task is not None:
-            prompt, schema = self._task.prompt(prompt), schema or self._task.schema
+            given = self._task.read(prompt)
+            if not given.readable:
+                return Abstention(given.unfamiliar)
+            prompt, schema, unfamiliar = given.text, schema or self._task.schema, given.unfamiliar
         tokens, limit = self._prompts.plan(prompt, max_new)
         fixed = None if head is None or isinstance(prompt, str) else self._fixed(prompt, head, tokens)
-        form: Answering | None = None if self._task is None else self._task.decided()
-        if form is None and schema is not None:
-            form = self._schemas.constraint(schema, limit)
+        parts = self._cache, self._tokenizer, tokens, limit, Sampler(sampling)
+        if self._task is not None:
+            unfamiliar += self._task.unknown_words(prompt, len(tokens) - len(self.manifest.prefix_tokens))
+        elif (
+            sampling.temperature == 0 and not stop and not isinstance(prompt, str) and (fields := self._scored(schema))
+        ):
+            priors = None if nothing is None else self._priors_against(prompt, nothing)
+            return TypedGeneration(*parts, fields, self._held(schema, fields, limit), fixed, priors)
+        written = None if self._task is None else self._task.decided()
+        held = self._schemas.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
-        return Generation(self._cache, self._tokenizer, tokens, limit, Sampler(sampling), eos_ids, stop, form, fixed)
+        judge = partial(self._confidence, schema, held, written)
+        return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar)
+
+    def _scored(self, schema: Mapping[str, Any] | None) -> list[FieldForm]:
+        """The fields of an answer that is written field by field; none where it cannot be, or has nothing to score."""
+        fields = field_forms(schema) if schema is not None else []
+        if all(field.labels is None for field in fields):
+            return []
+        texts = [f'{{"{field.name}": {label}}}' for field in fields for label in field.labels or ("0",)]
+        return fields if all(map(LabelPaths(self._tokenizer).can_write, texts)) else []
+
+    def _held(self, schema: Mapping[str, Any] | None, fields: Sequence[FieldForm], limit: int) -> Constraint | None:
+        """What holds the fields that the model writes; None where it writes none."""
+        if schema is None or all(field.labels is not None for field in fields):
+            return None
+        return self._schemas.constraint({**schema, "required": [field.name for field in fields]}, limit)
+
+    def _priors_against(self, messages: Sequence[Message], nothing: str) -> Priors:
+        """How labels are answered where the last message says nothing."""
+        *before, last = messages
+        return self._prior_store.against(self.encode([*before, {**last, "content": nothing}]))
+
+    def _confidence(
+        self, schema: Mapping[str, Any] | None, held: Constraint | None, written: WrittenAnswer | None, text: str
+    ) -> Mapping[str, float] | None:
+        """Of a whole answer that was held to a schema."""
+        temperatures: Mapping[str, float] = {} if self._task is None else self._task.temperatures
+        if written is not None:
+            choices = written.choices
+        elif held is not None and schema is not None:
+            answer = json.loads(text)
+            if not isinstance(answer, dict):
+                return None
+            choices = by_field(answer, text, held.decisions, free_texts(schema))
+        else:
+            return None
+        return {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}
 
     def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
         """How many tokens of a prompt are those of its fixed beginning."""

@@ -25,6 +25,7 @@ from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
 from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
+from device_runtime.engine.typed.choice import Choice, Decision
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
 
 __all__ = ["Constraint", "SchemaCompiler", "check_schema"]
@@ -32,6 +33,7 @@ __all__ = ["Constraint", "SchemaCompiler", "check_schema"]
 _KEPT = 32  # compiled schemas
 _without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
 _LONGEST_END = 512  # tokens; a schema whose shortest answer is longer is refused
+_FEW = 2048  # tokens, of which a value is chosen; a text has more to choose from
 _NEAR = 64  # tokens before the limit, beside those of the end, from which on the end is looked for
 
 # JSON as models were trained on it; no other spaces, or a model may write spaces for ever.
@@ -119,6 +121,8 @@ class Constraint:
         self._near = _NEAR + 2 * end.cost + end.wanted  # tokens left, from which on it is looked for
         self._spare = max(0, max_tokens - end.cost) // 2  # at most so many are kept for the values after a text
         self._quoted = Quoted.NO  # where the answer is
+        self.decisions: list[Decision] = []  # where the schema left a choice of some tokens, and what was chosen
+        self._written = 0  # bytes of the answer
         self._cut = False  # whether a text was cut: the rest is as short as the values in it allow
 
     @property
@@ -137,6 +141,7 @@ class Constraint:
         if not allowed.any():
             raise BackendError(f"The grammar of the answer failed: {_reason(self._matcher.get_error())}.")
         token = choose(self._tokenizer.masked(logits, allowed))
+        self._note(logits, allowed, token)
         if left > self._near:
             return self._take(token, None)
         in_text = self._tokenizer.in_free_text(allowed)
@@ -150,6 +155,10 @@ class Constraint:
             return self._take(token, None)
         self._cut = True
         return self._take(now.tokens[0], now.rest())
+
+    def force(self, token: int) -> None:
+        """Take in a token that somebody else has put to the answer, and that fits the schema."""
+        self._take(token, None)
 
     def check(self, text: str) -> None:
         """Check a complete answer as a strict reader of JSON does.
@@ -171,9 +180,18 @@ class Constraint:
         in_value = (self._tokenizer.rank[allowed & self._tokenizer.ordinary] > 2).any()  # the next digit, for one
         return bool(self._tokenizer.is_structure[token]) and not in_value
 
+    def _note(self, logits: Logits, allowed: npt.NDArray[np.bool_], token: int) -> None:
+        ids = np.flatnonzero(allowed)
+        if 1 < len(ids) <= _FEW:  # else it is a text
+            end = self._written + len(self._tokenizer.text_of([token]))
+            chosen = int(np.searchsorted(ids, token))
+            self.decisions.append(Decision(self._written, end, Choice(logits[ids].astype(np.float32), chosen)))
+
     def _take(self, token: int, end: End | None) -> int:
         self._matcher.consume_token(token)
-        self._quoted, _, _ = scan(self._tokenizer.text_of([token]), self._quoted)
+        text = self._tokenizer.text_of([token])
+        self._written += len(text)
+        self._quoted, _, _ = scan(text, self._quoted)
         self._end = end
         return token
 

@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str | Sequence[Segment]) -> list[int]:
         """Tokens of a text, in which names of control tokens become those tokens; or of segments. No BOS is added."""
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Tokens of a text that follows another one: nothing is put before it, and no name becomes a control token."""
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, without special tokens; U+FFFD where a character is not whole."""
 
@@ -116,6 +119,9 @@ class _HuggingFace:
     def encode(self, text: str | Sequence[Segment]) -> list[int]:
         ids: list[int] = self._library.encode(self._names.respelled(text), add_special_tokens=False).ids
         return ids
+
+    def encode_inside(self, text: str) -> list[int]:
+        return self.encode([Segment(text, False)])
 
     def decode(self, tokens: Sequence[int]) -> str:
         text = str(self._library.decode(list(tokens), skip_special_tokens=True))
@@ -205,6 +211,9 @@ class _SentencePiece:
         for part in filter(None, parts[1:]):
             tokens += self._inner(part)
         return [token for token in tokens if token not in self._defined]
+
+    def encode_inside(self, text: str) -> list[int]:
+        return self._inner(text)
 
     def _inner(self, text: str) -> list[int]:
         """Tokens of a text in the middle of another: without the space that the library puts in front."""

@@ -1,8 +1,9 @@
 """A typed answer, with how sure each of its fields is.
 
-The model writes the answer under its schema; at each token where the schema leaves a choice, the probability of what it
-chose among what it could choose is kept. A field's confidence is their product over the field's value, softened by the
-temperature that was fitted on examples that training had not seen.
+A bundle that was trained for the task writes the answer under its schema; at each token where the schema leaves a
+choice, the probability of what it chose among what it could choose is kept. A field's confidence is their product over
+the field's value, softened by the temperature that was fitted on examples that training had not seen. A general model
+is shown examples, and its labels are scored, as in a link.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
 from device_runtime.engine.chat import Message
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
-from device_runtime.engine.structured import SchemaCompiler
-from device_runtime.errors import SchemaError
-from device_runtime.tasks.classify import Choice, Heads
+from device_runtime.engine.sampler import Sampler, Sampling
+from device_runtime.engine.structured import Constraint, SchemaCompiler
+from device_runtime.engine.typed.choice import Choice, by_field, confidence_of
+from device_runtime.engine.typed.form import free_texts
+from device_runtime.errors import IncompleteError, SchemaError
+from device_runtime.tasks.classify import Heads
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
@@ -74,6 +76,7 @@ class Answerer:
         self._schemas = SchemaCompiler(bundle)
         self._backend = open_backend(bundle, backend, threads)
         self._prefix = len(manifest.prefix_tokens)
+        self._general = LanguageModel(bundle, self._backend, self._tokenizer) if purpose.kind == "none" else None
         self._heads = Heads(purpose.fields, self._tokenizer) if purpose.kind == "classify" else None
 
     @classmethod
@@ -104,22 +107,28 @@ class Answerer:
         strange = prompt.unfamiliar
         if not prompt.readable:
             return TypedAnswer(None, {}, strange)
-        if self.purpose.kind == "none":
-            tokens, room = self._prompts.plan(self._conversation(prompt.text), None)
-        else:
-            tokens, room = self._prompts.plan(prompt.text, None)
-        strange += self._unknown_words(prompt.text, len(tokens) - self._prefix)
+        if self._general is not None:
+            return self._ask_general(self._general, prompt.text, strange)
+        tokens, room = self._prompts.plan(prompt.text, None)
+        strange += self.purpose.unknown_words(prompt.text, len(tokens) - self._prefix)
         if self._heads is not None:
             answer, choices = self._heads.decide(self._prefill(tokens))
             return TypedAnswer(answer, self._confidence(choices), strange, json.dumps(answer), choices)
-        steps = self._decode(tokens, min(room, _LONGEST))
-        text = self._tokenizer.decode([token for token, _ in steps])
+        text, held = self._decode(tokens, min(room, _LONGEST))
         try:
             answer = json.loads(text)
         except ValueError:
             return TypedAnswer(None, {}, strange, text)
-        choices = self._by_field(answer, text, steps)
+        choices = by_field(answer, text, held.decisions, free_texts(self.purpose.answer))
         return TypedAnswer(answer, self._confidence(choices), strange, text, choices)
+
+    def _ask_general(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
+        generation = model.generate(self._conversation(asked), schema=self.purpose.answer, head="")
+        try:
+            text = "".join(generation)
+        except IncompleteError:
+            return TypedAnswer(None, {}, strange, generation.result.text)
+        return TypedAnswer(json.loads(text), generation.result.confidence or {}, strange, text)
 
     def close(self) -> None:
         """Give back memory."""
@@ -150,60 +159,14 @@ class Answerer:
         assert logits is not None  # `plan` refuses an empty prompt
         return logits
 
-    def _unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
-        most = self.purpose.longest_pieces
-        if most is None or tokens <= most * len(text):
-            return ()
-        return ("most of its words are none that the model was trained on",)
-
-    def _decode(self, prompt: list[int], limit: int) -> list[tuple[int, Choice | None]]:
-        """The answer's tokens, with the choice at each where there was one."""
+    def _decode(self, prompt: list[int], limit: int) -> tuple[str, Constraint]:
+        """The answer's text, and what it was held by."""
         constraint = self._schemas.constraint(self.purpose.answer, limit)
-        logits = self._prefill(prompt)
-        steps: list[tuple[int, Choice | None]] = []
-        seen: list[Choice | None] = []
-
-        def choose(masked: npt.NDArray[np.float32]) -> int:
-            allowed = np.flatnonzero(np.isfinite(masked))
-            best = int(np.argmax(masked[allowed]))
-            seen.append(Choice(masked[allowed].astype(np.float32), best) if len(allowed) > 1 else None)
-            return int(allowed[best])
-
-        while len(steps) < limit:
-            token = constraint.choose(logits, limit - len(steps), choose)
-            steps.append((token, seen[-1] if seen else None))
-            seen.clear()
-            if constraint.complete or len(steps) == limit or self._backend.position >= self._backend.context:
+        logits, choose = self._prefill(prompt), Sampler(Sampling()).choose
+        tokens: list[int] = []
+        while len(tokens) < limit:
+            tokens.append(constraint.choose(logits, limit - len(tokens), choose))
+            if constraint.complete or len(tokens) == limit or self._backend.position >= self._backend.context:
                 break
-            logits = self._backend.decode(token)
-        return steps
-
-    def _by_field(
-        self, answer: Mapping[str, Any], text: str, steps: Sequence[tuple[int, Choice | None]]
-    ) -> dict[str, list[Choice]]:
-        """The choices within each field's value; texts are left out."""
-        ends = [len(self._tokenizer.decode([t for t, _ in steps[: i + 1]])) for i in range(len(steps))]
-        starts = [0, *ends[:-1]]
-        found, place, decoder = {}, 0, json.JSONDecoder()
-        for name in answer:
-            begin = text.index(f"{json.dumps(name)}:", place) + len(json.dumps(name)) + 1
-            begin += len(text[begin:]) - len(text[begin:].lstrip())
-            _, place = decoder.raw_decode(text, begin)
-            if isinstance(answer[name], str) and self.purpose.fields.get(name) is None:
-                continue
-            found[name] = [
-                choice
-                for (_, choice), start, end in zip(steps, starts, ends, strict=True)
-                if choice is not None and start < place and end > begin
-            ]
-        return found
-
-
-def confidence_of(choices: Sequence[Choice], temperature: float) -> float:
-    """The probability of what was chosen, at this temperature."""
-    share = 1.0
-    for choice in choices:
-        scaled = (choice.logits - choice.logits.max()) / temperature
-        weights = np.exp(scaled)
-        share *= float(weights[choice.chosen] / weights.sum())
-    return share
+            logits = self._backend.decode(tokens[-1])
+        return self._tokenizer.decode(tokens), constraint

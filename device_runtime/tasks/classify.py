@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.tokenizer import Tokenizer
+from device_runtime.engine.typed.choice import Choice
 from device_runtime.errors import BundleError
 
 __all__ = ["Choice", "Heads", "WrittenAnswer", "head_label"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One decision: among what, and which."""
-
-    logits: npt.NDArray[np.float32]  # of what could be chosen
-    chosen: int  # among them
 
 
 def head_label(name: str, value: Any) -> str:
@@ -72,6 +63,7 @@ class WrittenAnswer:
     def __init__(self, heads: Heads, tokenizer: Tokenizer) -> None:
         self._heads, self._tokenizer = heads, tokenizer
         self._left: list[int] | None = None  # None before the first token
+        self.choices: dict[str, list[Choice]] = {}  # of each field
 
     @property
     def satisfied(self) -> bool:
@@ -83,7 +75,8 @@ class WrittenAnswer:
     def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
         """The next token of the answer, which the logits after the prompt decide."""
         if self._left is None:
-            self._left = self._tokenizer.encode(json.dumps(self._heads.decide(logits)[0], ensure_ascii=False))
+            answer, self.choices = self._heads.decide(logits)
+            self._left = self._tokenizer.encode(json.dumps(answer, ensure_ascii=False))
         return self._left.pop(0)
 
     def check(self, text: str) -> None:

@@ -10,6 +10,7 @@ from device_runtime.engine.chat import Message
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import BundleError
 from device_runtime.tasks.classify import Heads, WrittenAnswer
+from device_runtime.tasks.inputs import Prompt
 from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["OpenedTask"]
@@ -35,9 +36,18 @@ class OpenedTask:
         """What every answer fits."""
         return self._purpose.answer
 
-    def prompt(self, asked: str | Sequence[Message]) -> str:
+    @property
+    def temperatures(self) -> Mapping[str, float]:
+        """Of each field's choices, as they were fitted."""
+        return self._purpose.temperatures
+
+    def read(self, asked: str | Sequence[Message]) -> Prompt:
         """See `Purpose.prompt`."""
         return self._purpose.prompt(asked)
+
+    def unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
+        """See `Purpose.unknown_words`."""
+        return self._purpose.unknown_words(text, tokens)
 
     def decided(self) -> WrittenAnswer | None:
         """For one answer of the kind classify; None where the model writes its answers."""

@@ -14,7 +14,7 @@ from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.yaml_schema import Choice, Field, MapOf, Number, Plain, Record, Text
 from device_runtime.tasks.file import INPUTS, Task, typed_fields
-from device_runtime.tasks.inputs import Inputs
+from device_runtime.tasks.inputs import Inputs, Prompt
 
 __all__ = ["Purpose"]
 
@@ -57,20 +57,25 @@ class Purpose:
         """The answer's fields in order: the values of an enum, or None."""
         return typed_fields(self.answer)
 
-    def prompt(self, asked: str | Sequence[Message]) -> str:
+    def prompt(self, asked: str | Sequence[Message]) -> Prompt:
         """The prompt for what somebody asks: a text, or a JSON object with the fields that the task reads.
+
+        It may be one that cannot be answered, because it lacks something.
 
         Of several messages the last one of a user counts: a bundle of a task holds no conversation.
 
         Raises:
-            ConfigurationError: it lacks a field, or is no JSON object where the task reads fields.
+            ConfigurationError: it is no JSON object where the task reads fields.
         """
         if not isinstance(asked, str):
             asked = next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
-        found = self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
-        if not found.readable:
-            raise ConfigurationError(f"{self.name} cannot answer this: {'; '.join(found.unfamiliar)}.")
-        return found.text
+        return self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
+
+    def unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
+        """Why a prompt of so many tokens is unlike those of the training, as far as its words say it."""
+        if self.longest_pieces is None or tokens <= self.longest_pieces * len(text):
+            return ()
+        return ("most of its words are none that the model was trained on",)
 
     def _reading(self, asked: str) -> Mapping[str, Any]:
         try:

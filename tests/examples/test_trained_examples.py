@@ -158,7 +158,14 @@ def test_a_link_or_a_request_asks_a_trained_bundle_with_the_reading_alone() -> N
         assert json.loads("".join(model.generate(question))) == expected
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
         assert json.loads("".join(model.generate(messages))) == expected
-        with pytest.raises(ConfigurationError, match="cannot answer this: bar is not there"):
-            model.generate('{"temp_c": 20, "flow_l_min": 3}')
+        generation = model.generate(question)
+        assert json.loads("".join(generation)) == expected
+        assert set(generation.result.confidence or {}) == {"severity", "cause"}
+        silent = model.generate('{"temp_c": 20, "flow_l_min": 3}')
+        assert "".join(silent) == "null" and "bar is not there" in silent.result.unfamiliar[0]
         with pytest.raises(ConfigurationError, match="expected a JSON object with temp_c, bar, flow_l_min, window"):
             model.generate("How is the boiler?")
+    with LanguageModel.open(EXAMPLES / "fall-alert/bundle") as model:
+        reading = {"peak_g": 1, "posture_after": "lying", "still_s": 10, "heart_bpm": 0}  # the strap has no contact
+        odd = model.generate(json.dumps(reading))
+        assert "level" in json.loads("".join(odd)) and "heart_bpm is 0" in odd.result.unfamiliar[0]

@@ -37,6 +37,8 @@ class Words:
             tokens.append(self.pieces.index(word.encode()))
         return tokens
 
+    encode_inside = encode
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Bytes joined, U+FFFD where they are no characters."""
         return b"".join(self.pieces[token] for token in tokens).decode(errors="replace")

@@ -1,0 +1,63 @@
+"""How sure a field's value is: the decisions that were made within it, and their probability."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Choice", "Decision", "by_field", "confidence_of"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: among what, and which."""
+
+    logits: npt.NDArray[np.float32]  # of what could be chosen
+    chosen: int  # among them
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A choice, and where in the answer what it chose is: from one byte to before another."""
+
+    start: int
+    end: int
+    choice: Choice
+
+
+def confidence_of(choices: Sequence[Choice], temperature: float = 1.0) -> float:
+    """The probability of what was chosen, at this temperature."""
+    share = 1.0
+    for choice in choices:
+        scaled = (choice.logits - choice.logits.max()) / temperature
+        weights = np.exp(scaled)
+        share *= float(weights[choice.chosen] / weights.sum())
+    return share
+
+
+def by_field(
+    answer: Mapping[str, Any], text: str, decisions: Sequence[Decision], texts: Collection[str]
+) -> dict[str, list[Choice]]:
+    """The decisions within each field's value.
+
+    Args:
+        text: the answer as it was written, an object.
+        texts: fields that are free texts, which are left out.
+    """
+    found: dict[str, list[Choice]] = {}
+    place, decoder = 0, json.JSONDecoder()
+    for name in answer:
+        label = json.dumps(name, ensure_ascii=False)
+        begin = text.index(f"{label}:", place) + len(label) + 1
+        begin += len(text[begin:]) - len(text[begin:].lstrip())
+        _, place = decoder.raw_decode(text, begin)
+        if name in texts:
+            continue
+        start, end = (len(text[:at].encode()) for at in (begin, place))
+        found[name] = [d.choice for d in decisions if d.start < end and d.end > start]
+    return found

@@ -1,0 +1,68 @@
+"""What a model answers where the input says nothing: labels are calibrated against it.
+
+A small model likes some labels whatever it is asked, the last one that it was shown, or a frequent word (Zhao et al.,
+2021, "Calibrate Before Use"). Their probability for an input without content is taken off.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.engine.kv_cache import KvCache
+from device_runtime.engine.typed.labels import LabelPaths
+from device_runtime.engine.typed.scoring import score_labels
+
+__all__ = ["PriorStore", "Priors"]
+
+_KEPT = 512
+
+_Known = OrderedDict[tuple[tuple[int, ...], str], npt.NDArray[np.float64]]
+
+
+class PriorStore:
+    """What was computed of them, for one model."""
+
+    def __init__(self) -> None:
+        self._known: _Known = OrderedDict()
+
+    def against(self, nothing: Sequence[int]) -> Priors:
+        """For prompts like this one, which says nothing."""
+        return Priors(self._known, nothing)
+
+
+class Priors:
+    """For one prompt that says nothing."""
+
+    def __init__(self, known: _Known, nothing: Sequence[int]) -> None:
+        self._known, self._nothing = known, tuple(nothing)
+
+    def of(
+        self, cache: KvCache, paths: LabelPaths, before: str, labels: Sequence[str], following: str
+    ) -> npt.NDArray[np.float64]:
+        """Log-probabilities of the labels, (labels,); the kv_cache is left as it was.
+
+        Args:
+            before: the answer up to the label.
+        """
+        key = self._nothing, before + "|".join(labels)
+        if key not in self._known:
+            with cache.aside():
+                self._known[key] = self._compute(cache, paths, before, labels, following)
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _compute(
+        self, cache: KvCache, paths: LabelPaths, before: str, labels: Sequence[str], following: str
+    ) -> npt.NDArray[np.float64]:
+        found = paths.after((), "", before, labels, following)
+        common = next(i for i, column in enumerate(zip(*found, strict=False)) if len(set(column)) > 1)
+        prompt = [*self._nothing, *found[0][:common]]
+        start = cache.rewind_to(prompt, len(self._nothing))
+        *_, here = cache.prefill(prompt[start:])
+        return score_labels(cache, here.copy(), [path[common:] for path in found])

@@ -1,0 +1,89 @@
+"""How likely each of some labels is at the present place: the joint probability of its tokens.
+
+Labels that begin with the same tokens share them: a network of tokens is walked, the likeliest branch first, and going
+back is a matter of the kv_cache's position.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from device_runtime.engine.backends import Logits
+from device_runtime.engine.kv_cache import KvCache
+
+__all__ = ["normalized", "score_labels"]
+
+_HOPELESS = 4.0  # nats below the best label, from which on a branch is not looked into: less than one part in fifty
+
+
+def score_labels(
+    cache: KvCache, logits: Logits, paths: Sequence[Sequence[int]], prior: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
+    """Log-probabilities of labels, (labels,), less `prior`. The kv_cache is left as it was.
+
+    Of a label that is hopeless, what is returned is a bound from above.
+
+    Args:
+        logits: (vocabulary,), at the present place; it is not used after another token was taken in.
+        paths: the tokens of each label from here, none of them the beginning of another.
+        prior: log-probabilities that are taken off; then what is hopeless is so by what is left. None: everything is
+            looked into.
+    """
+    offset = np.zeros(len(paths)) if prior is None else np.asarray(prior, np.float64)
+    start = len(cache.tokens)
+    found = np.full(len(paths), np.nan)
+    # (minus the bound of a branch, its number, its labels, how many of their tokens are known, their log-probability)
+    branches: list[tuple[float, int, list[int], int, float]] = []
+    best = -np.inf
+
+    def branch(labels: list[int], depth: int, so_far: float) -> None:
+        bound = max(so_far - offset[label] for label in labels)
+        heapq.heappush(branches, (-bound, min(labels), labels, depth, so_far))
+
+    def spread(labels: list[int], depth: int, so_far: float, here: Logits) -> None:
+        """Each token that may follow becomes a branch."""
+        following: dict[int, list[int]] = {}
+        for label in labels:
+            following.setdefault(paths[label][depth], []).append(label)
+        logarithms = _log_softmax(here, list(following))
+        for (_, group), more in zip(following.items(), logarithms, strict=True):
+            branch(group, depth + 1, so_far + float(more))
+
+    spread(list(range(len(paths))), 0, 0.0, logits)
+    while branches:
+        bound, _, labels, depth, so_far = heapq.heappop(branches)
+        if len(labels) == 1 and len(paths[labels[0]]) == depth:
+            found[labels[0]] = so_far - offset[labels[0]]
+            best = max(best, found[labels[0]])
+        elif prior is not None and -bound < best - _HOPELESS:
+            for label in labels:
+                found[label] = so_far - offset[label]
+        else:
+            path = list(paths[labels[0]][:depth])
+            known = cache.tokens[start:]
+            common = next((i for i, (a, b) in enumerate(zip(known, path, strict=False)) if a != b), None)
+            common = min(len(known), len(path) - 1) if common is None else common
+            cache.rewind(start + common)
+            *_, here = cache.prefill(path[common:])
+            spread(labels, depth, so_far, here)
+    cache.rewind(start)
+    return found
+
+
+def normalized(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probabilities of labels, (labels,), of which one holds."""
+    weights = np.exp(scores - scores.max())
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
+def _log_softmax(logits: Logits, tokens: list[int]) -> npt.NDArray[np.float64]:
+    """Log-probabilities of these tokens, (tokens,)."""
+    highest = float(logits.max())
+    total = highest + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    of_tokens: npt.NDArray[np.float64] = logits[tokens].astype(np.float64) - total
+    return of_tokens
