@@ -60,9 +60,9 @@ NOTES = {
     ],
     "noise": [
         "The neighbour's child practises the drums at night.",
-        "They shout in the yard every evening.",
+        "They shout in the yard night after night.",
         "The washing machine on the second floor runs after midnight.",
-        "Please tell flat 7 to turn the television down.",
+        "Please ask flat 7 to turn the television down.",
         "High heels on the parquet at five in the morning.",
         "The bar downstairs plays bass until two.",
         "Somebody slams the doors all night.",

@@ -41,7 +41,7 @@ class LabelPaths:
         for number, path in enumerate(paths):
             others = [other for i, other in enumerate(paths) if i != number]
             if any(other[: ends[number]] == path[: ends[number]] for other in others):
-                ends[number] += 1  # 1 and 10: what tells them apart is what comes after
+                ends[number] += 1  # 1 and 10: what comes after distinguishes them
         return [path[:end] for path, end in zip(paths, ends, strict=True)]
 
     def _reaches(self, written: Sequence[int], tokens: Sequence[int], text: str) -> int:
