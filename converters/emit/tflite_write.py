@@ -23,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["Constant", "GraphWriter", "Quantization", "Subgraph", "Tensor"]
+__all__ = ["BlockQuantization", "Constant", "GraphWriter", "Quantization", "Subgraph", "Tensor"]
 
 ALIGNMENT = 64  # bytes; XNNPACK and SIMD kernels load whole vectors
 INNER_ALIGNMENT = 16  # bytes, of constants inside the FlatBuffer: `force_align` of Buffer.data in schema.fbs
 _UNSET_OFFSET = 1 << 62  # a placeholder for an offset until the FlatBuffer's length is known
 _TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
+    np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int32): schema.TensorType.INT32,
     np.dtype(np.int8): schema.TensorType.INT8,
     np.dtype(np.int16): schema.TensorType.INT16,
@@ -59,12 +60,21 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class BlockQuantization:
+    """real = stored * scale, with one scale for each block of a row (BlockwiseQuantization of the schema)."""
+
+    scale: Constant  # float16 (rows, columns / block), all of them normal numbers above zero
+    block: int  # columns
+
+
+@dataclass(frozen=True)
 class Constant:
     """Constant bytes that any number of tensors, in any subgraph, may share."""
 
     buffer: int  # index into the model's buffers
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    int4: bool = False  # two int8 values of -8 … 7 in a byte, the even column in the low half
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ class Subgraph:
         self,
         name: str,
         value: npt.NDArray[Any] | Constant,
-        quantization: Quantization | None = None,
+        quantization: Quantization | BlockQuantization | None = None,
         shape: Sequence[int] | None = None,
     ) -> Tensor:
         """A constant tensor; equal constants of one subgraph become one tensor."""
@@ -179,8 +189,23 @@ class Subgraph:
         shape = tuple(shape) if shape is not None else constant.shape
         key = (constant.buffer, shape, quantization is not None)
         if key not in self._constants:
-            self._constants[key] = self._tensor(name, shape, constant.dtype, quantization, constant.buffer)
+            plain = quantization if isinstance(quantization, Quantization) else None
+            made = self._tensor(name, shape, constant.dtype, plain, constant.buffer)
+            if constant.int4:
+                self._tensors[made.index].type = schema.TensorType.INT4
+            if isinstance(quantization, BlockQuantization):
+                self._tensors[made.index].quantization = self._block_quantization(name, quantization)
+            self._constants[key] = made
         return self._constants[key]
+
+    def _block_quantization(self, name: str, quantization: BlockQuantization) -> Any:
+        """The schema's object, which names a tensor of this very subgraph."""
+        details = schema.BlockwiseQuantizationT()
+        details.scales = self.constant(f"{name}.scale", quantization.scale).index
+        details.zeroPoints, details.blockSize = -1, quantization.block
+        whole = schema.QuantizationParametersT()
+        whole.details, whole.detailsType = details, schema.QuantizationDetails.BlockwiseQuantization
+        return whole
 
     def operator(
         self,
@@ -255,6 +280,11 @@ class GraphWriter:
                 self._small[key] = len(self._buffers)
         buffer = len(self._buffers) if key is None else self._small[key]  # buffer 0 means "no constant"
         return Constant(buffer, value.shape, value.dtype)
+
+    def int4_constant(self, packed: npt.NDArray[np.uint8]) -> Constant:
+        """Spool (rows, columns / 2) bytes that hold two columns each."""
+        rows, halves = packed.shape
+        return Constant(self.constant(packed).buffer, (rows, 2 * halves), np.dtype(np.int8), int4=True)
 
     def quantization(self, q: Quantization) -> _SharedQuantization:
         """The schema's object for quantization parameters; the same array of scales gives the same object."""

@@ -22,13 +22,15 @@ __all__ = ["CountingWriter", "count_graph"]
 
 _ALIGNMENT = 16  # bytes, of each activation in an arena
 _OWN = 1 << 40  # buffers of this writer are numbered from here, apart from those of constants that another one made
-_SIZES = {
-    schema.TensorType.FLOAT32: 4,
-    schema.TensorType.INT32: 4,
-    schema.TensorType.INT8: 1,
-    schema.TensorType.INT16: 2,
-    schema.TensorType.INT64: 8,
-    schema.TensorType.BOOL: 1,
+_BITS = {
+    schema.TensorType.FLOAT32: 32,
+    schema.TensorType.FLOAT16: 16,
+    schema.TensorType.INT32: 32,
+    schema.TensorType.INT8: 8,
+    schema.TensorType.INT4: 4,
+    schema.TensorType.INT16: 16,
+    schema.TensorType.INT64: 64,
+    schema.TensorType.BOOL: 8,
 }
 
 
@@ -75,7 +77,7 @@ def count_graph(emit: Callable[[GraphWriter, int], None], positions: int) -> Gra
     lookups = {k: v for k, v in tables.items() if k not in matmuls}
     # Tables of float rows have one for each position; rows of integers are embeddings, single floats their scales.
     angles = [t for t in lookups.values() if _is_float(t) and len(t.shape) == 2]
-    per_position = sum(int(t.shape[1]) * _size(t) for t in angles)
+    per_position = sum(int(t.shape[1]) * _BITS[t.type] // 8 for t in angles)
     embeddings = sum(_bytes(t) for t in lookups.values()) - sum(map(_bytes, angles))
     _, _, larger = _constants(large.graphs)
     constants, more = (sum(map(_bytes, found.values())) for found in (others, larger))
@@ -84,7 +86,7 @@ def count_graph(emit: Callable[[GraphWriter, int], None], positions: int) -> Gra
         signatures=len(graphs),
         operators=sum(len(graph.operators) for graph in graphs),
         tensors=sum(len(graph.tensors) for graph in graphs),
-        rows=sum(int(t.shape[0]) for t in matmuls.values()),
+        rows=sum(int(t.shape[0]) for t in matmuls.values() if t.type != schema.TensorType.FLOAT16),  # without scales
         matmul_bytes=sum(map(_bytes, matmuls.values())),
         largest_matmul_bytes=max(map(_bytes, matmuls.values())),
         embedding_bytes=embeddings,
@@ -107,6 +109,10 @@ def _constants(graphs: list[Subgraph]) -> tuple[dict[int, Any], dict[int, Any], 
                     continue
                 if code == schema.BuiltinOperator.FULLY_CONNECTED and place == 1:
                     matmuls[tensor.buffer] = tensor
+                    details = None if tensor.quantization is None else tensor.quantization.details
+                    if details is not None:  # scales of blocks are read with the weights
+                        scales = graph.tensors[details.scales]
+                        matmuls[scales.buffer] = scales
                 elif code == schema.BuiltinOperator.GATHER and place == 0:
                     tables[tensor.buffer] = tensor
                 else:
@@ -167,9 +173,5 @@ def _is_float(tensor: Any) -> bool:
     return bool(tensor.type == schema.TensorType.FLOAT32)
 
 
-def _size(tensor: Any) -> int:
-    return _SIZES[tensor.type]
-
-
 def _bytes(tensor: Any) -> int:
-    return math.prod(int(n) for n in tensor.shape) * _size(tensor)
+    return math.prod(int(n) for n in tensor.shape) * _BITS[tensor.type] // 8

@@ -1,4 +1,4 @@
-"""Ops that emit the `pi` profile: float32 between matmuls whose weights are int8 and per channel.
+"""Ops that emit the `pi` profile: float32 between matmuls whose weights are int8 and per channel, or int4 in blocks.
 
 The kernel quantizes each row of activations on the fly. One reading emits one signature, for a fixed
 number of tokens and a fixed window of the cache; all signatures of a model share their constants.
@@ -40,7 +40,8 @@ class PiConstants:
 
     matmuls: Mapping[int, QuantizedMatmul]  # by the number of the group
     embedding: EmbeddingRows
-    embedding_map: Constant | None  # float32 (width, width): from a row of a head that shares its rows to its embedding
+    # From a row of a head that shares its rows to its embedding: float32 (width, width), or (width,) by channel.
+    embedding_map: Constant | None
     positions: EmbeddingRows | None  # learned positions
     ropes: Mapping[Rope, tuple[Constant, Constant]]  # cos and sin, float32 (positions, rotated), see `rope_tables`
     norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
@@ -108,7 +109,9 @@ class PiOps(PiParts):
         """int8 rows times their scales."""
         c = self._constants
         x = self._embed_rows(self._tokens, c.embedding.rows, c.embedding.scale)
-        if c.embedding_map is not None:
+        if c.embedding_map is not None and len(c.embedding_map.shape) == 1:
+            x = self._binary(Op.MUL, x, self._graph.constant("embed_map", c.embedding_map), "embed")
+        elif c.embedding_map is not None:
             x = self._fully_connected(x, self._graph.constant("embed_map", c.embedding_map), None, "embed")
         if c.positions is not None:
             assert self._rows is not None

@@ -1,6 +1,7 @@
 """The parts of a network that compute row by row, as the `pi` profile emits them: what decoders and encoders share.
 
-float32 between matmuls whose weights are int8 and per channel; the kernel quantizes each row of activations on the fly.
+float32 between matmuls whose weights are int8 and per channel, or int4 in blocks; the kernel quantizes each row of
+activations on the fly.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
+from converters.emit.tflite_write import BlockQuantization, Constant, Quantization, Subgraph, Tensor
 from converters.network.config import ActivationKind, Norm
 from converters.network.tensors import Linear
 from converters.network.weights import FloatArray
 from converters.ops.tflite import Op, TfliteOps
 
-__all__ = ["ColumnRange", "PiParts", "QuantizedMatmul", "Value"]
+__all__ = ["BlockedColumns", "ColumnRange", "PiParts", "QuantizedMatmul", "Value"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,20 @@ class ColumnRange:
 
 
 @dataclass(frozen=True)
+class BlockedColumns:
+    """All columns in int4: values * scale + offset, see quantize/blocks.py."""
+
+    weight: Constant  # int4 (sum of rows, columns)
+    scale: Constant  # float16 (sum of rows, columns / block)
+    offset: Constant  # int8 (sum of rows, columns / block): what the mean of each block of the input is multiplied by
+    offset_scale: npt.NDArray[np.float32]  # (sum of rows,)
+
+
+@dataclass(frozen=True)
 class QuantizedMatmul:
     """Weights of one or more matmuls that read the same input, stacked by rows."""
 
-    ranges: tuple[ColumnRange, ...]  # of all columns, in order
+    ranges: tuple[ColumnRange, ...] | BlockedColumns  # of all columns, in order
     bias: Constant | None  # float32 (sum of rows,)
     rows: tuple[int, ...]  # of each matmul
 
@@ -83,25 +94,47 @@ class PiParts(TfliteOps):
         m, names = self._matmuls[matmuls[0].group], [matmul.name for matmul in matmuls]
         t = self._materialize(x)
         bias = None if m.bias is None else self._graph.constant(f"{names[0]}.bias", m.bias)
+        if isinstance(m.ranges, BlockedColumns):
+            total = self._blocked(t, m.ranges, bias, "+".join(names))
+        else:
+            total = self._sum_of_ranges(t, m.ranges, bias, names)
+        starts = np.cumsum([0, *m.rows])
+        return tuple(Value(total, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
+
+    def _sum_of_ranges(
+        self, t: Tensor, ranges: tuple[ColumnRange, ...], bias: Tensor | None, names: list[str]
+    ) -> Tensor:
         total: Tensor | None = None
-        for part in m.ranges:
+        for part in ranges:
             quantization = Quantization.per_channel(part.scale)
             weight = self._graph.constant(f"{names[0]}.weight", part.weight, quantization)
             product = self._fully_connected(self._columns(t, part.start, part.size), weight, bias, "+".join(names))
             total = product if total is None else self._binary(Op.ADD, total, product, "+".join(names))
             bias = None
         assert total is not None
-        starts = np.cumsum([0, *m.rows])
-        return tuple(Value(total, int(start), rows) for start, rows in zip(starts, m.rows, strict=False))
+        return total
 
-    def _fully_connected(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        """x @ weight.T + bias; with int8 weights each row of x is quantized as it comes."""
+    def _blocked(self, t: Tensor, columns: BlockedColumns, bias: Tensor | None, name: str) -> Tensor:
+        """int4 weights, and their offsets times the mean of each block of the input."""
+        blocks = columns.scale.shape[1]
+        block = t.shape[1] // blocks
+        weight = self._graph.constant(f"{name}.weight", columns.weight, BlockQuantization(columns.scale, block))
+        product = self._fully_connected(t, weight, bias, name, version=12)
+        parts = self._reshape(t, (t.shape[0], blocks, block))
+        means = self._op(
+            Op.MEAN, [parts, self._ints([2])], f"{name}.means", (t.shape[0], blocks), schema.ReducerOptionsT()
+        )
+        offset = self._graph.constant(f"{name}.offset", columns.offset, Quantization.per_channel(columns.offset_scale))
+        return self._binary(Op.ADD, product, self._fully_connected(means, offset, None, f"{name}.offsets"), name)
+
+    def _fully_connected(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str, version: int = 9) -> Tensor:
+        """x @ weight.T + bias; with integer weights each row of x is quantized as it comes."""
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         options.asymmetricQuantizeInputs = True
         shape = (x.shape[0], weight.shape[0])
         (out,) = self._graph.operator(
-            Op.FULLY_CONNECTED, [x, weight, bias], [(name, shape, np.float32, None)], options, 9
+            Op.FULLY_CONNECTED, [x, weight, bias], [(name, shape, np.float32, None)], options, version
         )
         return out
 

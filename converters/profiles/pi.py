@@ -6,13 +6,16 @@ next when it is full, so both time and memory follow the tokens in use and not t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from converters.emit.tflite_write import GraphWriter
+from converters.emit.tflite_write import Constant, GraphWriter
 from converters.network.config import NetworkConfig
 from converters.network.decoder import decoder
 from converters.network.tensors import Linear, Role, groups
@@ -20,7 +23,7 @@ from converters.network.weights import FloatArray
 from converters.ops.counting import CountingWriter, count_graph
 from converters.ops.tflite import rope_tables
 from converters.ops.tflite_pi import EmbeddingRows, PiConstants, PiOps
-from converters.ops.tflite_pi_parts import ColumnRange, QuantizedMatmul
+from converters.ops.tflite_pi_parts import BlockedColumns, ColumnRange, QuantizedMatmul
 from converters.profiles.profile import (
     GraphJob,
     Profile,
@@ -30,7 +33,9 @@ from converters.profiles.profile import (
     shaped_ropes,
     unfolded_gains,
 )
+from converters.quantize.blocks import BLOCK, BlockRows, packed_int4, quantize_blocks
 from converters.quantize.observers import observe_windows
+from converters.quantize.own_grid import GridWeights
 from converters.quantize.params import SMALL_FFN_WIDTH
 from converters.quantize.rotation import RotatedWeights
 from converters.quantize.weights import Hessian, quantize_rows
@@ -41,15 +46,21 @@ __all__ = ["PiProfile", "signatures", "sorted_cuts"]
 
 
 class PiProfile(Profile):
-    """int8 weights, activations quantized on the fly by the kernel, a float32 kv_cache in windows."""
+    """int8 or int4 weights, activations quantized on the fly by the kernel, a float32 kv_cache in windows.
+
+    With 4 bits the embedding and the head keep 8: they are looked up and multiplied row by row, and rows of a
+    vocabulary have little in common.
+    """
 
     name = "pi"
     default_context = 1024
     calibration_window = 256
     calibration_tokens = 4096
-    weight_bits = 8
     kv_cache_element_bytes = 4
     supports = PiOps.SUPPORTS
+
+    def __init__(self, weight_bits: Literal[8, 4] = 8) -> None:
+        self.weight_bits = weight_bits
 
     def windows(self, context: int) -> tuple[int, ...]:
         """As in `Profile`."""
@@ -63,7 +74,7 @@ class PiProfile(Profile):
         """As in `Profile`."""
         config = job.weights.config
         with GraphWriter(path.parent, external=True) as writer:
-            constants = _Constants(writer, job).all()
+            constants = _Constants(writer, job, self.weight_bits).all()
             for name, tokens, window in signatures(job.context):
                 ops = PiOps(writer.subgraph(name), constants, config, tokens, window)
                 ops.finish(decoder(ops, config))
@@ -72,7 +83,7 @@ class PiProfile(Profile):
 
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """As in `Profile`; nothing depends on `fast`."""
-        return _count(_placeholders(config, context), config, context)
+        return _count(_placeholders(config, context, self.weight_bits), config, context)
 
 
 def signatures(context: int) -> list[tuple[str, int, int]]:
@@ -97,8 +108,10 @@ def sorted_cuts(width: int) -> tuple[int, ...]:
 class _Constants:
     """Quantizes the weights; rounding errors are compensated for what calibration sees."""
 
-    def __init__(self, writer: GraphWriter, job: GraphJob) -> None:
+    def __init__(self, writer: GraphWriter, job: GraphJob, weight_bits: int) -> None:
         self._writer, self._job, self._weights = writer, job, job.weights
+        self._grid = job.weights if isinstance(job.weights, GridWeights) else None
+        self._int4 = weight_bits == 4
         self._config: NetworkConfig = job.weights.config
         self._matmuls: dict[int, QuantizedMatmul] = {}
         self._by_input = {group[0].input: group for group in groups(self._config)}
@@ -106,14 +119,16 @@ class _Constants:
     def all(self) -> PiConstants:
         """Everything that the signatures share."""
         job, config, writer = self._job, self._config, self._writer
-        if not job.fast:  # one layer's inputs are in memory at a time
+        if not job.fast and self._grid is None:  # one layer's inputs are in memory at a time
             observe_windows(config, self._weights, job.windows, job.prefix, self._quantize_as_read)
         for group in groups(config):
             if group[0].group not in self._matmuls:
                 self._quantize(group, None)
         mapped = self._weights.embedding_map
         if config.head.tied:
-            head = self._matmuls[groups(config)[-1][0].group].ranges[0]
+            ranges = self._matmuls[groups(config)[-1][0].group].ranges
+            assert not isinstance(ranges, BlockedColumns)  # the head keeps 8 bits
+            head = ranges[0]
             embedding = EmbeddingRows(head.weight, writer.constant(head.scale))
         else:
             embedding = self._rows(self._weights("embed.weight"))
@@ -143,6 +158,8 @@ class _Constants:
         self._job.progress(len(self._matmuls) / (len(self._by_input) + 1))
 
     def _quantize_group(self, group: Sequence[Linear], hessian: Hessian | None) -> QuantizedMatmul:
+        if self._int4 and (blocks := self._blocks(group, hessian)) is not None:
+            return QuantizedMatmul(self._blocked(blocks), self._bias(group), tuple(matmul.rows for matmul in group))
         cuts = sorted_cuts(group[0].columns) if group[0].role is Role.DOWN else ()
         parts = [quantize_rows(self._weights(matmul.weight), cuts, hessian) for matmul in group]
         factors = [np.float32(self._score_scale(matmul)) for matmul in group]
@@ -154,14 +171,37 @@ class _Constants:
             scale = np.concatenate([part.scale * factor for part, factor in zip(same_columns, factors, strict=True)])
             ranges.append(ColumnRange(start, weight.shape[1], self._writer.constant(weight), scale))
             start += weight.shape[1]
-        bias = None
-        if any(matmul.bias for matmul in group):
-            biases = [
-                self._weights(f"{matmul.name}.bias") * factor if matmul.bias else np.zeros(matmul.rows, np.float32)
-                for matmul, factor in zip(group, factors, strict=True)
+        return QuantizedMatmul(tuple(ranges), self._bias(group), tuple(matmul.rows for matmul in group))
+
+    def _blocks(self, group: Sequence[Linear], hessian: Hessian | None) -> list[BlockRows] | None:
+        """int4 weights of each matmul; None where the group keeps 8 bits."""
+        if group[0].role is Role.HEAD or group[0].columns % BLOCK:
+            return None
+        if self._grid is None:
+            return [
+                quantize_blocks(self._weights(matmul.weight) * np.float32(self._score_scale(matmul)), BLOCK, hessian)
+                for matmul in group
             ]
-            bias = self._writer.constant(np.concatenate(biases))
-        return QuantizedMatmul(tuple(ranges), bias, tuple(matmul.rows for matmul in group))
+        found = [self._grid.blocks(matmul, self._score_scale(matmul)) for matmul in group]
+        return [rows for rows in found if rows is not None] if None not in found else None
+
+    def _blocked(self, blocks: Sequence[BlockRows]) -> BlockedColumns:
+        weight = self._writer.int4_constant(packed_int4(np.concatenate([rows.values for rows in blocks])))
+        scale = self._writer.constant(np.concatenate([rows.scale for rows in blocks]).astype(np.float16))
+        offsets = np.concatenate([rows.offset for rows in blocks if rows.offset is not None])
+        (offset,) = quantize_rows(offsets * np.float32(BLOCK))  # they are multiplied with means, not with sums
+        return BlockedColumns(weight, scale, self._writer.constant(offset.values), offset.scale)
+
+    def _bias(self, group: Sequence[Linear]) -> Constant | None:
+        if not any(matmul.bias for matmul in group):
+            return None
+        biases = [
+            self._weights(f"{matmul.name}.bias") * np.float32(self._score_scale(matmul))
+            if matmul.bias
+            else np.zeros(matmul.rows, np.float32)
+            for matmul in group
+        ]
+        return self._writer.constant(np.concatenate(biases))
 
     def _score_scale(self, matmul: Linear) -> float:
         """Attention's 1 / sqrt(head_dim) is part of q, at no cost; where q is normed it is part of the norm's gain."""
@@ -180,20 +220,24 @@ def _count(constants: PiConstants, config: NetworkConfig, context: int) -> Graph
     return count_graph(emit, counted_positions(config, context))
 
 
-def _placeholders(config: NetworkConfig, context: int) -> PiConstants:
+def _placeholders(config: NetworkConfig, context: int, weight_bits: int) -> PiConstants:
     """Constants of which only the shapes are known."""
     shaped = CountingWriter().placeholder
     matmuls = {}
     for group in groups(config):
         rows, columns = tuple(matmul.rows for matmul in group), group[0].columns
         cuts = sorted_cuts(columns) if group[0].role is Role.DOWN else ()
-        ranges = tuple(
+        ranges: tuple[ColumnRange, ...] | BlockedColumns = tuple(
             ColumnRange(start, stop - start, shaped((sum(rows), stop - start), np.int8), np.ones(sum(rows), np.float32))
             for start, stop in pairwise((0, *cuts, columns))
         )
+        if weight_bits == 4 and group[0].role is not Role.HEAD and columns % BLOCK == 0:
+            ranges = _blocked_placeholder(shaped, sum(rows), columns)
         bias = shaped((sum(rows),), np.float32) if any(matmul.bias for matmul in group) else None
         matmuls[group[0].group] = QuantizedMatmul(ranges, bias, rows)
-    head = matmuls[groups(config)[-1][0].group].ranges[0].weight
+    of_head = matmuls[groups(config)[-1][0].group].ranges
+    assert not isinstance(of_head, BlockedColumns)
+    head = of_head[0].weight
     table = head if config.head.tied else shaped((config.vocabulary, config.width), np.int8)
     embedding = EmbeddingRows(table, shaped((config.vocabulary,), np.float32))
     mapped = shaped((config.width, config.width), np.float32) if config.head.tied else None
@@ -205,7 +249,15 @@ def _placeholders(config: NetworkConfig, context: int) -> PiConstants:
     )
 
 
-def _norms(weights: RotatedWeights) -> dict[str, FloatArray]:
+def _blocked_placeholder(
+    shaped: Callable[[tuple[int, ...], npt.DTypeLike], Constant], rows: int, columns: int
+) -> BlockedColumns:
+    per_block = (rows, columns // BLOCK)
+    weight = replace(shaped((rows, columns), np.int8), int4=True)
+    return BlockedColumns(weight, shaped(per_block, np.float16), shaped(per_block, np.int8), np.ones(rows, np.float32))
+
+
+def _norms(weights: RotatedWeights | GridWeights) -> dict[str, FloatArray]:
     """Gains that are not folded; those of queries take in attention's scale."""
     gains = unfolded_gains(weights)
     for i, block in enumerate(weights.config.blocks):

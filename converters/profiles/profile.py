@@ -17,6 +17,7 @@ from converters.network.tensors import tensors
 from converters.network.weights import FloatArray
 from converters.ops.numpy import KvCache
 from converters.quantize.calibrate import ActivationParams
+from converters.quantize.own_grid import GridWeights
 from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Arena, GraphCounts
@@ -37,7 +38,7 @@ __all__ = [
 class GraphJob:
     """What a profile makes a graph of."""
 
-    weights: RotatedWeights
+    weights: RotatedWeights | GridWeights
     prefix: KvCache  # keys and values of the first positions, rotated like `weights`; empty for none
     windows: npt.NDArray[np.integer]  # (windows, length) tokens to calibrate on, each after the prefix
     context: int  # positions that the kv_cache holds, those of the prefix included
@@ -68,7 +69,7 @@ class Profile(ABC):
     default_context: ClassVar[int]  # positions
     calibration_window: ClassVar[int]  # tokens that calibration reads at a time, at most
     calibration_tokens: ClassVar[int]  # in all; static ranges need many to have met the extremes
-    weight_bits: ClassVar[int]
+    weight_bits: int  # of the matmuls of the layers
     kv_cache_element_bytes: ClassVar[int]
     supports: ClassVar[Collection[Feature]]  # what a rotated network may have
 
@@ -126,7 +127,7 @@ def shaped_gains(config: NetworkConfig) -> dict[str, FloatArray]:
     return {tensor.name: np.full(tensor.shape, i + 2, np.float32) for i, tensor in enumerate(gains)}
 
 
-def unfolded_gains(weights: RotatedWeights) -> dict[str, FloatArray]:
+def unfolded_gains(weights: RotatedWeights | GridWeights) -> dict[str, FloatArray]:
     """Gains of the norms that the emitted graph still has, by tensor name."""
     config: NetworkConfig = weights.config
     return {tensor.name: weights(tensor.name) for tensor in tensors(config) if tensor.kind == "gain"}

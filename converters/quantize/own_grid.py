@@ -1,0 +1,171 @@
+"""The network of a 4-bit checkpoint on its own grid: neither rotated nor rounded a second time.
+
+Rotation would take the weights off their grid, so the few large channels of an activation stay. A kernel quantizes a
+row of activations with one scale, and there they leave the others few steps. But a block of weights has a scale of its
+own, and multiplying it is exact: what a block of channels is divided by, before the matmul, the scales of its weights
+are multiplied by. So blocks of channels can be brought closer to one size before they are quantized. It costs nothing at run time:
+
+    q, k, v, gate, up    the norm's gain is divided
+    o                    rows of v are divided, all query heads of a key head alike
+    down                 rows of up are divided, where the feed-forward part has a gate
+    head                 the final norm's gain is divided, channel by channel: its weights are int8 anyway
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from converters.network.config import NetworkConfig
+from converters.network.tensors import Linear, Role, Tensor, by_role, groups, tensors
+from converters.network.weights import CanonicalWeights, FloatArray, Weights
+from converters.ops.numpy import KvCache
+from converters.quantize.blocks import BLOCK, BlockRows, own_grid
+
+__all__ = ["GridWeights", "block_factors", "has_own_grid"]
+
+_WIDEST = 64.0  # of a factor, either way: scales have to stay normal float16 numbers
+_SHARE = 0.5  # of the difference in size that weights take over from activations: both are rounded with what is left
+
+
+def has_own_grid(canonical: CanonicalWeights) -> bool:
+    """Whether the matmuls of a checkpoint are mostly in 4 bits, by its first and its middle layer."""
+    layers = {0, canonical.config.layers // 2}
+    looked_at = [m for layer in layers for m in by_role(canonical.config, layer).values()]
+    found = sum(m.rows * m.columns for m in looked_at if own_grid(canonical(m.weight)) is not None)
+    return 2 * found > sum(m.rows * m.columns for m in looked_at)
+
+
+def block_factors(peaks: FloatArray, block: int = BLOCK) -> FloatArray:
+    """What each block of channels is divided by, from the channels' peaks: around 1, (channels / block,)."""
+    return _around_one(peaks.reshape(-1, block).max(axis=1) ** _SHARE)
+
+
+def _around_one(sizes: FloatArray) -> FloatArray:
+    sizes = np.maximum(sizes, max(float(sizes.max()) * 1e-6, 1e-12))
+    return np.clip(sizes / np.exp(np.log(sizes).mean()), 1 / _WIDEST, _WIDEST).astype(np.float32)
+
+
+class GridWeights(Weights):
+    """The weights of a checkpoint, with channels divided as above.
+
+    Args:
+        canonical: the checkpoint's weights.
+        peaks: the largest magnitude of each channel of every matmul's input, from calibration.
+    """
+
+    def __init__(self, canonical: CanonicalWeights, peaks: Mapping[str, FloatArray]) -> None:
+        source = canonical.config
+        self._canonical = canonical
+        super().__init__(
+            replace(source, head=replace(source.head, scale=1.0), embedding=replace(source.embedding, scale=1.0)),
+            self._scaled,
+        )
+        self._tensors = {tensor.name: tensor for tensor in tensors(replace(source, head=replace(source.head, tied=False)))}
+        self._inputs = _input_factors(source, peaks, canonical)  # by the name of the input: by channel, or nothing
+        self._outputs = _output_factors(source, self._inputs)  # by the name of a matmul
+
+    def blocks(self, matmul: Linear, factor: float = 1.0) -> BlockRows | None:
+        """The integers of a matmul, times `factor`; None where its weights lie on no grid."""
+        rows = own_grid(self._canonical(matmul.weight))
+        if rows is None:
+            return None
+        columns = self._inputs.get(matmul.input)
+        by_block = np.ones(1, np.float32) if columns is None else columns[:: rows.block]
+        return rows.times(self._row_factor(matmul)[:, None] * by_block * np.float32(factor))
+
+    def cache(self, cache: KvCache) -> KvCache:
+        """A cache of the checkpoint's network as this one would fill it."""
+        layers = []
+        for i, (keys, values) in enumerate(cache.layers):
+            divided = self._outputs.get(f"layers.{i}.v")
+            layers.append((keys, values if divided is None else values / divided.reshape(values.shape[2:])))
+        return KvCache(layers)
+
+    @property
+    def embedding_map(self) -> FloatArray | None:
+        """What a row of the head is times to be an embedding, (width,); None for a head with rows of its own."""
+        source = self._canonical.config
+        if not source.head.tied:
+            return None
+        factor = np.full(source.width, source.embedding.scale / source.head.scale, np.float32)
+        divided = self._inputs.get("head.in")
+        return factor if divided is None else factor / divided
+
+    def _row_factor(self, matmul: Linear) -> FloatArray:
+        divided = self._outputs.get(matmul.name)
+        return np.ones(matmul.rows, np.float32) if divided is None else 1 / divided
+
+    def _scaled(self, name: str) -> FloatArray:
+        tensor, values, source = self._tensors[name], self._canonical(name), self._canonical.config
+        if tensor.kind == "gain" and (divided := self._inputs.get(_reader_of(source, tensor))) is not None:
+            return values / divided
+        if tensor.kind == "embedding" and source.embedding.scale != 1:
+            return values * np.float32(source.embedding.scale)
+        matmul = tensor.matmul
+        if matmul is None:
+            return values
+        if matmul.role is Role.HEAD:
+            values = values * np.float32(source.head.scale)
+        if tensor.kind == "bias":
+            return values * self._row_factor(matmul)
+        columns = self._inputs.get(matmul.input)
+        values = values * self._row_factor(matmul)[:, None]
+        return values if columns is None else values * columns
+
+
+def _reader_of(config: NetworkConfig, gain: Tensor) -> str:
+    """The input that is a norm's result; empty for norms of anything else."""
+    name = gain.name.removesuffix(".weight")
+    return next((group[0].input for group in groups(config) if group[0].norm == name), "")
+
+
+def _input_factors(
+    config: NetworkConfig, peaks: Mapping[str, FloatArray], canonical: CanonicalWeights
+) -> dict[str, FloatArray]:
+    """By channel, for each input that something before it can be divided for."""
+    found: dict[str, FloatArray] = {}
+    of_norm: dict[str, FloatArray] = {}  # two parts may read one norm's result
+    for group in groups(config):
+        first = group[0]
+        if first.role is Role.HEAD:
+            if first.norm is not None and config.head.norm is not None and config.head.norm.gain:
+                weights = np.abs(canonical(first.weight)).max(axis=0)
+                share = peaks[first.input] ** _SHARE / np.maximum(weights, 1e-12) ** (1 - _SHARE)
+                found[first.input] = _around_one(share)
+            continue
+        assert first.layer is not None
+        if first.columns % BLOCK:
+            continue
+        block, sizes = config.blocks[first.layer], peaks[first.input]
+        if first.norm is not None:
+            if (block.attention_norm if first.norm.endswith("attention_norm") else block.ffn_norm).gain:  # type: ignore[union-attr]
+                sizes = np.maximum(sizes, of_norm.get(first.norm, sizes))
+                of_norm[first.norm] = sizes
+                factor = np.repeat(block_factors(sizes), BLOCK)
+                for other in groups(config):
+                    if other[0].norm == first.norm:
+                        found[other[0].input] = factor
+        elif first.role is Role.O and block.attention.head_dim % BLOCK == 0:
+            a = block.attention
+            of_heads = sizes.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_dim)
+            shared = np.broadcast_to(of_heads.max(axis=1, keepdims=True), of_heads.shape).reshape(-1)
+            found[first.input] = np.repeat(block_factors(shared), BLOCK)
+        elif first.role is Role.DOWN and block.feed_forward.gated:
+            found[first.input] = np.repeat(block_factors(sizes), BLOCK)
+    return found
+
+
+def _output_factors(config: NetworkConfig, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """By row of v and of up: what their results are divided by."""
+    found: dict[str, FloatArray] = {}
+    for i, block in enumerate(config.blocks):
+        matmuls, a = by_role(config, i), block.attention
+        if (factor := inputs.get(matmuls[Role.O].input)) is not None:
+            of_heads = factor.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_dim)
+            found[matmuls[Role.V].name] = of_heads[:, 0].reshape(-1)
+        if (factor := inputs.get(matmuls[Role.DOWN].input)) is not None:
+            found[matmuls[Role.UP].name] = factor
+    return found
