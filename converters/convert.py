@@ -18,11 +18,13 @@ from converters.checkpoints import Checkpoint, TokenizerFile, finite_weights
 from converters.measure.report import int16_report, quality_report
 from converters.network.config import NetworkConfig, unsupported
 from converters.network.decoder import require_support
-from converters.network.tensors import Role, by_role, matmul_weights
+from converters.network.tensors import Role, by_role, linears, matmul_weights
 from converters.network.weights import CanonicalWeights, FloatArray
-from converters.profiles import PROFILES, GraphJob, Profile
+from converters.profiles import PROFILES, GraphJob, Profile, WeightType, profile_of
+from converters.quantize.blocks import BLOCK
 from converters.quantize.calibrate import ActivationParams
 from converters.quantize.observers import ChannelPeaks, read_prefix_and_windows
+from converters.quantize.own_grid import GridWeights, around_one, has_own_grid
 from converters.quantize.prefix import Prefix, choose_prefix, save_prefix
 from converters.quantize.rotation import RotatedWeights, folded, rotates_residual
 from converters.texts.windows import calibration_windows, heldout_windows
@@ -63,6 +65,7 @@ _PEAK_WINDOWS = 4  # of calibration, that show which channels of the feed-forwar
 _FAST_CALIBRATION_TOKENS = 512
 REPORT_WINDOW = 256
 REPORT_WINDOWS = 2  # of each kind of text
+_COMPARED_TOKENS = 128  # of each kind of text, on which two ways to quantize are compared
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Options:
     windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
+    weights: WeightType = "int8"  # of the layers; int4 is for the profile pi
     needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
 
@@ -89,7 +93,7 @@ def convert(
         ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
         CheckpointError: a tensor cannot be read.
     """
-    profile = PROFILES[options.profile]
+    profile = profile_of(options.profile, options.weights)
     context = _context(checkpoint.config, profile, options)
     checkpoint = replace(checkpoint, config=checkpoint.config.for_context(context))
     require_support(folded(checkpoint.config), profile.supports, f"The profile {profile.name}")
@@ -99,12 +103,14 @@ def convert(
     with ExitStack() as stack:  # from before the folder is there: Ctrl-C may come at any moment
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            work = stack.enter_context(work_folder(folder))
+            works = {own: stack.enter_context(work_folder(folder)) for own in _grids(checkpoint, profile, options.fast)}
         except OSError as error:
             raise ConfigurationError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
             ) from None
-        _build(finite_weights(checkpoint), work, profile, context, options, progress)
+        for own_grid, work in works.items():
+            _build(finite_weights(checkpoint), work, profile, context, options, progress, own_grid)
+        work = works.popitem()[1] if len(works) == 1 else _closest(checkpoint, works, options, progress)
         bundle = _prove(Bundle.open(work), profile, options.needs_image, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, options.heldout, progress)
@@ -113,7 +119,7 @@ def convert(
         return Bundle.open(folder)
 
 
-def graph_shape(config: NetworkConfig, profile: Profile, context: int) -> GraphShape:
+def graph_shape(config: NetworkConfig, profile: Profile, context: int, own_grid: bool = False) -> GraphShape:
     """What the manifest will say of the graph."""
     first = config.blocks[0].attention
     return GraphShape(
@@ -124,16 +130,30 @@ def graph_shape(config: NetworkConfig, profile: Profile, context: int) -> GraphS
         profile.windows(context),
         profile.prefill_tokens(context),
         kv_cache_element_bytes=profile.kv_cache_element_bytes,
-        weight_bytes=matmul_weights(config) * profile.weight_bits // 8,
-        rotated=rotates_residual(config),
+        weight_bytes=_weight_bytes(config, profile.weight_bits),
+        rotated=rotates_residual(config) and not own_grid,
     )
 
 
+def _weight_bytes(config: NetworkConfig, bits: int) -> int:
+    """Of all matmuls, as they are read for one token: a block of int4 has two bytes of scale and one of offset."""
+    if bits == 8:
+        return matmul_weights(config)
+    head = linears(config)[-1]
+    layers = matmul_weights(config) - head.rows * head.columns
+    return head.rows * head.columns + layers // 2 + layers // BLOCK * 3
+
+
 @lru_cache(maxsize=16)
-def graph_counts(config: NetworkConfig, context: int) -> dict[str, GraphCounts]:
-    """What graphs of a checkpoint's network would consist of, by profile; those that cannot compute it are left out."""
+def graph_counts(config: NetworkConfig, context: int, weights: WeightType = "int8") -> dict[str, GraphCounts]:
+    """What graphs of a checkpoint's network would consist of, by profile; those that cannot compute it are left out.
+
+    Args:
+        weights: of the layers in the profile pi.
+    """
     network = folded(config)
-    able = [profile for profile in PROFILES.values() if not unsupported(network, profile.supports)]
+    profiles = {**PROFILES, "pi": profile_of("pi", weights)}
+    able = [profile for profile in profiles.values() if not unsupported(network, profile.supports)]
     return {profile.name: profile.estimate(network, context) for profile in able}
 
 
@@ -147,8 +167,34 @@ def _context(config: NetworkConfig, profile: Profile, options: Options) -> int:
     return context
 
 
+def _grids(checkpoint: Checkpoint, profile: Profile, fast: bool) -> list[bool]:
+    """The ways to get to the profile's weights: True keeps the grid that a 4-bit checkpoint has of its own."""
+    if profile.weight_bits != 4 or not has_own_grid(CanonicalWeights(checkpoint.config, checkpoint.read)):
+        return [False]
+    if unsupported(checkpoint.config, {*profile.supports, "scaled embedding", "scaled logits"}):
+        return [False]  # what folding would take away, such as a norm's bias
+    return [True] if fast else [True, False]
+
+
+def _closest(checkpoint: Checkpoint, works: Mapping[bool, Path], options: Options, progress: Progress) -> Path:
+    """Of the graphs in these folders the one that is closest to the float network."""
+    divergence = {}
+    for share, folder in enumerate(works.values()):
+        progress("comparing grids", share / len(works))
+        bundle = Bundle.open(folder)
+        report = quality_report(bundle, checkpoint, _heldout(bundle, options.heldout, 1, _COMPARED_TOKENS))
+        divergence[folder] = report["kl_divergence"]
+    return min(divergence, key=lambda folder: divergence[folder])
+
+
 def _build(
-    checkpoint: Checkpoint, work: Path, profile: Profile, context: int, options: Options, progress: Progress
+    checkpoint: Checkpoint,
+    work: Path,
+    profile: Profile,
+    context: int,
+    options: Options,
+    progress: Progress,
+    own_grid: bool = False,
 ) -> None:
     """Write every file of the bundle into `work`; what is measured on the graph comes later."""
     file = checkpoint.tokenizer
@@ -156,13 +202,13 @@ def _build(
     tokens = _prefix_tokens(file, tokenizer, context, options)
     progress("calibrating", 0.0)
     windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
-    job, logits = _rotate(checkpoint, tokens, windows, context, options, progress)
+    job, logits = _job(checkpoint, tokens, windows, context, options, progress, profile, own_grid)
     written = profile.write(work / MODEL, job)
     quality = {} if options.fast else _int16_quality(job, written.activations, tokenizer, file, options, progress)
     if logits is not None:
         save_prefix(work / PREFIX, Prefix(job.prefix, logits))
-    counts = {**graph_counts(checkpoint.config, context), profile.name: written.counts}
-    manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality, counts)
+    counts = {**graph_counts(checkpoint.config, context, options.weights), profile.name: written.counts}
+    manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality, counts, own_grid)
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -200,17 +246,19 @@ def calibrate(
     return calibration_windows(tokenizer, file, options.calibration_text, length, total)
 
 
-def _rotate(
+def _job(
     checkpoint: Checkpoint,
     tokens: list[int],
     windows: npt.NDArray[np.int64],
     context: int,
     options: Options,
     progress: Progress,
+    profile: Profile,
+    own_grid: bool,
 ) -> tuple[GraphJob, FloatArray | None]:
     """Read the prefix in float, find the large channels, and change the basis; also returns the prefix's logits."""
     canonical = CanonicalWeights(checkpoint.config, checkpoint.read)
-    peaks = ChannelPeaks(checkpoint.config)
+    peaks = ChannelPeaks(checkpoint.config, BLOCK if own_grid else None)
     cache, logits = read_prefix_and_windows(
         canonical,
         np.array(tokens, np.int64),
@@ -219,8 +267,12 @@ def _rotate(
         lambda share: progress("calibrating", share),
     )
     canonical.release()
-    weights = RotatedWeights(canonical, sorted_channels(checkpoint.config, peaks))
     report = lambda share: progress("quantizing", share)  # noqa: E731
+    if own_grid:
+        grid = GridWeights(canonical, peaks)
+        return GraphJob(grid, grid.cache(cache), windows, context, options.fast, report), logits
+    order = sorted_channels(checkpoint.config, peaks)
+    weights = RotatedWeights(canonical, order, _down_factors(checkpoint.config, peaks, order, profile))
     return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, report), logits
 
 
@@ -253,6 +305,7 @@ def _manifest(
     tokens: list[int],
     quality: dict[str, Any],
     counts: dict[str, GraphCounts],
+    own_grid: bool,
 ) -> Manifest:
     file = checkpoint.tokenizer
     return Manifest(
@@ -264,7 +317,7 @@ def _manifest(
         weight_bits=profile.weight_bits,
         profile=profile.name,
         context=context,
-        graph=graph_shape(checkpoint.config, profile, context),
+        graph=graph_shape(checkpoint.config, profile, context, own_grid),
         counts=counts,
         tokenizer=TokenizerInfo(
             file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens, file.spaced
@@ -285,6 +338,18 @@ def sorted_channels(config: NetworkConfig, peaks: ChannelPeaks) -> dict[int, npt
     return {
         i: np.argsort(peaks.peaks[by_role(config, i)[Role.DOWN].input], kind="stable") for i in range(config.layers)
     }
+
+
+def _down_factors(
+    config: NetworkConfig, peaks: ChannelPeaks, order: Mapping[int, npt.NDArray[np.integer]], profile: Profile
+) -> dict[int, FloatArray]:
+    """With scales for blocks of columns, by which each sorted feed-forward channel is divided where it is made."""
+    found: dict[int, FloatArray] = {}
+    for i, block in enumerate(config.blocks):
+        if profile.weight_bits == 4 and block.feed_forward.gated and block.feed_forward.width % BLOCK == 0:
+            sizes = peaks.peaks[by_role(config, i)[Role.DOWN].input][order[i]].reshape(-1, BLOCK).max(axis=1)
+            found[i] = np.repeat(around_one(np.sqrt(sizes)), BLOCK)
+    return found
 
 
 def _entry(path: Path) -> FileEntry:
@@ -320,10 +385,19 @@ def _add_report(
 ) -> Bundle:
     """Measure the graph against the float network and write the figures into the manifest."""
     manifest = bundle.manifest
-    tokenizer = tokenizer_of(bundle)
-    length = min(REPORT_WINDOW, manifest.context - len(manifest.prefix_tokens))
-    kinds = heldout or heldout_windows(
-        tokenizer, manifest.chat_template, manifest.tokenizer.special_tokens, length, REPORT_WINDOWS
-    )
+    kinds = _heldout(bundle, heldout, REPORT_WINDOWS, REPORT_WINDOW)
     report = quality_report(bundle, checkpoint, kinds, lambda share: progress("measuring", share))
     return _with_manifest(bundle, replace(manifest, quality={**report, **manifest.quality}))
+
+
+def _heldout(
+    bundle: Bundle, given: Mapping[str, npt.NDArray[np.int64]] | None, count: int, tokens: int
+) -> Mapping[str, npt.NDArray[np.int64]]:
+    """What was given, or `count` windows of at most `tokens` of each kind of held-out text."""
+    if given:
+        return given
+    manifest = bundle.manifest
+    length = min(tokens, manifest.context - len(manifest.prefix_tokens))
+    return heldout_windows(
+        tokenizer_of(bundle), manifest.chat_template, manifest.tokenizer.special_tokens, length, count
+    )

@@ -9,7 +9,7 @@ from boards import Board
 from boards.fit import Subject, advised_context, require_fit
 from converters.checkpoints import Checkpoint
 from converters.convert import graph_counts, graph_shape
-from converters.profiles import PROFILES
+from converters.profiles import PROFILES, WeightType, profile_of
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.memory import PREFILL_TOKENS
 
@@ -18,7 +18,9 @@ __all__ = ["context_for", "plan_for", "subject_of"]
 _MANIFEST_BYTES = 8192  # with a chat template and the report
 
 
-def subject_of(checkpoint: Checkpoint, profile: Literal["pi", "micro"], context: int) -> Subject:
+def subject_of(
+    checkpoint: Checkpoint, profile: Literal["pi", "micro"], context: int, weights: WeightType = "int8"
+) -> Subject:
     """The bundle that a checkpoint would become."""
     config = checkpoint.config
     prefix = (
@@ -28,36 +30,54 @@ def subject_of(checkpoint: Checkpoint, profile: Literal["pi", "micro"], context:
         checkpoint.name,
         profile,
         context,
-        graph_shape(config, PROFILES[profile], context),
-        graph_counts(config, max(context, PREFILL_TOKENS)),
+        graph_shape(config, profile_of(profile, weights), context),
+        graph_counts(config, max(context, PREFILL_TOKENS), weights),
         len(checkpoint.tokenizer.content),
         other_bytes=_MANIFEST_BYTES + prefix,
     )
 
 
 def plan_for(
-    checkpoint: Checkpoint, board: Board, profile: Literal["pi", "micro"] | None, context: int | None
-) -> tuple[Literal["pi", "micro"], int]:
-    """Profile and context to convert with: those that were asked for, else the board's profile and what fits.
+    checkpoint: Checkpoint,
+    board: Board,
+    profile: Literal["pi", "micro"] | None,
+    context: int | None,
+    weights: WeightType | None = None,
+) -> tuple[Literal["pi", "micro"], int, WeightType]:
+    """Profile, context and weights to convert with: those that were asked for, else the board's profile and what fits.
 
-    Where `pi` does not fit, or only with a context too short for a conversation, `micro` takes less memory.
+    Where `pi` does not fit, or only with a context too short for a conversation, int4 weights take less memory, and
+    `micro` takes less too.
 
     Raises:
         DoesNotFitError: none fits.
     """
     wanted = profile or board.profile
-    if profile is None and wanted == "pi":
+    if wanted == "pi":
         useful = min(PROFILES["micro"].default_context, board.max_context, checkpoint.config.max_context)
-        with suppress(DoesNotFitError):
-            found = context_for(checkpoint, board, "pi", context)
-            if context is not None or found >= useful:
-                return "pi", found
-        with suppress(DoesNotFitError):
-            return "micro", context_for(checkpoint, board, "micro", context)
-    return wanted, context_for(checkpoint, board, wanted, context)
+        types: list[WeightType] = ["int8", "int4"] if weights is None else [weights]
+        for tried in types:
+            with suppress(DoesNotFitError):
+                found = context_for(checkpoint, board, "pi", context, tried)
+                if context is not None or found >= useful:
+                    return "pi", found, tried
+        if profile is None and weights is None:
+            with suppress(DoesNotFitError):
+                return "micro", context_for(checkpoint, board, "micro", context), "int8"
+        for tried in types:  # a short context is better than none
+            with suppress(DoesNotFitError):
+                return "pi", context_for(checkpoint, board, "pi", context, tried), tried
+    chosen = weights or "int8"
+    return wanted, context_for(checkpoint, board, wanted, context, chosen), chosen
 
 
-def context_for(checkpoint: Checkpoint, board: Board, profile: Literal["pi", "micro"], context: int | None) -> int:
+def context_for(
+    checkpoint: Checkpoint,
+    board: Board,
+    profile: Literal["pi", "micro"],
+    context: int | None,
+    weights: WeightType = "int8",
+) -> int:
     """The context to convert with: the one that was asked for, else the longest that is sure to fit.
 
     Raises:
@@ -65,11 +85,11 @@ def context_for(checkpoint: Checkpoint, board: Board, profile: Literal["pi", "mi
     """
     most = min(board.max_context, checkpoint.config.max_context)
     wanted = context or most
-    subject = subject_of(checkpoint, profile, wanted)
+    subject = subject_of(checkpoint, profile, wanted, weights)
     if context is None and (longest := min(advised_context(board, subject), most)):
         wanted = longest
         if PROFILES["micro"].default_context < wanted < most:
             wanted -= wanted % 64
-        subject = subject_of(checkpoint, profile, wanted)
+        subject = subject_of(checkpoint, profile, wanted, weights)
     require_fit(board, subject)
     return wanted

@@ -39,6 +39,7 @@ __all__ = [
     "LayerError",
     "Positions",
     "by_kind",
+    "can_trace_layers",
     "compare_logits",
     "compare_windows",
     "layer_errors",
@@ -258,6 +259,12 @@ class LayerError:
     name: str  # `layers.3.attention_out`, `layers.3.out`
     snr_db: float
     lost_db: float  # less than after the block before
+
+
+def can_trace_layers(bundle: Bundle) -> bool:
+    """Whether `layer_errors` can read the graph: LiteRT shows the inner tensors of no graph with int4 in blocks, other
+    than with a kernel that takes seconds a token."""
+    return bundle.manifest.weight_bits != 4
 
 
 def layer_errors(bundle: Bundle, checkpoint: Checkpoint, windows: Windows) -> list[LayerError]:

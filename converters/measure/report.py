@@ -11,6 +11,7 @@ from converters.checkpoints import Checkpoint
 from converters.measure.quality import (
     Windows,
     by_kind,
+    can_trace_layers,
     compare_logits,
     compare_windows,
     layer_errors,
@@ -53,13 +54,18 @@ def quality_report(
         kinds,
         lambda windows: compare_windows(bundle, windows, checkpoint, progress=lambda share: progress(0.9 * share)),
     )
+    report = {
+        "text": "stonechat held-out text",
+        **total.to_json(),
+        "kinds": {kind: comparison.to_json() for kind, comparison in comparisons.items()},
+    }
+    if not can_trace_layers(bundle):
+        return report
     traced = np.concatenate([windows[:1] for windows in kinds.values()])[:_SNR_WINDOWS]
     worst = worst_layers(layer_errors(bundle, checkpoint, traced))
     progress(1.0)
     return {
-        "text": "stonechat held-out text",
-        **total.to_json(),
-        "kinds": {kind: comparison.to_json() for kind, comparison in comparisons.items()},
+        **report,
         "worst_layers": [{"name": e.name, "snr_db": round(e.snr_db, 1), "lost_db": round(e.lost_db, 1)} for e in worst],
     }
 

@@ -28,6 +28,7 @@ def profile_of(name: Literal["pi", "micro"], weights: WeightType = "int8") -> Pr
         return PROFILES[name]
     if name != "pi":
         raise ConfigurationError(
-            f"--weights {weights} is for the profile pi, and this bundle gets {name}; leave it out, or take --profile pi."
+            f"--weights {weights} is for the profile pi, and this bundle gets {name}; "
+            "leave it out, or take --profile pi."
         )
     return _PI_INT4

@@ -18,18 +18,26 @@ __all__ = ["ChannelPeaks", "observe_windows", "read_prefix_and_windows"]
 
 
 class ChannelPeaks:
-    """An observer that keeps the largest magnitude of each channel of every matmul's input."""
+    """An observer that keeps the largest magnitudes of every matmul's input.
 
-    def __init__(self, config: NetworkConfig) -> None:
-        self.peaks: dict[str, FloatArray] = {}
-        self._activations = activations(config)
+    Args:
+        block: channels of which the largest magnitude is kept for each token, too.
+    """
+
+    def __init__(self, config: NetworkConfig, block: int | None = None) -> None:
+        self.peaks: dict[str, FloatArray] = {}  # by channel
+        self.of_blocks: dict[str, FloatArray] = {}  # (tokens, channels / block), of what was seen last
+        self._activations, self._block = activations(config), block
 
     def __call__(self, name: str, values: FloatArray) -> None:
         """Take in values of shape (tokens, width)."""
         if self._activations[name].kind == "input":
-            peak = np.abs(values).max(axis=0)
+            sizes = np.abs(values)
+            peak = sizes.max(axis=0)
             known = self.peaks.get(name)
             self.peaks[name] = peak if known is None else np.maximum(known, peak)
+            if self._block and values.shape[1] % self._block == 0:
+                self.of_blocks[name] = sizes.reshape(len(values), -1, self._block).max(axis=2)
 
 
 def observe_windows(

@@ -3,7 +3,8 @@
 Rotation would take the weights off their grid, so the few large channels of an activation stay. A kernel quantizes a
 row of activations with one scale, and there they leave the others few steps. But a block of weights has a scale of its
 own, and multiplying it is exact: what a block of channels is divided by, before the matmul, the scales of its weights
-are multiplied by. So blocks of channels can be brought closer to one size before they are quantized. It costs nothing at run time:
+are multiplied by. So blocks of channels can be brought closer to one size before they are quantized. It costs nothing
+at run time:
 
     q, k, v, gate, up    the norm's gain is divided
     o                    rows of v are divided, all query heads of a key head alike
@@ -13,7 +14,7 @@ are multiplied by. So blocks of channels can be brought closer to one size befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,11 +24,13 @@ from converters.network.tensors import Linear, Role, Tensor, by_role, groups, te
 from converters.network.weights import CanonicalWeights, FloatArray, Weights
 from converters.ops.numpy import KvCache
 from converters.quantize.blocks import BLOCK, BlockRows, own_grid
+from converters.quantize.observers import ChannelPeaks
 
-__all__ = ["GridWeights", "block_factors", "has_own_grid"]
+__all__ = ["GridWeights", "around_one", "block_factors", "has_own_grid"]
 
 _WIDEST = 64.0  # of a factor, either way: scales have to stay normal float16 numbers
-_SHARE = 0.5  # of the difference in size that weights take over from activations: both are rounded with what is left
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the difference in size that blocks of weights take over from activations
+_HEAD_SHARE = 0.5  # and that the head's channels do
 
 
 def has_own_grid(canonical: CanonicalWeights) -> bool:
@@ -38,12 +41,26 @@ def has_own_grid(canonical: CanonicalWeights) -> bool:
     return 2 * found > sum(m.rows * m.columns for m in looked_at)
 
 
-def block_factors(peaks: FloatArray, block: int = BLOCK) -> FloatArray:
-    """What each block of channels is divided by, from the channels' peaks: around 1, (channels / block,)."""
-    return _around_one(peaks.reshape(-1, block).max(axis=1) ** _SHARE)
+def block_factors(sizes: FloatArray, weights: FloatArray) -> FloatArray:
+    """What each block of channels is divided by, so that rounding disturbs the matmul's result least: (blocks,).
+
+    A token's values are rounded in steps of its largest; the error of a block comes through its weights.
+
+    Args:
+        sizes: (tokens, blocks), the largest magnitude of each block.
+        weights: (blocks,), the sum of the squared weights that read it.
+    """
+    mean = np.sqrt(np.square(sizes).mean(axis=0))
+
+    def error(factors: FloatArray) -> float:
+        steps = np.square((sizes / factors).max(axis=1)).mean()
+        return float(steps * (np.square(factors) * weights).sum())
+
+    return min((around_one(mean**share) for share in _SHARES), key=error)
 
 
-def _around_one(sizes: FloatArray) -> FloatArray:
+def around_one(sizes: FloatArray) -> FloatArray:
+    """The same proportions, around 1, none of them extreme."""
     sizes = np.maximum(sizes, max(float(sizes.max()) * 1e-6, 1e-12))
     return np.clip(sizes / np.exp(np.log(sizes).mean()), 1 / _WIDEST, _WIDEST).astype(np.float32)
 
@@ -53,17 +70,18 @@ class GridWeights(Weights):
 
     Args:
         canonical: the checkpoint's weights.
-        peaks: the largest magnitude of each channel of every matmul's input, from calibration.
+        peaks: what calibration has seen of every matmul's input, with its blocks.
     """
 
-    def __init__(self, canonical: CanonicalWeights, peaks: Mapping[str, FloatArray]) -> None:
+    def __init__(self, canonical: CanonicalWeights, peaks: ChannelPeaks) -> None:
         source = canonical.config
         self._canonical = canonical
         super().__init__(
             replace(source, head=replace(source.head, scale=1.0), embedding=replace(source.embedding, scale=1.0)),
             self._scaled,
         )
-        self._tensors = {tensor.name: tensor for tensor in tensors(replace(source, head=replace(source.head, tied=False)))}
+        untied = replace(source, head=replace(source.head, tied=False))
+        self._tensors = {tensor.name: tensor for tensor in tensors(untied)}
         self._inputs = _input_factors(source, peaks, canonical)  # by the name of the input: by channel, or nothing
         self._outputs = _output_factors(source, self._inputs)  # by the name of a matmul
 
@@ -122,40 +140,54 @@ def _reader_of(config: NetworkConfig, gain: Tensor) -> str:
     return next((group[0].input for group in groups(config) if group[0].norm == name), "")
 
 
-def _input_factors(
-    config: NetworkConfig, peaks: Mapping[str, FloatArray], canonical: CanonicalWeights
-) -> dict[str, FloatArray]:
+def _input_factors(config: NetworkConfig, peaks: ChannelPeaks, canonical: CanonicalWeights) -> dict[str, FloatArray]:
     """By channel, for each input that something before it can be divided for."""
     found: dict[str, FloatArray] = {}
-    of_norm: dict[str, FloatArray] = {}  # two parts may read one norm's result
+    readers: dict[str, list[Linear]] = {}  # by the norm, whose result two parts may read, or by the input
     for group in groups(config):
-        first = group[0]
+        readers.setdefault(group[0].norm or group[0].input, []).extend(group)
+    for matmuls in readers.values():
+        first = matmuls[0]
         if first.role is Role.HEAD:
-            if first.norm is not None and config.head.norm is not None and config.head.norm.gain:
+            if config.head.norm is not None and config.head.norm.gain:
                 weights = np.abs(canonical(first.weight)).max(axis=0)
-                share = peaks[first.input] ** _SHARE / np.maximum(weights, 1e-12) ** (1 - _SHARE)
-                found[first.input] = _around_one(share)
-            continue
-        assert first.layer is not None
-        if first.columns % BLOCK:
-            continue
-        block, sizes = config.blocks[first.layer], peaks[first.input]
-        if first.norm is not None:
-            if (block.attention_norm if first.norm.endswith("attention_norm") else block.ffn_norm).gain:  # type: ignore[union-attr]
-                sizes = np.maximum(sizes, of_norm.get(first.norm, sizes))
-                of_norm[first.norm] = sizes
-                factor = np.repeat(block_factors(sizes), BLOCK)
-                for other in groups(config):
-                    if other[0].norm == first.norm:
-                        found[other[0].input] = factor
-        elif first.role is Role.O and block.attention.head_dim % BLOCK == 0:
-            a = block.attention
-            of_heads = sizes.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_dim)
-            shared = np.broadcast_to(of_heads.max(axis=1, keepdims=True), of_heads.shape).reshape(-1)
-            found[first.input] = np.repeat(block_factors(shared), BLOCK)
-        elif first.role is Role.DOWN and block.feed_forward.gated:
-            found[first.input] = np.repeat(block_factors(sizes), BLOCK)
+                share = peaks.peaks[first.input] ** _HEAD_SHARE / np.maximum(weights, 1e-12) ** (1 - _HEAD_SHARE)
+                found[first.input] = around_one(share)
+        elif first.input in peaks.of_blocks and _can_divide(config, first):
+            factors = np.repeat(_factors_of(config, matmuls, peaks.of_blocks[first.input], canonical), BLOCK)
+            found |= {matmul.input: factors for matmul in matmuls}
     return found
+
+
+def _can_divide(config: NetworkConfig, matmul: Linear) -> bool:
+    """Whether what this matmul reads can be divided before it, at no cost."""
+    assert matmul.layer is not None
+    block = config.blocks[matmul.layer]
+    if matmul.role is Role.O:
+        return block.attention.head_dim % BLOCK == 0
+    if matmul.role is Role.DOWN:
+        return block.feed_forward.gated
+    norm = block.attention_norm if f"{matmul.norm}".endswith("attention_norm") else block.ffn_norm
+    return matmul.norm is not None and norm is not None and norm.gain
+
+
+def _factors_of(
+    config: NetworkConfig, matmuls: Sequence[Linear], sizes: FloatArray, canonical: CanonicalWeights
+) -> FloatArray:
+    """Of the blocks of one input."""
+    first = matmuls[0]
+    energy = sum(np.square(canonical(m.weight)).reshape(m.rows, -1, BLOCK).sum(axis=(0, 2)) for m in matmuls)
+    assert first.layer is not None
+    a = config.blocks[first.layer].attention
+    if first.role is not Role.O:
+        return block_factors(sizes, np.asarray(energy))
+    # Query heads that share a key head read the same values, which are divided once for all.
+    shape = (a.kv_heads, a.heads // a.kv_heads, a.head_dim // BLOCK)
+    shared = block_factors(
+        sizes.reshape(-1, *shape).max(axis=2).reshape(len(sizes), -1),
+        np.asarray(energy).reshape(shape).sum(axis=1).reshape(-1),
+    )
+    return np.broadcast_to(shared.reshape(shape[0], 1, shape[2]), shape).reshape(-1)
 
 
 def _output_factors(config: NetworkConfig, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -133,10 +134,17 @@ class RotatedWeights(Weights):
     Args:
         canonical: the checkpoint's weights.
         ffn_order: layer -> order of the feed-forward channels, by `gate` and `up` rows; none is left as it is.
+        down_factors: layer -> what each channel is divided by where `up` makes it, and `down` multiplied by, in that
+            order; for feed-forward parts with a gate.
     """
 
-    def __init__(self, canonical: CanonicalWeights, ffn_order: Mapping[int, npt.NDArray[np.integer]]) -> None:
-        self._canonical, self._order = canonical, ffn_order
+    def __init__(
+        self,
+        canonical: CanonicalWeights,
+        ffn_order: Mapping[int, npt.NDArray[np.integer]],
+        down_factors: Mapping[int, FloatArray] = MappingProxyType({}),
+    ) -> None:
+        self._canonical, self._order, self._down_factors = canonical, ffn_order, down_factors
         self._source = {tensor.name: tensor for tensor in tensors(canonical.config)}
         config = folded(canonical.config)
         self._residual = rotation_matrix(config.width) if rotates_residual(config) else None
@@ -187,6 +195,11 @@ class RotatedWeights(Weights):
             weight = weight[order]
         if order is not None and matmul.role is Role.DOWN:
             weight = weight[:, order]
+        factor = self._down_factors.get(matmul.layer) if matmul.layer is not None else None
+        if factor is not None and matmul.role is Role.UP:
+            weight = weight / factor[:, None]
+        if factor is not None and matmul.role is Role.DOWN:
+            weight = weight * factor
         if matmul.role is Role.V:
             weight = _rotate_rows(weight, self._values(matmul))
         if matmul.role is Role.O:
@@ -214,6 +227,9 @@ class RotatedWeights(Weights):
         order = self._order.get(matmul.layer) if matmul.layer is not None else None
         if order is not None and matmul.role in (Role.GATE, Role.UP):
             bias = bias[order]
+        factor = self._down_factors.get(matmul.layer) if matmul.layer is not None else None
+        if factor is not None and matmul.role is Role.UP:
+            bias = bias / factor
         if matmul.role is Role.V:
             values = self._values(matmul)
             bias = (bias.reshape(-1, len(values)) @ values).reshape(-1)

@@ -280,7 +280,7 @@ def test_a_bundle_longer_than_the_board_asks_for_does_not_contradict_itself(micr
 
 def test_convert_falls_back_to_the_profile_that_takes_less_memory() -> None:
     board = load_board("raspberry-pi-zero-2-w")
-    assert plan_for(MIDDLE, board, None, None) == ("pi", 1024)
+    assert plan_for(MIDDLE, board, None, None) == ("pi", 1024, "int8")
 
     def with_budget(megabytes: int) -> Board:
         return replace(board, memory=replace(board.memory, model_budget_kib=megabytes << 10))
@@ -288,7 +288,7 @@ def test_convert_falls_back_to_the_profile_that_takes_less_memory() -> None:
     pi, micro = (fit(board, subject_of(MIDDLE, p, 256)).figures["memory"].value / 2**20 for p in ("pi", "micro"))
     between = with_budget(int((pi + micro) / 2))
     assert plan_for(MIDDLE, between, None, None)[0] == "micro"
-    assert plan_for(MIDDLE, between, None, 256) == ("micro", 256)
+    assert plan_for(MIDDLE, between, None, 256) == ("micro", 256, "int8")
     with pytest.raises(DoesNotFitError, match=r"\(pi, context 256\)"):
         plan_for(MIDDLE, between, "pi", 256)
     with pytest.raises(DoesNotFitError, match=r"\(pi, context 1024\)"):

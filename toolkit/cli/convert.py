@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", choices=["pi", "micro"], help="pi: 64-bit Linux boards; micro: microcontrollers, 32-bit boards"
     )
+    parser.add_argument(
+        "--weights",
+        choices=["int8", "int4"],
+        help="of the layers, for pi; int4 needs less memory and decodes faster, and takes prompts in more slowly "
+        "(default: int8, or what fits the board)",
+    )
     parser.add_argument("--board", metavar="ID", help="profile and longest context that fit this board")
     parser.add_argument(
         "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
 
-    profile, context, board = args.profile, args.context, None
+    profile, context, weights, board = args.profile, args.context, args.weights or "int8", None
     if args.board is not None:
         from boards import load_board
 
@@ -64,12 +70,14 @@ def run(args: argparse.Namespace) -> int:
     for note in checkpoint.tokenizer.notes:
         say(f"stonechat: {checkpoint.name}: {note}")
     if board is not None:
-        profile, context = plan_for(checkpoint, board, args.profile, args.context)
+        profile, context, weights = plan_for(checkpoint, board, args.profile, args.context, args.weights)
         if profile != (args.profile or board.profile):
             what = f"the profile {board.profile} takes too much memory for {board.id}; converting for {profile}"
             say(f"stonechat: {what}")
+        if weights != (args.weights or "int8"):
+            say(f"stonechat: int8 weights take too much memory for {board.id}; converting to {weights}")
     needs_image = board is not None and board.kind == "mcu"
-    options = Options(profile, context, text, instruction, fast=args.fast, needs_image=needs_image)
+    options = Options(profile, context, text, instruction, fast=args.fast, weights=weights, needs_image=needs_image)
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
@@ -88,11 +96,13 @@ def run(args: argparse.Namespace) -> int:
     result = {
         "bundle": str(args.output),
         "profile": profile,
+        "weights": weights,
         "context": manifest.context,
         "size_bytes": size_bytes,
         "quality": manifest.quality,
         "arena": asdict(manifest.arena) if manifest.arena else None,
         "seconds": round(time.monotonic() - started_s, 1),
     }
-    first = f"{args.output}: {manifest.name}, profile {profile}, context {manifest.context}, {size_bytes / 1e6:.1f} MB"
+    form = f"profile {profile}, {weights}, context {manifest.context}, {size_bytes / 1e6:.1f} MB"
+    first = f"{args.output}: {manifest.name}, {form}"
     return show(args, result, [first, *rows(quality_rows(manifest.quality))])

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         _check_picture(args.plot)
     try:
         from converters.checkpoints import open_checkpoint
-        from converters.measure.quality import by_kind, compare_windows, layer_errors, worst_layers
+        from converters.measure.quality import by_kind, can_trace_layers, compare_windows, layer_errors, worst_layers
         from converters.texts.windows import text_windows
     except ImportError as error:
         raise require_extra("convert", error) from None
@@ -106,11 +106,11 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
 
         results, total = by_kind(kinds, compare)
-        if checkpoint is not None:
+        if checkpoint is not None and can_trace_layers(bundle):
             bar.update("layers", 0.0)
             errors = layer_errors(bundle, checkpoint, np.concatenate([windows[:1] for windows in kinds.values()]))
             bar.update("layers", 1.0)
-    if args.plot is not None:
+    if args.plot is not None and errors:
         from toolkit.plot import plot_layer_errors
 
         plot_layer_errors(args.plot, f"{manifest.name}, profile {manifest.profile}", errors)
