@@ -24,6 +24,7 @@ from device_runtime.engine.backends.weight_cache import WeightCache
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.machine.machine import cpu_fingerprint, usable_cores
+from device_runtime.machine.resident import release_mapped_file, trim_heap
 
 __all__ = ["CompiledBackend"]
 
@@ -83,6 +84,8 @@ class CompiledBackend:
                 self._windows = []
                 raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
         cache.keep()
+        release_mapped_file(bundle.model_path)  # the packed weights are read from now on, not the original ones
+        trim_heap()
         self._prefix = prefix
         self.position, self.chunk = 0, max(1, self._shape.prefill)
         self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
