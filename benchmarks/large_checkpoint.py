@@ -1,9 +1,11 @@
-"""Peak memory of converting a checkpoint of 1.1 billion parameters.
+"""Peak memory of converting a checkpoint of 1.1 or 3.8 billion parameters, and a few tokens of the result.
 
-    python benchmarks/large_checkpoint.py [--keep]
+    python benchmarks/large_checkpoint.py [--shape tinyllama|phi3-mini] [--keep]
 
-Writes a synthetic checkpoint with TinyLlama's shapes (22 layers, width 2,048, vocabulary 32,000; 2.2 GB of bfloat16
-noise) to build/, converts it with `--fast` in a process of its own and prints that process's peak memory.
+Writes a synthetic checkpoint with the shapes of TinyLlama (22 layers, width 2,048; 2.2 GB of bfloat16 noise) or of Phi-3
+mini 128k (32 layers, width 3,072, fused projections, LongRoPE; 7.6 GB) to build/, converts it with `--fast` in a process
+of its own, runs the graph in LiteRT in another, and prints the peak memory of both. The int8 graph of Phi-3 mini is larger
+than 2 GiB. Everything is removed at the end, without --keep.
 """
 
 from __future__ import annotations
@@ -16,59 +18,81 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = ROOT / "build" / "synthetic-1.1b"
+BUILD = ROOT / "build"
 TOKENIZER_FROM = ROOT / "tests" / "data" / "checkpoints" / "mha-untied-sharded"
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tinyllama": dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=2048, intermediate_size=5632,
+        num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4, vocab_size=32000,
+        max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu",
+        tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2,
+    ),
+    "phi3-mini": dict(
+        architectures=["Phi3ForCausalLM"], model_type="phi3", hidden_size=3072, intermediate_size=8192,
+        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32, vocab_size=32064,
+        max_position_embeddings=131072, original_max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=10000.0,
+        rope_scaling=dict(type="longrope", short_factor=[1.0 + 0.01 * i for i in range(48)],
+                          long_factor=[1.0 + 1.3 * i for i in range(48)]),
+        hidden_act="silu", sliding_window=262144, tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1,
+        eos_token_id=2,
+    ),
+}  # fmt: skip
+_RUN = """
+import resource, sys, time
+from pathlib import Path
+from typing import Any
+import numpy as np
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
+backend = open_backend(Bundle.open(Path(sys.argv[1])))
+backend.prefill(list(range(5, 37)))
+started_s = time.monotonic()
+logits = [backend.decode(token).copy() for token in range(40, 48)]
+seconds = (time.monotonic() - started_s) / len(logits)
+assert np.isfinite(logits).all() and np.std(logits[-1]) > 0.1 and not np.allclose(logits[0], logits[-1])
+peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(f"in LiteRT: {1 / seconds:.1f} tokens a second, peak {peak_gb:.2f} GB")
+"""
 
 
 def main() -> None:
     """Make, convert, print, clean up."""
     parser = argparse.ArgumentParser(description="peak memory of a large conversion")
+    parser.add_argument("--shape", choices=CONFIGS, default="tinyllama")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
     args = parser.parse_args()
-    parameters = make_checkpoint()
-    bundle = ROOT / "build" / "synthetic-1.1b-pi"
-    command = [sys.executable, "-m", "toolkit", "convert", str(CHECKPOINT), "--profile", "pi", "--context", "512"]
-    started_s = time.monotonic()
-    subprocess.run([*command, "--fast", "-o", str(bundle)], check=True, cwd=ROOT)
-    seconds = time.monotonic() - started_s
-    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    size_gb = sum(f.stat().st_size for f in bundle.iterdir()) / 1e9
-    print(f"{parameters / 1e9:.2f} billion parameters: peak {peak_gb:.2f} GB, {seconds:.0f} s, bundle {size_gb:.2f} GB")
-    if not args.keep:
-        shutil.rmtree(CHECKPOINT)
-        shutil.rmtree(bundle)
+    checkpoint, bundle = BUILD / f"synthetic-{args.shape}", BUILD / f"synthetic-{args.shape}-pi"
+    try:
+        parameters = make_checkpoint(checkpoint, CONFIGS[args.shape])
+        command = [sys.executable, "-m", "toolkit", "convert", str(checkpoint), "--profile", "pi", "--context", "512"]
+        started_s = time.monotonic()
+        subprocess.run([*command, "--fast", "-o", str(bundle)], check=True, cwd=ROOT)
+        seconds = time.monotonic() - started_s
+        peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+        size_gb = sum(f.stat().st_size for f in bundle.iterdir()) / 1e9
+        print(
+            f"{parameters / 1e9:.2f} billion parameters: peak {peak_gb:.2f} GB, {seconds:.0f} s, bundle {size_gb:.2f} GB"
+        )
+        subprocess.run([sys.executable, "-c", _RUN, str(bundle)], check=True, cwd=ROOT)
+    finally:
+        if not args.keep:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            shutil.rmtree(bundle, ignore_errors=True)
 
 
-def make_checkpoint() -> int:
+def make_checkpoint(folder: Path, config: dict[str, Any]) -> int:
     """Write the folder, one tensor at a time; returns the number of parameters."""
-    CHECKPOINT.mkdir(parents=True, exist_ok=True)
-    (CHECKPOINT / "config.json").write_text(json.dumps(CONFIG))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (TOKENIZER_FROM / name).exists():
-            shutil.copy(TOKENIZER_FROM / name, CHECKPOINT / name)
-    shapes = tensor_shapes()
+            shutil.copy(TOKENIZER_FROM / name, folder / name)
+    shapes = tensor_shapes(config)
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape)) * 2
@@ -77,7 +101,7 @@ def make_checkpoint() -> int:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     random = np.random.default_rng(0)
-    with open(CHECKPOINT / "model.safetensors", "wb") as file:
+    with open(folder / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             if name.endswith("norm.weight"):
@@ -88,20 +112,22 @@ def make_checkpoint() -> int:
     return offset // 2
 
 
-def tensor_shapes() -> dict[str, list[int]]:
+def tensor_shapes(c: dict[str, Any]) -> dict[str, list[int]]:
     """Names and shapes as transformers writes them."""
-    c = CONFIG
     width, ffn = c["hidden_size"], c["intermediate_size"]
     kv_width = width // c["num_attention_heads"] * c["num_key_value_heads"]
     shapes = {"model.embed_tokens.weight": [c["vocab_size"], width]}
     for i in range(c["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         shapes[f"{layer}.input_layernorm.weight"] = [width]
-        for name, rows in (("q", width), ("k", kv_width), ("v", kv_width), ("o", width)):
+        fused = c["model_type"] == "phi3"
+        parts = [("q", width), ("k", kv_width), ("v", kv_width)]
+        for name, rows in [("qkv", width + 2 * kv_width)] if fused else parts:
             shapes[f"{layer}.self_attn.{name}_proj.weight"] = [rows, width]
+        shapes[f"{layer}.self_attn.o_proj.weight"] = [width, width]
         shapes[f"{layer}.post_attention_layernorm.weight"] = [width]
-        shapes[f"{layer}.mlp.gate_proj.weight"] = [ffn, width]
-        shapes[f"{layer}.mlp.up_proj.weight"] = [ffn, width]
+        for name, rows in [("gate_up", 2 * ffn)] if fused else [("gate", ffn), ("up", ffn)]:
+            shapes[f"{layer}.mlp.{name}_proj.weight"] = [rows, width]
         shapes[f"{layer}.mlp.down_proj.weight"] = [width, ffn]
     return shapes | {"model.norm.weight": [width], "lm_head.weight": [c["vocab_size"], width]}
 

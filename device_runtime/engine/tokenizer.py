@@ -175,7 +175,7 @@ class _SentencePiece:
         self._library: Any = SentencePieceProcessor(model_file=path)
         self._size, self._spaced = self._library.vocab_size(), spaced
         pieces = [self._library.id_to_piece(i) for i in range(self._size)]
-        control = [i for i in range(self._size) if self._library.is_control(i)]
+        control = {i for i in range(self._size) if self._library.is_control(i)}
         # The library does not say which pieces are user-defined: those that are found in any surroundings.
         shaped = {
             i for i, piece in enumerate(pieces)
@@ -206,7 +206,8 @@ class _SentencePiece:
         if self._defined.isdisjoint(tokens):
             return tokens
         # A user-defined piece in what a message says: cut within it, since the library has no other way.
-        parts = re.split("(?<=" + ")|(?<=".join(re.escape(name[0]) for name in self.names) + ")", text)
+        first = sorted({name[0] for name in self.names})
+        parts = re.split("(?<=" + ")|(?<=".join(map(re.escape, first)) + ")", text)
         tokens = self._library.encode(parts[0])
         for part in filter(None, parts[1:]):
             tokens += self._inner(part)

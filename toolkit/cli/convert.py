@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", metavar="N", type=whole_number(1), help="positions (default: 1024 for pi, 256 for micro)"
     )
+    parser.add_argument(
+        "--lora", metavar="ADAPTER", type=Path, help="merge this adapter first: a folder that PEFT saved"
+    )
     parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
     baked = parser.add_mutually_exclusive_group()
     baked.add_argument("--prefix", metavar="TEXT", help="bake this system message into the bundle: it costs no time")
@@ -67,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
     instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
     checkpoint = open_checkpoint(args.checkpoint)
+    if args.lora is not None:
+        from converters.checkpoints.lora import merge_adapter
+
+        checkpoint = merge_adapter(checkpoint, args.lora)
     for note in checkpoint.tokenizer.notes:
         say(f"stonechat: {checkpoint.name}: {note}")
     if board is not None:
