@@ -2,10 +2,10 @@
 
     python benchmarks/large_checkpoint.py [--shape tinyllama|phi3-mini] [--keep]
 
-Writes a synthetic checkpoint with the shapes of TinyLlama (22 layers, width 2,048; 2.2 GB of bfloat16 noise) or of Phi-3
-mini 128k (32 layers, width 3,072, fused projections, LongRoPE; 7.6 GB) to build/, converts it with `--fast` in a process
-of its own, runs the graph in LiteRT in another, and prints the peak memory of both. The int8 graph of Phi-3 mini is larger
-than 2 GiB. Everything is removed at the end, without --keep.
+Writes a synthetic checkpoint with the shapes of TinyLlama (22 layers, width 2,048; 2.2 GB of bfloat16 noise) or of
+Phi-3 mini 128k (32 layers, width 3,072, fused projections, LongRoPE; 7.6 GB) to build/, converts it with `--fast` in a
+process of its own, runs the graph in LiteRT in another, and prints the peak memory of both. The int8 graph of Phi-3
+mini is larger than 2 GiB. Everything is removed at the end, without --keep.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ def main() -> None:
         seconds = time.monotonic() - started_s
         peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
         size_gb = sum(f.stat().st_size for f in bundle.iterdir()) / 1e9
-        print(
-            f"{parameters / 1e9:.2f} billion parameters: peak {peak_gb:.2f} GB, {seconds:.0f} s, bundle {size_gb:.2f} GB"
-        )
+        billions = parameters / 1e9
+        print(f"{billions:.2f} billion parameters: peak {peak_gb:.2f} GB, {seconds:.0f} s, bundle {size_gb:.2f} GB")
         subprocess.run([sys.executable, "-c", _RUN, str(bundle)], check=True, cwd=ROOT)
     finally:
         if not args.keep:

@@ -10,10 +10,17 @@ import sentencepiece
 from gguf_files import add_tokenizer
 from sentencepiece import sentencepiece_model_pb2
 
-__all__ = ["PRE_OF", "TEXTS", "small_sentencepiece", "write_bpe_gguf", "write_sentencepiece_gguf"]
+__all__ = ["MORE_PRE", "PRE_OF", "TEXTS", "small_sentencepiece", "write_bpe_gguf", "write_sentencepiece_gguf"]
 
 # folder in tests/data/checkpoints -> tokenizer.ggml.pre
 PRE_OF = {"gqa-tied": "smollm", "mha-untied-sharded": "gpt-2", "llama3-rope": "llama-bpe", "yarn-biases": "qwen2"}
+
+# further names of tokenizer.ggml.pre -> the folder whose vocabulary they are tried with
+MORE_PRE = {
+    "stablelm2": "yarn-biases", "olmo": "mha-untied-sharded", "exaone4": "mha-untied-sharded", "refact": "gqa-tied",
+    "dbrx": "llama3-rope", "smaug-bpe": "llama3-rope", "falcon3": "llama3-rope", "gpt-4o": "llama3-rope",
+    "tekken": "yarn-biases",
+}  # fmt: skip
 
 TEXTS = [
     "The pump in hall 3 runs at 81.5 °C; it's hotter than yesterday's 72 °C.",
@@ -30,10 +37,10 @@ TEXTS = [
 ]
 
 
-def write_bpe_gguf(path: Path, folder: Path) -> None:
+def write_bpe_gguf(path: Path, folder: Path, pre: str | None = None) -> None:
     """The tokenizer of one of the folders in `PRE_OF`, without weights."""
     writer = gguf.GGUFWriter(path, "llama")
-    add_tokenizer(writer, folder / "tokenizer.json", PRE_OF[folder.name], {"bos": 0, "eos": 0})
+    add_tokenizer(writer, folder / "tokenizer.json", pre or PRE_OF[folder.name], {"bos": 0, "eos": 0})
     _finish(writer)
 
 

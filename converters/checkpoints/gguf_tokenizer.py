@@ -43,6 +43,18 @@ def _split(digits: str) -> list[dict[str, Any]]:
 
 _GPT2 = [_byte_level(True)]
 _SMOLLM = [{"type": "Digits", "individual_digits": True}, _byte_level(True)]
+
+
+def _by_case(digits: str, contractions: str = "") -> list[dict[str, Any]]:
+    """GPT-4o's regular expression: a word ends where capitals begin."""
+    before, capitals, small = r"[^\r\n\p{L}\p{N}]?", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    end = f"{contractions}?" if contractions else ""
+    words = f"{before}{capitals}*{small}+{end}|{before}{capitals}+{small}*{end}"
+    pattern = rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return [split, _byte_level(False)]
+
+
 _LLAMA3 = _split(r"\p{N}{1,3}")
 _QWEN2 = _split(r"\p{N}")
 
@@ -59,8 +71,24 @@ PRE_TOKENIZERS = {
     "llama-v3": _LLAMA3,
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "stablelm2": _QWEN2,
+    "olmo": _GPT2,  # GPT-NeoX and Pythia
+    "exaone4": _GPT2,
+    "dbrx": _LLAMA3,  # Phi-4, Granite 4
+    "smaug-bpe": _LLAMA3,  # SmolLM3
+    "falcon3": _LLAMA3,
+    "pixtral": _LLAMA3,
+    "gpt-4o": _by_case(r"\p{N}{1,3}", _CONTRACTIONS),  # Phi-4 mini
+    "tekken": _by_case(r"\p{N}"),  # Mistral Nemo
 }
-_TAKES_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")  # a word in the vocabulary skips the merges; BOS by default
+_TAKES_WHOLE_WORDS = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "pixtral",
+    "tekken",
+)  # a word in the vocabulary skips the merges; BOS by default
 _NORMALIZES = ("qwen2", "deepseek-r1-qwen")  # to NFC
 
 _ADDED = (_CONTROL, _USER_DEFINED)

@@ -54,14 +54,18 @@ _OUTSIDE = {
 }  # fmt: skip
 
 
-def write_family_gguf(path: Path, name: str, tensors: dict[str, np.ndarray] | None = None) -> Path:
-    """One of VARIANTS, in float32."""
-    config, kind = VARIANTS[name]["config"], VARIANTS[name]["config"]["model_type"]
+def write_family_gguf(path: Path, variant: str, *, name: str = "random") -> Path:
+    """One of VARIANTS, in float32.
+
+    Args:
+        name: `general.name`; llama.cpp knows some models by it.
+    """
+    config, kind = VARIANTS[variant]["config"], VARIANTS[variant]["config"]["model_type"]
     writer = gguf.GGUFWriter(path, ARCHITECTURES[kind])
-    writer.add_name("random")  # llama.cpp knows some models by their names
+    writer.add_name(name)
     _metadata(writer, config, kind)
     add_tokenizer(writer, CHECKPOINTS / "gqa-tied" / "tokenizer.json", "smollm", {"bos": 0, "eos": 1})
-    for stored, values in (weights_of(VARIANTS[name]["shapes"]) if tensors is None else tensors).items():
+    for stored, values in weights_of(VARIANTS[variant]["shapes"]).items():
         for new, part in _converted(stored, values, config, kind):
             writer.add_tensor(new, np.ascontiguousarray(part, np.float32))
     for new, part in _rope_tensors(config):

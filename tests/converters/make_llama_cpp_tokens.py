@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from llama_cpp import Llama
-from tokenizer_files import PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
+from tokenizer_files import MORE_PRE, PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -31,6 +31,9 @@ def main() -> None:
         for name in PRE_OF:
             write_bpe_gguf(path, DATA / "checkpoints" / name)
             golden[name] = tokens_of(path)
+        for pre, name in MORE_PRE.items():
+            write_bpe_gguf(path, DATA / "checkpoints" / name, pre)
+            golden[f"{name} as {pre}"] = tokens_of(path)
         content = small_sentencepiece(DATA / "sentencepiece.model")
         write_sentencepiece_gguf(path, content)
         golden["sentencepiece"] = tokens_of(path)

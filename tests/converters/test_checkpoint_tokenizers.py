@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tokenizer_files import PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
+from tokenizer_files import MORE_PRE, PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
 from tokenizers import Tokenizer
 
 from converters.checkpoints import TokenizerFile, open_checkpoint
@@ -59,6 +59,15 @@ def test_byte_level_bpe_gives_the_ids_of_its_source(metadata: Callable[..., dict
         assert ours.decode(ids, skip_special_tokens=False) == source.decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("pre", MORE_PRE)
+def test_every_pre_tokenizer_cuts_text_where_llama_cpp_does(pre: str, tmp_path: Path) -> None:
+    name, path = MORE_PRE[pre], tmp_path / "vocabulary.gguf"
+    write_bpe_gguf(path, CHECKPOINTS / name, pre)
+    ours = Tokenizer.from_buffer(rebuilt(read_header(path).metadata).content)
+    for text, llama_cpp in zip(TEXTS, LLAMA_CPP[f"{name} as {pre}"], strict=True):
+        assert ours.encode(text, add_special_tokens=False).ids == llama_cpp, text
+
+
 def test_sentencepiece_gives_the_ids_of_its_source(metadata: Callable[..., dict[str, Any]]) -> None:
     file = rebuilt(metadata("sentencepiece"))
     assert file.file_name == "tokenizer.model"
@@ -95,9 +104,9 @@ def test_bos_is_added_where_the_family_does(metadata: Callable[..., dict[str, An
 
 def test_an_unknown_pre_tokenizer_lists_the_known_ones(metadata: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.ggml\.pre is 'tekken'; known: .*gpt-2.*llama-bpe.*qwen2.*smollm"
+        CheckpointError, match=r"tokenizer\.ggml\.pre is 'poro-chat'; known: .*gpt-2.*llama-bpe.*qwen2.*smollm"
     ):
-        rebuilt(metadata() | {"tokenizer.ggml.pre": "tekken"})
+        rebuilt(metadata() | {"tokenizer.ggml.pre": "poro-chat"})
 
 
 @pytest.mark.parametrize(
