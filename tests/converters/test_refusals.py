@@ -27,18 +27,18 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "Qwen3 MoE": (dict(model_type="qwen3_moe", num_experts=128), "a mixture of experts: it has num_experts 128"),
     "DeepSeek": (dict(model_type="deepseek_v3", n_routed_experts=256), "a mixture of experts: it has n_routed"),
     "Gemma 3 4B": (
-        dict(model_type="gemma3", vision_config={"hidden_size": 1152}), "a model that sees pictures: it has vision_config"),
+        dict(model_type="gemma3", vision_config={"hidden_size": 1152}), "a model that sees pictures: it has vision"),
     "Phi-4 multimodal": (
         dict(model_type="phi4mm", audio_config={"a": 1}), "a model that listens: it has audio_config"),
     "Whisper": (dict(model_type="whisper", num_mel_bins=80), "a model that listens: it has num_mel_bins 80"),
     "Mamba": (dict(model_type="mamba", state_size=16), "a model with state-space layers: it has state_size 16"),
     "LFM2": (dict(model_type="lfm2", conv_L_cache=3), "a model with short convolutions: it has conv_L_cache 3"),
     "Qwen3.5": (
-        dict(model_type="qwen3_5_text", linear_num_key_heads=16), "a model with linear attention: it has linear_num_key"),
+        dict(model_type="qwen3_5_text", linear_num_key_heads=16), "a model with linear attention: it has linear_num"),
     "Gemma 4 E2B": (
         dict(model_type="gemma4_text", hidden_size_per_layer_input=256),
         "a model with embeddings in every layer: it has hidden_size_per_layer_input 256"),
-    "MiniCPM 3": (dict(model_type="minicpm3", kv_lora_rank=256), "a model with latent attention: it has kv_lora_rank 256"),
+    "MiniCPM 3": (dict(model_type="minicpm3", kv_lora_rank=256), "a model with latent attention: it has kv_lora"),
 }  # fmt: skip
 # variant -> (changes of its config.json, message): what would change the network is named
 CHANGED: list[tuple[str, dict[str, Any], str]] = [
