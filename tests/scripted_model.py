@@ -16,8 +16,15 @@ class ScriptedAnswer(Iterator[str]):
 
     result: Completion
 
-    def __init__(self, pieces: Sequence[str], gate: threading.Semaphore | None) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        gate: threading.Semaphore | None,
+        confidence: Mapping[str, float] | None = None,
+        unfamiliar: tuple[str, ...] = (),
+    ) -> None:
         self._pieces, self._gate, self._said = list(pieces), gate, 0
+        self._confidence, self._unfamiliar = confidence, unfamiliar
         self._cancelled = threading.Event()
 
     def __next__(self) -> str:
@@ -25,7 +32,8 @@ class ScriptedAnswer(Iterator[str]):
             pass
         if self._cancelled.is_set() or self._said == len(self._pieces):
             finish: Any = "cancelled" if self._cancelled.is_set() else "stop"
-            self.result = Completion("".join(self._pieces[: self._said]), finish, 7, 2, self._said, 12.5, 100.0)
+            text = "".join(self._pieces[: self._said])
+            self.result = Completion(text, finish, 7, 2, self._said, 12.5, 100.0, self._confidence, self._unfamiliar)
             raise StopIteration
         self._said += 1
         return self._pieces[self._said - 1]
@@ -39,6 +47,8 @@ class ScriptedModel:
 
     def __init__(self, pieces: Sequence[str] | None = None, *, gated: bool = False) -> None:
         self.pieces = pieces
+        self.confidence: Mapping[str, float] | None = None
+        self.unfamiliar: tuple[str, ...] = ()
         self.gate = threading.Semaphore(0) if gated else None
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.threads: set[str] = set()
@@ -51,7 +61,8 @@ class ScriptedModel:
             raise self.fails_with
         assert not isinstance(prompt, str)
         words = prompt[-1]["content"].upper().split(" ")
-        return ScriptedAnswer(self.pieces or [w if i == 0 else f" {w}" for i, w in enumerate(words)], self.gate)
+        pieces = self.pieces or [w if i == 0 else f" {w}" for i, w in enumerate(words)]
+        return ScriptedAnswer(pieces, self.gate, self.confidence, self.unfamiliar)
 
     def close(self) -> None:
         pass

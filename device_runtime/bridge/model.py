@@ -108,8 +108,10 @@ class SerialModel:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        nothing: str | None = None,
     ) -> SerialAnswer:
-        """Start an answer; the arguments are those of `LanguageModel.generate`.
+        """Start an answer; the arguments are those of `LanguageModel.generate`. The last two are ignored.
 
         Raises:
             UnavailableError: the board is not there now.

@@ -11,6 +11,7 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.messages import Final, Finish, Request, Usage
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
 
+_NO_HINTS: Mapping[str, str] = {}
 FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
 
 
@@ -56,6 +58,8 @@ class Model(Protocol):
         sampling: Sampling = ...,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        nothing: str | None = ...,
     ) -> Answer: ...
 
     def close(self) -> None: ...
@@ -110,7 +114,12 @@ class CancellableRun:
         if finish == "cancelled" and self._reason is not None:
             finish = self._reason
         usage = Usage(r.prompt_tokens, r.cached_tokens, r.completion_tokens)
-        return Final(0, r.text, finish, usage, r.ttft_ms, r.tokens_per_s)
+        return Final(
+            0, r.text, finish, usage, r.ttft_ms, r.tokens_per_s,
+            confidence={name: round(share, 4) for name, share in r.confidence.items()} if r.confidence else None,
+            unfamiliar=True if r.unfamiliar else None,
+            reason="; ".join(r.unfamiliar) or None,
+        )  # fmt: skip
 
 
 class ModelRunner:
@@ -182,11 +191,16 @@ class ModelRunner:
         self._models[name] = self._open_model(name)
 
     def generate(
-        self, request: Request, run: CancellableRun, on_piece: Callable[[str], None] = lambda text: None
+        self,
+        request: Request,
+        run: CancellableRun,
+        on_piece: Callable[[str], None] = lambda text: None,
+        hints: Mapping[str, str] = _NO_HINTS,
     ) -> Final:
         """Answer a request.
 
         Args:
+            hints: `head` and `nothing` of `LanguageModel.generate`, where they are known.
             run: ends the answer, by its deadline or by `end`.
             on_piece: gets each piece.
         """
@@ -201,7 +215,7 @@ class ModelRunner:
             on_piece(text)
 
         try:
-            final = run.to_end(self._start(request), beat)
+            final = run.to_end(self._start(request, hints), beat)
             self._statistics.answered(final)
             return final
         except ConfigurationError:  # the request's own fault
@@ -221,11 +235,14 @@ class ModelRunner:
             if self._current:
                 self._current.end("cancelled")
 
-    def _start(self, request: Request) -> Answer:
+    def _start(self, request: Request, hints: Mapping[str, str]) -> Answer:
         from device_runtime.engine.sampler import Sampling  # numpy, which a client of these modules may not need
 
         name = request.model or next(iter(self._settings))
         settings, messages = self._settings[name], request.messages
+        if request.examples:
+            shown = [turn for example in request.examples for turn in example_turns(example.prompt, example.answer)]
+            messages = (*messages[:-1], *shown, messages[-1])
         if settings.system and not any(message["role"] == "system" for message in messages):
             messages = ({"role": "system", "content": settings.system}, *messages)
         return self._models[name].generate(
@@ -234,4 +251,5 @@ class ModelRunner:
             sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
             stop=request.stop,
             schema=request.schema,
+            **hints,  # type: ignore[arg-type]
         )

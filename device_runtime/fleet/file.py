@@ -16,7 +16,9 @@ from device_runtime.errors import ConfigurationError, SchemaError, StonechatErro
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.circles import circles
-from device_runtime.fleet.links import Link, Window, check_expression, check_template, faults
+from device_runtime.fleet.link_faults import faults
+from device_runtime.fleet.links import Link, Window, check_expression, check_template
+from device_runtime.fleet.questions import LinkExample, Unsure
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
     Boolean,
@@ -27,13 +29,14 @@ from device_runtime.fleet.yaml_schema import (
     MapOf,
     Number,
     OneOrMore,
+    Plain,
     Record,
     Reference,
     Report,
     Text,
 )
 from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, read_password
-from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, matches
+from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, check_topic, matches
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
@@ -207,6 +210,13 @@ class Fleet:
                 f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
                 f"({instruction!r}); leave out `system`, or convert without --prefix."
             )
+        for link in self.links:
+            own = link.system is not None and instruction is not None and link.system != instruction
+            if own and link.name in entry.links and name == (link.model or entry.models[0]):
+                faults.append(
+                    f"link {link.name!r} has a system message, and the bundle of {name!r} has an instruction baked in; "
+                    "leave out `system`, or convert without --prefix."
+                )
         served = set(entry.links)
         for link in self.links:
             answers = name == (link.model or entry.models[0])
@@ -304,6 +314,10 @@ def _source(pattern: str) -> str:
     return pattern
 
 
+def _reading_of(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {"value": value}
+
+
 def _check_link(link: Link, path: tuple[str | int, ...], report: Report) -> None:
     for name, text in faults(link):
         report.add_at((*path, name), text)
@@ -313,6 +327,26 @@ _WINDOW = Record(
     Window,
     {"seconds": Field(Number(0.001, 31_536_000, "s"), 3600.0), "keep": Field(Integer(1, 1000, "readings"), 20)},
     expected="a mapping such as {seconds: 30, keep: 20}",
+)
+
+_EXAMPLE = Record(
+    LinkExample,
+    {
+        "reading": Field(Plain("a reading: a mapping, or a bare value", _reading_of), None),
+        "prompt": Field(Text("a prompt"), None),
+        "topic": Field(Text("a topic", check=check_topic), None),
+        "answer": Field(Plain("the right answer")),
+    },
+    expected="a mapping such as {reading: {temp_c: 91}, answer: {severity: alarm}}",
+)
+
+_UNSURE = Record(
+    Unsure,
+    {
+        "below": Field(Number(0, 1), 0.8),
+        "do": Field(Choice(("skip", "flag", "escalate")), "flag"),
+    },
+    expected="a mapping such as {below: 0.8, do: flag}",
 )
 
 _LINK = Record(
@@ -329,6 +363,10 @@ _LINK = Record(
         "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
         "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
         "parse": Field(Choice(("json", "text", "number", "auto")), "json"),
+        "system": Field(Text("a system message"), None),
+        "examples": Field(ListOf(_EXAMPLE, "a list of examples"), ()),
+        "decide": Field(MapOf(Text("a field of the answer"), Text("an expression", check=check_expression)), {}),
+        "unsure": Field(_UNSURE, None),
     },
     check=_check_link,
 )

@@ -8,29 +8,28 @@ and are only ever values in them.
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import jinja2
-import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import SandboxedEnvironment
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic, in_words
 from device_runtime.fleet.payload import Parse, read_payload
+from device_runtime.fleet.questions import Decider, LinkExample, Question, Questions, Unsure
 from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.records.printable import shown
 
 __all__ = [
     "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
-    "faults", "read", "shape",
+    "parsed", "read", "shape",
 ]  # fmt: skip
 
 Overload = Literal["newest", "oldest", "every"]
@@ -81,6 +80,10 @@ class Link:
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
     model: str | None = None  # the name of the model that answers; None is the device's first
     parse: Parse = "json"  # how a payload is read
+    system: str | None = None  # the model's instruction for this link; None is the model's own
+    examples: tuple[LinkExample, ...] = ()  # shown to the model as turns of a conversation
+    decide: Mapping[str, str] = field(default_factory=dict)  # fields of the answer that expressions give
+    unsure: Unsure | None = None  # what becomes of an answer of which the model is not sure; None: nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Wakeup:
     reading: Reading
     prompt: str
     to: str
+    question: Question
+    decided: Mapping[str, Any] = field(default_factory=dict)  # fields of the answer that are known
 
 
 class Windows:
@@ -108,6 +113,8 @@ class Windows:
         self._when = Expression(link.when) if link.when else None
         self._prompt = _texts.from_string(link.prompt)
         self._to = _levels.from_string(link.to)
+        self._decider = Decider(link)
+        self._questions = Questions(link, self._prompt, self._decider)
 
     def consider(self, reading: Reading) -> Wakeup | None:
         """A wakeup if `reading` passes the guard. The reading is an earlier one for those that follow.
@@ -120,6 +127,8 @@ class Windows:
         try:
             if self._when is not None and not self._when.value(names):
                 return None
+            decided = self._decider.decided(names)
+            names["decided"] = decided
             prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
         except (jinja2.UndefinedError, UndefinedNameError) as e:
             raise LinkError(f"{shown(e, 200)}; the reading has {_fields_of(reading.value)}.") from None
@@ -135,7 +144,7 @@ class Windows:
             raise LinkError(
                 f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
             )
-        return Wakeup(self.link, reading, prompt, to)
+        return Wakeup(self.link, reading, prompt, to, self._questions.about(prompt, decided), decided)
 
     def _remember(self, reading: Reading) -> list[Mapping[str, Any]]:
         window = self.link.window
@@ -223,38 +232,14 @@ def check_template(source: str) -> str:
 
 
 @lru_cache(maxsize=16)  # the checks of one link look at the same few templates
-def _tree(source: str) -> jinja2.nodes.Template:
+def parsed(source: str) -> jinja2.nodes.Template:
+    """A template's syntax tree."""
     return _texts.parse(source)
-
-
-def faults(link: Link) -> list[tuple[str, str]]:
-    """What can be seen to be wrong with a link before there is a reading: the field, as the file calls it, and why."""
-    found = _faults_of_to(link)
-    uses = {"prompt": _template_uses(link.prompt), "to": _template_uses(link.to)}
-    if link.when is not None:
-        uses["when"] = _expression_uses(link.when)
-    levels = link.source.split("/")
-    for name, (variables, indices) in uses.items():
-        if "window" in variables and link.window is None:
-            found.append((name, "uses `window`, which is empty without the field `window`: {seconds: 3600, keep: 20}"))
-        for index in sorted(indices):
-            if levels[-1] != "#" and not -len(levels) <= index < len(levels):
-                found.append(
-                    (name, f"topic[{index}] is not there: {link.source!r} has topic[0] to [{len(levels) - 1}]")
-                )
-    for name, source in (("prompt", link.prompt), ("to", link.to)):
-        for node in _tree(source).find_all((jinja2.nodes.Mod, jinja2.nodes.Mul)):
-            if any(
-                isinstance(side, jinja2.nodes.Const) and isinstance(side.value, str) for side in (node.left, node.right)
-            ):
-                hint = "; round with {{ x | round(1) }}" if node.operator == "%" else ""
-                found.append((name, f"{node.operator!r} takes numbers only{hint}"))
-    return found
 
 
 def shape(link: Link) -> str | None:
     """Where a link's answers go, as a topic filter: `+` is what a reading decides. None if it is unknown."""
-    texts = _alternatives(_tree(link.to).body)
+    texts = _alternatives(parsed(link.to).body)
     if texts is None:
         return None
     ways = [["+" if "\0" in level else level for level in text.split("/")] for text in texts]
@@ -281,51 +266,6 @@ def _alternatives(body: Sequence[jinja2.nodes.Node]) -> list[str] | None:
         if len(texts) > MAX_ALTERNATIVES:
             return None
     return texts
-
-
-def _faults_of_to(link: Link) -> list[tuple[str, str]]:
-    texts = [node.data for node in _tree(link.to).find_all(jinja2.nodes.TemplateData)]
-    if any(sign in text for text in texts for sign in "+#"):
-        return [
-            ("to", "holds a wildcard; '+' and '#' belong to `from`. A level of the reading's topic is {{ topic[1] }}")
-        ]
-    to = shape(link)
-    if to is None:
-        return []
-    if to.startswith(("stonechat/", "$")):
-        return [("to", f"{link.to!r} leads to where devices are commanded; choose another topic")]
-    if matches(link.source, to):
-        return [
-            ("to", f"its answers come back to this link: {link.source!r} matches {link.to!r}; choose another topic")
-        ]
-    try:
-        check_topic(to.replace("+", "x"))
-    except ConfigurationError as e:
-        return [("to", str(e))]
-    return []
-
-
-def _template_uses(source: str) -> tuple[set[str], set[int]]:
-    """The variables of a template, and the levels of `topic` in it."""
-    tree = _tree(source)
-    indices = set()
-    for node in tree.find_all(jinja2.nodes.Getitem):
-        if isinstance(node.node, jinja2.nodes.Name) and node.node.name == "topic":
-            with contextlib.suppress(jinja2.nodes.Impossible):
-                indices.add(node.arg.as_const())
-    return jinja2.meta.find_undeclared_variables(tree), {index for index in indices if isinstance(index, int)}
-
-
-def _expression_uses(source: str) -> tuple[set[str], set[int]]:
-    """The same for an expression."""
-    nodes = list(ast.walk(ast.parse(source.strip(), mode="eval")))
-    indices = set()
-    for node in nodes:
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "topic":
-            with contextlib.suppress(ValueError):
-                indices.add(ast.literal_eval(node.slice))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    return names, {index for index in indices if isinstance(index, int)}
 
 
 def _one_level(value: Any) -> Any:

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 MAX_MESSAGES = 64
+MAX_EXAMPLES = 64
 MAX_CORRELATION_BYTES = 256
 
 Finish = Literal[EngineFinish, "deadline"]
@@ -134,6 +135,14 @@ class Address:
         return cls(found.reply_to, None, found.id)
 
 
+@dataclass(frozen=True)
+class ShownExample:
+    """What somebody might ask, and the right answer."""
+
+    prompt: Annotated[Text, "as a user's message"]
+    answer: Annotated[Any, "a text, or what fits the schema"]
+
+
 class ChatMessage(TypedDict):
     """One message of a conversation."""
 
@@ -165,6 +174,11 @@ class Request:
         Kind("a JSON schema, which is an object"),
         "what the answer fits, see [below](#answers-that-are-data); not together with `stop`",
     ] = None
+    examples: Annotated[
+        tuple[ShownExample, ...],
+        Length(MAX_EXAMPLES),
+        'shown to the model before the last message: a list of `{"prompt","answer"}`',
+    ] = ()
     stream: Annotated[bool, "send pieces before the final answer"] = False
     deadline_ms: Annotated[int | None, Range(1, 2**31 - 1), "from arrival; what is ready by then is the answer"] = None
     accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
@@ -262,6 +276,11 @@ class Final(_Reply):
     )
     ttft_ms: Annotated[Number, Rounded(1), "from the start of the generation to its first token"] = 0.0
     tps: Annotated[Number, Rounded(2), "tokens per second after the first"] = 0.0
+    confidence: Annotated[
+        Mapping[str, float] | None, "of an answer held to a schema, by field: from 0 to 1; texts have none"
+    ] = None
+    unfamiliar: Annotated[bool | None, "the input is unlike those that the model was trained for"] = None
+    reason: Annotated[str | None, "why it is unfamiliar, or why the answer is `null`"] = None
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
     done: Annotated[Literal[True], "what makes it the final answer"] = field(default=True, init=False)
 
@@ -398,7 +417,11 @@ class LinkAnswer:
     """`out/link/<name>`: the last answer of a link."""
 
     text: Annotated[str | None, "the answer, where the link asks for text"] = None
-    answer: Annotated[Any, "the answer, where the link asks for data"] = None
+    answer: Annotated[Any, "the answer, where the link asks for data; null where it has none, see `reason`"] = None
+    confidence: Annotated[Mapping[str, float] | None, "in each of its fields that the model chose, from 0 to 1"] = None
+    unsure: Annotated[bool | None, "the link's `unsure` holds"] = None
+    unfamiliar: Annotated[bool | None, "the reading is unlike those that the model was trained for"] = None
+    reason: Annotated[str | None, "why it is unsure or unfamiliar, or has no answer"] = None
     reading: Annotated[Any, "what woke the link"] = None
     link: Annotated[str | None, "its name"] = None
     device: Annotated[str | None, "who answered"] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
     from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.path)
-    elsewhere, faults = {}, []
+    elsewhere, faults, warnings = {}, [], []
     for device in plan.devices:
         try:
             for name, model in plan.models_of(device).items():
@@ -125,6 +126,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
                     continue
                 bundle = Bundle.open(path)
                 plan.check_model(device, name, bundle.manifest, SchemaCompiler(bundle).check)
+                warnings += _warnings(plan, device, name, bundle.manifest)
         except ConfigurationError as error:
             faults.append(str(error))
     if faults:
@@ -135,17 +137,43 @@ def _check_fleet(args: argparse.Namespace) -> int:
     words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
     return show(
         args,
-        {"file": str(args.path), **counts, "bundles_elsewhere": elsewhere, "links_unserved": unserved},
+        {
+            "file": str(args.path),
+            **counts,
+            "bundles_elsewhere": elsewhere,
+            "links_unserved": unserved,
+            "warnings": list(dict.fromkeys(warnings)),
+        },
         [
             f"{args.path}: {', '.join(words)}; no faults",
             *(
                 f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked"
                 for name, missing in elsewhere.items()
             ),
+            *(f"warning: {warning}" for warning in dict.fromkeys(warnings)),
             *_broker_lines(plan),
             *(f"the link {name} is in the `links` of no device; nobody listens to its readings" for name in unserved),
         ],
     )
+
+
+def _warnings(plan: Fleet, device: str, model: str, manifest: Manifest) -> Iterator[str]:
+    """What a device would do, and nobody would want of it."""
+    from device_runtime.fleet.link_faults import judged_numbers
+
+    entry = plan.devices[device]
+    for link in plan.links:
+        if link.name not in entry.links or model != (link.model or entry.models[0]):
+            continue
+        if manifest.purpose is not None:
+            if link.examples or link.system:
+                yield f"the link {link.name} has examples or a system message, which a bundle of a task does not read"
+        elif numbers := judged_numbers(link):
+            yield (
+                f"the link {link.name} has a general model judge numbers ({', '.join(numbers)}), where it guesses; "
+                "give such fields to expressions with `decide`, or train a model for it (stonechat task new), and see "
+                "how it does with stonechat try"
+            )
 
 
 def _broker_lines(fleet: Fleet) -> list[str]:

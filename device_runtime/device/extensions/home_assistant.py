@@ -20,6 +20,7 @@ from typing import Any
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.link_places import LinkPlaces, place_of, varies
 from device_runtime.fleet.links import Link
+from device_runtime.fleet.questions import typed_names
 from device_runtime.fleet.settings import HEALTH_INTERVAL_S
 from device_runtime.mqtt.messages import DeviceState, Info
 from device_runtime.mqtt.packets import Incoming, Subscription
@@ -201,7 +202,7 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
         template = f"{{{{ ({value})[:{_LONGEST_STATE}] }}}}"
         yield key, {"platform": "sensor", "name": label, "value_template": template, **about}
     for name, schema in properties.items():
-        value = f"value_json.answer[{json.dumps(name)}]"
+        value = f"(value_json.answer or {{}})[{json.dumps(name)}]"  # null, where the model has no answer
         component: dict[str, Any] = {"platform": "sensor", "name": f"{label} {name}", **about}
         if schema.get("type") == "boolean":
             component["platform"] = "binary_sensor"
@@ -215,6 +216,25 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
         else:
             component["value_template"] = f"{{{{ ({value} | default('') | string)[:{_LONGEST_STATE}] }}}}"
         yield f"{key}_{_safe(name)}", component
+    yield from _of_confidence(link, key, label, topic)
+
+
+def _of_confidence(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How sure the model is of the answer: the least of its fields."""
+    if set(typed_names(link.answer)) - set(link.decide):
+        yield (
+            f"confidence_{key}",  # no property's key begins so
+            {
+                "platform": "sensor",
+                "name": f"{label} confidence",
+                "state_topic": topic,
+                "value_template": "{{ (value_json.confidence.values() | min * 100) | round(0) "
+                "if value_json.confidence | default(none) else none }}",
+                "unit_of_measurement": "%",
+                "state_class": "measurement",
+                "entity_category": "diagnostic",
+            },
+        )
 
 
 def _safe(name: str) -> str:

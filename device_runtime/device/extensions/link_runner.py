@@ -34,6 +34,7 @@ from device_runtime.fleet.links import (
     read,
 )
 from device_runtime.fleet.payload import read_payload
+from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.messages import Final, Request
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump
@@ -106,11 +107,11 @@ class LinkRunner(Extension):
                 job = ReadingJob(self._device, self, wakeup)
                 place = wakeup.link.name, reading.topic
                 if not self._device.queue.add_reading(place, job, wakeup.link.overload):
-                    self._count(wakeup.link, "overload")
+                    self.count(wakeup.link, "overload")
 
     def trouble(self, link: Link, kind: str, topic: str, message: str) -> None:
         """Count a reading that got no answer, and report it. From any thread."""
-        count, now_s = self._count(link, kind), time.monotonic()
+        count, now_s = self.count(link, kind), time.monotonic()
         with self._lock:
             if now_s - self._reported_s.get((link.name, kind), -EVENT_INTERVAL_S) < EVENT_INTERVAL_S:
                 return
@@ -119,7 +120,8 @@ class LinkRunner(Extension):
         event = {"event": kind, "link": link.name, "topic": topic, "message": message, "count": count}
         self._device.client.publish(self._device.topics.event, dump(event), qos=1)
 
-    def _count(self, link: Link, kind: str) -> int:
+    def count(self, link: Link, kind: str) -> int:
+        """Count a reading, by link and by what became of it. From any thread."""
         with self._lock:
             counts = self._counts.setdefault(link.name, Counter())
             counts[kind] += 1
@@ -141,8 +143,7 @@ class ReadingJob(Job):
         link, reading = self._wakeup.link, self._wakeup.reading
         log.info("link %s woke on %s", link.name, reading.topic)
         try:
-            request = Request(({"role": "user", "content": self._wakeup.prompt},), link.model, schema=link.answer)
-            final = self._device.runner.generate(request, self._run)
+            final = self._answer()
         except StonechatError as e:
             return self._trouble(e.code, str(e))
         except Exception:
@@ -156,17 +157,28 @@ class ReadingJob(Job):
             return self._trouble("incomplete", incomplete(final))
         return self._deliver(final)
 
+    def _answer(self) -> Final:
+        """The model's, or where everything is decided, what is."""
+        question, decided = self._wakeup.question, self._wakeup.decided
+        if is_decided(self._wakeup.link, decided):
+            return Final(0, json.dumps(decided, ensure_ascii=False), "stop")
+        request = Request(question.messages, self._wakeup.link.model, schema=question.schema)
+        hints = {"head": question.head, "nothing": question.nothing}
+        return self._device.runner.generate(request, self._run, hints=hints)
+
     def expire(self) -> None:
         """There was no answer in time."""
         self._trouble("deadline", f"no answer within deadline_s ({self._wakeup.link.deadline_s:g} s).")
 
     def _deliver(self, final: Final) -> None:
         link, reading = self._wakeup.link, self._wakeup.reading
-        answer: dict[str, Any] = {"text": final.text} if link.answer is None else {"answer": json.loads(final.text)}
+        answer, held_back = answer_fields(link, final.text, final.confidence or {}, final.reason or "")
         value = read_payload(reading.payload, link.parse)
         about = {"link": link.name, "device": self._device.config.device, "topic": reading.topic, "time": _now()}
         payload = dump(answer | {"reading": value} | about)
-        if why := self._device.delivery.deliver(self._wakeup.to, payload):
+        if held_back:
+            self._links.count(link, "unsure")
+        elif why := self._device.delivery.deliver(self._wakeup.to, payload):
             self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
         place = self._links.places.note(link, reading.topic)
         self._device.delivery.deliver(self._device.topics.link(link.name), payload, retain=True)

@@ -191,6 +191,17 @@ class TestLinks:
             TARGET: None,
         }  # fmt: skip
 
+    @pytest.mark.parametrize("said", [{"answer": None, "confidence": {}}, {"answer": None}])
+    def test_an_answer_that_was_held_back_is_unknown(self, said: dict[str, Any]) -> None:
+        components = described(HELD)["components"]
+        assert state(components["link_decide_severity"], said) is None
+        assert state(components["confidence_link_decide"], said) is None
+
+    def test_the_least_confidence_is_shown(self) -> None:
+        said = {"answer": {}, "confidence": {"severity": 0.914, "open": 0.5}}
+        assert state(described(HELD)["components"]["confidence_link_decide"], said) == 50
+        assert "confidence_link_too-hot" not in described(PLAIN)["components"]
+
     def test_names_and_keys_of_entities_do_not_collide(self) -> None:
         """A link may be called as a figure of the device is, and properties may differ in a character that a key
         cannot have."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.fleet import links
-from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, faults, read
+from device_runtime.fleet.link_faults import faults
+from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, read
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.strict_json import MessageError
 from tests.scripted_model import ScriptedModel

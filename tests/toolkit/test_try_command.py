@@ -1,0 +1,98 @@
+"""`stonechat try`: recorded readings through a fleet file's links."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from toolkit.cli import main
+
+FLEET = """\
+schema: 1
+models:
+  tiny: {{bundle: "{bundle}", max_new: 120, threads: 1}}
+devices:
+  north: {{model: tiny, links: [sort, rule]}}
+links:
+  - name: sort
+    from: house/+/note
+    parse: text
+    prompt: "{{{{ value }}}}"
+    examples: [{{reading: The tap drips., answer: {{kind: repair}}}}]
+    answer: {{type: object, properties: {{kind: {{enum: [repair, noise]}}}}, required: [kind]}}
+    unsure: {{below: 1, do: skip}}
+    to: kind
+  - name: rule
+    from: plant/+
+    when: bar > 1
+    prompt: "{{{{ bar }}}}"
+    decide: {{severity: "'alarm' if bar > 3 else 'ok'"}}
+    answer: {{type: object, properties: {{severity: {{enum: [ok, alarm]}}}}, required: [severity]}}
+    to: severity
+"""
+READINGS = """\
+{"topic": "house/7/note", "reading": "The radiator stays cold.", "answer": {"kind": "repair"}}
+house/9/note Loud music again.
+plant/3 {"bar": 3.5}
+plant/3 {"bar": 0.5}
+plant/3 {"psi": 7}
+{"topic": "plant/4", "reading": {"bar": 2}, "answer": {"severity": "alarm"}}
+elsewhere 1
+"""
+
+Try = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def replayed(pi_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Try:
+    def run(*flags: str, readings: str = READINGS) -> tuple[int, str, str]:
+        (tmp_path / "fleet.yaml").write_text(FLEET.format(bundle=pi_bundle))
+        (tmp_path / "readings.txt").write_text(readings)
+        code = main(["try", str(tmp_path / "fleet.yaml"), "--readings", str(tmp_path / "readings.txt"), *flags])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_each_reading_is_answered_and_what_is_known_is_scored(replayed: Try) -> None:
+    code, out, _ = replayed("--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["answered"], found["without_answer"], found["not_woken"], found["held_back"]) == (4, 1, 1, 2)
+    sorted_, loud, alarm, lacking, ok = found["answers"]
+    assert sorted_["answer"] is None and sorted_["held_back"] and 0 < sorted_["confidence"]["kind"] < 1
+    assert "truth" not in loud and alarm["answer"] == {"severity": "alarm"}
+    assert lacking["error"] == "'bar' is undefined; the reading has psi."
+    assert ok["answer"] == {"severity": "ok"} and ok["right"] == {"severity": False}
+    assert found["fields"]["rule.severity"]["right"] == 0 and found["fields"]["rule.severity"]["count"] == 1
+    assert found["reused_tokens"] > 0
+
+
+def test_the_text_names_what_should_have_been(replayed: Try) -> None:
+    _, out, _ = replayed("--link", "rule")
+    assert 'plant/4  rule: {"severity": "ok"}  | severity should be "alarm"' in out
+    assert "rule.severity: 0 of 1 right, 0%" in out and "sort" not in out
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("alone", "readings.txt:2: found 'alone'; expected a JSON object, or a topic, a space and a payload"),
+        ('{"topic": "a"}', "readings.txt:2: found no `reading`"),
+        ('{"reading": 1, "truth": 2}', "readings.txt:2: found 'truth'"),
+        ('{"reading": 1, "time": "now"}', "readings.txt:2: `answer` is an object"),
+        ("{", "readings.txt:2: not JSON"),
+    ],
+)
+def test_lines_that_are_no_readings_are_named(replayed: Try, line: str, fault: str) -> None:
+    code, _, err = replayed(readings=f"plant/3 1\n{line}\n")
+    assert code == 2 and fault in err
+
+
+def test_what_is_not_there_is_named(replayed: Try) -> None:
+    assert "serves no link 'hot'; its links are sort, rule" in replayed("--link", "hot")[2]
+    assert "serves no links" in replayed("--device", "south")[2]
+    assert "holds no readings" in replayed(readings="\n")[2]

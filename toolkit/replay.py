@@ -1,0 +1,193 @@
+"""Recorded readings through a fleet file's links, without a broker: what would be answered, and how often right."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.errors import ConfigurationError, IncompleteError, LinkError
+from device_runtime.fleet.file import Fleet
+from device_runtime.fleet.links import Link, Wakeup, Windows, read
+from device_runtime.fleet.questions import answer_fields, is_decided
+from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.mqtt.topics import matches
+
+__all__ = ["Recorded", "Replay", "Replayed", "read_recorded"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A reading, and what is right for it as far as that is known."""
+
+    topic: str | None  # None: of whichever link there is
+    payload: bytes
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a link made of a reading."""
+
+    link: str
+    topic: str
+    said: Mapping[str, Any]  # as the link would publish it; `error` where there is no answer
+    truth: Mapping[str, Any]
+    held_back: bool = False  # it would not go to the link's topic
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+
+    @property
+    def right(self) -> dict[str, bool]:
+        """By field whose truth is known."""
+        answer = self.said.get("answer")
+        found = answer if isinstance(answer, Mapping) else {}
+        return {name: found.get(name) == value for name, value in self.truth.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        truth = {"truth": dict(self.truth), "right": self.right} if self.truth else {}
+        held = {"held_back": True} if self.held_back else {}
+        return {"link": self.link, "topic": self.topic, **self.said, **held, **truth, "seconds": round(self.seconds, 3)}
+
+
+def read_recorded(path: Path) -> list[Recorded]:
+    """Read a file of readings, a line each: `{"topic": …, "reading": …, "answer": {…}}`, or `topic payload` as
+    `mosquitto_sub -v` prints it.
+
+    Raises:
+        ConfigurationError: it cannot be read, or names the first lines that are neither.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    found, faults = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_recorded(line))
+        except ValueError as error:
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        more = f"\n… and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise ConfigurationError("\n".join(faults[:10]) + more)
+    if not found:
+        raise ConfigurationError(f'{path} holds no readings; a line is {{"topic": "plant/3", "reading": {{…}}}}.')
+    return found
+
+
+def _recorded(line: str) -> Recorded:
+    if not line.startswith("{"):
+        topic, _, payload = line.partition(" ")
+        if not payload:
+            raise ValueError(f"found {line[:60]!r}; expected a JSON object, or a topic, a space and a payload")
+        return Recorded(topic, payload.encode())
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    known = {"topic", "reading", "answer", "time"}
+    if "reading" not in row or set(row) - known:
+        wrong = ", ".join(map(repr, sorted(set(row) - known))) or "no `reading`"
+        raise ValueError(f"found {wrong[:80]}; expected `reading`, and maybe `topic`, `answer` and `time`")
+    truth, topic, time_s = row.get("answer") or {}, row.get("topic"), row.get("time")
+    if (
+        not isinstance(truth, Mapping)
+        or not isinstance(topic, str | None)
+        or not isinstance(time_s, int | float | None)
+    ):
+        raise ValueError("`answer` is an object, `topic` a text and `time` a number of seconds")
+    return Recorded(topic, json.dumps(row["reading"], ensure_ascii=False).encode(), truth, time_s)
+
+
+class Replay:
+    """The links of one device, with its models opened."""
+
+    def __init__(self, fleet: Fleet, device: str, *, only: str | None = None, threads: int | None = None) -> None:
+        """Open what is needed.
+
+        Args:
+            only: one link's name; None takes all that the device serves.
+
+        Raises:
+            ConfigurationError: there is no such device or link.
+            StonechatError: a bundle cannot be opened.
+        """
+        served = fleet.devices[device].links if device in fleet.devices else ()
+        links = [link for link in fleet.links if link.name in served and only in (None, link.name)]
+        if not links:
+            raise ConfigurationError(
+                f"{fleet.path}: the device {device!r} serves "
+                + (f"no link {only!r}" if only else "no links")
+                + f"; its links are {', '.join(served) or 'none'}."
+            )
+        self._now_s = 0.0
+        self.links = [Windows(link, clock=lambda: self._now_s) for link in links]
+        entries = fleet.models_of(device)
+        self._default = next(iter(entries))
+        self._limits = {name: entry.max_new for name, entry in entries.items()}
+        self._systems = {name: entry.system for name, entry in entries.items()}
+        self._models: dict[str, LanguageModel] = {}
+        for link in links:
+            name = link.model or self._default
+            if name not in self._models:
+                entry = entries[name]
+                self._models[name] = LanguageModel.open(entry.bundle, threads=threads or entry.threads)
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for model in self._models.values():
+            model.close()
+
+    def run(self, readings: Sequence[Recorded]) -> Iterator[Replayed | None]:
+        """What comes of each reading, for each link that it concerns; None where it does not wake one."""
+        for number, recorded in enumerate(readings):
+            self._now_s = float(number) if recorded.time_s is None else recorded.time_s
+            for windows in self.links:
+                topic = recorded.topic or windows.link.source.replace("+", "example").replace("#", "example")
+                if matches(windows.link.source, topic):
+                    yield self._one(windows, topic, recorded)
+
+    def _one(self, windows: Windows, topic: str, recorded: Recorded) -> Replayed | None:
+        link = windows.link
+        try:
+            wakeup = windows.consider(read(topic, recorded.payload, self._now_s, link.parse))
+        except (LinkError, MessageError) as error:
+            return Replayed(link.name, topic, {"error": str(error)}, recorded.truth)
+        return None if wakeup is None else self._ask(link, topic, wakeup, recorded.truth)
+
+    def _ask(self, link: Link, topic: str, wakeup: Wakeup, truth: Mapping[str, Any]) -> Replayed:
+        started_s = time.perf_counter()
+        if is_decided(link, wakeup.decided):
+            fields, held_back = answer_fields(link, json.dumps(wakeup.decided), {}, "")
+            return Replayed(link.name, topic, fields, truth, held_back)
+        name, question = link.model or self._default, wakeup.question
+        messages, system = list(question.messages), self._systems[name]
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+        generation = self._models[name].generate(
+            messages, max_new=self._limits[name], schema=question.schema, head=question.head, nothing=question.nothing
+        )
+        try:
+            text = "".join(generation)
+        except IncompleteError as error:
+            return Replayed(link.name, topic, {"error": str(error)}, truth)
+        result = generation.result
+        confidence = {field: round(share, 4) for field, share in (result.confidence or {}).items()}
+        fields, held_back = answer_fields(link, text, confidence, "; ".join(result.unfamiliar))
+        return Replayed(
+            link.name, topic, fields, truth, held_back, time.perf_counter() - started_s, result.prompt_tokens,
+            result.cached_tokens,
+        )  # fmt: skip
