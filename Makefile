@@ -11,6 +11,7 @@ PYTHON := $(VENV)/bin/python
 VENV214 := .venv-tflite214
 BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
+MINILM := build/all-MiniLM-L6-v2
 
 .PHONY: demo test test-slow test-all lint format package peers fuzz setup setup-tests setup-emulation model clean
 
@@ -19,6 +20,9 @@ setup:
 
 $(CHECKPOINT): | setup
 	@mkdir -p $(@D) && $(VENV)/bin/stonechat get smollm2-135m -o $@
+
+$(MINILM)/config.json: | setup
+	@mkdir -p $(dir $(@D)) && $(VENV)/bin/stonechat get all-minilm-l6-v2 -o $(@D)
 
 $(BUNDLE)/manifest.json: $(CHECKPOINT) | setup
 	@echo "converting $(CHECKPOINT) for 64-bit Linux boards" >&2
@@ -48,8 +52,8 @@ setup-emulation:
 	@scripts/setup_debian.sh gcc-arm-none-eabi libnewlib-arm-none-eabi gcc-riscv64-unknown-elf \
 		picolibc-riscv64-unknown-elf qemu-system-arm qemu-system-misc
 
-test-slow: setup-tests setup-emulation $(CHECKPOINT)
-	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+test-slow: setup-tests setup-emulation $(CHECKPOINT) $(MINILM)/config.json
+	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_MINILM=$(CURDIR)/$(MINILM) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
 
 test-all: test test-slow
 

@@ -147,7 +147,25 @@ def models() -> str:
         "`stonechat families` prints the same. Mixtures of experts, models that see pictures or listen, and what else is "
         "not in the table are refused by name.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_encoder_families()]) + "\n"
+
+
+def _encoder_families() -> list[str]:
+    from converters.encoders.families import ENCODER_FAMILIES
+
+    lines = [
+        "", "## Encoders and translators", "",
+        "From Hugging Face folders, for the profile `pi` ([vectors, labels, translations](../guides/encoders.md)).", "",
+        "| family | models | `model_type` | task: classes in config.json |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, family in ENCODER_FAMILIES.items():
+        kinds = ", ".join(f"`{kind}`" for kind in family.model_types)
+        tasks = {
+            task: [c for c, t in family.classes.items() if t == task] for task in sorted(set(family.classes.values()))
+        }
+        classes = "; ".join(f"{task}: {', '.join(f'`{c}`' for c in found)}" for task, found in tasks.items())
+        lines.append(f"| {name} | {family.models} | {kinds} | {classes} |")
+    return lines
 
 
 def fleet_fields(page: str) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from device_runtime.bundle.trust import TrustStore as TrustStore
     from device_runtime.client.remote import RemoteAnswer as RemoteAnswer
     from device_runtime.client.remote import RemoteModel as RemoteModel
+    from device_runtime.engine.encoder.encoder_model import Classification as Classification
+    from device_runtime.engine.encoder.encoder_model import EncoderModel as EncoderModel
+    from device_runtime.engine.encoder.translator import Translator as Translator
     from device_runtime.engine.language_model import Completion as Completion
     from device_runtime.engine.language_model import Generation as Generation
     from device_runtime.engine.language_model import LanguageModel as LanguageModel
@@ -44,6 +47,8 @@ _HOMES = {
     "device_runtime.bundle.folder": ("Bundle",),
     "device_runtime.bundle.trust": ("TrustStore",),
     "device_runtime.client.remote": ("RemoteAnswer", "RemoteModel"),
+    "device_runtime.engine.encoder.encoder_model": ("Classification", "EncoderModel"),
+    "device_runtime.engine.encoder.translator": ("Translator",),
     "device_runtime.engine.language_model": ("Completion", "Generation", "LanguageModel"),
     "device_runtime.engine.sampler": ("Sampling",),
     "device_runtime.engine.text.segments": ("Markup",),

@@ -167,10 +167,11 @@ def test_the_public_names_are_these() -> None:
     import stonechat
 
     assert stonechat.__all__ == [
-        "BackendError", "BackendMissingError", "BrokerAddress", "Bundle", "BundleError", "Certificates", "Completion",
-        "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "Final", "Generation", "IncompleteError",
-        "LanguageModel", "Markup", "RemoteAnswer", "RemoteModel", "Sampling", "SchemaError", "SignatureError",
-        "StonechatError", "TrustStore", "UnavailableError", "UnreachableError", "__version__",
+        "BackendError", "BackendMissingError", "BrokerAddress", "Bundle", "BundleError", "Certificates",
+        "Classification", "Completion", "ConfigurationError", "ContextOverflowError", "DoesNotFitError", "EncoderModel",
+        "Final", "Generation", "IncompleteError", "LanguageModel", "Markup", "RemoteAnswer", "RemoteModel", "Sampling",
+        "SchemaError", "SignatureError", "StonechatError", "Translator", "TrustStore", "UnavailableError",
+        "UnreachableError", "__version__",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="it has BackendError"):
         stonechat.Langauge_model  # noqa: B018

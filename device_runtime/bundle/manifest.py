@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from device_runtime.errors import BundleError
+from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.records import typed_json
 
 __all__ = [
@@ -23,11 +23,13 @@ __all__ = [
     "PREFIX",
     "ActivationPeak",
     "Arena",
+    "EncoderInfo",
     "FileEntry",
     "GraphCounts",
     "GraphShape",
     "Manifest",
     "TokenizerInfo",
+    "TranslatorInfo",
     "Trial",
     "utc_time",
 ]
@@ -38,6 +40,12 @@ MODEL = "model.tflite"
 PREFIX = "prefix.npz"
 IMAGE = "model.image"  # of a micro graph, for the C engine
 MAX_MANIFEST_BYTES = 2**20
+_COMMANDS = {  # task -> the command that asks such a bundle, and what it does
+    "generate": ("run BUNDLE PROMPT", "it writes text"),
+    "embed": ("embed BUNDLE TEXT", "it turns texts into vectors and writes nothing"),
+    "classify": ("classify BUNDLE TEXT", "it chooses labels and writes nothing"),
+    "translate": ("translate BUNDLE TEXT", "it translates texts"),
+}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -136,13 +144,34 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class EncoderInfo:
+    """How a text goes into an encoder or a translator, and what comes out."""
+
+    start_ids: tuple[int, ...]  # before every text: [CLS]
+    end_ids: tuple[int, ...]  # after it: [SEP], </s>
+    pad_id: int  # after that, up to a signature's length; what it is changes nothing
+    values: int  # of the result: an embedding's, or the logits of all labels
+    prompts: dict[str, str]  # what goes before a text, by what the text is for: {"query": "query: "}
+    default_prompt: str | None = None  # the name of the one that goes before every text
+
+
+@dataclass(frozen=True)
+class TranslatorInfo:
+    """How a translation is written."""
+
+    start_id: int  # the first token, which is no part of the answer
+    end_ids: tuple[int, ...]  # any of these ends it
+    banned_ids: tuple[int, ...]  # never chosen
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
 
     format: int
     name: str
     version: str
-    task: Literal["generate"]  # what goes in and comes out: text in, text out
+    task: Literal["generate", "embed", "classify", "translate"]  # what comes out: text, a vector, labels, text
     architecture: str  # the model family
     weight_bits: int  # of one weight of a matmul; 8: int8, a scale for each row
     profile: Literal["pi", "micro"]
@@ -163,6 +192,8 @@ class Manifest:
     issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
     expires: str | None = None  # until when a device may install it. ISO date-time, UTC
     trial: Trial | None = None  # the golden prompt
+    encoder: EncoderInfo | None = None  # of every task but `generate`
+    translator: TranslatorInfo | None = None  # of the task `translate`
     purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py
 
     def to_json(self) -> str:
@@ -194,10 +225,25 @@ class Manifest:
         manifest._check()
         return manifest
 
+    def require_task(self, *tasks: str) -> None:
+        """Raise a `ConfigurationError` that names the command for this bundle, if its task is none of these."""
+        if self.task not in tasks:
+            command, what = _COMMANDS[self.task]
+            raise ConfigurationError(
+                f"{self.name} is a bundle of the task {self.task}: {what}. "
+                f"Use `stonechat {command}`, or a bundle of the task {' or '.join(tasks)} here."
+            )
+
     def _check(self) -> None:
         needed = {MODEL, self.tokenizer.file, *([PREFIX] if self.prefix_tokens else [])}
         if missing := needed - self.files.keys():
             raise BundleError(f"{MANIFEST} does not list {min(missing)}; convert the checkpoint again.")
+        parts = {"encoder": self.task != "generate", "translator": self.task == "translate"}
+        parts["purpose"] = self.task == "classify" or (self.task == "generate" and self.purpose is not None)
+        for part, wanted in parts.items():
+            if (getattr(self, part) is not None) != wanted:
+                has = "lacks" if wanted else "has"
+                raise BundleError(f"{MANIFEST} {has} {part} for the task {self.task}; convert the checkpoint again.")
         for name in self.files:
             if not _FILE_NAME.fullmatch(name):
                 raise BundleError(f"{MANIFEST} names a file outside of the bundle: {name!r}. Do not use this bundle.")

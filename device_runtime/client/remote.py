@@ -99,6 +99,10 @@ class RemoteModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        prompt_name: str | None = None,
+        to: str | None = None,
+        truncate: bool = False,
         stream: bool = True,
         timeout_s: float = 60.0,
         on_wait: Callable[[str], None] = lambda text: None,
@@ -109,6 +113,11 @@ class RemoteModel:
             prompt: a user's message, or chat messages.
             model: its name in the fleet file; None is the device's first.
             schema: a JSON schema that the answer fits; `stop` does not go with it.
+            task: what the model has to be for: generate, embed, classify or translate; None takes any. The vector of
+                an encoder is `final.embedding`, a classifier's probabilities are `final.probabilities`.
+            prompt_name: of an encoder, what the text is for.
+            to: of a translator, the language.
+            truncate: of these, cut off what is too long.
             stream: receive pieces as they come; else the whole answer is one piece.
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
             on_wait: gets a sentence each time that a pool has to be asked again: what is waited for.
@@ -122,6 +131,7 @@ class RemoteModel:
             "prompt" if isinstance(prompt, str) else "messages": prompt if isinstance(prompt, str) else list(prompt),
             "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "task": task, "prompt_name": prompt_name, "to": to, "truncate": truncate,
             "deadline_ms": max(1, round(timeout_s * 1000)),
         }  # fmt: skip
         try:

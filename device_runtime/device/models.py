@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_runtime.bundle.admission import warn_if_expired
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.device.watchdog import ServiceManager
-from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.opening import open_model, schema_check
 from device_runtime.engine.states.store import default_keep_bytes
-from device_runtime.engine.structured import SchemaCompiler
 from device_runtime.fleet.file import Fleet, ModelEntry
 from device_runtime.update.slots import is_slot_folder, read_state
 from device_runtime.update.trial import ready_bundle
+
+if TYPE_CHECKING:
+    from device_runtime.engine.opening import OpenedModel
 
 __all__ = ["DeviceModels"]
 
@@ -55,7 +57,7 @@ class DeviceModels:
 
         def check(bundle: Bundle) -> None:
             if self.fleet is not None:
-                self.fleet.check_model(self.device, name, bundle.manifest, SchemaCompiler(bundle).check)
+                self.fleet.check_model(self.device, name, bundle.manifest, schema_check(bundle))
 
         entry = self.entries[name]
         path = Path(entry.bundle)
@@ -64,14 +66,14 @@ class DeviceModels:
             manager.status(f"trying the new bundle of {name}")
         return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
 
-    def open(self, name: str, manager: ServiceManager) -> LanguageModel:
+    def open(self, name: str, manager: ServiceManager) -> OpenedModel:
         """Open a model in this process, after the trial that is due.
 
         Raises:
             StonechatError: it cannot be opened, or contradicts the fleet file.
         """
         entry = self.entries[name]
-        opened = LanguageModel.open(
+        opened = open_model(
             self.ready(name, manager), threads=entry.threads, trust=self.may_run, keep_bytes=self._share(entry)
         )
         try:

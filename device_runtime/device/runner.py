@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
 
 _NO_HINTS: Mapping[str, str] = {}
+# what a request may have beyond a prompt, and the tasks that it is for
+_TASKS_OF = {"prompt_name": ("embed",), "to": ("translate",), "truncate": ("embed", "classify", "translate")}
 FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
 
 
@@ -60,6 +62,7 @@ class Model(Protocol):
         schema: Mapping[str, Any] | None = None,
         head: str | None = None,
         nothing: str | None = ...,
+        **options: Any,
     ) -> Answer: ...
 
     def close(self) -> None: ...
@@ -119,6 +122,8 @@ class CancellableRun:
             confidence={name: round(share, 4) for name, share in r.confidence.items()} if r.confidence else None,
             unfamiliar=True if r.unfamiliar else None,
             reason="; ".join(r.unfamiliar) or None,
+            embedding=r.embedding,
+            probabilities=r.probabilities,
         )  # fmt: skip
 
 
@@ -180,6 +185,13 @@ class ModelRunner:
             name: f"{found.name} {found.version}" for name, found in manifests.items() if isinstance(found, Manifest)
         }
 
+    @property
+    def tasks(self) -> dict[str, str]:
+        """By model: its task, where that is not to write text."""
+        manifests = {name: getattr(model, "manifest", None) for name, model in list(self._models.items())}
+        found = {name: manifest.task for name, manifest in manifests.items() if isinstance(manifest, Manifest)}
+        return {name: task for name, task in found.items() if task != "generate"}
+
     def open(self) -> None:
         """Open every model."""
         for name in self._settings:
@@ -239,6 +251,7 @@ class ModelRunner:
         from device_runtime.engine.sampler import Sampling  # numpy, which a client of these modules may not need
 
         name = request.model or next(iter(self._settings))
+        options = _options(request, self._models[name])
         settings, messages = self._settings[name], request.messages
         if request.examples:
             shown = [turn for example in request.examples for turn in example_turns(example.prompt, example.answer)]
@@ -252,4 +265,26 @@ class ModelRunner:
             stop=request.stop,
             schema=request.schema,
             **hints,  # type: ignore[arg-type]
+            **options,
         )
+
+
+def _options(request: Request, model: Model) -> dict[str, Any]:
+    """What a request asks of one task alone.
+
+    Raises:
+        ConfigurationError: the model has another task.
+    """
+    manifest = getattr(model, "manifest", None)
+    task = manifest.task if isinstance(manifest, Manifest) else "generate"
+    if request.task not in (None, task):
+        raise ConfigurationError(
+            f"the request's task is {request.task}, and this model's is {task}; ask another model."
+        )
+    given = {name: getattr(request, name) for name in _TASKS_OF if getattr(request, name)}
+    for name in given:
+        if task not in _TASKS_OF[name]:
+            raise ConfigurationError(
+                f"{name} belongs to {' and '.join(_TASKS_OF[name])}, and this model's task is {task}; leave it out."
+            )
+    return given

@@ -271,6 +271,7 @@ class Service:
             models=names,
             pool=self.config.pool,
             bundles=self._bundles or None,
+            tasks=self._device.runner.tasks or None,
             **hardware,
         )
         self._client.publish(self._device.topics.info, info.to_json(), qos=1, retain=True)

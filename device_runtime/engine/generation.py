@@ -32,6 +32,8 @@ class Completion:
     tokens_per_s: float  # decode rate after the first token; 0 when there was only one
     confidence: Mapping[str, float] | None = None  # of a typed answer, by field; texts have none
     unfamiliar: tuple[str, ...] = ()  # why the input is unlike those that the model was trained for
+    embedding: tuple[float, ...] | None = None  # of a bundle of the task embed
+    probabilities: Mapping[str, Mapping[str, float]] | None = None  # of the task classify: by field, of each value
 
 
 class Stopwatch:

@@ -97,6 +97,7 @@ class LanguageModel:
             BackendError: no installed runtime can run it.
         """
         bundle = open_bundle(path, verify=verify, trust=trust)
+        bundle.manifest.require_task("generate")
         # The tokenizer first: reading it takes and frees memory that the graph can then have.
         tokenizer = tokenizer_of(bundle)
         graph = open_backend(bundle, backend, threads)

@@ -198,7 +198,10 @@ class Fleet:
         entry = self._entry(device)
         model, faults = self.models[name], []
         instruction = manifest.instruction
-        if manifest.chat_template is None:
+        if manifest.task != "generate":
+            if model.system is not None:
+                faults.append(f"the model {name!r} has a system message, and its bundle's task is {manifest.task}.")
+        elif manifest.chat_template is None:
             faults.append(
                 f"the bundle of the model {name!r} has no chat template, and a device is asked in messages; "
                 "take an instruction-tuned checkpoint."
@@ -220,6 +223,11 @@ class Fleet:
         served = set(entry.links)
         for link in self.links:
             answers = name == (link.model or entry.models[0])
+            if link.name in served and answers and link.answer is None and manifest.task == "embed":
+                faults.append(
+                    f"link {link.name!r} asks the model {name!r}, whose bundle gives vectors: those answer requests "
+                    "alone; take a bundle of another task."
+                )
             if link.name in served and answers and link.answer is not None:
                 try:
                     check_schema(link.answer, model.max_new)

@@ -45,6 +45,7 @@ MAX_EXAMPLES = 64
 MAX_CORRELATION_BYTES = 256
 
 Finish = Literal[EngineFinish, "deadline"]
+Task = Literal["generate", "embed", "classify", "translate"]
 Count = Annotated[int, COUNT]
 Number = Annotated[float, Range()]
 Text = Annotated[str, Length(MAX_PAYLOAD_BYTES)]
@@ -179,6 +180,12 @@ class Request:
         Length(MAX_EXAMPLES),
         'shown to the model before the last message: a list of `{"prompt","answer"}`',
     ] = ()
+    task: Annotated[
+        Task | None, "`generate`, `embed`, `classify` or `translate`: an error where the model has another"
+    ] = None
+    prompt_name: Annotated[str | None, Length(64), "of `embed`: what the text is for, such as `query` (E5)"] = None
+    to: Annotated[str | None, Length(64), "of `translate`: the language, where the model writes several"] = None
+    truncate: Annotated[bool, "of all but `generate`: cut off what is too long instead of refusing it"] = False
     stream: Annotated[bool, "send pieces before the final answer"] = False
     deadline_ms: Annotated[int | None, Range(1, 2**31 - 1), "from arrival; what is ready by then is the answer"] = None
     accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
@@ -281,6 +288,12 @@ class Final(_Reply):
     ] = None
     unfamiliar: Annotated[bool | None, "the input is unlike those that the model was trained for"] = None
     reason: Annotated[str | None, "why it is unfamiliar, or why the answer is `null`"] = None
+    embedding: Annotated[
+        tuple[Annotated[float, Rounded(6)], ...] | None, Length(8192), "of `embed`: the vector; `text` is empty"
+    ] = None
+    probabilities: Annotated[
+        Mapping[str, Mapping[str, float]] | None, "of `classify`: of every value, by the answer's field"
+    ] = None
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
     done: Annotated[Literal[True], "what makes it the final answer"] = field(default=True, init=False)
 
@@ -361,6 +374,9 @@ class Info:
     firmware: Annotated[str | None, "its version, on a microcontroller"] = None
     pool: Annotated[str | None, "the pool whose requests it shares"] = None
     bundles: Annotated[Mapping[str, str] | None, "by model: name and version of the bundle that answers"] = None
+    tasks: Annotated[
+        Mapping[str, str] | None, "of the models with another task than `generate`: `embed`, `classify`, `translate`"
+    ] = None
 
     def to_json(self) -> bytes:
         """The payload."""

@@ -77,7 +77,7 @@ class Answerer:
         self._backend = open_backend(bundle, backend, threads)
         self._prefix = len(manifest.prefix_tokens)
         self._general = LanguageModel(bundle, self._backend, self._tokenizer) if purpose.kind == "none" else None
-        self._heads = Heads(purpose.fields, self._tokenizer) if purpose.kind == "classify" else None
+        self._heads = Heads.in_vocabulary(purpose.fields, self._tokenizer) if purpose.kind == "classify" else None
 
     @classmethod
     def open(

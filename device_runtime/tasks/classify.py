@@ -28,31 +28,55 @@ def head_label(name: str, value: Any) -> str:
 class Heads:
     """The heads of one bundle."""
 
-    def __init__(self, fields: Mapping[str, Sequence[Any] | None], tokenizer: Tokenizer) -> None:
-        """Find the tokens of every value.
+    def __init__(self, fields: Mapping[str, Sequence[Any] | None], places: Mapping[str, Sequence[int]]) -> None:
+        """Prepare.
+
+        Args:
+            fields: of the answer, each with its values.
+            places: where the logits of each field's values are.
+        """
+        self.fields: Mapping[str, Sequence[Any]] = {name: list(values or []) for name, values in fields.items()}
+        self._places = {name: list(places[name]) for name in self.fields}
+
+    @classmethod
+    def in_vocabulary(cls, fields: Mapping[str, Sequence[Any] | None], tokenizer: Tokenizer) -> Heads:
+        """Heads that are rows of the output matrix: each value has a token.
 
         Raises:
             BundleError: the vocabulary lacks one.
         """
-        self._fields = {name: list(values or []) for name, values in fields.items()}
-        self._tokens: dict[str, list[int]] = {}
-        for name, values in self._fields.items():
-            tokens = [tokenizer.encode(head_label(name, value)) for value in values]
+        places = {}
+        for name, values in fields.items():
+            tokens = [tokenizer.encode(head_label(name, value)) for value in values or []]
             if any(len(found) != 1 for found in tokens):
                 raise BundleError(f"The bundle's vocabulary has no tokens for the values of {name!r}; train it again.")
-            self._tokens[name] = [found[0] for found in tokens]
+            places[name] = [found[0] for found in tokens]
+        return cls(fields, places)
+
+    @classmethod
+    def in_order(cls, fields: Mapping[str, Sequence[Any] | None], count: int) -> Heads:
+        """Heads of a network that gives the logits of all values, field by field, and nothing else.
+
+        Raises:
+            BundleError: it gives another number of them.
+        """
+        sizes = [len(values or []) for values in fields.values()]
+        if sum(sizes) != count or 0 in sizes:
+            raise BundleError(f"The bundle's graph gives {count} logits, and its answer has {sum(sizes)} values.")
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return cls(fields, {name: range(a, a + n) for name, a, n in zip(fields, starts, sizes, strict=True)})
 
     def decide(self, logits: Logits) -> tuple[dict[str, Any], dict[str, list[Choice]]]:
         """The answer, and the choice of each field.
 
         Args:
-            logits: (vocabulary,), after the prompt.
+            logits: of the vocabulary after the prompt, or of all values.
         """
         answer, choices = {}, {}
-        for name, tokens in self._tokens.items():
-            of_values = np.asarray(logits[tokens], np.float32)
+        for name, places in self._places.items():
+            of_values = np.asarray(logits[places], np.float32)
             best = int(np.argmax(of_values))
-            answer[name] = self._fields[name][best]
+            answer[name] = self.fields[name][best]
             choices[name] = [Choice(of_values, best)]
         return answer, choices
 

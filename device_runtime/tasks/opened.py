@@ -29,7 +29,7 @@ class OpenedTask:
         if purpose is None:
             raise BundleError(f"{manifest.name} was trained for no task.")
         self._purpose, self._tokenizer = purpose, tokenizer
-        self._heads = Heads(purpose.fields, tokenizer) if purpose.kind == "classify" else None
+        self._heads = Heads.in_vocabulary(purpose.fields, tokenizer) if purpose.kind == "classify" else None
 
     @property
     def schema(self) -> Mapping[str, Any]:

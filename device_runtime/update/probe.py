@@ -13,9 +13,15 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.encoder.encoder_model import EncoderModel
+from device_runtime.engine.encoder.translator import Translator
+from device_runtime.engine.opening import open_model
 from device_runtime.machine.machine import peak_rss_mb
+
+if TYPE_CHECKING:
+    from device_runtime.engine.opening import OpenedModel
 
 __all__ = ["Measured", "measure"]
 
@@ -41,21 +47,33 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     Raises:
         StonechatError: it does not open or does not answer.
     """
-    with LanguageModel.open(path, threads=threads, verify=True) as model:
+    with open_model(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial
         prompt = golden.prompt if golden else _DEFAULT_PROMPT
         plain = model.manifest.chat_template is None
         answer = model.generate(
             prompt if plain else [{"role": "user", "content": prompt}],
             max_new=golden.max_new if golden else _DEFAULT_MAX_NEW,
+            **_language_of(model),
         )
         text = "".join(answer)
         rate = _tokens_per_s(model)
     return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb())
 
 
-def _tokens_per_s(model: LanguageModel) -> float:
-    """The rate of decoding; a step costs the same whatever it says."""
+def _language_of(model: OpenedModel) -> dict[str, Any]:
+    """Of a translator that writes several languages, any one."""
+    languages = model.vocabulary.languages if isinstance(model, Translator) else ()
+    return {"to": languages[0][2:-2]} if len(languages) > 1 else {}
+
+
+def _tokens_per_s(model: OpenedModel) -> float:
+    """The rate of decoding, or of reading where nothing is written; a step costs the same whatever it says."""
+    if isinstance(model, EncoderModel):
+        done = model.measure(model.manifest.context)
+        return done.prompt_tokens / (done.ttft_ms / 1e3)
+    if isinstance(model, Translator):
+        return model.measure(_STEPS, _STEPS).tokens_per_s
     room = model.manifest.context - len(model.manifest.prefix_tokens)
     return model.measure([model.manifest.graph.vocabulary // 2], max(2, min(_STEPS + 1, room))).tokens_per_s
 

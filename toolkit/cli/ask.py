@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="which of its models, as the fleet file calls it")
     parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
     parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
+    parser.add_argument("--to", metavar="LANGUAGE", help="of a translator that writes several languages")
+    parser.add_argument("--prompt-name", metavar="NAME", help="of a sentence encoder: what the text is for (query)")
+    parser.add_argument("--truncate", action="store_true", help="of these two: cut off what is too long")
     parser.add_argument("--max-new", metavar="N", type=int, help="at most N tokens")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
@@ -46,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
         max_new=args.max_new,
         seed=args.seed,
         schema=read_schema(args.schema) if args.schema else None,
+        prompt_name=args.prompt_name,
+        to=args.to,
+        truncate=args.truncate,
         stream=not args.json,
         timeout_s=args.timeout,
         on_wait=say,
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"device": answer.device, **final.to_fields()})
     else:
-        print()
+        print("" if final.embedding is None else list(final.embedding))
         if final.finish == "deadline":
             say(f"cut after --timeout {args.timeout:g} s; a longer one gets more.")
     return 1 if final.finish == "deadline" else 0

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     manifest = open_bundle(args.bundle).manifest
     needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
+    if manifest.encoder is not None:  # the text and its translation have a cache each
+        needed = max(args.prompt_tokens, args.new_tokens if manifest.task == "translate" else 0)
     if needed > manifest.context:
         raise ContextOverflowError(
             f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}.",
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     lines = [
         (label, *(f"{figures[figure][what]:.1f}" for what in ("median", "min", "max")), unit)
         for figure, (label, unit) in FIGURES.items()
+        if not (figure == "decode_tokens_per_s" and manifest.task in ("embed", "classify"))  # nothing is written
     ]
     lines.append(("bytes per token", f"{bytes_per_token / 1e6:.1f}", "", "", "MB (weights and cache of one step)"))
     return show(

@@ -110,7 +110,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
     """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
     from device_runtime.bundle.folder import Bundle
     from device_runtime.bundle.manifest import MANIFEST
-    from device_runtime.engine.structured import SchemaCompiler
+    from device_runtime.engine.opening import schema_check
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
     from device_runtime.update.slots import resolve
@@ -125,7 +125,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
                     elsewhere[name] = str(path)
                     continue
                 bundle = Bundle.open(path)
-                plan.check_model(device, name, bundle.manifest, SchemaCompiler(bundle).check)
+                plan.check_model(device, name, bundle.manifest, schema_check(bundle))
                 warnings += _warnings(plan, device, name, bundle.manifest)
         except ConfigurationError as error:
             faults.append(str(error))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
 from toolkit.quality_text import quality_rows, quality_warning
 
 __all__ = ["HELP", "add_arguments", "run"]
+
+if TYPE_CHECKING:
+    from boards import Board
+    from converters.encoders.checkpoint import EncoderCheckpoint
 
 HELP = "convert a GGUF file or a Hugging Face folder to a bundle"
 
@@ -66,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise require_extra("convert", error) from None
 
+    if args.checkpoint.is_dir():
+        from converters.encoders.checkpoint import open_encoder
+
+        if (encoder := open_encoder(args.checkpoint)) is not None:
+            return _convert_encoder(args, encoder, board)
     text = read_text(args.calibrate) if args.calibrate else None
     instruction = read_text(args.prefix_file).strip() if args.prefix_file else args.prefix
     started_s = time.monotonic()
@@ -113,3 +123,39 @@ def run(args: argparse.Namespace) -> int:
     form = f"profile {profile}, {weights}, context {manifest.context}, {size_bytes / 1e6:.1f} MB"
     first = f"{args.output}: {manifest.name}, {form}"
     return show(args, result, [first, *rows(quality_rows(manifest.quality))])
+
+
+def _convert_encoder(args: argparse.Namespace, checkpoint: EncoderCheckpoint, board: Board | None) -> int:
+    """A sentence encoder, a classifier or a translator."""
+    import time
+
+    from converters.encoders.convert import EncoderOptions, convert_encoder, require_pi, subject_of_encoder
+    from device_runtime.errors import ConfigurationError
+    from toolkit.progress import ProgressBar
+
+    given = {"--calibrate": args.calibrate, "--prefix": args.prefix, "--prefix-file": args.prefix_file}
+    if useless := [flag for flag, value in given.items() if value is not None]:
+        raise ConfigurationError(
+            f"{useless[0]} is for models that write text; {checkpoint.name} has the task {checkpoint.task}. "
+            "Leave it out."
+        )
+    require_pi(checkpoint, args.profile or (board.profile if board else "pi"))
+    if board is not None:
+        from boards.fit import Subject, require_fit
+
+        require_fit(board, subject_of_encoder(checkpoint, args.context))
+    for note in checkpoint.notes:
+        say(f"stonechat: {checkpoint.name}: {note}")
+    started_s = time.monotonic()
+    with ProgressBar() as bar:
+        bundle = convert_encoder(checkpoint, args.output, EncoderOptions(args.context, fast=args.fast), bar.update)
+    manifest = bundle.manifest
+    if board is not None:
+        require_fit(board, Subject.of_manifest(manifest))
+    size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
+    result = {
+        "bundle": str(args.output), "task": manifest.task, "profile": manifest.profile, "context": manifest.context,
+        "size_bytes": size_bytes, "quality": manifest.quality, "seconds": round(time.monotonic() - started_s, 1),
+    }  # fmt: skip
+    what = f"task {manifest.task}, texts of up to {manifest.context} tokens, {size_bytes / 1e6:.1f} MB"
+    return show(args, result, [f"{args.output}: {manifest.name}, {what}", *rows(quality_rows(manifest.quality))])

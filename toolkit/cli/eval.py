@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
     parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
     parser.add_argument(
+        "--sentences", metavar="N", type=whole_number(1), help="of an encoder or a translator: how many (default: 200)"
+    )
+    parser.add_argument(
         "--backend", metavar="NAME", help="compiled, litert, tflite-runtime, native, tflm (default: by profile)"
     )
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the error of each layer (with --against)")
@@ -63,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = open_bundle(args.bundle)
     manifest = bundle.manifest
+    if manifest.task != "generate":
+        from toolkit.encoder_eval import run_encoder
+
+        return run_encoder(args, bundle)
     if args.plot is not None:
         if args.against is None:
             raise ConfigurationError("--plot shows the distance from the float network; name that with --against.")

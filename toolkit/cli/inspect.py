@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json
 from toolkit.cli.output import rows
 from toolkit.quality_text import quality_rows
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -41,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         ("tokenizer", f"{tokenizer.file}, ends at {', '.join(map(str, tokenizer.eos_ids)) or 'no token'}"),
         ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
     ]
+    if manifest.encoder is not None:
+        lines = _encoder_lines(manifest)
     if instruction := manifest.instruction:
         lines.append(("instruction", instruction if len(instruction) <= 80 else f"{instruction[:79]}…"))
     lines += quality_rows(manifest.quality)
@@ -59,3 +65,25 @@ def run(args: argparse.Namespace) -> int:
     ]
     print(*rows(lines), sep="\n")
     return 0
+
+
+def _encoder_lines(manifest: Manifest) -> list[tuple[str, str]]:
+    """Of an encoder, a classifier or a translator."""
+    graph, info = manifest.graph, manifest.encoder
+    assert info is not None
+    lines = [
+        ("name", f"{manifest.name}, version {manifest.version}"),
+        ("task", manifest.task),
+        ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
+        ("profile", manifest.profile),
+        ("texts", f"up to {manifest.context} tokens, padded to {', '.join(map(str, graph.windows))}"),
+    ]
+    if manifest.task == "embed":
+        lines.append(("vectors", f"{info.values} values"))
+        prompts = ", ".join(f"{name} {text!r}" for name, text in info.prompts.items()) or "none"
+        default = f"; {info.default_prompt} goes before every text" if info.default_prompt else ""
+        lines.append(("prompts", f"{prompts}{default}"))
+    if manifest.purpose is not None:
+        fields = manifest.purpose["answer"]["properties"]
+        lines += [(f"answers {name}", ", ".join(map(str, schema["enum"]))) for name, schema in fields.items()]
+    return lines

@@ -103,9 +103,9 @@ def golden_answer(folder: Path, prompt: str, max_new: int) -> str:
     Raises:
         ConfigurationError: it answers nothing.
     """
-    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.engine.opening import open_model
 
-    with LanguageModel.open(folder) as model:
+    with open_model(folder) as model:
         plain = model.manifest.chat_template is None
         text = "".join(model.generate(prompt if plain else [{"role": "user", "content": prompt}], max_new=max_new))
     text = text.rstrip("\ufffd").strip()  # a character that the token limit has cut

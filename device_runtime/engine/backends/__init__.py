@@ -68,10 +68,11 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
         threads: CPU threads; None means one per core, at most 4. The checking backend `tflm` has one.
 
     Raises:
-        ConfigurationError: there is no such backend.
+        ConfigurationError: there is no such backend, or the bundle writes no text.
         BackendError: it does not serve the bundle's profile, or refused the graph.
         BackendMissingError: the package it needs is not installed.
     """
+    bundle.manifest.require_task("generate")
     profile = bundle.manifest.profile
     serving = [known for known, (_, _, profiles) in BACKENDS.items() if profile in profiles]
     if name is None:

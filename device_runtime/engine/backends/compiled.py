@@ -7,8 +7,6 @@ through Python; when a window is full its rows are copied once into the buffers 
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +16,10 @@ import numpy.typing as npt
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import GraphShape
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.backends.litert_library import load_without_gpu
-from device_runtime.engine.backends.native_log import captured_stderr, silence_at_exit
-from device_runtime.engine.backends.weight_cache import WeightCache
+from device_runtime.engine.backends.compiled_model import open_compiled
+from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.states.snapshot import Snapshot
-from device_runtime.errors import BackendError, BackendMissingError
-from device_runtime.machine.machine import cpu_fingerprint, usable_cores
-from device_runtime.machine.resident import release_mapped_file, trim_heap
+from device_runtime.errors import BackendError
 
 __all__ = ["CompiledBackend"]
 
@@ -37,55 +32,21 @@ class CompiledBackend:
     """See `device_runtime.engine.backends.Backend`."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        try:
-            with captured_stderr():
-                load_without_gpu()
-                from ai_edge_litert import __version__ as litert_version
-                from ai_edge_litert import compiled_model as litert
-        except ImportError:
-            if sys.maxsize < 2**32:
-                raise BackendError(
-                    "This bundle has the profile pi, whose runtime LiteRT exists for 64-bit systems only, and this is "
-                    "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
-                ) from None
-            raise BackendMissingError(
-                "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
-            ) from None
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
-        size = bundle.model_path.stat().st_size
-        self._weights = cache = WeightCache(bundle.cache_path, size, str(litert_version), cpu_fingerprint())
-        options = litert.Options(
-            cpu_options=litert.CpuOptions(
-                num_threads=threads or usable_cores(),
-                xnnpack_weight_cache_path=cache.path,
-            )
-        )
-        silence_at_exit()
-        with captured_stderr() as log:
-            environment: Any = None
-            try:
-                # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
-                environment = litert.Environment.create(
-                    options=litert.EnvironmentOptions(runtime_path=str(bundle.path))
-                )
-                self._model: Any = litert.CompiledModel.from_file(
-                    str(bundle.model_path), environment=environment, options=options
-                )
-                signatures = self._model.get_signature_list()
-                self._windows = [_Window(self._model, self._shape, size, signatures) for size in self._shape.windows]
-                prefix = len(bundle.manifest.prefix_tokens)
-                self._window: Any = next(window for window in self._windows if window.size >= prefix)
-                self._window.allocate()
-                self._window.read_cache("k_0")  # LiteRT sets up a second environment at the first read
-            except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
-                environment = self._model = self._window = None
-                self._windows = []
-                raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
-        cache.keep()
-        release_mapped_file(bundle.model_path)  # the packed weights are read from now on, not the original ones
-        trim_heap()
+        prefix = len(bundle.manifest.prefix_tokens)
+
+        def allocate(model: Any) -> tuple[list[_Window], _Window]:
+            signatures = model.get_signature_list()
+            windows = [_Window(model, self._shape, size, signatures) for size in self._shape.windows]
+            first = next(window for window in windows if window.size >= prefix)
+            first.allocate()
+            first.read_cache("k_0")  # LiteRT sets up a second environment at the first read
+            return windows, first
+
+        opened = open_compiled(bundle, threads, allocate)
+        self._window: Any
+        self._model, self._weights, (self._windows, self._window) = opened.model, opened.weights, opened.prepared
         self._prefix = prefix
         self.position, self.chunk = 0, max(1, self._shape.prefill)
         self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
@@ -139,7 +100,8 @@ class CompiledBackend:
         """As in `Backend`."""
         with captured_stderr():
             self._windows.clear()
-            self._window, self._model = None, None
+            self._window = None
+            self._model = None
         self._weights.close()
 
     def _make_room(self, tokens: int) -> None:

@@ -20,6 +20,11 @@ class Choice:
     logits: npt.NDArray[np.float32]  # of what could be chosen
     chosen: int  # among them
 
+    def shares(self, temperature: float = 1.0) -> npt.NDArray[np.float32]:
+        """The probability of each, at this temperature; their sum is 1."""
+        weights = np.exp((self.logits - self.logits.max()) / temperature)
+        return np.asarray(weights / weights.sum(), np.float32)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -34,9 +39,7 @@ def confidence_of(choices: Sequence[Choice], temperature: float = 1.0) -> float:
     """The probability of what was chosen, at this temperature."""
     share = 1.0
     for choice in choices:
-        scaled = (choice.logits - choice.logits.max()) / temperature
-        weights = np.exp(scaled)
-        share *= float(weights[choice.chosen] / weights.sum())
+        share *= float(choice.shares(temperature)[choice.chosen])
     return share
 
 

@@ -31,14 +31,14 @@ def logits(**best: str) -> np.ndarray:
 
 
 def test_each_field_takes_its_likeliest_value() -> None:
-    answer, choices = Heads(FIELDS, Letters()).decide(logits(category="disk", priority="low"))  # type: ignore[arg-type]
+    answer, choices = Heads.in_vocabulary(FIELDS, Letters()).decide(logits(category="disk", priority="low"))  # type: ignore[arg-type]
     assert answer == {"category": "disk", "priority": "low"}
     assert [len(choices[name][0].logits) for name in FIELDS] == [2, 2]
     assert choices["category"][0].chosen == 1
 
 
 def test_the_answer_is_written_token_by_token_from_the_first_logits() -> None:
-    written = WrittenAnswer(Heads(FIELDS, Letters()), Letters())  # type: ignore[arg-type]
+    written = WrittenAnswer(Heads.in_vocabulary(FIELDS, Letters()), Letters())  # type: ignore[arg-type]
     tokens, now = [], logits(category="disk", priority="high")
     while not written.complete:
         tokens.append(written.choose(now, 100, lambda masked: 0))
@@ -48,4 +48,4 @@ def test_the_answer_is_written_token_by_token_from_the_first_logits() -> None:
 
 def test_a_vocabulary_without_the_labels_is_refused() -> None:
     with pytest.raises(BundleError, match="no tokens for the values of 'room'"):
-        Heads({"room": ["attic"]}, Letters())  # type: ignore[arg-type]
+        Heads.in_vocabulary({"room": ["attic"]}, Letters())  # type: ignore[arg-type]

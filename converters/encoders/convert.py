@@ -1,0 +1,202 @@
+"""An encoder or a translator in, a bundle out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from boards.fit import Subject
+from converters.encoders.checkpoint import EncoderCheckpoint
+from converters.encoders.graph import count_encoder, lengths_of, write_encoder
+from converters.encoders.network import EncoderConfig, TranslatorConfig, linears
+from converters.encoders.quality import encoder_quality
+from device_runtime import __version__
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    EncoderInfo,
+    FileEntry,
+    GraphCounts,
+    GraphShape,
+    Manifest,
+    TokenizerInfo,
+    TranslatorInfo,
+)
+from device_runtime.bundle.work_place import put_in_place, work_folder
+from device_runtime.errors import ArchitectureError, ConfigurationError
+
+__all__ = ["EncoderOptions", "context_of", "convert_encoder", "require_pi", "subject_of_encoder"]
+
+Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
+SHORTEST_CONTEXT = 16
+_MANIFEST_BYTES = 8192
+_DEFAULT_CONTEXT = 512
+_CHARACTERS = 2000  # as a task file may say at most; the limit of tokens is what counts
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What a user may decide about a conversion."""
+
+    context: int | None = None  # tokens of the longest text; None: the model's own limit, 512 at most
+    version: str = "1"  # of the bundle, for people
+    fast: bool = False  # leave out the report
+
+
+def context_of(checkpoint: EncoderCheckpoint, context: int | None) -> int:
+    """Tokens of the longest text.
+
+    Raises:
+        ConfigurationError: it is too short, or longer than the checkpoint's.
+    """
+    most = checkpoint.config.max_tokens
+    found = context or min(most, _DEFAULT_CONTEXT)
+    if not min(SHORTEST_CONTEXT, most) <= found <= most:
+        raise ConfigurationError(
+            f"--context is {found}; this checkpoint was trained for at most {most} tokens, and a bundle needs at "
+            f"least {SHORTEST_CONTEXT}."
+        )
+    return found
+
+
+def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int) -> GraphShape:
+    """What the manifest will say of the graph."""
+    stack = config.stacks[-1]
+    weights = sum(matmul.rows * matmul.columns for matmul in linears(config).values())
+    return GraphShape(
+        sum(s.layers for s in config.stacks),
+        stack.attention.heads,
+        stack.attention.head_dim,
+        config.vocabulary,
+        lengths_of(context),
+        prefill=0,
+        kv_cache_element_bytes=4 if isinstance(config, TranslatorConfig) else 0,
+        weight_bytes=weights,
+        rotated=False,
+    )
+
+
+def encoder_counts(config: EncoderConfig | TranslatorConfig, context: int) -> dict[str, GraphCounts]:
+    """What the graph would consist of, by profile."""
+    return {"pi": count_encoder(config, context)}
+
+
+def require_pi(checkpoint: EncoderCheckpoint, profile: str) -> None:
+    """Raise an `ArchitectureError` for a profile that these networks have no graph in."""
+    if profile != "pi":
+        raise ArchitectureError(
+            f"{checkpoint.name} ({checkpoint.architecture}, task {checkpoint.task}) has no graph in the profile "
+            f"{profile}: encoders and translators run on 64-bit Linux boards. Convert it with --profile pi; for a "
+            "microcontroller, train a classifier of your own with `stonechat train`."
+        )
+
+
+def subject_of_encoder(checkpoint: EncoderCheckpoint, context: int | None) -> Subject:
+    """The bundle that a checkpoint would become."""
+    found, config, tokenizer = context_of(checkpoint, context), checkpoint.config, checkpoint.tokenizer
+    more = sum(map(len, tokenizer.more.values()))
+    shape, counts = encoder_shape(config, found), encoder_counts(config, found)
+    return Subject(
+        checkpoint.name, "pi", found, shape, counts, len(tokenizer.content), other_bytes=_MANIFEST_BYTES + more
+    )
+
+
+def convert_encoder(
+    checkpoint: EncoderCheckpoint,
+    folder: Path,
+    options: EncoderOptions,
+    progress: Progress = lambda step, share: None,
+) -> Bundle:
+    """Convert, and put the bundle at `folder`, which appears whole or not at all.
+
+    Raises:
+        ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
+        CheckpointError: a tensor cannot be read.
+    """
+    context = context_of(checkpoint, options.context)
+    folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = stack.enter_context(work_folder(folder))
+        except OSError as error:
+            raise ConfigurationError(
+                f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another folder with -o."
+            ) from None
+        tokenizer = checkpoint.tokenizer
+        for name, content in {tokenizer.file_name: tokenizer.content, **tokenizer.more}.items():
+            (work / name).write_bytes(content)
+        write_encoder(
+            work / MODEL, checkpoint.config, checkpoint.read, context, lambda share: progress("quantizing", share)
+        )
+        manifest = _manifest(checkpoint, work, context, options)
+        (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if not options.fast:
+            quality = encoder_quality(Bundle.open(work), checkpoint, lambda share: progress("measuring", share))
+            (work / MANIFEST).write_text(replace(manifest, quality=quality).to_json(), encoding="utf-8")
+        work.chmod(0o755)
+        put_in_place(work, folder)
+        return Bundle.open(folder)
+
+
+def _manifest(checkpoint: EncoderCheckpoint, work: Path, context: int, options: EncoderOptions) -> Manifest:
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    translator = None
+    if isinstance(config, TranslatorConfig):
+        values = config.vocabulary
+        translator = TranslatorInfo(config.start_id, checkpoint.end_ids, checkpoint.banned_ids)
+    else:
+        values = config.head.labels or config.width
+    return Manifest(
+        format=FORMAT,
+        name=checkpoint.name,
+        version=options.version,
+        task=checkpoint.task,
+        architecture=checkpoint.architecture,
+        weight_bits=8,
+        profile="pi",
+        context=context,
+        graph=encoder_shape(config, context),
+        counts=encoder_counts(config, context),
+        tokenizer=TokenizerInfo(tokenizer.file_name, None, (), adds_bos=False, special_tokens={}),
+        chat_template=None,
+        prefix_tokens=(),
+        quality={},
+        source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        converter=__version__,
+        security_counter=0,
+        files={p.name: _entry(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")},
+        encoder=EncoderInfo(
+            tokenizer.start_ids,
+            tokenizer.end_ids,
+            checkpoint.pad_id,
+            values,
+            dict(checkpoint.settings.prompts),
+            checkpoint.settings.default_prompt,
+        ),
+        translator=translator,
+        purpose=None if checkpoint.answer is None else _purpose(checkpoint),
+    )
+
+
+def _purpose(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
+    """As `stonechat train` writes it for a bundle of the kind classify."""
+    from device_runtime.tasks.inputs import Inputs
+    from device_runtime.tasks.purpose import Purpose
+
+    assert checkpoint.answer is not None
+    return Purpose(checkpoint.name, Inputs(text=_CHARACTERS), checkpoint.answer, kind="classify").to_json()
+
+
+def _entry(path: Path) -> FileEntry:
+    with open(path, "rb") as stream:
+        return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)

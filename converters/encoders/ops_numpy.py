@@ -1,0 +1,123 @@
+"""The float32 reference of encoders and translators: one text at a time, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.encoders.network import Buckets, EncoderConfig, Pooling, Stack, TranslatorConfig
+from converters.encoders.transformer import cross_rows, next_logits, sentence
+from converters.network.weights import FloatArray, ReadTensor
+from converters.ops.numpy_parts import NumpyParts, Observe
+
+__all__ = ["NumpyReading", "bucket_of", "reference_logits", "reference_sentence"]
+
+
+class NumpyReading(NumpyParts):
+    """`EncoderOps` and `TranslatorOps` on arrays; a decoder reads all tokens of a translation in one pass.
+
+    Args:
+        tokens: (length,) of this reading.
+    """
+
+    def __init__(self, read: ReadTensor, tokens: Sequence[int], observe: Observe | None = None) -> None:
+        super().__init__(read, observe)
+        self._tokens = np.asarray(tokens, np.int64)
+        self._kept: dict[int, tuple[FloatArray, FloatArray]] = {}
+
+    def read_on(self, tokens: Sequence[int]) -> None:
+        """Have the decoder read these tokens; what was kept of the text stays."""
+        self._tokens = np.asarray(tokens, np.int64)
+
+    def embed(self, stack: Stack) -> FloatArray:
+        """As in `EncoderOps`."""
+        rows = self._read("embed.weight")[self._tokens] * np.float32(stack.embedding_scale)
+        if stack.positions:
+            rows = rows + self._read(f"{stack.side}.positions.weight")[: len(self._tokens)]
+        return np.asarray(rows, np.float32)
+
+    def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, layer: int) -> FloatArray:
+        """As in `EncoderOps`."""
+        length = len(q)
+        bias = np.zeros((1, length, length), np.float32)
+        if stack.buckets is not None:
+            distances = np.arange(length)[None] - np.arange(length)[:, None]  # of the key, seen from the query
+            table = self._read(f"{stack.side}.relative.weight")
+            rows = bucket_of(distances, stack.buckets, both_ways=not stack.crosses)
+            bias = table[rows].transpose(2, 0, 1)  # (heads, queries, keys)
+        if stack.crosses:
+            bias = bias + np.triu(np.full((length, length), -np.inf, np.float32), 1)
+        return self._mixed(q, k, v, stack, bias)
+
+    def keep(self, k: FloatArray, v: FloatArray, layer: int) -> None:
+        """As in `TranslatorOps`."""
+        self._kept[layer] = (k, v)
+
+    def attend_kept(self, q: FloatArray, stack: Stack, layer: int) -> FloatArray:
+        """As in `TranslatorOps`."""
+        return self._mixed(q, *self._kept[layer], stack, np.zeros((1, 1, 1), np.float32))
+
+    def _mixed(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, bias: FloatArray) -> FloatArray:
+        a = stack.attention
+        queries, keys, values = (x.reshape(len(x), a.heads, a.head_dim).transpose(1, 0, 2) for x in (q, k, v))
+        scores = queries @ keys.transpose(0, 2, 1) * np.float32(a.score_scale) + bias  # (heads, queries, keys)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares = scores / scores.sum(axis=-1, keepdims=True)
+        return np.asarray((shares @ values).transpose(1, 0, 2).reshape(q.shape), np.float32)
+
+    def tanh(self, x: FloatArray) -> FloatArray:
+        """As in `EncoderOps`."""
+        return np.tanh(x)
+
+    def pool(self, x: FloatArray, pooling: Pooling) -> FloatArray:
+        """As in `EncoderOps`."""
+        return x[:1] if pooling == "cls" else x.mean(axis=0, keepdims=True)
+
+    def unit(self, x: FloatArray) -> FloatArray:
+        """As in `EncoderOps`."""
+        return np.asarray(x / np.linalg.norm(x))
+
+
+def bucket_of(distances: npt.NDArray[Any], buckets: Buckets, *, both_ways: bool) -> npt.NDArray[np.int64]:
+    """T5's bucket of each distance (key minus query): exact ones nearby, wider ones by the logarithm.
+
+    Args:
+        both_ways: half of the buckets are for keys after the query; else those count as distance 0.
+    """
+    count, first = buckets.count, np.zeros(distances.shape, np.int64)
+    if both_ways:
+        count //= 2
+        first = np.where(distances > 0, count, 0)
+        behind = np.abs(distances)
+    else:
+        behind = np.maximum(-distances, 0)
+    exact = count // 2
+    with np.errstate(divide="ignore"):
+        share = np.log(behind.astype(np.float32) / np.float32(exact)) / np.float32(np.log(buckets.longest / exact))
+    far = exact + np.where(behind < exact, 0, share * np.float32(count - exact)).astype(np.int64)
+    return np.asarray(first + np.where(behind < exact, behind, np.minimum(far, count - 1)), np.int64)
+
+
+def reference_sentence(
+    config: EncoderConfig, read: ReadTensor, tokens: Sequence[int], observe: Observe | None = None
+) -> FloatArray:
+    """What the float network makes of a text, (width or labels,)."""
+    found: FloatArray = sentence(NumpyReading(read, tokens, observe), config)[0]
+    return found
+
+
+def reference_logits(
+    config: TranslatorConfig,
+    read: ReadTensor,
+    source: Sequence[int],
+    target: Sequence[int],
+    observe: Observe | None = None,
+) -> FloatArray:
+    """Logits after each token of a translation's beginning, (tokens, vocabulary)."""
+    ops = NumpyReading(read, source, observe)
+    cross_rows(ops, config)
+    ops.read_on(target)
+    return next_logits(ops, config)

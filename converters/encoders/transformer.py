@@ -1,0 +1,159 @@
+"""Encoders and translators, written once: what reads them computes (`ops_numpy`) or emits a graph (`ops_pi`).
+
+Activations have shape (tokens, width), as in converters/network/decoder.py; `network.py` lists tensors and matmuls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from converters.encoders.network import EncoderConfig, Pooling, Stack, TranslatorConfig, linear
+from converters.network.config import ActivationKind, Norm
+from converters.network.tensors import Linear
+
+__all__ = ["EncoderOps", "TranslatorOps", "cross_rows", "encode", "next_logits", "sentence"]
+
+Value = TypeVar("Value")
+
+
+class EncoderOps(Protocol[Value]):
+    """The seam between the network and its readings. `Value` is an array, or a tensor in a graph."""
+
+    def embed(self, stack: Stack) -> Value:
+        """Rows of `embed.weight` times the stack's scale, and of its positions: (tokens, width)."""
+
+    def norm(self, x: Value, norm: Norm, name: str) -> Value:
+        """`x`, normed over the last axis; same shape."""
+
+    def linear(self, x: Value, *matmuls: Linear) -> tuple[Value, ...]:
+        """x @ weight.T + bias, for each. One call names all the matmuls that read the same x."""
+
+    def attend(self, q: Value, k: Value, v: Value, stack: Stack, layer: int) -> Value:
+        """An encoder's rows see all rows of the text; a decoder's row sees those before it: (tokens, q_width)."""
+
+    def activate(self, x: Value, kind: ActivationKind) -> Value:
+        """activation(x): same shape."""
+
+    def gated(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
+        """activation(gate) * up."""
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        """The residual sum."""
+
+    def scaled(self, x: Value, factor: float) -> Value:
+        """x * factor."""
+
+    def tanh(self, x: Value) -> Value:
+        """By element."""
+
+    def pool(self, x: Value, pooling: Pooling) -> Value:
+        """The mean of the text's rows, or the first: (1, width)."""
+
+    def unit(self, x: Value) -> Value:
+        """x / |x|: (1, width)."""
+
+
+class TranslatorOps(EncoderOps[Value], Protocol[Value]):
+    """What a decoder needs beyond that."""
+
+    def keep(self, k: Value, v: Value, layer: int) -> None:
+        """Keys and values of the encoder's rows, computed once for a text."""
+
+    def attend_kept(self, q: Value, stack: Stack, layer: int) -> Value:
+        """Attention to what was kept: (tokens, q_width)."""
+
+
+def encode(ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig) -> Value:
+    """The encoder's rows, (tokens, width)."""
+    x, stack = _embedded(ops, config.encoder), config.encoder
+    for i in range(stack.layers):
+        x = _part(ops, stack, i, "attention", x, lambda h, i=i: _attention(ops, config, stack, i, h))  # type: ignore[misc]
+        x = _part(ops, stack, i, "ffn", x, lambda h, i=i: _feed_forward(ops, config, stack, i, h))  # type: ignore[misc]
+    return _final(ops, stack, x)
+
+
+def sentence(ops: EncoderOps[Value], config: EncoderConfig) -> Value:
+    """One vector of a text, or the logits of its labels: (1, width or labels)."""
+    head = config.head
+    x = ops.pool(encode(ops, config), head.pooling)
+    if head.dense is not None:
+        (x,) = ops.linear(x, linear(config, "dense"))
+        x = ops.tanh(x) if head.dense == "tanh" else ops.activate(x, "relu")
+    if head.labels:
+        (x,) = ops.linear(x, linear(config, "head"))
+        return x
+    return ops.unit(x) if head.normalized else x
+
+
+def cross_rows(ops: TranslatorOps[Value], config: TranslatorConfig) -> None:
+    """Read a text, and keep what every layer of the decoder reads of it."""
+    x = encode(ops, config)
+    for i in range(config.decoder.layers):
+        name = f"decoder.layers.{i}"
+        k, v = ops.linear(x, linear(config, f"{name}.cross_k"), linear(config, f"{name}.cross_v"))
+        ops.keep(k, v, i)
+
+
+def next_logits(ops: TranslatorOps[Value], config: TranslatorConfig) -> Value:
+    """The logits after the tokens of this reading, (tokens, vocabulary)."""
+    x, stack = _embedded(ops, config.decoder), config.decoder
+    for i in range(stack.layers):
+        x = _part(ops, stack, i, "attention", x, lambda h, i=i: _attention(ops, config, stack, i, h))  # type: ignore[misc]
+        x = _part(ops, stack, i, "cross", x, lambda h, i=i: _cross(ops, config, stack, i, h))  # type: ignore[misc]
+        x = _part(ops, stack, i, "ffn", x, lambda h, i=i: _feed_forward(ops, config, stack, i, h))  # type: ignore[misc]
+    x = _final(ops, stack, x)
+    if config.head_scale != 1:
+        x = ops.scaled(x, config.head_scale)
+    (logits,) = ops.linear(x, linear(config, "head"))
+    return logits
+
+
+def _embedded(ops: EncoderOps[Value], stack: Stack) -> Value:
+    x = ops.embed(stack)
+    return ops.norm(x, stack.norm, f"{stack.side}.embed_norm") if stack.embedding_norm else x
+
+
+def _final(ops: EncoderOps[Value], stack: Stack, x: Value) -> Value:
+    return ops.norm(x, stack.norm, f"{stack.side}.final_norm") if stack.final_norm else x
+
+
+def _part(
+    ops: EncoderOps[Value], stack: Stack, i: int, part: str, x: Value, compute: Callable[[Value], Value]
+) -> Value:
+    """The residual stream before and after one part of a layer."""
+    layer = f"{stack.side}.layers.{i}"
+    norm = f"{layer}.{part}_norm"
+    y = compute(ops.norm(x, stack.norm, norm) if stack.norm_first else x)
+    x = ops.add(x, y, f"{layer}.{part}_out")
+    return x if stack.norm_first else ops.norm(x, stack.norm, norm)
+
+
+def _attention(
+    ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value
+) -> Value:
+    name = f"{stack.side}.layers.{i}"
+    q, k, v = ops.linear(h, *(linear(config, f"{name}.{part}") for part in "qkv"))
+    (out,) = ops.linear(ops.attend(q, k, v, stack, i), linear(config, f"{name}.o"))
+    return out
+
+
+def _cross(ops: TranslatorOps[Value], config: TranslatorConfig, stack: Stack, i: int, h: Value) -> Value:
+    name = f"{stack.side}.layers.{i}"
+    (q,) = ops.linear(h, linear(config, f"{name}.cross_q"))
+    (out,) = ops.linear(ops.attend_kept(q, stack, i), linear(config, f"{name}.cross_o"))
+    return out
+
+
+def _feed_forward(
+    ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value
+) -> Value:
+    f, name = stack.feed_forward, f"{stack.side}.layers.{i}"
+    if f.gated:
+        gate, up = ops.linear(h, linear(config, f"{name}.gate"), linear(config, f"{name}.up"))
+        h = ops.gated(gate, up, f.activation)
+    else:
+        (up,) = ops.linear(h, linear(config, f"{name}.up"))
+        h = ops.activate(up, f.activation)
+    (out,) = ops.linear(h, linear(config, f"{name}.down"))
+    return out

@@ -1,0 +1,1 @@
+"""Texts through encoders and translators: vectors, labels, translations."""
