@@ -1,9 +1,9 @@
 """How likely each of some labels is at the present place: the joint probability of its tokens, up to the one that
 distinguishes it from all others.
 
-Labels that begin with the same tokens share them: a tree of tokens is walked, the likeliest branch first, and going back
-is a matter of the kv_cache's position. What comes after the distinguishing token costs a pass of the model each, and
-changed none of the answers of benchmarks/labels.py.
+Labels that begin with the same tokens share them: a tree of tokens is walked, the likeliest branch first, and going
+back is a matter of the kv_cache's position. What comes after the distinguishing token would cost a pass of the model
+each, and changed none of the answers of benchmarks/labels.py.
 """
 
 from __future__ import annotations
