@@ -30,7 +30,7 @@ BOARDS = {
         "mps2-an386", ("-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"), 0x21000000, 25_000_000
     ),
     "M7": Board("mps2-an500", ("-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-d16"), 0x60000000, 25_000_000),
-    "M55": Board("mps3-an547", ("-mcpu=cortex-m55", "-mfloat-abi=hard"), 0x21000000, 32_000_000),
+    "M55": Board("mps3-an547", ("-mcpu=cortex-m55", "-mfloat-abi=hard"), 0x60000000, 32_000_000),
 }  # fmt: skip
 
 

@@ -5,28 +5,39 @@
 #include "graph.h"
 #include "numbers.h"
 
-/* int16 scores of positions first … last into `scores`, whose element 0 is position `first`. */
-static void score(const uint32_t *call, const sc_memory *m, const int16_t *query, uint32_t first, int16_t *scores) {
+enum { NARROW = 256 }; /* columns whose int16 products' sum fits 32 bits */
+
+/* int16 scores of positions oldest … last into `scores`, whose element 0 is position `oldest`. */
+static void score(const uint32_t *call, const sc_memory *m, const int16_t *query, uint32_t oldest,
+                  int16_t *scores) {
     uint32_t dim = call[SC_ATTEND_HEAD_DIM], last = m->position;
     sc_scale scale = sc_scale_of(call[SC_ATTEND_SCORE_SCALE]);
-    const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]) + (size_t)first * dim;
-    for (uint32_t position = first; position <= last; position += SC_ROWS, keys += SC_ROWS * (size_t)dim) {
-        uint32_t rows = last - position + 1 < SC_ROWS ? last - position + 1 : SC_ROWS;
-        const int8_t *key[SC_ROWS];
-        for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last position, the last one again */
-            key[r] = keys + (r < rows ? r : rows - 1) * (size_t)dim;
-        }
-        if (dim <= 256) {
+    const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]) + (size_t)oldest * dim;
+    uint32_t count = last - oldest + 1;
+    if (dim <= NARROW && dim % 16 == 0) {
+        int16_t scratch[NARROW];
+        const int16_t *ordered = sc_ordered(query, scratch, dim);
+        SC_PASSES(count, dim) {
             int32_t sums[SC_ROWS];
-            sc_dot_short(query, key, dim, sums);
-            for (uint32_t r = 0; r < rows; r++) {
-                *scores++ = (int16_t)sc_scaled(sums[r], &scale);
+            sc_dot_narrow(ordered, keys + (size_t)first * dim, pitch, dim, sums);
+            for (uint32_t r = 0; r < pass_rows; r++) {
+                scores[first + r] = (int16_t)sc_scaled(sums[r], &scale);
+            }
+        }
+        return;
+    }
+    SC_PASSES(count, dim) {
+        if (dim <= NARROW) {
+            int32_t sums[SC_ROWS];
+            sc_dot_short(query, keys + (size_t)first * dim, pitch, dim, sums);
+            for (uint32_t r = 0; r < pass_rows; r++) {
+                scores[first + r] = (int16_t)sc_scaled(sums[r], &scale);
             }
         } else {
             int64_t sums[SC_ROWS];
-            sc_dot_s16(query, key, dim, sums);
-            for (uint32_t r = 0; r < rows; r++) {
-                *scores++ = (int16_t)sc_requantized_s16(sums[r], scale.multiplier, scale.shift);
+            sc_dot_s16(query, keys + (size_t)first * dim, pitch, dim, sums);
+            for (uint32_t r = 0; r < pass_rows; r++) {
+                scores[first + r] = (int16_t)sc_requantized_s16(sums[r], scale.multiplier, scale.shift);
             }
         }
     }
@@ -34,27 +45,26 @@ static void score(const uint32_t *call, const sc_memory *m, const int16_t *query
 
 /* In place: `count` int16 scores become int16 probabilities, in the upper half of the scratch and then the lower. */
 static void softmax(const int16_t *scores, float *exps, int16_t *shares, uint32_t count, float step, float share_step) {
-    float most, sum = 0.0f;
+    float sum;
     int16_t largest = scores[0];
     for (uint32_t i = 1; i < count; i++) {
         largest = scores[i] > largest ? scores[i] : largest;
     }
-    most = (float)largest * step;
-    for (uint32_t i = 0; i < count; i++) { /* scores lie after the exps that are written, never before them */
-        exps[i] = sc_exp((float)scores[i] * step - most);
-        sum += exps[i];
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        float share = exps[i] / sum;
-        shares[i] = (int16_t)sc_rounded(share / share_step, -32768, 32767);
+    sum = sc_exps_below(scores, step, (float)largest * step, exps, count);
+    for (uint32_t i = 0; i < count; i++) { /* graph.c keeps the steps within bounds: 0 to 2^16, and always a number */
+        float steps = exps[i] / sum / share_step;
+        int32_t whole = (int32_t)steps;
+        float rest = steps - (float)whole;
+        whole += (int32_t)(rest + rest);
+        shares[i] = (int16_t)(whole < 32767 ? whole : 32767);
     }
 }
 
 void sc_run_attention(const uint32_t *call, const sc_memory *m) {
     uint32_t dim = call[SC_ATTEND_HEAD_DIM], stride = call[SC_ATTEND_VALUE_STRIDE], window = call[SC_ATTEND_WINDOW];
     uint32_t scale = call[SC_ATTEND_MIXED_SCALE];
-    uint32_t first = m->position + 1 > window ? m->position + 1 - window : 0;
-    uint32_t start = first & ~15u, count = m->position + 1 - first, used = (m->position - start + 16) & ~15u;
+    uint32_t oldest = m->position + 1 > window ? m->position + 1 - window : 0;
+    uint32_t start = oldest & ~15u, count = m->position + 1 - oldest, used = (m->position - start + 16) & ~15u;
     const int16_t *queries = (const int16_t *)(const void *)(m->arena + call[SC_ATTEND_QUERIES]);
     const int8_t *values = (const int8_t *)(m->kv_cache + call[SC_ATTEND_VALUES]) + start;
     int16_t *out = (int16_t *)(void *)(m->arena + call[SC_ATTEND_OUT]);
@@ -63,22 +73,20 @@ void sc_run_attention(const uint32_t *call, const sc_memory *m) {
     int16_t *shares = (int16_t *)(void *)scratch;
     int16_t *scores = (int16_t *)(void *)(scratch + 4 * (size_t)stride) - count; /* the last `count` of the scratch */
     for (uint32_t head = 0; head < call[SC_ATTEND_HEADS]; head++) {
-        score(call, m, queries + (size_t)head * dim, first, scores);
+        score(call, m, queries + (size_t)head * dim, oldest, scores);
         softmax(scores, exps, shares, count, sc_float_of(call[SC_ATTEND_SCORE_STEP]),
                 sc_float_of(call[SC_ATTEND_SHARE_STEP]));
         /* values are read in groups of 16 positions: those that the query does not see have the probability 0 */
-        memmove(shares + (first - start), shares, count * sizeof *shares);
-        memset(shares, 0, (first - start) * sizeof *shares);
-        memset(shares + (first - start) + count, 0, (used - (first - start) - count) * sizeof *shares);
-        for (uint32_t d = 0; d < dim; d += SC_ROWS) {
-            const int8_t *rows[SC_ROWS];
+        memmove(shares + (oldest - start), shares, count * sizeof *shares);
+        memset(shares, 0, (oldest - start) * sizeof *shares);
+        memset(shares + (oldest - start) + count, 0, (used - (oldest - start) - count) * sizeof *shares);
+        sc_ordered(shares, shares, used);
+        SC_PASSES(dim, stride) {
             int64_t sums[SC_ROWS];
-            for (uint32_t r = 0; r < SC_ROWS; r++) {
-                rows[r] = values + (size_t)(d + r < dim ? d + r : dim - 1) * stride;
-            }
-            sc_dot_s16(shares, rows, used, sums);
-            for (uint32_t r = 0; r < SC_ROWS && d + r < dim; r++) {
-                out[(size_t)head * dim + d + r] = (int16_t)sc_requantized_s16(sums[r], scale & 0xffff, scale >> 16);
+            sc_dot_ordered(shares, values + (size_t)first * stride, pitch, used, sums);
+            for (uint32_t r = 0; r < pass_rows; r++) {
+                out[(size_t)head * dim + first + r] =
+                    (int16_t)sc_scaled_wide(sums[r], scale);
             }
         }
     }

@@ -2,14 +2,18 @@
  * engine is compiled. A profile says how many rows it takes in one pass over the vector, and in what form it wants the
  * vector: activations are widened, or put in order, once for all rows.
  *
- *   SC_ROWS               rows of a pass
+ *   SC_ROWS               rows of a pass; row r is at w + r * stride
  *   sc_wide               the type of int8 activations after sc_widened
  *   sc_widened            int8 [columns] -> sc_wide [columns], in `scratch` if need be
- *   sc_dot_s8             sums[r] = x · w[r], for x from sc_widened; columns a multiple of 16
+ *   sc_dot_s8             sums[r] = x · row r, for x from sc_widened; columns a multiple of 16
  *   sc_ordered            int16 [columns] in the order that the next one wants, in `scratch` if need be
  *   sc_dot_ordered        the same sums for x from sc_ordered, in 64 bits
- *   sc_dot_short          the same for x as it is, any number of columns up to 256, in 32 bits: attention
+ *   sc_dot_narrow         the same, columns at most 256, in 32 bits
+ *   sc_dot_short          the same as sc_dot_narrow for x as it is and any number of columns
  *   sc_requantize_s8      sums of a pass -> int8
+ *
+ * The last pass over a matrix starts SC_ROWS rows before its end, so that a few sums are made twice; a matrix with fewer
+ * rows is taken a row at a time, with a stride of 0 (SC_PASSES).
  *
  * Sums of int8 products fit 32 bits for 2^16 columns. Those of int16 products are added up in 64 bits every 256 columns:
  * 256 * 2^15 * 2^7 is 2^30.
@@ -34,20 +38,40 @@
 #include "dot_scalar.h"
 #endif
 
-/* sc_dot_short for any number of columns. */
-static inline void sc_dot_s16(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                              int64_t sums[SC_ROWS]) {
-    const int8_t *rows[SC_ROWS];
+/* For each pass over `rows` rows of `stride` bytes: `first` is its first row, `pass_rows` how many count, `pitch` its stride. */
+#define SC_PASSES(rows, stride)                                                                        \
+    const uint32_t pass_rows = (rows) < SC_ROWS ? 1 : SC_ROWS;                                         \
+    const size_t pitch = (rows) < SC_ROWS ? 0 : (stride);                                              \
+    for (uint32_t done = 0, first = 0; done < (rows);                                                  \
+         done += pass_rows, first = (rows)-done < pass_rows && done < (rows) ? (rows)-pass_rows : done)
+
+#ifndef SC_HAS_DOT_ORDERED
+static inline void sc_dot_ordered(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
+                                  int64_t sums[SC_ROWS]) {
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        rows[r] = w[r];
         sums[r] = 0;
     }
     for (uint32_t start = 0; start < columns; start += 256) {
         int32_t some[SC_ROWS];
-        sc_dot_short(x + start, rows, columns - start < 256 ? columns - start : 256, some);
+        sc_dot_narrow(x + start, w + start, stride, columns - start < 256 ? columns - start : 256, some);
         for (unsigned r = 0; r < SC_ROWS; r++) {
             sums[r] += some[r];
-            rows[r] += 256;
+        }
+    }
+}
+#endif
+
+/* sc_dot_short for any number of columns. */
+static inline void sc_dot_s16(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
+                              int64_t sums[SC_ROWS]) {
+    for (unsigned r = 0; r < SC_ROWS; r++) {
+        sums[r] = 0;
+    }
+    for (uint32_t start = 0; start < columns; start += 256) {
+        int32_t some[SC_ROWS];
+        sc_dot_short(x + start, w + start, stride, columns - start < 256 ? columns - start : 256, some);
+        for (unsigned r = 0; r < SC_ROWS; r++) {
+            sums[r] += some[r];
         }
     }
 }

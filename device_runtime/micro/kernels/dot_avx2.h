@@ -41,10 +41,10 @@ static inline int32_t sc_lanes(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
-static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns,
                              int32_t sums[SC_ROWS]) {
-    __m256i s0 = sc_row(x, w[0], columns), s1 = sc_row(x, w[1], columns);
-    __m256i s2 = sc_row(x, w[2], columns), s3 = sc_row(x, w[3], columns);
+    __m256i s0 = sc_row(x, w, columns), s1 = sc_row(x, w + stride, columns);
+    __m256i s2 = sc_row(x, w + 2 * stride, columns), s3 = sc_row(x, w + 3 * stride, columns);
     __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(s0, s1), _mm256_hadd_epi32(s2, s3)); /* both halves, all rows */
     _mm_storeu_si128((__m128i *)(void *)sums,
                      _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
@@ -59,13 +59,13 @@ static inline int64_t sc_wide_lanes(__m256i v) {
     return lanes[0] + lanes[1];
 }
 
-static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                 int32_t sums[SC_ROWS]) {
     uint32_t even = columns & ~15u;
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = sc_lanes(sc_row(x, w[r], even));
+        sums[r] = sc_lanes(sc_row(x, w + r * stride, even));
         for (uint32_t c = even; c < columns; c++) {
-            sums[r] += (int32_t)x[c] * w[r][c];
+            sums[r] += (int32_t)x[c] * w[r * stride + c];
         }
     }
 }
@@ -75,12 +75,14 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
     return x;
 }
 
-static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+#define sc_dot_narrow sc_dot_short
+#define SC_HAS_DOT_ORDERED
+static inline void sc_dot_ordered(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
     for (unsigned r = 0; r < SC_ROWS; r++) {
         sums[r] = 0;
         for (uint32_t start = 0; start < columns; start += 2048) { /* a lane gets 128 pairs of products, 2^30 at most */
-            sums[r] += sc_wide_lanes(sc_row(x + start, w[r] + start, columns - start < 2048 ? columns - start : 2048));
+            sums[r] += sc_wide_lanes(sc_row(x + start, w + r * stride + start, columns - start < 2048 ? columns - start : 2048));
         }
     }
 }

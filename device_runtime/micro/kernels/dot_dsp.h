@@ -1,6 +1,6 @@
 /* Cortex-M4, M7, M33 …: two products an instruction (SMLAD). SXTB16 widens bytes 0 and 2 of a word, and rotated by 8 bits
- * bytes 1 and 3, so the vector is stored with its elements in that order: 0 2 1 3. Three rows a pass, 64 columns a
- * round: 192 products in 228 instructions, with every core register in use, which no compiler manages. */
+ * bytes 1 and 3, so the vector is stored with its elements in that order: 0 2 1 3. Three rows a pass, 192 columns a
+ * round: 576 products in 675 instructions, with every core register in use, which no compiler manages. */
 #include <string.h>
 
 enum { SC_ROWS = 3 };
@@ -41,7 +41,7 @@ static inline const sc_wide *sc_widened(const int8_t *x, int16_t *scratch, uint3
 
 static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint32_t columns) {
     for (uint32_t c = 0; c < columns; c += 4) {
-        int16_t second = x[c + 1]; /* scratch is not x, but that costs nothing */
+        int16_t second = x[c + 1]; /* scratch may be x */
         scratch[c] = x[c];
         scratch[c + 1] = x[c + 2];
         scratch[c + 2] = second;
@@ -52,10 +52,11 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
 
 /* What a pass works on. */
 typedef struct {
-    const int16_t *x; /* 16 columns at a time */
-    const int8_t *w[SC_ROWS];
-    int32_t sums[SC_ROWS];
-    uint32_t rounds;
+    const int16_t *x;
+    const int8_t *w;
+    uint32_t stride;
+    const int16_t *end_192, *end; /* of the rounds of 192 columns, and of all */
+    int32_t *sums;
 } sc_pass;
 
 /* Four weights of one row: r12 has two of them, and then the register itself the other two. */
@@ -73,80 +74,59 @@ typedef struct {
 #define SC_EIGHT \
     "ldm r9!, {r1, r2, r3, r4}\n\t" SC_ROW("r10", "r0") SC_ROW("r11", "r8") SC_ROW("r7", "lr")
 
-#define SC_PASS(body)                                                                                            \
-    __asm__ volatile(                                                                                            \
-        "push {r0}\n\t"                                                                                          \
-        "ldr r12, [r0, #28]\n\t"                                                                                 \
-        "push {r12}\n\t"                                                                                         \
-        "ldr r9, [r0]\n\t"                                                                                       \
-        "ldr r10, [r0, #4]\n\t"                                                                                  \
-        "ldr r11, [r0, #8]\n\t"                                                                                  \
-        "ldr r7, [r0, #12]\n\t"                                                                                  \
-        "ldr r8, [r0, #20]\n\t"                                                                                  \
-        "ldr lr, [r0, #24]\n\t"                                                                                  \
-        "ldr r0, [r0, #16]\n\t"                                                                                  \
-        "1:\n\t" body                                                                                            \
-        "ldr r12, [sp]\n\t"                                                                                      \
-        "subs r12, r12, #1\n\t"                                                                                  \
-        "str r12, [sp]\n\t"                                                                                      \
-        "bne 1b\n\t"                                                                                             \
-        "pop {r12}\n\t"                                                                                          \
-        "pop {r12}\n\t"                                                                                          \
-        "stm r12!, {r9, r10, r11}\n\t"                                                                           \
-        "stm r12, {r7}\n\t"                                                                                      \
-        "str r0, [r12, #4]\n\t"                                                                                  \
-        "str r8, [r12, #8]\n\t"                                                                                  \
-        "str lr, [r12, #12]\n\t"                                                                                 \
-        : "+r"(p)                                                                                                \
-        :                                                                                                        \
-        : "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory")
+#define SC_SIXTY_FOUR SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT
 
-/* 16 and 64 columns a round; pointers and sums go on from where they are. */
-__attribute__((noinline)) static void sc_rounds_of_16(sc_pass *pass) {
+/* x in r9, rows in r10, r11 and r7, sums in r0, r8 and lr; where x ends lies on the stack. */
+__attribute__((noinline)) static void sc_add_columns(sc_pass *pass) {
     register sc_pass *p __asm__("r0") = pass;
-    SC_PASS(SC_EIGHT SC_EIGHT);
+    __asm__ volatile(
+        "ldm r0, {r9, r10, r12}\n\t"
+        "ldrd r5, r6, [r0, #12]\n\t"
+        "push {r0, r5, r6}\n\t"
+        "add r11, r10, r12\n\t"
+        "add r7, r11, r12\n\t"
+        "movs r0, #0\n\t"
+        "mov r8, r0\n\t"
+        "mov lr, r0\n\t"
+        "cmp r9, r5\n\t"
+        "beq 2f\n\t"
+        "1:\n\t" SC_SIXTY_FOUR SC_SIXTY_FOUR SC_SIXTY_FOUR
+        "ldr r12, [sp, #4]\n\t"
+        "cmp r9, r12\n\t"
+        "bne 1b\n\t"
+        "2:\n\t"
+        "ldr r12, [sp, #8]\n\t"
+        "cmp r9, r12\n\t"
+        "beq 4f\n\t"
+        "3:\n\t" SC_EIGHT SC_EIGHT
+        "ldr r12, [sp, #8]\n\t"
+        "cmp r9, r12\n\t"
+        "bne 3b\n\t"
+        "4:\n\t"
+        "pop {r12}\n\t"
+        "add sp, sp, #8\n\t"
+        "ldr r12, [r12, #20]\n\t"
+        "stm r12, {r0, r8, lr}\n\t"
+        : "+r"(p)
+        :
+        : "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
 }
 
-__attribute__((noinline)) static void sc_rounds_of_64(sc_pass *pass) {
-    register sc_pass *p __asm__("r0") = pass;
-    SC_PASS(SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT);
-}
-
-static inline void sc_add_columns(sc_pass *pass, uint32_t columns) {
-    pass->rounds = columns / 64;
-    if (pass->rounds > 0) {
-        sc_rounds_of_64(pass);
-    }
-    pass->rounds = columns % 64 / 16;
-    if (pass->rounds > 0) {
-        sc_rounds_of_16(pass);
-    }
-}
-
-static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns,
                              int32_t sums[SC_ROWS]) {
-    sc_pass pass = {x, {w[0], w[1], w[2]}, {0, 0, 0}, 0};
-    sc_add_columns(&pass, columns);
-    memcpy(sums, pass.sums, sizeof pass.sums);
+    sc_pass pass = {x, w, stride, x + columns / 192 * 192, x + columns, sums};
+    sc_add_columns(&pass);
 }
 
-static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                                  int64_t sums[SC_ROWS]) {
-    sc_pass pass = {x, {w[0], w[1], w[2]}, {0, 0, 0}, 0};
-    sums[0] = sums[1] = sums[2] = 0;
-    for (uint32_t start = 0; start < columns; start += 256) {
-        sc_add_columns(&pass, columns - start < 256 ? columns - start : 256);
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += pass.sums[r];
-            pass.sums[r] = 0;
-        }
-    }
+static inline void sc_dot_narrow(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
+                                 int32_t sums[SC_ROWS]) {
+    sc_dot_s8(x, w, stride, columns, sums);
 }
 
-/* Attention: the vector changes with every few rows, so it is not put in order first. */
-static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+/* For a head_dim that is no multiple of 16. */
+static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                 int32_t sums[SC_ROWS]) {
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *end = w[0] + (columns & ~3u);
+    const int8_t *w0 = w, *w1 = w + stride, *w2 = w1 + stride, *end = w + (columns & ~3u);
     int32_t s0 = 0, s1 = 0, s2 = 0;
     for (; w0 < end; w0 += 4, w1 += 4, w2 += 4, x += 4) {
         uint32_t low = sc_word_at(x), high = sc_word_at(x + 2), even, odd, a, b, d;
@@ -163,4 +143,40 @@ static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS]
         s2 += x[c] * w2[c];
     }
     sums[0] = s0, sums[1] = s1, sums[2] = s2;
+}
+
+/* sc_requantized_s8 for a shift to the right: no sum reaches 2^30 (graph.c), so it can be doubled, and SMMULR rounds. */
+static inline int32_t sc_scaled_down(int32_t sum, int32_t multiplier, int32_t shift) {
+    int32_t high;
+    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"((uint32_t)sum << 1), "r"(multiplier));
+    high += high >> 31; /* halves away from zero */
+    return ((high >> ~shift) + 1) >> 1;
+}
+
+static inline void sc_scale_rows(const int32_t *sums, const int32_t *bias, const int32_t *multipliers,
+                                 const int8_t *shifts, int32_t zero_point, int8_t *out, const int8_t *end) {
+    while (out < end) {
+        int32_t sum = *sums++, multiplier = *multipliers++, shift = *shifts++;
+        if (bias != NULL) {
+            sum += *bias++;
+        }
+        if (shift < 0) {
+            sum = sc_scaled_down(sum, multiplier, shift);
+        } else {
+            sum = sc_requantized_s8(sum, multiplier, shift);
+            sum = sum < -65536 ? -65536 : sum > 65536 ? 65536 : sum;
+        }
+        __asm__("ssat %0, #8, %1" : "=r"(sum) : "r"(sum + zero_point));
+        *out++ = (int8_t)sum;
+    }
+}
+
+#define SC_HAS_REQUANTIZE
+static inline void sc_requantize_s8(const int32_t *sums, const int32_t *bias, const int32_t *multipliers,
+                                    const int8_t *shifts, int32_t zero_point, int8_t *out, uint32_t rows) {
+    if (bias != NULL) { /* two loops, neither of which asks again */
+        sc_scale_rows(sums, bias, multipliers, shifts, zero_point, out, out + rows);
+    } else {
+        sc_scale_rows(sums, NULL, multipliers, shifts, zero_point, out, out + rows);
+    }
 }

@@ -39,20 +39,20 @@ static inline int32x4_t sc_row(const int16_t *x, const int8_t *w, uint32_t colum
     return vaddq_s32(s0, s1);
 }
 
-static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns,
                              int32_t sums[SC_ROWS]) {
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = (int32_t)sc_lanes(sc_row(x, w[r], columns));
+        sums[r] = (int32_t)sc_lanes(sc_row(x, w + r * stride, columns));
     }
 }
 
-static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                 int32_t sums[SC_ROWS]) {
     uint32_t even = columns & ~15u;
     for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = (int32_t)sc_lanes(sc_row(x, w[r], even));
+        sums[r] = (int32_t)sc_lanes(sc_row(x, w + r * stride, even));
         for (uint32_t c = even; c < columns; c++) {
-            sums[r] += (int32_t)x[c] * w[r][c];
+            sums[r] += (int32_t)x[c] * w[r * stride + c];
         }
     }
 }
@@ -62,12 +62,14 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
     return x;
 }
 
-static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+#define sc_dot_narrow sc_dot_short
+#define SC_HAS_DOT_ORDERED
+static inline void sc_dot_ordered(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
     for (unsigned r = 0; r < SC_ROWS; r++) {
         sums[r] = 0;
         for (uint32_t start = 0; start < columns; start += 1024) { /* a lane gets 256 products, 2^30 at most */
-            sums[r] += sc_lanes(sc_row(x + start, w[r] + start, columns - start < 1024 ? columns - start : 1024));
+            sums[r] += sc_lanes(sc_row(x + start, w + r * stride + start, columns - start < 1024 ? columns - start : 1024));
         }
     }
 }

@@ -7,8 +7,8 @@ static inline const sc_wide *sc_widened(const int8_t *x, int16_t *scratch, uint3
     return x;
 }
 
-static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], uint32_t columns, int32_t sums[SC_ROWS]) {
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns, int32_t sums[SC_ROWS]) {
+    const int8_t *w0 = w, *w1 = w + stride, *w2 = w + 2 * stride, *w3 = w + 3 * stride;
     int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
     for (uint32_t c = 0; c < columns; c++) {
         int32_t v = x[c];
@@ -20,9 +20,9 @@ static inline void sc_dot_s8(const sc_wide *x, const int8_t *const w[SC_ROWS], u
     sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
 }
 
-static inline void sc_dot_short(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
+static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                 int32_t sums[SC_ROWS]) {
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    const int8_t *w0 = w, *w1 = w + stride, *w2 = w + 2 * stride, *w3 = w + 3 * stride;
     int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
     for (uint32_t c = 0; c < columns; c++) {
         int32_t v = x[c];
@@ -39,15 +39,4 @@ static inline const int16_t *sc_ordered(const int16_t *x, int16_t *scratch, uint
     return x;
 }
 
-static inline void sc_dot_ordered(const int16_t *x, const int8_t *const w[SC_ROWS], uint32_t columns,
-                                  int64_t sums[SC_ROWS]) {
-    sums[0] = sums[1] = sums[2] = sums[3] = 0;
-    for (uint32_t start = 0; start < columns; start += 256) {
-        const int8_t *const rows[SC_ROWS] = {w[0] + start, w[1] + start, w[2] + start, w[3] + start};
-        int32_t some[SC_ROWS];
-        sc_dot_short(x + start, rows, columns - start < 256 ? columns - start : 256, some);
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += some[r];
-        }
-    }
-}
+#define sc_dot_narrow sc_dot_short

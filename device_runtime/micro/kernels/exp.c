@@ -18,11 +18,29 @@ static uint32_t power_of_rest(uint32_t r) {
     return sc_high(z, term);
 }
 
+/* 2^(whole + fraction), 32 bits of fraction */
+static inline float power_of_two(int32_t whole, uint32_t fraction) {
+    uint32_t y = POWERS[fraction >> 27];
+    y += sc_high(y, power_of_rest(fraction & 0x7ffffff)) >> 4;
+    return sc_float_of(((uint32_t)(whole + 126) << 23) + (y >> 8) + (y >> 7 & 1));
+}
+
+/* |x| / ln 2 as a whole number and a fraction. */
+static inline int32_t split(uint32_t bits, int32_t exponent, uint32_t *fraction) {
+    /* 62 bits after the point, for an exponent of 0; log2(e) has 31 */
+    uint64_t power = (uint64_t)(bits << 8 | 0x80000000u) * 0xb8aa3b29u;
+    uint32_t high = (uint32_t)(power >> 32);
+    if (exponent >= -1) {
+        *fraction = high << (2 + exponent) | (uint32_t)power >> (30 - exponent);
+        return (int32_t)(high >> (30 - exponent));
+    }
+    *fraction = high >> (-2 - exponent);
+    return 0;
+}
+
 float sc_exp(float x) {
-    uint32_t bits = sc_bits_of(x), mantissa = bits << 8 | 0x80000000u, fraction, y;
+    uint32_t bits = sc_bits_of(x), fraction;
     int32_t exponent = (int32_t)(bits >> 23 & 255) - 127, whole;
-    uint64_t power; /* |x| / ln 2: 62 bits after the point, for an exponent of 0 */
-    uint32_t high;
     if (!(x > -87.33654f)) { /* also what is not a number */
         return x != x ? x : 0.0f;
     }
@@ -32,20 +50,31 @@ float sc_exp(float x) {
     if (exponent < -30) {
         return 1.0f;
     }
-    power = (uint64_t)mantissa * 0xb8aa3b29u; /* log2(e), 31 bits */
-    high = (uint32_t)(power >> 32);
-    if (exponent >= -1) {
-        whole = (int32_t)(high >> (30 - exponent));
-        fraction = high << (2 + exponent) | (uint32_t)power >> (30 - exponent); /* 32 bits after the point */
-    } else {
-        whole = 0;
-        fraction = high >> (-2 - exponent);
-    }
+    whole = split(bits, exponent, &fraction);
     if (bits >> 31) { /* 2^-(whole + fraction) */
         whole = fraction != 0 ? -whole - 1 : -whole;
         fraction = 0u - fraction;
     }
-    y = POWERS[fraction >> 27];
-    y += sc_high(y, power_of_rest(fraction & 0x7ffffff)) >> 4;
-    return sc_float_of(((uint32_t)(whole + 126) << 23) + (y >> 8) + (y >> 7 & 1));
+    return power_of_two(whole, fraction);
+}
+
+/* As sc_exp, element by element, and their sum in that order. */
+float sc_exps_below(const int16_t *scores, float step, float most, float *exps, uint32_t count) {
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits = sc_bits_of((float)scores[i] * step - most), fraction;
+        int32_t exponent = (int32_t)(bits >> 23 & 255) - 127, whole;
+        float power;
+        if (bits >= 0xc2aeac4fu) { /* -87.33654 and below */
+            power = 0.0f;
+        } else if (exponent < -30) {
+            power = 1.0f;
+        } else {
+            whole = split(bits, exponent, &fraction);
+            power = power_of_two(fraction != 0 ? -whole - 1 : -whole, 0u - fraction);
+        }
+        exps[i] = power;
+        sum += power;
+    }
+    return sum;
 }

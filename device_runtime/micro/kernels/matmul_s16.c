@@ -15,17 +15,12 @@ void sc_run_matmul_s16(const uint32_t *call, const sc_memory *m) {
     if (call[SC_MATMUL_BIAS] != SC_NOTHING) {
         bias = (const int64_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
     }
-    for (uint32_t row = 0; row < rows; row += SC_ROWS) {
-        const int8_t *w[SC_ROWS];
+    SC_PASSES(rows, columns) {
         int64_t sums[SC_ROWS];
-        for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last row, the last one again */
-            w[r] = weights + (size_t)(row + r < rows ? row + r : rows - 1) * columns;
-        }
-        sc_dot_ordered(x, w, columns, sums);
-        for (uint32_t r = 0; r < SC_ROWS && row + r < rows; r++) {
-            uint64_t sum = (uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[row + r] : 0);
-            uint32_t scale = scales[row + r];
-            out[row + r] = (int16_t)sc_requantized_s16((int64_t)sum, scale & 0xffff, scale >> 16);
+        sc_dot_ordered(x, weights + (size_t)first * columns, pitch, columns, sums);
+        for (uint32_t r = 0; r < pass_rows; r++) {
+            uint64_t sum = (uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[first + r] : 0);
+            out[first + r] = (int16_t)sc_scaled_wide((int64_t)sum, scales[first + r]);
         }
     }
 }

@@ -3,7 +3,23 @@
 #include "graph.h"
 #include "numbers.h"
 
-enum { GROUP = 4 * SC_ROWS }; /* rows whose sums are made before they are scaled, all at once */
+enum { GROUP = 8 * SC_ROWS }; /* rows whose sums are made before they are scaled, all at once */
+
+/* As SC_PASSES, with as little as can be done between two passes. */
+static inline void sum_rows(const sc_wide *x, const int8_t *w, uint32_t columns, uint32_t rows, int32_t sums[GROUP]) {
+    const int8_t *const rest = w + (size_t)(rows < SC_ROWS ? 0 : rows - SC_ROWS) * columns;
+    int32_t *const end = sums + rows;
+    for (; end - sums >= SC_ROWS; sums += SC_ROWS, w += (size_t)SC_ROWS * columns) {
+        sc_dot_s8(x, w, columns, columns, sums);
+    }
+    if (sums < end && rows >= SC_ROWS) {
+        sc_dot_s8(x, rest, columns, columns, end - SC_ROWS);
+    } else {
+        for (; sums < end; sums++, w += columns) { /* fewer rows than a pass has */
+            sc_dot_s8(x, w, 0, columns, sums);
+        }
+    }
+}
 
 void sc_run_matmul_s8(const uint32_t *call, const sc_memory *m) {
     const uint8_t *constants = m->constants;
@@ -22,13 +38,11 @@ void sc_run_matmul_s8(const uint32_t *call, const sc_memory *m) {
     for (uint32_t row = 0; row < rows; row += GROUP) {
         int32_t sums[GROUP];
         uint32_t count = rows - row < GROUP ? rows - row : GROUP;
-        for (uint32_t done = 0; done < count; done += SC_ROWS) {
-            const int8_t *w[SC_ROWS];
-            for (uint32_t r = 0; r < SC_ROWS; r++) { /* past the last row, the last one again */
-                w[r] = weights + (size_t)(done + r < count ? row + done + r : rows - 1) * columns;
-            }
-            sc_dot_s8(x, w, columns, sums + done);
+        if (count < SC_ROWS && rows >= SC_ROWS) { /* too few for a pass: some of those before them again */
+            count = SC_ROWS;
+            row = rows - count;
         }
+        sum_rows(x, weights + (size_t)row * columns, columns, count, sums);
         sc_requantize_s8(sums, bias != NULL ? bias + row : NULL, scales + row, shifts + row, zero_point, out + row,
                          count);
     }

@@ -26,6 +26,10 @@ static inline uint32_t sc_high(uint32_t a, uint32_t b) { return (uint32_t)((uint
  * and infinity above 88.7. */
 float sc_exp(float x);
 
+/* exps[i] = sc_exp(scores[i] * step - most), none of which is above 0 or not a number; returns their sum. `exps` may
+ * lie over scores that have been read. */
+float sc_exps_below(const int16_t *scores, float step, float most, float *exps, uint32_t count);
+
 /* 1 / (1 + exp(-x)), cut off where TensorFlow Lite's reference kernel cuts it off. */
 static inline float sc_logistic(float x) {
     if (x > 16.619047164916992188f) {
@@ -55,7 +59,7 @@ static inline int32_t sc_rounded(float x, int32_t low, int32_t high) {
     held = held < (float)high ? held : (float)high;
     whole = (int32_t)held;
     rest = held - (float)whole; /* exact */
-    return whole + (rest >= 0.5f) - (rest <= -0.5f);
+    return whole + (int32_t)(rest + rest); /* 1 from a half on */
 }
 
 /* x * multiplier * 2^(shift - 31) as TensorFlow Lite rounds it: once after the product, once after the shift to the
@@ -93,12 +97,18 @@ static inline sc_scale sc_scale_of(uint32_t packed) {
 
 static inline int32_t sc_scaled(int32_t sum, const sc_scale *scale) {
     int32_t y;
-    if (scale->high_multiplier == 0) {
+    if (scale->high_multiplier == 0) { /* rare */
         return sc_requantized_s16(sum, scale->multiplier, scale->shift);
     }
     y = (int32_t)((int64_t)sum * scale->high_multiplier >> 32);
     y = (y + (1 << (scale->high_shift - 1))) >> scale->high_shift;
     return y < -32768 ? -32768 : y > 32767 ? 32767 : y;
+}
+
+/* sc_requantized_s16, and quicker for a sum that fits 32 bits, as nearly all do. */
+static inline int32_t sc_scaled_wide(int64_t sum, uint32_t packed) {
+    sc_scale scale = sc_scale_of(packed);
+    return sum == (int32_t)sum ? sc_scaled((int32_t)sum, &scale) : sc_requantized_s16(sum, scale.multiplier, scale.shift);
 }
 
 #endif

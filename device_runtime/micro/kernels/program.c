@@ -14,7 +14,9 @@ static size_t offset_of(const uint32_t *op, const sc_memory *m, uint32_t row) {
     return op[SC_AT_OFFSET] + at * op[SC_AT_INDEX_STRIDE] + (size_t)row * op[SC_AT_ROW_STRIDE];
 }
 
-static void load(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t column, uint32_t count, float *to) {
+/* Columns of a row of a place in memory as floats: where they are, if they are floats already, or else in `to`. */
+static const float *loaded(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t column, uint32_t count,
+                           float *to) {
     uint32_t what = op[SC_AT_WHAT], type = what >> 8 & 255;
     const uint8_t *from = ((what & 255) == SC_SPACE_ARENA ? m->arena : m->constants) + offset_of(op, m, row);
     float scale = sc_float_of(op[SC_AT_SCALE]);
@@ -26,7 +28,10 @@ static void load(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t 
         from += (size_t)column * SIZES[type];
     }
     if (type == SC_TYPE_FLOAT) {
-        memcpy(to, from, read * sizeof *to);
+        if (read == count) {
+            return (const float *)(const void *)from;
+        }
+        to[0] = *(const float *)(const void *)from;
     } else if (type == SC_TYPE_S8) {
         const int8_t *stored = (const int8_t *)from;
         for (uint32_t i = 0; i < read; i++) {
@@ -41,8 +46,10 @@ static void load(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t 
     for (uint32_t i = read; i < count; i++) {
         to[i] = to[0];
     }
+    return to;
 }
 
+/* `from` may be the place itself. */
 static void store(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t column, uint32_t count,
                   const float *from) {
     uint32_t type = op[SC_AT_WHAT] >> 8 & 255;
@@ -50,7 +57,9 @@ static void store(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t
     float scale = sc_float_of(op[SC_AT_SCALE]);
     int32_t zero_point = (int32_t)op[SC_AT_ZERO_POINT];
     if (type == SC_TYPE_FLOAT) {
-        memcpy(to, from, count * sizeof *from);
+        for (uint32_t i = 0; i < count; i++) {
+            ((float *)(void *)to)[i] = from[i];
+        }
     } else if (type == SC_TYPE_S8) {
         for (uint32_t i = 0; i < count; i++) {
             ((int8_t *)to)[i] = (int8_t)(sc_rounded(from[i] / scale, -128 - zero_point, 127 - zero_point) + zero_point);
@@ -69,12 +78,25 @@ static void store(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t
     }                                      \
     break
 
+/* Four at a time where that saves the loop's own instructions; a result may be one of its operands. */
+#define EACH_BINARY(operator)                                               \
+    for (; i + 4 <= count; i += 4) {                                        \
+        float p = a[i] operator b[i], q = a[i + 1] operator b[i + 1];       \
+        float s = a[i + 2] operator b[i + 2], t = a[i + 3] operator b[i + 3]; \
+        r[i] = p, r[i + 1] = q, r[i + 2] = s, r[i + 3] = t;                 \
+    }                                                                       \
+    for (; i < count; i++) {                                                \
+        r[i] = a[i] operator b[i];                                          \
+    }                                                                       \
+    break
+
 static void compute(uint32_t code, float *r, const float *a, const float *b, uint32_t count) {
+    uint32_t i = 0;
     switch (code) {
-    case SC_OP_ADD: EACH(a[i] + b[i]);
-    case SC_OP_SUB: EACH(a[i] - b[i]);
-    case SC_OP_MUL: EACH(a[i] * b[i]);
-    case SC_OP_DIV: EACH(a[i] / b[i]);
+    case SC_OP_ADD: EACH_BINARY(+);
+    case SC_OP_SUB: EACH_BINARY(-);
+    case SC_OP_MUL: EACH_BINARY(*);
+    case SC_OP_DIV: EACH_BINARY(/);
     case SC_OP_MAX: EACH(a[i] > b[i] ? a[i] : b[i]);
     case SC_OP_MIN: EACH(a[i] < b[i] ? a[i] : b[i]);
     case SC_OP_LOGISTIC: EACH(sc_logistic(a[i]));
@@ -87,42 +109,71 @@ static void compute(uint32_t code, float *r, const float *a, const float *b, uin
     }
 }
 
+/* The same for several whole rows, one after the other in `to`. */
+static const float *loaded_rows(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t rows, uint32_t columns,
+                                float *to) {
+    for (uint32_t r = 0; r < rows; r++, to += columns) {
+        const float *from = loaded(op, m, row + r, 0, columns, to);
+        for (uint32_t i = 0; from != to && i < columns; i++) {
+            to[i] = from[i];
+        }
+    }
+    return to - (size_t)rows * columns;
+}
+
 void sc_run_program(const uint32_t *call, const sc_memory *m) {
     float registers[SC_REGISTERS][BLOCK];
+    const float *values[SC_REGISTERS] = {0}; /* a register's own memory, or where it was loaded from */
     uint32_t columns = call[SC_PROGRAM_COLUMNS];
-    for (uint32_t row = 0; row < call[SC_PROGRAM_ROWS]; row++) {
+    uint32_t rows = 1, last_row = call[SC_PROGRAM_ROWS];
+    for (uint32_t row = 0; row < last_row; row += rows) {
         float sum = 0.0f; /* in the order of the columns, as the reference kernels add */
+        if (columns <= BLOCK / 2) { /* as many rows as fit a block */
+            rows = last_row - row < BLOCK / columns ? last_row - row : BLOCK / columns;
+        }
         for (uint32_t column = 0; column < columns; column += BLOCK) {
             const uint32_t *op = call + SC_PROGRAM_BODY;
-            uint32_t count = columns - column < BLOCK ? columns - column : BLOCK;
+            uint32_t count = rows > 1 ? rows * columns : columns - column < BLOCK ? columns - column : BLOCK;
             for (uint32_t n = call[SC_PROGRAM_OPS]; n > 0; n--) {
                 uint32_t code = op[0] & 255;
-                float *r = registers[op[0] >> 8 & 255];
-                const float *a = registers[op[0] >> 16 & 255];
+                uint32_t result = op[0] >> 8 & 255;
+                float *r = registers[result];
+                const float *a = values[op[0] >> 16 & 255];
                 switch (code) {
                 case SC_OP_LOAD:
-                    load(op, m, row, column, count, r);
+                    values[result] = rows > 1 ? loaded_rows(op, m, row, rows, columns, r)
+                                              : loaded(op, m, row, column, count, r);
                     op += SC_AT_WORDS;
                     break;
                 case SC_OP_CONST:
                     for (uint32_t i = 0; i < count; i++) {
                         r[i] = sc_float_of(op[1]);
                     }
+                    values[result] = r;
                     op += 2;
                     break;
-                case SC_OP_STORE: store(op, m, row, column, count, a); break;
+                case SC_OP_STORE:
+                    for (uint32_t done = 0; done < rows; done++) {
+                        store(op, m, row + done, column, rows > 1 ? columns : count, a + (size_t)done * columns);
+                    }
+                    break;
                 case SC_OP_MEAN:
                 case SC_OP_SUM:
-                    for (uint32_t i = 0; i < count; i++) {
-                        sum += a[i];
-                    }
-                    if (column + count == columns) {
-                        sum = code == SC_OP_MEAN ? sum / (float)columns : sum;
-                        store(op, m, row, 0, 1, &sum);
+                    for (uint32_t done = 0; done < rows; done++) {
+                        uint32_t summed = rows > 1 ? columns : count;
+                        for (uint32_t i = 0; i < summed; i++) {
+                            sum += *a++;
+                        }
+                        if (column + summed == columns) {
+                            sum = code == SC_OP_MEAN ? sum / (float)columns : sum;
+                            store(op, m, row + done, 0, 1, &sum);
+                            sum = 0.0f;
+                        }
                     }
                     break;
                 default:
-                    compute(code, r, a, registers[op[0] >> 24], count);
+                    compute(code, r, a, values[op[0] >> 24], count);
+                    values[result] = r;
                     op++;
                     break;
                 }

@@ -109,8 +109,18 @@ static int matmul_is_right(const uint32_t *call, const limits *l, unsigned activ
            (!s8 || inside(call[SC_MATMUL_SHIFTS], rows, l->constants, 1));
 }
 
-/* Shifts are data of the constants: a kernel that shifts by more than its type has bits would be undefined. */
-static int shifts_are_right(const uint32_t *call, const uint8_t *constants, int s8) {
+/* Shifts are data of the constants: a kernel that shifts by more than its type has bits would be undefined. With its
+ * bias, no sum of int8 products reaches 2^30: kernels double it. */
+static int tables_are_right(const uint32_t *call, const uint8_t *constants, int s8) {
+    const int32_t most = (1 << 30) - (int32_t)(call[SC_MATMUL_COLUMNS] << 14);
+    if (s8 && call[SC_MATMUL_BIAS] != SC_NOTHING) {
+        const int32_t *bias = (const int32_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
+        for (uint32_t row = 0; row < call[SC_MATMUL_ROWS]; row++) {
+            if (bias[row] > most || bias[row] < -most) {
+                return 0;
+            }
+        }
+    }
     for (uint32_t row = 0; row < call[SC_MATMUL_ROWS]; row++) {
         if (s8) {
             const int8_t *shifts = (const int8_t *)(constants + call[SC_MATMUL_SHIFTS]);
@@ -135,6 +145,8 @@ static int store_is_right(const uint32_t *call, const limits *l) {
                   l->kv_cache, 1);
 }
 
+enum { LARGEST_SCORE_STEP = 0x6f800000 /* 2^96 */, SMALLEST_SHARE_STEP = 0x37800000 /* 2^-16 */, ONE = 0x3f800000 };
+
 static int attention_is_right(const uint32_t *call, const limits *l) {
     uint64_t heads = call[SC_ATTEND_HEADS], dim = call[SC_ATTEND_HEAD_DIM], stride = call[SC_ATTEND_VALUE_STRIDE];
     if (heads - 1 >= SC_MOST_COLUMNS || dim - 1 >= SC_MOST_COLUMNS || dim % 2 != 0 || stride % 16 != 0 || stride <= l->last_position ||
@@ -144,8 +156,9 @@ static int attention_is_right(const uint32_t *call, const limits *l) {
     if ((call[SC_ATTEND_SCORE_SCALE] >> 16) - 1 > 61 || (call[SC_ATTEND_MIXED_SCALE] >> 16) - 1 > 61) {
         return 0;
     }
-    if (!bits_are_finite(call[SC_ATTEND_SCORE_STEP]) || !bits_are_finite(call[SC_ATTEND_SHARE_STEP]) ||
-        call[SC_ATTEND_SHARE_STEP] << 1 == 0) {
+    /* float words of positive numbers are in order: no difference of scores overflows, and no share has 2^16 steps */
+    if (call[SC_ATTEND_SCORE_STEP] > LARGEST_SCORE_STEP || call[SC_ATTEND_SHARE_STEP] < SMALLEST_SHARE_STEP ||
+        call[SC_ATTEND_SHARE_STEP] > ONE) {
         return 0;
     }
     return inside(call[SC_ATTEND_QUERIES], heads * dim * 2, l->arena, 4) &&
@@ -161,7 +174,7 @@ static sc_status check_call(const uint32_t *call, uint32_t words, const limits *
     case SC_CALL_MATMUL_S8:
     case SC_CALL_MATMUL_S16: {
         int s8 = (call[0] & 0xffff) == SC_CALL_MATMUL_S8;
-        return words == SC_MATMUL_WORDS && matmul_is_right(call, l, s8 ? 1 : 2) && shifts_are_right(call, constants, s8)
+        return words == SC_MATMUL_WORDS && matmul_is_right(call, l, s8 ? 1 : 2) && tables_are_right(call, constants, s8)
                    ? SC_OK
                    : SC_DAMAGED;
     }
