@@ -5,8 +5,6 @@
 #include "graph.h"
 #include "numbers.h"
 
-enum { NARROW = 256 }; /* columns whose int16 products' sum fits 32 bits */
-
 /* int16 scores of positions oldest … last into `scores`, whose element 0 is position `oldest`. */
 static void score(const uint32_t *call, const sc_memory *m, const int16_t *query, uint32_t oldest,
                   int16_t *scores) {
@@ -14,8 +12,15 @@ static void score(const uint32_t *call, const sc_memory *m, const int16_t *query
     sc_scale scale = sc_scale_of(call[SC_ATTEND_SCORE_SCALE]);
     const int8_t *keys = (const int8_t *)(m->kv_cache + call[SC_ATTEND_KEYS]) + (size_t)oldest * dim;
     uint32_t count = last - oldest + 1;
-    if (dim <= NARROW && dim % 16 == 0) {
-        int16_t scratch[NARROW];
+#ifdef SC_HAS_SCORES
+    if (dim <= SC_NARROW && dim % 8 == 0 && scale.high_multiplier != 0) {
+        int16_t scratch[SC_NARROW];
+        sc_scores(sc_ordered(query, scratch, dim), keys, dim, count, &scale, scores);
+        return;
+    }
+#endif
+    if (dim <= SC_NARROW && dim % 16 == 0) {
+        int16_t scratch[SC_NARROW];
         const int16_t *ordered = sc_ordered(query, scratch, dim);
         SC_PASSES(count, dim) {
             int32_t sums[SC_ROWS];
@@ -27,7 +32,7 @@ static void score(const uint32_t *call, const sc_memory *m, const int16_t *query
         return;
     }
     SC_PASSES(count, dim) {
-        if (dim <= NARROW) {
+        if (dim <= SC_NARROW) {
             int32_t sums[SC_ROWS];
             sc_dot_short(query, keys + (size_t)first * dim, pitch, dim, sums);
             for (uint32_t r = 0; r < pass_rows; r++) {
@@ -62,7 +67,7 @@ static void softmax(const int16_t *scores, float *exps, int16_t *shares, uint32_
 
 void sc_run_attention(const uint32_t *call, const sc_memory *m) {
     uint32_t dim = call[SC_ATTEND_HEAD_DIM], stride = call[SC_ATTEND_VALUE_STRIDE], window = call[SC_ATTEND_WINDOW];
-    uint32_t scale = call[SC_ATTEND_MIXED_SCALE];
+    sc_scale mixed = sc_scale_of(call[SC_ATTEND_MIXED_SCALE]);
     uint32_t oldest = m->position + 1 > window ? m->position + 1 - window : 0;
     uint32_t start = oldest & ~15u, count = m->position + 1 - oldest, used = (m->position - start + 16) & ~15u;
     const int16_t *queries = (const int16_t *)(const void *)(m->arena + call[SC_ATTEND_QUERIES]);
@@ -77,8 +82,10 @@ void sc_run_attention(const uint32_t *call, const sc_memory *m) {
         softmax(scores, exps, shares, count, sc_float_of(call[SC_ATTEND_SCORE_STEP]),
                 sc_float_of(call[SC_ATTEND_SHARE_STEP]));
         /* values are read in groups of 16 positions: those that the query does not see have the probability 0 */
-        memmove(shares + (oldest - start), shares, count * sizeof *shares);
-        memset(shares, 0, (oldest - start) * sizeof *shares);
+        if (oldest != start) {
+            memmove(shares + (oldest - start), shares, count * sizeof *shares);
+            memset(shares, 0, (oldest - start) * sizeof *shares);
+        }
         memset(shares + (oldest - start) + count, 0, (used - (oldest - start) - count) * sizeof *shares);
         sc_ordered(shares, shares, used);
         SC_PASSES(dim, stride) {
@@ -86,7 +93,8 @@ void sc_run_attention(const uint32_t *call, const sc_memory *m) {
             sc_dot_ordered(shares, values + (size_t)first * stride, pitch, used, sums);
             for (uint32_t r = 0; r < pass_rows; r++) {
                 out[(size_t)head * dim + first + r] =
-                    (int16_t)sc_scaled_wide(sums[r], scale);
+                    (int16_t)(sums[r] == (int32_t)sums[r] ? sc_scaled((int32_t)sums[r], &mixed)
+                                                           : sc_requantized_s16(sums[r], mixed.multiplier, mixed.shift));
             }
         }
     }

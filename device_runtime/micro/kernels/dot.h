@@ -26,6 +26,8 @@
 
 #include "numbers.h"
 
+enum { SC_NARROW = 256 }; /* columns whose sum of int16 products fits 32 bits */
+
 #if defined(__ARM_FEATURE_MVE) && !defined(SC_SCALAR)
 #include "dot_mve.h"
 #elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && !defined(SC_SCALAR)
@@ -51,9 +53,9 @@ static inline void sc_dot_ordered(const int16_t *x, const int8_t *w, size_t stri
     for (unsigned r = 0; r < SC_ROWS; r++) {
         sums[r] = 0;
     }
-    for (uint32_t start = 0; start < columns; start += 256) {
+    for (uint32_t start = 0; start < columns; start += SC_NARROW) {
         int32_t some[SC_ROWS];
-        sc_dot_narrow(x + start, w + start, stride, columns - start < 256 ? columns - start : 256, some);
+        sc_dot_narrow(x + start, w + start, stride, columns - start < SC_NARROW ? columns - start : SC_NARROW, some);
         for (unsigned r = 0; r < SC_ROWS; r++) {
             sums[r] += some[r];
         }
@@ -67,9 +69,9 @@ static inline void sc_dot_s16(const int16_t *x, const int8_t *w, size_t stride, 
     for (unsigned r = 0; r < SC_ROWS; r++) {
         sums[r] = 0;
     }
-    for (uint32_t start = 0; start < columns; start += 256) {
+    for (uint32_t start = 0; start < columns; start += SC_NARROW) {
         int32_t some[SC_ROWS];
-        sc_dot_short(x + start, w + start, stride, columns - start < 256 ? columns - start : 256, some);
+        sc_dot_short(x + start, w + start, stride, columns - start < SC_NARROW ? columns - start : SC_NARROW, some);
         for (unsigned r = 0; r < SC_ROWS; r++) {
             sums[r] += some[r];
         }

@@ -123,6 +123,29 @@ static inline void sc_dot_narrow(const int16_t *x, const int8_t *w, size_t strid
     sc_dot_s8(x, w, stride, columns, sums);
 }
 
+/* One key after the other: a head_dim is short, and what surrounds a pass of three would be most of the work. */
+#define SC_HAS_SCORES
+static inline void sc_scores(const int16_t *ordered, const int8_t *keys, uint32_t dim, uint32_t count,
+                             const sc_scale *scale, int16_t *scores) {
+    const int32_t multiplier = scale->high_multiplier, shift = (int32_t)scale->high_shift, half = 1 << (shift - 1);
+    for (const int16_t *end = scores + count; scores < end; scores++) {
+        const int16_t *x = ordered;
+        uint32_t left = dim;
+        int32_t sum = 0, high;
+        __asm__ volatile(
+            "1:\n\t"
+            "ldm %0!, {r1, r2, r3, r4}\n\t" SC_ROW("%1", "%2")
+            "subs %3, #8\n\t"
+            "bne 1b\n\t"
+            : "+r"(x), "+r"(keys), "+r"(sum), "+r"(left)
+            :
+            : "r1", "r2", "r3", "r4", "r5", "r6", "r12", "cc", "memory");
+        __asm__("smmul %0, %1, %2" : "=r"(high) : "r"(sum), "r"(multiplier));
+        __asm__("ssat %0, #16, %1" : "=r"(high) : "r"((high + half) >> shift));
+        *scores = (int16_t)high;
+    }
+}
+
 /* For a head_dim that is no multiple of 16. */
 static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                 int32_t sums[SC_ROWS]) {

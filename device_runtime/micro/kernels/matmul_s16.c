@@ -15,12 +15,24 @@ void sc_run_matmul_s16(const uint32_t *call, const sc_memory *m) {
     if (call[SC_MATMUL_BIAS] != SC_NOTHING) {
         bias = (const int64_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
     }
+    if (columns <= SC_NARROW && bias == NULL) {
+        SC_PASSES(rows, columns) {
+            int32_t sums[SC_ROWS];
+            sc_dot_narrow(x, weights + (size_t)first * columns, pitch, columns, sums);
+            for (uint32_t r = 0; r < pass_rows; r++) {
+                out[first + r] = (int16_t)sc_scaled_once(sums[r], scales[first + r]);
+            }
+        }
+        return;
+    }
     SC_PASSES(rows, columns) {
         int64_t sums[SC_ROWS];
         sc_dot_ordered(x, weights + (size_t)first * columns, pitch, columns, sums);
         for (uint32_t r = 0; r < pass_rows; r++) {
-            uint64_t sum = (uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[first + r] : 0);
-            out[first + r] = (int16_t)sc_scaled_wide((int64_t)sum, scales[first + r]);
+            int64_t sum = (int64_t)((uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[first + r] : 0));
+            uint32_t scale = scales[first + r];
+            out[first + r] = (int16_t)(sum == (int32_t)sum ? sc_scaled_once((int32_t)sum, scale)
+                                                           : sc_requantized_s16(sum, scale & 0xffff, scale >> 16));
         }
     }
 }

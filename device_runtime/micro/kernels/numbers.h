@@ -105,10 +105,16 @@ static inline int32_t sc_scaled(int32_t sum, const sc_scale *scale) {
     return y < -32768 ? -32768 : y > 32767 ? 32767 : y;
 }
 
-/* sc_requantized_s16, and quicker for a sum that fits 32 bits, as nearly all do. */
-static inline int32_t sc_scaled_wide(int64_t sum, uint32_t packed) {
-    sc_scale scale = sc_scale_of(packed);
-    return sum == (int32_t)sum ? sc_scaled((int32_t)sum, &scale) : sc_requantized_s16(sum, scale.multiplier, scale.shift);
+/* The same for a scale, packed as in the image, that serves one sum. */
+static inline int32_t sc_scaled_once(int32_t sum, uint32_t packed) {
+    uint32_t shift = packed >> 16;
+    int32_t y;
+    if (packed & 0x8000 || shift - 17 > 29) {
+        return sc_requantized_s16(sum, packed & 0xffff, shift);
+    }
+    y = (int32_t)((int64_t)sum * (int32_t)(packed << 16) >> 32);
+    y = (y + (1 << (shift - 17))) >> (shift - 16);
+    return y < -32768 ? -32768 : y > 32767 ? 32767 : y;
 }
 
 #endif

@@ -109,31 +109,51 @@ static void compute(uint32_t code, float *r, const float *a, const float *b, uin
     }
 }
 
-/* The same for several whole rows, one after the other in `to`. */
+/* The same for several whole rows, one after the other. */
 static const float *loaded_rows(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t rows, uint32_t columns,
                                 float *to) {
-    for (uint32_t r = 0; r < rows; r++, to += columns) {
-        const float *from = loaded(op, m, row + r, 0, columns, to);
-        for (uint32_t i = 0; from != to && i < columns; i++) {
-            to[i] = from[i];
+    uint32_t what = op[SC_AT_WHAT], type = what >> 8 & 255, stride = op[SC_AT_ROW_STRIDE], i = 0;
+    const uint8_t *from = ((what & 255) == SC_SPACE_ARENA ? m->arena : m->constants) + offset_of(op, m, row);
+    uint32_t step = what >> 24 & SC_FLAG_ONE_PER_ROW ? 0 : 1;
+    float scale = sc_float_of(op[SC_AT_SCALE]);
+    int32_t zero_point = (int32_t)op[SC_AT_ZERO_POINT];
+    if (step && stride == columns * SIZES[type]) { /* nothing between them */
+        return loaded(op, m, row, 0, rows * columns, to);
+    }
+    for (uint32_t r = 0; r < rows; r++, from += stride) {
+        const uint8_t *at = from;
+        uint32_t end = i + columns;
+        if (type == SC_TYPE_FLOAT) {
+            for (; i < end; i++, at += 4 * step) {
+                to[i] = *(const float *)(const void *)at;
+            }
+        } else if (type == SC_TYPE_S8) {
+            for (; i < end; i++, at += step) {
+                to[i] = (float)(*(const int8_t *)at - zero_point) * scale;
+            }
+        } else {
+            for (; i < end; i++, at += 2 * step) {
+                to[i] = (float)(*(const int16_t *)(const void *)at - zero_point) * scale;
+            }
         }
     }
-    return to - (size_t)rows * columns;
+    return to;
 }
 
-void sc_run_program(const uint32_t *call, const sc_memory *m) {
+/* With `together`, as many whole rows as fit a block go through it at a time. Compiled for each of the two. */
+__attribute__((always_inline)) static inline void run_program(const uint32_t *call, const sc_memory *m, int together) {
     float registers[SC_REGISTERS][BLOCK];
     const float *values[SC_REGISTERS] = {0}; /* a register's own memory, or where it was loaded from */
     uint32_t columns = call[SC_PROGRAM_COLUMNS];
     uint32_t rows = 1, last_row = call[SC_PROGRAM_ROWS];
     for (uint32_t row = 0; row < last_row; row += rows) {
         float sum = 0.0f; /* in the order of the columns, as the reference kernels add */
-        if (columns <= BLOCK / 2) { /* as many rows as fit a block */
+        if (together) {
             rows = last_row - row < BLOCK / columns ? last_row - row : BLOCK / columns;
         }
         for (uint32_t column = 0; column < columns; column += BLOCK) {
             const uint32_t *op = call + SC_PROGRAM_BODY;
-            uint32_t count = rows > 1 ? rows * columns : columns - column < BLOCK ? columns - column : BLOCK;
+            uint32_t count = together ? rows * columns : columns - column < BLOCK ? columns - column : BLOCK;
             for (uint32_t n = call[SC_PROGRAM_OPS]; n > 0; n--) {
                 uint32_t code = op[0] & 255;
                 uint32_t result = op[0] >> 8 & 255;
@@ -141,7 +161,7 @@ void sc_run_program(const uint32_t *call, const sc_memory *m) {
                 const float *a = values[op[0] >> 16 & 255];
                 switch (code) {
                 case SC_OP_LOAD:
-                    values[result] = rows > 1 ? loaded_rows(op, m, row, rows, columns, r)
+                    values[result] = together ? loaded_rows(op, m, row, rows, columns, r)
                                               : loaded(op, m, row, column, count, r);
                     op += SC_AT_WORDS;
                     break;
@@ -154,13 +174,13 @@ void sc_run_program(const uint32_t *call, const sc_memory *m) {
                     break;
                 case SC_OP_STORE:
                     for (uint32_t done = 0; done < rows; done++) {
-                        store(op, m, row + done, column, rows > 1 ? columns : count, a + (size_t)done * columns);
+                        store(op, m, row + done, column, together ? columns : count, a + (size_t)done * columns);
                     }
                     break;
                 case SC_OP_MEAN:
                 case SC_OP_SUM:
                     for (uint32_t done = 0; done < rows; done++) {
-                        uint32_t summed = rows > 1 ? columns : count;
+                        uint32_t summed = together ? columns : count;
                         for (uint32_t i = 0; i < summed; i++) {
                             sum += *a++;
                         }
@@ -179,5 +199,13 @@ void sc_run_program(const uint32_t *call, const sc_memory *m) {
                 }
             }
         }
+    }
+}
+
+void sc_run_program(const uint32_t *call, const sc_memory *m) {
+    if (call[SC_PROGRAM_ROWS] > 1 && call[SC_PROGRAM_COLUMNS] <= BLOCK / 2) {
+        run_program(call, m, 1);
+    } else {
+        run_program(call, m, 0);
     }
 }

@@ -163,7 +163,7 @@ static int attention_is_right(const uint32_t *call, const limits *l) {
     }
     return inside(call[SC_ATTEND_QUERIES], heads * dim * 2, l->arena, 4) &&
            inside(call[SC_ATTEND_OUT], heads * dim * 2, l->arena, 2) &&
-           inside(call[SC_ATTEND_KEYS], (l->last_position + 1) * dim, l->kv_cache, 1) &&
+           inside(call[SC_ATTEND_KEYS], (l->last_position + 1) * dim, l->kv_cache, 16) &&
            inside(call[SC_ATTEND_VALUES], dim * stride, l->kv_cache, 16) &&
            inside(call[SC_ATTEND_SCRATCH], stride * 4, l->arena, 16);
 }
