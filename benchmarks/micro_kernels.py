@@ -24,11 +24,13 @@ def main() -> None:
         sys.exit(f"micro_kernels: {missing}")
     with tempfile.TemporaryDirectory() as folder:
         for name, board in BOARDS.items():
+            if not board.clock_hz:
+                continue
             for rows, columns in SHAPES:
                 found = []
                 for flags in ((), ("-DSC_SCALAR",)):
                     defines = {
-                        "ROWS": rows, "COLUMNS": columns, "WEIGHTS_AT": board.memory, "CLOCK_HZ": board.clock_hz,
+                        "ROWS": rows, "COLUMNS": columns, "WEIGHTS_AT": board.memory,
                     }  # fmt: skip
                     program = compile_for(board, Path(folder) / "count.elf", "count_matmul.c", defines, flags)
                     found.append(rows * columns / int(run_on(board, program)))

@@ -34,7 +34,7 @@ static inline void print_number(uint64_t value) {
     semi_print(text + at);
 }
 
-/* The linker's script says where the stack starts; below it everything up to `painted` bytes gets a pattern. */
+/* The linker's script says where the stack starts. */
 extern uint32_t stack_top;
 enum { SC_PAINTED = 32 * 1024, SC_PAINT = 0x5ca1ab1e };
 

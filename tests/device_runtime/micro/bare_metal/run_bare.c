@@ -3,37 +3,13 @@
  * a nanosecond each, and SysTick counts at CLOCK_HZ). */
 #include <stdint.h>
 
+#include "measure.h"
 #include "semihosting.h"
 #include "sha256.h"
 #include "stonechat.h"
 
 static uint8_t arena[ARENA_BYTES] __attribute__((aligned(16)));
 static uint8_t kv_cache[KV_BYTES] __attribute__((aligned(16)));
-
-#ifdef CLOCK_HZ
-static volatile uint32_t *const SYSTICK = (volatile uint32_t *)0xe000e010; /* control, reload, value */
-
-static void start_clock(void) {
-    SYSTICK[1] = 0xffffff;
-    SYSTICK[2] = 0;
-    SYSTICK[0] = 5;
-}
-
-static uint64_t instructions(uint32_t from, uint32_t to) {
-    return (uint64_t)((from - to) & 0xffffff) * (1000000000u / CLOCK_HZ);
-}
-#endif
-
-static void print_number(uint64_t value) {
-    char text[24];
-    int at = sizeof text - 1;
-    text[at] = 0;
-    do {
-        text[--at] = (char)('0' + value % 10);
-        value /= 10;
-    } while (value > 0);
-    semi_print(text + at);
-}
 
 int main(void) {
     const uint32_t *words = (const uint32_t *)TOKENS_AT;
@@ -59,11 +35,11 @@ int main(void) {
     for (uint32_t i = 0; i < words[0]; i++) {
         sc_logits logits;
 #ifdef CLOCK_HZ
-        uint32_t from = SYSTICK[2];
+        uint32_t from = now();
 #endif
         status = sc_feed(model, words[1 + i]);
 #ifdef CLOCK_HZ
-        taken = instructions(from, SYSTICK[2]);
+        taken = instructions(from, now());
 #endif
         if (status != SC_OK) {
             semi_print(sc_status_text(status));
