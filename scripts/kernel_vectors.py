@@ -1,0 +1,70 @@
+"""Write tests/data/kernel_vectors/: model images of tiny networks, and what TFLite Micro computes at every call.
+
+    .venv/bin/python scripts/kernel_vectors.py
+
+A vector file says which tokens to feed, and for the last of them what lies in the arena after each call of the call
+list: words of four bytes {tokens, token …, entries}, then for each entry {call, offset, bytes} and its bytes, filled up
+to four. tests/device_runtime/micro/run_vectors.c reads it, on this machine and on emulated boards. A test that has such
+a file needs neither TensorFlow Lite nor Python.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "device_runtime" / "micro")]
+
+from engine_cases import reference_tensors
+from micro_bundles import micro_bundle, random_network
+
+from converters.emit.c.calls import Buffer, Scratch
+from converters.emit.c.model import ModelImage, write_model_image
+
+OUT = ROOT / "tests" / "data" / "kernel_vectors"
+TOKENS = 19  # past one group of 16 positions, which attention reads at a time
+NETWORKS = {
+    "grouped": random_network(vocabulary=40, layers=1, width=48, heads=4, kv_heads=2, head_dim=16, ffn_width=288),
+    "odd": random_network(
+        vocabulary=37, layers=1, width=40, heads=3, kv_heads=1, head_dim=10, ffn_width=52, attention_bias=True,
+        output_bias=True, ffn_bias=True, tied_head=False,
+    ),
+}  # fmt: skip
+
+
+def vectors(image: ModelImage, tokens: list[int], expected: dict[str, np.ndarray]) -> bytes:
+    """As `run_vectors.c` reads them."""
+    names = {buffer: name for name, (buffer, _) in image.buffers.items()}
+    last: dict[Buffer, int] = {}
+    for i, call in enumerate(image.calls):
+        last.update(dict.fromkeys(call.writes(), i))
+    entries = []
+    for buffer, call in sorted(last.items(), key=lambda item: item[1]):
+        if isinstance(buffer, Scratch) or buffer not in names:
+            continue
+        data = np.ascontiguousarray(expected[names[buffer]]).astype(buffer.type).tobytes()
+        entries.append(
+            struct.pack("<3I", call, image.buffers[names[buffer]][1], len(data)) + data + bytes(-len(data) % 4)
+        )
+    return struct.pack(f"<{len(tokens) + 2}I", len(tokens), *tokens, len(entries)) + b"".join(entries)
+
+
+def main() -> None:
+    """Both files of each network."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, network in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = micro_bundle(Path(folder) / "bundle", network, context=24)
+            image = write_model_image(bundle.model_path, OUT / f"{name}.image")
+            tokens = [int(t) for t in np.random.default_rng(3).integers(0, network.config.vocabulary, TOKENS)]
+            expected = reference_tensors(bundle, tokens, list(image.buffers))[-1]
+            (OUT / f"{name}.vectors").write_bytes(vectors(image, tokens, expected))
+
+
+if __name__ == "__main__":
+    main()
