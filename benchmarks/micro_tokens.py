@@ -2,9 +2,9 @@
 
     python benchmarks/micro_tokens.py [STORIES260K.bin]
 
-First one layer of SmolLM2-135M's shape (random weights) at position 128: which calls take how much, and how deep the stack
-went. Then, with the checkpoint of llama2.c's stories260K (../shared/data/ by default), 200 greedy tokens beside the plain
-float loop of benchmarks/micro/float_loop.c, by the same compiler with the same flags.
+First one layer of SmolLM2-135M's shape (random weights) at position 128: which calls take how much, and how deep the
+stack went. Then, with the checkpoint of llama2.c's stories260K (../shared/data/ by default), 200 greedy tokens beside
+the plain float loop of benchmarks/micro/float_loop.c, by the same compiler with the same flags.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bare_metal import BOARDS, compile_for, missing_tools, run_on
 from micro_bundles import micro_bundle, random_network
@@ -24,6 +24,7 @@ from converters.convert import Options, convert
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("programs", "int8 matmuls", "int16 matmuls", "stores", "attention")
 POSITION, TOKENS = 128, 200
 

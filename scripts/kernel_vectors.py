@@ -4,8 +4,8 @@
 
 A vector file says which tokens to feed, and for the last of them what lies in the arena after each call of the call
 list: words of four bytes {tokens, token …, entries}, then for each entry {call, offset, bytes} and its bytes, filled up
-to four. tests/device_runtime/micro/run_vectors.c reads it, on this machine and on emulated boards. A test that has such
-a file needs neither TensorFlow Lite nor Python.
+to four. tests/device_runtime/micro/kernels/run_vectors.h reads it, on this machine and on emulated boards. A test that
+has such a file needs neither TensorFlow Lite nor Python.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "device_runtime" / "micro")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "device_runtime" / "micro"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from engine_cases import reference_tensors
 from micro_bundles import micro_bundle, random_network
@@ -26,7 +27,7 @@ from micro_bundles import micro_bundle, random_network
 from converters.emit.c.calls import Buffer, Scratch
 from converters.emit.c.model import ModelImage, write_model_image
 
-OUT = ROOT / "tests" / "data" / "kernel_vectors"
+OUT = Path(__file__).parents[1] / "tests" / "data" / "kernel_vectors"
 TOKENS = 19  # past one group of 16 positions, which attention reads at a time
 NETWORKS = {
     "grouped": random_network(vocabulary=40, layers=1, width=48, heads=4, kv_heads=2, head_dim=16, ffn_width=288),

@@ -87,7 +87,9 @@ def run_on(board: Board, program: Path, blobs: Mapping[int, Path] | None = None)
     return done.stdout + done.stderr  # semihosting writes to stderr
 
 
-def run_image(board: Board, folder: Path, image: Path, tokens: Sequence[int], flags: Sequence[str] = ()) -> tuple[str, int]:
+def run_image(
+    board: Board, folder: Path, image: Path, tokens: Sequence[int], flags: Sequence[str] = ()
+) -> tuple[str, int]:
     """Feed tokens to a model image: the SHA-256 of all stored logits, and the instructions of the last token."""
     needs = CEngine(image).needs
     (folder / "tokens").write_bytes(struct.pack(f"<{len(tokens) + 1}I", len(tokens), *tokens))

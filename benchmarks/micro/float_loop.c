@@ -79,7 +79,7 @@ static void add(float *to, const float *v) {
 }
 
 static int step(int token, int position) {
-    const float *embedding = (const float *)MODEL_AT + 7; /* behind seven numbers of the header */
+    const float *embedding = (const float *)MODEL_AT + 7; /* after the seven numbers of the header */
     const float *attention_gain = embedding + VOCABULARY * WIDTH;
     const float *wq = attention_gain + LAYERS * WIDTH, *wk = wq + LAYERS * WIDTH * WIDTH;
     const float *wv = wk + LAYERS * KV_WIDTH * WIDTH, *wo = wv + LAYERS * KV_WIDTH * WIDTH;

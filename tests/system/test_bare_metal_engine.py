@@ -1,4 +1,4 @@
-"""The engine's kernels for Cortex-M and RISC-V compute the same bits as those of this machine, on boards that QEMU emulates."""
+"""The engine computes the same bits on Cortex-M and RISC-V, which QEMU emulates, as on this machine."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "get", "families", "convert", "task", "train", "run", "chat", "embed", "classify", "translate", "inspect", "eval",
-    "audit", "try", "bench", "trace", "check", "boards", "flash", "firmware", "serve", "bridge", "ask", "fleet",
-    "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
+    "audit", "try", "bench", "trace", "check", "boards", "flash", "firmware", "native", "serve", "bridge", "ask",
+    "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
 

@@ -76,8 +76,12 @@ typedef struct {
 
 #define SC_SIXTY_FOUR SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT SC_EIGHT
 
+/* The rows of a pass by the vector, into its sums. */
+void sc_add_columns(sc_pass *pass);
+
+#ifdef SC_DOT_BODIES
 /* x in r9, rows in r10, r11 and r7, sums in r0, r8 and lr; where x ends lies on the stack. */
-__attribute__((noinline)) static void sc_add_columns(sc_pass *pass) {
+void sc_add_columns(sc_pass *pass) {
     register sc_pass *p __asm__("r0") = pass;
     __asm__ volatile(
         "ldm r0, {r9, r10, r12}\n\t"
@@ -111,6 +115,7 @@ __attribute__((noinline)) static void sc_add_columns(sc_pass *pass) {
         :
         : "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
 }
+#endif
 
 static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns,
                              int32_t sums[SC_ROWS]) {

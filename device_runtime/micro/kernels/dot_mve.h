@@ -77,9 +77,14 @@ typedef struct {
         : "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "q0", "q1", "q2", "q3", "cc", \
           "memory")
 
-/* Rounds of 64 columns, and then of 16. */
-__attribute__((noinline)) static void sc_pass_s8(sc_pass *pass) { SC_PASS(SC_S8 SC_S8 SC_S8 SC_S8, SC_S8); }
-__attribute__((noinline)) static void sc_pass_s16(sc_pass *pass) { SC_PASS(SC_S16 SC_S16, SC_S16); }
+/* Rounds of 64 columns and then of 16; of 32 and then of 16. */
+void sc_pass_s8(sc_pass *pass);
+void sc_pass_s16(sc_pass *pass);
+
+#ifdef SC_DOT_BODIES
+void sc_pass_s8(sc_pass *pass) { SC_PASS(SC_S8 SC_S8 SC_S8 SC_S8, SC_S8); }
+void sc_pass_s16(sc_pass *pass) { SC_PASS(SC_S16 SC_S16, SC_S16); }
+#endif
 
 static inline void sc_dot_s8(const sc_wide *x, const int8_t *w, size_t stride, uint32_t columns,
                              int32_t sums[SC_ROWS]) {

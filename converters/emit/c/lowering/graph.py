@@ -345,7 +345,9 @@ class _Lowering:
             total = (0 if added is None else added) - x.grid[1] * sums
             most = (1 << 30) - (padded(columns) << 14)  # kernels double a sum with its bias in 32 bits
             if np.abs(total).max() > most:
-                raise refused(op, f"a bias of {np.abs(total).max():,}; sums of {columns} products leave room for {most:,}")
+                raise refused(
+                    op, f"a bias of {np.abs(total).max():,}; sums of {columns} products leave room for {most:,}"
+                )
             pairs = [multiplier_and_shift(float(scale)) for scale in scales]
             table = self._constants.array(np.array([m for m, _ in pairs], np.int32))
             shifts = self._constants.array(np.array([s for _, s in pairs], np.int8))

@@ -1,5 +1,5 @@
 /* run_vectors of the image at IMAGE_AT and the vectors at VECTORS_AT; prints what it gives. */
-#include "../run_vectors.h"
+#include "../kernels/run_vectors.h"
 #include "measure.h"
 #include "semihosting.h"
 

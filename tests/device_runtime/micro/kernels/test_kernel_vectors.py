@@ -11,7 +11,7 @@ from c_programs import SANITIZERS, compile_program, run
 from device_runtime.micro.library import CEngine, compiler
 
 HERE = Path(__file__).parent
-DATA = HERE.parents[1] / "data" / "kernel_vectors"
+DATA = HERE.parents[2] / "data" / "kernel_vectors"
 NAMES = ["grouped", "odd"]
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
 
