@@ -21,7 +21,8 @@ MAIN = """
 static uint8_t arena[1 << 16] __attribute__((aligned(16))), kv_cache[1 << 16] __attribute__((aligned(16)));
 int main(void) {
     sc_model *model;
-    if (sc_open(&model, model_image, model_image_bytes, SC_CHECK_HASH, arena, sizeof arena, kv_cache, sizeof kv_cache)) {
+    if (sc_open(&model, model_image, model_image_bytes, SC_CHECK_HASH, arena, sizeof arena, kv_cache,
+                sizeof kv_cache) != SC_OK) {
         return 1;
     }
     if (sc_feed(model, 5) != SC_OK) return 2;
