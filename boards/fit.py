@@ -39,6 +39,12 @@ class Subject:
     other_bytes: int = 0  # manifest, prefix
     arena: Arena | None = None  # as TFLite Micro reported it
     boards: tuple[str, ...] = ()  # that it is meant for; empty: any
+    task: str = "generate"
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether one pass over the weights reads a whole text, and nothing is written."""
+        return self.task in ("embed", "classify")
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Subject:
@@ -48,7 +54,7 @@ class Subject:
         other = sum(sizes.values()) - tokenizer - sizes[MODEL] + len(manifest.to_json().encode())
         return cls(
             manifest.name, manifest.profile, manifest.context, manifest.graph, manifest.counts, tokenizer,
-            sizes[MODEL], other, manifest.arena, manifest.boards,
+            sizes[MODEL], other, manifest.arena, manifest.boards, manifest.task,
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:
@@ -159,6 +165,8 @@ def advised_context(board: Board, subject: Subject) -> int:
 
 
 def _longest_asked(board: Board, subject: Subject) -> int:
+    if subject.task != "generate":  # such a network has no more positions than it was made with
+        return subject.context
     return max(board.max_context, subject.context)
 
 
@@ -192,13 +200,16 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     figures["memory_there"] = Figure("  of the model's share", board.model_budget_kib << 10, "bytes", "quoted")
     if board.memory.weights == "flash":  # the kv_cache is read from RAM, beside it
         per_token, read = subject.graph.weight_bytes, "weights read for each token"
+    elif subject.reads_at_once:
+        per_token, read = subject.graph.weight_bytes, "weights read for each text"
     else:
         per_token = subject.graph.bytes_per_token(subject.context)
         read = "read for each token, context full"
+    unit = "texts/s" if subject.reads_at_once else "tok/s"
     speed = board.memory.bandwidth_mb_s * 1e6 / per_token
     figures["bytes_per_token"] = Figure(read, per_token, "bytes", "computed", True)
     figures["bandwidth"] = Figure("memory bandwidth", board.memory.bandwidth_mb_s * 1e6, "bytes/s", "quoted")
-    figures["ceiling"] = Figure("ceiling on speed, never reached", speed, "tok/s", "computed")
+    figures["ceiling"] = Figure("ceiling on speed, never reached", speed, unit, "computed")
     return figures
 
 

@@ -20,7 +20,7 @@ from converters.encoders.network import Config, TranslatorConfig
 from converters.encoders.settings import SentenceSettings, read_settings
 from converters.encoders.tokenizers import FramedTokenizer, read_framed_tokenizer
 from converters.network.weights import FloatArray, ReadTensor
-from device_runtime.errors import CheckpointError
+from device_runtime.errors import ArchitectureError, CheckpointError
 
 __all__ = ["EncoderCheckpoint", "open_encoder"]
 
@@ -74,6 +74,11 @@ def open_encoder(path: Path) -> EncoderCheckpoint | None:
     tokenizer = read_framed_tokenizer(path, config.vocabulary)
     if isinstance(config, TranslatorConfig) and not tokenizer.end_ids:
         raise CheckpointError(f"{path}: its tokenizer puts no end token after a text; a translator's has one.")
+    if settings.lowercase and not tokenizer.lowercases:
+        raise ArchitectureError(
+            f"{path / 'sentence_bert_config.json'}: do_lower_case is true, and the tokenizer keeps capitals. "
+            "Set it in the tokenizer's normalizer instead: `BertNormalizer(lowercase=True)`."
+        )
     generation = Fields(_optional(path / "generation_config.json"), str(path / "generation_config.json"))
     ends = generation.values.get("eos_token_id", fields.values.get("eos_token_id"))
     pad = fields.integer("pad_token_id", 0, least=0)

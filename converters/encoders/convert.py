@@ -104,7 +104,14 @@ def subject_of_encoder(checkpoint: EncoderCheckpoint, context: int | None) -> Su
     more = sum(map(len, tokenizer.more.values()))
     shape, counts = encoder_shape(config, found), encoder_counts(config, found)
     return Subject(
-        checkpoint.name, "pi", found, shape, counts, len(tokenizer.content), other_bytes=_MANIFEST_BYTES + more
+        checkpoint.name,
+        "pi",
+        found,
+        shape,
+        counts,
+        len(tokenizer.content),
+        other_bytes=_MANIFEST_BYTES + more,
+        task=checkpoint.task,
     )
 
 

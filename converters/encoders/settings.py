@@ -26,6 +26,7 @@ class SentenceSettings:
     max_tokens: int | None = None  # max_seq_length: the longest text, its frame included; None: not said
     prompts: Mapping[str, str] = field(default_factory=dict)  # what goes before a text, by what the text is for
     default_prompt: str | None = None  # the name of the one that goes before every text
+    lowercase: bool = False  # texts are put into small letters first
     notes: tuple[str, ...] = ()
 
 
@@ -58,7 +59,7 @@ def read_settings(folder: Path, name: str) -> SentenceSettings:
             )
     limit = _optional(folder / "sentence_bert_config.json")
     most = limit.integer("max_seq_length") if "max_seq_length" in limit else None
-    return SentenceSettings(pooling, normalized, most, prompts, default)
+    return SentenceSettings(pooling, normalized, most, prompts, default, limit.flag("do_lower_case", False))
 
 
 def _optional(path: Path) -> Fields:

@@ -30,6 +30,7 @@ class FramedTokenizer:
     content: bytes
     start_ids: tuple[int, ...]  # before every text: [CLS]
     end_ids: tuple[int, ...]  # after it: [SEP], </s>
+    lowercases: bool = False  # whether capitals make no difference to it
     more: Mapping[str, bytes] = field(default_factory=dict)  # other files: a translator may have two vocabularies
 
 
@@ -70,6 +71,7 @@ def _json(path: Path, content: bytes, settings: dict[str, Any]) -> tuple[FramedT
         tokenizer.no_padding()
         plain = tokenizer.encode("a", add_special_tokens=False).ids
         framed = tokenizer.encode("a", add_special_tokens=True).ids
+        lower = tokenizer.encode("A", add_special_tokens=False).ids == plain
         ids = tokenizer.get_vocab(with_added_tokens=True)
     except Exception as error:  # the package raises Exception itself
         raise CheckpointError(f"{path}: damaged: {error}. {SAME_AS_PUBLISHED}") from error
@@ -82,9 +84,8 @@ def _json(path: Path, content: bytes, settings: dict[str, Any]) -> tuple[FramedT
     if not before and not after:  # no post-processor: the frame is in the names alone
         names = [(_text(settings.get("cls_token")),), (_text(settings.get("sep_token")),)]
         before, after = ([ids[n] for n in group if n in ids] for group in names)
-    return FramedTokenizer("tokenizer.json", tokenizer.to_str().encode(), tuple(before), tuple(after)), max(
-        ids.values()
-    )
+    cleaned = tokenizer.to_str().encode()
+    return FramedTokenizer("tokenizer.json", cleaned, tuple(before), tuple(after), lower), max(ids.values())
 
 
 def _of_vocabulary(path: Path, settings: dict[str, Any]) -> bytes:
@@ -137,7 +138,7 @@ def _marian(folder: Path) -> FramedTokenizer:
         _require_sound(path, content, "tokenizer.model")
     table = json.dumps(vocabulary, ensure_ascii=False).encode()
     more = {TARGET: target, VOCABULARY: table}
-    return FramedTokenizer("tokenizer.model", source, (), (int(vocabulary["</s>"]),), more)
+    return FramedTokenizer("tokenizer.model", source, (), (int(vocabulary["</s>"]),), more=more)
 
 
 def _sentencepiece(path: Path, settings: dict[str, Any]) -> tuple[FramedTokenizer, int]:

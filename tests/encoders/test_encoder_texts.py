@@ -216,6 +216,38 @@ def test_a_limit_of_tokens_beside_the_checkpoint_is_the_context(tmp_path):
         convert_encoder(open_encoder(folder), tmp_path / "longer", EncoderOptions(context=64))
 
 
+def test_e5_has_its_prompts_without_being_asked(tmp_path):
+    """Its files do not say them; the folder's name does."""
+    shutil.copytree(FOLDER / "bert-embed", tmp_path / "multilingual-e5-small")
+    (tmp_path / "multilingual-e5-small" / "config_sentence_transformers.json").unlink()
+    checkpoint = open_encoder(tmp_path / "multilingual-e5-small")
+    assert checkpoint.settings.prompts == {"query": "query: ", "passage": "passage: "}
+
+
+def test_small_letters_that_the_tokenizer_does_not_make_are_refused(tmp_path):
+    folder = copied("xlm-roberta", tmp_path)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(ArchitectureError, match="the tokenizer keeps capitals"):
+        open_encoder(folder)
+
+
+def test_tokens_become_the_text_of_the_second_language(bundles):
+    vocabulary = Vocabulary(bundles("marian"))
+    for row in json.loads((FOLDER / "marian" / "golden.json").read_text())["rows"]:
+        assert vocabulary.decode(row["target"]) == row["translation"]
+
+
+def test_the_fit_of_an_encoder_counts_texts(bundles):
+    from boards import load_board
+    from boards.fit import Subject, fit
+
+    found = fit(load_board("raspberry-pi-zero-2-w"), Subject.of_manifest(bundles("bert-embed").manifest))
+    assert found.fits
+    assert found.figures["ceiling"].unit == "texts/s"
+    assert found.figures["kv_cache"].value == 0
+    assert found.largest_context == 96
+
+
 def test_gelu_with_erf_is_right_to_seven_digits():
     """Against values of the error function from its definition: x * (1 + erf(x / sqrt(2))) / 2."""
     import math

@@ -88,6 +88,7 @@ class Translator:
         assert self.manifest.encoder is not None and self.manifest.translator is not None  # of every such bundle
         self._info, self._writing = self.manifest.encoder, self.manifest.translator
         self._bound: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._proven: set[int] = set()  # windows whose decoder has run
         self.position = 0  # tokens that were computed; may be read from any thread
 
     @classmethod
@@ -173,12 +174,15 @@ class Translator:
                 self._move(window, larger)
                 window = larger
             _, outputs = self._bound[window]
+            if window not in self._proven:  # LiteRT 2.3 reports some failed runs only on stderr
+                outputs["logits"].write(np.full(self._info.values, np.nan, np.float32))
             values = {"tokens": [self._next], "position": [position], "length": [len(source)]}
             self._graph.run(f"decode_{window}", values)
             self.position += 1
             found = read_floats(outputs["logits"], self._info.values)
             if not np.isfinite(found).all():
                 raise BackendError(f"LiteRT did not complete decode_{window}; its messages are on stderr.")
+            self._proven.add(window)
             yield found
 
     def force(self, source: Sequence[int], target: Sequence[int]) -> npt.NDArray[np.float32]:

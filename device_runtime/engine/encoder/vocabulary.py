@@ -147,4 +147,5 @@ class _TwoVocabularies:
         """Text of the second language."""
         pieces = (self._pieces.get(token, "") for token in tokens)
         kept = [piece for piece in pieces if piece and piece not in ("</s>", "<unk>", "<pad>")]
-        return str(self._models[1].decode_pieces(kept))
+        text = str(self._models[1].decode_pieces(kept))
+        return text.replace("\u2581", " ").strip()  # of pieces that only the first language's model has
