@@ -1,7 +1,7 @@
 """One measurement of llama.cpp through its Python binding; `peers.py` runs this in an environment of its own.
 
 llama_cpp_worker.py MODEL PROMPT_TOKENS NEW_TOKENS THREADS CONTEXT    prints one line of JSON
-llama_cpp_worker.py quantize SOURCE TARGET                            makes a Q8_0 file
+llama_cpp_worker.py quantize SOURCE TARGET Q8_0|Q4_0                 makes a file of that type
 """
 
 import json
@@ -17,7 +17,7 @@ def main() -> None:
 
     if sys.argv[1] == "quantize":
         parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True
+        parameters.ftype, parameters.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{sys.argv[4]}"), True
         part = sys.argv[3] + ".part"
         if llama_cpp.llama_model_quantize(sys.argv[2].encode(), part.encode(), parameters) != 0:
             sys.exit("llama.cpp could not quantize the checkpoint")

@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py CHECKPOINT.gguf [--runs 5] [--threads 1,2] [--json]
 
-Both get the same model (llama.cpp as Q8_0, stonechat as a `pi` bundle), the same 64 prompt tokens, and make 128
-tokens greedily, with room for 256 positions. Every measurement is a process of its own; the two take turns, so that
-the machine's moods reach both, and what counts is the ratio. llama-cpp-python is built from source for this very
-CPU in an environment of its own, which takes several minutes the first time.
+All get the same model (llama.cpp as Q8_0 and Q4_0, stonechat as `pi` bundles of int8 and int4), the same 64 prompt
+tokens, and make 128 tokens greedily, with room for 256 positions. Every measurement is a process of its own; they take
+turns, so that the machine's moods reach all, and what counts is the ratio. llama-cpp-python is built from source for
+this very CPU in an environment of its own, which takes several minutes the first time.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    peer, q8 = set_up_llama_cpp(args.checkpoint)
-    bundle = convert(args.checkpoint)
+    peer, files = set_up_llama_cpp(args.checkpoint)
+    bundles = {weights: convert(args.checkpoint, weights) for weights in ("int8", "int4")}
     results = {}
     for threads in map(int, args.threads.split(",")):
-        contestants = {
-            "stonechat": [sys.executable, "-m", "toolkit.bench", str(bundle), str(PROMPT), str(NEW), str(threads), ""],
-            "llama.cpp Q8_0": [*peer, str(q8), str(PROMPT), str(NEW), str(threads), str(CONTEXT)],
-        }
+        ours = [sys.executable, "-m", "toolkit.bench"]
+        work = [str(PROMPT), str(NEW), str(threads)]
+        contestants = {f"stonechat {name}": [*ours, str(path), *work, ""] for name, path in bundles.items()}
+        contestants |= {f"llama.cpp {name}": [*peer, str(path), *work, str(CONTEXT)] for name, path in files.items()}
         results[threads] = measure(contestants, args.runs)
         if not args.json:
             print_table(threads, results[threads], args.runs)
@@ -56,8 +56,8 @@ def main() -> None:
         print(json.dumps(results, indent=1))
 
 
-def set_up_llama_cpp(checkpoint: Path) -> tuple[list[str], Path]:
-    """Build llama-cpp-python, and the Q8_0 file, unless they are there; returns the worker's command and the file."""
+def set_up_llama_cpp(checkpoint: Path) -> tuple[list[str], dict[str, Path]]:
+    """Build llama-cpp-python, and its files, unless they are there; returns the worker's command, and files by type."""
     python = VENV / "bin" / "python"
     if not (VENV / "ready").exists():
         print("building llama-cpp-python for this CPU; this takes several minutes", file=sys.stderr)
@@ -67,18 +67,22 @@ def set_up_llama_cpp(checkpoint: Path) -> tuple[list[str], Path]:
         subprocess.run(command, env=environment, check=True)
         (VENV / "ready").touch()
     worker = [str(python), str(ROOT / "benchmarks" / "llama_cpp_worker.py")]
-    q8 = BUILD / f"{checkpoint.stem}.Q8_0.gguf"
-    if not q8.exists():
-        BUILD.mkdir(exist_ok=True)
-        subprocess.run([*worker, "quantize", checkpoint, q8], check=True, stderr=subprocess.DEVNULL)
-    return worker, q8
+    files = {}
+    for name in ("Q8_0", "Q4_0"):
+        files[name] = BUILD / f"{checkpoint.stem}.{name}.gguf"
+        if not files[name].exists():
+            BUILD.mkdir(exist_ok=True)
+            command = [*worker, "quantize", str(checkpoint), str(files[name]), name]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return worker, files
 
 
-def convert(checkpoint: Path) -> Path:
+def convert(checkpoint: Path, weights: str) -> Path:
     """A bundle with the context of the race."""
-    bundle = BUILD / f"peers-{CONTEXT}"
+    bundle = BUILD / f"peers-{CONTEXT}-{weights}"
     if not (bundle / "manifest.json").exists():
         command = [sys.executable, "-m", "toolkit", "convert", checkpoint, "--profile", "pi"]
+        command += ["--weights", weights]
         subprocess.run([*command, "--context", str(CONTEXT), "-o", bundle], check=True, cwd=ROOT, stdout=sys.stderr)
     return bundle
 
@@ -97,18 +101,25 @@ def measure(contestants: dict[str, list[str]], runs: int) -> dict[str, list[dict
 
 
 def print_table(threads: int, results: dict[str, list[dict[str, Any]]], runs: int) -> None:
-    """Medians with spread, and the median of the ratios run by run."""
-    ours, theirs = results.values()
+    """Medians with spread, and for each of ours the median of its ratios to each of theirs, run by run."""
     print(f"\n{threads} thread{'s' * (threads > 1)}, {PROMPT} prompt tokens, {NEW} new, medians of {runs} (min to max)")
-    names = list(results)
-    print(f"{'':22}{names[0]:>26}{names[1]:>26}{'ratio':>8}")
+    print(f"{'':24}" + "".join(f"{name:>26}" for name in results))
     for figure, (label, unit, _) in FIGURES.items():
         cells = []
         for runs_of_one in results.values():
             values = [run[figure] for run in runs_of_one]
             cells.append(f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})")
-        ratio = statistics.median(a[figure] / b[figure] for a, b in zip(ours, theirs, strict=True))
-        print(f"{f'{label}, {unit}':<22}{cells[0]:>26}{cells[1]:>26}{ratio:>8.2f}")
+        print(f"{f'{label}, {unit}':<24}" + "".join(f"{cell:>26}" for cell in cells))
+    ours = [name for name in results if name.startswith("stonechat")]
+    theirs = [name for name in results if name not in ours]
+    for one in ours:
+        for other in theirs:
+            ratios = []
+            for figure, (label, _, _) in FIGURES.items():
+                pairs = zip(results[one], results[other], strict=True)
+                each = [a[figure] / b[figure] for a, b in pairs]
+                ratios.append(f"{label} {statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
+            print(f"{one} / {other}: {', '.join(ratios)}")
 
 
 if __name__ == "__main__":

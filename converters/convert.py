@@ -132,6 +132,7 @@ def graph_shape(config: NetworkConfig, profile: Profile, context: int, own_grid:
         kv_cache_element_bytes=profile.kv_cache_element_bytes,
         weight_bytes=_weight_bytes(config, profile.weight_bits),
         rotated=rotates_residual(config) and not own_grid,
+        several=profile.several_tokens(context),
     )
 
 

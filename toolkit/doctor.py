@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import enum
 import os
+import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from boards import load_board
 from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet import file as fleet
+from device_runtime.machine.kernels import better_package, kernel_family
 from device_runtime.machine.machine import program_arch, temperature_c, throttled
+from device_runtime.machine.requirements import cpu_features
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
 
@@ -24,6 +27,7 @@ __all__ = ["Finding", "Level", "examine"]
 
 HOT_C = 80.0  # a Raspberry Pi slows down from here on
 ROOM_MB = 500  # 10^6 bytes, where the fleet file does not say how large a model is
+_RUNTIMES = ("ai_edge_litert", "tflite_runtime")  # the better one first
 _SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 _SYSTEMD = Path("/run/systemd/system")
 
@@ -56,6 +60,7 @@ def examine(plan: fleet.Fleet | None, device: str | None, board: str | None, bro
     """
     yield _board(board)
     yield _runtime()
+    yield _kernels()
     yield _throttling()
     yield _temperature()
     yield _disk(plan.path.parent if plan is not None else Path.cwd())
@@ -84,8 +89,28 @@ def _board(named: str | None) -> Finding:
     return Finding("board", Level.OK, board.name)
 
 
+def _kernels() -> Finding:
+    """What the runtime will compute with on this processor."""
+    arch = program_arch()
+    family = kernel_family(arch, cpu_features())
+    if family is None:
+        return Finding("kernels", Level.WARN, f"plain C: nothing is known to be faster on this {arch}")
+    found = f"{family.name} (as {family.like}): int8 weights {family.int8}, int4 weights {family.int4}"
+    better = better_package(arch, platform.machine(), _installed_runtime())
+    return Finding("kernels", Level.OK if better is None else Level.WARN, found, better)
+
+
+def _installed_runtime() -> tuple[str, str] | None:
+    for name in _RUNTIMES:
+        try:
+            return name, metadata.version(name.replace("_", "-"))
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def _runtime() -> Finding:
-    known = ("ai_edge_litert", "tflite_runtime")
+    known = _RUNTIMES
     for name in known:
         try:
             module = import_module(name)

@@ -51,14 +51,21 @@ class PiOps(PiParts):
     """`Ops` over one signature."""
 
     def __init__(
-        self, graph: Subgraph, constants: PiConstants, config: NetworkConfig, tokens: int, window: int
+        self,
+        graph: Subgraph,
+        constants: PiConstants,
+        config: NetworkConfig,
+        tokens: int,
+        window: int,
+        every_row: bool = False,
     ) -> None:
+        """`every_row` gives logits of all tokens, not of the one that the input `row` names."""
         super().__init__(graph, constants.norms, constants.matmuls)
         self._constants = constants
         self._count, self._window = tokens, window
         self._tokens = graph.input("tokens", (tokens,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
-        self._row = graph.input("row", (1,), np.int32) if tokens > 1 else None
+        self._row = graph.input("row", (1,), np.int32) if tokens > 1 and not every_row else None
         self._cache = []
         for i, block in enumerate(config.blocks):
             shape = (1, block.attention.kv_heads, window, block.attention.head_dim)
@@ -179,7 +186,7 @@ class PiOps(PiParts):
         return self._whole(self._reshape(mixed, (self._count, c.q_width)))
 
     def select_rows(self, x: Value) -> Value:
-        """Of many tokens only the row named by the input `row` goes on to the head."""
+        """Where the graph has the input `row`, only the row that it names goes on to the head."""
         if self._row is None:
             return x
         t = self._materialize(x)

@@ -40,7 +40,7 @@ from converters.quantize.params import SMALL_FFN_WIDTH
 from converters.quantize.rotation import RotatedWeights
 from converters.quantize.weights import Hessian, quantize_rows
 from device_runtime.bundle.manifest import GraphCounts
-from device_runtime.machine.memory import PREFILL_TOKENS, cache_windows
+from device_runtime.machine.memory import PREFILL_TOKENS, SEVERAL_TOKENS, cache_windows
 
 __all__ = ["PiProfile", "signatures", "sorted_cuts"]
 
@@ -70,28 +70,34 @@ class PiProfile(Profile):
         """As in `Profile`."""
         return min(PREFILL_TOKENS, self.windows(context)[0])
 
+    def several_tokens(self, context: int) -> int:
+        """As in `Profile`. With int4 weights four rows take three times as long as one, with int8 no longer."""
+        return min(SEVERAL_TOKENS, self.windows(context)[0]) if self.weight_bits == 8 else 0
+
     def write(self, path: Path, job: GraphJob) -> Written:
         """As in `Profile`."""
         config = job.weights.config
         with GraphWriter(path.parent, external=True) as writer:
             constants = _Constants(writer, job, self.weight_bits).all()
-            for name, tokens, window in signatures(job.context):
-                ops = PiOps(writer.subgraph(name), constants, config, tokens, window)
+            for name, tokens, window in signatures(job.context, self.several_tokens(job.context)):
+                every_row = name.startswith("several")
+                ops = PiOps(writer.subgraph(name), constants, config, tokens, window, every_row)
                 ops.finish(decoder(ops, config))
             writer.write(path, f"stonechat pi profile, context {job.context}")
-        return Written(_count(constants, config, job.context))
+        return Written(_count(constants, config, job.context, self.several_tokens(job.context)))
 
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """As in `Profile`; nothing depends on `fast`."""
-        return _count(_placeholders(config, context, self.weight_bits), config, context)
+        constants = _placeholders(config, context, self.weight_bits)
+        return _count(constants, config, context, self.several_tokens(context))
 
 
-def signatures(context: int) -> list[tuple[str, int, int]]:
-    """(name, tokens, window) of each."""
+def signatures(context: int, several: int) -> list[tuple[str, int, int]]:
+    """(name, tokens, window) of each: for one token, for `several` with the logits of each, and for many."""
     found = []
     for window in cache_windows(context):
-        for tokens in (1, min(PREFILL_TOKENS, window)):
-            found.append((f"decode_{window}" if tokens == 1 else f"prefill_{window}", tokens, window))
+        kinds = {"decode": 1, "several": several, "prefill": min(PREFILL_TOKENS, window)}
+        found += [(f"{kind}_{window}", tokens, window) for kind, tokens in kinds.items() if tokens]
     return found
 
 
@@ -211,10 +217,13 @@ class _Constants:
         return 1 if attention.qk_norm else attention.score_scale
 
 
-def _count(constants: PiConstants, config: NetworkConfig, context: int) -> GraphCounts:
+def _count(constants: PiConstants, config: NetworkConfig, context: int, several: int) -> GraphCounts:
     def emit(writer: GraphWriter, window: int) -> None:
-        for tokens in (1, min(PREFILL_TOKENS, context)):
-            ops = PiOps(writer.subgraph(f"{tokens}"), constants, config, tokens, window)
+        kinds = [(1, False), (several, True), (min(PREFILL_TOKENS, context), False)]
+        for number, (tokens, every_row) in enumerate(kinds):
+            if not tokens:
+                continue
+            ops = PiOps(writer.subgraph(f"{number}"), constants, config, tokens, window, every_row)
             ops.finish(decoder(ops, config))
 
     return count_graph(emit, counted_positions(config, context))

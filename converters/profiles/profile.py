@@ -81,6 +81,10 @@ class Profile(ABC):
     def prefill_tokens(self, context: int) -> int:
         """Tokens that one prefill signature takes in; 0 where there is none."""
 
+    def several_tokens(self, context: int) -> int:
+        """Tokens of the signature that gives logits for each of a few; 0 where there is none."""
+        return 0
+
     @abstractmethod
     def write(self, path: Path, job: GraphJob) -> Written:
         """Calibrate, quantize and write the graph."""

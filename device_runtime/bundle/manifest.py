@@ -70,6 +70,7 @@ class GraphShape:
     kv_cache_element_bytes: int  # 4: float32, 1: int8
     weight_bytes: int  # weights that one decode step reads
     rotated: bool  # the residual stream is in the basis of converters/quantize/rotation.py
+    several: int = 0  # tokens of the signature that gives logits for each of a few; 0 where there is none
 
     def bytes_per_token(self, positions: int) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
@@ -173,7 +174,7 @@ class Manifest:
     version: str
     task: Literal["generate", "embed", "classify", "translate"]  # what comes out: text, a vector, labels, text
     architecture: str  # the model family
-    weight_bits: int  # of one weight of a matmul; 8: int8, a scale for each row
+    weight_bits: int  # of one weight of a matmul; 8: int8, a scale for each row; 4: int4 in blocks
     profile: Literal["pi", "micro"]
     context: int  # positions
     graph: GraphShape

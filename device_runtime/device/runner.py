@@ -170,12 +170,16 @@ class ModelRunner:
         return [getattr(model, "position", None) for model in list(self._models.values())]
 
     def health(self) -> dict[str, Any]:
-        """Fields of `out/health`: what is kept of prompts; nothing where the models keep none."""
+        """Fields of `out/health`: tokens for each run of the graph, and what is kept of prompts, if there are any."""
+        figures: dict[str, Any] = {}
+        rates = [getattr(model, "tokens_per_pass", None) for model in list(self._models.values())]
+        if known := [rate for rate in rates if rate is not None]:
+            figures["tokens_per_pass"] = round(max(known), 2)
         kept = [model.states for model in list(self._models.values()) if isinstance(model, _KeepsStates)]
         if not kept:
-            return {}
+            return figures
         used = sum(states.used_bytes for states in kept)
-        return {"kept_states": sum(states.count for states in kept), "kept_states_mb": round(used / 1e6, 1)}
+        return figures | {"kept_states": sum(states.count for states in kept), "kept_states_mb": round(used / 1e6, 1)}
 
     @property
     def bundles(self) -> dict[str, str]:

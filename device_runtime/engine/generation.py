@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from device_runtime.engine.backends import Logits
+from device_runtime.engine.drafts import EarlierAnswers, Repetition
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import Finish, StopStrings
@@ -34,6 +35,12 @@ class Completion:
     unfamiliar: tuple[str, ...] = ()  # why the input is unlike those that the model was trained for
     embedding: tuple[float, ...] | None = None  # of a bundle of the task embed
     probabilities: Mapping[str, Mapping[str, float]] | None = None  # of the task classify: by field, of each value
+    passes: int = 0  # runs of the graph after the prompt's; 0 where they are not counted
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens of the answer for each run of the graph, the prompt's last one included."""
+        return round(self.completion_tokens / (self.passes + 1), 2) if self.passes else None
 
 
 class Stopwatch:
@@ -70,6 +77,9 @@ class Answering(Protocol):
 
     def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
         """The next token, of `left` that the answer may still have."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that have to follow, or are likely to because only their text can."""
 
     def check(self, text: str) -> None:
         """Raise if the whole answer does not have the form after all."""
@@ -129,6 +139,7 @@ class Generation(Iterator[str]):
         fixed: int | None = None,
         judge: Callable[[str], Mapping[str, float] | None] = lambda text: None,
         unfamiliar: tuple[str, ...] = (),
+        earlier: EarlierAnswers | None = None,
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
@@ -138,7 +149,10 @@ class Generation(Iterator[str]):
             fixed: how many tokens of the prompt are likely to come again; None: all of them, and the answer.
             judge: gives the confidence in the fields of a whole answer.
             unfamiliar: why the input is unlike those that the model was trained for.
+            earlier: answers in which to look for what comes next, as in the prompt; this one joins them. None: look
+                nowhere.
         """
+        self._earlier = earlier
         self._cache, self._tokenizer, self._eos_ids = cache, tokenizer, eos_ids
         self._judge, self._unfamiliar = judge, unfamiliar
         self._cancelled = threading.Event()
@@ -166,7 +180,15 @@ class Generation(Iterator[str]):
         logits = self._take_in(prompt[cached:])
         stream, answer = TextStream(self._tokenizer), AnswerText(stop)
         finish: Finish = "length"
-        count = 0
+        count, passes, answered = 0, self._cache.passes, list[int]()
+        seen = None if self._earlier is None else Repetition(prompt, self._earlier)
+
+        def drafts(most: int) -> list[int]:
+            expected = [] if constraint is None else list(constraint.forced())[:most]
+            if seen is not None and len(expected) < most:
+                expected += seen.after(expected, most - len(expected))
+            return expected
+
         while count < max_new:
             if logits is None or self._cancelled.is_set() or self._cache.is_overtaken(claim):
                 finish = "cancelled"
@@ -187,7 +209,12 @@ class Generation(Iterator[str]):
                 break
             if count == max_new or self._cache.full:
                 break
-            logits = self._cache.decode(token)
+            answered.append(token)
+            if seen is not None:
+                seen.add(token)
+            logits = self._cache.decode(token, drafts)
+        if self._earlier is not None:
+            self._earlier.add(prompt, answered)
         if finish != "cancelled" and count:
             self._watch.lap()
         if rest := answer.finish(stream.flush()):
@@ -202,6 +229,7 @@ class Generation(Iterator[str]):
             tokens_per_s=self._watch.tokens_per_s(count),
             confidence=self._judge(answer.text) if finish == "stop" and not answer.stopped else None,
             unfamiliar=self._unfamiliar,
+            passes=self._cache.passes - passes,
         )
         if constraint is not None and not answer.stopped:
             if finish == "length":

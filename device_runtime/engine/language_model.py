@@ -14,6 +14,7 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
+from device_runtime.engine.drafts import EarlierAnswers
 from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
@@ -67,6 +68,7 @@ class LanguageModel:
             self._task = OpenedTask(bundle.manifest, tokenizer)
         self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
+        self._earlier = EarlierAnswers()
         self._prior_store = PriorStore()
         self._beginnings: OrderedDict[str, list[int]] = OrderedDict()  # tokens of what several prompts begin with
 
@@ -164,7 +166,7 @@ class LanguageModel:
         held = self._schemas.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
         judge = partial(self._confidence, schema, held, written)
-        return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar)
+        return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar, self._earlier)
 
     def _scored(self, schema: Mapping[str, Any] | None) -> list[FieldForm]:
         """The fields of an answer that is written field by field; none where it cannot be, or has nothing to score."""
@@ -255,6 +257,11 @@ class LanguageModel:
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
         self._schemas.check(schema, max_new)
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens of answers for each run of the graph so far; None before the first."""
+        return self._cache.steps / self._cache.passes if self._cache.passes else None
 
     @property
     def position(self) -> int:

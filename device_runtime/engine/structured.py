@@ -156,6 +156,13 @@ class Constraint:
         self._cut = True
         return self._take(now.tokens[0], now.rest())
 
+    def forced(self) -> list[int]:
+        """The tokens of the text that alone can follow, as the tokenizer would write it; none where there is a choice.
+
+        They need not be what the model chooses: the same text may have other tokens.
+        """
+        return [] if self.complete else [int(token) for token in self._matcher.compute_ff_tokens()]
+
     def force(self, token: int) -> None:
         """Take in a token that somebody else has put to the answer, and that fits the schema."""
         self._take(token, None)

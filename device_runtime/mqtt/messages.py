@@ -415,6 +415,7 @@ class HealthReport:
     board_resets: Annotated[Count | None, "of a microcontroller: starts that the bridge has seen"] = None
     line_noise: Annotated[Count | None, "of a microcontroller: stretches on its line that were no frames"] = None
     tps_p50: Annotated[Number | None, "median rate of the last 256 answers, tokens per second"] = None
+    tokens_per_pass: Annotated[Number | None, "tokens of answers for each run of the graph, of the best model"] = None
     ttft_ms_p95: Annotated[Number | None, "95th percentile of their times to first token"] = None
 
     @classmethod

@@ -103,5 +103,9 @@ class WrittenAnswer:
             self._left = self._tokenizer.encode(json.dumps(answer, ensure_ascii=False))
         return self._left.pop(0)
 
+    def forced(self) -> list[int]:
+        """All that is left of the answer."""
+        return list(self._left or [])
+
     def check(self, text: str) -> None:
         """There is nothing to check: every value is one of the schema's."""

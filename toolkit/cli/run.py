@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         from device_runtime.machine.machine import peak_rss_mb
 
         result = asdict(generation.result)
+        result["tokens_per_pass"] = getattr(generation.result, "tokens_per_pass", None)
         result["load_ms"] = (loaded_s - started_s) * 1e3
         result["peak_rss_mb"] = peak_rss_mb()
         print_json({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()})

@@ -29,6 +29,7 @@ class Backend(Protocol):
     context: int  # positions that the kv_cache can hold, those of the prefix included
     position: int  # positions that it holds now
     chunk: int  # tokens that one run of the graph takes in; `prefill` of more is several runs
+    several: int  # tokens that `decode_several` takes at most; 1 where it is no quicker than as many steps
     position_bytes: int  # of a snapshot, for each of its positions; 0 where the graph's state cannot be copied
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
@@ -36,6 +37,10 @@ class Backend(Protocol):
 
     def decode(self, token: int) -> Logits:
         """Take in one token; returns the logits after it, (vocabulary,), valid until the next call."""
+
+    def decode_several(self, tokens: Sequence[int]) -> Logits:
+        """Take in a few tokens in one run of the graph; returns the logits after each, (tokens, vocabulary). Not where
+        `several` is 1."""
 
     def rewind(self, position: int) -> None:
         """Forget all positions from `position` on. The prefix cannot be forgotten."""

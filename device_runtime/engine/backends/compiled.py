@@ -23,8 +23,8 @@ from device_runtime.errors import BackendError
 
 __all__ = ["CompiledBackend"]
 
-# Below this many tokens, single steps are cheaper than one padded chunk of 64: a chunk costs about as much as
-# ten steps (benchmarks/peers.py prints both).
+# Below so many runs for a few tokens, or for one, these are cheaper than one padded chunk of 64: a chunk costs about as
+# much as ten of them (benchmarks/peers.py prints both).
 _SHORTEST_CHUNK = 10
 
 
@@ -48,7 +48,7 @@ class CompiledBackend:
         self._window: Any
         self._model, self._weights, (self._windows, self._window) = opened.model, opened.weights, opened.prepared
         self._prefix = prefix
-        self.position, self.chunk = 0, max(1, self._shape.prefill)
+        self.position, self.chunk, self.several = 0, max(1, self._shape.prefill), max(1, self._shape.several)
         self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
         if prefix:
             self._write_prefix(*bundle.read_prefix())
@@ -60,9 +60,10 @@ class CompiledBackend:
         while done < len(tokens):
             rest = tokens[done : done + chunk]
             # A padded chunk writes all of its rows: it must not reach past the context.
-            if len(rest) < _SHORTEST_CHUNK or self.position + chunk > self.context:
-                logits = self.decode(tokens[done])
-                done += 1
+            if len(rest) < _SHORTEST_CHUNK * self.several or self.position + chunk > self.context:
+                few = rest[: self.several] if self.position + self.several <= self.context else rest[:1]
+                logits = self.decode(few[0]) if len(few) == 1 else self.decode_several(few)[-1]
+                done += len(few)
                 continue
             self._make_room(chunk)
             logits = self._window.prefill(rest, self.position)
@@ -78,6 +79,14 @@ class CompiledBackend:
         self._make_room(1)
         logits: Logits = self._window.decode(token, self.position)
         self.position += 1
+        return logits
+
+    def decode_several(self, tokens: Sequence[int]) -> Logits:
+        """As in `Backend`. The rows after the last token are overwritten before they are ever seen."""
+        self._weights.require_sound()
+        self._make_room(self.several)
+        logits: Logits = self._window.decode_several(tokens, self.position)
+        self.position += len(tokens)
         return logits
 
     def rewind(self, position: int) -> None:
@@ -125,14 +134,15 @@ class CompiledBackend:
 
 
 class _Window:
-    """The two signatures of one cache size and the buffers that both are bound to."""
+    """The signatures of one cache size and the buffers that all are bound to."""
 
     def __init__(self, model: Any, shape: GraphShape, size: int, signatures: dict[str, Any]) -> None:
         self.size = size
         self._model, self._shape = model, shape
         self._cache_shape = (shape.kv_heads, size, shape.head_dim)
         self.names = [f"{kind}_{layer}" for layer in range(shape.layers) for kind in "kv"]
-        self._signatures = {kind: f"{kind}_{size}" for kind in ("decode", "prefill")}
+        self._signatures = {kind: f"{kind}_{size}" for kind in ("decode", "several", "prefill")}
+        self._signatures = {kind: name for kind, name in self._signatures.items() if name in signatures}
         self._order = {kind: signatures[name] for kind, name in self._signatures.items()}
         self._cache: dict[str, Any] = {}
         self._proven: set[str] = set()  # signatures that have run
@@ -152,7 +162,10 @@ class _Window:
             for name in inputs:
                 if inputs[name] is None:
                     inputs[name] = self._model.create_input_buffer_by_name(signature, name)
-            outputs = {name: self._cache.get(name, self._logits) for name in self._order[kind]["outputs"]}
+            logits = self._logits
+            if kind == "several":
+                self._rows = logits = self._model.create_output_buffer_by_name(signature, "logits")
+            outputs = {name: self._cache.get(name, logits) for name in self._order[kind]["outputs"]}
             index = self._model.get_signature_index(signature)
             self._runs[kind] = (index, inputs, list(inputs.values()), list(outputs.values()))
 
@@ -165,6 +178,11 @@ class _Window:
         """One step."""
         return self._run("decode", [token], position)
 
+    def decode_several(self, tokens: Sequence[int], position: int) -> Logits:
+        """A few tokens; the logits after each, (tokens, vocabulary)."""
+        padded = [*tokens, *[0] * (self._shape.several - len(tokens))]
+        return self._run("several", padded, position).reshape(-1, self._shape.vocabulary)[: len(tokens)]
+
     def prefill(self, tokens: Sequence[int], position: int) -> Logits:
         """One chunk, padded with zeros; rows after the last token are overwritten before they are ever seen."""
         padded = [*tokens, *[0] * (self._shape.prefill - len(tokens))]
@@ -175,10 +193,13 @@ class _Window:
         index, named, inputs, outputs = self._runs[kind]
         named["tokens"].write(np.array(tokens, np.int32))
         named["position"].write(np.array([position], np.int32))
+        buffer, size = self._logits, self._shape.vocabulary
+        if kind == "several":
+            buffer, size = self._rows, self._shape.several * size
         if kind not in self._proven:  # LiteRT 2.3 reports some failed runs only on stderr
-            self._logits.write(np.full(self._shape.vocabulary, np.nan, np.float32))
+            buffer.write(np.full(size, np.nan, np.float32))
         self._model.run_by_index(index, inputs, outputs)
-        logits: Logits = self._logits.read(self._shape.vocabulary, np.float32)
+        logits: Logits = buffer.read(size, np.float32)
         if kind not in self._proven and np.isnan(logits).all():
             raise BackendError(f"LiteRT did not complete {self._signatures[kind]}; its messages are on stderr.")
         self._proven.add(kind)

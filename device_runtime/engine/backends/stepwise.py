@@ -22,7 +22,7 @@ __all__ = ["StepwiseBackend"]
 class StepwiseBackend(ABC):
     """See `device_runtime.engine.backends.Backend`. A subclass runs one step."""
 
-    chunk = 1
+    chunk = several = 1
     position_bytes = 0
 
     def __init__(self, bundle: Bundle) -> None:
@@ -55,6 +55,10 @@ class StepwiseBackend(ABC):
         self._step(token, self.position)
         self.position += 1
         return self._logits
+
+    def decode_several(self, tokens: Sequence[int]) -> Logits:
+        """As in `Backend`: one after the other."""
+        return np.stack([self.decode(token).copy() for token in tokens])
 
     def rewind(self, position: int) -> None:
         """As in `Backend`."""

@@ -47,7 +47,7 @@ class Words:
 class ScriptedBackend:
     """See `device_runtime.engine.backends.Backend`. The k-th decision of an answer is the k-th token of the script."""
 
-    chunk, position_bytes = 64, 0
+    chunk, several, position_bytes = 64, 1, 0
 
     def __init__(self, script: Sequence[int], context: int, prefix: int = 1) -> None:
         self.context, self.position = context, prefix

@@ -119,7 +119,8 @@ class TestBackends:
         backend.rewind(0)
         backend.prefill(other)
         backend.restore(state, state.positions)
-        assert np.array_equal(backend.decode(one[-1]), after)
+        # The token was taken in with others in one run before: the same numbers, whose sums are in another order.
+        np.testing.assert_allclose(backend.decode(one[-1]), after, rtol=1e-4, atol=1e-5)
         backend.rewind(0)
         backend.restore(state, state.positions - 5)  # a part of it serves a prompt that agrees so far
         # 64 rows at once are summed in another order than single steps

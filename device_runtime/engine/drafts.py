@@ -1,0 +1,66 @@
+"""Guesses of what comes next, which one run of the graph checks together with the next token.
+
+Answers of small models repeat their prompt and each other: the same names of fields, the same words for the same
+readings. A guess costs nothing where a run for a few tokens takes no longer than one for one, and changes no answer,
+because each token is chosen from the logits that single steps would have given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+__all__ = ["EarlierAnswers", "Repetition"]
+
+_KEPT = 16  # answers
+_LEAD = 3  # last tokens of a prompt, which say where an answer begins
+_LONGEST, _SHORTEST = 4, 2  # tokens that have to be the same before a guess
+
+
+class EarlierAnswers:
+    """The tokens of the last answers, each with the end of its prompt."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, ...]] = deque(maxlen=_KEPT)
+
+    def add(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Remember one."""
+        self._kept.appendleft((*prompt[-_LEAD:], *answer))
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._kept)
+
+
+class Repetition:
+    """What followed the last few tokens when they were there before: in this prompt and answer, or an earlier answer.
+
+    Args:
+        tokens: of the prompt, without the answer.
+        earlier: whose answers count.
+    """
+
+    def __init__(self, tokens: Sequence[int], earlier: EarlierAnswers) -> None:
+        self._tokens, self._earlier = list(tokens), earlier
+
+    def add(self, token: int) -> None:
+        """A token of the answer."""
+        self._tokens.append(token)
+
+    def after(self, expected: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens after those that were added and `expected`; none where nothing is the same."""
+        known = [*self._tokens, *expected]
+        for length in range(_LONGEST, _SHORTEST - 1, -1):
+            end = known[-length:]
+            for sequence in (known, *self._earlier):
+                if found := _following(sequence, end, count):
+                    return found
+        return []
+
+
+def _following(sequence: Sequence[int], end: list[int], count: int) -> list[int]:
+    """What came after the last place of `end` in `sequence` that is not its very end."""
+    length = len(end)
+    for start in range(len(sequence) - length - 1, -1, -1):
+        if sequence[start] == end[0] and list(sequence[start : start + length]) == end:
+            return list(sequence[start + length : start + length + count])
+    return []

@@ -1,0 +1,138 @@
+"""Several tokens in one run of the graph: the answer stays the one of single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_checkpoint import random_checkpoint
+
+from converters.convert import Options, convert
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import Backend, open_backend
+from device_runtime.engine.drafts import EarlierAnswers, Repetition
+from device_runtime.engine.kv_cache import KvCache
+from device_runtime.engine.language_model import LanguageModel
+
+TOKENS = [int(token) for token in np.random.default_rng(4).integers(3, 384, 300)]
+# The kernels quantize each row by itself, so a row's integers are the same in both; only float sums are in another
+# order. A thousandth of the logits' size was never reached; a draft row in the wrong place is off by their whole size.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return convert(random_checkpoint(), tmp_path_factory.mktemp("b") / "b", Options("pi", context=512, fast=True))
+
+
+@pytest.fixture
+def backend(bundle: Bundle) -> Iterator[Backend]:
+    backend = open_backend(bundle)
+    yield backend
+    backend.close()
+
+
+def steps(backend: Backend, tokens: list[int]) -> np.ndarray:
+    return np.stack([backend.decode(token).copy() for token in tokens])
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_run_for_a_few_tokens_gives_the_logits_of_single_steps(backend: Backend, count: int) -> None:
+    expected = steps(backend, TOKENS[: 4 + count])
+    backend.rewind(0)
+    steps(backend, TOKENS[:4])
+    assert_close(backend.decode_several(TOKENS[4 : 4 + count]), expected[4:])
+    assert_close(backend.decode(TOKENS[4 + count]), _after(backend, TOKENS[: 5 + count]))
+
+
+def _after(backend: Backend, tokens: list[int]) -> np.ndarray:
+    backend.rewind(0)
+    return steps(backend, tokens)[-1]
+
+
+def test_short_rests_of_a_prompt_and_the_edges_of_windows(backend: Backend) -> None:
+    """Rests of 1 to 3 tokens after runs of four, across the window of 256."""
+    expected = steps(backend, TOKENS)
+    for length in (5, 6, 7, 250, 257, 300):
+        backend.rewind(0)
+        for start in range(0, length, 7):
+            found = backend.prefill(TOKENS[start : min(start + 7, length)])
+        assert_close(found, expected[length - 1])
+        assert backend.position == length + 1
+
+
+def test_drafts_that_come_cost_no_run_and_those_that_do_not_change_nothing(bundle: Bundle, backend: Backend) -> None:
+    expected = steps(backend, TOKENS[:20])
+    backend.rewind(0)
+    cache = KvCache(backend, bundle.manifest.prefix_tokens)
+    right = wrong = 0
+    for i, token in enumerate(TOKENS[:20]):
+
+        def drafts(most: int, following: list[int] = TOKENS[i + 1 : i + 4], spoiled: int = i % 3) -> list[int]:
+            return [*following[:spoiled], 3, 3, 3][:most]
+
+        assert_close(cache.decode(token, drafts), expected[i])
+        right, wrong = cache.steps, cache.passes
+    assert right == 20
+    assert 8 < wrong < 20
+    for _ in cache.prefill(TOKENS[20:22]):
+        pass
+    assert cache.tokens == (*bundle.manifest.prefix_tokens, *TOKENS[:22])
+    assert backend.position == len(cache.tokens)
+
+
+def test_greedy_answers_are_those_without_drafts(bundle: Bundle) -> None:
+    """A random network repeats itself soon, so there is much to look up."""
+    with LanguageModel.open(bundle.path) as model:
+        plain = model.measure(TOKENS[:8], 60)
+        answers = [model.generate("abc abc abc abc", max_new=60) for _ in range(2)]
+        texts = ["".join(answer) for answer in answers[:1]]
+        texts.append("".join(model.generate("abc abc abc abc", max_new=60)))
+        assert texts[0] == texts[1]
+        assert plain.tokens_per_pass is not None and plain.tokens_per_pass <= 1
+        assert answers[0].result.completion_tokens == 60
+        assert model.tokens_per_pass is not None and model.tokens_per_pass > 1
+
+
+def test_a_schema_forces_most_of_an_answer(bundle: Bundle) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "severity": {"type": "string", "maxLength": 4},
+            "temperature": {"type": "integer", "maximum": 9},
+        },
+        "required": ["severity", "temperature"],
+    }
+    with LanguageModel.open(bundle.path) as model:
+        answer = model.generate("How is it?", max_new=80, schema=schema)
+        assert "".join(answer).startswith('{"severity": "')
+        assert answer.result.passes < 0.7 * answer.result.completion_tokens
+
+
+def test_what_followed_the_last_tokens_before_is_guessed() -> None:
+    earlier = EarlierAnswers()
+    seen = Repetition([1, 2, 3, 4, 5, 2, 3], earlier)
+    assert seen.after([], 3) == [4, 5, 2]
+    assert seen.after([4], 2) == [5, 2]
+    seen.add(9)
+    assert seen.after([], 3) == []
+    earlier.add([7, 2, 3, 9], [6, 6, 8])
+    assert seen.after([], 3) == [6, 6, 8]
+
+
+def test_bundles_without_such_a_signature_decode_one_by_one(tmp_path: Path) -> None:
+    """As int4 ones are, and those of earlier versions."""
+    bundle = convert(random_checkpoint(), tmp_path / "b", Options("pi", context=64, weights="int4", fast=True))
+    assert bundle.manifest.graph.several == 0
+    backend = open_backend(bundle)
+    assert backend.several == 1
+    cache = KvCache(backend, bundle.manifest.prefix_tokens)
+    cache.decode(5, lambda most: [6, 7, 8])
+    assert backend.position == 2
+    backend.close()
