@@ -34,7 +34,6 @@ __all__ = [
 PREFILL_TOKENS = 64  # measured best of 32, 64 and 128: per token, and in the memory of one pass
 SEVERAL_TOKENS = 4  # with int8 weights as quick as one on AVX2; eight take twice as long
 _SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
-_FLOAT = 4
 
 # Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3; a 32-bit process takes less.
 _PROCESS = {"pi": 54_200 << 10, "micro": 52_500 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
@@ -44,7 +43,8 @@ _SIGNATURE_OPERATOR = 2_490  # an operator and its tensors in one signature
 _SIGNATURE_ROW = 12.9  # scale, zero point and bookkeeping of one row of weights in one signature
 _INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones do not show it
 _INTERPRETER_ROW = 100  # of weights there
-_GRAPH_OPERATOR = 335  # of the FlatBuffer of a `pi` graph, an operator and its tensors
+_GRAPH_OPERATOR = 400  # of the FlatBuffer of a `pi` graph, an operator and its tensors in one signature
+_GRAPH_ROW = 10  # scale and zero point of a row of weights, which all signatures share
 
 # Derived. XNNPACK's row is a float scale, an int32 sum and a float bias, beside the packed weights.
 _PACKED_ROW = 12
@@ -98,8 +98,8 @@ def model_bytes(counts: GraphCounts, profile: str, context: int) -> int:
     weights = counts.matmul_bytes + counts.embedding_bytes
     if profile == "pi":
         tables = counts.constant_bytes_per_position * (context + PREFILL_TOKENS)
-        window = counts.signatures * _FLOAT * counts.rows + counts.operators * _GRAPH_OPERATOR
-        return weights + tables + len(cache_windows(context)) * window
+        windows = len(cache_windows(context)) * counts.operators * _GRAPH_OPERATOR
+        return weights + tables + counts.rows * _GRAPH_ROW + windows
     return weights + counts.constant_bytes_per_position * context + 12 * counts.rows + 160 * counts.operators
 
 
