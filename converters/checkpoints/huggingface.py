@@ -21,7 +21,7 @@ from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, 
 from converters.checkpoints.huggingface_tokenizer import read_tokenizer
 from converters.checkpoints.tensors import FLOAT_ENCODINGS, BoundTensor, FloatArray, StoredTensor, bind, sha256_of
 from converters.network.config import NetworkConfig
-from device_runtime.errors import CheckpointError
+from device_runtime.errors import ArchitectureError, CheckpointError
 
 __all__ = ["open_folder", "read_safetensors", "weight_files"]
 
@@ -42,6 +42,7 @@ def open_folder(path: Path) -> Checkpoint:
         hint = f"Name the GGUF file in it: {path / inside[0]}" if inside else "Fetch the whole folder again."
         raise CheckpointError(f"{path}: has no config.json; expected a Hugging Face folder. {hint}")
     fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
+    _refuse_encoder(fields)
     family = family_of_huggingface(fields)
     form = family.huggingface
     assert form is not None
@@ -109,6 +110,18 @@ def _bound(path: Path, files: list[Path], config: NetworkConfig, form: HuggingFa
             "Set tie_word_embeddings to false in config.json if the model has a head of its own."
         )
     return bound
+
+
+def _refuse_encoder(fields: Fields) -> None:
+    """Raise an `ArchitectureError` for a checkpoint that `stonechat convert` takes, and that writes no text."""
+    from converters.encoders.families import family_of  # which reads checkpoints itself
+
+    if found := family_of(fields):
+        family, task = found
+        raise ArchitectureError(
+            f"{fields.where}: a {family.name} checkpoint of the task {task}; expected one that writes text. "
+            "`stonechat convert` and `stonechat eval BUNDLE --against` take it; this command does not."
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:

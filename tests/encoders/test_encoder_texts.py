@@ -275,6 +275,11 @@ def test_a_command_without_texts_says_how_to_give_them(bundles, capsys):
     assert "--file FILE" in capsys.readouterr().err
 
 
+def test_a_command_for_models_that_write_text_says_what_the_checkpoint_is(capsys, tmp_path):
+    assert main(["trace", str(FOLDER / "bert-embed"), "--tokens", "5,6", "-o", str(tmp_path / "x.npz")]) == 1
+    assert "a bert checkpoint of the task embed; expected one that writes text" in capsys.readouterr().err
+
+
 def test_convert_refuses_what_only_writers_have(capsys, tmp_path):
     command = ["convert", str(FOLDER / "marian"), "-o", str(tmp_path / "out")]
     assert main([*command, "--profile", "micro"]) == 1

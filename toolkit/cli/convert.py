@@ -133,7 +133,12 @@ def _convert_encoder(args: argparse.Namespace, checkpoint: EncoderCheckpoint, bo
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
 
-    given = {"--calibrate": args.calibrate, "--prefix": args.prefix, "--prefix-file": args.prefix_file}
+    given = {
+        "--lora": args.lora,
+        "--calibrate": args.calibrate,
+        "--prefix": args.prefix,
+        "--prefix-file": args.prefix_file,
+    }
     if useless := [flag for flag, value in given.items() if value is not None]:
         raise ConfigurationError(
             f"{useless[0]} is for models that write text; {checkpoint.name} has the task {checkpoint.task}. "
