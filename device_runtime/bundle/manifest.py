@@ -31,6 +31,7 @@ __all__ = [
     "TokenizerInfo",
     "TranslatorInfo",
     "Trial",
+    "TrialScore",
     "utc_time",
 ]
 
@@ -166,6 +167,14 @@ class TranslatorInfo:
 
 
 @dataclass(frozen=True)
+class TrialScore:
+    """Examples of its task, of which a device must find enough right before it keeps the bundle."""
+
+    at_least: float  # share of the typed fields
+    examples: tuple[dict[str, Any], ...]  # {"input": …, "answer": …}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json."""
 
@@ -193,6 +202,7 @@ class Manifest:
     issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
     expires: str | None = None  # until when a device may install it. ISO date-time, UTC
     trial: Trial | None = None  # the golden prompt
+    trial_score: TrialScore | None = None  # of a bundle that was trained for a task
     encoder: EncoderInfo | None = None  # of every task but `generate`
     translator: TranslatorInfo | None = None  # of the task `translate`
     purpose: dict[str, Any] | None = None  # what it was trained for; see device_runtime/tasks/purpose.py

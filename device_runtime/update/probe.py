@@ -21,9 +21,10 @@ from device_runtime.engine.opening import open_model
 from device_runtime.machine.machine import peak_rss_mb
 
 if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest, TrialScore
     from device_runtime.engine.opening import OpenedModel
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "task_score"]
 
 _DEFAULT_PROMPT, _DEFAULT_MAX_NEW = "Hello", 16  # for a bundle that has no golden prompt: it has to say anything at all
 _STEPS = 16  # of decoding that are timed; an answer may be too short to show it
@@ -39,6 +40,7 @@ class Measured:
     as_expected: bool  # the answer contains the golden text
     tokens_per_s: float
     peak_rss_mb: float
+    score: float | None = None  # share of the typed fields that were right in the bundle's examples; None: it has none
 
 
 def measure(path: Path, threads: int | None = None) -> Measured:
@@ -49,7 +51,7 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     """
     with open_model(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial
-        prompt = golden.prompt if golden else _DEFAULT_PROMPT
+        prompt = golden.prompt if golden else _any_prompt(model.manifest)
         plain = model.manifest.chat_template is None
         answer = model.generate(
             prompt if plain else [{"role": "user", "content": prompt}],
@@ -57,8 +59,42 @@ def measure(path: Path, threads: int | None = None) -> Measured:
             **_language_of(model),
         )
         text = "".join(answer)
-        rate = _tokens_per_s(model)
-    return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb())
+        rate, wanted = _tokens_per_s(model), model.manifest.trial_score
+    score = task_score(path, wanted, threads) if wanted is not None else None
+    return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb(), score)
+
+
+def _any_prompt(manifest: Manifest) -> str:
+    """What a bundle without a golden prompt can be asked: one of a task that reads fields answers nothing else."""
+    if manifest.purpose is None:
+        return _DEFAULT_PROMPT
+    from device_runtime.tasks.purpose import Purpose
+
+    purpose = Purpose.of_manifest(manifest)
+    fields = purpose.inputs.fields if purpose is not None else None
+    if not fields:
+        return _DEFAULT_PROMPT
+    return json.dumps(
+        {
+            name: kind.one_of[0] if kind.one_of else ((kind.low or 0) + (kind.high or 0)) / 2
+            for name, kind in fields.items()
+        }
+    )
+
+
+def task_score(path: Path, wanted: TrialScore, threads: int | None = None) -> float:
+    """The share of the typed fields of these examples that a bundle of a task gets right."""
+    from device_runtime.tasks.answering import Answerer
+    from device_runtime.tasks.examples import Example
+    from device_runtime.tasks.score import score
+
+    examples = [Example(row["input"], row["answer"]) for row in wanted.examples]
+    answerer = Answerer.open(path, threads=threads)
+    try:
+        answers = [answerer.answer(example.input) for example in examples]
+    finally:
+        answerer.close()
+    return score(answerer.purpose, examples, answers).accuracy
 
 
 def _language_of(model: OpenedModel) -> dict[str, Any]:

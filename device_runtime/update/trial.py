@@ -156,6 +156,10 @@ def judge(found: Measured, limits: TrialLimits, bundle: Bundle) -> str | None:
     golden = bundle.manifest.trial
     if golden is not None and not found.as_expected:
         return f"it answered {golden.prompt!r} with {found.text!r}; expected an answer with {golden.expect!r}"
+    wanted = bundle.manifest.trial_score
+    if wanted is not None and (found.score is None or found.score < wanted.at_least):
+        share = "none" if found.score is None else f"{found.score:.1%}"
+        return f"it got {share} of its {len(wanted.examples)} examples right; the floor is {wanted.at_least:.1%}"
     if limits.min_tps is not None and found.tokens_per_s < limits.min_tps:
         return f"it decoded {found.tokens_per_s:.1f} tok/s; the floor is {limits.min_tps:g} tok/s"
     if limits.max_rss_mb is not None and found.peak_rss_mb > limits.max_rss_mb:

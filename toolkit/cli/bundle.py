@@ -64,6 +64,12 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
         "--trial-expect", metavar="TEXT", help="must be in the answer (default: what the bundle answers here)"
     )
     fields.add_argument("--trial-max-new", metavar="N", type=whole_number(1), help="tokens (default 32)")
+    fields.add_argument(
+        "--trial-examples", metavar="FILE", type=Path, help="of a bundle of a task: JSONL or CSV, asked in the trial"
+    )
+    fields.add_argument(
+        "--trial-score", metavar="SHARE", type=_share, help="of their typed fields, at least so many must be right"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,6 +151,17 @@ def _unpack(args: argparse.Namespace) -> int:
     return 0
 
 
+def _share(text: str) -> float:
+    """An argparse type: above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected a number above 0 and up to 1, such as 0.95")
+    return value
+
+
 def _version(text: str) -> str:
     """An argparse type: a word for people and for logs."""
     if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}", text, re.ASCII):
@@ -173,7 +190,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The manifest's fields that the flags set."""
     from boards import load_board
     from device_runtime.errors import ConfigurationError
-    from toolkit.signing.bundles import expiry, golden_answer
+    from toolkit.signing.bundles import demanded_score, expiry, golden_answer
 
     changes: dict[str, Any] = {}
     if args.version is not None:
@@ -193,7 +210,11 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
                 )
             expect = golden_answer(args.bundle, args.trial_prompt, max_new)
         changes["trial"] = {"prompt": args.trial_prompt, "expect": expect, "max_new": max_new}
-    elif args.trial_expect is not None or args.trial_max_new is not None:
+    if (args.trial_examples is None) != (args.trial_score is None):
+        raise ConfigurationError("--trial-examples and --trial-score belong together; give both.")
+    if args.trial_examples is not None:
+        changes |= demanded_score(args.bundle, args.trial_examples, args.trial_score)
+    if args.trial_prompt is None and (args.trial_expect is not None or args.trial_max_new is not None):
         raise ConfigurationError("--trial-expect and --trial-max-new belong to a --trial-prompt; give one.")
     return changes
 
@@ -206,6 +227,8 @@ def _field_rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     if trial := manifest.trial:
         rows.append(("trial", f"{trial.prompt!r} is answered with {trial.expect!r} in {trial.max_new} tokens"))
+    if wanted := manifest.trial_score:
+        rows.append(("trial score", f"{wanted.at_least:.1%} of {len(wanted.examples)} examples have to be right"))
     return rows
 
 
@@ -213,7 +236,10 @@ def _report(args: argparse.Namespace, path: Path, signed: Signed, what: str) -> 
     from dataclasses import asdict
 
     manifest = signed.manifest
-    fields = {name: asdict(manifest)[name] for name in ("security_counter", "issued", "expires", "boards", "trial")}
+    fields = {
+        name: asdict(manifest)[name]
+        for name in ("security_counter", "issued", "expires", "boards", "trial", "trial_score")
+    }
     ids = {"signed_by": list(signed.signers), "dropped": list(signed.dropped)}
     first = f"{what}{manifest.name} {manifest.version}, signed by {', '.join(signed.signers) or 'nobody'}"
     show(

@@ -11,13 +11,16 @@ from typing import Any
 
 from device_runtime.bundle.archive import Archive, head_of, open_any, pack
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MANIFEST, Manifest, utc_time
+from device_runtime.bundle.manifest import MANIFEST, Manifest, TrialScore, utc_time
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
 from device_runtime.update.slots import open_bundle, resolve
 from toolkit.signing.keys import SigningKey
 
-__all__ = ["Signed", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
+__all__ = ["Signed", "demanded_score", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
+
+
+_MOST_EXAMPLES = 500  # of a trial: they are in the manifest
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,39 @@ def golden_answer(folder: Path, prompt: str, max_new: int) -> str:
     if not text:
         raise ConfigurationError(f"The bundle answers nothing to {prompt!r}; choose another --trial-prompt.")
     return text
+
+
+def demanded_score(path: Path, examples: Path, at_least: float) -> dict[str, Any]:
+    """The field for --trial-examples; a bundle that is a folder has to reach the score on this machine.
+
+    Raises:
+        ConfigurationError: the bundle was trained for no task, the examples have faults, or it does not reach it.
+    """
+    from device_runtime.tasks.examples import read_examples
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.probe import task_score
+
+    bundle = open_any(resolve(path))
+    manifest = bundle.manifest
+    if isinstance(bundle, Archive):
+        bundle.close()
+    purpose = Purpose.of_manifest(manifest)
+    if purpose is None:
+        raise ConfigurationError(f"{path} was trained for no task, so no score can be asked of it; use --trial-prompt.")
+    found = read_examples(examples, purpose.inputs, purpose.answer)
+    if len(found) > _MOST_EXAMPLES:
+        raise ConfigurationError(
+            f"{examples} has {len(found)} examples; a trial takes at most {_MOST_EXAMPLES}, since they are in the "
+            "manifest and every device answers them. Choose some."
+        )
+    rows = tuple({"input": dict(example.input), "answer": dict(example.answer or {})} for example in found)
+    wanted = TrialScore(at_least, rows)
+    if path.is_dir() and (score := task_score(path, wanted)) < at_least:
+        raise ConfigurationError(
+            f"The bundle gets {score:.1%} of {len(rows)} examples right here, less than --trial-score {at_least:g}; "
+            "every device would go back to what it has."
+        )
+    return {"trial_score": {"at_least": at_least, "examples": list(rows)}}
 
 
 def _sign(
