@@ -19,6 +19,7 @@ from converters.network.config import NetworkConfig, Norm
 __all__ = ["FAMILY"]
 
 NAME = "smollm3"
+_BASE = 2_000_000.0  # of RoPE, where nothing is said
 _INTERVAL = 4  # one layer of so many has no RoPE
 
 
@@ -32,7 +33,8 @@ def config_from_huggingface(config: Fields) -> NetworkConfig:
     maps = ("no_rope_layers", "sliding_window", "use_sliding_window", "layer_types")
     sizes = huggingface_sizes(NAME, config, maps=maps, tied=True, max_context=32768)
     norm, bias = Norm(config.number("rms_norm_eps", 1e-6)), config.flag("attention_bias", False)
-    turns = rope.from_huggingface(config, sizes.head_dim, sizes.max_context)
+    with_base = Fields({"rope_theta": _BASE} | config.values, config.where)
+    turns = rope.from_huggingface(with_base, sizes.head_dim, sizes.max_context)
     interval = config.integer("no_rope_layer_interval", _INTERVAL)
     turning = config.values.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(sizes.layers)]
     if not isinstance(turning, list) or len(turning) != sizes.layers or not set(turning) <= {0, 1}:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from device_runtime.engine.chat import Message, render_chat
-from device_runtime.errors import CheckpointError, StonechatError
+from device_runtime.errors import CheckpointError, ConfigurationError, StonechatError
 
-__all__ = ["check_template", "choose_template"]
+__all__ = ["check_template", "choose_template", "without_thinking"]
 
 _USER = {"role": "user", "content": "Is it hot?"}
 _ASSISTANT = {"role": "assistant", "content": "Yes."}
@@ -60,3 +60,15 @@ def check_template(template: str | None, special_tokens: Mapping[str, str], wher
     if refused(_USER, _ASSISTANT, _USER):
         notes.append("its chat template takes one message only: a conversation cannot go on")
     return notes
+
+
+def without_thinking(template: str | None, where: str) -> str:
+    """The same template with `enable_thinking`, as Qwen3, SmolLM3 and others name it, set to false.
+
+    Raises:
+        ConfigurationError: there is no template, or one without such a switch.
+    """
+    if template is None or "enable_thinking" not in template:
+        what = "has no chat template" if template is None else "its chat template has no enable_thinking to switch off"
+        raise ConfigurationError(f"{where}: {what}: convert without --no-thinking.")
+    return "{% set enable_thinking = false %}\n" + template  # the line break goes with the block: trim_blocks

@@ -3,6 +3,9 @@
 Three layouts, as llama2.c's export.py writes them: the first one without a magic number (28 bytes of header, tensors by
 kind, RoPE tables in between), version 1 (256 bytes of header, float32) and version 2 (the same header, int8 in groups
 with a float32 scale each). Rows of q and k are pairs that turn together, side by side, as in GGUF.
+
+Groups run through a tensor from its first value to its last. One that does not divide the feed-forward width goes on
+from one row to the next; llama2.c's own runtime computes such files wrongly, and here they are read as they are.
 """
 
 from __future__ import annotations
@@ -136,9 +139,14 @@ def _read_header(path: Path, start: bytes) -> _Header:
         sizes = _LEGACY.unpack_from(start, 8)
         tied, size = bool(start[36]), _HEADER_BYTES
         group = struct.unpack_from("<i", start, 37)[0] if version == 2 else 0
-        if version == 2 and (group <= 0 or any(n % group for n in (sizes[0], sizes[1]))):
+        if version == 2 and group <= 0:
             raise CheckpointError(f"{path}: damaged header: groups of {group} values. Fetch the file again.")
     width, ffn_width, layers, heads, kv_heads, vocabulary, context = sizes
+    if version == 2 and any(width * rows % group for rows in (vocabulary, width, width * kv_heads // heads, ffn_width)):
+        raise CheckpointError(
+            f"{path}: groups of {group} values do not divide its tensors of width {width} and feed-forward width "
+            f"{ffn_width}; expected a divisor. No runtime can read it: export it again with another group size."
+        )
     if not all(0 < n <= _MOST for n in sizes) or width % heads or heads % kv_heads or width // heads % 2:
         raise CheckpointError(
             f"{path}: its header announces width, feed-forward width, layers, heads, key heads, vocabulary and context "

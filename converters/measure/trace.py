@@ -17,7 +17,7 @@ from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ConfigurationError
 from device_runtime.update.slots import open_bundle
 
-__all__ = ["layer_names", "trace_bundle", "trace_checkpoint"]
+__all__ = ["distances", "layer_names", "trace_bundle", "trace_checkpoint"]
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -27,8 +27,11 @@ def layer_names(layers: int) -> list[str]:
     return [f"layers.{i}.{part}" for i in range(layers) for part in ("attention_out", "out")]
 
 
-def trace_checkpoint(path: Path, tokens: Sequence[int], layers: bool) -> Arrays:
+def trace_checkpoint(path: Path, tokens: Sequence[int], layers: bool, context: int | None = None) -> Arrays:
     """Trace the float reference.
+
+    Args:
+        context: of the bundle that it is compared with, where LongRoPE makes a difference; None: as many as the tokens.
 
     Returns:
         `logits` (tokens, vocabulary), and with `layers` each of `layer_names` as (tokens, width).
@@ -40,16 +43,17 @@ def trace_checkpoint(path: Path, tokens: Sequence[int], layers: bool) -> Arrays:
     from converters.ops.numpy import NumpyOps
 
     checkpoint = open_checkpoint(path)
+    config = checkpoint.config.for_context(context or len(tokens))
     _check(tokens, checkpoint.config.vocabulary, checkpoint.config.max_context)
-    wanted = set(residual_names(checkpoint.config)) if layers else set()
+    wanted = set(residual_names(config)) if layers else set()
     arrays: Arrays = {}
 
     def keep(name: str, values: npt.NDArray[np.float32]) -> None:
         if name in wanted:
             arrays[name] = values
 
-    read = CanonicalWeights(checkpoint.config, checkpoint.read)
-    arrays["logits"] = decoder(NumpyOps(checkpoint.config, read, np.array([tokens]), observe=keep), checkpoint.config)
+    read = CanonicalWeights(config, checkpoint.read)
+    arrays["logits"] = decoder(NumpyOps(config, read, np.array([tokens]), observe=keep), config)
     return arrays
 
 
@@ -90,6 +94,35 @@ def trace_bundle(path: Path, tokens: Sequence[int], layers: bool, backend_name: 
             missing = np.full((inside, values.shape[1]), np.nan, np.float32)
             arrays[name] = np.concatenate([missing, values])
     return arrays
+
+
+def distances(ours: Arrays, theirs: Arrays) -> dict[str, float]:
+    """How near two traces are, by name and in the order of the network: signal to noise in dB, up to 150.
+
+    Rows that one of them does not have (NaN) are left out.
+
+    Raises:
+        ConfigurationError: they have no name in common, or one with arrays of different shapes.
+    """
+    common = sorted((name for name in ours if name in theirs and name != "tokens"), key=_place)
+    if not common:
+        raise ConfigurationError("The two traces have no array of one name; trace both with --layers.")
+    found = {}
+    for name in common:
+        if ours[name].shape != theirs[name].shape:
+            raise ConfigurationError(
+                f"{name} is {ours[name].shape} in one trace and {theirs[name].shape} in the other; trace the same "
+                "model with the same tokens."
+            )
+        there = ~(np.isnan(ours[name]) | np.isnan(theirs[name]))
+        signal, noise = np.square(theirs[name][there]).sum(), np.square((ours[name] - theirs[name])[there]).sum()
+        found[name] = float(min(150.0, 10 * np.log10(max(float(signal), 1e-30) / max(float(noise), 1e-30))))
+    return found
+
+
+def _place(name: str) -> tuple[float, str]:
+    parts = name.split(".")
+    return (float(parts[1]) if parts[0] == "layers" else np.inf, name)
 
 
 def _check(tokens: Sequence[int], vocabulary: int, positions: int) -> None:

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", metavar="ADAPTER", type=Path, help="merge this adapter first: a folder that PEFT saved"
     )
+    parser.add_argument("--no-thinking", action="store_true", help="switch the chat template's thinking off, for good")
     parser.add_argument("--calibrate", metavar="FILE", type=Path, help="a text like those that the model will see")
     baked = parser.add_mutually_exclusive_group()
     baked.add_argument("--prefix", metavar="TEXT", help="bake this system message into the bundle: it costs no time")
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert."""
     import time
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
@@ -84,6 +85,11 @@ def run(args: argparse.Namespace) -> int:
         from converters.checkpoints.lora import merge_adapter
 
         checkpoint = merge_adapter(checkpoint, args.lora)
+    if args.no_thinking:
+        from converters.checkpoints.chat_template import without_thinking
+
+        template = without_thinking(checkpoint.tokenizer.chat_template, checkpoint.name)
+        checkpoint = replace(checkpoint, tokenizer=replace(checkpoint.tokenizer, chat_template=template))
     for note in checkpoint.tokenizer.notes:
         say(f"stonechat: {checkpoint.name}: {note}")
     if board is not None:

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shown", metavar="N", type=whole_number(0), default=8, help="examples that a general model sees (default: 8)"
     )
     parser.add_argument("--against", metavar="CHECKPOINT", type=Path, help="compare with this, in float")
+    parser.add_argument("--lora", metavar="ADAPTER", type=Path, help="of --against, merged as `convert --lora` did")
     parser.add_argument("--window", metavar="N", type=whole_number(2), help="tokens read at a time (default: 512)")
     parser.add_argument("--tokens", metavar="N", type=whole_number(2), help="at most N tokens of each text")
     parser.add_argument(
@@ -87,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = None
     if args.against is not None:
         checkpoint = open_checkpoint(args.against)
+        if args.lora is not None:
+            from converters.checkpoints.lora import merge_adapter
+
+            checkpoint = merge_adapter(checkpoint, args.lora)
         _check_pair(manifest, checkpoint)
     room = manifest.context - len(manifest.prefix_tokens)
     if args.window is not None and args.window > room:
