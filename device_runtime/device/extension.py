@@ -45,6 +45,7 @@ class Device:
     queue: JobQueue  # before the models
     runner: ModelRunner
     lifecycle: Lifecycle
+    announce: Callable[[], None] = lambda: None  # publish `out/info` and what else is retained, from any thread
 
 
 @dataclass(frozen=True)

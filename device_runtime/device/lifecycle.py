@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.topics import DeviceTopics
 
 __all__ = ["Lifecycle"]
+
+log = logging.getLogger("stonechat.serve")
 
 
 class Lifecycle:
@@ -18,6 +22,7 @@ class Lifecycle:
         self.state = DeviceState.INIT
         self.stopping = threading.Event()  # the service ends, or has ended
         self.failure: Exception | None = None  # that ended it
+        self.seen = threading.Event()  # the broker has confirmed a state in which requests are answered
         self._topics, self._boot, self._client = topics, boot, client
         self._lock = threading.Lock()
 
@@ -28,26 +33,29 @@ class Lifecycle:
                 self.state = state
                 self._publish()
 
-    def connected(self, listening: bool) -> bool:
+    def connected(self, listening: bool) -> None:
         """Publish the state after a (re)connect: the last will may have replaced it at the broker.
 
         Args:
             listening: whether the broker has the subscriptions. A device is ready from then on: a request that came
                 before would be lost.
-
-        Returns:
-            Whether requests are answered now.
         """
         with self._lock:
             if self.state is DeviceState.INIT and listening:
                 self.state = DeviceState.READY
-            self._publish()
-            return self.state in (DeviceState.READY, DeviceState.BUSY)
+            serving = self.state in (DeviceState.READY, DeviceState.BUSY)
+            self._publish(self._confirmed if serving else None)
 
     def fail(self, error: Exception) -> None:
         """End the service with an error."""
         self.failure = error
         self.stopping.set()
 
-    def _publish(self) -> None:
-        self._client.publish(self._topics.state, State(self.state, self._boot).to_json(), qos=1, retain=True)
+    def _confirmed(self, refusal: str) -> None:
+        if refusal:
+            log.warning("the broker does not keep the state of this device: %s", refusal)
+        self.seen.set()
+
+    def _publish(self, on_confirmed: Callable[[str], None] | None = None) -> None:
+        state = State(self.state, self._boot).to_json()
+        self._client.publish(self._topics.state, state, qos=1, retain=True, on_confirmed=on_confirmed)

@@ -106,6 +106,7 @@ class Service:
             queue=JobQueue(config.queue),
             runner=ModelRunner(config.models, open_model, statistics, self._worker_beat),
             lifecycle=Lifecycle(topics, boot, self._client),
+            announce=self._publish_info,
         )
         self._extensions = _extensions(self._device, statistics, updates, extensions)
         self._routes = [route for extension in self._extensions for route in extension.routes()]
@@ -168,6 +169,7 @@ class Service:
 
     def _tick(self) -> None:
         self._client.tell_confirmed()
+        self._report_ready()
         for extension in self._extensions:
             extension.tick()
         self._follow_hardware()
@@ -178,6 +180,13 @@ class Service:
                 f"the broker at {self.config.broker} dropped this device for another client with its id: is "
                 f"{self.config.device!r} running elsewhere? Stop the other, or give this one another id."
             )
+
+    def _report_ready(self) -> None:
+        """Not before the broker has our state: who waits for us finds there what was left when we went."""
+        if self._device.lifecycle.seen.is_set():
+            self._device.lifecycle.seen.clear()
+            self._manager.ready()
+            self._report_serving()
 
     def _follow_bundles(self) -> None:
         """After an update another bundle answers."""
@@ -227,9 +236,7 @@ class Service:
         """Runs after each (re)connect."""
         self._publish_info()
         self._device.delivery.resume()
-        if self._device.lifecycle.connected(listening):
-            self._manager.ready()
-            self._report_serving()
+        self._device.lifecycle.connected(listening)
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
         self._threads["network"] = threading.current_thread()

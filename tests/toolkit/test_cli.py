@@ -393,8 +393,7 @@ def test_listings_fit_80_columns() -> None:
 def test_bench_in_text_has_a_line_for_each_figure(here: Path) -> None:
     done = stonechat("bench", "bundle", "--runs", 1, "--prompt-tokens", 8, "--new-tokens", 4, cwd=here)
     assert (done.returncode, done.stderr) == (0, "")
-    starts = [re.split(r" {2,}", line)[0] for line in done.stdout.splitlines()[1:]]
-    labels = [start for start in starts if start]  # a line that goes on begins with spaces
+    labels = [re.split(r" {2,}", line)[0] for line in done.stdout.splitlines()[1:]]
     assert labels == ["load", "start to first token", "prefill", "decode", "peak memory", "bytes per token"]
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         for figure, (label, unit) in FIGURES.items()
         if not (figure == "decode_tokens_per_s" and manifest.task in ("embed", "classify"))  # nothing is written
     ]
-    lines.append(("bytes per token", f"{bytes_per_token / 1e6:.1f}", "", "", "MB (weights and cache of one step)"))
+    lines.append(("bytes per token", f"{bytes_per_token / 1e6:.1f}", "", "", "MB"))
     return show(
         args,
         {"figures": figures, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]},

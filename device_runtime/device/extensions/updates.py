@@ -313,6 +313,8 @@ class _Reopen(Job):
         self._device.lifecycle.enter(DeviceState.UPDATING)
         try:
             self._device.runner.reopen(self._name)
+            self._device.announce()  # before the report of the update: who reads that finds the new bundle online
+            self._device.lifecycle.enter(DeviceState.READY)
         except Exception as error:
             self._device.lifecycle.fail(error)
         finally:

@@ -27,7 +27,7 @@ from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import BundleError, ConfigurationError, UnreachableError
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.mqtt.messages import DeviceState, State
+from device_runtime.mqtt.messages import DeviceState, Info, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report, parse_report
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.update import chunk_source
@@ -122,6 +122,7 @@ class Operator:
     def __init__(self, sender: Sender, device: Device) -> None:
         self.sender, self.device = sender, device
         self.states: list[DeviceState] = []
+        self.infos: list[Info] = []
         sender.watch(device.name)
         self.until_ready()
 
@@ -142,6 +143,8 @@ class Operator:
             _, said = self.sender.heard.get(timeout=max(0.01, end_s - time.monotonic()))
             if isinstance(said, State):
                 self.states.append(said.state)
+            if isinstance(said, Info):
+                self.infos.append(said)
             if wanted(said):
                 return said
 
@@ -236,8 +239,8 @@ def test_a_signed_bundle_is_fetched_tried_and_serves(operator, bundles):
     assert (report.phase, report.version) == (Phase.CONFIRMED, "2")
     assert report.tokens_per_s is not None and report.tokens_per_s > 0
     assert version_of(o.device) == "2"
-    o.until_ready()
-    assert DeviceState.UPDATING in o.states
+    assert o.states[-2:] == [DeviceState.UPDATING, DeviceState.READY]  # who reads the report finds it online
+    assert o.infos[-1].bundles == {"assistant": "gqa-tied 2"}
     assert not (o.device.folder / "incoming").exists()
 
 

@@ -14,6 +14,7 @@ from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.topics import DeviceTopics
+from tests.mqtt_relay import PUBACK, relay
 from tests.scripted_model import ScriptedModel
 
 WATCHDOG_S = 1.0
@@ -57,6 +58,33 @@ def test_a_device_says_when_it_is_ready_and_what_it_does(device):
     assert device.heard.recv(4096).decode().startswith("STATUS=watched at 127.0.0.1")
     device.service.stop()
     assert "STOPPING=1" in device.until("STOPPING=1")
+
+
+def test_a_device_is_ready_once_the_broker_has_its_state(port, tmp_path):
+    """Who waits for it and then reads the retained state must not find what was left when it went."""
+    held, released = threading.Event(), threading.Event()
+
+    def hold_confirmations(kind: int, packet: bytes) -> bytes:
+        if kind == PUBACK:
+            held.set()
+            released.wait(60)
+        return packet
+
+    with relay(port, hold_confirmations) as way:
+        made = Device(way, tmp_path, ScriptedModel([]), "patient")
+        made.thread.start()
+        try:
+            assert held.wait(60)
+            early = [made.heard.recv(4096).decode() for _ in range(4)]
+            while early.count("WATCHDOG=1") < 3:  # a second, five times as long as it takes to see a confirmation
+                early.append(made.heard.recv(4096).decode())
+            assert "READY=1" not in early
+            released.set()
+            made.until("READY=1")
+        finally:
+            released.set()
+            made.service.stop()
+            made.thread.join(10)
 
 
 def test_an_idle_device_is_alive(device):

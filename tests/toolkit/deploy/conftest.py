@@ -26,11 +26,12 @@ def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def board(server: SshServer, broker_port: int, tmp_path: Path) -> Iterator[Board]:
-    """A board before `device init`."""
-    made = new_board(server, broker_port, tmp_path)
-    yield made
-    made.stop()
+def board(server: SshServer, tmp_path: Path) -> Iterator[Board]:
+    """A board before `device init`, with a broker of its own: the board of a module has the same id at the other one."""
+    with mosquitto(tmp_path) as port:
+        made = new_board(server, port, tmp_path)
+        yield made
+        made.stop()
 
 
 @pytest.fixture
