@@ -13,15 +13,27 @@ from typing import Literal
 
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
+from boards.proportions import parameters_of, parameters_text, scaled, two_digits
 from device_runtime.bundle.manifest import MODEL, Arena, GraphCounts, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.memory import arena, at_context, at_pointer_size, cache_windows, memory, model_bytes
 
-__all__ = ["Figure", "Fit", "Subject", "advised_context", "explain", "fit", "largest_context", "require_fit"]
+__all__ = [
+    "Figure",
+    "Fit",
+    "Subject",
+    "advised_context",
+    "explain",
+    "fit",
+    "largest_context",
+    "largest_parameters",
+    "require_fit",
+]
 
 Kind = Literal["measured", "computed", "quoted"]
 SHORTEST_CONTEXT = 16
+_PARAMETER_STEPS = 4096  # that a share of the parameters is looked for in
 SPARE = 0.05  # of the memory, left free by what is advised: as far as a computed arena may be off
 
 
@@ -99,6 +111,7 @@ class Fit:
     problems: tuple[str, ...]  # what does not fit; empty: it fits
     largest_context: int  # that fits; 0: none
     remedies: tuple[str, ...] = field(default=())  # what would make it fit
+    largest_parameters: int = 0  # of a model in the same proportions that fits; 0: none, or it was not looked for
 
     @property
     def fits(self) -> bool:
@@ -117,8 +130,10 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     longest = largest_context(board, subject)
     label = f"largest context that fits, up to {_longest_asked(board, subject):,}"
     figures["largest_context"] = Figure(label, longest, "positions", "computed")
-    found = _remedies(board, subject) if problems and remedies else ()
-    return Fit(board, subject, figures, problems, longest, found)
+    if not (problems and remedies):
+        return Fit(board, subject, figures, problems, longest)
+    parameters = largest_parameters(board, subject)
+    return Fit(board, subject, figures, problems, longest, _remedies(board, subject, parameters), parameters)
 
 
 def require_fit(board: Board, subject: Subject) -> Fit:
@@ -162,6 +177,29 @@ def advised_context(board: Board, subject: Subject) -> int:
     share = int(board.memory.model_budget_kib * (1 - SPARE))
     smaller = replace(board, memory=replace(board.memory, model_budget_kib=share))
     return largest_context(smaller, subject) or largest_context(board, subject)
+
+
+def largest_parameters(board: Board, subject: Subject) -> int:
+    """How many parameters a model in the same proportions may have to fit; 0 if none does.
+
+    A twentieth of the board stays free, because this is computed. The context is the subject's, or the board's longest.
+    """
+    profile = subject.profile if board.profile == "pi" or "micro" not in subject.counts else "micro"
+    smaller = replace(
+        board,
+        memory=replace(board.memory, model_budget_kib=int(board.memory.model_budget_kib * (1 - SPARE))),
+        storage=replace(board.storage, model_kib=int(board.storage.model_kib * (1 - SPARE))),
+    )
+    context = min(subject.context, board.max_context)
+    asked = replace(subject, profile=profile, model_bytes=None, arena=None, boards=()).with_context(context)
+    low, high = 0, _PARAMETER_STEPS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _fits(smaller, scaled(asked, middle / _PARAMETER_STEPS)):
+            low = middle
+        else:
+            high = middle - 1
+    return two_digits(parameters_of(subject) * low // _PARAMETER_STEPS)
 
 
 def _longest_asked(board: Board, subject: Subject) -> int:
@@ -252,7 +290,7 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
     return tuple(found)
 
 
-def _remedies(board: Board, subject: Subject) -> tuple[str, ...]:
+def _remedies(board: Board, subject: Subject, parameters: int) -> tuple[str, ...]:
     found = []
     context = advised_context(board, subject)
     if 0 < context < subject.context:
@@ -265,6 +303,11 @@ def _remedies(board: Board, subject: Subject) -> tuple[str, ...]:
     fitting.sort(key=lambda b: (b.kind != board.kind, b.memory.model_budget_kib, b.id))
     if fitting:
         found.append(f"another board: {', '.join(b.id for b in fitting[:3])}")
+    if parameters:
+        found.append(
+            f"a smaller model: about {parameters_text(parameters)} parameters in the same proportions (this one has "
+            f"{parameters_text(parameters_of(subject))})"
+        )
     if not found:
         found.append("a smaller model; no board in the list holds this one")
     return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ from device_runtime.bundle.work_place import put_in_place, work_folder
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
+from device_runtime.machine.disk import require_space
+from device_runtime.machine.memory import model_bytes
 
 __all__ = [
     "SHORTEST_CONTEXT",
@@ -66,6 +69,7 @@ _FAST_CALIBRATION_TOKENS = 512
 REPORT_WINDOW = 256
 REPORT_WINDOWS = 2  # of each kind of text
 _COMPARED_TOKENS = 128  # of each kind of text, on which two ways to quantize are compared
+_REPORT_BYTES = 16 << 20  # that the rows of all windows take, at most
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def convert(
     Raises:
         ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
         CheckpointError: a tensor cannot be read.
+        DiskFullError: there is no room for the bundle; known before any work.
     """
     profile = profile_of(options.profile, options.weights)
     context = _context(checkpoint.config, profile, options)
@@ -100,6 +105,10 @@ def convert(
     folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
+    require_space(folder.parent, _disk_bytes(checkpoint, profile, context), f"the conversion to {folder.name}")
+    if not options.fast:  # the report's float head, and the rows that it reads
+        head_bytes = 4 * checkpoint.config.vocabulary * checkpoint.config.width
+        require_space(Path(tempfile.gettempdir()), head_bytes + _REPORT_BYTES, "the report of the conversion")
     with ExitStack() as stack:  # from before the folder is there: Ctrl-C may come at any moment
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +165,15 @@ def graph_counts(config: NetworkConfig, context: int, weights: WeightType = "int
     profiles = {**PROFILES, "pi": profile_of("pi", weights)}
     able = [profile for profile in profiles.values() if not unsupported(network, profile.supports)]
     return {profile.name: profile.estimate(network, context) for profile in able}
+
+
+def _disk_bytes(checkpoint: Checkpoint, profile: Profile, context: int) -> int:
+    """What a conversion writes at most at the same time.
+
+    The graph, as computed, or for `micro` the graph and its image; and the constants of either, until it is whole.
+    """
+    graph = model_bytes(graph_counts(checkpoint.config, context)[profile.name], profile.name, context)
+    return graph * (3 if profile.name == "micro" else 2) + len(checkpoint.tokenizer.content)
 
 
 def _context(config: NetworkConfig, profile: Profile, options: Options) -> int:

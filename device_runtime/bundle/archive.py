@@ -29,6 +29,7 @@ from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, 
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.bundle.work_place import work_file, work_folder
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+from device_runtime.machine.disk import require_space
 from device_runtime.records.typed_json import shortened
 
 __all__ = [
@@ -58,6 +59,7 @@ _PADDING = struct.Struct("<3H")
 _PADDING_ID = 0xD935
 _MAX_READ = 2**20  # bytes at once; the zip's index, which nobody has signed, must fit in one
 _CHUNK_BYTES = 2**18
+_HEADERS_BYTES = 512  # of an entry, at most: its header, padding, and its line in the index
 _SLACK_BYTES = 4096  # of the zip's own structures, besides what each file takes
 _PER_FILE_BYTES = 512
 _CUT = "it is truncated: it ends within its head; copy the bundle again."
@@ -185,9 +187,12 @@ class Archive:
         Raises:
             ConfigurationError: `folder` is there already.
             BundleError: a file is not the one that the manifest describes.
+            DiskFullError: there is no room for its files.
         """
         if folder.exists() or folder.is_symlink():
             raise ConfigurationError(f"{folder} is there already; name a new folder.")
+        contents = _contents(self.manifest, self.head.manifest, self.head.signature)
+        require_space(folder.parent, sum(size for _, size in contents), f"{self.path}, unpacked,")
         with work_folder(folder, 0o777) as work:
             for name in self.manifest.files:
                 _write_synced(work / name, self.chunks(name))
@@ -219,10 +224,13 @@ def pack(bundle: Bundle | Archive, target: Path, *, manifest: bytes, signature: 
 
     Raises:
         BundleError: a file is not the one that the manifest describes, or is a link. `target` is as it was.
+        DiskFullError: there is no room for it beside what is at `target`.
     """
     if isinstance(bundle, Bundle):
         _require_no_links(bundle)
     contents = _contents(Manifest.from_json(manifest.decode()), manifest, signature)
+    needed = sum(size + _HEADERS_BYTES for _, size in contents)
+    require_space(target.parent, needed, f"{target.name}, packed,")
     with work_file(target) as work:
         with zipfile.ZipFile(work, "w") as zip_file:
             for name, size in contents:

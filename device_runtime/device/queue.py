@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from device_runtime.fleet.links import Overload
 
@@ -16,6 +16,7 @@ __all__ = ["Job", "JobQueue"]
 
 MAX_READINGS = 256  # that wait at the same time, of all links and topics
 MAX_EVERY = 32  # readings of one topic that wait when a link asks for every one
+MAX_REQUEST_BYTES = 8 << 20  # of memory that waiting requests take, however many a fleet file lets wait
 
 
 class Job:
@@ -28,6 +29,7 @@ class Job:
     key: Hashable | None = None  # what a cancel command names; None when nothing can name it
     start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
     client = ""  # who asks, so that nobody keeps the queue full
+    memory_bytes = 0  # that it takes while it waits
     pooled = False  # whether another device of the pool can do it as well
 
     def run(self) -> None:
@@ -57,6 +59,7 @@ class JobQueue:
         self.limit = limit
         self._condition = threading.Condition()
         self._requests: deque[tuple[int, Job]] = deque()
+        self._request_bytes = 0  # that they take
         self._readings: OrderedDict[Hashable, deque[tuple[int, Job]]] = OrderedDict()
         self._taken: Job | None = None  # the last that was taken out to be run
         self._arrivals = 0
@@ -74,40 +77,62 @@ class JobQueue:
     def has_room_for(self, job: Job) -> bool:
         """Whether a request would be queued; the thread that adds requests can rely on it, but for `close`."""
         with self._condition:
-            return not self._closed and (len(self._requests) < self.limit or self._crowding(job) is not None)
+            return not self._closed and self._making_room(job) is not None
 
-    def add_request(self, job: Job) -> Job | None:
+    def add_request(self, job: Job) -> list[Job]:
         """Queue a request.
 
-        In a full queue, the client that has most requests there gives up its last one to a client that has fewer: so
-        nobody keeps the others out.
+        In a full queue, the client that has most there gives up its last requests to a client that has less: so nobody
+        keeps the others out.
 
         Returns:
-            The job that there is no place for: this one, or one that gave way to it; None if there is place for all.
+            The jobs that there is no place for: this one, or those that gave way to it.
         """
         with self._condition:
-            if self._closed:
-                return job
-            given_up = None
-            if len(self._requests) >= self.limit:
-                entry = self._crowding(job)
-                if entry is None:
-                    return job
-                self._requests.remove(entry)
-                given_up = entry[1]
+            given_up = None if self._closed else self._making_room(job)
+            if given_up is None:
+                return [job]
+            if given_up:
+                arrivals = {arrival for arrival, _ in given_up}
+                self._keep(lambda entry: entry[0] not in arrivals)
             self._requests.append(self._stamp(job))
+            self._request_bytes += job.memory_bytes
             self._condition.notify()
-            return given_up
+            return [waiting for _, waiting in given_up]
 
-    def _crowding(self, job: Job) -> tuple[int, Job] | None:
-        """The last request of the client that has most, if it has at least two more than the client of `job`."""
-        counts = Counter(waiting.client for _, waiting in self._requests if waiting.client)
-        if not counts:
-            return None
-        client, most = counts.most_common(1)[0]
-        if most < counts[job.client] + 2:
-            return None
-        return next(entry for entry in reversed(self._requests) if entry[1].client == client)
+    def _making_room(self, job: Job) -> list[tuple[int, Job]] | None:
+        """The requests that give way to `job`, none where there is room; None if there is not and nobody has too many.
+
+        A client has too many where it has at least two more than the client of `job`, or where there is no room in
+        memory, more bytes than that client will have.
+        """
+        count, total = len(self._requests), self._request_bytes
+        given_up: list[tuple[int, Job]] = []
+        if count < self.limit and total + job.memory_bytes <= MAX_REQUEST_BYTES:
+            return given_up
+        counts: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        entries: dict[str, list[tuple[int, Job]]] = {}
+        for entry in self._requests:
+            if client := entry[1].client:
+                counts[client] += 1
+                sizes[client] += entry[1].memory_bytes
+                entries.setdefault(client, []).append(entry)
+        while count >= self.limit or total + job.memory_bytes > MAX_REQUEST_BYTES:
+            amounts, least = (
+                (counts, counts[job.client] + 2)
+                if count >= self.limit
+                else (sizes, sizes[job.client] + job.memory_bytes + 1)
+            )
+            client = max(entries, key=lambda name: amounts[name], default=None)
+            if client is None or amounts[client] < least or not entries[client]:
+                return None
+            entry = entries[client].pop()
+            counts[client] -= 1
+            sizes[client] -= entry[1].memory_bytes
+            count, total = count - 1, total - entry[1].memory_bytes
+            given_up.append(entry)
+        return given_up
 
     def add_task(self, job: Job) -> bool:
         """Queue something of the device's own, for which there is always room; False when the queue is closed."""
@@ -146,7 +171,9 @@ class JobQueue:
     def _first(self) -> Job:
         first = min(self._readings, key=lambda place: self._readings[place][0][0], default=None)
         if first is None or (self._requests and self._requests[0][0] < self._readings[first][0][0]):
-            return self._requests.popleft()[1]
+            job = self._requests.popleft()[1]
+            self._request_bytes -= job.memory_bytes
+            return job
         waiting = self._readings[first]
         job = waiting.popleft()[1]
         if not waiting:
@@ -159,6 +186,7 @@ class JobQueue:
             for entry in self._requests:
                 if entry[1].key == key:
                     self._requests.remove(entry)
+                    self._request_bytes -= entry[1].memory_bytes
                     return entry[1]
             taken = self._taken
         if taken is not None and taken.key == key:
@@ -171,14 +199,14 @@ class JobQueue:
         with self._condition:
             late = [job for _, job in self._requests if job.start_by_s is not None and now_s > job.start_by_s]
             if late:
-                self._requests = deque(entry for entry in self._requests if entry[1] not in late)
+                self._keep(lambda entry: entry[1] not in late)
             return late
 
     def remove_pooled(self) -> list[Job]:
         """Take the waiting requests out of the queue that another device of the pool can answer."""
         with self._condition:
             pooled = [job for _, job in self._requests if job.pooled]
-            self._requests = deque(entry for entry in self._requests if not entry[1].pooled)
+            self._keep(lambda entry: not entry[1].pooled)
             return pooled
 
     def close(self) -> list[Job]:
@@ -187,9 +215,14 @@ class JobQueue:
             self._closed = True
             left = [job for _, job in self._requests]
             self._requests.clear()
+            self._request_bytes = 0
             self._readings.clear()
             self._condition.notify_all()
             return left
+
+    def _keep(self, wanted: Callable[[tuple[int, Job]], bool]) -> None:
+        self._requests = deque(filter(wanted, self._requests))
+        self._request_bytes = sum(job.memory_bytes for _, job in self._requests)
 
     def _stamp(self, job: Job) -> tuple[int, Job]:
         self._arrivals += 1

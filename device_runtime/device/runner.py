@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, DamagedWeightsError
 from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.messages import Final, Finish, Request, Usage
@@ -25,6 +26,8 @@ __all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
 _NO_HINTS: Mapping[str, str] = {}
 # what a request may have beyond a prompt, and the tasks that it is for
 _TASKS_OF = {"prompt_name": ("embed",), "to": ("translate",), "truncate": ("embed", "classify", "translate")}
+log = logging.getLogger("stonechat.serve")
+
 FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
 
 
@@ -203,7 +206,10 @@ class ModelRunner:
 
     def reopen(self, name: str) -> None:
         """Close a model, and open what its name stands for now; there is never memory needed for both."""
-        self._models.pop(name).close()
+        try:
+            self._models.pop(name).close()
+        except DamagedWeightsError as error:  # which go with it
+            log.error("%s", error)
         self._models[name] = self._open_model(name)
 
     def generate(
@@ -225,13 +231,24 @@ class ModelRunner:
             if self._stopped:
                 run.end("cancelled")
         start_s = time.monotonic()
+        said = False
 
         def beat(text: str) -> None:
+            nonlocal said
+            said = True
             self._heartbeat.beat()
             on_piece(text)
 
         try:
-            final = run.to_end(self._start(request, hints), beat)
+            try:
+                final = run.to_end(self._start(request, hints), beat)
+            except DamagedWeightsError as error:
+                log.error("%s The model is opened again.", error)
+                self.reopen(self._name(request))
+                self._heartbeat.beat()
+                if said:
+                    raise
+                final = run.to_end(self._start(request, hints), beat)
             self._statistics.answered(final)
             return final
         except ConfigurationError:  # the request's own fault
@@ -251,10 +268,15 @@ class ModelRunner:
             if self._current:
                 self._current.end("cancelled")
 
+    def _name(self, request: Request) -> str:
+        return request.model or next(iter(self._settings))
+
     def _start(self, request: Request, hints: Mapping[str, str]) -> Answer:
         from device_runtime.engine.sampler import Sampling  # numpy, which a client of these modules may not need
 
-        name = request.model or next(iter(self._settings))
+        name = self._name(request)
+        if name not in self._models:  # it could not be opened again
+            self._models[name] = self._open_model(name)
         options = _options(request, self._models[name])
         settings, messages = self._settings[name], request.messages
         if request.examples:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -195,7 +195,8 @@ def read(topic: str, payload: bytes, received_s: float, how: Parse = "json") -> 
 
 
 def memory_bytes(value: Any) -> int:
-    """What a parsed JSON value takes in memory, at most: small numbers and repeated names may be shared."""
+    """What a parsed JSON value, or a message made of it, takes in memory, at most: small numbers and repeated names may
+    be shared."""
     total, rest = 0, [value]
     while rest:
         item = rest.pop()
@@ -203,8 +204,10 @@ def memory_bytes(value: Any) -> int:
         if isinstance(item, dict):
             rest += item.keys()
             rest += item.values()
-        elif isinstance(item, list):
+        elif isinstance(item, list | tuple):
             rest += item
+        elif is_dataclass(item):
+            rest += vars(item).values()
     return total
 
 

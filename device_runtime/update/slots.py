@@ -12,9 +12,6 @@ cleared away by the next one who takes the lock.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ from pathlib import Path
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
+from device_runtime.machine.process_lock import process_lock
 from device_runtime.update import durable
 from device_runtime.update.state import SLOTS, Last, Slot, State, TrialLimits
 
@@ -193,31 +191,21 @@ def lock(folder: Path, *, make: bool = False) -> Iterator[Slots]:
     elif not is_slot_folder(folder):
         what = "is not a slot folder: it has no slots.json" if folder.exists() else "does not exist"
         raise ConfigurationError(f"{folder} {what}. Make one with `stonechat slots install BUNDLE {folder}`.")
-    try:
-        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:  # another user's, or a disk that has become read-only
-        raise UpdateError(
-            f"{folder} cannot be changed ({error.strerror}); do it as the user whose folder it is, on a disk that can "
-            "be written."
-        ) from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            holder = os.pread(file, _PID_BYTES, 0).decode("ascii", "replace").strip() or "unknown"
-            raise UpdateError(
-                f"{folder} is being changed by process {holder}; wait until it is done, then try again."
-            ) from None
-        os.pwrite(file, str(os.getpid()).ljust(_PID_BYTES).encode(), 0)  # for the message above
+    locked = process_lock(
+        folder / _LOCK,
+        unwritable=lambda why: UpdateError(
+            f"{folder} cannot be changed ({why}); do it as the user whose folder it is, on a disk that can be written."
+        ),
+        taken=lambda holder: UpdateError(
+            f"{folder} is being changed by process {holder}; wait until it is done, then try again."
+        ),
+    )
+    with locked:
         if not is_slot_folder(folder):  # first of all: from here on `a` and `b` in this folder are ours
             durable.replace_file(folder / STATE, State().to_json())
         slots = Slots(folder)
         slots.clean()
         yield slots
-    finally:
-        os.close(file)  # which gives back the lock
 
 
 def leftovers(folder: Path, state: State) -> list[Path]:

@@ -20,7 +20,6 @@ else hashes files, except `install.has_bundle`, which looks for damage in a slot
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,12 +30,13 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST, FileEntry, Manifest
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.errors import BundleError, UpdateError
+from device_runtime.machine.disk import free_bytes
 from device_runtime.update import durable
 from device_runtime.update.policy import Admitted
 from device_runtime.update.slots import SLOTS, Slots
 from device_runtime.update.state import Last, TrialLimits
 
-__all__ = ["CHUNK_BYTES", "Missing", "Source", "Staging", "free_bytes", "peek"]
+__all__ = ["CHUNK_BYTES", "Missing", "Source", "Staging", "peek"]
 
 CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 20  # for the manifest, slots.json, and names
@@ -243,12 +243,6 @@ class _FullDisk:
 
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._refuse()
-
-
-def free_bytes(folder: Path) -> int:
-    """What an ordinary user may still write on the disk of a folder."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 def _called_off(slots: Slots, by: Manifest) -> Last:

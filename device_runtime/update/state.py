@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from device_runtime.errors import UpdateError
 from device_runtime.records import typed_json
@@ -47,17 +47,17 @@ _TRANSITIONS = {
 class TrialLimits:
     """What a new bundle has to keep to in its trial."""
 
-    min_tps: float | None = None  # tokens a second of decoding, at least
-    max_rss_mb: float | None = None  # resident memory of the process, in 10^6 bytes, at most
-    timeout_s: float = 300.0  # loading and answering, at most
+    min_tps: Annotated[float | None, "tokens a second of decoding, at least"] = None
+    max_rss_mb: Annotated[float | None, "resident memory of the process, in 10^6 bytes, at most"] = None
+    timeout_s: Annotated[float, "loading and answering, at most"] = 300.0
 
 
 @dataclass(frozen=True)
 class Trial:
     """A bundle that has to prove itself."""
 
-    slot: Slot
-    attempts_left: int  # counted down on the disk before each start
+    slot: Annotated[Slot, "where it is"]
+    attempts_left: Annotated[int, "starts; counted down on the disk before each"]
     limits: TrialLimits
 
 
@@ -65,24 +65,24 @@ class Trial:
 class Last:
     """How the last update stands, or ended."""
 
-    outcome: Literal["installed", "confirmed", "rolled_back"]
-    name: str  # of the bundle
-    version: str
-    reason: str | None = None  # why it was rolled back
-    tokens_per_s: float | None = None  # measured in the trial
-    peak_rss_mb: float | None = None
+    outcome: Annotated[Literal["installed", "confirmed", "rolled_back"], "`installed` waits for its trial"]
+    name: Annotated[str, "of the bundle"]
+    version: Annotated[str, "of the bundle"]
+    reason: Annotated[str | None, "why it was rolled back"] = None
+    tokens_per_s: Annotated[float | None, "measured in the trial"] = None
+    peak_rss_mb: Annotated[float | None, "measured in the trial"] = None
 
 
 @dataclass(frozen=True)
 class State:
     """slots.json. Each method returns the state after a step; no other step is possible."""
 
-    schema: int = SCHEMA
-    active: Slot | None = None  # has passed its trial
-    previous: Slot | None = None  # the one before it, whole, for `slots rollback`
-    trial: Trial | None = None
-    security_counter: int = 0  # the highest of a confirmed bundle
-    last: Last | None = None
+    schema: Annotated[int, "of this file"] = SCHEMA
+    active: Annotated[Slot | None, "the slot that has passed its trial, and serves"] = None
+    previous: Annotated[Slot | None, "the one before it, whole, for `slots rollback`"] = None
+    trial: Annotated[Trial | None, "a new bundle that has to prove itself"] = None
+    security_counter: Annotated[int, "the highest of a confirmed bundle"] = 0
+    last: Annotated[Last | None, "how the last update stands, or ended"] = None
 
     @property
     def phase(self) -> Phase:

@@ -14,7 +14,8 @@ from micro_bundles import micro_bundle, random_network
 from random_checkpoint import random_checkpoint
 
 from boards import Board, board_ids, load_board
-from boards.fit import Subject, advised_context, explain, fit, largest_context, require_fit
+from boards.fit import Subject, advised_context, explain, fit, largest_context, largest_parameters, require_fit
+from boards.proportions import parameters_of
 from converters.architectures import llama
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert, graph_counts, graph_shape
@@ -219,6 +220,39 @@ def test_what_does_not_fit_gets_what_would(pi: Bundle) -> None:
     assert "its profile is pi, which needs 64-bit Linux; the board has armv7l" in message
     assert "the other profile: convert with --profile micro --context 256" in message
     assert "another board: raspberry-pi-zero-2-w" in message
+
+
+def test_what_is_too_large_gets_the_number_of_parameters_that_would_fit() -> None:
+    """SmolLM2's proportions at three sizes: the number is of a model that fits, and a much larger one does not."""
+
+    def subject(scale: float, vocabulary: int) -> Subject:
+        width = int(576 * scale) // 64 * 64 or 64
+        config = llama.network(
+            vocabulary=vocabulary, width=width, layers=max(1, int(30 * scale)), heads=width // 64, kv_heads=1,
+            head_dim=64, ffn_width=int(width * 8 / 3) // 32 * 32, norm_epsilon=1e-5, rope=Rope((1.0,) * 32),
+            max_context=8192, tied_head=True,
+        )  # fmt: skip
+        shape, counts = graph_shape(config, PROFILES["micro"], 128), graph_counts(config, 128)
+        return Subject("any", "micro", 128, shape, counts, 43 * vocabulary)
+
+    board = load_board("rp2350-psram")
+    large = subject(1.0, 49_152)
+    result = fit(board, large)
+    most = largest_parameters(board, large)
+    assert 4_000_000 < most < 6 << 20  # int8 weights, 6 MiB of flash for the model
+    assert result.largest_parameters == most
+    assert (
+        f"a smaller model: about {most / 1e6:.1f} million parameters in the same proportions (this one has 131 million)"
+    ) in explain(result)
+    small = subject(0.34, 5_600)  # a third of the width and of the layers, a ninth of the vocabulary
+    assert fit(board, small).fits
+    assert 0.5 * most < parameters_of(small) < most
+    assert not fit(board, subject(0.45, 9_000)).fits  # twice as many
+
+
+def test_a_board_that_is_refused_is_offered_no_number_of_parameters(micro: Bundle) -> None:
+    board = load_board("raspberry-pi-zero")
+    assert largest_parameters(board, Subject.of_manifest(micro.manifest)) == 0
 
 
 def test_a_shorter_context_is_offered_where_it_helps() -> None:

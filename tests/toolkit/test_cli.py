@@ -197,6 +197,7 @@ REFUSED = {
     "unknown-command": ["fly"],
     "unknown-flag": ["run", "bundle", "x", "--maximum", 3],
     "abbreviated-flag": ["run", "bundle", "x", "--max", 3],
+    "several-faults": ["convert", "--profil", "pi", "--contxt=64"],
     "missing-argument": ["run", "bundle"],
     "wrong-number": ["run", "bundle", "x", "--max-new", 0],
     "too-many-threads": ["run", "bundle", "x", "--threads", 5_000_000],

@@ -75,6 +75,29 @@ def test_what_does_not_fit_is_exit_5_in_json_too(pi_bundle: Path, capfd: pytest.
     assert "Armv6" in result["problems"][0] and result["remedies"]
 
 
+def test_what_does_not_fit_can_be_forced_with_a_reason(pi_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check = ("check", pi_bundle, "--board", "raspberry-pi-zero", "--force")
+    code, out, err = run(capfd, *check, "measured there.")
+    assert code == 0 and out.endswith("it does not fit\n")
+    assert "does not fit raspberry-pi-zero:" in err
+    assert "forced: measured there. This check ends with 0; `convert --board`, `deploy` and the board itself" in err
+    code, out, _ = run(capfd, *check, "measured there", "--json")
+    result = json.loads(out)
+    assert (code, result["fits"], result["forced"]) == (0, False, "measured there")
+
+
+def test_a_reason_is_required_and_not_kept_where_nothing_was_forced(
+    pi_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(pi_bundle), *BOARD, "--force", " "])
+    assert caught.value.code == 2
+    assert "a reason is required, such as --force 'measured" in capfd.readouterr().err
+    code, out, err = run(capfd, "check", pi_bundle, *BOARD, "--force", "for all cases", "--json")
+    assert (code, json.loads(out)["forced"]) == (0, None)
+    assert err == "stonechat: --force was not needed: it fits, and costs no more than before\n"
+
+
 def test_a_board_file_of_your_own(pi_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.yaml"
     text = (Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml").read_text(encoding="utf-8")

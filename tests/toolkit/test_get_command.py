@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from device_runtime.errors import CheckpointError, ConfigurationError, DiskFullError, UnreachableError
+from device_runtime.machine.disk import require_space
 from toolkit import models
 from toolkit.cli import main
-from toolkit.disk import require_space
 
 CONTENT = b"a checkpoint" * 1000
 

@@ -367,23 +367,6 @@ def test_a_new_folder_that_no_model_of_the_fleet_file_has_is_refused(pi_bundle: 
     assert unknown.returncode == 0, unknown.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if done.returncode:
-        pytest.skip("a small disk cannot be mounted here: that needs root")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def fill(disk: Path, leave_bytes: int) -> None:
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave_bytes))

@@ -16,6 +16,7 @@ from importlib import import_module
 from device_runtime import __version__
 from device_runtime.errors import StonechatError
 from toolkit.cli.output import print_json
+from toolkit.cli.parser import Parser
 
 __all__ = ["COMMANDS", "main"]
 
@@ -58,14 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stonechat", description="Small language models on small boards, linked to sensors.", allow_abbrev=False
-    )
+    parser = Parser(prog="stonechat", description="Small language models on small boards, linked to sensors.")
     parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = import_module(f"toolkit.cli.{name}")
-        sub = subparsers.add_parser(name, help=module.HELP, description=_sentence(module.HELP), allow_abbrev=False)
+        sub = subparsers.add_parser(name, help=module.HELP, description=_sentence(module.HELP))
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser

@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", metavar="FILE", type=Path, help="fail when it costs more than this file says")
     parser.add_argument("--allow", metavar="PERCENT", type=percent, default=0.0, help="how much more (default 0)")
     parser.add_argument("--update-baseline", action="store_true", help="rewrite the baseline")
+    parser.add_argument(
+        "--force", metavar="REASON", type=_reason,
+        help="exit 0 although it does not fit or costs more; the reason is printed, and the board still refuses it",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -44,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.path} is {what}; say for which board: --board ID (`stonechat boards list`)."
             )
         return _check_bundle(args)
-    if args.board is not None or args.baseline is not None:
+    if args.board is not None or args.baseline is not None or args.force is not None:
         what = "is no bundle" if args.path.exists() else "is no bundle: it does not exist"
         raise ConfigurationError(
-            f"{args.path} {what}; --board and --baseline ask for one: its folder, or the .zip that "
+            f"{args.path} {what}; --board, --baseline and --force ask for one: its folder, or the .zip that "
             "`stonechat bundle pack` writes."
         )
     return _check_fleet(args)
@@ -63,7 +67,10 @@ def _check_bundle(args: argparse.Namespace) -> int:
     board = load_board(args.board)
     result = fit(board, Subject.of_manifest(_manifest(args.path)))
     grown = _against_baseline(args, result) if args.baseline and result.fits else []
-    show(args, fit_fields(result, grown), fit_lines(result))
+    forced = args.force if grown or not result.fits else None
+    show(args, fit_fields(result, grown) | {"forced": forced}, fit_lines(result))
+    if args.force is not None:
+        return _forced(args, result, grown)
     if not result.fits:
         if args.json:
             return DoesNotFitError.exit_code
@@ -72,6 +79,32 @@ def _check_bundle(args: argparse.Namespace) -> int:
         say("\n  ".join([f"stonechat: it costs more than {args.baseline} says:", *grown]))
         return 1
     return 0
+
+
+def _forced(args: argparse.Namespace, result: Fit, grown: list[str]) -> int:
+    """Say what --force has changed: the exit code, and nothing else."""
+    from boards.fit import explain
+
+    if result.fits and not grown:
+        say("stonechat: --force was not needed: it fits, and costs no more than before")
+        return 0
+    if not result.fits:
+        say(f"stonechat: {explain(result)}")
+        say(
+            f"stonechat: forced: {args.force}. This check ends with 0; `convert --board`, `deploy` and the board "
+            "itself refuse the bundle all the same."
+        )
+    else:
+        say("\n  ".join([f"stonechat: it costs more than {args.baseline} says:", *grown]))
+        say(f"stonechat: forced: {args.force}. This check ends with 0; the baseline is as it was (--update-baseline).")
+    return 0
+
+
+def _reason(text: str) -> str:
+    """An argparse type: words that a later reader of the log will want."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a reason is required, such as --force 'measured on the board: 92 KiB free'")
+    return text.strip().rstrip(".")
 
 
 def _manifest(path: Path) -> Manifest:

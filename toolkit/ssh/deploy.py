@@ -84,7 +84,11 @@ class Transport(Protocol):
         ...
 
     def send(self, bundle: Outgoing, model: str, progress: Callable[[str, float], None]) -> tuple[list[str], int]:
-        """Bring the files that the device lacks; returns their names, and the bytes that travelled."""
+        """Bring the files that the device lacks; returns their names, and the bytes that travelled.
+
+        Raises:
+            DiskFullError: there is no room for them; nothing has travelled.
+        """
         ...
 
     def install(self, bundle: Outgoing, model: str, limits: TrialLimits) -> SlotState:

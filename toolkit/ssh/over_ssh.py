@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from device_runtime.errors import ConfigurationError, RolledBackError, UnreachableError
 from device_runtime.fleet import file as fleet
+from device_runtime.machine.disk import disk_full
 from device_runtime.update.state import ATTEMPTS, TrialLimits
 from toolkit.device.slot_state import SlotState
 from toolkit.ssh.copy import copy_file
@@ -48,6 +50,12 @@ cd "$1"
 rm -f "$3"
 ln "$2" "$3" 2>/dev/null || cp "$2" "$3"
 """
+# The line of the disk, then a line for each slot, in KiB (POSIX `df -P`, `du`).
+_ROOM = """
+df -Pk "$1" | tail -n 1
+for slot in a b; do [ ! -d "$2/$slot" ] || du -sk "$2/$slot"; done
+"""
+_AVAILABLE = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%")
 
 
 class OverSsh:
@@ -92,6 +100,7 @@ class OverSsh:
             if known is None or self._remote.run(_REUSE, folder, known, name, sha256, user=user).code:
                 wanted.append(name)
         sizes = {name: (bundle.path / name).stat().st_size for name in wanted}
+        self._require_space(bundle, sum(sizes.values()), slots)
         total, before, travelled = sum(sizes.values()) or 1, 0, 0
         for name in wanted:
 
@@ -169,6 +178,25 @@ class OverSsh:
         if fault:
             raise RemoteError(f"{self.device}: the service does not start ({fault}); see `stonechat device logs`.")
         return now
+
+    def _require_space(self, bundle: Outgoing, travelling_bytes: int, slots: str) -> None:
+        """Refuse what cannot fit there: what travels, and its place in a slot, where all of it is written once more.
+
+        The bundle to go back to is given up where it has to be, so that the larger slot counts as room.
+
+        Raises:
+            DiskFullError: before anything travels.
+        """
+        incoming = self._board.layout.incoming
+        free, *used = self._remote.check(_ROOM, incoming, slots, user=self._board.user).splitlines()
+        found = _AVAILABLE.search(free)
+        if found is None:  # a `df` of another kind; the board itself looks again before it writes
+            return
+        needed = travelling_bytes + sum((bundle.path / name).stat().st_size for name in bundle.files)
+        available = 1024 * (int(found[1]) + max((int(size.split()[0]) for size in used), default=0))
+        if needed > available:
+            what = f"{bundle.name} {bundle.version}, on its way and in a slot,"
+            raise disk_full(what, f"{self._remote.target}:{incoming}", needed, available, "Free some there.")
 
     def _lacking(self) -> list[str]:
         """Models without which the service does not start."""

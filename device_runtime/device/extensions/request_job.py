@@ -11,6 +11,7 @@ from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import StonechatError
+from device_runtime.fleet.links import memory_bytes
 from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request
 from device_runtime.mqtt.strict_json import dump
 
@@ -95,6 +96,7 @@ class RequestJob(Job):
         expires_s = arrived_s + expiry_s if expiry_s is not None else None
         self.key = address.key
         self.client = replies.client(address)
+        self.memory_bytes = memory_bytes(request)
         self.start_by_s = min((t for t in (deadline_s, expires_s) if t is not None), default=None)
         self.pooled = pooled
         self._device, self._replies, self._request, self._address = device, replies, request, address
@@ -144,7 +146,7 @@ class RequestJob(Job):
             return self._replies.turn_away(self._address, "unavailable", SHUTTING_DOWN)
         self._forget()
         wait_ms = int(self._device.runner.average_ms * (len(queue) + 1))
-        message = f"{queue.limit} requests are waiting already; ask again later."
+        message = f"the queue is full, {len(queue)} wait already; ask again later."
         return self._replies.turn_away(self._address, "busy", message, wait_ms)
 
     def give_to_pool(self) -> None:

@@ -133,10 +133,10 @@ class Requests(Extension):
         if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
             self._replies.accepted(address)
         given_up = device.queue.add_request(job)
-        if given_up is not job:
+        if job not in given_up:
             self._remember(address.key)
-        if given_up is not None:
-            given_up.give_way()
+        for other in given_up:
+            other.give_way()
         return None
 
     def _cancel(self, message: Incoming, value: Any, address: Address) -> None:

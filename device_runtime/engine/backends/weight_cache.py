@@ -24,7 +24,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from device_runtime.errors import BackendError
+from device_runtime.errors import DamagedWeightsError
 
 __all__ = ["WeightCache"]
 
@@ -87,10 +87,10 @@ class WeightCache:
         self._remove_old()
 
     def require_sound(self) -> None:
-        """Raise a `BackendError` if the check in the background has found damage."""
+        """Raise a `DamagedWeightsError` if the check in the background has found damage."""
         if self._damaged:
             self._reported = True
-            raise BackendError(
+            raise DamagedWeightsError(
                 f"The packed weights in {self._final} were not those of the graph: the disk has changed them, so that "
                 "answers may have been wrong. They were removed; start again, and check the disk if it happens again."
             )
@@ -99,7 +99,7 @@ class WeightCache:
         """Wait for the check, if one is under way: what was answered is as good as its outcome.
 
         Raises:
-            BackendError: as `require_sound`, if it was not reported yet.
+            DamagedWeightsError: as `require_sound`, if it was not reported yet.
         """
         if self._check is not None:
             self._check.join()

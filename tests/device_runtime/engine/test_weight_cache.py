@@ -15,9 +15,15 @@ import numpy as np
 import pytest
 
 from device_runtime.bundle.folder import Bundle
+from device_runtime.device.runner import CancellableRun, ModelRunner
+from device_runtime.device.statistics import Statistics
+from device_runtime.device.watchdog import Heartbeat
 from device_runtime.engine.backends import open_backend, weight_cache
 from device_runtime.engine.backends.weight_cache import WeightCache
-from device_runtime.errors import BackendError
+from device_runtime.engine.language_model import LanguageModel
+from device_runtime.errors import DamagedWeightsError
+from device_runtime.fleet.settings import ModelSettings
+from device_runtime.mqtt.messages import Request
 from toolkit.cli import main
 
 DEAD = 2**22 + 1  # above the largest process id of Linux
@@ -46,6 +52,17 @@ def weights_file(bundle: Bundle) -> Path:
     """The one file of packed weights."""
     assert bundle.cache_path is not None
     (file,) = bundle.cache_path.glob("xnnpack-*.weights")
+    return file
+
+
+def damage_below_the_file_system(bundle: Bundle) -> Path:
+    """As of a memory card: size, times and inode are what they were."""
+    file = weights_file(bundle)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    record = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps(record | {"stamp": weight_cache._stamp(file)}))
     return file
 
 
@@ -108,18 +125,12 @@ class TestDamage:
     def test_below_the_file_system_is_found_in_the_background(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As of a memory card: size, times and inode are what they were."""
         first = logits(bundle)
-        file = weights_file(bundle)
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
-        record = json.loads(file.with_suffix(".json").read_text())
-        file.with_suffix(".json").write_text(json.dumps(record | {"stamp": weight_cache._stamp(file)}))
+        file = damage_below_the_file_system(bundle)
         backend = open_backend(bundle)
         backend._weights._check.join()  # type: ignore[attr-defined]
         for step in (lambda: backend.prefill([5]), lambda: backend.decode(5)):
-            with pytest.raises(BackendError, match=r"were not those of the graph.*start again"):
+            with pytest.raises(DamagedWeightsError, match=r"were not those of the graph.*start again"):
                 step()
         backend.close()
         assert not file.exists()
@@ -127,15 +138,41 @@ class TestDamage:
 
     def test_run_does_not_end_well_with_it(self, bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
         logits(bundle)
-        file = weights_file(bundle)
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
-        record = json.loads(file.with_suffix(".json").read_text())
-        file.with_suffix(".json").write_text(json.dumps(record | {"stamp": weight_cache._stamp(file)}))
+        damage_below_the_file_system(bundle)
         assert main(["run", str(bundle.path), "hello", "--max-new", "2"]) == 1
         assert "were not those of the graph" in capfd.readouterr().err
         assert main(["run", str(bundle.path), "hello", "--max-new", "2"]) == 0
+
+    def test_a_device_opens_its_model_again_and_answers(self, bundle: Bundle) -> None:
+        """A board in a field has nobody who starts it again."""
+        opened: list[LanguageModel] = []
+
+        def open_model(name: str) -> LanguageModel:
+            opened.append(LanguageModel.open(bundle.path, threads=1))
+            return opened[-1]
+
+        def answer(said: list[str]) -> str:
+            return runner.generate(request, CancellableRun(), said.append).text
+
+        runner = ModelRunner([ModelSettings("default")], open_model, Statistics(), Heartbeat())
+        request = Request.from_value({"prompt": "hello", "max_new": 8})
+        runner.open()
+        expected = answer([])
+        runner.reopen("default")
+        file = damage_below_the_file_system(bundle)
+        runner.reopen("default")
+        opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+        said: list[str] = []
+        assert answer(said) == "".join(said) == expected
+        assert len(opened) == 4 and file.is_file()  # packed again
+
+        runner.reopen("default")
+        damage_below_the_file_system(bundle)
+        runner.reopen("default")
+        opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+        runner.reopen("default")  # as an update does, before anybody has asked
+        assert answer([]) == expected
+        opened[-1].close()
 
     @pytest.mark.parametrize("record", [None, "", "[]", '{"sha256": "x"}', '{"stamp": [1]}'])
     def test_a_file_without_a_record_is_packed_again(self, record: str | None, tmp_path: Path) -> None:

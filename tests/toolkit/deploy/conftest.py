@@ -27,7 +27,7 @@ def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def board(server: SshServer, tmp_path: Path) -> Iterator[Board]:
-    """A board before `device init`, with a broker of its own: the board of a module has the same id at the other one."""
+    """A board before `device init`, with a broker of its own: a board of a module has the same id at the other."""
     with mosquitto(tmp_path) as port:
         made = new_board(server, port, tmp_path)
         yield made

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,21 @@ def test_a_restart_that_has_begun_ends_also_when_the_connection_breaks(server, t
                 restart.result(60)
         (tmp_path / "go").write_text("go\n")
         until((tmp_path / "ended").exists)
+
+
+def test_a_board_without_room_is_known_before_anything_travels(server, small_disk, broker_port, pi_bundle):
+    board = new_board(server, broker_port, small_disk)
+    assert board.init().returncode == 0
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 100_000))
+    done = board.deploy(pi_bundle, "--json")
+    assert done.returncode == 1, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["path"]) == ("disk_full", f"{server.target}:{board.root}/incoming")
+    assert error["needed_bytes"] > 2 * (pi_bundle / "model.tflite").stat().st_size  # on its way, and in a slot
+    assert "copied" not in done.stderr
+    filler.unlink()
+    assert board.deploy(pi_bundle).returncode == 0
 
 
 def test_a_model_that_the_device_does_not_serve_is_refused(board, pi_bundle):
