@@ -1,5 +1,6 @@
 # make demo      set up, convert a real model, and watch it answer sensors over MQTT
 # make test      set up, lint, type-check, and run every test but the slow ones
+# make test-slow-ci  the slow ones that CI has time for
 # make test-all  the slow ones too
 # make format    let ruff rewrite the code
 # make package   build the sdist and the wheel into dist/
@@ -13,18 +14,21 @@ BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 MINILM := build/all-MiniLM-L6-v2
 
-.PHONY: demo test test-slow test-all lint format package peers fuzz setup setup-tests setup-emulation model clean
+.PHONY: demo test test-slow test-slow-ci test-all lint format package peers fuzz setup setup-demo setup-tests setup-emulation model clean
 
 setup:
 	@scripts/setup_venv.sh $(VENV) dev
 
-$(CHECKPOINT): | setup
+setup-demo:
+	@scripts/setup_venv.sh $(VENV) demo
+
+$(CHECKPOINT): | setup-demo
 	@mkdir -p $(@D) && $(VENV)/bin/stonechat get smollm2-135m -o $@
 
 $(MINILM)/config.json: | setup
 	@mkdir -p $(dir $(@D)) && $(VENV)/bin/stonechat get all-minilm-l6-v2 -o $(@D)
 
-$(BUNDLE)/manifest.json: $(CHECKPOINT) | setup
+$(BUNDLE)/manifest.json: $(CHECKPOINT) | setup-demo
 	@echo "converting $(CHECKPOINT) for 64-bit Linux boards" >&2
 	@$(VENV)/bin/stonechat convert $(CHECKPOINT) --profile pi -o $(BUNDLE)
 
@@ -55,6 +59,17 @@ setup-emulation:
 
 test-slow: setup-tests setup-emulation $(CHECKPOINT) $(MINILM)/config.json
 	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_MINILM=$(CURDIR)/$(MINILM) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)
+
+# As many of the slow tests as CI has time for, in this order: what is left when the time is up is skipped, and the
+# summary says so. Not among them are those of which one alone takes many minutes: real models, the soak, a training.
+SLOW_CI := tests/device_runtime tests/boards tests/toolkit/deploy tests/test_package.py \
+	tests/system/test_board_over_ssh.py tests/system/test_deployment_story.py tests/system/test_bare_metal_engine.py \
+	tests/system/test_emulated_boards.py
+SLOW_CI_S := 1200
+
+test-slow-ci: setup-tests setup-emulation
+	@STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m slow --slow-budget-s $(SLOW_CI_S) -rs $(SLOW_CI) $(PYTEST_ARGS)
 
 test-all: test test-slow
 

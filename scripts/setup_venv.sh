@@ -4,8 +4,10 @@
 # With the second word `tflite214` it makes the one in which tflite-runtime 2.14 runs, which needs numpy<2.
 set -eu
 folder=$1 extras=$2
-stamp=$folder/.stonechat-$(cksum setup.cfg "$0" | cksum | cut -d' ' -f1)-$(echo "$extras" | tr , -)
+state=$folder/.stonechat-$(cksum setup.cfg "$0" | cksum | cut -d' ' -f1)
+stamp=$state-$(echo "$extras" | tr , -)
 [ -e "$stamp" ] && exit 0
+[ "$extras" = demo ] && [ -e "$state-dev" ] && exit 0  # which has all that the demo needs
 
 python=$(command -v python3.11 || command -v python3 || true)
 [ -n "$python" ] || { echo "setup: there is no python3; install Python 3.11 or newer" >&2; exit 2; }

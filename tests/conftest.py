@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,28 @@ settings.load_profile("stonechat")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+STARTED_S = pytest.StashKey[float]()  # on the monotonic clock
+
 CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-budget-s", type=float, metavar="S",
+        help="slow tests that would begin later than S seconds after the start are skipped, and counted as such",
+    )  # fmt: skip
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.stash[STARTED_S] = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    budget_s = item.config.getoption("--slow-budget-s")
+    if budget_s is None or item.get_closest_marker("slow") is None:
+        return
+    if time.monotonic() - item.session.stash[STARTED_S] > budget_s:
+        pytest.skip(f"left out: the {budget_s:g} s for slow tests are used up")
 
 
 @pytest.fixture(scope="session", autouse=True)
