@@ -59,7 +59,7 @@ def scaled(subject: Subject, share: float) -> Subject:
 
 def two_digits(count: int) -> int:
     """Rounded down: the rest is beyond what the computation knows."""
-    step = 10 ** max(0, len(str(count)) - 2)
+    step: int = 10 ** max(0, len(str(count)) - 2)
     return count // step * step
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import jinja2
-import jinja2.meta
 
 from device_runtime.errors import ConfigurationError, LinkError
-from device_runtime.fleet.links import Link, Windows, parsed, shape
+from device_runtime.fleet.links import Link, Windows, parsed, shape, variables_of
 from device_runtime.fleet.questions import typed_names
 from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.tasks.examples import answer_faults
@@ -149,7 +148,7 @@ def _faults_of_to(link: Link) -> list[tuple[str, str]]:
     return []
 
 
-def _template_uses(source: str) -> tuple[set[str], set[int]]:
+def _template_uses(source: str) -> tuple[Set[str], Set[int]]:
     """The variables of a template, and the levels of `topic` in it."""
     tree = parsed(source)
     indices = set()
@@ -157,10 +156,10 @@ def _template_uses(source: str) -> tuple[set[str], set[int]]:
         if isinstance(node.node, jinja2.nodes.Name) and node.node.name == "topic":
             with contextlib.suppress(jinja2.nodes.Impossible):
                 indices.add(node.arg.as_const())
-    return jinja2.meta.find_undeclared_variables(tree), {index for index in indices if isinstance(index, int)}
+    return variables_of(source), {index for index in indices if isinstance(index, int)}
 
 
-def _expression_uses(source: str) -> tuple[set[str], set[int]]:
+def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
     """The same for an expression."""
     nodes = list(ast.walk(ast.parse(source.strip(), mode="eval")))
     indices = set()

@@ -13,10 +13,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
 import jinja2
+import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -29,7 +31,7 @@ from device_runtime.records.printable import shown
 
 __all__ = [
     "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
-    "parsed", "read", "shape",
+    "parsed", "read", "shape", "variables_of",
 ]  # fmt: skip
 
 Overload = Literal["newest", "oldest", "every"]
@@ -228,16 +230,40 @@ def check_template(source: str) -> str:
         ConfigurationError: it is not.
     """
     try:
-        _texts.compile(source, raw=True)
+        variables_of(source)
     except jinja2.TemplateSyntaxError as e:
         raise ConfigurationError(f"not a template: {e.message}") from None
     return source
 
 
-@lru_cache(maxsize=16)  # the checks of one link look at the same few templates
+@lru_cache(maxsize=2048)  # each pass over a fleet file asks again
 def parsed(source: str) -> jinja2.nodes.Template:
     """A template's syntax tree."""
     return _texts.parse(source)
+
+
+@lru_cache(maxsize=2048)
+def variables_of(source: str) -> frozenset[str]:
+    """The variables that a template reads.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is no template, or needs what there is not.
+    """
+    _require_known(parsed(source))
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed(source)))
+
+
+def _require_known(tree: jinja2.nodes.Template) -> None:
+    """Jinja2 itself finds an unknown name inside of `if` when a reading comes, and a missing template as well."""
+    for node in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)):
+        kind, known = ("filter", _texts.filters) if isinstance(node, jinja2.nodes.Filter) else ("test", _texts.tests)
+        if node.name not in known:
+            hint = "".join(f"; did you mean {near!r}?" for near in get_close_matches(node.name, known, n=1))
+            raise jinja2.TemplateSyntaxError(f"there is no {kind} {node.name!r}{hint}", node.lineno)
+    others = (jinja2.nodes.Extends, jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport)
+    for node in tree.find_all(others):
+        name = {"FromImport": "import", "Extends": "extend"}.get(type(node).__name__, type(node).__name__.lower())
+        raise jinja2.TemplateSyntaxError(f"there are no other templates here that it could {name}", node.lineno)
 
 
 def shape(link: Link) -> str | None:

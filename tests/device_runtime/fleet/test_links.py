@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.device.extensions.link_runner import LinkRunner
+from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import links
 from device_runtime.fleet.link_faults import faults
-from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, read
+from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, check_template, read, shape
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.strict_json import MessageError
 from tests.scripted_model import ScriptedModel
@@ -395,3 +396,31 @@ def test_names_and_values_of_a_reading_stay_in_one_short_line_of_an_error():
     with pytest.raises(LinkError) as error:
         consider({"t": "hot\n\x1b[2J" * 1000}, when="t > 1")
     assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ x | rond(1) }}", "there is no filter 'rond'; did you mean 'round'?"),
+        ("{% if x is evn %}a{% endif %}", "there is no test 'evn'; did you mean 'even'?"),  # else found by a reading
+        ("{% for y in x if y | first | upper | zzz %}{{ y }}{% endfor %}", "there is no filter 'zzz'"),
+        ("{% extends 'other' %}", "there are no other templates here that it could extend"),
+        ("{% include 'other' %}", "there are no other templates here that it could include"),
+        ("{% from 'other' import a %}", "there are no other templates here that it could import"),
+    ],
+)
+def test_what_a_template_asks_for_and_there_is_not_is_a_fault_of_the_file(template: str, why: str) -> None:
+    """Not of the first reading, which would find it out every time."""
+    with pytest.raises(ConfigurationError, match=re.escape(f"not a template: {why}")):
+        check_template(template)
+
+
+def test_templates_are_parsed_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, parsed = "boiler {{ topic[1] }} once {{ value }}", []
+    real = links._texts.parse
+    monkeypatch.setattr(links._texts, "parse", lambda text: parsed.append(text) or real(text))
+    asked = link(prompt=source, to="advice/{{ topic[1] }}")
+    check_template(source)
+    assert faults(asked) == [] == faults(asked)
+    assert shape(asked) == "advice/+"
+    assert parsed.count(source) == 1
