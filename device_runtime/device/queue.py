@@ -124,8 +124,8 @@ class JobQueue:
                 if count >= self.limit
                 else (sizes, sizes[job.client] + job.memory_bytes + 1)
             )
-            client = max(entries, key=lambda name: amounts[name], default=None)
-            if client is None or amounts[client] < least or not entries[client]:
+            client = max(entries, key=lambda name: amounts[name], default="")
+            if not client or amounts[client] < least or not entries[client]:
                 return None
             entry = entries[client].pop()
             counts[client] -= 1

@@ -7,10 +7,12 @@ is held to such a schema adds some. So `additionalProperties: false` is added wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import unquote
 
 from device_runtime.errors import SchemaError
+from device_runtime.records.typed_json import shortened
 
 __all__ = ["closed"]
 
@@ -22,6 +24,11 @@ _COUNTS_OTHERS = (
     "minProperties",
     "propertyNames",
 )  # without `properties`, they mean names of any kind
+_NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum")
+_KEYWORDS = (
+    *_NAMED, *_ONE, *_SAYS_OTHERS, *_COUNTS_OTHERS, *_NUMBERS, "allOf", "anyOf", "const", "enum", "format", "maxItems",
+    "maxLength", "minItems", "minLength", "multipleOf", "oneOf", "pattern", "prefixItems", "required", "type",
+)  # fmt: skip
 _MOST = 20_000  # schemas within a schema, once references in `allOf` are written out
 
 
@@ -29,13 +36,46 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """`schema`, with every object closed that it does not open.
 
     Raises:
-        SchemaError: it is nested too deeply, or its references write out to too much.
+        SchemaError: it is nested too deeply, its references write out to too much, or a part of it would be ignored.
     """
     try:
+        _require_sense(schema)
         result: dict[str, Any] = _Closer(schema).close(schema)
     except RecursionError:
         raise SchemaError("The schema cannot be used: it is nested too deeply; give it fewer levels.") from None
     return result
+
+
+def _require_sense(root: Mapping[str, Any]) -> None:
+    """Refuse what the grammar library takes and ignores: the answer would not be what the schema's author means."""
+    rest: list[Any] = [root]
+    count = 0
+    while rest:
+        node = rest.pop()
+        count += 1
+        if count > _MOST:
+            raise SchemaError(f"The schema cannot be used: it has more than {_MOST} parts; simplify it.")
+        for key, value in node.items():
+            if key in _NAMED:
+                if not isinstance(value, Mapping):
+                    raise _nonsense(key, value, "an object, from names to schemas")
+                rest += [part for part in value.values() if isinstance(part, Mapping)]
+            elif key in _ONE and isinstance(value, Mapping):
+                rest.append(value)
+            elif key in ("allOf", "anyOf", "items", "oneOf", "prefixItems") and isinstance(value, list):
+                rest += [part for part in value if isinstance(part, Mapping)]
+            elif key in _NUMBERS and isinstance(value, bool):  # as JSON Schema had it until draft 4
+                raise _nonsense(key, value, "a number, the bound itself")
+            elif key == "multipleOf" and isinstance(value, int | float) and value <= 0:
+                raise _nonsense(key, value, "a number above 0")
+            elif key not in _KEYWORDS and (near := get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):
+                raise SchemaError(
+                    f"The schema cannot be used: it has no keyword {shortened(key)}; did you mean {near[0]!r}?"
+                )
+
+
+def _nonsense(key: str, value: Any, expected: str) -> SchemaError:
+    return SchemaError(f"The schema cannot be used: {key} is {shortened(value)}; expected {expected}.")
 
 
 class _Closer:

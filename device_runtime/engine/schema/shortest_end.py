@@ -8,6 +8,7 @@ and commas first) and, by first byte, the longest of the others.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -68,6 +69,7 @@ class _State:
     choosing: bool = False  # in a value that could be another
     rank: tuple[int, ...] = ()  # of the last token; the smaller, the sooner the state is looked at
     before: npt.NDArray[np.bool_] | None = None  # (256,): which bytes could follow one token earlier
+    place: tuple[int, int, int] = (0, 0, 0)  # what may follow, in short, and how far the answer is
 
 
 def shortest_end(
@@ -82,6 +84,7 @@ def shortest_end(
     stop_s = time.thread_time() + _SECONDS[width]
     start = matcher.deep_copy()
     level = [_State(start, tokenizer.allowed(start), quoted=quoted)]
+    visited: set[tuple[int, int, int]] = set()
     for count in range(limit + 1):
         for state in level:
             if state.matcher.is_stopped() and not state.matcher.is_error():
@@ -96,11 +99,25 @@ def shortest_end(
             if time.thread_time() > stop_s:
                 return None
             _extend(tokenizer, state, width, following)
-        ordered = sorted(
-            following.values(), key=lambda state: (state.depth, -state.passed, bool(state.quoted), state.rank)
-        )
-        level = ordered[:width]
+        level = _best(following.values(), visited, width)
+        visited.update(state.place for state in level)
     return None
+
+
+def _best(states: Iterable[_State], visited: set[tuple[int, int, int]], width: int) -> list[_State]:
+    """The states of the next level.
+
+    A place that was visited earlier may be another one now (a digit more of ten), or a loop; a new one is progress, and
+    some of the places are for those alone.
+    """
+
+    def nearness(state: _State) -> tuple[Any, ...]:
+        return state.depth, -state.passed, bool(state.quoted), state.place in visited, state.rank
+
+    ordered = sorted(states, key=nearness)
+    few = width - max(1, width // 4)
+    others = sorted(ordered[few:], key=lambda state: state.place in visited)  # stable: the nearest of the new first
+    return ordered[:few] + others[: width - few]
 
 
 def _extend(tokenizer: GrammarTokenizer, state: _State, width: int, following: dict[bytes, _State]) -> None:
@@ -123,10 +140,11 @@ def _extend(tokenizer: GrammarTokenizer, state: _State, width: int, following: d
         choosing = not free and rank > 2 and int(np.count_nonzero(bytes_now)) > 1
         want = _TEXT_TOKENS if free else _VALUE_TOKENS if choosing and not state.choosing else 0  # once a value
         quoted, opened, passed = scan(text, state.quoted)
+        depth, passed = state.depth + opened, state.passed + passed
         following[mark] = _State(
-            after, allowed, (*state.tokens, token), (*state.wants, want), quoted, state.depth + opened,
-            state.passed + passed, choosing or (state.choosing and bool(quoted)),
-            (min(rank, 3), not is_new[text[0]], -len(text)), bytes_now,
+            after, allowed, (*state.tokens, token), (*state.wants, want), quoted, depth, passed,
+            choosing or (state.choosing and bool(quoted)), (min(rank, 3), not is_new[text[0]], -len(text)), bytes_now,
+            (hash(mark), depth, passed),
         )  # fmt: skip
 
 
@@ -158,11 +176,13 @@ def _candidates(
     quotes = ids[first == ord('"')][: 2 if narrow else 6]
     if free and quotes.size:
         return [int(token) for token in quotes]
-    if free and narrow:  # too short a text yet
-        words = ids[tokenizer.is_word[ids]]
-        return [int(token) for token in words[np.argsort(-tokenizer.length[words], kind="stable")][:2]]
     _, places = np.unique(first, return_index=True)
     best = ids[np.sort(places)]  # the best token of each first byte
+    if free and narrow:  # too short a text yet, or one that lacks a sign
+        words = ids[tokenizer.is_word[ids]]
+        words = words[np.argsort(-tokenizer.length[words], kind="stable")][:2]
+        signs = [] if state.before is None else best[is_new[tokenizer.first[best]]][:2]
+        return list(dict.fromkeys(int(token) for part in (signs, words) for token in part))
     new = best[is_new[tokenizer.first[best]]][: 4 if narrow else 16]  # a byte that could not follow before is progress
     if state.quoted:  # a pattern or a format: what parts it (each of the marks), and of letters and digits the extremes
         marks = best[tokenizer.is_mark[tokenizer.first[best]]]

@@ -261,6 +261,8 @@ class TestTheEnd:
             (of(a={"type": "string", "format": "time"}, b={"type": "array", "items": {}}), None),
             (of(a={"type": "string", "pattern": "^[^@]+@[^@]+$"}, b={"type": "number", "exclusiveMinimum": 9}), None),
             (of(a={"type": "string", "format": "ipv4"}, b={"type": "integer"}), None),
+            (of(a={"type": "string", "format": "email"}, b={"type": "string", "format": "uuid"}), None),
+            (of(**{f: {"type": "string", "format": f} for f in ("date", "ipv6", "hostname", "duration")}), None),
             (of(a={"type": "number", "minimum": 100.5, "maximum": 101}, b={"type": "integer"}), None),
             (of(a={"type": "string", "pattern": "^[0-9]{3}-[a-z]{4} end$"}, b={"type": "integer"}), None),
         ],
@@ -383,6 +385,15 @@ class TestRefusals:
             ({"type": "string", "pattern": "("}, "regex parse error"),
             ({"type": "object", "not": {}}, "not"),
             ({"type": "string", "minLength": 4000}, "shortest answer that fits the schema has"),
+            # What the grammar library takes without a word, and ignores:
+            (
+                {"type": "integer", "minimum": 0, "exclusiveMinimum": True},
+                "exclusiveMinimum is True; expected a number",
+            ),
+            ({"type": "object", "properties": []}, r"properties is \[\]; expected an object, from names to schemas"),
+            ({"items": {"type": "integer", "multipleOf": -3}}, "multipleOf is -3; expected a number above 0"),
+            ({"anyOf": [{"type": "object", "propertys": {}}]}, "no keyword 'propertys'; did you mean 'properties'"),
+            ({"type": "number", "maximun": 4}, "no keyword 'maximun'; did you mean 'maximum'"),
         ],
     )
     def test_a_schema_that_no_answer_can_be_held_to(
