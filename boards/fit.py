@@ -52,6 +52,7 @@ class Subject:
     arena: Arena | None = None  # as TFLite Micro reported it
     boards: tuple[str, ...] = ()  # that it is meant for; empty: any
     task: str = "generate"
+    weight_bits: int = 8  # of one weight of a matmul
 
     @property
     def reads_at_once(self) -> bool:
@@ -66,7 +67,7 @@ class Subject:
         other = sum(sizes.values()) - tokenizer - sizes[MODEL] + len(manifest.to_json().encode())
         return cls(
             manifest.name, manifest.profile, manifest.context, manifest.graph, manifest.counts, tokenizer,
-            sizes[MODEL], other, manifest.arena, manifest.boards, manifest.task,
+            sizes[MODEL], other, manifest.arena, manifest.boards, manifest.task, manifest.weight_bits,
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:

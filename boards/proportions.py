@@ -23,9 +23,9 @@ _WITH_ROOT = ("operators", "tensors", "constant_bytes_per_position")
 
 
 def parameters_of(subject: Subject) -> int:
-    """The parameters of a model, but for norms and biases. Both profiles keep a weight in a byte."""
+    """The parameters of a model, but for norms and biases."""
     counts = subject.counts[subject.profile]
-    return counts.matmul_bytes + counts.embedding_bytes
+    return 8 * counts.matmul_bytes // subject.weight_bits + counts.embedding_bytes
 
 
 def scaled(subject: Subject, share: float) -> Subject:

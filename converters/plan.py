@@ -34,6 +34,7 @@ def subject_of(
         graph_counts(config, max(context, PREFILL_TOKENS), weights),
         len(checkpoint.tokenizer.content),
         other_bytes=_MANIFEST_BYTES + prefix,
+        weight_bits=profile_of(profile, weights).weight_bits,
     )
 
 

@@ -261,9 +261,9 @@ def _require_known(tree: jinja2.nodes.Template) -> None:
             hint = "".join(f"; did you mean {near!r}?" for near in get_close_matches(node.name, known, n=1))
             raise jinja2.TemplateSyntaxError(f"there is no {kind} {node.name!r}{hint}", node.lineno)
     others = (jinja2.nodes.Extends, jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport)
-    for node in tree.find_all(others):
-        name = {"FromImport": "import", "Extends": "extend"}.get(type(node).__name__, type(node).__name__.lower())
-        raise jinja2.TemplateSyntaxError(f"there are no other templates here that it could {name}", node.lineno)
+    for other in tree.find_all(others):
+        name = {"FromImport": "import", "Extends": "extend"}.get(type(other).__name__, type(other).__name__.lower())
+        raise jinja2.TemplateSyntaxError(f"there are no other templates here that it could {name}", other.lineno)
 
 
 def shape(link: Link) -> str | None:

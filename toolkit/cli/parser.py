@@ -1,4 +1,4 @@
-"""argparse, but a wrong command line hears of all its faults at once, with the nearest spelling of each."""
+"""argparse, but a wrong command line gets all its faults at once, with the nearest spelling of each."""
 
 from __future__ import annotations
 

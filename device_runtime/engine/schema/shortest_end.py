@@ -181,7 +181,7 @@ def _candidates(
     if free and narrow:  # too short a text yet, or one that lacks a sign
         words = ids[tokenizer.is_word[ids]]
         words = words[np.argsort(-tokenizer.length[words], kind="stable")][:2]
-        signs = [] if state.before is None else best[is_new[tokenizer.first[best]]][:2]
+        signs = best[is_new[tokenizer.first[best]]][: 0 if state.before is None else 2]
         return list(dict.fromkeys(int(token) for part in (signs, words) for token in part))
     new = best[is_new[tokenizer.first[best]]][: 4 if narrow else 16]  # a byte that could not follow before is progress
     if state.quoted:  # a pattern or a format: what parts it (each of the marks), and of letters and digits the extremes
