@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from converters.checkpoints import TokenizerFile
 from converters.checkpoints.chat_template import check_template, choose_template
@@ -23,7 +27,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def read_tokenizer(folder: Path, config: Fields, vocabulary: int) -> TokenizerFile:
-    """Read `tokenizer.json`, else `tokenizer.model`, and what the files beside it say of special tokens.
+    """Read `tokenizer.json`, else `tokenizer.model`, else `vocab.json` and `merges.txt`, and the settings beside it.
 
     What transformers 5 makes of these files is the measure: whether BOS goes before a text is up to the post-processor
     of a tokenizer.json, whatever `add_bos_token` says; tokens of `added_tokens_decoder` that the tokenizer lacks get
@@ -36,17 +40,24 @@ def read_tokenizer(folder: Path, config: Fields, vocabulary: int) -> TokenizerFi
     fields = Fields(settings, str(folder / "tokenizer_config.json"))
     more = _added(settings)
     file_name: Literal["tokenizer.json", "tokenizer.model"] = "tokenizer.json"
+    spaced = True
     if (folder / "tokenizer.json").is_file():
-        content, ids, special, adds_bos = _read_json(folder / "tokenizer.json", more, vocabulary)
-        spaced = True
+        path = folder / "tokenizer.json"
+        content, ids, special, adds_bos = _read_json(path, _bytes_of(path), more, vocabulary)
     elif (folder / "tokenizer.model").is_file():
         file_name = "tokenizer.model"
         content = _with_added_tokens(folder, more, vocabulary)
         ids, special = _inspect_model(content, folder / file_name)
         adds_bos = {special["<s>"]} if "<s>" in special and fields.flag("add_bos_token", False) else set()
         spaced = fields.flag("legacy", False)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        path = folder / "vocab.json"
+        content, ids, special, adds_bos = _read_json(path, _from_merges(folder, fields), more, vocabulary)
     else:
-        raise CheckpointError(f"{folder}: has neither tokenizer.json nor tokenizer.model. Fetch one of them.")
+        raise CheckpointError(
+            f"{folder}: has neither tokenizer.json nor tokenizer.model, nor vocab.json and merges.txt. "
+            "Fetch one of them."
+        )
     if ids and max(ids.values()) >= vocabulary:
         raise CheckpointError(
             f"{folder / file_name}: has token {max(ids.values())}, but the embedding has {vocabulary} rows. "
@@ -112,11 +123,35 @@ def _bytes_of(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check the file's permissions.") from error
 
 
+def _from_merges(folder: Path, settings: Fields) -> bytes:
+    """A tokenizer.json of GPT-2's kind out of vocab.json and merges.txt, in which older models come (OPT, GPT-2)."""
+    kind = settings.text("tokenizer_class", "GPT2Tokenizer").removesuffix("Fast")
+    if kind != "GPT2Tokenizer":
+        raise CheckpointError(
+            f"{settings.where}: tokenizer_class is {kind!r}; vocab.json and merges.txt are read for GPT2Tokenizer. "
+            "Fetch the model's tokenizer.json, or save one with transformers."
+        )
+    vocab = read_json(folder / "vocab.json")
+    try:
+        lines = _bytes_of(folder / "merges.txt").decode().split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # The package raises Exception itself.
+        raise CheckpointError(
+            f"{folder}: vocab.json and merges.txt do not fit together: {error}. {SAME_AS_PUBLISHED}"
+        ) from error
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=settings.flag("add_prefix_space", False))
+    tokenizer.decoder = ByteLevelDecoder()
+    bos = _text_of(settings.values.get("bos_token"))
+    if settings.flag("add_bos_token", False) and bos in vocab:
+        tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocab[bos])])
+    return tokenizer.to_str().encode()
+
+
 def _read_json(
-    path: Path, more: list[AddedToken], vocabulary: int
+    path: Path, content: bytes, more: list[AddedToken], vocabulary: int
 ) -> tuple[bytes, dict[str, int], dict[str, int], set[int]]:
     """The file as the bundle gets it, ids by token, those of added tokens, and what goes in front of a text."""
-    content = _bytes_of(path)
     if wrong := try_tokenizer_content(content, "tokenizer.json"):
         raise CheckpointError(f"{path}: damaged: {wrong}. {SAME_AS_PUBLISHED}")
     try:

@@ -11,6 +11,7 @@ __all__ = ["CASES", "TEXTS", "write_folder"]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 _LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_OPT = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
 _NAMES = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
 
 TEXTS = ["pump <|im_start|>hello<|im_end|>x", "<|im_start|>pump", "a  b", "a<|end|>b<x y>c<gap>", "a<|new|>b"]
@@ -48,6 +49,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "checkpoints/gqa-tied/tokenizer.json",
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "additional_special_tokens": ["<|new|>"]},
     ),
+    "vocab and merges": ("checkpoints/mha-untied-sharded/merges", {"tokenizer_class": "GPT2Tokenizer", **_OPT}),
+    "vocab and merges, with BOS": (
+        "checkpoints/mha-untied-sharded/merges",
+        {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, **_OPT},
+    ),
 } | {
     f"{folder}, {cls}, add_bos_token {adds}": (
         f"checkpoints/{folder}/tokenizer.json",
@@ -63,6 +69,18 @@ def write_folder(folder: Path, name: str) -> None:
     """The files of one case, without weights."""
     source, settings = CASES[name]
     folder.mkdir()
-    shutil.copy(DATA / source, folder / ("tokenizer.model" if source.endswith(".model") else "tokenizer.json"))
+    if source.endswith("merges"):
+        _write_merges(folder, DATA / source)
+    else:
+        shutil.copy(DATA / source, folder / ("tokenizer.model" if source.endswith(".model") else "tokenizer.json"))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _write_merges(folder: Path, source: Path) -> None:
+    """vocab.json and merges.txt, as OPT is published, out of the tokenizer.json beside `source`."""
+    document = json.loads((source.parent / "tokenizer.json").read_text())
+    vocab = document["model"]["vocab"] | {token["content"]: token["id"] for token in document["added_tokens"]}
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
