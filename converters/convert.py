@@ -304,7 +304,7 @@ def _int16_quality(
     progress: Progress,
 ) -> dict[str, Any]:
     """What int16 activations are worth, where the profile has any."""
-    if not params.int8_instead:
+    if not params.int8_instead or isinstance(job.weights, GridWeights):
         return {}
     progress("weighing int16", 0.0)
     heldout = options.heldout or heldout_windows(

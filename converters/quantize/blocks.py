@@ -41,7 +41,7 @@ class BlockRows:
     @property
     def block(self) -> int:
         """Columns that share a scale."""
-        return self.values.shape[1] // self.scale.shape[1]
+        return int(self.values.shape[1] // self.scale.shape[1])
 
     def floats(self) -> FloatArray:
         """What the integers stand for, float32 (rows, columns)."""
@@ -164,7 +164,7 @@ def _compensated(
 
 
 def _rounded(columns: FloatArray, scale: FloatArray, offset: FloatArray) -> npt.NDArray[np.int8]:
-    return np.clip(np.rint((columns - offset) / scale), _LOW, _HIGH).astype(np.int8)
+    return np.asarray(np.clip(np.rint((columns - offset) / scale), _LOW, _HIGH), np.int8)
 
 
 def _grid(part: FloatArray, offsets: bool) -> tuple[FloatArray, FloatArray]:

@@ -62,7 +62,7 @@ def block_factors(sizes: FloatArray, weights: FloatArray) -> FloatArray:
 def around_one(sizes: FloatArray) -> FloatArray:
     """The same proportions, around 1, none of them extreme."""
     sizes = np.maximum(sizes, max(float(sizes.max()) * 1e-6, 1e-12))
-    return np.clip(sizes / np.exp(np.log(sizes).mean()), 1 / _WIDEST, _WIDEST).astype(np.float32)
+    return np.asarray(np.clip(sizes / np.exp(np.log(sizes).mean()), 1 / _WIDEST, _WIDEST), np.float32)
 
 
 class GridWeights(Weights):
@@ -110,7 +110,7 @@ class GridWeights(Weights):
             return None
         factor = np.full(source.width, source.embedding.scale / source.head.scale, np.float32)
         divided = self._inputs.get("head.in")
-        return factor if divided is None else factor / divided
+        return factor if divided is None else np.asarray(factor / divided, np.float32)
 
     def _row_factor(self, matmul: Linear) -> FloatArray:
         divided = self._outputs.get(matmul.name)

@@ -154,7 +154,8 @@ class KvCache:
             return self._backend.decode(token)
         rows = self._backend.decode_several([token, *guessed])
         self._ahead = list(zip(guessed, rows[1:], strict=True))
-        return rows[0]
+        first: Logits = rows[0]
+        return first
 
     def _settle(self) -> None:
         """Forget drafts that did not come."""

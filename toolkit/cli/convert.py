@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
 
-    profile, context, weights, board = args.profile, args.context, args.weights or "int8", None
+    profile, context, board = args.profile, args.context, None
+    weights: Literal["int8", "int4"] = args.weights or "int8"
     if args.board is not None:
         from boards import load_board
 
