@@ -1,4 +1,5 @@
 # make demo      set up, convert a real model, and watch it answer sensors over MQTT
+# make demo-micro  the same on an emulated microcontroller, behind the bridge
 # make test      set up, lint, type-check, and run every test but the slow ones
 # make test-slow-ci  the slow ones that CI has time for
 # make test-all  the slow ones too
@@ -14,7 +15,7 @@ BUNDLE := build/smollm2-135m
 CHECKPOINT := build/SmolLM2-135M-Instruct.Q4_1.gguf
 MINILM := build/all-MiniLM-L6-v2
 
-.PHONY: demo test test-slow test-slow-ci test-all lint format package peers fuzz setup setup-demo setup-tests setup-emulation model clean
+.PHONY: demo demo-micro test test-slow test-slow-ci test-all lint format package peers fuzz setup setup-demo setup-tests setup-emulation model clean
 
 setup:
 	@scripts/setup_venv.sh $(VENV) dev
@@ -34,6 +35,10 @@ $(BUNDLE)/manifest.json: $(CHECKPOINT) | setup-demo
 
 demo: $(BUNDLE)/manifest.json
 	@$(PYTHON) -m toolkit.demo --bundle $(BUNDLE)
+
+demo-micro: setup
+	@scripts/setup_debian.sh mosquitto gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+	@$(PYTHON) -m toolkit.demo.micro
 
 # Debian packages that some tests run; where they cannot be installed those tests are skipped and say so.
 setup-tests: setup

@@ -79,6 +79,18 @@ class Flash:
 
 
 @dataclass(frozen=True)
+class UpdateSlots:
+    """Where a board keeps two slots each for firmware and model, and the boot loader that chooses one."""
+
+    flash_address: int  # of a record of 64 KiB; the slots follow, those for firmware first
+    firmware_kib: int  # of one firmware slot
+    boot_kib: int = 64  # of the boot loader, at code_address; a firmware is copied to what follows, and runs there
+    sector_kib: int = 4  # that is erased at once
+    machine_ram_address: int | None = None  # of QEMU's RAM that a file keeps: it is used as flash
+    machine_ram_kib: int | None = None
+
+
+@dataclass(frozen=True)
 class Firmware:
     """How stonechat's own firmware is built for this board, and which of QEMU's machines runs it."""
 
@@ -88,7 +100,11 @@ class Firmware:
     code_kib: int
     ram_address: int  # for data, the arena, the kv_cache and the stack
     ram_kib: int
+    uart_irq: int = 0
     machine: str | None = None  # of QEMU
+    watchdog_address: int | None = None  # of Arm's CMSDK watchdog; None: there is none
+    watchdog_hz: int | None = None
+    update: UpdateSlots | None = None  # None: one slot, written over the chip's own boot loader
 
 
 @dataclass(frozen=True)

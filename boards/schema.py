@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from boards.board import Board, Detect, Firmware, Flash, Graph, Measurement, Memory, Soc, Storage
+from boards.board import Board, Detect, Firmware, Flash, Graph, Measurement, Memory, Soc, Storage, UpdateSlots
 from device_runtime.fleet.yaml_schema import Choice, Field, Integer, ListOf, Number, Path_, Record, Report, Text
 
 __all__ = ["ARCHITECTURES", "BOARD", "FEATURES", "check"]
@@ -127,6 +127,17 @@ _FLASH = Record(
     },
 )
 _ADDRESS = Hexadecimal("an address such as 0x20000000")
+_UPDATE = Record(
+    UpdateSlots,
+    {
+        "flash_address": Field(_ADDRESS),
+        "firmware_kib": Field(_POSITIVE_KIB),
+        "boot_kib": Field(_POSITIVE_KIB, 64),
+        "sector_kib": Field(_POSITIVE_KIB, 4),
+        "machine_ram_address": Field(_ADDRESS, None),
+        "machine_ram_kib": Field(_POSITIVE_KIB, None),
+    },
+)
 _FIRMWARE = Record(
     Firmware,
     {
@@ -136,7 +147,11 @@ _FIRMWARE = Record(
         "code_kib": Field(_POSITIVE_KIB),
         "ram_address": Field(_ADDRESS),
         "ram_kib": Field(_POSITIVE_KIB),
+        "uart_irq": Field(Integer(0, 63, "interrupt")),
         "machine": Field(Text("one of QEMU's machines, such as mps2-an386"), None),
+        "watchdog_address": Field(_ADDRESS, None),
+        "watchdog_hz": Field(Integer(1000, 1_000_000_000, "Hz"), None),
+        "update": Field(_UPDATE, None),
     },
 )
 _MEASUREMENT = Record(

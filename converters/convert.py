@@ -85,6 +85,7 @@ class Options:
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
     weights: WeightType = "int8"  # of the layers; int4 is for the profile pi
+    schemas: tuple[Mapping[str, Any], ...] = ()  # of answers, that a microcontroller is to hold them to
     needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
 
@@ -120,7 +121,7 @@ def convert(
         for own_grid, work in works.items():
             _build(finite_weights(checkpoint), work, profile, context, options, progress, own_grid)
         work = works.popitem()[1] if len(works) == 1 else _closest(checkpoint, works, options, progress)
-        bundle = _prove(Bundle.open(work), profile, options.needs_image, progress)
+        bundle = _prove(Bundle.open(work), profile, options, progress)
         if not options.fast:
             bundle = _add_report(checkpoint, bundle, options.heldout, progress)
         work.chmod(0o755)
@@ -376,14 +377,15 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size)
 
 
-def _prove(bundle: Bundle, profile: Profile, needs_image: bool, progress: Progress) -> Bundle:
+def _prove(bundle: Bundle, profile: Profile, options: Options, progress: Progress) -> Bundle:
     """Hold the graph against its runtime's rules, and write down what came of it.
 
     Raises:
         GraphError: it breaks a rule; or, with `needs_image`, the C engine has no calls for it.
+        SchemaError: a microcontroller cannot hold answers to one of the schemas.
     """
     progress("checking", 0.0)
-    proof = profile.prove(bundle, needs_image)
+    proof = profile.prove(bundle, options.needs_image, options.schemas)
     progress("checking", 1.0)
     if proof is None:
         return bundle

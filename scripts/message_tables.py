@@ -83,6 +83,8 @@ def _packed_rows(record: Any) -> list[tuple[str, ...]]:
         if field.choices is not None:
             choices = ", ".join(f"{choice.value} `{choice.name}`" for choice in field.choices)
             doc = f"{choices} ({doc})"
+        if field.since > 1:
+            doc = f"version {field.since}: {doc}"
         rows.append((f"`{field.name}`", field.layout.words, doc))
     return rows
 

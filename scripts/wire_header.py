@@ -27,6 +27,9 @@ NUMBERS = {
     "VERSION": (messages.VERSION, "of the protocol"),
     "LARGEST_BODY": (LARGEST_BODY, "bytes; a board may take less"),
     "LEAST_BODY": (messages.LEAST_BODY, "bytes that every board takes: the largest Start"),
+    "LEAST_BODY_2": (messages.LEAST_BODY_2, "the same with the fields of version 2"),
+    "CERTAIN": (messages.CERTAIN, "a confidence of 1"),
+    "MAX_SCHEMAS": (messages.MAX_SCHEMAS, "in Hello"),
     "MAX_STOPS": (messages.MAX_STOPS, "tokens that end an answer"),
     "MAX_NAME": (messages.MAX_NAME, "bytes of a name in Hello"),
     "MAX_REASON": (messages.MAX_REASON, "bytes of the text in Fault"),
@@ -34,7 +37,7 @@ NUMBERS = {
     "UNKNOWN_TEMPERATURE": (messages.UNKNOWN_TEMPERATURE, "in Status"),
 }
 CHOICES: tuple[type[IntEnum | IntFlag], ...] = (
-    messages.Capability, messages.Finish, messages.Work, messages.FaultCode
+    messages.Capability, messages.Finish, messages.Work, messages.FaultCode, messages.Form, messages.ResetCause
 )  # fmt: skip
 C_TYPES = {"u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t", "i16": "int16_t", "f32": "float"}
 
@@ -175,16 +178,33 @@ def _message(kind: type[Message]) -> Iterator[str]:
     yield f"\n/* {kind.__doc__} */\ntypedef struct {{\n"
     yield from (f"    {_declaration(field)} /* {field.doc.replace('`', '')} */\n" for field in fields)
     yield f"}} sc_wire_{name};\n\n"
+    later = any(field.since > 1 for field in fields)
     yield f"/* From the bytes of a body after its type. Returns 0 if they are no {kind.__name__}. */\n"
     yield f"static inline int sc_wire_unpack_{name}(sc_wire_{name} *message, const uint8_t *data, uint32_t size)\n{{\n"
     yield "    sc_wire_reader reader = {data, size, 1};\n"
-    yield from (line for field in fields for line in _unpack(field))
+    if later:
+        yield "    memset(message, 0, sizeof *message);\n"
+        yield from (f"    message->{f.name} = {f.default};\n" for f in fields if f.since > 1 and f.default)
+    since = 1
+    for field in fields:
+        if field.since > since:
+            since = field.since
+            yield "    if (reader.left == 0) {\n        return reader.good; /* of an older peer */\n    }\n"
+        yield from _unpack(field)
     yield "    return reader.good;\n}\n\n"
-    yield "/* The whole body. Returns its size, or 0 if it is larger than `capacity`. */\n"
+    ask = ", for a peer that speaks `version`" if later else ""
+    yield f"/* The whole body{ask}. Returns its size, or 0 if it is larger than `capacity`. */\n"
     yield f"static inline uint32_t sc_wire_pack_{name}(\n"
-    yield f"    const sc_wire_{name} *message, uint8_t *body, uint32_t capacity)\n{{\n"
+    version = ", uint32_t version" if later else ""
+    yield f"    const sc_wire_{name} *message, uint8_t *body, uint32_t capacity{version})\n{{\n"
     yield f"    sc_wire_writer writer = {{body, capacity, 1}};\n    sc_wire_put(&writer, SC_WIRE_{_upper(kind)}, 1);\n"
-    yield from (line for field in fields for line in _pack(field))
+    since = 1
+    for field in fields:
+        if field.since > since:
+            since = field.since
+            yield f"    if (version < {since}) {{\n"
+            yield "        return writer.good ? capacity - writer.left : 0;\n    }\n"
+        yield from _pack(field)
     yield "    return writer.good ? capacity - writer.left : 0;\n}\n"
 
 

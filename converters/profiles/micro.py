@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +79,12 @@ class MicroProfile(Profile):
         params = _assumed_params(config, fast)
         return _count(_placeholders(config, context, params), config, params, context)
 
-    def prove(self, bundle: Bundle, needs_image: bool) -> Proof:
+    def prove(self, bundle: Bundle, needs_image: bool, schemas: Sequence[Mapping[str, Any]] = ()) -> Proof:
         """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs."""
         require_clean(bundle.model_path)
         arena = measured_arena(bundle)
         try:
-            write_bundle_image(bundle)
+            write_bundle_image(bundle, schemas)
         except GraphError:
             if needs_image:
                 raise

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -93,14 +93,16 @@ class Profile(ABC):
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """What a graph of a rotated network will consist of, before anything is read or quantized."""
 
-    def prove(self, bundle: Bundle, needs_image: bool) -> Proof | None:
+    def prove(self, bundle: Bundle, needs_image: bool, schemas: Sequence[Mapping[str, Any]] = ()) -> Proof | None:
         """Hold the graph against the rules of its runtime, and run it there; None where there is nothing to do.
 
         Args:
             needs_image: refuse a graph that the C engine has no calls for, instead of leaving its image out.
+            schemas: that answers of a microcontroller are to be held to.
 
         Raises:
             GraphError: it breaks a rule.
+            SchemaError: a microcontroller cannot hold answers to one of the schemas.
             BackendError: the runtime refuses it.
         """
         return None

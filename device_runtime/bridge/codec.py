@@ -8,7 +8,7 @@ same annotations make the tables of docs/ (`scripts/message_tables.py`) and the 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any, ClassVar, Protocol, Self, get_args, get_type_hints, runtime_checkable
@@ -31,6 +31,7 @@ __all__ = [
     "Repeated",
     "Rest",
     "Scalar",
+    "Since",
     "packed_fields",
 ]
 
@@ -172,6 +173,13 @@ class Rest:
         return (_printable(data[: self.most_text]) if self.most_text else data), b""
 
 
+@dataclass(frozen=True)
+class Since:
+    """The version of the protocol that a field came with, where it is not the first. Such fields are the last ones."""
+
+    version: int
+
+
 def _printable(data: bytes) -> str:
     return "".join(character for character in data.decode(errors="replace") if character.isprintable())
 
@@ -184,6 +192,8 @@ class PackedField:
     layout: Layout
     choices: type[IntEnum | IntFlag] | None  # what the number means
     doc: str
+    since: int = 1  # version of the protocol; a message of an older one ends before the field
+    default: Any = None  # what it is in such a message
 
 
 @dataclass(frozen=True)
@@ -192,10 +202,11 @@ class Message:
 
     TYPE: ClassVar[int]
 
-    def pack(self) -> bytes:
-        """The body of a frame."""
+    def pack(self, version: int | None = None) -> bytes:
+        """The body of a frame, for a peer that speaks `version`; None: with all fields."""
         values = vars(self)
-        packed = (field.layout.pack(values[field.name], values) for field in self._fields())
+        known = [field for field in self._fields() if version is None or field.since <= version]
+        packed = (field.layout.pack(values[field.name], values) for field in known)
         return bytes([self.TYPE]) + b"".join(packed)
 
     @classmethod
@@ -211,11 +222,18 @@ class Message:
             MessageError: too few, or out of range.
         """
         values: dict[str, Any] = {}
-        least = sum(getattr(field.layout, "size", 0) for field in cls._fields())
+        least = sum(getattr(field.layout, "size", 0) for field in cls._fields() if field.since == 1)
         if len(data) < least:
             raise MessageError(f"{cls.__name__} has {len(data)} bytes after its type; expected {least} or more")
+        version = 1  # of the sender, as far as the bytes show it
         for field in cls._fields():
+            if field.since > version and not data:
+                values[field.name] = field.default
+                continue
+            version = max(version, field.since)
             try:
+                if len(data) < getattr(field.layout, "size", 0):
+                    raise ValueError("is cut")
                 value, data = field.layout.unpack(data, values)
                 values[field.name] = value if field.choices is None else _meaning(field.choices, value)
             except ValueError as error:
@@ -239,7 +257,8 @@ def packed_fields(message: Any) -> tuple[PackedField, ...]:
         kind, *notes = get_args(hints[field.name])
         layout = next(note for note in notes if isinstance(note, Layout))
         choices = kind if isinstance(kind, type) and issubclass(kind, IntEnum | IntFlag) else None
-        found.append(
-            PackedField(field.name, layout, choices, " ".join(note for note in notes if isinstance(note, str)))
-        )
+        doc = " ".join(note for note in notes if isinstance(note, str))
+        since = next((note.version for note in notes if isinstance(note, Since)), 1)
+        default = None if field.default is MISSING else field.default
+        found.append(PackedField(field.name, layout, choices, doc, since, default))
     return tuple(found)

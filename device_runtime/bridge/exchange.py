@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from device_runtime.bridge.frames import LARGEST_BODY, OVERHEAD
 from device_runtime.bridge.messages import (
+    CERTAIN,
     TOKEN_BYTES,
     Cancel,
     Done,
     Fault,
     FaultCode,
     Finish,
+    Form,
     Hello,
     Message,
     Piece,
@@ -186,7 +188,12 @@ class Exchange:
         count = message.completion_tokens
         rate = (count - 1) * 1000 / message.decode_ms if count > 1 and message.decode_ms else 0.0
         before = 0 if request.ask.text else request.before // TOKEN_BYTES
-        self._end(Ended(message.finish, message.prompt_tokens - before, message.cached_tokens, before + count, rate))
+        confidence = message.confidence / CERTAIN if message.confidence else None
+        self._end(
+            Ended(
+                message.finish, message.prompt_tokens - before, message.cached_tokens, before + count, rate, confidence
+            )
+        )  # fmt: skip
 
     def _fault(self, message: Fault, now_s: float) -> None:
         request = self._request
@@ -197,7 +204,7 @@ class Exchange:
         request.resets += 1
         if request.cancelled_s is not None:
             self.end_cancelled()
-        elif request.ask.text and request.answer:
+        elif (request.ask.text or request.ask.schema) and request.answer:
             self.fail(UnavailableError("the board was reset in the middle of its answer; ask again."))
         elif request.resets > self._timing.tries:
             self.fail(UnavailableError(f"the board was reset {request.resets} times during one answer."))
@@ -238,6 +245,7 @@ class Exchange:
             message = Start(
                 request.number, len(request.prompt), max(0, ask.max_new - drawn), drawn, ask.top_k,
                 ask.temperature, ask.top_p, ask.seed, len(ask.stop_tokens), ask.stop_tokens,
+                Form.TEXT if ask.text else Form.TOKENS, ask.schema,
             )  # fmt: skip
         elif request.stage is Stage.PROMPT:
             room = prompt_room(self.hello) - PART_HEADER

@@ -23,11 +23,14 @@ from device_runtime.bridge.codec import (
     MessageError,
     Repeated,
     Rest,
+    Since,
 )
 
 __all__ = [
+    "CERTAIN",
     "KINDS",
     "LEAST_BODY",
+    "LEAST_BODY_2",
     "TOKEN_BYTES",
     "UNKNOWN_TEMPERATURE",
     "VERSION",
@@ -37,6 +40,7 @@ __all__ = [
     "Fault",
     "FaultCode",
     "Finish",
+    "Form",
     "Greet",
     "Hello",
     "Message",
@@ -44,6 +48,7 @@ __all__ = [
     "Piece",
     "Ping",
     "Prompt",
+    "ResetCause",
     "Resume",
     "Start",
     "Status",
@@ -52,12 +57,14 @@ __all__ = [
     "parse",
 ]
 
-VERSION = 1
+VERSION = 2
 MAX_STOPS = 8  # tokens that end an answer
+MAX_SCHEMAS = 8  # in `Hello`
 MAX_NAME = 32  # bytes of a name in `Hello`
 MAX_REASON = 100  # bytes of the text in `Fault`
 UNKNOWN_TEMPERATURE = -32768
 TOKEN_BYTES = 4  # of a token id in a prompt or an answer
+CERTAIN = 65535  # a confidence of 1
 
 
 class Capability(IntFlag):
@@ -66,6 +73,22 @@ class Capability(IntFlag):
     TOKENS = 1  # takes and gives token ids; every board does, unless it has TEXT
     TEXT = 2  # takes messages and gives UTF-8: it has a tokenizer and a chat template of its own
     SAMPLING = 4  # temperature, top_k, top_p, seed; without it answers are greedy
+    SCHEMAS = 8  # version 2: answers are held to the JSON schemas that `Hello` names
+
+
+class Form(IntEnum):
+    """What a prompt and its answer are made of."""
+
+    TOKENS = 0
+    TEXT = 1  # messages in, UTF-8 out
+
+
+class ResetCause(IntEnum):
+    """Why a board started last."""
+
+    UNKNOWN = 0  # power, a button, or nobody kept it
+    COMMAND = 1
+    WATCHDOG = 2
 
 
 class Finish(IntEnum):
@@ -130,6 +153,8 @@ class Start(Message):
     stop_tokens: Annotated[
         tuple[int, ...], Repeated(U32, "stop_count", MAX_STOPS), "each ends the answer; it is counted and not sent"
     ] = ()
+    form: Annotated[Form, U8, "what prompt and answer are made of", Since(2)] = Form.TOKENS
+    schema: Annotated[int, U64, "the schema of the image that holds the answer, by its identity; 0: none", Since(2)] = 0
 
 
 @dataclass(frozen=True)
@@ -174,12 +199,15 @@ class Hello(Message):
     """What the board is. Sent when it starts, and as the answer to `Greet`."""
 
     TYPE = 0x81
-    version: Annotated[int, U8, "that the board will speak: 1; in general the older of the two sides'"]
+    version: Annotated[
+        int, U8, "that the board will speak: the older of the two sides'; 1 in a Hello that nobody asked for"
+    ]
     capabilities: Annotated[Capability, U16, "bits that may be set together"]
     largest_body: Annotated[
         int,
         U16,
-        "bytes of the largest body that the board takes; 128 or more serve well, 68 (a full `Start`) are the least",
+        "bytes of the largest body that the board takes; 128 or more serve well, 68 (a full `Start`; 77 in version 2) "
+        "are the least",
     ]
     window: Annotated[int, U32, "bytes of its receive buffer: the largest frame + 64, or more"]
     context: Annotated[int, U32, "positions"]
@@ -193,6 +221,16 @@ class Hello(Message):
     board: Annotated[str, Counted(MAX_NAME), f"what it calls itself, at most {MAX_NAME} bytes"] = ""
     firmware: Annotated[str, Counted(MAX_NAME), f"its version, at most {MAX_NAME} bytes"] = ""
     name: Annotated[str, Counted(MAX_NAME), f"of its model, at most {MAX_NAME} bytes"] = ""
+    newest: Annotated[int, U8, "version that the board speaks to a bridge that speaks it too", Since(2)] = 1
+    boots: Annotated[int, U32, "starts since it was given power, this one among them; 0: unknown", Since(2)] = 0
+    reset_cause: Annotated[ResetCause, U8, "why it started", Since(2)] = ResetCause.UNKNOWN
+    schema_count: Annotated[int, U8, f"at most {MAX_SCHEMAS}", Since(2)] = 0
+    schemas: Annotated[
+        tuple[int, ...],
+        Repeated(U64, "schema_count", MAX_SCHEMAS),
+        "the identities of the image's schemas: the first 8 bytes, little-endian, of the sha256 of a schema",
+        Since(2),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +265,9 @@ class Done(Message):
     completion_tokens: Annotated[int, U32, "the stop token included"]
     first_ms: Annotated[int, U32, "from the whole prompt to the first token"]
     decode_ms: Annotated[int, U32, "from the first token to the last"]
+    confidence: Annotated[
+        int, U16, f"of an answer with a schema: {CERTAIN} is certain; 0: unknown, or no schema", Since(2)
+    ] = 0
 
 
 @dataclass(frozen=True)
@@ -259,6 +300,7 @@ class Status(Message):
         UNKNOWN_TEMPERATURE
     )
     steps: Annotated[int, U32, "that the model has taken since the board's start, those of prompts too; wraps"] = 0
+    overruns: Annotated[int, U32, "bytes that found its receive buffer full; wraps", Since(2)] = 0
 
 
 KINDS: dict[int, type[Message]] = {
@@ -266,7 +308,8 @@ KINDS: dict[int, type[Message]] = {
     for kind in (Greet, Start, Prompt, Resume, Cancel, Ping, Hello, Taken, Piece, Done, Fault, Status)
 }  # fmt: skip
 
-LEAST_BODY = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack())  # bytes: the largest `Start`
+LEAST_BODY_2 = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack(2))  # the same, of version 2
+LEAST_BODY = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack(1))  # bytes: the largest `Start`
 
 
 def parse(body: bytes) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from device_runtime.bridge.link import Link
@@ -15,9 +16,10 @@ from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
 from device_runtime.engine.sampler import Sampling
+from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
 
-__all__ = ["SerialAnswer", "SerialModel", "check_schema"]
+__all__ = ["SerialAnswer", "SerialModel"]
 
 _FINISHES: dict[Finish, Any] = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 _GREEDY = Sampling()
@@ -27,6 +29,7 @@ class SerialAnswer(Iterator[str]):
     """An answer as it comes: iterate for its pieces, then read `result`."""
 
     result: Completion  # set when the iteration has ended
+    confidence: float | None = None  # then, of an answer that a schema held: the board's own, not calibrated
 
     def __init__(self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str]) -> None:
         self._link, self._ask = link, ask
@@ -62,6 +65,7 @@ class SerialAnswer(Iterator[str]):
         self._watch.lap()
         if rest := answer.finish(decoder.flush()):
             yield rest
+        self.confidence = event.confidence
         self.result = Completion(
             text=answer.text,
             finish="stop" if answer.stopped else _FINISHES[event.finish],
@@ -115,15 +119,15 @@ class SerialModel:
 
         Raises:
             UnavailableError: the board is not there now.
-            SchemaError: a schema was given.
+            SchemaError: the board's image does not hold this schema.
             ConfigurationError: the prompt does not fit, or asks for what the board cannot do.
         """
-        if schema is not None:
-            check_schema(schema)
         hello, trouble = self._link.session.hello, self.trouble
         if hello is None or trouble or self._language is None:
             raise UnavailableError(trouble or "the board has not said what it is.")
         ask = self._language.ask(prompt, max_new, hello)
+        if schema is not None:
+            ask = replace(ask, schema=_schema_of(schema, hello))
         if sampling.temperature > 0:
             if not hello.capabilities & Capability.SAMPLING:
                 raise ConfigurationError(
@@ -131,11 +135,16 @@ class SerialModel:
                     "it must be 0."
                 )
             seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
-            ask = Ask(
-                ask.prompt, ask.max_new, ask.stop_tokens, sampling.temperature, min(sampling.top_k, 65_535),
-                sampling.top_p, seed, ask.text,
+            ask = replace(
+                ask, temperature=sampling.temperature, top_k=min(sampling.top_k, 65_535), top_p=sampling.top_p,
+                seed=seed,
             )  # fmt: skip
         return SerialAnswer(self._link, ask, self._language.decoder(), stop)
+
+    def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
+        """Raise a `SchemaError` if the board cannot hold an answer to this schema; it has to be there."""
+        if (hello := self._link.session.hello) is not None:
+            _schema_of(schema, hello)
 
     @property
     def position(self) -> object:
@@ -175,6 +184,9 @@ class SerialModel:
             "arena_bytes": hello.arena_bytes or None if hello else None,
             "board_uptime_s": status.uptime_ms // 1000 if status else None,
             "board_resets": session.resets,
+            "board_starts": hello.boots or None if hello else None,
+            "board_reset_by": hello.reset_cause.name.lower() if hello and hello.newest > 1 else None,
+            "bytes_lost": status.overruns if status and hello and hello.newest > 1 else None,
             "line_noise": session.reader.noise,
         }
 
@@ -192,13 +204,20 @@ class SerialModel:
         return self._language or Tokens(self._bundle)
 
 
-def check_schema(schema: Mapping[str, Any], max_new: int | None = None) -> None:
-    """Refuse: firmware holds no answer to a schema.
-
-    Raises:
-        SchemaError: always.
-    """
-    raise SchemaError("a microcontroller cannot hold an answer to a JSON schema; ask without one.")
+def _schema_of(schema: Mapping[str, Any], hello: Hello) -> int:
+    """By what the board calls a schema. Raises a `SchemaError` where its image does not have it."""
+    if not hello.capabilities & Capability.SCHEMAS:
+        raise SchemaError(
+            "this board holds no answers to a JSON schema: its image has none, or its firmware is older. Convert with "
+            "--schema, flash the model and the firmware, or ask without one."
+        )
+    identity = schema_identity(schema)
+    if identity not in hello.schemas:
+        raise SchemaError(
+            f"the board's image has {len(hello.schemas)} JSON schema(s), and this one is not among them; convert with "
+            "--schema FILE or --task TASK for it, and flash the model."
+        )
+    return identity
 
 
 def _check_bundle(manifest: Manifest, hello: Hello) -> None:

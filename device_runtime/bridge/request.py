@@ -23,6 +23,7 @@ class Ask:
     top_p: float = 1.0
     seed: int = 0
     text: bool = False  # messages in, UTF-8 out, instead of tokens
+    schema: int = 0  # that holds the answer, by its identity; 0: none
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Ended:
     cached_tokens: int = 0
     completion_tokens: int = 0
     tokens_per_s: float = 0.0  # by the board's clock
+    confidence: float | None = None  # of an answer that a schema held; None: unknown
 
 
 @dataclass(frozen=True)

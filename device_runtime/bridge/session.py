@@ -15,6 +15,7 @@ from device_runtime.bridge.exchange import Exchange, prompt_room
 from device_runtime.bridge.frames import FrameReader, frame
 from device_runtime.bridge.messages import (
     LEAST_BODY,
+    LEAST_BODY_2,
     VERSION,
     Capability,
     Greet,
@@ -148,6 +149,11 @@ class Session:
         return self._events.popleft() if self._events else None
 
     @property
+    def version(self) -> int:
+        """Of the protocol, that the board speaks; ours until it has said so."""
+        return self.hello.version if self.hello is not None else VERSION
+
+    @property
     def trouble(self) -> str:
         """Why the board cannot answer."""
         if self.refusal:
@@ -180,15 +186,20 @@ class Session:
             exchange.receive(message, now_s)
 
     def _meet(self, hello: Hello, now_s: float) -> None:
-        if hello.version != VERSION:
+        least = LEAST_BODY if hello.version == 1 else LEAST_BODY_2
+        if not 1 <= hello.version <= VERSION:
             self._refuse(
                 f"the board speaks version {hello.version} of the serial protocol, and this stonechat {VERSION}; "
                 "bring the older of the two up to date."
             )
-        elif prompt_room(hello) < LEAST_BODY or not hello.capabilities & (Capability.TOKENS | Capability.TEXT):
+        elif hello.version < min(hello.newest, VERSION):  # nobody had asked for this one: it has just started
+            self._send(Greet(), now_s)
+        elif prompt_room(hello) < (
+            least := LEAST_BODY if hello.version == 1 else LEAST_BODY_2
+        ) or not hello.capabilities & (Capability.TOKENS | Capability.TEXT):
             self._refuse(
                 f"the board takes neither tokens nor text in bodies of {hello.largest_body} bytes with a buffer of "
-                f"{hello.window}; it needs {LEAST_BODY} for a request, and room for its frame: "
+                f"{hello.window}; it needs {least} for a request, and room for its frame: "
                 "docs/reference/serial-protocol.md."
             )
         else:
@@ -201,4 +212,4 @@ class Session:
 
     def _send(self, message: Message, now_s: float) -> None:
         self._asked_s = now_s
-        self._out += frame(message.pack())
+        self._out += frame(message.pack(self.version))

@@ -1,14 +1,20 @@
-"""Which C files make up the engine, and the flags that they are compiled with everywhere."""
+"""Which C files make up the engine and the firmware, and the flags that they are compiled with everywhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FLAGS", "INCLUDES", "WARNINGS", "engine_sources"]
+__all__ = [
+    "FIRMWARE_INCLUDES", "FLAGS", "INCLUDES", "PORTS", "THIRD_PARTY", "WARNINGS", "engine_sources", "firmware_sources",
+    "update_sources",
+]  # fmt: skip
 
 _ROOT = Path(__file__).parent
 _FOLDERS = ("runtime", "kernels", "tokenizer", "chat", "sampler", "schema")
 INCLUDES = (_ROOT / "include", *(_ROOT / folder for folder in _FOLDERS))
+PORTS = _ROOT / "ports"
+THIRD_PARTY = _ROOT / "third_party"
+FIRMWARE_INCLUDES = (_ROOT / "firmware", _ROOT / "update", THIRD_PARTY)
 # No contraction of a multiplication and an addition: every target rounds both, so that all compute the same bits.
 FLAGS = (
     "-std=c99",
@@ -19,8 +25,21 @@ FLAGS = (
 )
 # Where stonechat itself is built and tested; another compiler's new warning must not keep a user from running a model.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-pedantic")
+_PROGRAMS = ("main.c", "boot.c")  # each has a `main` of its own, for a port
 
 
 def engine_sources() -> list[Path]:
     """Every C file of the engine; the same list for a host, a test and a firmware."""
     return sorted(path for folder in _FOLDERS for path in (_ROOT / folder).glob("*.c"))
+
+
+def update_sources() -> list[Path]:
+    """What a boot loader needs, apart from its port: updates, their server, and signatures."""
+    shared = [_ROOT / "firmware" / "line.c", _ROOT / "runtime" / "sha256.c"]
+    return [*sorted((_ROOT / "update").glob("*.c")), THIRD_PARTY / "monocypher.c", *shared]
+
+
+def firmware_sources() -> list[Path]:
+    """What a firmware has besides the engine, apart from its port: protocols, console, updates."""
+    own = [path for path in sorted((_ROOT / "firmware").glob("*.c")) if path.name not in _PROGRAMS]
+    return [*own, *sorted((_ROOT / "update").glob("*.c")), THIRD_PARTY / "monocypher.c"]

@@ -413,7 +413,10 @@ class HealthReport:
     arena_bytes: Annotated[Count | None, "of a microcontroller: memory that its model works in"] = None
     board_uptime_s: Annotated[Count | None, "of a microcontroller: since its start"] = None
     board_resets: Annotated[Count | None, "of a microcontroller: starts that the bridge has seen"] = None
+    board_starts: Annotated[Count | None, "of a microcontroller: since it was given power"] = None
+    board_reset_by: Annotated[str | None, "of a microcontroller: `command`, `watchdog` or `unknown`"] = None
     line_noise: Annotated[Count | None, "of a microcontroller: stretches on its line that were no frames"] = None
+    bytes_lost: Annotated[Count | None, "of a microcontroller: that found its receive buffer full"] = None
     tps_p50: Annotated[Number | None, "median rate of the last 256 answers, tokens per second"] = None
     tokens_per_pass: Annotated[Number | None, "tokens of answers for each run of the graph, of the best model"] = None
     ttft_ms_p95: Annotated[Number | None, "95th percentile of their times to first token"] = None

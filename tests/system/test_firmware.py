@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from boards import load_board
+from boards import Board, load_board
+from device_runtime.bridge.link import Link
+from device_runtime.bridge.model import SerialModel
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
-from device_runtime.errors import BackendError
+from device_runtime.errors import BackendError, FlashError, UnreachableError
 from device_runtime.micro.library import CEngine
+from device_runtime.tasks.answering import Answerer
 from toolkit.cli import main
-from toolkit.firmware.build import Build, build_firmware, image_of
+from toolkit.demo import micro as demo
+from toolkit.firmware.build import Build, build_firmware
 from toolkit.firmware.qemu import Emulator
 from toolkit.firmware.size import read_sizes
+from toolkit.firmware.slots import firmware_image, model_image, write_flash
 from toolkit.firmware.toolchain import toolchain_for
+from toolkit.flash.images import Image
+from toolkit.flash.smp import Flasher
 
 pytestmark = pytest.mark.slow
 
@@ -38,19 +46,29 @@ def needs(board_id: str) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("firmware") / "bundle"
-    assert main(["convert", str(CHECKPOINT), "--profile", "micro", "--context", "48", "--fast", "-o", str(folder)]) == 0
+    assert main(["convert", str(CHECKPOINT), "--profile", "micro", "--context", "64", "--fast", "-o", str(folder)]) == 0
     return Bundle.open(folder)
 
 
 def build(bundle: Bundle, board_id: str, folder: Path) -> Build:
     needs(board_id)
-    return build_firmware(bundle, load_board(board_id), folder)
+    return build_firmware(bundle.path / "model.image", load_board(board_id), folder)
+
+
+def flash_of(bundle: Bundle, built: Build, board: Board, folder: Path) -> Path | None:
+    """The flash of a board with slots."""
+    if built.program is None:
+        return None
+    path = folder / "flash.bin"
+    model = model_image(built.image.read_bytes(), bundle.manifest, board)
+    write_flash(path, board, firmware_image(built, board), model)
+    return path
 
 
 def on_this_machine(bundle: Bundle, text: str) -> str:
     """The answer of the same engine, its tokens from Python's libraries."""
     tokenizer = tokenizer_of(bundle)
-    engine, known = CEngine(image_of(bundle)), len(bundle.manifest.prefix_tokens)
+    engine, known = CEngine(bundle.path / "model.image"), len(bundle.manifest.prefix_tokens)
     tokens = PromptEncoder(bundle.manifest, tokenizer).encode([{"role": "user", "content": text}])
     for token in tokens[known:]:
         engine.feed(token)
@@ -65,31 +83,78 @@ def on_this_machine(bundle: Bundle, text: str) -> str:
 
 @pytest.mark.parametrize("board_id", BOARDS)
 def test_a_board_answers_as_this_machine_does(bundle: Bundle, board_id: str, tmp_path: Path) -> None:
-    board = load_board(board_id)
-    with Emulator(build(bundle, board_id, tmp_path), board) as emulator:
-        assert "ready, context 48" in emulator.wait_until_ready()
+    board, built = load_board(board_id), build(bundle, board_id, tmp_path)
+    with Emulator(built, board, flash_of(bundle, built, board, tmp_path)) as emulator:
+        assert "ready, context 64" in emulator.wait_until_ready()
         for prompt in PROMPTS:
             assert b"".join(emulator.ask(prompt)).decode() == on_this_machine(bundle, prompt)
+        emulator.disconnect()
+        for own in (bundle, None):  # in tokens, in text
+            model = SerialModel(Link(emulator.url), own).open(20)
+            answer = model.generate([{"role": "user", "content": PROMPTS[0]}])
+            assert "".join(answer) == on_this_machine(bundle, PROMPTS[0])
+            model.close()
+        emulator.reset()
+        assert "ready" in emulator.wait_until_ready()
+        assert b", start 2" in b"".join(emulator.ask("/status"))
 
 
 def test_a_damaged_image_is_refused_on_the_console(bundle: Bundle, tmp_path: Path) -> None:
-    built = build(bundle, "mps2-an386", tmp_path)
+    board, built = load_board("mps2-an386"), build(bundle, "mps2-an386", tmp_path)
     image = bytearray(built.image.read_bytes())
     image[len(image) // 2] ^= 1
-    damaged = tmp_path / "damaged.image"
-    damaged.write_bytes(image)
-    other = Build(built.elf, built.map, damaged, built.image_address, built.arena_bytes, built.kv_cache_bytes)
+    flash = tmp_path / "flash.bin"
+    write_flash(flash, board, firmware_image(built, board), model_image(bytes(image), bundle.manifest, board))
     with (
         pytest.raises(BackendError, match="the image is damaged"),
-        Emulator(other, load_board("mps2-an386")) as emulator,
+        Emulator(built, board, flash) as emulator,
     ):
         emulator.wait_until_ready()
 
 
-def test_code_has_at_most_48_kib_and_the_map_accounts_for_all_of_it(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_model_is_flashed_over_the_emulated_line_and_the_power_may_go(bundle: Bundle, tmp_path: Path) -> None:
+    """The whole way: smpclient, the UART by interrupt, slots in a file; QEMU is killed in the middle of uploads."""
+    board, built = load_board("mps2-an386"), build(bundle, "mps2-an386", tmp_path)
+    flash = flash_of(bundle, built, board, tmp_path)
+    assert flash is not None
+    flasher = Flasher(board)
+    named = replace(bundle.manifest, version="2.0.0")
+    parts = flasher.check(None, Image("model", model_image(built.image.read_bytes(), named, board)))
+    for share in (0.1, 0.6):
+        with Emulator(built, board, flash) as emulator:
+
+            def cut(step: str, done: float, emulator: Emulator = emulator, share: float = share) -> None:
+                if step == "upload" and done >= share:
+                    emulator.process.kill()
+
+            with pytest.raises((FlashError, UnreachableError)):
+                flasher.flash(parts, emulator.url, cut)
+        with Emulator(built, board, flash) as emulator:
+            assert "ready" in emulator.wait_until_ready()
+            assert b"model slot 0" in b"".join(emulator.ask("/status"))
+    with Emulator(built, board, flash) as emulator:
+        assert "the model 2.0.0+0" in flasher.flash(parts, emulator.url, lambda step, done: None).verified
+        assert b"model slot 1" in b"".join(emulator.ask("/status"))
+        assert b"".join(emulator.ask(PROMPTS[0])).decode() == on_this_machine(bundle, PROMPTS[0])
+
+
+def test_the_boiler_demo_answers_over_mqtt_as_the_library_does() -> None:
+    needs("mps3-an547")
+    if shutil.which("mosquitto") is None:
+        pytest.skip("mosquitto is not installed")
+    answerer = Answerer.open(demo.EXAMPLE / "bundle")
+    shown = list(demo.show("mps3-an547", 3))
+    assert len(shown) == 3
+    for reading, answer in shown:
+        assert answer["answer"] == answerer.answer(reading).answer
+
+
+def test_the_engine_has_at_most_48_kib_and_the_map_accounts_for_all_of_it(bundle: Bundle, tmp_path: Path) -> None:
+    """The engine with tokenizer and sampler; the serial protocol, updates and signatures come on top."""
     built = build(bundle, "mps2-an386", tmp_path)
     sizes = {size.part: size for size in read_sizes(built.map)}
-    assert {"kernels", "runtime", "tokenizer", "chat", "ports", "stack"} <= sizes.keys()
-    assert sum(size.flash_bytes for size in sizes.values()) < 48 * 1024
-    assert sizes["ports"].ram_bytes > built.arena_bytes + built.kv_cache_bytes
+    assert {"kernels", "runtime", "tokenizer", "chat", "firmware", "update", "third_party", "stack"} <= sizes.keys()
+    engine = ("kernels", "runtime", "tokenizer", "chat", "sampler", "schema")
+    assert sum(sizes[part].flash_bytes for part in engine) < 48 * 1024
+    assert sizes["firmware"].ram_bytes > built.arena_bytes + built.kv_cache_bytes
     assert toolchain_for(load_board("mps2-an386")).compiler == "arm-none-eabi-gcc"

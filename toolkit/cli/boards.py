@@ -53,6 +53,7 @@ def _row(board: Board) -> dict[str, Any]:
     return {
         "id": board.id, "name": board.name, "class": board.kind, "profile": board.profile, "arch": board.arch,
         "ram_kib": board.ram_kib, "model_budget_kib": board.model_budget_kib, "refused": board.refused,
+        "proven": _proven(board),
     }  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def _show(args: argparse.Namespace) -> int:
     board = load_board(args.board)
     values = asdict(board)
     values["class"] = values.pop("kind")
+    values["proven"] = _proven(board)
     soc, memory, storage = board.soc, board.memory, board.storage
     lines = [
         ("board", f"{board.name} ({board.id}), {board.kind}"),
@@ -80,12 +82,28 @@ def _show(args: argparse.Namespace) -> int:
         ("graph", f"profile {board.profile}, context up to {board.max_context}"),
         ("flash", _flash_facts(board)),
         ("detect", _detect_facts(board)),
+        ("proven", _proven(board)),
         ("source", board.source.strip()),
     ]
     if board.refused:
         lines.insert(1, ("refused", board.refused.strip()))
     lines += [("measured", f"{m.model}: {m.tokens_per_s} tok/s, {m.date}") for m in board.measured]
     return show(args, values, rows(lines))
+
+
+def _proven(board: Board) -> str:
+    """What of a board stonechat's tests have run, and what is left to its owner."""
+    if board.kind == "linux":
+        return "the runtime of its processor, in QEMU; figures under `measured` are of the board itself"
+    if board.firmware is None:
+        return (
+            "the board file only; nothing was built or run for it. `stonechat firmware export` writes a component for "
+            "the tools of its maker"
+        )
+    machine = board.firmware.machine
+    ran = f"firmware built, and run in QEMU ({machine})" if machine else "firmware built"
+    slots = "two slots each for firmware and model" if board.firmware.update else "one slot, by the chip's boot loader"
+    return f"{ran}; on the real part: no; updates: {slots}"
 
 
 def _flash_facts(board: Board) -> str:

@@ -1,4 +1,4 @@
-"""`stonechat chat`: talk with a bundle on this machine, a device or a pool."""
+"""`stonechat chat`: talk with a bundle on this machine, a microcontroller, a device or a pool."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_runtime, add_sampling, sampling
+from toolkit.cli.options import add_runtime, add_sampling, require_extra, sampling, whole_number
 from toolkit.cli.output import say
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "talk with a bundle, a device or a pool"
+HELP = "talk with a bundle, a microcontroller, a device or a pool"
 _HELP_LINE = "/new begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat chat`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?", help="on this machine; or else:")
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help="a microcontroller: its serial port, or socket://host:port; with BUNDLE in tokens",
+    )
+    parser.add_argument("--baud", metavar="N", type=whole_number(300, 12_000_000), default=115_200, help="of --port")
     parser.add_argument("--device", metavar="ID", help="a device, over MQTT")
     parser.add_argument("--pool", metavar="GROUP", help="whichever device of this pool is free")
     parser.add_argument("--model", metavar="NAME", help="which of the device's models")
@@ -51,16 +57,17 @@ def run(args: argparse.Namespace) -> int:
 
     from device_runtime.errors import ConfigurationError
 
-    if sum(whom is not None for whom in (args.bundle, args.device, args.pool)) != 1:
-        raise ConfigurationError("chat needs one of BUNDLE, --device ID and --pool GROUP.")
-    if args.conversation is not None and args.bundle is None:
+    local = args.bundle if args.port is None else args.port  # a board's bundle is for its port
+    if sum(whom is not None for whom in (local, args.device, args.pool)) != 1:
+        raise ConfigurationError("chat needs one of BUNDLE, --port PORT, --device ID and --pool GROUP.")
+    if args.conversation is not None and (args.bundle is None or args.port is not None):
         raise ConfigurationError("--conversation is kept on this machine, with a BUNDLE; leave it out for a device.")
     if sys.stdin.isatty():
         say(_HELP_LINE)
-    if args.bundle is not None:
+    if args.bundle is not None and args.port is None:
         _talk_here(args)
     else:
-        with _remote(args) as ask:
+        with _serial(args) if args.port is not None else _remote(args) as ask:
             _talk(ask, args.system)
     return 0
 
@@ -150,6 +157,24 @@ def _talk_here(args: argparse.Namespace) -> None:
         said = _talk(lambda messages: model.generate(messages, **options), args.system, before)
         if name is not None and said != before:
             say(f"stonechat: kept as {name}: {model.save_conversation(name, said)}")
+
+
+@contextmanager
+def _serial(args: argparse.Namespace) -> Iterator[_Ask]:
+    try:
+        from device_runtime.bridge.link import Link
+        from device_runtime.bridge.model import SerialModel
+    except ImportError as error:
+        raise require_extra("bridge", error) from None
+    from device_runtime.update.slots import open_bundle
+
+    bundle = open_bundle(args.bundle) if args.bundle is not None else None
+    options: dict[str, Any] = {"max_new": args.max_new, "sampling": sampling(args), "stop": args.stop}
+    model = SerialModel(Link(args.port, args.baud), bundle).open(args.timeout)
+    try:
+        yield lambda messages: model.generate(messages, **options)
+    finally:
+        model.close()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.cli.options import add_json, read_text, require_extra, whole_number
+from toolkit.cli.options import add_json, read_schemas, read_text, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
 from toolkit.quality_text import quality_rows, quality_warning
 
@@ -43,6 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     baked = parser.add_mutually_exclusive_group()
     baked.add_argument("--prefix", metavar="TEXT", help="bake this system message into the bundle: it costs no time")
     baked.add_argument("--prefix-file", metavar="FILE", type=Path, help="the same, from a file")
+    parser.add_argument(
+        "--schema",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a JSON schema that a microcontroller holds answers to; may be given again",
+    )
+    parser.add_argument(
+        "--task", metavar="TASK", type=Path, help="the same, of a task.yaml's answer; a folder with one will do"
+    )
     parser.add_argument(
         "--fast", action="store_true", help="skip error compensation, the search for grids and the report"
     )
@@ -101,7 +112,22 @@ def run(args: argparse.Namespace) -> int:
         if weights != (args.weights or "int8"):
             say(f"stonechat: int8 weights take too much memory for {board.id}; converting to {weights}")
     needs_image = board is not None and board.kind == "mcu"
-    options = Options(profile, context, text, instruction, fast=args.fast, weights=weights, needs_image=needs_image)
+    schemas = read_schemas(args.schema, args.task)
+    if schemas and profile != "micro":
+        raise ConfigurationError(
+            "--schema and --task are for microcontrollers, whose image holds the schemas; a bundle of profile pi takes "
+            "any schema when it is asked."
+        )
+    options = Options(
+        profile,
+        context,
+        text,
+        instruction,
+        fast=args.fast,
+        weights=weights,
+        needs_image=needs_image or bool(schemas),
+        schemas=schemas,
+    )
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest

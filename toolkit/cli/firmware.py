@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json
-from toolkit.cli.output import rows, show, table
+from toolkit.cli.options import add_json, read_schemas, whole_number
+from toolkit.cli.output import rows, say, show, table
 
 if TYPE_CHECKING:
     from boards import Board
+    from device_runtime.bundle.folder import Bundle
     from toolkit.firmware.build import Build
+    from toolkit.signing.keys import SigningKey
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -20,10 +22,10 @@ HELP = "build firmware for a microcontroller, see its size, run it in QEMU"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `build`, `size` and `run`."""
+    """Declare `build`, `size`, `run` and `export`."""
     commands = parser.add_subparsers(metavar="ACTION", required=True)
     for name, text, action in (
-        ("build", "compile firmware.elf for a board, sized for a bundle", _build),
+        ("build", "compile firmware for a board, sized for a bundle", _build),
         ("size", "flash and RAM by part", _size),
         ("run", "build it and talk to it in QEMU", _run),
     ):
@@ -33,11 +35,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "-o", "--output", metavar="DIR", type=Path, default=Path("build/firmware"), help="where to build"
         )
+        sub.add_argument(
+            "--schema",
+            metavar="FILE",
+            type=Path,
+            action="append",
+            default=[],
+            help="a JSON schema that the board holds answers to, beside those of the bundle",
+        )
+        sub.add_argument("--task", metavar="TASK", type=Path, help="the same, of a task.yaml's answer")
+        sub.add_argument(
+            "--key", metavar="FILE", type=Path, help="a key of `stonechat key new`: updates need its signature"
+        )
+        sub.add_argument("--passphrase-file", metavar="FILE", type=Path, help="of the key")
+        sub.add_argument("--firmware-version", metavar="V", help="that the firmware says of itself, such as 1.2.0")
+        sub.add_argument(
+            "--security-counter",
+            metavar="N",
+            type=whole_number(0),
+            default=0,
+            help="of the firmware; a board refuses a lower one than it has kept (default 0)",
+        )
         if name == "run":
             sub.add_argument("--prompt", metavar="TEXT", help="ask this and end; without it, lines from stdin")
+            sub.add_argument(
+                "--serve",
+                metavar="PORT",
+                type=whole_number(0, 65535),
+                help="give its serial line to other programs on this TCP port of this machine (0: any free one)",
+            )
+            sub.add_argument(
+                "--flash", metavar="FILE", type=Path, help="keep the board's flash in this file from run to run"
+            )
         else:
             add_json(sub)
         sub.set_defaults(action=action)
+    _add_export(commands)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "write the firmware's sources as a component of another toolchain"
+    sub = commands.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    sub.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle of profile micro")
+    sub.add_argument(
+        "--for", dest="toolchain", required=True, choices=["zephyr", "esp-idf", "pico-sdk", "arduino", "stm32cube"],
+        help="whose component it is to be",
+    )  # fmt: skip
+    sub.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="a new folder")
+    sub.add_argument("--schema", metavar="FILE", type=Path, action="append", default=[], help="as for build")
+    sub.add_argument("--task", metavar="TASK", type=Path, help="as for build")
+    add_json(sub)
+    sub.set_defaults(action=_export)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,30 +94,54 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _built(args: argparse.Namespace) -> tuple[Board, Build]:
+def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey | None]:
     from boards import load_board
+    from device_runtime import __version__
     from device_runtime.update.slots import open_bundle
     from toolkit.firmware.build import build_firmware
+    from toolkit.firmware.images import image_for
+    from toolkit.signing.keys import read_passphrase, read_signing_key
 
-    board = load_board(args.board)
-    return board, build_firmware(open_bundle(args.bundle), board, args.output / board.id)
+    board, bundle = load_board(args.board), open_bundle(args.bundle)
+    key = read_signing_key(args.key, read_passphrase(args.passphrase_file)) if args.key is not None else None
+    folder = args.output / board.id
+    image = image_for(bundle, folder, read_schemas(args.schema, args.task))
+    public = key.public if key is not None else None
+    version = args.firmware_version or __version__
+    return board, build_firmware(image, board, folder, key=public, version=version), bundle, key
 
 
 def _build(args: argparse.Namespace) -> int:
-    board, build = _built(args)
+    from device_runtime import __version__
+    from toolkit.firmware.slots import firmware_image, model_image
+
+    board, build, bundle, key = _built(args)
     facts = {
         "board": board.id,
         "firmware": str(build.elf),
         "image": str(build.image),
         "image_address": f"{build.image_address:#010x}",
     }
+    if build.boot is not None:
+        folder = build.elf.parent
+        version = args.firmware_version or __version__
+        data = firmware_image(build, board, key, version=version, security_counter=args.security_counter)
+        (folder / "firmware.image").write_bytes(data)
+        model = model_image(build.image.read_bytes(), bundle.manifest, board, key)
+        (folder / "model.slot").write_bytes(model)
+        facts |= {
+            "boot_loader": str(build.boot),
+            "firmware_slot": str(folder / "firmware.image"),
+            "model_slot": str(folder / "model.slot"),
+            "signed_by": str(key.public) if key is not None else "nobody: the board takes any image",
+        }
     return show(args, facts, rows(facts.items()))
 
 
 def _size(args: argparse.Namespace) -> int:
     from toolkit.firmware.size import read_sizes
 
-    board, build = _built(args)
+    board, build, _, _ = _built(args)
     sizes = read_sizes(build.map)
     assert board.firmware is not None
     flash, ram = sum(s.flash_bytes for s in sizes), sum(s.ram_bytes for s in sizes)
@@ -93,10 +165,32 @@ def _size(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from device_runtime import __version__
+    from device_runtime.errors import ConfigurationError
     from toolkit.firmware.qemu import Emulator
+    from toolkit.firmware.slots import firmware_image, model_image, write_flash
 
-    board, build = _built(args)
-    with Emulator(build, board) as emulator:
+    if args.serve is not None and args.prompt is not None:
+        raise ConfigurationError("--serve gives the board's line to another program, which asks; leave out --prompt.")
+    board, build, bundle, key = _built(args)
+    flash = None
+    if build.program is not None:
+        flash = args.flash or build.elf.parent / "flash.bin"
+        if args.flash is None or not flash.exists():
+            version = args.firmware_version or __version__
+            write_flash(
+                flash,
+                board,
+                firmware_image(build, board, key, version=version, security_counter=args.security_counter),
+                model_image(build.image.read_bytes(), bundle.manifest, board, key),
+            )
+    elif args.flash is not None:
+        raise ConfigurationError(f"{board.id} has no slots whose flash --flash could keep.")
+    with Emulator(build, board, flash, port=args.serve or 0) as emulator:
+        if args.serve is not None:
+            say(f"{board.name} starts when its line is opened, with --port; Ctrl-C ends it:")
+            print(emulator.url, flush=True)
+            return emulator.process.wait()
         print(f"{emulator.wait_until_ready()} ({board.name})", file=sys.stderr)
         for line in [args.prompt] if args.prompt is not None else sys.stdin:
             if not line.strip():
@@ -106,3 +200,12 @@ def _run(args: argparse.Namespace) -> int:
                 sys.stdout.buffer.flush()
             print(flush=True)
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from device_runtime.update.slots import open_bundle
+    from toolkit.firmware.export import export
+
+    written = export(open_bundle(args.bundle), args.toolchain, args.output, read_schemas(args.schema, args.task))
+    facts = {"folder": str(args.output), "for": args.toolchain, "files": str(len(written)), "read": str(written[0])}
+    return show(args, facts, rows(facts.items()))

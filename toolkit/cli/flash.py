@@ -25,8 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="BUNDLE", type=Path, help="a bundle for the board's model slot")
     parser.add_argument("--board", metavar="ID", required=True, help="a board's id, or the path of a board file")
     parser.add_argument(
-        "--port", metavar="PORT", help="serial port, or where the UF2 drive is mounted (default: found by USB id)"
+        "--port",
+        metavar="PORT",
+        help="serial port, socket://host:port, or where the UF2 drive is mounted (default: found by USB id)",
     )
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, help="sign the model with this key, for a board that asks for signatures"
+    )
+    parser.add_argument("--passphrase-file", metavar="FILE", type=Path, help="of the key")
     add_json(parser)
 
 
@@ -37,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.flash.flasher import flasher_for
     from toolkit.flash.images import read_firmware
     from toolkit.flash.model import read_model
+    from toolkit.signing.keys import read_passphrase, read_signing_key
 
     if args.firmware is None and args.model is None:
         raise ConfigurationError("There is nothing to flash; give FIRMWARE, --model BUNDLE or both.")
@@ -44,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         flasher = flasher_for(board)
         firmware = read_firmware(args.firmware) if args.firmware else None
-        model = read_model(args.model, board) if args.model else None
+        key = read_signing_key(args.key, read_passphrase(args.passphrase_file)) if args.key is not None else None
+        model = read_model(args.model, board, key) if args.model else None
         parts = flasher.check(firmware, model)
         result = _flash(flasher, parts, args.port)
     except ImportError as error:

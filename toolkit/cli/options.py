@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "percent",
     "positive_number",
     "read_schema",
+    "read_schemas",
     "read_text",
     "require_extra",
     "sampling",
@@ -130,3 +131,13 @@ def read_schema(path: Path) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ConfigurationError(f"{path} holds {type(schema).__name__}; a JSON schema is an object.")
     return schema
+
+
+def read_schemas(paths: Sequence[Path], task: Path | None) -> tuple[dict[str, Any], ...]:
+    """JSON schemas in files, and that of a task's answer."""
+    schemas = [read_schema(path) for path in paths]
+    if task is not None:
+        from device_runtime.tasks.file import load
+
+        schemas.append(dict(load(task).answer))
+    return tuple(schemas)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from device_runtime.bridge.link import Link
-from device_runtime.bridge.model import SerialModel, check_schema
+from device_runtime.bridge.model import SerialModel
 from device_runtime.bridge.timing import Timing
 from device_runtime.bundle.folder import Bundle
+from device_runtime.device.models import DeviceModels
 from device_runtime.device.service import Service
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.errors import ConfigurationError
@@ -58,7 +59,7 @@ def bridge(
     if path is not None and certs is not None:
         raise ConfigurationError("--certs is for a bridge without a fleet file; with one, name the folder there.")
     fleet = load(path) if path is not None else None
-    runs = _bundle(device, fleet, bundle, keys, manager)
+    runs, models = _bundle(device, fleet, bundle, keys, manager)
     state_dir = state_dir or default_state_dir(device)
     if fleet is not None:
         config = fleet.device(device, fleet.address(device, broker_url, password_file), state_dir)
@@ -66,7 +67,15 @@ def bridge(
         config = _without_fleet(device, runs, broker_url, certs, state_dir, password_file)
     timing = Timing(grace_s=POOL_GRACE_S) if config.pool else Timing()
     model = SerialModel(Link(port, baud, timing), runs)
-    service = Service(config, lambda _: model.open(wait_s, lambda: service.stopping), manager, model)
+
+    def open_board(_: object) -> SerialModel:
+        opened = model.open(wait_s, lambda: service.stopping)
+        for name in models.entries:  # now the board has said which schemas it has
+            if runs is not None:
+                models.check(name, runs.manifest, opened.check_schema)
+        return opened
+
+    service = Service(config, open_board, manager, model)
     try:
         run_until_stopped(service, wait_for_broker=wait_for_broker)
     finally:
@@ -75,7 +84,7 @@ def bridge(
 
 def _bundle(
     device: str, fleet: Fleet | None, bundle: Path | None, keys: Path | None, manager: ServiceManager
-) -> Bundle | None:
+) -> tuple[Bundle | None, DeviceModels]:
     """What the board runs, as far as it was named: trusted, and not at odds with the fleet file."""
     entries = dict(fleet.models_of(device)) if fleet is not None else {}
     if fleet is not None and len(entries) > 1:
@@ -85,9 +94,9 @@ def _bundle(
     models = device_models(device, fleet, keys, entries)
     for name in entries:
         opened = Bundle.open(models.ready(name, manager), trust=models.trust)
-        models.check(name, opened.manifest, check_schema)
-        return opened
-    return None
+        models.check(name, opened.manifest, lambda schema, max_new: None)
+        return opened, models
+    return None, models
 
 
 def _without_fleet(

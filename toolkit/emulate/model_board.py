@@ -132,11 +132,11 @@ def hello_of(bundle: Bundle, *, text: bool = False, largest_body: int = 256) -> 
     manifest = bundle.manifest
     kind = Capability.TEXT if text else Capability.TOKENS
     return Hello(
-        VERSION, kind | Capability.SAMPLING, largest_body, 2 * largest_body, manifest.context,
+        1, kind | Capability.SAMPLING, largest_body, 2 * largest_body, manifest.context,
         manifest.graph.vocabulary, len(manifest.prefix_tokens), deaf_ms=50,
         arena_bytes=manifest.arena.total_bytes if manifest.arena else 0,
         model=bytes.fromhex(manifest.files[MODEL].sha256)[:8],
-        board="stonechat peer", firmware=__version__, name=manifest.name,
+        board="stonechat peer", firmware=__version__, name=manifest.name, newest=VERSION,
     )  # fmt: skip
 
 

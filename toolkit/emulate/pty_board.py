@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from device_runtime.bridge.frames import FrameReader, frame
@@ -63,8 +64,8 @@ class Board:
     """A board with an engine. Give it bytes with `receive`, and time with `step`; both return what to send."""
 
     def __init__(self, engine: Engine, hello: Hello, clock: Callable[[], float] = time.monotonic) -> None:
-        """`hello` is what it says of itself."""
-        self.hello, self.temperature = hello, 415
+        """`hello` is what it says of itself; `hello.newest` is the latest version that it speaks."""
+        self.hello, self.temperature = replace(hello, version=1), 415
         self._engine, self._clock = engine, clock
         self._booted_s = clock()
         self._reader = FrameReader()
@@ -120,6 +121,7 @@ class Board:
         known = self._start is not None and getattr(message, "request", None) == self._start.request
         match message:
             case Greet():
+                self.hello = replace(self.hello, version=min(message.version, self.hello.newest))
                 self._send(self.hello)
             case Ping():
                 self._send_status()
@@ -166,6 +168,8 @@ class Board:
         self._send(Taken(part.request, len(self._prompt)))
 
     def _check(self, start: Start) -> None:
+        if start.schema and start.schema not in self.hello.schemas:
+            raise EmulatedFaultError(FaultCode.UNSUPPORTED, "no such schema here")
         if start.temperature > 0 and not self.hello.capabilities & Capability.SAMPLING:
             raise EmulatedFaultError(FaultCode.UNSUPPORTED, "answers are greedy here")
 
@@ -204,7 +208,9 @@ class Board:
         self._send(Status(request, self._work, len(self._answer), uptime_ms, self.temperature, self._steps))
 
     def _send(self, message: Message) -> None:
-        self._out += frame(message.pack())
+        # a Hello says how new the board is whatever the bridge speaks, unless the board is of the first version
+        version = self.hello.newest if isinstance(message, Hello) else self.hello.version
+        self._out += frame(message.pack(version))
 
     def _flushed(self) -> bytes:
         data = bytes(self._out)

@@ -1,26 +1,39 @@
-"""Compile the engine and its console for a board, sized for one bundle."""
+"""Compile the engine and its firmware for a board, sized for one model image."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from boards import Board
 from boards.board import Firmware
-from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE
-from device_runtime.errors import BackendError, BundleError, ConfigurationError, DoesNotFitError
+from device_runtime import __version__
+from device_runtime.bundle.trust import PublicKey
+from device_runtime.errors import BackendError, ConfigurationError, DoesNotFitError
 from device_runtime.micro.library import CEngine
-from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
-from toolkit.firmware.toolchain import toolchain_for
+from device_runtime.micro.sources import (
+    FIRMWARE_INCLUDES,
+    FLAGS,
+    INCLUDES,
+    PORTS,
+    engine_sources,
+    firmware_sources,
+    update_sources,
+)
+from toolkit.firmware.layout import FlashLayout, layout_of
+from toolkit.firmware.toolchain import Toolchain, toolchain_for
 
-__all__ = ["Build", "build_firmware", "firmware_of", "image_of"]
+__all__ = ["Build", "build_firmware", "firmware_of"]
 
-PORTS = INCLUDES[0].parent / "ports"
 STACK_BYTES = 12 * 1024
+BOOT_STACK_BYTES = 8 * 1024
+WATCHDOG_MS = 4000
 _SLACK_BYTES = 1024  # the host's records have wider pointers than the board's: its arena is never the smaller one
+_FIXED_BYTES = 40 * 1024  # of RAM: buffers and stack, generously
+_FIRMWARE = PORTS.parent / "firmware"
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Build:
     image_address: int
     arena_bytes: int
     kv_cache_bytes: int
+    program: Path | None = None  # firmware.bin, what a firmware slot's image holds; None: the board has no slots
+    boot: Path | None = None  # boot.elf, which starts it
 
 
 def firmware_of(board: Board) -> Firmware:
@@ -44,25 +59,20 @@ def firmware_of(board: Board) -> Firmware:
     if board.firmware is None or board.flash.model_address is None:
         raise ConfigurationError(
             f"stonechat builds no firmware for {board.id}: its file has no `firmware:` block. "
-            "Build device_runtime/micro/ with the board's own tools."
+            "`stonechat firmware export` writes its sources for the board's own tools."
         )
     return board.firmware
 
 
-def image_of(bundle: Bundle) -> Path:
-    """The model image of a bundle.
+def build_firmware(
+    image: Path, board: Board, folder: Path, *, key: PublicKey | None = None, version: str = __version__
+) -> Build:
+    """Build `firmware.elf` and its map in `folder`; for a board with slots, its boot loader too.
 
-    Raises:
-        BundleError: it has none.
-    """
-    path = bundle.path / IMAGE
-    if not path.is_file():
-        raise BundleError(f"{bundle.path} has no {IMAGE}; convert the checkpoint with --profile micro.")
-    return path
-
-
-def build_firmware(bundle: Bundle, board: Board, folder: Path) -> Build:
-    """Build `firmware.elf` and its map in `folder`.
+    Args:
+        image: of the model (`toolkit.firmware.images.image_for`).
+        key: whose signatures updates need; None: they need none.
+        version: that the firmware says of itself.
 
     Raises:
         ConfigurationError: there is no firmware for the board.
@@ -70,7 +80,8 @@ def build_firmware(bundle: Bundle, board: Board, folder: Path) -> Build:
         BackendError: the compiler fails.
         DoesNotFitError: the board has too little memory.
     """
-    layout, tools, image = firmware_of(board), toolchain_for(board), image_of(bundle)
+    firmware, tools = firmware_of(board), toolchain_for(board)
+    layout = layout_of(board)
     assert board.flash.model_address is not None
     if image.stat().st_size > board.storage.model_kib * 1024:
         raise DoesNotFitError(
@@ -79,49 +90,105 @@ def build_firmware(bundle: Bundle, board: Board, folder: Path) -> Build:
         )
     needs = CEngine(image).needs
     arena, kv_cache = needs.arena_bytes + _SLACK_BYTES, max(16, needs.kv_cache_bytes)
+    left = firmware.ram_kib * 1024 - arena - kv_cache - 16 * needs.context - _FIXED_BYTES
     folder.mkdir(parents=True, exist_ok=True)
-    defines = {
-        "IMAGE_AT": f"{board.flash.model_address:#x}u",
-        "IMAGE_ROOM": f"{board.storage.model_kib * 1024}u",
+    defines: dict[str, object] = {
         "ARENA_BYTES": arena,
         "KV_BYTES": kv_cache,
         "CONTEXT": needs.context,
-        "UART_AT": f"{layout.uart_address:#x}u",
+        "LOGITS": needs.vocabulary if left > 4 * needs.vocabulary else 0,
+        "BOARD": f'"{board.id[:32]}"',
+        "FIRMWARE": f'"{version[:32]}"',
+        "UART_AT": f"{firmware.uart_address:#x}u",
+        "UART_IRQ": firmware.uart_irq,
+        "CLOCK_HZ": f"{board.soc.mhz * 1_000_000}u",
+        "WATCHDOG_MS": WATCHDOG_MS,
     }
-    command = [
-        tools.compiler, *tools.flags, *FLAGS, "-ffunction-sections", "-fdata-sections", *(f"-I{i}" for i in INCLUDES),
-        f"-I{PORTS}", *(f"-D{name}={value}" for name, value in defines.items()),
-    ]  # fmt: skip
-    ports = [PORTS / name for name in ("console.c", tools.start, f"uart_{layout.uart}.c")]
-    sources = [*engine_sources(), *ports]
-    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda pair: _run([*command, "-c", str(pair[0]), "-o", str(pair[1])]),
-                      zip(sources, objects, strict=True)))  # fmt: skip
+    if firmware.watchdog_address is not None:
+        defines["WATCHDOG_AT"] = f"{firmware.watchdog_address:#x}u"
+        defines["WATCHDOG_HZ"] = f"{firmware.watchdog_hz or board.soc.mhz * 1_000_000}u"
+    code_at, code_bytes = firmware.code_address, firmware.code_kib * 1024
+    if layout is None:
+        defines["IMAGE_AT"] = f"{board.flash.model_address:#x}u"
+        defines["IMAGE_ROOM"] = f"{board.storage.model_kib * 1024}u"
+    else:
+        boot_bytes = layout.update.boot_kib * 1024
+        run_at, run_bytes = code_at + boot_bytes, min(code_bytes - boot_bytes, layout.firmware_bytes - 1024)
+        defines["FLASH_AT"] = f"{layout.update.flash_address:#x}u"
+        defines["FLASH_SECTOR_BYTES"] = f"{layout.update.sector_kib * 1024}u"
+        defines["RUN_AT"], defines["RUN_BYTES"] = f"{run_at:#x}u", f"{run_bytes:#x}u"
+        (folder / "layout.h").write_text(layout.header(key), encoding="ascii")
+    compile_ = _Compiler(tools, folder, defines)
+    port = _port_sources(firmware, tools, layout)
+    objects = compile_.all([*engine_sources(), *firmware_sources(), _FIRMWARE / "main.c", *port])
+    ram = firmware.ram_address, firmware.ram_kib * 1024
     elf, map_file = folder / "firmware.elf", folder / "firmware.map"
-    symbols = {
-        "code_address": layout.code_address,
-        "code_bytes": layout.code_kib * 1024,
-        "ram_address": layout.ram_address,
-        "ram_bytes": layout.ram_kib * 1024,
-        "stack_bytes": STACK_BYTES,
-    }
-    linked = [
-        tools.compiler, *tools.flags, *tools.link_flags, *map(str, objects), "-nostartfiles", "-T",
-        str(PORTS / tools.script), "-Wl,--gc-sections", f"-Wl,-Map={map_file}",
-        *(f"-Wl,--defsym={name}={value:#x}" for name, value in symbols.items()), "-lm", "-o", str(elf),
-    ]  # fmt: skip
+    program = boot = None
     try:
-        _run(linked)
+        if layout is None:
+            compile_.link(elf, objects, (code_at, code_bytes), ram, STACK_BYTES)
+        else:
+            compile_.link(elf, objects, (run_at, run_bytes), ram, STACK_BYTES)
+            program = folder / "firmware.bin"
+            _run([tools.objcopy, "-O", "binary", str(elf), str(program)])
+            boot = folder / "boot.elf"
+            parts = compile_.all([*update_sources(), _FIRMWARE / "boot.c", *port])
+            compile_.link(boot, parts, (code_at, boot_bytes), ram, BOOT_STACK_BYTES)
     except BackendError as error:
         if "overflowed" not in str(error) and "will not fit" not in str(error):
             raise
         raise DoesNotFitError(
-            f"The firmware does not fit {board.id}, which has {layout.code_kib:,} KiB for code and {layout.ram_kib:,} "
-            f"KiB of RAM; the model needs {arena / 1024:,.0f} KiB of arena and {kv_cache / 1024:,.0f} KiB of kv_cache. "
-            "Convert with a shorter --context, or take a smaller model."
+            f"The firmware does not fit {board.id}, which has {firmware.code_kib:,} KiB for code and "
+            f"{firmware.ram_kib:,} KiB of RAM; the model needs {arena / 1024:,.0f} KiB of arena and "
+            f"{kv_cache / 1024:,.0f} KiB of kv_cache. Convert with a shorter --context, or take a smaller model."
         ) from None
-    return Build(elf, map_file, image, board.flash.model_address, arena, kv_cache)
+    return Build(elf, map_file, image, board.flash.model_address, arena, kv_cache, program, boot)
+
+
+def _port_sources(firmware: Firmware, tools: Toolchain, layout: FlashLayout | None) -> list[Path]:
+    watchdog = "none" if firmware.watchdog_address is None else "cmsdk"
+    names = ["receive.c", tools.start, f"uart_{firmware.uart}.c", f"watchdog_{watchdog}.c"]
+    return [PORTS / name for name in [*names, *(["flash_memory.c"] if layout is not None else [])]]
+
+
+class _Compiler:
+    """Compiles each file once."""
+
+    def __init__(self, tools: Toolchain, folder: Path, defines: Mapping[str, object]) -> None:
+        self._tools, self._folder = tools, folder
+        self._done: dict[Path, Path] = {}
+        self._command = [
+            tools.compiler, *tools.flags, *FLAGS, "-ffunction-sections", "-fdata-sections",
+            *(f"-I{i}" for i in (*INCLUDES, *FIRMWARE_INCLUDES, PORTS, folder)),
+            *(f"-D{name}={value}" for name, value in defines.items()),
+        ]  # fmt: skip
+
+    def all(self, sources: Sequence[Path]) -> list[Path]:
+        """The object files of `sources`."""
+        new = [source for source in sources if source not in self._done]
+        with ThreadPoolExecutor(2) as pool:
+            self._done |= zip(new, pool.map(self._one, new), strict=True)
+        return [self._done[source] for source in sources]
+
+    def _one(self, source: Path) -> Path:
+        out = self._folder / f"{source.parent.name}-{source.stem}.o"
+        _run([*self._command, "-c", str(source), "-o", str(out)])
+        return out
+
+    def link(
+        self, elf: Path, objects: Sequence[Path], code: tuple[int, int], ram: tuple[int, int], stack_bytes: int
+    ) -> None:
+        """Link, with a map beside it. `code` and `ram` are an address and bytes each."""
+        tools = self._tools
+        symbols = {
+            "code_address": code[0], "code_bytes": code[1], "ram_address": ram[0], "ram_bytes": ram[1],
+            "stack_bytes": stack_bytes,
+        }  # fmt: skip
+        _run([
+            tools.compiler, *tools.flags, *tools.link_flags, *map(str, objects), "-nostartfiles", "-T",
+            str(PORTS / tools.script), "-Wl,--gc-sections", f"-Wl,-Map={elf.with_suffix('.map')}",
+            *(f"-Wl,--defsym={name}={value:#x}" for name, value in symbols.items()), "-lm", "-o", str(elf),
+        ])  # fmt: skip
 
 
 def _run(command: list[str]) -> None:

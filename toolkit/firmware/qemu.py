@@ -1,69 +1,132 @@
-"""A board in QEMU, with its serial line on a socket."""
+"""A board in QEMU, with its serial line on a TCP port of this machine and its flash in a file."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from boards import Board
 from device_runtime.errors import BackendError, BackendMissingError, ConfigurationError, UnreachableError
 from toolkit.firmware.build import Build, firmware_of
+from toolkit.firmware.layout import layout_of
 from toolkit.firmware.toolchain import toolchain_for
 
 __all__ = ["PROMPT", "Emulator"]
 
 PROMPT = b"\r\n> "  # the console waits for a line
 _PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc"}
+_START_S = 20.0
 
 
 class Emulator:
-    """A running board; a context manager. Its console takes a line and answers it."""
+    """A running board; a context manager. `url` is its serial line; it starts when the first program connects to it."""
 
-    def __init__(self, build: Build, board: Board) -> None:
+    def __init__(self, build: Build, board: Board, flash: Path | None = None, *, port: int = 0) -> None:
+        """Prepare; entering it starts QEMU.
+
+        Args:
+            flash: what the board's flash is kept in (`toolkit.firmware.slots.write_flash`); a board without slots
+                has the model's image put into its place instead.
+            port: of TCP; 0: any free one.
+        """
         machine, qemu = firmware_of(board).machine, toolchain_for(board).qemu
         if machine is None:
             raise ConfigurationError(f"QEMU has no machine for {board.id}; flash the firmware onto the board.")
         if shutil.which(qemu) is None:
             raise BackendMissingError(f"{qemu} is not installed; on Debian: apt install {_PACKAGES[qemu]}.")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self._command = [
-            qemu, "-M", machine, *(["-bios", "none"] if qemu.endswith("riscv32") else []), "-kernel", str(build.elf),
-            "-device", f"loader,file={build.image},addr={build.image_address:#x},force-raw=on",
-            "-serial", f"tcp:127.0.0.1:{port}", "-display", "none", "-monitor", "none",
-        ]  # fmt: skip
+        self._port = port or _free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="stonechat-qemu-")
+        self._qmp = Path(self._folder.name) / "qmp"
+        self._line: socket.socket | None = None
+        layout = layout_of(board)
+        elf = build.boot or build.elf
+        command = [qemu, *(["-bios", "none"] if qemu.endswith("riscv32") else []), "-kernel", str(elf)]
+        if layout is None or flash is None:
+            command += ["-M", machine]
+            command += ["-device", f"loader,file={build.image},addr={build.image_address:#x},force-raw=on"]
+        else:
+            size = f"{layout.update.machine_ram_kib}K"
+            command += ["-M", f"{machine},memory-backend=kept", "-m", size]
+            command += ["-object", f"memory-backend-file,id=kept,size={size},mem-path={flash},share=on"]
+        command += ["-serial", f"tcp:127.0.0.1:{self._port},server=on,wait=on,nodelay=on"]
+        command += ["-qmp", f"unix:{self._qmp},server=on,wait=off"]
+        self._command = [*command, "-display", "none", "-monitor", "none"]
+
+    @property
+    def url(self) -> str:
+        """The serial line, as pyserial names it."""
+        return f"socket://127.0.0.1:{self._port}"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """QEMU."""
+        return self._process
 
     def __enter__(self) -> Emulator:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            self._listener.settimeout(20)
-            self._line, _ = self._listener.accept()
-        except TimeoutError:
-            self._process.kill()
-            said = (self._process.communicate()[1] or b"").decode(errors="replace").strip()
-            raise BackendError(f"{self._command[0]} did not start: {said or 'it gave no reason'}") from None
-        finally:
-            self._listener.close()
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._line.close()
+        self.disconnect()
         self._process.kill()
         self._process.communicate()
+        self._folder.cleanup()
 
-    def wait_until_ready(self, timeout_s: float = 60.0) -> str:
-        """What the board says at its start.
+    def connect(self) -> None:
+        """Open the serial line for `ask` and `wait_until_ready`; a line has one program at a time.
 
         Raises:
-            BackendError: it refuses the image.
+            BackendError: QEMU does not start.
         """
-        said = b"".join(self._until_prompt(timeout_s)).decode(errors="replace").strip()
+        end_s = time.monotonic() + _START_S
+        while self._line is None:
+            try:
+                self._line = socket.create_connection(("127.0.0.1", self._port), timeout=_START_S)
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > end_s:
+                    self._process.kill()
+                    said = (self._process.communicate()[1] or b"").decode(errors="replace").strip()
+                    raise BackendError(f"{self._command[0]} did not start: {said or 'it gave no reason'}") from None
+                time.sleep(0.02)
+
+    def disconnect(self) -> None:
+        """Leave the line to another program."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.settimeout(_START_S)
+            control.connect(str(self._qmp))
+            lines = control.makefile("rwb")
+            for command in ("qmp_capabilities", "system_reset"):
+                lines.write(json.dumps({"execute": command}).encode() + b"\n")
+                lines.flush()
+                while b'"return"' not in (line := lines.readline()):
+                    if not line:
+                        raise BackendError("QEMU has ended.")
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> str:
+        """What the board says at its start, up to its prompt.
+
+        Raises:
+            BackendError: it has no model that works.
+        """
+        self.connect()
+        said = b"".join(self._until_prompt(timeout_s)).decode(errors="replace").strip("\0\r\n ")
         if "ready" not in said:
             raise BackendError(f"The board does not start: {said}")
         return said
@@ -77,10 +140,14 @@ class Emulator:
         """
         if "\n" in text or "\r" in text:
             raise ConfigurationError("The console takes one line at a time; leave out the line ends.")
+        self.connect()
+        assert self._line is not None
         self._line.sendall(text.encode() + b"\n")
         yield from self._until_prompt(timeout_s)
 
     def _until_prompt(self, timeout_s: float) -> Iterator[bytes]:
+        """What comes before the prompt; frames of the serial protocol after an earlier prompt are left out."""
+        assert self._line is not None
         held = b""
         stop_s = time.monotonic() + timeout_s
         while True:
@@ -93,11 +160,26 @@ class Emulator:
                 ) from None
             if not came:
                 raise UnreachableError("QEMU closed the serial line.")
-            held += came
+            held = _without_frames(held + came)
             if held.endswith(PROMPT):
                 yield held.removesuffix(PROMPT)
                 return
+            if b"\0" in held:  # half a frame
+                continue
             safe = len(held) - next(n for n in range(len(PROMPT), -1, -1) if held.endswith(PROMPT[:n]))
             if safe:
                 yield held[:safe]
                 held = held[safe:]
+
+
+def _without_frames(data: bytes) -> bytes:
+    parts = data.split(b"\0")
+    if len(parts) % 2 == 0:  # the last one is open
+        return b"".join(parts[:-1:2]) + b"\0" + parts[-1]
+    return b"".join(parts[::2])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

@@ -30,6 +30,11 @@ class Toolchain:
     script: str
     qemu: str
 
+    @property
+    def objcopy(self) -> str:
+        """Beside the compiler."""
+        return self.compiler.removesuffix("gcc") + "objcopy"
+
 
 def toolchain_for(board: Board) -> Toolchain:
     """The toolchain of a board's core.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from boards import Board
 from device_runtime.errors import ConfigurationError, FlashError, RolledBackError, UnreachableError
+from toolkit.firmware.layout import layout_of
 from toolkit.flash.flasher import Part, Report, Result, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.mcuboot import SignedImage, read_image
@@ -38,6 +39,7 @@ _ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase 
 _RESTART_TIMEOUT_S = 120.0  # swapping two slots of a large flash takes a minute
 _RESTART_AGAIN_S = 5.0  # from a request to restart until a board that still runs the old image is taken to have lost it
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+_REFUSED = ("INVALID_TLV", "CURRENT_VERSION_IS_NEWER", "EBADSTATE")  # of an image by its signature or its counter
 _OCCUPIED = ("NO_FREE_SLOT", "IMAGE_ALREADY_PENDING")  # refusals for a test that was begun and not ended
 
 
@@ -51,9 +53,13 @@ class Flasher:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._layout = layout_of(board)  # of stonechat's own firmware; None: somebody else's, under MCUboot
+        self._number = 0  # of SMP's images: 0 the firmware, 1 the model
 
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """See `toolkit.flash.flasher.Flasher`."""
+        if self._layout is not None:
+            return self._check_own(firmware, model)
         if model is not None:
             address = self._board.flash.model_address
             probe = f", or write the packed bundle to 0x{address:08x} with a debug probe" if address is not None else ""
@@ -71,6 +77,21 @@ class Flasher:
         require_room(part, "flash.firmware_kib")
         return [part]
 
+    def _check_own(self, firmware: Image | None, model: Image | None) -> list[Part]:
+        """The parts for a board with stonechat's firmware: an image for a slot each."""
+        assert self._layout is not None
+        parts = []
+        if firmware is not None:
+            require_kind(firmware, ("mcuboot",), self._board.name)
+            firmware = firmware.joined()
+            read_image(firmware.data, firmware.name)
+            parts.append(Part("firmware", firmware, 0, self._layout.firmware_bytes))
+            require_room(parts[-1], "firmware.update.firmware_kib")
+        if model is not None:
+            parts.append(Part("model", model, 0, self._layout.model_bytes))
+            require_room(parts[-1], "storage.model_kib")
+        return parts
+
     def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
         """See `toolkit.flash.flasher.Flasher`.
 
@@ -80,22 +101,28 @@ class Flasher:
         for name in ("smpclient", "smp"):  # they log what we raise
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         port = usable_port(self._board, port)
-        (part,) = parts
-        image = read_image(part.image.data, part.image.name)
-        return asyncio.run(self._update(part.image.data, image, port, report))
+        results = []
+        for part in parts:
+            self._number = 0 if part.what == "firmware" else 1
+            image = read_image(part.image.data, part.image.name)
+            results.append(asyncio.run(self._update(part.image.data, image, port, report)))
+        return Result(port, "; ".join(result.verified for result in results))
 
     async def _update(self, data: bytes, image: SignedImage, port: str, report: Report) -> Result:
         slots = await self._first_answer(port)
-        running = _active(slots)
-        if running is None:
+        running = self._active(slots)
+        if running is None and self._layout is None:
             return await self._recover(slots, data, image, port, report)
-        if running.hash != image.digest:
+        if running is None or running.hash != image.digest:
             if not any(slot.hash == image.digest for slot in slots):
                 await self._upload(data, port, report)
             await self._start(image, port, report)
-        confirmed = _active(await self._confirm(port))
+        confirmed = self._active(await self._confirm(port))
         if confirmed is None or confirmed.hash != image.digest or not confirmed.confirmed:
             raise FlashError(f"The board does not say that it has kept {image.version}. {self.half_done}")
+        if self._layout is not None:
+            what = ("firmware", "model")[self._number]
+            return Result(port, f"the board checked the {what} {image.version} and runs it; confirmed by its hash")
         return Result(port, f"MCUboot checked version {image.version} and runs it; confirmed by its hash")
 
     async def _recover(
@@ -142,7 +169,7 @@ class Flasher:
         while True:
             try:
                 async with self._client(port) as client:
-                    async for offset in client.upload(data, first_timeout_s=_ERASE_TIMEOUT_S):
+                    async for offset in client.upload(data, self._number, first_timeout_s=_ERASE_TIMEOUT_S):
                         report("upload", offset / len(data))
                         if offset > best:
                             best, failures = offset, 0
@@ -171,12 +198,17 @@ class Flasher:
             except _line_troubles():
                 await asyncio.sleep(0.1)
                 continue
-            running = _active(slots)
+            running = self._active(slots)
             if running is not None and running.hash == image.digest:
                 report("restart", 1.0)
                 return
             if not any(slot.hash == image.digest and slot.pending for slot in slots):
                 version = running.version if running else "nothing"
+                if self._layout is not None:
+                    raise RolledBackError(
+                        f"The board did not keep version {image.version} and runs {version} again. A model has to fit "
+                        "the firmware's memory and to pass its self-test; build the firmware for this bundle."
+                    )
                 raise RolledBackError(
                     f"MCUboot did not keep version {image.version}: the board runs {version}. Is the image signed with "
                     "the key that the board's MCUboot has, and linked for its slots?"
@@ -236,8 +268,17 @@ class Flasher:
             raise FlashError(self._refused(what, _reason(answer)))
         raise AssertionError
 
+    def _active(self, slots: Sequence[ImageState]) -> ImageState | None:
+        """The image that runs, of those that are being updated."""
+        return next((slot for slot in slots if slot.active and (slot.image or 0) == self._number), None)
+
     def _refused(self, what: str, reason: str) -> str:
         """A server's refusal, and the next step."""
+        if self._layout is not None and reason.startswith(_REFUSED):
+            return (
+                f"The board refused {what}: {reason}. It takes images that its key has signed (--key), whose "
+                "security counter is no lower than that of those it has kept. It runs what it ran before."
+            )
         if reason.startswith(_OCCUPIED):
             return (
                 f"The board refused {what}: {reason}. Its other slot waits for a test, or is the way back from one. "
@@ -251,6 +292,10 @@ class Flasher:
 
         from toolkit.flash.smp_answers import TolerantTransport
 
+        if port.startswith("socket://"):
+            from toolkit.flash.socket_port import SocketTransport
+
+            return SMPClient(SocketTransport(), port, _TIMEOUT_S)
         transport = TolerantTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
         return SMPClient(transport, port, _TIMEOUT_S)
 
@@ -295,11 +340,6 @@ def _is_in_first_slot(slot: ImageState, image: SignedImage) -> bool:
     if slot.hash is not None:
         return slot.hash == image.digest
     return slot.version == image.version.removesuffix("+0").replace("+", ".")
-
-
-def _active(slots: Sequence[ImageState]) -> ImageState | None:
-    """The image that runs."""
-    return next((slot for slot in slots if slot.active and slot.image in (None, 0)), None)
 
 
 def _reason(answer: Any) -> str:

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import mmap
+import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from converters.emit.c.byte_level_bpe import byte_level_table
 from converters.emit.c.chat_roles import chat_roles
 from converters.emit.c.image import SectionKind, read_image, write_image
 from converters.emit.c.model import ModelImage, self_test_section, write_model_image
+from converters.emit.c.schema import schema_section
 from converters.emit.c.sentencepiece import sentencepiece_table
 from converters.emit.c.tokenizer import Flag
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE
+from device_runtime.bundle.manifest import IMAGE, MODEL, Manifest
 from device_runtime.engine.prompts import tokenizer_of
-from device_runtime.errors import BackendMissingError, ConfigurationError
+from device_runtime.engine.schema.identity import schema_identity
+from device_runtime.errors import BackendMissingError, ConfigurationError, SchemaError
 from device_runtime.micro.library import CEngine
+from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["write_bundle_image"]
 
 _SELF_TEST_TOKENS = 8
 
 
-def write_bundle_image(bundle: Bundle) -> ModelImage:
-    """Write `model.image` into a bundle's folder. The manifest is the caller's.
+def write_bundle_image(
+    bundle: Bundle, schemas: Sequence[Mapping[str, Any]] = (), path: Path | None = None
+) -> ModelImage:
+    """Write `model.image` into a bundle's folder, or to `path`. The manifest is the caller's.
+
+    It holds answers to `schemas`, and to that of the task that the bundle was trained for, where the board can.
 
     A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So are a
     chat template that is more than a table of roles, and the self-test where there is no C compiler to compute it with.
 
     Raises:
         GraphError: the graph has something that the C engine has no call for.
+        SchemaError: a board cannot hold an answer to one of `schemas`, or the image has no tokenizer.
     """
-    path = bundle.path / IMAGE
-    sections = _text_sections(bundle)
+    path = path or bundle.path / IMAGE
+    sections = {**_text_sections(bundle), SectionKind.IDENTITY: _identity(bundle.manifest)}
+    sections |= _schemas(bundle.manifest, schemas, SectionKind.TOKENIZER in sections)
     written = write_model_image(bundle.model_path, path, sections)
     try:
         engine = CEngine(path)
@@ -69,6 +81,29 @@ def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:
         roles = chat_roles(template, info.special_tokens)
         sections[SectionKind.CHAT] = roles.pack(tokens, info.eos_ids, manifest.prefix_tokens)
     return sections
+
+
+def _identity(manifest: Manifest) -> bytes:
+    """u32 number of end tokens, u32 each, the graph's SHA-256, the name."""
+    ends = manifest.tokenizer.eos_ids
+    sha256 = bytes.fromhex(manifest.files[MODEL].sha256)
+    return struct.pack(f"<I{len(ends)}I", len(ends), *ends) + sha256 + manifest.name.encode()
+
+
+def _schemas(manifest: Manifest, asked: Sequence[Mapping[str, Any]], has_tokenizer: bool) -> dict[SectionKind, bytes]:
+    """The section of schemas; without a tokenizer no answer can be held to one."""
+    if asked and not has_tokenizer:
+        raise SchemaError(
+            "The C engine has no table for this tokenizer, so a board cannot hold answers to a schema; convert "
+            "without --schema and --task."
+        )
+    found = {schema_identity(schema): schema for schema in asked}
+    purpose = Purpose.of_manifest(manifest)
+    if purpose is not None and has_tokenizer:
+        with suppress(SchemaError):  # one that a board cannot hold is left to bigger machines
+            schema_section([purpose.answer])
+            found.setdefault(schema_identity(purpose.answer), purpose.answer)
+    return {SectionKind.SCHEMA: schema_section(list(found.values()))} if found else {}
 
 
 def _add_section(path: Path, kind: SectionKind, data: bytes) -> None:

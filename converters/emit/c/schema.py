@@ -7,17 +7,17 @@ is refused here, by its name.
 from __future__ import annotations
 
 import enum
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import SchemaError
 
-__all__ = ["schema_identity", "schema_section"]
+__all__ = ["schema_section"]
 
 FORMAT = 1
 DEPTH = 12  # SC_SCHEMA_DEPTH
@@ -50,12 +50,6 @@ class _Kind(enum.IntEnum):
     LIST = 5
     OBJECT = 6
     CHOICE = 7
-
-
-def schema_identity(schema: Mapping[str, Any]) -> int:
-    """64 bits of the SHA-256 of a schema, objects closed: what a request names it by."""
-    text = json.dumps(closed(schema), ensure_ascii=False, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def schema_section(schemas: Sequence[Mapping[str, Any]]) -> bytes:

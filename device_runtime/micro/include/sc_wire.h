@@ -10,9 +10,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SC_WIRE_VERSION 1u /* of the protocol */
+#define SC_WIRE_VERSION 2u /* of the protocol */
 #define SC_WIRE_LARGEST_BODY 1024u /* bytes; a board may take less */
 #define SC_WIRE_LEAST_BODY 68u /* bytes that every board takes: the largest Start */
+#define SC_WIRE_LEAST_BODY_2 77u /* the same with the fields of version 2 */
+#define SC_WIRE_CERTAIN 65535u /* a confidence of 1 */
+#define SC_WIRE_MAX_SCHEMAS 8u /* in Hello */
 #define SC_WIRE_MAX_STOPS 8u /* tokens that end an answer */
 #define SC_WIRE_MAX_NAME 32u /* bytes of a name in Hello */
 #define SC_WIRE_MAX_REASON 100u /* bytes of the text in Fault */
@@ -40,6 +43,7 @@ enum {
     SC_WIRE_CAPABILITY_TOKENS = 1,
     SC_WIRE_CAPABILITY_TEXT = 2,
     SC_WIRE_CAPABILITY_SAMPLING = 4,
+    SC_WIRE_CAPABILITY_SCHEMAS = 8,
 };
 
 /* Why an answer ended. */
@@ -65,6 +69,19 @@ enum {
     SC_WIRE_FAULT_CODE_UNSUPPORTED = 3,
     SC_WIRE_FAULT_CODE_MALFORMED = 4,
     SC_WIRE_FAULT_CODE_FAILED = 5,
+};
+
+/* What a prompt and its answer are made of. */
+enum {
+    SC_WIRE_FORM_TOKENS = 0,
+    SC_WIRE_FORM_TEXT = 1,
+};
+
+/* Why a board started last. */
+enum {
+    SC_WIRE_RESET_CAUSE_UNKNOWN = 0,
+    SC_WIRE_RESET_CAUSE_COMMAND = 1,
+    SC_WIRE_RESET_CAUSE_WATCHDOG = 2,
 };
 
 /* Bytes of somebody else's; no zero ends them. */
@@ -193,12 +210,15 @@ typedef struct {
     uint64_t seed; /* the same seed draws the same answer */
     uint8_t stop_count; /* at most 8 */
     uint32_t stop_tokens[8]; /* each ends the answer; it is counted and not sent */
+    uint8_t form; /* what prompt and answer are made of */
+    uint64_t schema; /* the schema of the image that holds the answer, by its identity; 0: none */
 } sc_wire_start;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Start. */
 static inline int sc_wire_unpack_start(sc_wire_start *message, const uint8_t *data, uint32_t size)
 {
     sc_wire_reader reader = {data, size, 1};
+    memset(message, 0, sizeof *message);
     message->request = (uint32_t)sc_wire_get(&reader, 4);
     message->prompt_bytes = (uint32_t)sc_wire_get(&reader, 4);
     message->max_new = (uint32_t)sc_wire_get(&reader, 4);
@@ -214,12 +234,20 @@ static inline int sc_wire_unpack_start(sc_wire_start *message, const uint8_t *da
     for (uint32_t i = 0; i < message->stop_count; i++) {
         message->stop_tokens[i] = (uint32_t)sc_wire_get(&reader, 4);
     }
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->form = (uint8_t)sc_wire_get(&reader, 1);
+    if (message->form > 1) {
+        reader.good = 0;
+    }
+    message->schema = (uint64_t)sc_wire_get(&reader, 8);
     return reader.good;
 }
 
-/* The whole body. Returns its size, or 0 if it is larger than `capacity`. */
+/* The whole body, for a peer that speaks `version`. Returns its size, or 0 if it is larger than `capacity`. */
 static inline uint32_t sc_wire_pack_start(
-    const sc_wire_start *message, uint8_t *body, uint32_t capacity)
+    const sc_wire_start *message, uint8_t *body, uint32_t capacity, uint32_t version)
 {
     sc_wire_writer writer = {body, capacity, 1};
     sc_wire_put(&writer, SC_WIRE_START, 1);
@@ -235,6 +263,11 @@ static inline uint32_t sc_wire_pack_start(
     for (uint32_t i = 0; i < message->stop_count && i < 8; i++) {
         sc_wire_put(&writer, message->stop_tokens[i], 4);
     }
+    if (version < 2) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->form, 1);
+    sc_wire_put(&writer, message->schema, 8);
     return writer.good ? capacity - writer.left : 0;
 }
 
@@ -318,9 +351,9 @@ static inline uint32_t sc_wire_pack_cancel(
 
 /* What the board is. Sent when it starts, and as the answer to `Greet`. */
 typedef struct {
-    uint8_t version; /* that the board will speak: 1; in general the older of the two sides' */
+    uint8_t version; /* that the board will speak: the older of the two sides'; 1 in a Hello that nobody asked for */
     uint16_t capabilities; /* bits that may be set together */
-    uint16_t largest_body; /* bytes of the largest body that the board takes; 128 or more serve well, 68 (a full Start) are the least */
+    uint16_t largest_body; /* bytes of the largest body that the board takes; 128 or more serve well, 68 (a full Start; 77 in version 2) are the least */
     uint32_t window; /* bytes of its receive buffer: the largest frame + 64, or more */
     uint32_t context; /* positions */
     uint32_t vocabulary; /* token ids are below it */
@@ -331,12 +364,19 @@ typedef struct {
     sc_wire_bytes board; /* what it calls itself, at most 32 bytes */
     sc_wire_bytes firmware; /* its version, at most 32 bytes */
     sc_wire_bytes name; /* of its model, at most 32 bytes */
+    uint8_t newest; /* version that the board speaks to a bridge that speaks it too */
+    uint32_t boots; /* starts since it was given power, this one among them; 0: unknown */
+    uint8_t reset_cause; /* why it started */
+    uint8_t schema_count; /* at most 8 */
+    uint64_t schemas[8]; /* the identities of the image's schemas: the first 8 bytes, little-endian, of the sha256 of a schema */
 } sc_wire_hello;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Hello. */
 static inline int sc_wire_unpack_hello(sc_wire_hello *message, const uint8_t *data, uint32_t size)
 {
     sc_wire_reader reader = {data, size, 1};
+    memset(message, 0, sizeof *message);
+    message->newest = 1;
     message->version = (uint8_t)sc_wire_get(&reader, 1);
     message->capabilities = (uint16_t)sc_wire_get(&reader, 2);
     message->largest_body = (uint16_t)sc_wire_get(&reader, 2);
@@ -362,12 +402,28 @@ static inline int sc_wire_unpack_hello(sc_wire_hello *message, const uint8_t *da
         reader.good = 0;
     }
     message->name = sc_wire_take(&reader, message->name.size);
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->newest = (uint8_t)sc_wire_get(&reader, 1);
+    message->boots = (uint32_t)sc_wire_get(&reader, 4);
+    message->reset_cause = (uint8_t)sc_wire_get(&reader, 1);
+    if (message->reset_cause > 2) {
+        reader.good = 0;
+    }
+    message->schema_count = (uint8_t)sc_wire_get(&reader, 1);
+    if (message->schema_count > 8) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < message->schema_count; i++) {
+        message->schemas[i] = (uint64_t)sc_wire_get(&reader, 8);
+    }
     return reader.good;
 }
 
-/* The whole body. Returns its size, or 0 if it is larger than `capacity`. */
+/* The whole body, for a peer that speaks `version`. Returns its size, or 0 if it is larger than `capacity`. */
 static inline uint32_t sc_wire_pack_hello(
-    const sc_wire_hello *message, uint8_t *body, uint32_t capacity)
+    const sc_wire_hello *message, uint8_t *body, uint32_t capacity, uint32_t version)
 {
     sc_wire_writer writer = {body, capacity, 1};
     sc_wire_put(&writer, SC_WIRE_HELLO, 1);
@@ -395,6 +451,16 @@ static inline uint32_t sc_wire_pack_hello(
         uint32_t size = message->name.size < 32 ? message->name.size : 32;
         sc_wire_put(&writer, size, 1);
         sc_wire_put_bytes(&writer, message->name.bytes, size);
+    }
+    if (version < 2) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->newest, 1);
+    sc_wire_put(&writer, message->boots, 4);
+    sc_wire_put(&writer, message->reset_cause, 1);
+    sc_wire_put(&writer, message->schema_count, 1);
+    for (uint32_t i = 0; i < message->schema_count && i < 8; i++) {
+        sc_wire_put(&writer, message->schemas[i], 8);
     }
     return writer.good ? capacity - writer.left : 0;
 }
@@ -464,12 +530,14 @@ typedef struct {
     uint32_t completion_tokens; /* the stop token included */
     uint32_t first_ms; /* from the whole prompt to the first token */
     uint32_t decode_ms; /* from the first token to the last */
+    uint16_t confidence; /* of an answer with a schema: 65535 is certain; 0: unknown, or no schema */
 } sc_wire_done;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Done. */
 static inline int sc_wire_unpack_done(sc_wire_done *message, const uint8_t *data, uint32_t size)
 {
     sc_wire_reader reader = {data, size, 1};
+    memset(message, 0, sizeof *message);
     message->request = (uint32_t)sc_wire_get(&reader, 4);
     message->length = (uint32_t)sc_wire_get(&reader, 4);
     message->finish = (uint8_t)sc_wire_get(&reader, 1);
@@ -481,12 +549,16 @@ static inline int sc_wire_unpack_done(sc_wire_done *message, const uint8_t *data
     message->completion_tokens = (uint32_t)sc_wire_get(&reader, 4);
     message->first_ms = (uint32_t)sc_wire_get(&reader, 4);
     message->decode_ms = (uint32_t)sc_wire_get(&reader, 4);
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->confidence = (uint16_t)sc_wire_get(&reader, 2);
     return reader.good;
 }
 
-/* The whole body. Returns its size, or 0 if it is larger than `capacity`. */
+/* The whole body, for a peer that speaks `version`. Returns its size, or 0 if it is larger than `capacity`. */
 static inline uint32_t sc_wire_pack_done(
-    const sc_wire_done *message, uint8_t *body, uint32_t capacity)
+    const sc_wire_done *message, uint8_t *body, uint32_t capacity, uint32_t version)
 {
     sc_wire_writer writer = {body, capacity, 1};
     sc_wire_put(&writer, SC_WIRE_DONE, 1);
@@ -498,6 +570,10 @@ static inline uint32_t sc_wire_pack_done(
     sc_wire_put(&writer, message->completion_tokens, 4);
     sc_wire_put(&writer, message->first_ms, 4);
     sc_wire_put(&writer, message->decode_ms, 4);
+    if (version < 2) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->confidence, 2);
     return writer.good ? capacity - writer.left : 0;
 }
 
@@ -541,12 +617,14 @@ typedef struct {
     uint32_t uptime_ms; /* since its start; wraps */
     int16_t temperature; /* tenths of a degree Celsius; -32768: unknown */
     uint32_t steps; /* that the model has taken since the board's start, those of prompts too; wraps */
+    uint32_t overruns; /* bytes that found its receive buffer full; wraps */
 } sc_wire_status;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Status. */
 static inline int sc_wire_unpack_status(sc_wire_status *message, const uint8_t *data, uint32_t size)
 {
     sc_wire_reader reader = {data, size, 1};
+    memset(message, 0, sizeof *message);
     message->request = (uint32_t)sc_wire_get(&reader, 4);
     message->work = (uint8_t)sc_wire_get(&reader, 1);
     if (message->work > 4) {
@@ -556,12 +634,16 @@ static inline int sc_wire_unpack_status(sc_wire_status *message, const uint8_t *
     message->uptime_ms = (uint32_t)sc_wire_get(&reader, 4);
     message->temperature = sc_wire_get_i16(&reader);
     message->steps = (uint32_t)sc_wire_get(&reader, 4);
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->overruns = (uint32_t)sc_wire_get(&reader, 4);
     return reader.good;
 }
 
-/* The whole body. Returns its size, or 0 if it is larger than `capacity`. */
+/* The whole body, for a peer that speaks `version`. Returns its size, or 0 if it is larger than `capacity`. */
 static inline uint32_t sc_wire_pack_status(
-    const sc_wire_status *message, uint8_t *body, uint32_t capacity)
+    const sc_wire_status *message, uint8_t *body, uint32_t capacity, uint32_t version)
 {
     sc_wire_writer writer = {body, capacity, 1};
     sc_wire_put(&writer, SC_WIRE_STATUS, 1);
@@ -571,6 +653,10 @@ static inline uint32_t sc_wire_pack_status(
     sc_wire_put(&writer, message->uptime_ms, 4);
     sc_wire_put(&writer, (uint16_t)message->temperature, 2);
     sc_wire_put(&writer, message->steps, 4);
+    if (version < 2) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->overruns, 4);
     return writer.good ? capacity - writer.left : 0;
 }
 

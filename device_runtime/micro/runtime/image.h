@@ -21,7 +21,8 @@ enum {
     SC_SECTION_SELF_TEST = 4, /* tokens and a digest of the logits that follow them */
     SC_SECTION_TOKENIZER = 16,
     SC_SECTION_CHAT = 17, /* what comes before and after each role's words */
-    SC_SECTION_SCHEMA = 18 /* the table that holds answers to a JSON schema */
+    SC_SECTION_SCHEMA = 18, /* the table that holds answers to a JSON schema */
+    SC_SECTION_IDENTITY = 19 /* u32 count, u32 tokens that end an answer, the graph's SHA-256, the bundle's name */
 };
 
 typedef struct {

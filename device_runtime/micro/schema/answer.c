@@ -183,4 +183,6 @@ sc_status sc_answer_choose(sc_answer *a, float *logits, uint32_t left, sc_sample
     return a->ended || left > 1 ? SC_OK : SC_ANSWER_INCOMPLETE;
 }
 
+int sc_answer_allows(const sc_answer *a, uint32_t token) { return is_allowed(a, token); }
+
 int sc_answer_has_ended(const sc_answer *a) { return a->ended; }

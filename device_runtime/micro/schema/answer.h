@@ -26,6 +26,9 @@ sc_status sc_answer_begin(sc_answer *answer, const sc_schema *schema, const sc_t
  * other tokens become -infinity. SC_ANSWER_INCOMPLETE: no token may follow, or the limit cuts a value. */
 sc_status sc_answer_choose(sc_answer *answer, float *logits, uint32_t left, sc_sampler *sampler, uint32_t *token);
 
+/* Whether the schema allows this token next. */
+int sc_answer_allows(const sc_answer *answer, uint32_t token);
+
 /* Whether the answer is whole and has ended. */
 int sc_answer_has_ended(const sc_answer *answer);
 

@@ -13,7 +13,7 @@ from toolkit.emulate.pty_board import Board
 
 __all__ = ["HELLO", "CountingEngine", "Line", "continuation"]
 
-HELLO = Hello(VERSION, Capability.TOKENS | Capability.SAMPLING, 72, 160, 512, 1000, 0, 50, 0, name="counting")
+HELLO = Hello(1, Capability.TOKENS | Capability.SAMPLING, 80, 160, 512, 1000, 0, 50, 0, name="counting", newest=VERSION)
 STOP = 999
 
 

@@ -19,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from device_runtime.bridge import frames, messages
+from device_runtime.bridge.codec import packed_fields
 from device_runtime.bridge.frames import LARGEST_BODY, FrameError, FrameReader, body_of, frame
 from device_runtime.bridge.messages import (
     Cancel,
@@ -27,6 +28,7 @@ from device_runtime.bridge.messages import (
     Fault,
     FaultCode,
     Finish,
+    Form,
     Greet,
     Hello,
     Message,
@@ -34,6 +36,7 @@ from device_runtime.bridge.messages import (
     Piece,
     Ping,
     Prompt,
+    ResetCause,
     Resume,
     Start,
     Status,
@@ -50,8 +53,8 @@ PAGE = ROOT / "docs" / "reference" / "serial-protocol.md"
 ON_PAGE_BYTES = 64  # longer bodies stand in the file alone
 BODIES = st.binary(min_size=1, max_size=LARGEST_BODY)
 
-SAMPLES: list[Message] = [
-    Greet(),
+SAMPLES: list[Message] = [  # of version 1
+    Greet(1),
     Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,)),
     Start(0x01020304, 40, 28, 4, 40, 0.75, 0.875, 2**40 + 1, 2, (2, 50_000)),
     Prompt(0x01020304, 0, bytes.fromhex("010000000a00000000010000")),
@@ -73,6 +76,33 @@ SAMPLES: list[Message] = [
     Prompt(0x01020304, 0x01010101, bytes(range(1, 243))),
     Prompt(0x01020304, 0x01010101, bytes(range(1, 246)) + b"\0\1"),
 ]  # fmt: skip
+LATER: list[Message] = [  # of version 2, where it has more
+    Greet(2),
+    Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,), Form.TOKENS, 0x1122334455667788),
+    Start(0x01020304, 12, 0, 0, 0, 0.0, 1.0, 0, 0, (), Form.TEXT),
+    Hello(
+        2,
+        Capability.TOKENS | Capability.TEXT | Capability.SAMPLING | Capability.SCHEMAS,
+        512,
+        2048,
+        256,
+        32_000,
+        1,
+        120,
+        180_224,
+        bytes.fromhex("00112233445566ff"),
+        "mps3-an547",
+        "0.1.0",
+        "boiler-advisor",
+        2,
+        3,
+        ResetCause.COMMAND,
+        1,
+        (0x1122334455667788,),
+    ),
+    Done(0x01020304, 44, Finish.STOP, 20, 1, 9, 431, 240, 61_000),
+    Status(0x01020304, Work.ANSWER, 12, 61_000, -32768, 37, 0),
+]
 # Between two zeros, and no frames: a wrong CRC, a CRC without a body, half a frame, a block that is longer than the
 # rest, and text.
 NO_FRAMES = ["000701012813c52e00", "00010101010100", "000701012800", "00ff01012813c52f00", "00626f6f740d0a00"]
@@ -144,16 +174,24 @@ def test_a_body_is_a_message_or_refused_by_our_own_error(body):
     assert parse(message.pack()).pack() == message.pack()  # what is not finite or too long is brought into order once
 
 
-@pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", SAMPLES + LATER, ids=lambda m: type(m).__name__)
 def test_messages_come_out_as_they_went_in_and_later_fields_are_skipped(message):
     assert parse(message.pack()) == message
     if not isinstance(message, Prompt | Piece | Fault):
         assert parse(message.pack() + b"\x07later") == message
 
 
+@pytest.mark.parametrize("message", LATER, ids=lambda m: type(m).__name__)
+def test_an_older_peer_reads_what_it_knows_of_a_message(message):
+    older = parse(message.pack(1))
+    for field in packed_fields(type(message)):
+        expected = getattr(message, field.name) if field.since == 1 else field.default
+        assert getattr(older, field.name) == expected
+
+
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
 def test_a_cut_message_is_refused(message):
-    body = message.pack()
+    body = message.pack(1)
     least = len(body) - len(getattr(message, "data", b"")) - len(getattr(message, "reason", ""))
     for size in range(1, least):
         with pytest.raises(MessageError):
@@ -168,7 +206,8 @@ def test_names_of_a_board_are_bounded_and_printable():
 
 def vectors() -> str:
     """Name, body and frame of each sample."""
-    good = "".join(f"{type(m).__name__} {m.pack().hex()} {frame(m.pack()).hex()}\n" for m in SAMPLES)
+    bodies = [(m, m.pack(1)) for m in SAMPLES] + [(m, m.pack(2)) for m in LATER]
+    good = "".join(f"{type(m).__name__} {body.hex()} {frame(body).hex()}\n" for m, body in bodies)
     return good + "".join(f"- - {stretch}\n" for stretch in NO_FRAMES)
 
 
@@ -214,7 +253,7 @@ class Scripted:
 ONE = struct.pack("<6I", 1, 10, 256, 7, 8, 9)
 STEP = "step"
 TALK: list[tuple[str, Message | bytes | str]] = [
-    ("The board says who it is, as at its start.", Greet()),
+    ("The board says who it is, as at its start.", Greet(1)),
     ("A request of 24 bytes.", Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
     ("A part may end within a token.", Prompt(7, 0, ONE[:14])),
     ("The same again: nothing is appended.", Prompt(7, 0, ONE[:14])),
@@ -224,7 +263,7 @@ TALK: list[tuple[str, Message | bytes | str]] = [
     ("There is nothing to send yet.", Resume(7, 0)),
     ("The prompt is being taken in.", STEP),
     ("The first token.", STEP),
-    ("A greeting in the middle: the answer goes on.", Greet()),
+    ("A greeting in the middle: the answer goes on.", Greet(1)),
     ("The second.", STEP),
     ("All that there is, once more.", Resume(7, 0)),
     ("The end.", STEP),
@@ -250,7 +289,7 @@ def exchange() -> str:
     """What a bridge sends (>), what the board answers (<), and where its model takes a step; times are all 0."""
     capable = Hello(1, Capability.TOKENS, 256, 328, 256, 32_000, 1, 120, 0, name="scripted")
     board = Board(Scripted(), capable, clock=lambda: 0.0)
-    lines = ["# A board whose model gives tokens 11 and 12 and then a stop token: section 7 of the protocol's page."]
+    lines = ["# A board whose model gives tokens 11 and 12 and then a stop token: section 9 of the protocol's page."]
     lines.append("# The text of a Fault is the firmware's own, and so is the temperature.")
 
     def answers(data: bytes) -> None:
@@ -265,7 +304,7 @@ def exchange() -> str:
             lines.append(STEP)
             answers(board.step())
         else:
-            body = said if isinstance(said, bytes) else said.pack()
+            body = said if isinstance(said, bytes) else said.pack(1)
             lines.append(f"> {type(said).__name__ if isinstance(said, Message) else '-'} {body.hex()}")
             answers(board.receive(frame(body)))
     return "\n".join(lines) + "\n"
@@ -282,11 +321,11 @@ def test_the_page_shows_every_vector_and_every_number():
     for vector in vectors().splitlines():
         name, body, framed = vector.split()
         row = f"| no frame | | `{framed}` |" if name == "-" else f"| `{name}` | `{body}` | `{framed}` |"
-        assert (row in page) == (len(body) <= 2 * ON_PAGE_BYTES)
+        assert (row in page) == (len(body) <= 2 * ON_PAGE_BYTES or name == "Hello"), row
     assert f"`{zlib.crc32(b'123456789'):08x}`" in page
     for kind in messages.KINDS.values():
         assert f"### 0x{kind.TYPE:02x} `{kind.__name__}`" in page
-    for words in (Capability, Finish, Work, FaultCode):
+    for words in (Capability, Finish, Work, FaultCode, Form, ResetCause):
         for word in words:
             assert f"{word.value} `{word.name}`" in page
     for bound in (LARGEST_BODY, messages.LEAST_BODY, messages.MAX_STOPS, messages.MAX_NAME, messages.MAX_REASON):

@@ -200,7 +200,7 @@ def test_a_prompt_that_is_none_of_the_models_is_refused_before_it_is_looked_up(d
 
 
 def test_what_firmware_cannot_do_is_refused_by_name(model):
-    with pytest.raises(SchemaError, match="microcontroller cannot hold an answer to a JSON schema"):
+    with pytest.raises(SchemaError, match="this board holds no answers to a JSON schema"):
         model.generate(QUESTION, schema={"type": "object"})
     with pytest.raises(ContextOverflowError, match="context holds 256 positions"):
         model.generate([{"role": "user", "content": "word " * 300}])

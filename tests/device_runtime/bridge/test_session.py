@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lossy import HELLO, STOP, CountingEngine, Line, continuation
 
-from device_runtime.bridge.frames import frame
-from device_runtime.bridge.messages import Capability, FaultCode, Finish, Hello, Start, Status, Work
+from device_runtime.bridge.frames import FrameReader, frame
+from device_runtime.bridge.messages import Capability, FaultCode, Finish, Greet, Hello, Start, Status, Work, parse
 from device_runtime.bridge.request import Ask, Ended, Failed
 from device_runtime.bridge.session import Phase, Session
 from device_runtime.errors import EmulatedFaultError, UnavailableError
@@ -190,9 +191,10 @@ def test_what_the_engine_refuses_is_told():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 2}, "version 2 of the serial protocol"), ({"window": 138}, "takes neither"),
-     ({"largest_body": 67}, "it needs 68 for a request"),
-     ({"capabilities": Capability(0)}, "takes neither")],
+    [({"version": 3}, "version 3 of the serial protocol"), ({"window": 138, "newest": 1}, "takes neither"),
+     ({"largest_body": 67, "newest": 1}, "it needs 68 for a request"),
+     ({"version": 2, "largest_body": 76}, "it needs 77 for a request"),
+     ({"capabilities": Capability(0), "version": 2}, "takes neither")],
 )  # fmt: skip
 def test_a_board_that_cannot_be_talked_to_says_why(change, words):
     session = Session()
@@ -200,6 +202,27 @@ def test_a_board_that_cannot_be_talked_to_says_why(change, words):
     session.receive(frame(Hello(**(vars(HELLO) | change)).pack()), 0.1)
     assert session.phase is Phase.GREETING
     assert words in session.trouble
+
+
+def test_a_board_that_has_just_started_is_asked_which_version_it_speaks():
+    session = Session()
+    session.opened(0)
+    session.to_send()
+    session.receive(frame(HELLO.pack()), 0.1)  # nobody asked for it, so it is of version 1
+    assert session.phase is Phase.GREETING and not session.refusal
+    assert session.to_send() == frame(Greet(2).pack())
+    session.receive(frame(replace(HELLO, version=2).pack()), 0.2)
+    assert session.phase is Phase.UP and session.version == 2
+
+
+def test_a_board_of_version_1_gets_messages_of_version_1():
+    session = Session(number=lambda: 7)
+    session.opened(0)
+    session.receive(frame(replace(HELLO, newest=1).pack(1)), 0.1)
+    session.to_send()
+    session.ask(ask(), 0.2)
+    (body,) = FrameReader().push(session.to_send())
+    assert len(body) == 36 + 4 and parse(body) == parse(parse(body).pack(1))
 
 
 def test_progress_changes_with_prompts_and_answers_and_not_with_a_model_that_hangs():

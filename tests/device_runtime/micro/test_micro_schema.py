@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from converters.emit.c.byte_level_bpe import byte_level_table
-from converters.emit.c.schema import schema_identity, schema_section
+from converters.emit.c.schema import schema_section
+from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import SchemaError
 
@@ -288,6 +289,9 @@ def test_what_a_board_cannot_hold_is_refused_by_name(schema: dict[str, Any], wor
 def test_a_schema_is_known_by_its_content() -> None:
     one = {"type": "object", "properties": {"a": {"type": "integer"}}}
     assert schema_identity(one) == schema_identity({**one, "additionalProperties": False})
+    assert schema_identity(one) == schema_identity(dict(reversed(one.items())))
+    two = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}}}
+    assert schema_identity(two) != schema_identity({**two, "properties": dict(reversed(two["properties"].items()))})
     assert schema_identity(one) != schema_identity({"type": "object", "properties": {"b": {"type": "integer"}}})
 
 

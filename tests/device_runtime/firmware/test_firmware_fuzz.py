@@ -1,0 +1,44 @@
+"""What `make fuzz` begins with, replayed under the sanitizers: requests of SMP, and (slowly) a whole serial line."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from c_programs import SANITIZERS, compile_program, run
+
+from device_runtime.micro.sources import FIRMWARE_INCLUDES, THIRD_PARTY, firmware_sources, update_sources
+
+FUZZ = Path(__file__).parents[2] / "fuzz"
+
+
+def replay(target: str, sources: Sequence[Path], folder: Path, *, engine: bool) -> None:
+    """Run a target on its corpus, and on copies of it that are damaged."""
+    files = [FUZZ / f"{target}.c", FUZZ / "replay.c", *(path for path in sources if path.parent != THIRD_PARTY)]
+    flags = [*SANITIZERS, *(f"-I{include}" for include in FIRMWARE_INCLUDES)]
+    third_party = folder / "monocypher.o"
+    compile_program(third_party, THIRD_PARTY / "monocypher.c", flags=["-c", "-w", "-Wno-error"], engine=False)
+    program = compile_program(folder / target, *files, third_party, flags=flags, engine=engine)
+    dice, cases = random.Random(7), []
+    for path in sorted((FUZZ / "corpus" / target).iterdir()):
+        cases.append(path)
+        for number in range(40):
+            data = bytearray(path.read_bytes())
+            for _ in range(dice.randint(1, 6)):
+                place = dice.randrange(len(data))
+                data[place : place + dice.randint(0, 2)] = dice.randbytes(dice.randint(0, 3))
+            cases.append(folder / f"{path.name}-{number}")
+            cases[-1].write_bytes(data)
+    status, out = run(program, *cases)
+    assert (status, out) == (0, b"%d\n" % len(cases))
+
+
+def test_requests_of_smp_stay_inside_of_their_memory(tmp_path: Path) -> None:
+    replay("smp", update_sources(), tmp_path, engine=False)
+
+
+@pytest.mark.slow
+def test_whatever_comes_over_the_line_stays_inside_of_its_memory(tmp_path: Path) -> None:
+    replay("line", firmware_sources(), tmp_path, engine=True)

@@ -1,0 +1,37 @@
+"""The model image that a firmware is built for: the bundle's own, or one made of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import IMAGE
+from device_runtime.errors import BundleError
+
+__all__ = ["image_for"]
+
+
+def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """The bundle's model image. One that lacks it, or that is to hold other schemas, gets it in `folder`.
+
+    Raises:
+        BundleError: the bundle is not for microcontrollers.
+        GraphError: its graph has something that the C engine has no call for.
+        SchemaError: a board cannot hold an answer to one of `schemas`.
+    """
+    if bundle.manifest.profile != "micro":
+        raise BundleError(
+            f"{bundle.path} has the profile {bundle.manifest.profile!r}; a microcontroller needs one that was "
+            "converted with --profile micro."
+        )
+    own = bundle.path / IMAGE
+    if own.is_file() and not schemas:
+        return own
+    from converters.emit.c.bundle import write_bundle_image  # loads the converter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / IMAGE
+    write_bundle_image(bundle, schemas, path)
+    return path
