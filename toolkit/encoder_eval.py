@@ -28,7 +28,7 @@ def run_encoder(args: argparse.Namespace, bundle: Bundle) -> int:
         )
     try:
         from converters.encoders.checkpoint import open_encoder
-        from converters.encoders.quality import encoder_quality, heldout_sentences
+        from converters.encoders.quality import encoder_quality, sentences_of
     except ImportError as error:
         raise require_extra("convert", error) from None
     from toolkit.progress import ProgressBar
@@ -41,9 +41,8 @@ def run_encoder(args: argparse.Namespace, bundle: Bundle) -> int:
         )
     count = args.sentences or _SENTENCES
     own = [line for file in args.text for line in read_text(file).splitlines() if line.strip()]
+    texts = own[:count] or sentences_of("heldout", count)
     with ProgressBar() as bar:
-        figures = encoder_quality(
-            bundle, checkpoint, lambda share: bar.update("reading", share), own[:count] or heldout_sentences(count)
-        )
+        figures = encoder_quality(bundle, checkpoint, lambda share: bar.update("reading", share), texts)
     figures["text"] = "your texts" if own else figures["text"]
     return show(args, figures, rows(quality_rows(figures)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from boards.fit import Subject
 from converters.encoders.checkpoint import EncoderCheckpoint
 from converters.encoders.graph import count_encoder, lengths_of, write_encoder
 from converters.encoders.network import EncoderConfig, TranslatorConfig, linears
-from converters.encoders.quality import encoder_quality
+from converters.encoders.quality import encoder_quality, kept, sentences_of
+from converters.encoders.smoothing import smoothing_factors
+from converters.network.weights import FloatArray
 from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import (
@@ -38,6 +40,7 @@ Progress = Callable[[str, float], None]  # (what is being done, share of it that
 SHORTEST_CONTEXT = 16
 _MANIFEST_BYTES = 8192
 _DEFAULT_CONTEXT = 512
+_CALIBRATION_SENTENCES = 24
 _CHARACTERS = 2000  # as a task file may say at most; the limit of tokens is what counts
 
 
@@ -47,7 +50,7 @@ class EncoderOptions:
 
     context: int | None = None  # tokens of the longest text; None: the model's own limit, 512 at most
     version: str = "1"  # of the bundle, for people
-    fast: bool = False  # leave out the report
+    fast: bool = False  # leave out smoothing and the report
 
 
 def context_of(checkpoint: EncoderCheckpoint, context: int | None) -> int:
@@ -83,11 +86,6 @@ def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int) -> Gra
     )
 
 
-def encoder_counts(config: EncoderConfig | TranslatorConfig, context: int) -> dict[str, GraphCounts]:
-    """What the graph would consist of, by profile."""
-    return {"pi": count_encoder(config, context)}
-
-
 def require_pi(checkpoint: EncoderCheckpoint, profile: str) -> None:
     """Raise an `ArchitectureError` for a profile that these networks have no graph in."""
     if profile != "pi":
@@ -102,7 +100,7 @@ def subject_of_encoder(checkpoint: EncoderCheckpoint, context: int | None) -> Su
     """The bundle that a checkpoint would become."""
     found, config, tokenizer = context_of(checkpoint, context), checkpoint.config, checkpoint.tokenizer
     more = sum(map(len, tokenizer.more.values()))
-    shape, counts = encoder_shape(config, found), encoder_counts(config, found)
+    shape, counts = encoder_shape(config, found), {"pi": count_encoder(config, found)}
     return Subject(
         checkpoint.name,
         "pi",
@@ -142,10 +140,17 @@ def convert_encoder(
         tokenizer = checkpoint.tokenizer
         for name, content in {tokenizer.file_name: tokenizer.content, **tokenizer.more}.items():
             (work / name).write_bytes(content)
+        smoothing = {} if options.fast else _smoothing(checkpoint, context)
         write_encoder(
-            work / MODEL, checkpoint.config, checkpoint.read, context, lambda share: progress("quantizing", share)
+            work / MODEL,
+            checkpoint.config,
+            checkpoint.read,
+            context,
+            smoothing,
+            lambda share: progress("quantizing", share),
         )
-        manifest = _manifest(checkpoint, work, context, options)
+        counts = {"pi": count_encoder(checkpoint.config, context, smoothing)}
+        manifest = _manifest(checkpoint, work, context, counts, options)
         (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if not options.fast:
             quality = encoder_quality(Bundle.open(work), checkpoint, lambda share: progress("measuring", share))
@@ -155,7 +160,22 @@ def convert_encoder(
         return Bundle.open(folder)
 
 
-def _manifest(checkpoint: EncoderCheckpoint, work: Path, context: int, options: EncoderOptions) -> Manifest:
+def _smoothing(checkpoint: EncoderCheckpoint, context: int) -> Mapping[int, FloatArray]:
+    """From what a sentence encoder reads of the calibration texts; a translator does without."""
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    if isinstance(config, TranslatorConfig):
+        return {}
+    texts = [tokenizer.framed(text)[:context] for text in sentences_of("calibration", _CALIBRATION_SENTENCES)]
+    return smoothing_factors(config, kept(checkpoint.read), texts)
+
+
+def _manifest(
+    checkpoint: EncoderCheckpoint,
+    work: Path,
+    context: int,
+    counts: dict[str, GraphCounts],
+    options: EncoderOptions,
+) -> Manifest:
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     translator = None
     if isinstance(config, TranslatorConfig):
@@ -173,7 +193,7 @@ def _manifest(checkpoint: EncoderCheckpoint, work: Path, context: int, options: 
         profile="pi",
         context=context,
         graph=encoder_shape(config, context),
-        counts=encoder_counts(config, context),
+        counts=counts,
         tokenizer=TokenizerInfo(tokenizer.file_name, None, (), adds_bos=False, special_tokens={}),
         chat_template=None,
         prefix_tokens=(),

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,17 +35,22 @@ def lengths_of(context: int) -> tuple[int, ...]:
 
 
 def write_encoder(
-    path: Path, config: Config, read: ReadTensor, context: int, progress: Callable[[float], None]
+    path: Path,
+    config: Config,
+    read: ReadTensor,
+    context: int,
+    smoothing: Mapping[int, FloatArray],
+    progress: Callable[[float], None],
 ) -> None:
     """Quantize and write. Each tensor is read once, and not kept."""
     with GraphWriter(path.parent, external=True) as writer:
-        constants = _Constants(config, context, read, writer.constant, progress).all()
+        constants = _Constants(config, context, read, writer.constant, progress, smoothing).all()
         for length in lengths_of(context):
             _emit(writer, constants, config, length)
         writer.write(path, f"stonechat pi profile, texts of up to {context} tokens")
 
 
-def count_encoder(config: Config, context: int) -> GraphCounts:
+def count_encoder(config: Config, context: int, smoothing: Mapping[int, FloatArray] | None = None) -> GraphCounts:
     """What the graph consists of. Activations are those of the longest texts: scores grow by the square."""
     shaped = CountingWriter().placeholder
     ones = {name: np.ones(shape, np.float32) for name, shape in tensor_shapes(config).items() if len(shape) == 1}
@@ -56,7 +61,7 @@ def count_encoder(config: Config, context: int) -> GraphCounts:
     def read(name: str) -> FloatArray:
         return ones[name] if name in ones else np.broadcast_to(np.float32(1), tensor_shapes(config)[name])
 
-    constants = _Constants(config, context, read, placeholder, lambda share: None, shapes_only=True).all()
+    constants = _Constants(config, context, read, placeholder, lambda share: None, smoothing or {}, True).all()
     half = -(-context // 2)
     counts = count_graph(lambda writer, length: _emit(writer, constants, config, length), half)
     peaks = tuple(
@@ -88,10 +93,11 @@ class _Constants:
         read: ReadTensor,
         keep: Callable[[np.ndarray], Constant],  # type: ignore[type-arg]  # of any type
         progress: Callable[[float], None],
+        smoothing: Mapping[int, FloatArray],
         shapes_only: bool = False,
     ) -> None:
         self._config, self._context, self._read, self._keep = config, context, read, keep
-        self._progress, self._shapes_only = progress, shapes_only
+        self._progress, self._smoothing, self._shapes_only = progress, smoothing, shapes_only
 
     def all(self) -> EncoderConstants:
         """Everything that the signatures share."""
@@ -109,7 +115,9 @@ class _Constants:
         gains = {name: self._read(name) for name, shape in tensor_shapes(config).items() if "norm." in name}
         positions = {s.side: self._rows(f"{s.side}.positions.weight") for s in config.stacks if s.positions}
         distances = {s.side: self._distances(s) for s in config.stacks if s.buckets is not None}
-        return EncoderConstants(matmuls, embedding.table, {k: v.table for k, v in positions.items()}, distances, gains)
+        return EncoderConstants(
+            matmuls, embedding.table, {k: v.table for k, v in positions.items()}, distances, gains, self._smoothing
+        )
 
     def _rows(self, name: str) -> _Rows:
         values = self._read(name)
@@ -133,7 +141,8 @@ class _Constants:
             weight: np.ndarray = np.broadcast_to(np.int8(1), (sum(rows), columns))  # type: ignore[type-arg]
             scale = np.ones(sum(rows), np.float32)
         else:
-            parts = [quantize_rows(self._read(matmul.weight))[0] for matmul in group]
+            columns_by = self._smoothing.get(group[0].group, np.ones(columns, np.float32))
+            parts = [quantize_rows(self._read(matmul.weight) * columns_by)[0] for matmul in group]
             weight = np.concatenate([part.values for part in parts])
             scale = np.concatenate([part.scale for part in parts])
         return QuantizedMatmul((ColumnRange(0, columns, self._keep(weight), scale * factors),), bias, rows)

@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from converters.emit.tflite_write import Constant, Subgraph, Tensor
 from converters.encoders.network import Pooling, Stack
 from converters.network.config import Attention, Norm
+from converters.network.tensors import Linear
 from converters.network.weights import FloatArray
 from converters.ops.tflite import Op
 from converters.ops.tflite_pi import EmbeddingRows
@@ -33,6 +34,7 @@ class EncoderConstants:
     positions: Mapping[str, EmbeddingRows]  # by side
     distances: Mapping[str, Constant]  # by side, float32 (heads, 2 * most - 1): what is added to scores, by key - query
     norms: Mapping[str, FloatArray]  # gains and biases, by tensor name
+    smoothing: Mapping[int, FloatArray]  # by group: what its weights are multiplied by, and its input divided
 
 
 class _Attending(PiParts):
@@ -69,6 +71,14 @@ class _Attending(PiParts):
         options.keepDims = True
         mean = self._op(Op.MEAN, [x, self._ints([len(x.shape) - 1])], f"{name}.centre", (*x.shape[:-1], 1), options)
         return self._binary(Op.SUB, x, mean, f"{name}.centred")
+
+    def linear(self, x: Value, *matmuls: Linear) -> tuple[Value, ...]:
+        """As in `EncoderOps`; see `smoothing.py`."""
+        factors = self._constants.smoothing.get(matmuls[0].group)
+        if factors is not None:
+            name = f"{matmuls[0].name}.smooth"
+            x = self._whole(self._binary(Op.MUL, self._materialize(x), self._float(name, 1 / factors), name))
+        return super().linear(x, *matmuls)
 
     def _split(self, value: Value, a: Attention) -> Tensor:
         """(1, heads, tokens, head_dim)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,16 +18,16 @@ from device_runtime.engine.encoder.encoder_model import EncoderModel
 from device_runtime.engine.encoder.translator import Translator
 from device_runtime.engine.encoder.vocabulary import Vocabulary
 
-__all__ = ["encoder_quality", "heldout_sentences"]
+__all__ = ["encoder_quality", "kept", "sentences_of"]
 
 _SENTENCES = 50  # of a report; `stonechat eval` takes more
 _TRANSLATED = 8  # sentences whose translation is compared, token by token
 _LONGEST = 24  # tokens of a translation
 
 
-def heldout_sentences(count: int) -> list[str]:
-    """Sentences that nothing was calibrated on, spread evenly over the held-out texts."""
-    text = " ".join(text_kinds("heldout").values())
+def sentences_of(which: Literal["calibration", "heldout"], count: int) -> list[str]:
+    """Sentences spread evenly over the texts that come with stonechat; none is in both."""
+    text = " ".join(text_kinds(which).values())
     found = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
     kept = list(dict.fromkeys(" ".join(s.split()) for s in found if 20 <= len(s) <= 400))
     step = max(1, len(kept) // count)
@@ -46,8 +46,10 @@ def encoder_quality(
         sentences: to read; None takes some of the held-out texts.
     """
     config = checkpoint.config
-    texts = list(sentences or heldout_sentences(_TRANSLATED if isinstance(config, TranslatorConfig) else _SENTENCES))
-    read = _kept(checkpoint.read)
+    texts = list(
+        sentences or sentences_of("heldout", _TRANSLATED if isinstance(config, TranslatorConfig) else _SENTENCES)
+    )
+    read = kept(checkpoint.read)
     if isinstance(config, TranslatorConfig):
         return _translations(bundle, config, read, texts, progress)
     vocabulary = Vocabulary(bundle)
@@ -90,7 +92,7 @@ def _translations(
     return {"sentences": len(texts), "text": "held-out texts", "tokens": total, "same_token": round(same / total, 4)}
 
 
-def _kept(read: ReadTensor) -> ReadTensor:
+def kept(read: ReadTensor) -> ReadTensor:
     """`read`, each tensor once: the reference reads all of them for every sentence."""
     kept: dict[str, FloatArray] = {}
 

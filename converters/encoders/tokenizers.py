@@ -33,6 +33,11 @@ class FramedTokenizer:
     lowercases: bool = False  # whether capitals make no difference to it
     more: Mapping[str, bytes] = field(default_factory=dict)  # other files: a translator may have two vocabularies
 
+    def framed(self, text: str) -> list[int]:
+        """The tokens of a text, its frame included; of a tokenizer.json."""
+        ids: list[int] = Tokenizer.from_buffer(self.content).encode(text, add_special_tokens=False).ids
+        return [*self.start_ids, *ids, *self.end_ids]
+
 
 def read_framed_tokenizer(folder: Path, vocabulary: int) -> FramedTokenizer:
     """Read tokenizer.json, else vocab.txt (WordPiece), source.spm with target.spm (Marian), or spiece.model (T5).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,31 @@ def test_the_fit_of_an_encoder_counts_texts(bundles):
     assert found.figures["ceiling"].unit == "texts/s"
     assert found.figures["kv_cache"].value == 0
     assert found.largest_context == 96
+
+
+def test_smoothing_brings_a_network_with_large_channels_closer_to_its_float_one(tmp_path):
+    """Two channels of every norm are made 20 times as large: one scale a row has little left for the others."""
+    from converters.encoders.ops_numpy import reference_sentence
+
+    opened = open_encoder(FOLDER / "bert-embed")
+
+    def read(name):
+        values = opened.read(name).copy()
+        if name.endswith("_norm.weight") and ".layers." in name:
+            values[[3, 17]] *= 20
+        return values
+
+    checkpoint = replace(opened, read=read)
+    distances = {}
+    for fast in (True, False):
+        bundle = convert_encoder(checkpoint, tmp_path / str(fast), EncoderOptions(fast=fast))
+        found = []
+        with EncoderModel.open(bundle.path) as model:
+            for row in json.loads((FOLDER / "bert-embed" / "golden.json").read_text())["rows"]:
+                wanted = reference_sentence(checkpoint.config, read, row["tokens"])
+                found.append(1 - float(wanted @ model.read(row["tokens"])))
+        distances[fast] = max(found)
+    assert distances[False] < distances[True]
 
 
 def test_gelu_with_erf_is_right_to_seven_digits():
