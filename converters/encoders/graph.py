@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from converters.emit.tflite_write import Constant, GraphWriter
 from converters.encoders.network import Config, Stack, TranslatorConfig, linears, tensor_shapes
@@ -91,7 +93,7 @@ class _Constants:
         config: Config,
         context: int,
         read: ReadTensor,
-        keep: Callable[[np.ndarray], Constant],  # type: ignore[type-arg]  # of any type
+        keep: Callable[[npt.NDArray[Any]], Constant],
         progress: Callable[[float], None],
         smoothing: Mapping[int, FloatArray],
         shapes_only: bool = False,
@@ -113,8 +115,10 @@ class _Constants:
             matmuls[number] = self._matmul(group, shared)
             self._progress((number + 1) / len(groups))
         gains = {name: self._read(name) for name, shape in tensor_shapes(config).items() if "norm." in name}
-        positions = {s.side: self._rows(f"{s.side}.positions.weight") for s in config.stacks if s.positions}
-        distances = {s.side: self._distances(s) for s in config.stacks if s.buckets is not None}
+        positions: dict[str, _Rows] = {
+            s.side: self._rows(f"{s.side}.positions.weight") for s in config.stacks if s.positions
+        }
+        distances: dict[str, Constant] = {s.side: self._distances(s) for s in config.stacks if s.buckets is not None}
         return EncoderConstants(
             matmuls, embedding.table, {k: v.table for k, v in positions.items()}, distances, gains, self._smoothing
         )
@@ -138,7 +142,7 @@ class _Constants:
         if shared is not None:
             return QuantizedMatmul((ColumnRange(0, columns, shared.table.rows, shared.scale),), bias, rows)
         if self._shapes_only:
-            weight: np.ndarray = np.broadcast_to(np.int8(1), (sum(rows), columns))  # type: ignore[type-arg]
+            weight: npt.NDArray[np.int8] = np.broadcast_to(np.int8(1), (sum(rows), columns))
             scale = np.ones(sum(rows), np.float32)
         else:
             columns_by = self._smoothing.get(group[0].group, np.ones(columns, np.float32))

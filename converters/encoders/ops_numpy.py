@@ -17,7 +17,7 @@ __all__ = ["NumpyReading", "bucket_of", "reference_logits", "reference_sentence"
 
 
 class NumpyReading(NumpyParts):
-    """`EncoderOps` and `TranslatorOps` on arrays; a decoder reads all tokens of a translation in one pass.
+    """All of `transformer.py` on arrays; a decoder reads all tokens of a translation in one pass.
 
     Args:
         tokens: (length,) of this reading.
@@ -33,14 +33,14 @@ class NumpyReading(NumpyParts):
         self._tokens = np.asarray(tokens, np.int64)
 
     def embed(self, stack: Stack) -> FloatArray:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         rows = self._read("embed.weight")[self._tokens] * np.float32(stack.embedding_scale)
         if stack.positions:
             rows = rows + self._read(f"{stack.side}.positions.weight")[: len(self._tokens)]
         return np.asarray(rows, np.float32)
 
     def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, layer: int) -> FloatArray:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         length = len(q)
         bias = np.zeros((1, length, length), np.float32)
         if stack.buckets is not None:
@@ -53,11 +53,11 @@ class NumpyReading(NumpyParts):
         return self._mixed(q, k, v, stack, bias)
 
     def keep(self, k: FloatArray, v: FloatArray, layer: int) -> None:
-        """As in `TranslatorOps`."""
+        """As in `transformer.py`."""
         self._kept[layer] = (k, v)
 
     def attend_kept(self, q: FloatArray, stack: Stack, layer: int) -> FloatArray:
-        """As in `TranslatorOps`."""
+        """As in `transformer.py`."""
         return self._mixed(q, *self._kept[layer], stack, np.zeros((1, 1, 1), np.float32))
 
     def _mixed(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, bias: FloatArray) -> FloatArray:
@@ -69,15 +69,15 @@ class NumpyReading(NumpyParts):
         return np.asarray((shares @ values).transpose(1, 0, 2).reshape(q.shape), np.float32)
 
     def tanh(self, x: FloatArray) -> FloatArray:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         return np.tanh(x)
 
     def pool(self, x: FloatArray, pooling: Pooling) -> FloatArray:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         return x[:1] if pooling == "cls" else x.mean(axis=0, keepdims=True)
 
     def unit(self, x: FloatArray) -> FloatArray:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         return np.asarray(x / np.linalg.norm(x))
 
 

@@ -73,7 +73,7 @@ class _Attending(PiParts):
         return self._binary(Op.SUB, x, mean, f"{name}.centred")
 
     def linear(self, x: Value, *matmuls: Linear) -> tuple[Value, ...]:
-        """As in `EncoderOps`; see `smoothing.py`."""
+        """As in `StackOps`; see `smoothing.py`."""
         factors = self._constants.smoothing.get(matmuls[0].group)
         if factors is not None:
             name = f"{matmuls[0].name}.smooth"
@@ -105,13 +105,13 @@ class _Attending(PiParts):
         return self._reshape(near, shape)
 
     def tanh(self, x: Value) -> Value:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         t = self._materialize(x)
         return self._whole(self._op(Op.TANH, [t], "tanh", t.shape))
 
 
 class EncoderPi(_Attending):
-    """`EncoderOps` over one signature: a text of up to `count` tokens.
+    """`SentenceOps` or `KeepingOps` over one signature: a text of up to `count` tokens.
 
     Args:
         cross: of the decoder that reads the encoder's rows; None where there is none.
@@ -128,12 +128,12 @@ class EncoderPi(_Attending):
         self._distance_rows: Tensor | None = None
 
     def embed(self, stack: Stack) -> Value:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         rows = self._graph.constant("rows", np.arange(self._count, dtype=np.int32))
         return self._embedded(self._tokens, rows, stack)
 
     def attend(self, q: Value, k: Value, v: Value, stack: Stack, layer: int) -> Value:
-        """As in `EncoderOps`. The scale of the scores is part of the weights of q."""
+        """As in `StackOps`. The scale of the scores is part of the weights of q."""
         a, name = stack.attention, f"{stack.side}.layers.{layer}"
         queries, keys, values = (self._split(x, a) for x in (q, k, v))
         scores = self._batch_matmul(queries, keys, True, f"{name}.scores")
@@ -153,7 +153,7 @@ class EncoderPi(_Attending):
         return self._distance_rows
 
     def pool(self, x: Value, pooling: Pooling) -> Value:
-        """As in `EncoderOps`; a row of padding has share 0 of the mean."""
+        """As in `StackOps`; a row of padding has share 0 of the mean."""
         t = self._materialize(x)
         if pooling == "cls":
             return self._whole(self._part(t, 0, 0, 1, "first"))
@@ -168,7 +168,7 @@ class EncoderPi(_Attending):
         return self._whole(self._reshape(mean, (1, t.shape[1])))
 
     def unit(self, x: Value) -> Value:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         t = self._materialize(x)
         options = schema.ReducerOptionsT()
         options.keepDims = True
@@ -181,14 +181,14 @@ class EncoderPi(_Attending):
         self._graph.output("result", self._materialize(result))
 
     def keep(self, k: Value, v: Value, layer: int) -> None:
-        """As in `TranslatorOps`: outputs `cross_k_0` …, (1, heads, tokens, head_dim)."""
+        """As in `transformer.py`: outputs `cross_k_0` …, (1, heads, tokens, head_dim)."""
         assert self._cross is not None
         for kind, value in (("k", k), ("v", v)):
             self._graph.output(f"cross_{kind}_{layer}", self._split(value, self._cross))
 
 
 class DecoderPi(_Attending):
-    """`TranslatorOps` over one signature: one token of a translation.
+    """`DecoderOps` over one signature: one token of a translation.
 
     Args:
         count: rows of the text's keys and values.
@@ -217,7 +217,7 @@ class DecoderPi(_Attending):
         self._near: Tensor | None = None
 
     def embed(self, stack: Stack) -> Value:
-        """As in `EncoderOps`."""
+        """As in `StackOps`."""
         return self._embedded(self._tokens, self._position, stack)
 
     def attend(self, q: Value, k: Value, v: Value, stack: Stack, layer: int) -> Value:
@@ -252,12 +252,8 @@ class DecoderPi(_Attending):
             self._near = self._by_distance(stack, rows, (1, stack.attention.heads, 1, self._window))
         return self._near
 
-    def keep(self, k: Value, v: Value, layer: int) -> None:
-        """The encoder's signature keeps them."""
-        raise NotImplementedError
-
     def attend_kept(self, q: Value, stack: Stack, layer: int) -> Value:
-        """As in `TranslatorOps`."""
+        """As in `transformer.py`."""
         a, name = stack.attention, f"{stack.side}.layers.{layer}.cross"
         keys, values = self._kept[layer]
         scores = self._batch_matmul(self._split(q, a), keys, True, f"{name}.scores")

@@ -12,12 +12,21 @@ from converters.encoders.network import EncoderConfig, Pooling, Stack, Translato
 from converters.network.config import ActivationKind, Norm
 from converters.network.tensors import Linear
 
-__all__ = ["EncoderOps", "TranslatorOps", "cross_rows", "encode", "next_logits", "sentence"]
+__all__ = [
+    "DecoderOps",
+    "KeepingOps",
+    "SentenceOps",
+    "StackOps",
+    "cross_rows",
+    "encode",
+    "next_logits",
+    "sentence",
+]
 
 Value = TypeVar("Value")
 
 
-class EncoderOps(Protocol[Value]):
+class StackOps(Protocol[Value]):
     """The seam between the network and its readings. `Value` is an array, or a tensor in a graph."""
 
     def embed(self, stack: Stack) -> Value:
@@ -44,6 +53,10 @@ class EncoderOps(Protocol[Value]):
     def scaled(self, x: Value, factor: float) -> Value:
         """x * factor."""
 
+
+class SentenceOps(StackOps[Value], Protocol[Value]):
+    """What the rows of a text need to become one vector."""
+
     def tanh(self, x: Value) -> Value:
         """By element."""
 
@@ -54,17 +67,21 @@ class EncoderOps(Protocol[Value]):
         """x / |x|: (1, width)."""
 
 
-class TranslatorOps(EncoderOps[Value], Protocol[Value]):
-    """What a decoder needs beyond that."""
+class KeepingOps(StackOps[Value], Protocol[Value]):
+    """What a translator's encoder needs."""
 
     def keep(self, k: Value, v: Value, layer: int) -> None:
         """Keys and values of the encoder's rows, computed once for a text."""
+
+
+class DecoderOps(StackOps[Value], Protocol[Value]):
+    """What its decoder needs."""
 
     def attend_kept(self, q: Value, stack: Stack, layer: int) -> Value:
         """Attention to what was kept: (tokens, q_width)."""
 
 
-def encode(ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig) -> Value:
+def encode(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig) -> Value:
     """The encoder's rows, (tokens, width)."""
     x, stack = _embedded(ops, config.encoder), config.encoder
     for i in range(stack.layers):
@@ -73,7 +90,7 @@ def encode(ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig) -> 
     return _final(ops, stack, x)
 
 
-def sentence(ops: EncoderOps[Value], config: EncoderConfig) -> Value:
+def sentence(ops: SentenceOps[Value], config: EncoderConfig) -> Value:
     """One vector of a text, or the logits of its labels: (1, width or labels)."""
     head = config.head
     x = ops.pool(encode(ops, config), head.pooling)
@@ -86,7 +103,7 @@ def sentence(ops: EncoderOps[Value], config: EncoderConfig) -> Value:
     return ops.unit(x) if head.normalized else x
 
 
-def cross_rows(ops: TranslatorOps[Value], config: TranslatorConfig) -> None:
+def cross_rows(ops: KeepingOps[Value], config: TranslatorConfig) -> None:
     """Read a text, and keep what every layer of the decoder reads of it."""
     x = encode(ops, config)
     for i in range(config.decoder.layers):
@@ -95,7 +112,7 @@ def cross_rows(ops: TranslatorOps[Value], config: TranslatorConfig) -> None:
         ops.keep(k, v, i)
 
 
-def next_logits(ops: TranslatorOps[Value], config: TranslatorConfig) -> Value:
+def next_logits(ops: DecoderOps[Value], config: TranslatorConfig) -> Value:
     """The logits after the tokens of this reading, (tokens, vocabulary)."""
     x, stack = _embedded(ops, config.decoder), config.decoder
     for i in range(stack.layers):
@@ -109,18 +126,16 @@ def next_logits(ops: TranslatorOps[Value], config: TranslatorConfig) -> Value:
     return logits
 
 
-def _embedded(ops: EncoderOps[Value], stack: Stack) -> Value:
+def _embedded(ops: StackOps[Value], stack: Stack) -> Value:
     x = ops.embed(stack)
     return ops.norm(x, stack.norm, f"{stack.side}.embed_norm") if stack.embedding_norm else x
 
 
-def _final(ops: EncoderOps[Value], stack: Stack, x: Value) -> Value:
+def _final(ops: StackOps[Value], stack: Stack, x: Value) -> Value:
     return ops.norm(x, stack.norm, f"{stack.side}.final_norm") if stack.final_norm else x
 
 
-def _part(
-    ops: EncoderOps[Value], stack: Stack, i: int, part: str, x: Value, compute: Callable[[Value], Value]
-) -> Value:
+def _part(ops: StackOps[Value], stack: Stack, i: int, part: str, x: Value, compute: Callable[[Value], Value]) -> Value:
     """The residual stream before and after one part of a layer."""
     layer = f"{stack.side}.layers.{i}"
     norm = f"{layer}.{part}_norm"
@@ -129,16 +144,14 @@ def _part(
     return x if stack.norm_first else ops.norm(x, stack.norm, norm)
 
 
-def _attention(
-    ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value
-) -> Value:
+def _attention(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value) -> Value:
     name = f"{stack.side}.layers.{i}"
     q, k, v = ops.linear(h, *(linear(config, f"{name}.{part}") for part in "qkv"))
     (out,) = ops.linear(ops.attend(q, k, v, stack, i), linear(config, f"{name}.o"))
     return out
 
 
-def _cross(ops: TranslatorOps[Value], config: TranslatorConfig, stack: Stack, i: int, h: Value) -> Value:
+def _cross(ops: DecoderOps[Value], config: TranslatorConfig, stack: Stack, i: int, h: Value) -> Value:
     name = f"{stack.side}.layers.{i}"
     (q,) = ops.linear(h, linear(config, f"{name}.cross_q"))
     (out,) = ops.linear(ops.attend_kept(q, stack, i), linear(config, f"{name}.cross_o"))
@@ -146,7 +159,7 @@ def _cross(ops: TranslatorOps[Value], config: TranslatorConfig, stack: Stack, i:
 
 
 def _feed_forward(
-    ops: EncoderOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value
+    ops: StackOps[Value], config: EncoderConfig | TranslatorConfig, stack: Stack, i: int, h: Value
 ) -> Value:
     f, name = stack.feed_forward, f"{stack.side}.layers.{i}"
     if f.gated:

@@ -290,7 +290,7 @@ class ModelRunner:
             sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
             stop=request.stop,
             schema=request.schema,
-            **hints,  # type: ignore[arg-type]
+            **hints,
             **options,
         )
 

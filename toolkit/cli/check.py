@@ -149,7 +149,9 @@ def _check_fleet(args: argparse.Namespace) -> int:
     from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.path)
-    elsewhere, faults, warnings = {}, [], []
+    elsewhere: dict[str, str] = {}
+    faults: list[str] = []
+    warnings: list[str] = []
     for device in plan.devices:
         try:
             for name, model in plan.models_of(device).items():

@@ -38,11 +38,9 @@ def run(args: argparse.Namespace) -> int:
     with as_folder(args.bundle) as folder, EncoderModel.open(folder, threads=args.threads) as model:
         if args.nearest:
             found = model.nearest(texts, args.nearest, prompt_name=args.prompt, truncate=args.truncate)
-            fields = [
-                {"text": text, "label": label, "cosine": round(c, 4)}
-                for text, (label, c) in zip(texts, found, strict=True)
-            ]
-            lines = [(f["label"], f"{f['cosine']:.3f}", str(f["text"])) for f in fields]
+            pairs = [(text, label, round(cosine, 4)) for text, (label, cosine) in zip(texts, found, strict=True)]
+            fields = [{"text": text, "label": label, "cosine": cosine} for text, label, cosine in pairs]
+            lines = [(label, f"{cosine:.3f}", text) for text, label, cosine in pairs]
             return show(args, {"nearest": fields}, table(lines, right=(1,)))
         vectors = model.embed(texts, prompt_name=args.prompt, truncate=args.truncate)
     numbers = [[round(float(value), 6) for value in vector] for vector in vectors]
