@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from device_runtime.tasks.classify import WrittenAnswer
     from device_runtime.tasks.opened import OpenedTask
 
-__all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
+__all__ = ["AnyGeneration", "Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
+AnyGeneration = Generation | TypedGeneration | Abstention  # they are used alike
 _GREEDY = Sampling()
 NOTHING = "N/A"
 _BEGINNINGS = 64  # of prompts, whose tokens are remembered
@@ -125,7 +126,7 @@ class LanguageModel:
         schema: Mapping[str, Any] | None = None,
         head: str | None = None,
         nothing: str | None = NOTHING,
-    ) -> Generation | TypedGeneration | Abstention:
+    ) -> AnyGeneration:
         """Start an answer.
 
         Args:
@@ -153,13 +154,12 @@ class LanguageModel:
                 return Abstention(given.unfamiliar)
             prompt, schema, unfamiliar = given.text, schema or self._task.schema, given.unfamiliar
         tokens, limit = self._prompts.plan(prompt, max_new)
+        if self._task is not None:
+            unfamiliar += self._task.unknown_words(str(prompt), len(tokens) - len(self.manifest.prefix_tokens))
         fixed = None if head is None or isinstance(prompt, str) else self._fixed(prompt, head, tokens)
         parts = self._cache, self._tokenizer, tokens, limit, Sampler(sampling)
-        if self._task is not None:
-            unfamiliar += self._task.unknown_words(prompt, len(tokens) - len(self.manifest.prefix_tokens))
-        elif (
-            sampling.temperature == 0 and not stop and not isinstance(prompt, str) and (fields := self._scored(schema))
-        ):
+        drawn = bool(stop or sampling.temperature)
+        if not drawn and not isinstance(prompt, str) and (fields := self._scored(schema)):
             priors = None if nothing is None else self._priors_against(prompt, nothing)
             return TypedGeneration(*parts, fields, self._held(schema, fields, limit), fixed, priors)
         written = None if self._task is None else self._task.decided()

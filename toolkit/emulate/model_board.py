@@ -27,7 +27,7 @@ from device_runtime.bridge.messages import TOKEN_BYTES, VERSION, Capability, Fau
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.kv_cache import KvCache
-from device_runtime.engine.language_model import Generation, LanguageModel
+from device_runtime.engine.language_model import AnyGeneration, LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
 from device_runtime.update.slots import open_bundle
@@ -94,7 +94,7 @@ class TextEngine:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._answer: Generation | None = None
+        self._answer: AnyGeneration | None = None
         self._left = b""
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
 

@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,14 +35,14 @@ def save_conversation(
     path = _path(bundle, name)
     if not backend.position_bytes:
         raise BackendError("The state of this backend cannot be copied; choose another with --backend.")
-    arrays = {f"state_{number}": array for number, array in enumerate(cache.snapshot().arrays)}
+    arrays: dict[str, Any] = {f"state_{number}": array for number, array in enumerate(cache.snapshot().arrays)}
     said = np.frombuffer(json.dumps(list(messages), ensure_ascii=False).encode(), np.uint8)
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # it is nobody else's
-            tokens = np.array(cache.tokens, np.int64)
-            np.savez(file, tokens=tokens, messages=said, backend=_kind(backend), **arrays)
+            content: dict[str, Any] = {"tokens": np.array(cache.tokens, np.int64), "messages": said}
+            np.savez(file, backend=_kind(backend), **content, **arrays)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
