@@ -65,7 +65,6 @@ class Model(Protocol):
         schema: Mapping[str, Any] | None = None,
         head: str | None = None,
         nothing: str | None = ...,
-        **options: Any,
     ) -> Answer: ...
 
     def close(self) -> None: ...
