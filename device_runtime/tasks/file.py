@@ -16,6 +16,7 @@ from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.expression import Expression
 from device_runtime.fleet.yaml_schema import (
+    Boolean,
     Choice,
     Field,
     Integer,
@@ -62,6 +63,7 @@ class Network:
     heads: int = 4
     ffn: int = 256
     vocabulary: int = 512  # at most
+    tied: bool = False  # the rows that a token is read by are those it is predicted with, which saves a third of a table
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ TASK = Record(
                     "heads": Field(Integer(1, 12), default=4),
                     "ffn": Field(Integer(32, 1536), default=256),
                     "vocabulary": Field(Integer(300, 8192, "pieces"), default=512),
+                    "tied": Field(Boolean(), default=False),
                 },
             ),
             default=Network(),

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import yaml
 
-PHRASES = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
+from toolkit.train.wording import chosen, misspelt
+
+HERE = Path(__file__).parent
+PHRASES, TALK = (yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("phrases", "talk"))
 
 
 def spoken(number: int) -> str:
@@ -103,13 +106,22 @@ def command(rng: random.Random) -> tuple[str, dict[str, object]]:
     """A command, with what is polite around it."""
     text, answer = room_command(rng) if rng.random() < 0.07 else plain_command(rng)
     first, _, rest = text.partition(" ")
-    if first in PHRASES["gerunds"] and rng.random() < 0.06:
+    if rng.random() < 0.2:  # with a reason, which is no command itself
+        text = chosen(rng, rng.choice(TALK["reasons"])).replace("COMMAND", text)
+    elif first in PHRASES["gerunds"] and rng.random() < 0.12:
+        text = f"{chosen(rng, rng.choice(TALK['if_you']))} {past(first)} {rest}"
+    elif first in PHRASES["gerunds"] and rng.random() < 0.06:
         text = f"{rng.choice(PHRASES['before_gerund'])} {PHRASES['gerunds'][first]} {rest}"
     elif rng.random() < 0.5:
         text = f"{rng.choice(PHRASES['before'])}{rng.choice(['', '', ','])} {text}"
     if rng.random() < 0.25:
         text = f"{text}{rng.choice(['', ',', ''])} {rng.choice(PHRASES['after'])}"
     return text, answer
+
+
+def past(verb: str) -> str:
+    """`switched` for `switch`."""
+    return str(TALK["pasts"].get(verb, verb.removesuffix("e") + "ed"))
 
 
 def plain_command(rng: random.Random) -> tuple[str, dict[str, object]]:
@@ -140,6 +152,10 @@ def plain_command(rng: random.Random) -> tuple[str, dict[str, object]]:
         template = rng.choice((PHRASES["open"] if action == "open" else PHRASES["close"])[device])
     else:
         template = rng.choice(PHRASES["on"] if action == "on" else PHRASES["off"])
+    if not number and rng.random() < 0.25:
+        template = chosen(rng, rng.choice(TALK[action]))
+    elif number and rng.random() < 0.2:
+        template = chosen(rng, rng.choice(TALK[f"{action}_to"]))
     x = thing(rng, device, room)
     text = filled(rng, template, x, number)
     if room not in ("none", "all") and rng.random() < 0.12:  # in the kitchen, turn on the light
@@ -156,11 +172,15 @@ def nothing(rng: random.Random) -> str:
     r = rng.choice(["in the ", "in the ", ""]) + rng.choice(PHRASES["rooms"][rng.choice(list(PHRASES["rooms"]))])
     kind = rng.random()
     if kind < 0.34:
-        text = filled(rng, rng.choice(PHRASES["questions"]), x, n)
+        text = rng.choice(PHRASES["questions"]) if rng.random() < 0.6 else chosen(rng, rng.choice(TALK["questions"]))
+        text = filled(rng, text, x, n)
     elif kind < 0.52:
-        text = filled(rng, rng.choice(PHRASES["statements"]), x, n)
-    elif kind < 0.62:
+        text = rng.choice(PHRASES["statements"]) if rng.random() < 0.5 else chosen(rng, rng.choice(TALK["statements"]))
+        text = filled(rng, text, x, n)
+    elif kind < 0.56:
         text = rng.choice(PHRASES["smalltalk"])
+    elif kind < 0.62:  # the reason for a command, without one
+        text = chosen(rng, rng.choice(TALK["reasons"])).replace("COMMAND", "").strip(" ,;-").removesuffix(" so")
     elif kind < 0.76:
         text = filled(rng, rng.choice(PHRASES["wishes"]), x, n)
     elif kind < 0.93:  # the same verbs, of other things
@@ -221,25 +241,6 @@ def nothing(rng: random.Random) -> str:
     return text
 
 
-def misspelt(rng: random.Random, text: str) -> str:
-    """One or two slips of the finger, not in numbers."""
-    for _ in range(rng.choice([1, 1, 2])):
-        places = [i for i, c in enumerate(text) if c.isalpha() and 0 < i < len(text) - 1]
-        if len(places) < 6:
-            return text
-        i = rng.choice(places)
-        slip = rng.randrange(4)
-        if slip == 0:
-            text = text[:i] + text[i + 1 :]
-        elif slip == 1:
-            text = text[:i] + text[i] + text[i:]
-        elif slip == 2 and text[i + 1].isalpha():
-            text = text[:i] + text[i + 1] + text[i] + text[i + 2 :]
-        else:
-            text = text[:i] + rng.choice("abcdefghijklmnopqrstuvwxyz") + text[i + 1 :]
-    return text
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
@@ -250,7 +251,8 @@ def main() -> None:
     for _ in range(args.cases):
         text, answer = (nothing(rng), none) if rng.random() < 0.45 else command(rng)
         if rng.random() < 0.15:
-            text = misspelt(rng, text)
+            for _ in range(rng.choice([1, 1, 2])):
+                text = misspelt(rng, text)
         if rng.random() < 0.3:
             text += rng.choice([".", "!", ".", " !", "..", " please."]) if not text.endswith("?") else ""
         elif answer is not none and rng.random() < 0.1:

@@ -52,6 +52,7 @@ def ask(name: str, **given: Any) -> TypedAnswer:
 def test_a_committed_bundle_is_small_and_of_its_task(name: str) -> None:
     bundle = Bundle.open(EXAMPLES / name / "bundle", verify=True)
     assert sum(entry.size_bytes for entry in bundle.manifest.files.values()) <= 1_500_000
+    assert {"model.tflite", "model.image"} <= set(bundle.manifest.files) and set(bundle.manifest.counts) >= {"micro"}
     task, purpose = load(EXAMPLES / name), answerer(name).purpose
     assert purpose.name == task.name and purpose.fields == task.fields and purpose.report["test"]["count"] >= 500
     for example in heldout(name)[:20]:
@@ -66,12 +67,21 @@ def test_typed_fields_of_unseen_readings_are_right(name: str) -> None:
     assert max(field.calibration_error for field in found.fields.values()) <= 0.05
 
 
-@pytest.mark.parametrize(("name", "share"), [("home-commands", 0.97), ("log-triage", 0.9)])
-def test_typed_fields_of_texts_that_others_wrote_are_right(name: str, share: float) -> None:
-    """What the committed bundles reach, less a sentence or two; the target is 95 % in both."""
+@pytest.mark.parametrize("name", TEXTS)
+def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str) -> None:
     found = scored(name)
+    assert found.accuracy >= 0.95 and found.well_formed == found.count
+    assert found.none_recognized >= 0.95 * found.none_asked
+    assert max(field.calibration_error for field in found.fields.values()) <= 0.05
+
+
+@pytest.mark.parametrize(("name", "share"), [("home-commands", 0.95), ("log-triage", 0.78)])
+def test_texts_of_a_harder_kind_are_not_forgotten(name: str, share: float) -> None:
+    """Less than two of them below what the README says. The logs are of machines that the generator does not know."""
+    task = load(EXAMPLES / name)
+    examples = read_examples(EXAMPLES / name / "heldout-3.jsonl", task.inputs, task.answer)
+    found = score(answerer(name).purpose, examples, [answerer(name).answer(e.input) for e in examples])
     assert found.accuracy >= share and found.well_formed == found.count
-    assert found.none_recognized >= 0.9 * found.none_asked
 
 
 def test_questions_and_wishes_about_other_things_are_no_commands() -> None:

@@ -23,11 +23,11 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from toolkit.train.vocabulary import answer_text
 
-__all__ = ["PARTS", "Cases", "Part", "calibration_rows", "part_of", "tokenized"]
+__all__ = ["PARTS", "WORD_WEIGHT", "Cases", "Part", "calibration_rows", "part_of", "tokenized"]
 
 Part = Literal["train", "calibrate", "test"]
 PARTS: tuple[Part, ...] = ("train", "calibrate", "test")
-_OF_WORDS = 0.15  # the weight of predicting a word of a text, beside that of a decision
+WORD_WEIGHT = 0.125  # the weight of predicting a word of a text, beside that of a decision
 _SHARES = (("test", 0.03), ("calibrate", 0.03))
 
 
@@ -91,7 +91,7 @@ def tokenized(task: Task, examples: Sequence[Example], tokenizer: SentencePieceP
         rows.append(prompt + answer)
         # What JSON's grammar forces is learnt lightly, what is decided fully. Of a text, its words as well: what
         # follows what is half of what they mean.
-        before = _OF_WORDS if task.inputs.text is not None else 0.0
+        before = WORD_WEIGHT if task.inputs.text is not None else 0.0
         weights.append([before] * (len(prompt) - 1) + [1.0 if token in enums else 0.1 for token in answer])
     return Cases(*_arrays(rows, weights, tokenizer.eos_id()))
 
@@ -99,7 +99,7 @@ def tokenized(task: Task, examples: Sequence[Example], tokenizer: SentencePieceP
 def _classified(task: Task, examples: Sequence[Example], tokenizer: SentencePieceProcessor, drops: float) -> Cases:
     """Prompts alone, with the number of each field's right value."""
     rows = [_prompt(task, example, tokenizer, drops if n % 2 else 0.0) for n, example in enumerate(examples)]
-    tokens, learnt = _arrays(rows, [[_OF_WORDS] * (len(row) - 1) for row in rows], tokenizer.eos_id())
+    tokens, learnt = _arrays(rows, [[WORD_WEIGHT] * (len(row) - 1) for row in rows], tokenizer.eos_id())
     fields = {name: values or [] for name, values in task.fields.items()}
     heads = tuple(tuple(tokenizer.piece_to_id(head_label(n, v)) for v in values) for n, values in fields.items())
     labels = [[values.index((e.answer or {})[name]) for name, values in fields.items()] for e in examples]

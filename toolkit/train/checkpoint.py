@@ -42,7 +42,8 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for name, theirs in _OTHER_NAMES.items():
-        tensors[f"{theirs}.weight"] = np.ascontiguousarray(weights[name])
+        if name in weights:  # a tied head has no rows of its own
+            tensors[f"{theirs}.weight"] = np.ascontiguousarray(weights[name])
     for name, theirs in _LAYER_NAMES.items():
         for i, tensor in enumerate(weights[name]):
             tensors[f"model.layers.{i}.{theirs}.weight"] = np.ascontiguousarray(tensor)
@@ -61,7 +62,7 @@ def write_folder(
         "rms_norm_eps": EPSILON,
         "rope_theta": ROPE_BASE,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": shape.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }

@@ -39,7 +39,8 @@ def initial(shape: Network, vocabulary: int, seed: int) -> Parameters:
     parameters["attention_norm"] = jnp.ones((layers, width))
     parameters["ffn_norm"] = jnp.ones((layers, width))
     parameters["final_norm"] = jnp.ones((width,))
-    parameters["head"] = normal(vocabulary, width, scale=0.3 / np.sqrt(width))
+    if not shape.tied:
+        parameters["head"] = normal(vocabulary, width, scale=0.3 / np.sqrt(width))
     return parameters
 
 
@@ -75,7 +76,7 @@ def forward(parameters: Parameters, tokens: jax.Array, shape: Network, drop: jax
 
 def logits(parameters: Parameters, hidden: jax.Array) -> jax.Array:
     """(…, vocabulary) for (…, width)."""
-    return hidden @ parameters["head"].T
+    return hidden @ parameters.get("head", parameters["embed"]).T
 
 
 def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:

@@ -23,11 +23,15 @@ import optax
 
 from device_runtime.tasks.file import Network
 from toolkit.train import network
-from toolkit.train.cases import Cases
+from toolkit.train.cases import WORD_WEIGHT, Cases
 
 __all__ = ["Schedule", "optimize"]
 
 _TOGETHER = 25  # steps that are computed in one call
+_LENGTHS = (0.6, 0.9, 1.0)  # shares of the cases, by their length
+_LEAST_SPLIT = 32  # cases of a batch that is split
+_CHECK_STEPS, _CHECKS = 200, 3  # a look at the held cases, and how many in a row must be good enough
+_HELD = 1024  # of them, at most
 _SAVE_S = 30.0  # between checkpoints
 _KEPT_PATH = 0.95  # of blocks, while training: the rest is left out for a case, so that no block relies on another
 Log = Callable[[int, float], None]  # (step, mean loss since the last call)
@@ -44,12 +48,26 @@ class Schedule:
     decay: float = 0.05  # weight decay
     average: float = 0.998  # of the running mean of the weights, which is what the bundle gets
     drop: bool = False  # leave out blocks at random
+    enough: float = 2.0  # share of the held cases' decisions that is good enough to end early; above 1: never
+    noise: float = 0.0  # share of a text's tokens that are others, drawn anew at each step
 
 
 def optimize(
-    shape: Network, vocabulary: int, cases: Cases, schedule: Schedule, seed: int, checkpoint: Path, log: Log
+    shape: Network,
+    vocabulary: int,
+    cases: Cases,
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path,
+    log: Log,
+    held: Cases | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Train, from `checkpoint` if there is one of this very run; returns the averaged weights."""
+    """Train, from `checkpoint` if there is one of this very run; returns the averaged weights.
+
+    Args:
+        held: cases that are not trained on; where `schedule.enough` of their decisions have been right for some time,
+            the training ends before its last step.
+    """
     transform = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(_rates(schedule), b2=0.98, weight_decay=schedule.decay),
@@ -58,31 +76,48 @@ def optimize(
     mean = jax.tree.map(jnp.copy, weights)  # the memory of the state is used again at each step
     state: Any = (weights, mean, transform.init(weights))
     leaves, tree = jax.tree.flatten(state)
-    step = 0
+    step = settled = 0  # settled: how many checks in a row found that it is good enough
     if (kept := _load(checkpoint, leaves)) is not None:
-        step, leaves = kept
+        step, settled, leaves = kept
         state = jax.tree.unflatten(tree, leaves)
+    parts = _by_length(cases, schedule.batch)
     tokens, learnt = jnp.asarray(cases.tokens), jnp.asarray(cases.learnt)
     ends = None if cases.ends is None else jnp.asarray(cases.ends)
     labels = None if cases.labels is None else jnp.asarray(cases.labels)
 
-    def loss(weights: network.Parameters, rows: jax.Array, key: jax.Array) -> jax.Array:
-        batch, mask = tokens[rows], learnt[rows]
-        drop = None
+    def sums(weights: network.Parameters, rows: jax.Array, key: jax.Array, length: int) -> tuple[jax.Array, ...]:
+        """Of some cases, which are at most `length` long: the summed loss of their tokens, and of their decisions."""
+        batch, mask = tokens[rows, :length], learnt[rows, : length - 1]
+        drop, read = None, batch[:, :-1]
         if schedule.drop:
-            kept = jax.random.bernoulli(key, _KEPT_PATH, (shape.layers, 2, schedule.batch, 1, 1))
+            kept = jax.random.bernoulli(key, _KEPT_PATH, (shape.layers, 2, len(rows), 1, 1))
             drop = kept.astype(jnp.float32) / _KEPT_PATH
-        hidden = network.forward(weights, batch[:, :-1], shape, drop)
+        if schedule.noise:  # a word is known by those around it as well
+            key, other = jax.random.split(key)
+            within = (mask == WORD_WEIGHT)[:, 1:] & (mask == WORD_WEIGHT)[:, :-1]  # of the prompt, but its ends
+            drawn = jax.random.uniform(key, within.shape) < schedule.noise
+            others = jax.random.randint(other, within.shape, 3, vocabulary)
+            read = read.at[:, 1:].set(jnp.where(within & drawn, others, read[:, 1:]))
+        hidden = network.forward(weights, read, shape, drop)
         losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(weights, hidden), batch[:, 1:])
+        of_tokens, decisions = (losses * mask).sum(), jnp.zeros(())
         if ends is None or labels is None:
-            return (losses * mask).sum() / mask.sum()
+            return of_tokens, mask.sum(), decisions
         # Of words what the mask says, of each field its head's decision after the prompt.
         decided = network.logits(weights, hidden[jnp.arange(len(rows)), ends[rows]])  # (B, V)
-        total = (losses * mask).sum() / jnp.maximum((mask > 0).sum(), 1)
         for field, head in enumerate(cases.heads):
             of_values = decided[:, jnp.array(head)]
-            total += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).mean()
-        return total
+            decisions += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).sum()
+        return of_tokens, (mask > 0).sum(), decisions
+
+    def loss(weights: network.Parameters, rows: jax.Array, key: jax.Array) -> jax.Array:
+        found, start = [], 0
+        for number, part in enumerate(parts):
+            own = rows[start : start + part.batch]
+            found.append(sums(weights, own, jax.random.fold_in(key, number), part.length))
+            start += part.batch
+        of_tokens, count, decisions = (sum(values) for values in zip(*found, strict=True))
+        return jnp.asarray(of_tokens / jnp.maximum(count, 1) + decisions / schedule.batch)
 
     def one(state: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         weights, mean, inner = state
@@ -94,17 +129,39 @@ def optimize(
 
     several = jax.jit(lambda state, rows, keys: jax.lax.scan(one, state, (rows, keys)), donate_argnums=0)
     saved_s = time.monotonic()
-    while step < schedule.steps:
+    right = None if held is None or schedule.enough > 1 else _share_right(shape, held)
+    while step < schedule.steps and settled < _CHECKS:
         count = min(_TOGETHER, schedule.steps - step)
-        rows = np.stack([_drawn(len(cases.tokens), schedule.batch, seed, step + i) for i in range(count)])
+        rows = np.stack([_batch(parts, seed, step + i) for i in range(count)])
         keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), step + i) for i in range(count)])
         state, losses = several(state, jnp.asarray(rows), keys)
         step += count
         log(step, float(losses.mean()))
-        if time.monotonic() - saved_s > _SAVE_S or step == schedule.steps:
-            _save(checkpoint, step, jax.tree.leaves(state))
+        if right is not None and step % _CHECK_STEPS == 0:
+            settled = settled + 1 if right(state[1]) >= schedule.enough else 0
+        if time.monotonic() - saved_s > _SAVE_S or step == schedule.steps or settled == _CHECKS:
+            _save(checkpoint, step, settled, jax.tree.leaves(state))
             saved_s = time.monotonic()
     return {name: np.asarray(value) for name, value in state[1].items()}
+
+
+def _share_right(shape: Network, held: Cases) -> Callable[[network.Parameters], float]:
+    """How many of the held cases' decisions some weights make as they should."""
+    tokens, learnt = jnp.asarray(held.tokens[:_HELD]), jnp.asarray(held.learnt[:_HELD])
+
+    @jax.jit
+    def share(weights: network.Parameters) -> jax.Array:
+        hidden = network.forward(weights, tokens[:, :-1], shape)
+        if held.ends is not None and held.labels is not None:
+            decided = network.logits(weights, hidden[jnp.arange(len(tokens)), jnp.asarray(held.ends[:_HELD])])
+            labels = jnp.asarray(held.labels[:_HELD])
+            found = [decided[:, jnp.array(head)].argmax(-1) == labels[:, i] for i, head in enumerate(held.heads)]
+            return jnp.stack(found).mean()
+        right = network.logits(weights, hidden).argmax(-1) == tokens[:, 1:]
+        decisions = learnt == 1.0
+        return (right & decisions).sum() / decisions.sum()
+
+    return lambda weights: float(share(weights))
 
 
 def _rates(schedule: Schedule) -> optax.Schedule:
@@ -113,8 +170,38 @@ def _rates(schedule: Schedule) -> optax.Schedule:
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Cases of about one length: a batch has its share of each part, and none is computed as if it were the longest."""
+
+    rows: npt.NDArray[np.int64]
+    length: int  # tokens, of the longest
+    batch: int  # of its cases, in each step
+
+
+def _by_length(cases: Cases, batch: int) -> list[_Part]:
+    """The cases in up to three parts: six in ten are short, one in ten is long."""
+    lengths = 1 + np.count_nonzero(np.cumsum(cases.learnt[:, ::-1] > 0, axis=1), axis=1)  # to the last that is learnt
+    if cases.ends is not None:
+        lengths = np.maximum(lengths, cases.ends + 2)
+    order = np.argsort(lengths, kind="stable")
+    longest, middle = int(lengths.max()), int(np.median(lengths))
+    shares = _LENGTHS if longest > 1.3 * middle and batch >= _LEAST_SPLIT else (1.0,)
+    parts, first, taken = [], 0, 0
+    for share in shares:
+        last, until = round(len(order) * share), round(batch * share)
+        parts.append(_Part(order[first:last], int(lengths[order[last - 1]]), until - taken))
+        first, taken = last, until
+    return parts
+
+
+def _batch(parts: list[_Part], seed: int, step: int) -> npt.NDArray[np.int64]:
+    """The cases of a step, part by part."""
+    return np.concatenate([part.rows[_drawn(len(part.rows), part.batch, seed, step)] for part in parts])
+
+
 def _drawn(cases: int, batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
-    """The cases of a step: each epoch takes all of them in an order of its own."""
+    """Each epoch takes all of them in an order of its own."""
     first = step * batch
     rows = []
     for place in range(first // cases, (first + batch - 1) // cases + 1):
@@ -129,17 +216,17 @@ _orders: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
 def _order(cases: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     key = (cases, seed, epoch)
     if key not in _orders:
-        if len(_orders) > 2:
+        if len(_orders) > 8:
             _orders.clear()
         _orders[key] = np.random.default_rng([seed, epoch]).permutation(cases)
     return _orders[key]
 
 
-def _save(path: Path, step: int, leaves: list[Any]) -> None:
+def _save(path: Path, step: int, settled: int, leaves: list[Any]) -> None:
     """Whole or not at all: SIGKILL may come at any moment."""
     held = io.BytesIO()
     arrays: dict[str, Any] = {f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    np.savez(held, step=np.asarray(step), **arrays)
+    np.savez(held, step=np.asarray(step), settled=np.asarray(settled), **arrays)
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as stream:
         stream.write(held.getvalue())
@@ -148,13 +235,13 @@ def _save(path: Path, step: int, leaves: list[Any]) -> None:
     part.replace(path)
 
 
-def _load(path: Path, like: list[Any]) -> tuple[int, list[Any]] | None:
+def _load(path: Path, like: list[Any]) -> tuple[int, int, list[Any]] | None:
     try:
         with np.load(path) as arrays:
-            step = int(arrays["step"])
+            step, settled = int(arrays["step"]), int(arrays["settled"])
             leaves = [arrays[f"l{i:03}"] for i in range(len(like))]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
         return None
-    return step, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]
+    return step, settled, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]

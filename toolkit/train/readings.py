@@ -105,9 +105,7 @@ def _value(field: InputField, borders: tuple[float, ...], near: float, rng: rand
         value = rng.uniform(*usual)
     else:
         value = rng.uniform(low, high) if rng.random() < 0.7 else rng.choice((low, high)) * rng.uniform(0.5, 1.5)
-    if field.beyond == "unfamiliar":
-        value = min(max(value, low), high)
-    return _cut(value, field.step, rng)
+    return _cut(value, field, rng)
 
 
 def _earlier(task: Task, given: Case, borders: Borders, rng: random.Random) -> list[Case]:
@@ -129,7 +127,7 @@ def _earlier(task: Task, given: Case, borders: Borders, rng: random.Random) -> l
         for name, drift in drifts.items():
             field = (task.inputs.fields or {})[name]
             wobble = 0.0 if i == 0 else rng.gauss(0, abs(drift) / 6)
-            reading[name] = _cut(given[name] - drift * (count - i) / count + wobble, field.step, rng, whole=False)
+            reading[name] = _cut(given[name] - drift * (count - i) / count + wobble, field, rng, earlier=True)
         readings.append(reading)
     return readings
 
@@ -139,12 +137,17 @@ def _distance(step: float, most: float, rng: random.Random) -> float:
     return float(step * (max(most, 2 * step) / step) ** rng.random())
 
 
-def _cut(value: float, step: float, rng: random.Random, whole: bool = True) -> float:
-    """To the step, to ten times it, or to a whole number, as sensors differ."""
-    if whole and rng.random() < _WHOLE and step < 1:
-        return float(round(value))
-    places = max(0, len(f"{step:.6f}".rstrip("0").partition(".")[2]))
-    return round(round(value / step) * step, places)
+def _cut(value: float, field: InputField, rng: random.Random, earlier: bool = False) -> float:
+    """To the step, or to a whole number, as sensors differ; a present one never past the range that is familiar."""
+    step = field.step
+    if not earlier and rng.random() < _WHOLE and step < 1:
+        cut = float(round(value))
+    else:
+        places = max(0, len(f"{step:.6f}".rstrip("0").partition(".")[2]))
+        cut = round(round(value / step) * step, places)
+    if not earlier and field.beyond == "unfamiliar" and field.low is not None and field.high is not None:
+        cut = min(max(cut, float(field.low)), float(field.high))  # rounding may step over the end
+    return cut
 
 
 def _constant(node: ast.expr) -> float | None:

@@ -48,6 +48,8 @@ def silent(step: str, share: float, detail: str = "", /) -> None:
     """No progress to show."""
 
 
+ENOUGH = 0.999  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
+NOISE = 0.02  # of the tokens of a text, in training
 _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
 
@@ -90,14 +92,16 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
     cases = _kept_tokens(task, tokenizer, settings, work)
     text = task.inputs.text is not None
+    held = None if text else tokenized(task, read_cases(work, "calibrate", 1024), tokenizer)
     weights = optimize(
         task.network,
         tokenizer.vocab_size(),
         cases,
-        Schedule(settings.steps, settings.batch, drop=text),
+        Schedule(settings.steps, settings.batch, drop=text, noise=NOISE if text else 0.0, enough=2.0 if text else ENOUGH),
         settings.seed,
         work / "weights.npz",
         lambda step, loss: progress("training", step / settings.steps, f"loss {loss:.3f}"),
+        held,
     )
     return Trained(weights, vocabulary, cases.tokens.shape[1], len(cases.tokens))
 

@@ -9,7 +9,7 @@ import pytest
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import answer_faults
-from device_runtime.tasks.file import Generate, load
+from device_runtime.tasks.file import Generate, load, loads
 from device_runtime.tasks.rules import Truth
 from toolkit.train.examples import generated_examples
 from toolkit.train.readings import Borders, generated
@@ -48,6 +48,18 @@ def test_familiar_readings_are_generated_only() -> None:
     fall = load(EXAMPLES / "fall-alert")
     for case in generated(fall, 200, 5):
         assert fall.inputs.prompt(case["input"]).unfamiliar == ()
+
+
+def test_rounding_to_whole_numbers_does_not_leave_the_familiar_range() -> None:
+    """Half of these ranges rounds to 0 and 3, which are outside."""
+    task = loads(
+        """{task: 1, name: narrow, input: {fields: {x: {from: 0.4, to: 2.6, step: 0.1}}},
+        answer: {type: object, additionalProperties: false, required: [y], properties: {y: {enum: [a, b]}}},
+        truth: [{when: x > 1, answer: {y: a}}, {answer: {y: b}}]}"""
+    )
+    values = [case["input"]["x"] for case in generated(task, 300, 8)]
+    assert min(values) == 0.4 and max(values) == 2.6
+    assert all(value == round(value, 1) for value in values)
 
 
 @pytest.mark.parametrize("name", ["home-commands", "log-triage"])
