@@ -29,7 +29,7 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
-__all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
+__all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of", "conversation"]
 
 _LONGEST = 200  # tokens of an answer
 
@@ -123,7 +123,7 @@ class Answerer:
         return TypedAnswer(answer, self._confidence(choices), strange, text, choices)
 
     def _ask_general(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
-        generation = model.generate(self._conversation(asked), schema=self.purpose.answer, head="")
+        generation = model.generate(conversation(self.purpose, self._shown, asked), schema=self.purpose.answer, head="")
         try:
             text = "".join(generation)
         except IncompleteError:
@@ -133,18 +133,6 @@ class Answerer:
     def close(self) -> None:
         """Give back memory."""
         self._backend.close()
-
-    def _conversation(self, asked: str) -> list[Message]:
-        """For a general model: what the task is, examples as turns, and the input."""
-        inputs = self.purpose.inputs
-        fields = {name: values for name, values in self.purpose.fields.items() if values}
-        values = "; ".join(f"{name} is one of {', '.join(map(str, of))}" for name, of in fields.items())
-        turns: list[Message] = [{"role": "system", "content": f"{self.purpose.about} Answer in JSON: {values}."}]
-        for example in self._shown:
-            answer = json.dumps(example.answer, ensure_ascii=False)
-            turns.append({"role": "user", "content": inputs.prompt(example.input).text.strip()})
-            turns.append({"role": "assistant", "content": answer})
-        return [*turns, {"role": "user", "content": asked.strip()}]
 
     def _confidence(self, choices: Mapping[str, Sequence[Choice]]) -> dict[str, float]:
         temperatures = self.purpose.temperatures
@@ -170,3 +158,15 @@ class Answerer:
                 break
             logits = self._backend.decode(tokens[-1])
         return self._tokenizer.decode(tokens), constraint
+
+
+def conversation(purpose: Purpose, shown: Sequence[Example], asked: str) -> list[Message]:
+    """For a general model: what the task is, examples as turns, and the input's prompt."""
+    fields = {name: values for name, values in purpose.fields.items() if values}
+    values = "; ".join(f"{name} is one of {', '.join(map(str, of))}" for name, of in fields.items())
+    turns: list[Message] = [{"role": "system", "content": f"{purpose.about} Answer in JSON: {values}."}]
+    for example in shown:
+        answer = json.dumps(example.answer, ensure_ascii=False)
+        turns.append({"role": "user", "content": purpose.inputs.prompt(example.input).text.strip()})
+        turns.append({"role": "assistant", "content": answer})
+    return [*turns, {"role": "user", "content": asked.strip()}]

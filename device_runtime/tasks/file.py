@@ -31,7 +31,19 @@ from device_runtime.fleet.yaml_schema import (
 )
 from device_runtime.tasks.inputs import Feature, InputField, Inputs
 
-__all__ = ["INPUTS", "TASK", "Generate", "Network", "Rule", "Task", "expression_names", "load", "loads", "typed_fields"]
+__all__ = [
+    "INPUTS",
+    "TASK",
+    "Generate",
+    "Network",
+    "Rule",
+    "Task",
+    "Teacher",
+    "expression_names",
+    "load",
+    "loads",
+    "typed_fields",
+]
 
 Path_ = tuple[str | int, ...]
 NUMBERS = (-1e12, 1e12)
@@ -55,6 +67,17 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model that answers inputs which nobody has answered: a bundle, or a server that the user names."""
+
+    bundle: str = ""  # a folder, relative to the task file
+    url: str = ""  # of a chat completions interface, up to /v1
+    model: str = ""  # as the server calls it
+    key: str = ""  # name of the environment variable that holds the server's key
+    inputs: str = ""  # a file of inputs without answers; without one they are generated
+
+
+@dataclass(frozen=True)
 class Network:
     """The shape of the network that is trained."""
 
@@ -63,7 +86,7 @@ class Network:
     heads: int = 4
     ffn: int = 256
     vocabulary: int = 512  # at most
-    tied: bool = False  # the rows that a token is read by are those it is predicted with, which saves a third of a table
+    tied: bool = False  # a token is read by the row that it is predicted with: half the table
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,7 @@ class Task:
     calibrate: tuple[str, ...] = ()  # files of examples that confidence is calibrated on, in place of generated ones
     generate: Generate = field(default_factory=Generate)
     network: Network = field(default_factory=Network)
+    teacher: Teacher | None = None
     audit: Mapping[str, Any] = field(default_factory=dict)
     task: int = 1  # format of the file
     folder: Path = Path()  # of the task file
@@ -202,6 +226,21 @@ TASK = Record(
             ),
             default=Generate(),
         ),
+        "teacher": Field(
+            Record(
+                Teacher,
+                {
+                    "bundle": Field(Text("a bundle's folder"), default=""),
+                    "url": Field(Text("an address such as http://localhost:8080/v1", r"https?://\S+"), default=""),
+                    "model": Field(Text("a model's name, as the server calls it"), default=""),
+                    "key": Field(Text("the name of an environment variable", r"[A-Za-z_][A-Za-z0-9_]*"), default=""),
+                    "inputs": Field(Text("a .jsonl or .csv file", r".+\.(jsonl|csv)"), default=""),
+                },
+                "a mapping such as {bundle: build/smollm2-135m} or {url: 'http://localhost:8080/v1', model: NAME}",
+                lambda made, path, report: _check_teacher(made, path, report),
+            ),
+            default=None,
+        ),
         "network": Field(
             Record(
                 Network,
@@ -285,8 +324,17 @@ def _check(task: Task, report: Report) -> None:
         report.add_at(("truth",), "the last rule has a `when`; expected one without, for all other inputs")
     if task.truth and task.inputs.text is not None:
         report.add_at(("truth",), "rules compute with fields; a task that reads a text needs `examples` or a `program`")
-    if not (task.truth or task.examples or task.generate.program):
+    if not (task.truth or task.examples or task.generate.program or task.teacher):
         report.add_at((), "says nothing of what is true; expected `truth`, `examples` or `generate: {program: …}`")
+
+
+def _check_teacher(made: Teacher, path: Path_, report: Report) -> None:
+    if bool(made.bundle) == bool(made.url):
+        report.add_at(path, "expected either `bundle` (a folder) or `url` (of a server)")
+    if made.url and not made.model:
+        report.add_at(path, "has a `url` and no `model`; expected the name that the server knows the model by")
+    if made.bundle and (made.model or made.key):
+        report.add_at(path, "has `model` or `key` beside `bundle`; those are of a server")
 
 
 def _check_answer(answer: Any, fields: Mapping[str, Any], path: Path_, report: Report) -> None:

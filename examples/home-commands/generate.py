@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from toolkit.train.wording import chosen, misspelt
+from toolkit.examples.wording import chosen, misspelt
 
 HERE = Path(__file__).parent
 PHRASES, TALK = (yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("phrases", "talk"))

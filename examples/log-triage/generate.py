@@ -22,14 +22,21 @@ from typing import Any
 
 import yaml
 
-from toolkit.train.wording import chosen, misspelt
+from toolkit.examples.wording import chosen, misspelt
 
 HERE = Path(__file__).parent
 PHRASES, MESSAGES, ROUTINE = (
     yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("phrases", "messages", "routine")
 )
+INTERFACES = [
+    "eth0", "eth1", "eth3", "enp3s0", "ens18", "wlan0", "eno1", "bond0", "wlp2s0", "usb0", "ppp0", "br0", "Gi0/3",
+    "ge-0/0/1", "tun0",
+]  # fmt: skip
 MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-SYLLABLES = "ka lo mi ve ra to ni sa pe du ro xi ba ne zu fi go lan ter mon dex cor vel tan bri sol quo net".split()
+SYLLABLES = [
+    "ka", "lo", "mi", "ve", "ra", "to", "ni", "sa", "pe", "du", "ro", "xi", "ba", "ne",
+    "zu", "fi", "go", "lan", "ter", "mon", "dex", "cor", "vel", "tan", "bri", "sol", "quo", "net",
+]  # fmt: skip
 TYPO_SHARE, DROP_SHARE, TAIL_SHARE, STRANGE_LEVEL = 0.06, 0.08, 0.15, 0.3
 
 Names = dict[str, Callable[[], str]]
@@ -60,9 +67,7 @@ def names(rng: random.Random) -> Names:
         "HEX": lambda: digits(rng.choice([7, 8, 12])),
         "HOST": lambda: of("hosts") + rng.choice(["", "", "", ".local", ".example.com", f"-{rng.randint(1, 30)}"]),
         "URL": lambda: f"http{rng.choice(['', 's'])}://{of('hosts')}:{rng.randint(80, 9999)}/{of('things')}",
-        "IF": lambda: rng.choice(
-            "eth0 eth1 eth3 enp3s0 ens18 wlan0 eno1 bond0 wlp2s0 usb0 ppp0 br0 Gi0/3 ge-0/0/1 tun0".split()
-        ),
+        "IF": lambda: rng.choice(INTERFACES),
         "PCI": lambda: f"0000:{digits(2)}:{digits(2)}.0",
         "DEV": lambda: of("devs", 0),
         "PATH": lambda: of("paths", 0) if rng.random() < 0.6 else f"/{of('things')}/{of('procs')}",
@@ -84,7 +89,7 @@ def filled(slots: Names, text: str) -> str:
 
 
 def prefix(rng: random.Random, priority: str, slots: Names) -> str:
-    """What stands before the message: a date, a host, a program, a level."""
+    """What is before the message: a date, a host, a program, a level."""
     of = priority if rng.random() > STRANGE_LEVEL else rng.choice(list(PHRASES["levels"]))
     level, host, program, date = rng.choice(PHRASES["levels"][of]), slots["HOST"](), slots["PROC"](), slots["DATE"]()
     clock = f"{slots['CLOCK']()}:{rng.randint(0, 59):02}"

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load
     from device_runtime.update.slots import open_bundle
     from toolkit.cli.eval_task import purpose_of
+    from toolkit.examples.sources import all_examples
     from toolkit.progress import ProgressBar
     from toolkit.train.audit import audit
-    from toolkit.train.examples import all_examples
 
     bundle, task = open_bundle(args.bundle), load(args.task)
     purpose = purpose_of(bundle, task)

@@ -31,8 +31,8 @@ def run_task(args: argparse.Namespace) -> int:
     from device_runtime.tasks.rules import Truth
     from device_runtime.tasks.score import score
     from device_runtime.update.slots import open_bundle
+    from toolkit.examples.sources import all_examples
     from toolkit.progress import ProgressBar
-    from toolkit.train.examples import all_examples
 
     bundle = open_bundle(args.bundle)
     task = load(args.task) if args.task is not None else None

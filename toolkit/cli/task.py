@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json, whole_number
+
+if TYPE_CHECKING:
+    from device_runtime.tasks.examples import Example
+    from device_runtime.tasks.file import Task
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -82,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("-o", "--output", metavar="FILE.jsonl", type=Path, required=True)
     generate.add_argument("--cases", metavar="N", type=whole_number(1), default=1000, help="(default: 1000)")
     generate.add_argument("--seed", metavar="N", type=whole_number(0), default=0)
+    generate.add_argument("--teacher", action="store_true", help="ask the task's teacher, and check what it answers")
     add_json(generate)
 
 
@@ -135,19 +142,59 @@ def _check(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load
-    from toolkit.train.examples import generated_examples
 
     task = load(args.task)
-    part = args.output.with_name(args.output.name + ".part")
-    count = 0
-    with part.open("w", encoding="utf-8") as stream:
-        for example in generated_examples(task, args.cases, args.seed):
-            line = {"input": example.input, "answer": example.answer}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-            count += 1
-    part.replace(args.output)
+    if args.teacher:
+        return _teach(args, task)
+    from toolkit.examples.sources import generated_examples
+
+    count = _write(args.output, generated_examples(task, args.cases, args.seed))
     if args.json:
         print(json.dumps({"examples": count, "file": str(args.output)}))
         return 0
     print(f"{args.output}: {count} examples; read and correct them, then name the file under `examples:`")
     return 0
+
+
+def _teach(args: argparse.Namespace, task: Task) -> int:
+    from itertools import islice
+
+    from device_runtime.errors import ConfigurationError
+    from toolkit.examples.teacher import Taught, taught, teacher_of, unanswered
+    from toolkit.progress import ProgressBar
+
+    inputs = list(islice(unanswered(task, args.cases, args.seed), args.cases))
+    result = Taught()
+    with teacher_of(task) as teacher, ProgressBar() as bar:
+
+        def asked() -> Iterator[Mapping[str, Any]]:
+            for number, given in enumerate(inputs):
+                bar.update("asking the teacher", number / len(inputs))
+                yield given
+
+        _write(args.output, taught(task, teacher, asked(), result))
+    if args.json:
+        print(json.dumps({"file": str(args.output), **result.to_json()}, ensure_ascii=False))
+    else:
+        print(f"{args.output}: {result.believed} of {len(inputs)} answers are believed; read and correct them, then")
+        print("name the file under `examples:`")
+        for reason, count in result.rejected.most_common():
+            print(f"{count:6} rejected: {reason}")
+        for case in result.shown:
+            print(f"   {json.dumps(case['input'], ensure_ascii=False):.160} -> {case['fault']:.160}")
+    if not result.believed:
+        raise ConfigurationError(f"No answer of the teacher is believed; {args.output} is empty.")
+    return 0
+
+
+def _write(path: Path, examples: Iterable[Example]) -> int:
+    """Write them to a file that appears whole or not at all; returns how many they were."""
+    part = path.with_name(path.name + ".part")
+    count = 0
+    with part.open("w", encoding="utf-8") as stream:
+        for example in examples:
+            count += 1
+            line = {"input": example.input, "answer": example.answer}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    part.replace(path)
+    return count

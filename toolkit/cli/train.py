@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     os.environ["NPROC"] = str(args.threads)  # what JAX takes its number of threads from, whatever the machine has
-    # On a GPU sums are made in the order in which they come unless it is told; and it takes what memory it needs.
+    # A GPU adds in the order in which results come, unless this is set; and takes most of its memory at once.
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from device_runtime.tasks.file import load

@@ -49,7 +49,7 @@ class Schedule:
     average: float = 0.998  # of the running mean of the weights, which is what the bundle gets
     drop: bool = False  # leave out blocks at random
     enough: float = 2.0  # share of the held cases' decisions that is good enough to end early; above 1: never
-    noise: float = 0.0  # share of a text's tokens that are others, drawn anew at each step
+    noise: float = 0.0  # share of a text's tokens that are exchanged for others, which differ at each step
 
 
 def optimize(
@@ -244,4 +244,8 @@ def _load(path: Path, like: list[Any]) -> tuple[int, int, list[Any]] | None:
         return None
     if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
         return None
-    return step, settled, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]
+    return (
+        step,
+        settled,
+        [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)],
+    )

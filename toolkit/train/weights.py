@@ -29,8 +29,8 @@ from device_runtime import __version__
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
+from toolkit.examples.sources import all_examples
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
-from toolkit.train.examples import all_examples
 from toolkit.train.optimize import Schedule, optimize
 from toolkit.train.vocabulary import SAMPLE, train_vocabulary
 
@@ -97,7 +97,9 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
         task.network,
         tokenizer.vocab_size(),
         cases,
-        Schedule(settings.steps, settings.batch, drop=text, noise=NOISE if text else 0.0, enough=2.0 if text else ENOUGH),
+        Schedule(
+            settings.steps, settings.batch, drop=text, noise=NOISE if text else 0.0, enough=2.0 if text else ENOUGH
+        ),
         settings.seed,
         work / "weights.npz",
         lambda step, loss: progress("training", step / settings.steps, f"loss {loss:.3f}"),

@@ -12,8 +12,8 @@ from typing import Any
 from device_runtime.tasks.answering import TypedAnswer
 from device_runtime.tasks.file import load
 from device_runtime.tasks.rules import Truth
+from toolkit.examples.readings import generated
 from toolkit.train.audit import audit, changes_of
-from toolkit.train.readings import generated
 
 ROOT = Path(__file__).parents[3]
 FALL, HOME = load(ROOT / "examples/fall-alert"), load(ROOT / "examples/home-commands")
@@ -69,7 +69,7 @@ def test_names_that_the_task_lists_are_exchanged_and_polite_words_added() -> Non
 
 
 def test_a_committed_bundle_keeps_its_answers_when_what_should_not_matter_changes() -> None:
-    """40 readings in five ways. No flip for what is read alike; of other truths, near borders, at most one in twenty."""
+    """40 readings in five ways. No flip for what is read alike; of other truths at most one in twenty."""
     command = [sys.executable, "-m", "toolkit", "audit", str(ROOT / "examples/fall-alert/bundle")]
     command += ["--task", str(ROOT / "examples/fall-alert"), "--cases", "40", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.network.decoder import decoder
+from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Network, load
+from toolkit.examples.readings import generated
 from toolkit.train import network
 from toolkit.train.cases import Cases, part_of, tokenized
 from toolkit.train.checkpoint import write_folder
-from toolkit.train.optimize import Schedule, optimize
-from toolkit.train.readings import generated
+from toolkit.train.optimize import Schedule, _by_length, optimize
 from toolkit.train.vocabulary import answer_text, train_vocabulary
 
 ROOT = Path(__file__).parents[3]
@@ -75,17 +77,48 @@ def test_only_what_follows_the_prompt_is_learnt() -> None:
     assert cases.learnt[0].max() == 1.0  # a decision; what the grammar forces weighs less
 
 
-def test_the_network_is_the_converters_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_network_is_the_converters_own(tmp_path: Path, tied: bool) -> None:
     """Float sums in another order: 1e-3 of logits around 1."""
+    shape = replace(SMALL, tied=tied)
     examples, vocabulary = boiler_cases(5)
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
-    weights = network.initial(SMALL, tokenizer.vocab_size(), 3)
+    weights = network.initial(shape, tokenizer.vocab_size(), 3)
     tokens = tokenized(BOILER, examples, tokenizer).tokens[:2]
-    ours = np.asarray(network.logits(weights, network.forward(weights, jnp.asarray(tokens), SMALL)))
-    write_folder(tmp_path / "hf", SMALL, {k: np.asarray(v) for k, v in weights.items()}, vocabulary, 64)
+    ours = np.asarray(network.logits(weights, network.forward(weights, jnp.asarray(tokens), shape)))
+    write_folder(tmp_path / "hf", shape, {k: np.asarray(v) for k, v in weights.items()}, vocabulary, 64)
     checkpoint = open_checkpoint(tmp_path / "hf")
-    theirs = decoder(NumpyOps(checkpoint.config, checkpoint.read, tokens), checkpoint.config)
+    theirs = decoder(
+        NumpyOps(checkpoint.config, CanonicalWeights(checkpoint.config, checkpoint.read), tokens), checkpoint.config
+    )
     np.testing.assert_allclose(np.reshape(theirs, ours.shape), ours, atol=1e-3)
+
+
+def test_every_case_is_in_a_part_that_is_long_enough_and_a_batch_has_its_share_of_each() -> None:
+    rng = np.random.default_rng(1)
+    lengths = np.concatenate([rng.integers(4, 10, 180), rng.integers(20, 40, 20)])
+    learnt = (np.arange(39) < lengths[:, None] - 1).astype(np.float32)  # a case of n tokens predicts n - 1
+    cases = Cases(np.full((200, 40), 2, np.int32), learnt)
+    parts = _by_length(cases, 64)
+    assert sorted(np.concatenate([part.rows for part in parts])) == list(range(200))
+    assert [part.batch for part in parts] == [38, 20, 6] and parts[0].length < 10 < parts[2].length
+    for part in parts:
+        assert lengths[part.rows].max() == part.length
+    assert [part.length for part in _by_length(Cases(cases.tokens, np.ones((200, 39), np.float32)), 64)] == [40]
+
+
+def test_a_training_ends_early_where_held_cases_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cases are the same: a look each 25 steps finds every decision right before long, and three are enough."""
+    monkeypatch.setattr("toolkit.train.optimize._CHECK_STEPS", 25)
+    cases = Cases(np.tile(np.array([[1, 5, 6, 7, 2]], np.int32), (32, 1)), np.ones((32, 4), np.float32))
+    seen: list[int] = []
+    schedule, checkpoint = Schedule(4000, 8, enough=0.99, average=0.9), tmp_path / "weights.npz"
+    first = optimize(SMALL, 40, cases, schedule, 0, checkpoint, lambda step, loss: seen.append(step), cases)
+    assert 75 <= seen[-1] < 4000
+    steps = len(seen)
+    again = optimize(SMALL, 40, cases, schedule, 0, checkpoint, lambda step, loss: seen.append(step), cases)
+    assert len(seen) == steps  # nothing is left to train
+    np.testing.assert_array_equal(first["embed"], again["embed"])
 
 
 def run(folder: Path, steps: int = 60, stop_at: int | None = None) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import Example, parse_examples, read_examples
 from device_runtime.tasks.file import Task
-from toolkit.train.readings import generated
+from toolkit.examples.readings import generated
 
 __all__ = ["all_examples", "generated_examples"]
 

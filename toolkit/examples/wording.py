@@ -1,7 +1,7 @@
 """Wording for the programs that make a task's examples: alternatives within a line, and slips of the finger.
 
-`(turn|switch) on the light(| please)` is one of four sentences. Brackets without `|` are the sentence's own, and `?` after
-a group lets it be left out.
+`(turn|switch) on the light(| please)` is one of four sentences. Brackets without `|` are the sentence's own, and `?`
+after a group lets it be left out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _alternatives(text: str) -> list[str]:
-    """What stands between the `|` that are in no inner bracket."""
+    """What is between the `|` that are in no inner bracket."""
     found, depth = [""], 0
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)

@@ -11,8 +11,8 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import answer_faults
 from device_runtime.tasks.file import Generate, load, loads
 from device_runtime.tasks.rules import Truth
-from toolkit.train.examples import generated_examples
-from toolkit.train.readings import Borders, generated
+from toolkit.examples.readings import Borders, generated
+from toolkit.examples.sources import generated_examples
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 BOILER = load(EXAMPLES / "boiler-advisor")

@@ -18,7 +18,7 @@ from device_runtime.tasks.file import Task
 from device_runtime.tasks.inputs import InputField
 from device_runtime.tasks.rules import Truth
 
-__all__ = ["Borders", "generated"]
+__all__ = ["Borders", "drawn", "generated"]
 
 Case = dict[str, Any]  # {"input": {…}, "answer": {…}}
 _TRIES = 60  # draws for each case that is wanted, before a rule is taken for one that hardly ever holds
@@ -49,6 +49,13 @@ class Borders:
                 if not names:
                     others.update(numbers)
         return cls({name: tuple(sorted(found)) for name, found in fields.items()}, tuple(sorted(others)))
+
+
+def drawn(task: Task, seed: int) -> Iterator[Case]:
+    """Readings without end, the same for the same seed; half of their numbers near those that rules compare with."""
+    rng, borders = random.Random(f"{task.name} {seed}"), Borders.of(task)
+    while True:
+        yield _reading(task, borders, rng)
 
 
 def generated(task: Task, count: int, seed: int) -> Iterator[Case]:
