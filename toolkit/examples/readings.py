@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,10 @@ def _value(field: InputField, borders: tuple[float, ...], near: float, rng: rand
             value = border
         else:
             value = border + rng.choice((-1, 1)) * _distance(field.step, (usual[1] - usual[0]) / 4, rng)
-    elif chance < near + (1 - near) * 0.92:
+    elif chance < near + (1 - near) * 0.85:
         value = rng.uniform(*usual)
+    elif chance < near + (1 - near) * 0.95 and (low < usual[0] or usual[1] < high):
+        value = _unusual(low, high, usual, field.step, rng)
     else:
         value = rng.uniform(low, high) if rng.random() < 0.7 else rng.choice((low, high)) * rng.uniform(0.5, 1.5)
     return _cut(value, field, rng)
@@ -137,6 +139,14 @@ def _earlier(task: Task, given: Case, borders: Borders, rng: random.Random) -> l
             reading[name] = _cut(given[name] - drift * (count - i) / count + wobble, field, rng, earlier=True)
         readings.append(reading)
     return readings
+
+
+def _unusual(low: float, high: float, usual: Sequence[float], step: float, rng: random.Random) -> float:
+    """Outside of what is usual, a little as often as far: most of a wide range is hardly ever drawn otherwise."""
+    below = low < usual[0] and (usual[1] >= high or rng.random() < 0.5)
+    if below:
+        return usual[0] - _distance(step, usual[0] - low, rng)
+    return usual[1] + _distance(step, high - usual[1], rng)
 
 
 def _distance(step: float, most: float, rng: random.Random) -> float:

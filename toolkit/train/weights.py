@@ -48,7 +48,7 @@ def silent(step: str, share: float, detail: str = "", /) -> None:
     """No progress to show."""
 
 
-ENOUGH = 0.999  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
+ENOUGH = 0.9995  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
 NOISE = 0.02  # of the tokens of a text, in training
 _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
