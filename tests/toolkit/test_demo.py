@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.answering import TypedAnswer
+from device_runtime.tasks.purpose import Purpose
+from device_runtime.update.slots import open_bundle
 from toolkit.demo import __main__ as demo
-from toolkit.demo import broker
+from toolkit.demo import boiler, broker
 from toolkit.demo.processes import PartFailedError, Processes
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,27 @@ def test_the_demo_shows_readings_and_answers_and_stops_what_it_started(bundle, c
     assert max(map(len, shown.splitlines())) <= 80
     assert "TELL THE GARDENER IN ONE SENTENCE" in " ".join(shown.split())
     assert children() <= before
+
+
+def test_the_boiler_advisor_is_right_beside_a_model_that_always_gives_alarm(monkeypatch, capsys):
+    """The committed bundle answers all readings as the rules do; a scripted general model is right once."""
+
+    class Alarmist(boiler.Answerer):
+        def __init__(self, bundle, purpose, *, shown=(), **_):
+            self.general = bool(shown)
+            super().__init__(open_bundle(boiler.EXAMPLE / "bundle"), Purpose.of_manifest(bundle.manifest))
+
+        def answer(self, given):
+            said = {"severity": "alarm", "cause": "overpressure", "advice": "Word " * 24}
+            return TypedAnswer(said, {"severity": 0.4}, ()) if self.general else super().answer(given)
+
+    monkeypatch.setattr(boiler, "Answerer", Alarmist)
+    assert boiler.beside(boiler.EXAMPLE / "bundle") == (len(boiler.READINGS), 1)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert len(re.findall(r"advisor  \w+, \w+ \(\d+% sure\)  right\n", shown)) == len(boiler.READINGS)
+    assert shown.count("general  alarm, overpressure (40% sure)  wrong: ") == len(boiler.READINGS) - 1
+    assert f"Right: the advisor {len(boiler.READINGS)} of {len(boiler.READINGS)}, the general model 1." in shown
 
 
 def test_a_failing_part_is_named_with_its_last_words(bundle):

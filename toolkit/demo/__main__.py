@@ -28,6 +28,7 @@ from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics, matches
 from toolkit.demo import broker
+from toolkit.demo.boiler import beside
 from toolkit.demo.processes import Processes
 
 __all__ = ["main", "show"]
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the context managers
     try:
         show(args.bundle, args.answers, args.broker)
+        beside(args.bundle)
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         return 130
