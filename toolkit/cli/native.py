@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from toolkit.cli.options import add_json
@@ -53,9 +54,10 @@ def _build(args: argparse.Namespace) -> int:
 def _array(args: argparse.Namespace) -> int:
     from device_runtime.update.slots import open_bundle
     from toolkit.firmware.array import write_array
-    from toolkit.firmware.build import image_of
+    from toolkit.firmware.images import image_for
 
-    image = image_of(open_bundle(args.bundle))
-    source, header = write_array(image, args.output)
-    facts = {"source": str(source), "header": str(header), "image_bytes": image.stat().st_size}
+    with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
+        image = image_for(open_bundle(args.bundle), Path(folder))
+        source, header = write_array(image, args.output)
+        facts = {"source": str(source), "header": str(header), "image_bytes": image.stat().st_size}
     return show(args, facts, rows((name.replace("_", " "), str(value)) for name, value in facts.items()))
