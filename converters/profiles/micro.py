@@ -24,6 +24,7 @@ from converters.profiles.profile import (
     Profile,
     Proof,
     Written,
+    counted_network,
     counted_positions,
     shaped_gains,
     shaped_ropes,
@@ -223,6 +224,8 @@ def _embedding_map(
 def _count(
     constants: MicroConstants, config: NetworkConfig, params: Mapping[str, QuantParams], context: int
 ) -> GraphCounts:
+    config = counted_network(config, context)
+
     def emit(writer: GraphWriter, positions: int) -> None:
         ops = MicroOps(writer.subgraph("decode"), constants, config, params, positions)
         ops.finish(decoder(ops, config))

@@ -28,6 +28,7 @@ from converters.profiles.profile import (
     GraphJob,
     Profile,
     Written,
+    counted_network,
     counted_positions,
     shaped_gains,
     shaped_ropes,
@@ -218,6 +219,8 @@ class _Constants:
 
 
 def _count(constants: PiConstants, config: NetworkConfig, context: int, several: int) -> GraphCounts:
+    config = counted_network(config, context)
+
     def emit(writer: GraphWriter, window: int) -> None:
         kinds = [(1, False), (several, True), (min(PREFILL_TOKENS, context), False)]
         for number, (tokens, every_row) in enumerate(kinds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.emit.tflite_write import Constant
-from converters.network.config import Feature, NetworkConfig, Rope
+from converters.network.config import Block, Feature, NetworkConfig, Rope
 from converters.network.tensors import tensors
 from converters.network.weights import FloatArray
 from converters.ops.numpy import KvCache
@@ -27,6 +27,7 @@ __all__ = [
     "Profile",
     "Proof",
     "Written",
+    "counted_network",
     "counted_positions",
     "shaped_gains",
     "shaped_ropes",
@@ -108,10 +109,21 @@ class Profile(ABC):
         return None
 
 
+def counted_network(config: NetworkConfig, context: int) -> NetworkConfig:
+    """The network without the sliding windows that this context never fills: graphs of it have no mask for them, and a
+    larger graph that it is compared with must have none either."""
+
+    def block(b: Block) -> Block:
+        window = b.attention.window
+        return b if window is None or window <= context else replace(b, attention=replace(b.attention, window=None))
+
+    return replace(config, blocks=tuple(map(block, config.blocks)))
+
+
 def counted_positions(config: NetworkConfig, context: int) -> int:
     """A window to count in: no shorter than any sliding window, so that those are there."""
     windows = [
-        b.attention.window for b in config.blocks if b.attention.window is not None and b.attention.window < context
+        b.attention.window for b in config.blocks if b.attention.window is not None and b.attention.window <= context
     ]
     return 2 * max([context, *windows])
 

@@ -179,6 +179,15 @@ def test_features_are_named_once_each_by_a_plain_network() -> None:
     assert set(features(PLAIN)) == {"norm gain"}
 
 
+@pytest.mark.parametrize("window", [17, 20, 21, 30, 39, 41, 90])
+@pytest.mark.parametrize("profile", ["pi", "micro"])
+def test_windows_about_as_long_as_the_context_are_counted(profile: str, window: int, tmp_path: Path) -> None:
+    """A graph that is compared with a larger one must have the same operators."""
+    checkpoint = checkpoint_of(attention(PLAIN, window=window))
+    bundle = convert(checkpoint, tmp_path / "bundle", Options(profile, 20, fast=True))  # type: ignore[arg-type]
+    assert {"pi", "micro"} <= bundle.manifest.counts.keys()
+
+
 # -- reads -------------------------------------------------------------------------------------------------------------
 
 
