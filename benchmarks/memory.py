@@ -1,6 +1,6 @@
 """How much a device's memory grows under steady traffic.
 
-    python benchmarks/memory.py [--minutes 20] [--warm-up 4] [--rate 20] [--against TREE]
+    python benchmarks/memory.py [--minutes 20] [--warm-up 8] [--rate 20] [--against TREE]
 
 The broker (mosquitto) and the device are processes of their own; the device runs the real service with a model that
 answers one token at once. In turn come requests of 16 clients, each with another prompt, and a request that is refused.
@@ -37,7 +37,7 @@ def main() -> None:
     """Print a line for each tree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--warm-up", type=float, default=4.0, help="minutes before, which do not count")
+    parser.add_argument("--warm-up", type=float, default=8.0, help="minutes before, which do not count")
     parser.add_argument("--rate", type=float, default=20.0, help="messages a second")
     parser.add_argument("--against", metavar="TREE", type=Path, help="another checkout of stonechat")
     args = parser.parse_args()
