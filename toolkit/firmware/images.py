@@ -14,7 +14,9 @@ __all__ = ["image_for"]
 
 
 def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """The bundle's model image. One that lacks it, or that is to hold other schemas, gets it in `folder`.
+    """The bundle's model image.
+
+    A bundle that lacks it, has one of an older stonechat, or is to hold other schemas, gets a new one in `folder`.
 
     Raises:
         BundleError: the bundle is not for microcontrollers.
@@ -27,7 +29,7 @@ def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]]
             "converted with --profile micro."
         )
     own = bundle.path / IMAGE
-    if own.is_file() and not schemas:
+    if own.is_file() and not schemas and _is_current(own):
         return own
     from converters.emit.c.bundle import write_bundle_image  # loads the converter
 
@@ -35,3 +37,10 @@ def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]]
     path = folder / IMAGE
     write_bundle_image(bundle, schemas, path)
     return path
+
+
+def _is_current(image: Path) -> bool:
+    """Whether it says whose it is; images of before the firmware did not, and had other tables of chat roles."""
+    from converters.emit.c.image import SectionKind, read_image
+
+    return SectionKind.IDENTITY in read_image(image.read_bytes(), str(image))
