@@ -23,6 +23,7 @@ from device_runtime.micro.sources import (
     engine_sources,
     firmware_sources,
 )
+from toolkit.firmware.array import write_array
 from toolkit.firmware.images import image_for
 from toolkit.firmware.recipes import RECIPES
 
@@ -63,7 +64,7 @@ _DEVICE_C = """\
 #include "stonechat_device.h"
 
 #include "device.h"
-#include "stonechat_model.h"
+#include "model_image.h"
 
 enum {{ CONTEXT = {context}, VOCABULARY = {vocabulary}, ARENA_BYTES = {arena}, KV_BYTES = {kv_cache} }};
 enum {{ WORK_BYTES = 8192, PROMPT_BYTES = 4 * CONTEXT > 2048 ? 4 * CONTEXT : 2048,
@@ -110,8 +111,8 @@ void stonechat_begin(void (*send_bytes)(const uint8_t *bytes, uint32_t size), ui
     device.prompt_room = sizeof prompt;
     device.answer = answer;
     device.answer_room = sizeof answer;
-    device.image = stonechat_model;
-    device.image_room = stonechat_model_bytes;
+    device.image = (const uint8_t *)model_image;
+    device.image_room = (uint32_t)model_image_bytes;
     m->arena = aligned(arena.bytes);
     m->arena_bytes = ARENA_BYTES;
     m->kv_cache = aligned(kv_cache.bytes);
@@ -136,18 +137,6 @@ int stonechat_step(void) {{
 }}
 
 void stonechat_on_progress(void (*call)(void)) {{ progress = call; }}
-"""
-_MODEL_H = """\
-/* The model's image, as data. Yours may lie elsewhere, in a partition of its own. */
-#ifndef STONECHAT_MODEL_H
-#define STONECHAT_MODEL_H
-
-#include <stdint.h>
-
-extern const uint8_t stonechat_model[];
-extern const uint32_t stonechat_model_bytes;
-
-#endif
 """
 
 
@@ -180,8 +169,7 @@ def export(bundle: Bundle, toolchain: str, folder: Path, schemas: Sequence[Mappi
             kv_cache=max(16, needs.kv_cache_bytes), toolchain=toolchain, version=__version__,
         )  # fmt: skip
         (source / "stonechat_device.c").write_text(device, encoding="ascii")
-        (source / "stonechat_model.h").write_text(_MODEL_H, encoding="ascii")
-        _write_array(source / "stonechat_model.c", image.read_bytes())
+        write_array(image, source)
         names = sorted(path.name for path in source.glob("*.c"))
         flags = [flag for flag in FLAGS if flag.startswith("-f")]
         for name, text in recipe.files(names, flags).items():
@@ -194,13 +182,3 @@ def export(bundle: Bundle, toolchain: str, folder: Path, schemas: Sequence[Mappi
 
 def _headers() -> list[Path]:
     return [path for include in (*INCLUDES, *FIRMWARE_INCLUDES) for path in sorted(include.glob("*.h"))]
-
-
-def _write_array(path: Path, data: bytes) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write('#include "stonechat_model.h"\n\n')
-        file.write("#if defined(__GNUC__)\n__attribute__((aligned(16)))\n#endif\n")
-        file.write("const uint8_t stonechat_model[] = {\n")
-        for at in range(0, len(data), 24):
-            file.write("    " + ",".join(str(byte) for byte in data[at : at + 24]) + ",\n")
-        file.write(f"}};\nconst uint32_t stonechat_model_bytes = {len(data)};\n")

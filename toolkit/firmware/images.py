@@ -10,7 +10,19 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.errors import BundleError
 
-__all__ = ["image_for"]
+__all__ = ["image_for", "image_of"]
+
+
+def image_of(bundle: Bundle) -> Path:
+    """The model image of a bundle.
+
+    Raises:
+        BundleError: it has none.
+    """
+    path = bundle.path / IMAGE
+    if not path.is_file():
+        raise BundleError(f"{bundle.path} has no {IMAGE}; convert the checkpoint with --profile micro.")
+    return path
 
 
 def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]] = ()) -> Path:
