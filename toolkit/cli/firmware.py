@@ -105,7 +105,7 @@ def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey |
     board, bundle = load_board(args.board), open_bundle(args.bundle)
     key = read_signing_key(args.key, read_passphrase(args.passphrase_file)) if args.key is not None else None
     folder = args.output / board.id
-    image = image_for(bundle, folder, read_schemas(args.schema, args.task))
+    image = image_for(bundle, folder, read_schemas(args.schema, args.task), current=True)
     public = key.public if key is not None else None
     version = args.firmware_version or __version__
     return board, build_firmware(image, board, folder, key=public, version=version), bundle, key

@@ -81,7 +81,7 @@ def show(board_id: str, answers: int) -> Iterator[tuple[dict[str, float], dict[s
     with Processes() as processes:
         print(f"building the firmware for {board.name} …", file=sys.stderr)
         folder = processes.folder
-        build = build_firmware(image_for(bundle, folder), board, folder / "firmware")
+        build = build_firmware(image_for(bundle, folder, current=True), board, folder / "firmware")
         flash = None
         if build.program is not None:
             flash = folder / "flash.bin"

@@ -157,7 +157,7 @@ def export(bundle: Bundle, toolchain: str, folder: Path, schemas: Sequence[Mappi
         made = Path(work) / "component"
         source = made / recipe.sources
         source.mkdir(parents=True)
-        image = image_for(bundle, Path(work), schemas)
+        image = image_for(bundle, Path(work), schemas, current=True)
         needs = CEngine(image).needs
         for path in (*engine_sources(), *firmware_sources(), *_headers()):
             shutil.copyfile(path, source / path.name)

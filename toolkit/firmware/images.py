@@ -10,25 +10,16 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.errors import BundleError
 
-__all__ = ["image_for", "image_of"]
+__all__ = ["image_for"]
 
 
-def image_of(bundle: Bundle) -> Path:
-    """The model image of a bundle.
-
-    Raises:
-        BundleError: it has none.
-    """
-    path = bundle.path / IMAGE
-    if not path.is_file():
-        raise BundleError(f"{bundle.path} has no {IMAGE}; convert the checkpoint with --profile micro.")
-    return path
-
-
-def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]] = ()) -> Path:
+def image_for(
+    bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]] = (), *, current: bool = False
+) -> Path:
     """The bundle's model image.
 
-    A bundle that lacks it, has one of an older stonechat, or is to hold other schemas, gets a new one in `folder`.
+    A bundle that lacks it, or that is to hold other schemas, gets a new one in `folder`; with `current` one that has it
+    of an older stonechat too.
 
     Raises:
         BundleError: the bundle is not for microcontrollers.
@@ -41,7 +32,7 @@ def image_for(bundle: Bundle, folder: Path, schemas: Sequence[Mapping[str, Any]]
             "converted with --profile micro."
         )
     own = bundle.path / IMAGE
-    if own.is_file() and not schemas and _is_current(own):
+    if own.is_file() and not schemas and (not current or _is_current(own)):
         return own
     from converters.emit.c.bundle import write_bundle_image  # loads the converter
 

@@ -61,5 +61,5 @@ def _image(bundle: Bundle | Archive, board: Board, key: SigningKey | None) -> by
             return _image(Bundle.open(Path(folder) / "bundle"), board, key)
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
         checked = open_bundle(bundle.path, verify=True)
-        image = image_for(checked, Path(folder)).read_bytes()
+        image = image_for(checked, Path(folder), current=True).read_bytes()
     return model_image(image, manifest, board, key) if layout_of(board) is not None else image

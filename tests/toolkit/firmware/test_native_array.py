@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +31,6 @@ int main(void) {
 """
 
 
-def test_build_compiles_once_and_says_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    compiler()
-    monkeypatch.setenv("STONECHAT_CACHE", str(tmp_path))
-    for compiled in (True, False):
-        assert main(["native", "build", "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        assert said["compiled"] is compiled and Path(said["library"]).is_file()
-
-
 def test_without_a_compiler_build_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,11 +53,3 @@ def test_an_array_is_a_model_that_a_program_carries(tmp_path: Path) -> None:
     engine.feed(5)
     status, said = run(program)
     assert status == 0 and int(said) == int(np.argmax(engine.logits))
-
-
-def test_a_bundle_without_an_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = micro_bundle(tmp_path / "bundle", random_network(layers=1))
-    (bundle.path / IMAGE).unlink()
-    assert main(["native", "array", str(bundle.path), "-o", str(tmp_path / "c")]) != 0
-    assert IMAGE in capsys.readouterr().err
-    assert not (tmp_path / "c").exists()
