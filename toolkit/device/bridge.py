@@ -68,7 +68,7 @@ def bridge(
     timing = Timing(grace_s=POOL_GRACE_S) if config.pool else Timing()
     model = SerialModel(Link(port, baud, timing), runs)
 
-    def open_board(_: object) -> SerialModel:
+    def open_board(_: str) -> SerialModel:
         opened = model.open(wait_s, lambda: service.stopping)
         for name in models.entries:  # now the board has said which schemas it has
             if runs is not None:
