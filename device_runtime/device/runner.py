@@ -283,7 +283,8 @@ class ModelRunner:
             messages = (*messages[:-1], *shown, messages[-1])
         if settings.system and not any(message["role"] == "system" for message in messages):
             messages = ({"role": "system", "content": settings.system}, *messages)
-        return self._models[name].generate(
+        generate: Callable[..., Answer] = self._models[name].generate  # some take more than every model does
+        return generate(
             messages,
             max_new=request.max_new or settings.max_new,
             sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
