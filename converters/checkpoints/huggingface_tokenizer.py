@@ -134,7 +134,8 @@ def _from_merges(folder: Path, settings: Fields) -> bytes:
     vocab = read_json(folder / "vocab.json")
     try:
         lines = _bytes_of(folder / "merges.txt").decode().split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+        merges = [(left, right) for left, _, right in pairs]
         tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     except Exception as error:  # The package raises Exception itself.
         raise CheckpointError(

@@ -114,7 +114,7 @@ class GridWeights(Weights):
 
     def _row_factor(self, matmul: Linear) -> FloatArray:
         divided = self._outputs.get(matmul.name)
-        return np.ones(matmul.rows, np.float32) if divided is None else 1 / divided
+        return np.ones(matmul.rows, np.float32) if divided is None else np.asarray(1 / divided, np.float32)
 
     def _scaled(self, name: str) -> FloatArray:
         tensor, values, source = self._tensors[name], self._canonical(name), self._canonical.config

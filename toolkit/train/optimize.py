@@ -149,7 +149,6 @@ def _share_right(shape: Network, held: Cases) -> Callable[[network.Parameters], 
     """How many of the held cases' decisions some weights make as they should."""
     tokens, learnt = jnp.asarray(held.tokens[:_HELD]), jnp.asarray(held.learnt[:_HELD])
 
-    @jax.jit
     def share(weights: network.Parameters) -> jax.Array:
         hidden = network.forward(weights, tokens[:, :-1], shape)
         if held.ends is not None and held.labels is not None:
@@ -161,7 +160,8 @@ def _share_right(shape: Network, held: Cases) -> Callable[[network.Parameters], 
         decisions = learnt == 1.0
         return (right & decisions).sum() / decisions.sum()
 
-    return lambda weights: float(share(weights))
+    compiled = jax.jit(share)
+    return lambda weights: float(compiled(weights))
 
 
 def _rates(schedule: Schedule) -> optax.Schedule:
