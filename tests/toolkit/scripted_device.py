@@ -16,7 +16,7 @@ from types import SimpleNamespace
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from device_runtime.engine import language_model as engine  # noqa: E402
+from device_runtime.device import models  # noqa: E402
 from tests.scripted_model import ScriptedAnswer, ScriptedModel  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
@@ -38,7 +38,9 @@ class SlowModel(ScriptedModel):
     """Repeats a prompt in upper case."""
 
     tokenizer = SimpleNamespace(special_tokens={})
-    manifest = SimpleNamespace(instruction=None, chat_template="x", expires=None, tokenizer=tokenizer)
+    manifest = SimpleNamespace(
+        task="generate", instruction=None, chat_template="x", expires=None, tokenizer=tokenizer, purpose=None
+    )
 
     def check_schema(self, schema: object, max_new: object = None) -> None:
         """Any will do."""
@@ -54,7 +56,7 @@ class SlowModel(ScriptedModel):
 
 
 if __name__ == "__main__":
-    engine.LanguageModel = SlowModel  # type: ignore[misc,assignment]
+    models.open_model = SlowModel.open  # type: ignore[assignment]
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
     sys.exit(serve.run(parser.parse_args()))
