@@ -154,22 +154,27 @@ class TestDamage:
         def answer(said: list[str]) -> str:
             return runner.generate(request, CancellableRun(), said.append).text
 
+        def checked() -> None:
+            opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+
         runner = ModelRunner([ModelSettings("default")], open_model, Statistics(), Heartbeat())
         request = Request.from_value({"prompt": "hello", "max_new": 8})
         runner.open()
         expected = answer([])
         runner.reopen("default")
+        checked()
         file = damage_below_the_file_system(bundle)
         runner.reopen("default")
-        opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+        checked()
         said: list[str] = []
         assert answer(said) == "".join(said) == expected
         assert len(opened) == 4 and file.is_file()  # packed again
 
         runner.reopen("default")
+        checked()
         damage_below_the_file_system(bundle)
         runner.reopen("default")
-        opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+        checked()
         runner.reopen("default")  # as an update does, before anybody has asked
         assert answer([]) == expected
         opened[-1].close()
