@@ -8,13 +8,17 @@ import struct
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZERS, compile_program, run
+from c_programs import SANITIZERS, compile_program, compiler, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converters.emit.c.bundle import write_bundle_image
 from converters.emit.c.image import SectionKind, read_image, write_image
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import BundleError
+from device_runtime.micro.library import CEngine
 
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*/bundle/model.image"))
 FUZZ = Path(__file__).parents[2] / "fuzz"
 SECTIONS = {SectionKind.CONSTANTS: bytes(range(250)), SectionKind.GRAPH: b"calls", SectionKind.CHAT: b""}
 OK, TRUNCATED, NOT_AN_IMAGE, UNKNOWN_FORMAT, DAMAGED = 0, 2, 3, 4, 5
@@ -140,6 +144,21 @@ def test_damaged_images_stay_inside_of_their_memory(tmp_path_factory: pytest.Tem
             files[-1].write_bytes(damaged)
     status, output = run(program, *files)
     assert (status, int(output)) == (0, len(files))
+
+
+def test_there_are_four_images_of_examples() -> None:
+    assert len(EXAMPLES) == 4
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parts[-3])
+def test_an_examples_image_opens_and_is_what_its_graph_gives_today(path: Path, tmp_path: Path) -> None:
+    """After a change of the format: python scripts/example_images.py."""
+    compiler()
+    CEngine(path).self_test()
+    bundle = Bundle.open(path.parent, verify=True)
+    write_bundle_image(bundle, path=tmp_path / "model.image")
+    assert set(read_image(path.read_bytes())) >= {SectionKind.CHAT, SectionKind.SCHEMA, SectionKind.IDENTITY}
+    assert path.read_bytes() == (tmp_path / "model.image").read_bytes()
 
 
 def test_too_many_sections_or_none_are_refused_by_the_writer(tmp_path: Path) -> None:

@@ -207,9 +207,12 @@ def test_every_microcontroller_has_a_place_for_its_model_or_says_why_not(board_i
     if mcu.refused:
         with pytest.raises(ConfigurationError, match="stonechat does not run on"):
             flasher_for(mcu)
-    elif mcu.flash.method == "smp":
+    elif mcu.flash.method == "smp" and mcu.firmware is None:
         with pytest.raises(ConfigurationError, match="Build the model into the firmware's image"):
             flasher_for(mcu).check(None, Image("bundle", b"x"))
+    elif mcu.flash.method == "smp":  # stonechat's own firmware: a slot, which the board places
+        (part,) = flasher_for(mcu).check(None, Image("bundle", b"x"))
+        assert (part.address, part.room_bytes) == (0, mcu.storage.model_kib * 1024)
     else:
         (part,) = flasher_for(mcu).check(None, Image("bundle", b"x"))
         assert part.address == mcu.flash.model_address
