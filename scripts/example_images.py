@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from converters.emit.c.bundle import write_bundle_image
-from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry
+from converters.emit.c.bundle import write_bundle_image  # noqa: E402
+from device_runtime.bundle.folder import Bundle  # noqa: E402
+from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry  # noqa: E402
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from c_objects import object_files
 
-from device_runtime.micro.sources import FLAGS, INCLUDES, WARNINGS, engine_sources
+from device_runtime.micro.sources import FLAGS, INCLUDES, THIRD_PARTY, WARNINGS, engine_sources
 
-__all__ = ["SANITIZERS", "compile_program", "compiler", "run", "sources_of"]
+__all__ = ["SANITIZERS", "compile_program", "compiler", "link", "run", "sources_of"]
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -36,15 +37,25 @@ def compile_program(
 ) -> Path:
     """A program (or a shared library) of `files` and, with `engine`, of the whole engine.
 
-    Whatever the compiler says is an error of the test: warnings are errors.
+    Whatever the compiler says is an error of the test: warnings are errors, but for the code of others.
     """
     sources = [*files, *(engine_sources() if engine else [])]
-    includes = [f"-I{folder}" for folder in INCLUDES]
-    kind = ["-shared", "-fPIC"] if shared else []
-    command = [compiler(cc), *FLAGS, *WARNINGS, *flags, *kind, *includes, *map(str, sources), "-o", str(out), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    own = [path for path in sources if path.parent != THIRD_PARTY]
+    others = [path for path in sources if path.parent == THIRD_PARTY]
+    used = [*FLAGS, *flags, *(["-fPIC"] if shared else []), *(f"-I{folder}" for folder in INCLUDES)]
+    plain = [flag for flag in used if flag not in SANITIZERS]
+    objects = [
+        *object_files(compiler(cc), [*WARNINGS, *used], own),
+        *object_files(compiler(cc), [*plain, "-w"], others),
+    ]
+    link(out, objects, [*flags, *(["-shared"] if shared else [])], cc)
     return out
+
+
+def link(out: Path, objects: Sequence[Path], flags: Sequence[str] = (), cc: str = "cc") -> None:
+    """Link object files, and libraries among them."""
+    done = subprocess.run([compiler(cc), *flags, *objects, "-lm", "-o", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def run(program: Path, *arguments: str | Path, stdin: bytes = b"") -> tuple[int, bytes]:

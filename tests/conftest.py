@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from c_objects import kept_folder
 from hypothesis import HealthCheck, settings
 
 # The same examples on every machine, so that a change is judged by what it changes; and a busy machine is no fault of
@@ -56,6 +57,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STONECHAT_CACHE", str(folder))
         patch.delenv("STONECHAT_NATIVE_LOG", raising=False)
+        (folder / "native").symlink_to(kept_folder("native"))  # the C engine, named by its sources and their compiler
         yield folder
 
 

@@ -10,12 +10,12 @@ import os
 import subprocess
 import tty
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from c_programs import SANITIZERS, compiler
+from c_objects import object_files
+from c_programs import SANITIZERS, compiler, link
 
 from boards import Board, load_board
 from boards.board import UpdateSlots
@@ -82,27 +82,21 @@ def build_host_board(
         "FLASH_SECTOR_BYTES": "4096u", "RUN_BYTES": f"{RUN_BYTES}u",
     }  # fmt: skip
     common = [
-        compiler(), *FLAGS, "-O1", *flags, *(f"-D{name}={value}" for name, value in defines.items()),
+        *FLAGS, "-O1", *flags, *(f"-D{name}={value}" for name, value in defines.items()),
         *(f"-I{path}" for path in (FOLDER, folder, *INCLUDES, *FIRMWARE_INCLUDES, PORTS)),
     ]  # fmt: skip
 
-    def compile_one(source: Path) -> str:
-        out = folder / f"{source.parent.name}-{source.stem}.o"
-        own = [] if source.parent == THIRD_PARTY else [*WARNINGS]
-        named = {"main.c": ["-Dmain=firmware_main"], "boot.c": ["-Dmain=boot_main"]}.get(source.name, [])
-        done = subprocess.run([*common, *own, *named, "-c", source, "-o", out], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return str(out)
+    def compiled(*sources: Path, more: Sequence[str] = WARNINGS) -> list[Path]:
+        return object_files(compiler(), [*common, *more], sources)
 
     engine = engine_sources() if sanitized else []
-    library = [] if sanitized else [str(compile_library()), f"-Wl,-rpath,{compile_library().parent}"]
-    sources = [*engine, *firmware_sources(), FIRMWARE / "main.c", FIRMWARE / "boot.c", FOLDER / "port_host.c"]
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+    library = [] if sanitized else [compile_library()]
+    objects = compiled(*engine, FOLDER / "port_host.c", *(p for p in firmware_sources() if p.parent != THIRD_PARTY))
+    objects += compiled(*(p for p in firmware_sources() if p.parent == THIRD_PARTY), more=())
+    for name in ("main", "boot"):
+        objects += compiled(FIRMWARE / f"{name}.c", more=[*WARNINGS, f"-Dmain={name.replace('main', 'firmware')}_main"])
     program = folder / "board"
-    link = [compiler(), *flags, *objects, *library, "-lm", "-o", program]
-    done = subprocess.run(link, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    link(program, [*objects, *library], [*flags, *(f"-Wl,-rpath,{path.parent}" for path in library)])
     return program
 
 

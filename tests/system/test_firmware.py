@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from boards import Board, load_board
 from device_runtime.bridge.link import Link
 from device_runtime.bridge.model import SerialModel
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.errors import BackendError, FlashError, UnreachableError
 from device_runtime.micro.library import CEngine
@@ -136,6 +140,40 @@ def test_a_model_is_flashed_over_the_emulated_line_and_the_power_may_go(bundle: 
         assert "the model 2.0.0+0" in flasher.flash(parts, emulator.url, lambda step, done: None).verified
         assert b"model slot 1" in b"".join(emulator.ask("/status"))
         assert b"".join(emulator.ask(PROMPTS[0])).decode() == on_this_machine(bundle, PROMPTS[0])
+
+
+def test_firmware_and_model_are_flashed_onto_a_board_that_run_serves(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two commands as they are typed, in two processes; then the board says its versions, and answers."""
+    needs("mps2-an386")
+    new = tmp_path / "bundle"
+    shutil.copytree(bundle.path, new)
+    (new / MANIFEST).write_text(replace(bundle.manifest, version="2.0.0").to_json())
+    on_board = ["--board", "mps2-an386"]
+    built = ["firmware", "build", str(new), *on_board, "-o", str(tmp_path / "new"), "--firmware-version", "1.2.0"]
+    assert main(built) == 0
+    command = [sys.executable, "-m", "toolkit", "firmware", "run", str(bundle.path), *on_board, "--serve", "0"]
+    with subprocess.Popen([*command, "-o", str(tmp_path / "old")], stdout=subprocess.PIPE, text=True) as board:
+        try:
+            assert board.stdout is not None
+            url = board.stdout.readline().strip()
+            capsys.readouterr()
+            firmware = str(tmp_path / "new" / "mps2-an386" / "firmware.image")
+            assert main(["flash", firmware, "--model", str(new), *on_board, "--port", url, "--json"]) == 0
+            said = json.loads(capsys.readouterr().out)
+            assert [part["what"] for part in said["written"]] == ["firmware", "model"]
+            assert "the firmware 1.2.0+0" in said["verified"] and "the model 2.0.0+0" in said["verified"]
+            model = SerialModel(Link(url)).open(20)
+            assert model.info()["firmware"] == "1.2.0"
+            answer = model.generate([{"role": "user", "content": PROMPTS[0]}])
+            assert "".join(answer) == on_this_machine(bundle, PROMPTS[0])
+            model.close()
+        finally:
+            board.terminate()
+            assert board.wait(20) != 0
+    with pytest.raises(UnreachableError):  # and QEMU has ended with it
+        Link(url).open(0.5)
 
 
 def test_the_boiler_demo_answers_over_mqtt_as_the_library_does() -> None:

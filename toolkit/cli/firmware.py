@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,6 +187,8 @@ def _run(args: argparse.Namespace) -> int:
             )
     elif args.flash is not None:
         raise ConfigurationError(f"{board.id} has no slots whose flash --flash could keep.")
+    if args.serve is not None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the context manager, which ends QEMU
     with Emulator(build, board, flash, port=args.serve or 0) as emulator:
         if args.serve is not None:
             say(f"{board.name} starts when its line is opened, with --port; Ctrl-C ends it:")

@@ -9,18 +9,16 @@ from pathlib import Path
 import pytest
 from c_programs import SANITIZERS, compile_program, run
 
-from device_runtime.micro.sources import FIRMWARE_INCLUDES, THIRD_PARTY, firmware_sources, update_sources
+from device_runtime.micro.sources import FIRMWARE_INCLUDES, firmware_sources, update_sources
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 
 
 def replay(target: str, sources: Sequence[Path], folder: Path, *, engine: bool) -> None:
     """Run a target on its corpus, and on copies of it that are damaged."""
-    files = [FUZZ / f"{target}.c", FUZZ / "replay.c", *(path for path in sources if path.parent != THIRD_PARTY)]
+    files = [FUZZ / f"{target}.c", FUZZ / "replay.c", *sources]
     flags = [*SANITIZERS, *(f"-I{include}" for include in FIRMWARE_INCLUDES)]
-    third_party = folder / "monocypher.o"
-    compile_program(third_party, THIRD_PARTY / "monocypher.c", flags=["-c", "-w", "-Wno-error"], engine=False)
-    program = compile_program(folder / target, *files, third_party, flags=flags, engine=engine)
+    program = compile_program(folder / target, *files, flags=flags, engine=engine)
     dice, cases = random.Random(7), []
     for path in sorted((FUZZ / "corpus" / target).iterdir()):
         cases.append(path)

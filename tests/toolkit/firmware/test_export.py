@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_programs import WARNINGS, compiler
+from c_objects import object_files
+from c_programs import compiler, link
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
-from device_runtime.micro.sources import FLAGS
+from device_runtime.micro.sources import FLAGS, WARNINGS
 from toolkit.firmware.export import export
 from toolkit.firmware.recipes import RECIPES
 
@@ -56,12 +57,10 @@ def test_the_sources_compile_without_a_warning_and_answer(tmp_path: Path) -> Non
     sources = [path for path in files if path.suffix == ".c"]
     third_party = [path for path in sources if path.name == "monocypher.c"]
     own = [path for path in sources if path not in third_party]
-    command = [compiler(), *FLAGS, "-O1", *WARNINGS, f"-I{tmp_path / 'out' / 'src'}", *own, tmp_path / "main.c"]
-    done = subprocess.run([*command, "-c"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    objects = [path.name for path in tmp_path.glob("*.o")]
-    link = [compiler(), "-O1", *objects, *third_party, "-lm", "-o", "board"]
-    subprocess.run(link, cwd=tmp_path, check=True, capture_output=True)
+    objects = object_files(
+        compiler(), [*WARNINGS, *FLAGS, f"-I{tmp_path / 'out' / 'src'}"], [*own, tmp_path / "main.c"]
+    )
+    link(tmp_path / "board", [*objects, *object_files(compiler(), [*FLAGS, "-w"], third_party)])
     said = subprocess.run(
         [tmp_path / "board"], input=b"/schema 1\nhello\n/last\n", capture_output=True, timeout=60
     ).stdout
