@@ -1,4 +1,4 @@
-"""Write the model images of the examples' bundles anew from their graphs, after a change of the image's format.
+"""Write the model images of the examples' bundles from their graphs again, after a change of the image's format.
 
     python scripts/example_images.py
 
