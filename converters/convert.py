@@ -28,6 +28,7 @@ from converters.quantize.observers import ChannelPeaks, read_prefix_and_windows
 from converters.quantize.own_grid import GridWeights, around_one, has_own_grid
 from converters.quantize.prefix import Prefix, choose_prefix, save_prefix
 from converters.quantize.rotation import RotatedWeights, folded, rotates_residual
+from converters.quantize.smoothing import norm_factors
 from converters.texts.windows import calibration_windows, heldout_windows
 from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
@@ -292,7 +293,8 @@ def _job(
         grid = GridWeights(canonical, peaks)
         return GraphJob(grid, grid.cache(cache), windows, context, options.fast, report), logits
     order = sorted_channels(checkpoint.config, peaks)
-    weights = RotatedWeights(canonical, order, _down_factors(checkpoint.config, peaks, order, profile))
+    of_norms = norm_factors(checkpoint.config, peaks.peaks, canonical)
+    weights = RotatedWeights(canonical, order, _down_factors(checkpoint.config, peaks, order, profile), of_norms)
     return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, report), logits
 
 

@@ -13,7 +13,9 @@ A layer norm is an RMS norm of what has its mean taken away. Everything that is 
 its mean beforehand (after SliceGPT, Ashkboos et al. 2024), so a network of layer norms becomes one of RMS norms.
 
 A norm after a part (`attention_post_norm`) has its gain in the residual stream, where R cannot pass it. Such a network
-keeps its basis; gains before a part fold all the same.
+keeps its basis, and the gains before its parts stay where they are, divided by the factors of `smoothing.py`: a gain of
+almost nothing is often there to hide a channel that is larger than all others together, and that channel would take
+every step of the row if the gain were part of the weights.
 
 Inside the feed-forward block nothing can be rotated, because the activation works channel by channel. There the
 channels are only sorted by their calibrated peaks, so that the graph can quantize the few large ones apart (see
@@ -67,12 +69,14 @@ def rotates_residual(config: NetworkConfig) -> bool:
 
 
 def folded(config: NetworkConfig) -> NetworkConfig:
-    """The network that `RotatedWeights` are of: RMS norms without gain before each part, and scales in the weights.
+    """The network that `RotatedWeights` are of: RMS norms before each part, and scales in the weights.
+
+    The norms have no gain, except where the residual stream keeps its basis.
 
     Raises:
         ArchitectureError: layer norms that are not all before a part, so that they cannot become RMS norms.
     """
-    blocks = []
+    blocks, gains = [], not rotates_residual(config)
     for block in config.blocks:
         a, f = block.attention, block.feed_forward
         ffn_norm = block.ffn_norm or (block.attention_norm if block.parallel else None)
@@ -81,19 +85,19 @@ def folded(config: NetworkConfig) -> NetworkConfig:
                 block,
                 attention=replace(a, bias=a.bias or _has_bias(block.attention_norm)),
                 feed_forward=replace(f, bias=f.bias or _has_bias(ffn_norm)),
-                attention_norm=_plain(block.attention_norm),
-                ffn_norm=_plain(block.ffn_norm),
+                attention_norm=_plain(block.attention_norm, gains),
+                ffn_norm=_plain(block.ffn_norm, gains),
                 residual_scale=1.0 if _folds_residual_scale(block) else block.residual_scale,
             )
         )
     norm = config.head.norm
-    head = replace(config.head, norm=_plain(norm), bias=config.head.bias or _has_bias(norm), scale=1.0)
+    head = replace(config.head, norm=_plain(norm, gains), bias=config.head.bias or _has_bias(norm), scale=1.0)
     _check_layer_norms(config)
     return replace(config, blocks=tuple(blocks), head=head, embedding=replace(config.embedding, scale=1.0))
 
 
-def _plain(norm: Norm | None) -> Norm | None:
-    return None if norm is None else Norm(norm.epsilon, gain=False)
+def _plain(norm: Norm | None, gains: bool) -> Norm | None:
+    return None if norm is None else Norm(norm.epsilon, gain=gains and norm.gain)
 
 
 def _has_bias(norm: Norm | None) -> bool:
@@ -136,6 +140,8 @@ class RotatedWeights(Weights):
         ffn_order: layer -> order of the feed-forward channels, by `gate` and `up` rows; none is left as it is.
         down_factors: layer -> what each channel is divided by where `up` makes it, and `down` multiplied by, in that
             order; for feed-forward parts with a gate.
+        norm_factors: norm -> what each channel of its result is divided by, in its gain, and the weights that read it
+            multiplied by; for networks that keep their basis.
     """
 
     def __init__(
@@ -143,9 +149,12 @@ class RotatedWeights(Weights):
         canonical: CanonicalWeights,
         ffn_order: Mapping[int, npt.NDArray[np.integer]],
         down_factors: Mapping[int, FloatArray] = MappingProxyType({}),
+        norm_factors: Mapping[str, FloatArray] = MappingProxyType({}),
     ) -> None:
         self._canonical, self._order, self._down_factors = canonical, ffn_order, down_factors
         self._source = {tensor.name: tensor for tensor in tensors(canonical.config)}
+        self._norm_factors = norm_factors
+        self._gain_factors = {f"{norm}.weight": factor for norm, factor in norm_factors.items()}
         config = folded(canonical.config)
         self._residual = rotation_matrix(config.width) if rotates_residual(config) else None
         self._centered = any(_layer_norms(canonical.config))
@@ -169,17 +178,20 @@ class RotatedWeights(Weights):
             return None
         basis = np.eye(config.width, dtype=np.float32) if self._residual is None else self._residual
         norm = config.head.norm
-        back = basis.T / self._canonical("final_norm.weight") if norm is not None and norm.gain else basis.T
+        back = basis.T
+        if (factor := self._column_factor("final_norm")) is not None and norm is not None:
+            back = back / factor
         mapped = self._center_columns(back) @ basis
-        factor = config.embedding.scale / config.head.scale
-        return np.asarray(mapped if factor == 1 else mapped * np.float32(factor))
+        scale = config.embedding.scale / config.head.scale
+        return np.asarray(mapped if scale == 1 else mapped * np.float32(scale))
 
     # -- one tensor ----------------------------------------------------------------------------------------------------
 
     def _rotated(self, name: str) -> FloatArray:
         tensor = self._tensors[name]
-        if tensor.kind in ("gain", "norm bias"):  # of q, k, or after a part: the others are folded
-            return self._canonical(name)
+        if tensor.kind in ("gain", "norm bias"):  # of q, k, after a part, or where nothing is rotated
+            factor = self._gain_factors.get(name)
+            return self._canonical(name) if factor is None else self._canonical(name) / factor
         if tensor.kind == "embedding":
             scale, rows = self._canonical.config.embedding.scale, self._canonical(name)
             return self._into_residual(rows if scale == 1 else rows * np.float32(scale))
@@ -210,11 +222,17 @@ class RotatedWeights(Weights):
             if self._centered:
                 weight = weight - weight.mean(axis=0)
             return np.asarray(weight if self._residual is None else self._residual.T @ weight)
-        if matmul.norm is not None and f"{matmul.norm}.weight" in self._source:
-            weight = weight * self._canonical(f"{matmul.norm}.weight")
+        if matmul.norm is not None and (columns := self._column_factor(matmul.norm)) is not None:
+            weight = weight * columns
         if matmul.role is Role.HEAD and self._canonical.config.head.scale != 1:
             weight = weight * np.float32(self._canonical.config.head.scale)
         return np.asarray(weight if self._residual is None else weight @ self._residual)
+
+    def _column_factor(self, norm: str) -> FloatArray | None:
+        """What the weights that read a norm are multiplied by, (width,): its gain, where that does not stay there."""
+        if f"{norm}.weight" in self._tensors:
+            return self._norm_factors.get(norm)
+        return self._canonical(f"{norm}.weight") if f"{norm}.weight" in self._source else None
 
     def _bias(self, matmul: Linear) -> FloatArray:
         """The checkpoint's bias, where it has one, and what the norm's makes of it."""
