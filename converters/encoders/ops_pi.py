@@ -263,17 +263,4 @@ class DecoderPi(_Attending):
 
     def finish(self, logits: Value) -> None:
         """Declare the outputs: the logits, and the caches with the new rows in them."""
-        self._graph.output("logits", self._materialize(logits))
-        start = self._graph.operator(
-            Op.CONCATENATION,
-            [self._ints([0, 0]), self._position, self._ints([0])],
-            [("cache_start", (4,), np.int32, None)],
-            schema.ConcatenationOptionsT(),
-        )[0]
-        for i, (fresh, cached) in enumerate(zip(self._fresh, self._cache, strict=True)):
-            for kind, rows, cache in zip("kv", fresh, cached, strict=True):
-                (out,) = self._graph.operator(
-                    Op.DYNAMIC_UPDATE_SLICE, [cache, rows, start], [(f"{kind}_{i}", cache.shape, np.float32, None)],
-                    schema.DynamicUpdateSliceOptionsT(), 2,
-                )  # fmt: skip
-                self._graph.output(f"{kind}_{i}", out)
+        self._outputs_with_cache(logits, self._position, self._fresh, self._cache)

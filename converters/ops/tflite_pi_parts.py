@@ -6,7 +6,7 @@ activations on the fly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,3 +164,26 @@ class PiParts(TfliteOps):
     def add(self, x: Value, y: Value, name: str) -> Value:
         """The residual sum."""
         return self._whole(self._binary(Op.ADD, self._materialize(x), self._materialize(y), name))
+
+    def _outputs_with_cache(
+        self,
+        logits: Value,
+        position: Tensor,
+        fresh: Sequence[tuple[Tensor, Tensor]],
+        cache: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Declare the logits as output, and each layer's cached keys and values with the fresh rows at `position`."""
+        self._graph.output("logits", self._materialize(logits))
+        start = self._graph.operator(
+            Op.CONCATENATION,
+            [self._ints([0, 0]), position, self._ints([0])],
+            [("cache_start", (4,), np.int32, None)],
+            schema.ConcatenationOptionsT(),
+        )[0]
+        for i, (rows_of_layer, kept) in enumerate(zip(fresh, cache, strict=True)):
+            for kind, rows, whole in zip("kv", rows_of_layer, kept, strict=True):
+                (out,) = self._graph.operator(
+                    Op.DYNAMIC_UPDATE_SLICE, [whole, rows, start], [(f"{kind}_{i}", whole.shape, np.float32, None)],
+                    schema.DynamicUpdateSliceOptionsT(), 2,
+                )  # fmt: skip
+                self._graph.output(f"{kind}_{i}", out)
