@@ -139,5 +139,5 @@ FAMILY = Family(
         config=config_from_huggingface,
     ),
     GgufFormat(_GGUF_NAMES, architecture=NAME, config=config_from_gguf),
-    note="the float network is right, but int8 graphs of the 270M lose most of it: look at `stonechat eval` before use",
+    note="the float network is right; what int8 graphs of the 270M lose, `stonechat eval` says: look at it before use",
 )
