@@ -47,7 +47,7 @@ def read_settings(folder: Path, name: str) -> SentenceSettings:
     pooling: Pooling = "mean"
     normalized = False
     for module in _modules(folder):
-        kind = str(module.get("type", "")).rpartition(".")[2]
+        kind = str(module.get("type", "")).split(".")[-1]
         if kind == "Pooling":
             pooling = _pooling(folder / str(module.get("path", "")) / "config.json")
         elif kind == "Normalize":

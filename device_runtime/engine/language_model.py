@@ -22,12 +22,12 @@ from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.states.saved import has_conversation, load_conversation, save_conversation
 from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.states.store import PromptStates, default_keep_bytes
-from device_runtime.engine.structured import Constraint, SchemaCompiler
+from device_runtime.engine.structured import Constraint, SchemaCompiler, no_room
 from device_runtime.engine.text.segments import Markup
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.engine.typed.abstention import Abstention
 from device_runtime.engine.typed.choice import by_field, confidence_of
-from device_runtime.engine.typed.form import FieldForm, field_forms, free_texts
+from device_runtime.engine.typed.form import FieldForm, field_forms, free_texts, shortest_answer
 from device_runtime.engine.typed.generation import TypedGeneration
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors, PriorStore
@@ -177,8 +177,14 @@ class LanguageModel:
         return fields if all(map(LabelPaths(self._tokenizer).can_write, texts)) else []
 
     def _held(self, schema: Mapping[str, Any] | None, fields: Sequence[FieldForm], limit: int) -> Constraint | None:
-        """What holds the fields that the model writes; None where it writes none."""
+        """What holds the fields that the model writes; None where it writes none.
+
+        Raises:
+            SchemaError: even the shortest answer is longer than `limit` tokens.
+        """
         if schema is None or all(field.labels is not None for field in fields):
+            if (least := len(self._tokenizer.encode_inside(shortest_answer(fields)))) > limit:
+                raise no_room(least, limit)
             return None
         return self._schemas.constraint({**schema, "required": [field.name for field in fields]}, limit)
 

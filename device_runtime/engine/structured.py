@@ -28,7 +28,7 @@ from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
 
-__all__ = ["Constraint", "SchemaCompiler", "check_schema"]
+__all__ = ["Constraint", "SchemaCompiler", "check_schema", "no_room"]
 
 _KEPT = 32  # compiled schemas
 _without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
@@ -84,11 +84,7 @@ class SchemaCompiler:
             made.end, made.searched = found or made.end, True
         end = made.end
         if end is None or end.cost > max_tokens:
-            least = f"about {end.cost} tokens" if end is not None else f"more than {_LONGEST_END} tokens"
-            raise SchemaError(
-                f"The shortest answer that fits the schema has {least}, and the answer may have {max_tokens}; "
-                "raise max_new, or ask for less."
-            )
+            raise no_room(end.cost if end is not None else None, max_tokens)
         return Constraint(made.matcher.deep_copy(), tokenizer, end, max_tokens)
 
     def _try(self, schema: Mapping[str, Any], source: str) -> None:
@@ -254,6 +250,15 @@ def _tried(grammar: str) -> str:
     global _without_tokenizer
     _without_tokenizer = _without_tokenizer or schema_trial()
     return _without_tokenizer.run(grammar)
+
+
+def no_room(least: int | None, max_tokens: int) -> SchemaError:
+    """Even the shortest answer is too long. `least`: its tokens; None: more than were looked for."""
+    tokens = f"about {least} tokens" if least is not None else f"more than {_LONGEST_END} tokens"
+    return SchemaError(
+        f"The shortest answer that fits the schema has {tokens}, and the answer may have {max_tokens}; "
+        "raise max_new, or ask for less."
+    )
 
 
 def _unusable(why: str) -> SchemaError:

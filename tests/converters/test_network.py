@@ -101,7 +101,7 @@ def test_no_code_asks_how_a_tensors_name_ends() -> None:
     asking = {"endswith", "removesuffix", "rpartition", "rsplit"}
     for path in sorted((ROOT / "converters").rglob("*.py")):
         room = path.relative_to(ROOT / "converters").parts[0]
-        if room in ("checkpoints", "texts", "emit"):
+        if room in ("checkpoints", "texts", "emit") or path.parent.name == "families":  # there stand a format's names
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -330,12 +330,14 @@ def test_a_peer_says_what_is_wrong_with_its_arguments(bundle, capsys):
     assert "Make a bundle with" in capsys.readouterr().err
 
 
-def test_a_link_that_wants_a_schema_is_refused_before_anything_is_opened(bundle, port, tmp_path):
+def test_a_link_that_wants_a_schema_which_the_board_lacks_ends_with_2_and_says_so(bundle, port, listener, tmp_path):
     fleet = FLEET.format(port=port, bundle=bundle) + "    answer: {type: object}\n"
     (tmp_path / "fleet.yaml").write_text(fleet)
-    done = bridge_once(tmp_path, str(tmp_path / "fleet.yaml"), "--port", "/dev/ttyNONE7", "--device", "field-mcu")
-    assert done.returncode == 2
-    assert "the answer of link 'too-hot' cannot be given: a microcontroller cannot hold" in done.stderr
+    with peer(bundle) as (name, _):
+        done = bridge_once(tmp_path, str(tmp_path / "fleet.yaml"), "--port", name, "--device", "field-mcu")
+    assert done.returncode == 2, done.stderr
+    assert "the answer of link 'too-hot' cannot be given: this board holds no answers to a JSON schema" in done.stderr
+    listener.state("field-mcu", "disconnected")
 
 
 def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(bundle, tmp_path, local_answer):

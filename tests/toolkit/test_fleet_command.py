@@ -122,7 +122,7 @@ def test_an_error_in_a_conversation_does_not_end_it(fleet: Path, port: int):
 @pytest.mark.parametrize("arguments", [(), ("--device", "a", "--pool", "b"), ("bundle", "--device", "a")])
 def test_a_conversation_needs_just_one_partner(arguments: tuple[str, ...]):
     done = stonechat("chat", *arguments)
-    assert done.returncode == 2 and "one of BUNDLE, --device ID and --pool GROUP" in done.stderr
+    assert done.returncode == 2 and "one of BUNDLE, --port PORT, --device ID and --pool GROUP" in done.stderr
 
 
 def test_what_a_pool_is_waited_for_is_said(port: int):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -381,7 +382,11 @@ def test_a_full_disk_leaves_the_old_bundle_and_says_how_much_is_needed(
     other = variant(pi_bundle, tmp_path / "2", "2", security_counter=1)
     done = stonechat("slots", "install", other, slots)
     assert done.returncode == 1
-    assert "needs 1.3 MB; free 0.8 MB more. What ran before still runs." in done.stderr
+    said = re.search(r"needs (.+) MB; free (.+) MB more. What ran before still runs.", done.stderr)
+    assert said is not None, done.stderr
+    needed_mb = (sum(file.stat().st_size for file in other.iterdir()) + (1 << 20)) / 1e6  # and a MiB to spare
+    assert float(said[1]) == pytest.approx(needed_mb, abs=0.051)  # rounded to 0.1
+    assert float(said[2]) == pytest.approx(float(said[1]) - 0.5, abs=0.11)  # each is rounded to 0.1
     assert contents(slots / "a") == before and resolve(slots) == slots / "a"
     assert not (slots / "incoming").exists()
     (small_disk / "filler").unlink()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FieldForm", "field_forms", "free_texts"]
+__all__ = ["FieldForm", "field_forms", "free_texts", "shortest_answer"]
 
 _MOST_LABELS = 64  # of a field whose labels are scored
 # Words of a schema whose values are all known; others restrict them further, which is left to the grammar.
@@ -35,6 +35,15 @@ def field_forms(schema: Mapping[str, Any]) -> list[FieldForm]:
     if any(word in schema for word in _OTHERS) or set(schema.get("required", ())) - set(properties):
         return []
     return [_form(name, inner) for name, inner in properties.items()]
+
+
+def shortest_answer(fields: Sequence[FieldForm]) -> str:
+    """Of an answer whose fields all have labels, as it is written."""
+    return (
+        "{"
+        + ", ".join(f"{json.dumps(f.name, ensure_ascii=False)}: {min(f.labels or [''], key=len)}" for f in fields)
+        + "}"
+    )
 
 
 def free_texts(schema: Mapping[str, Any]) -> set[str]:

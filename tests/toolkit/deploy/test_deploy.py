@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,8 +177,8 @@ def test_a_restart_that_has_begun_ends_also_when_the_connection_breaks(server, t
         until((tmp_path / "ended").exists)
 
 
-def test_a_board_without_room_is_known_before_anything_travels(server, small_disk, broker_port, pi_bundle):
-    board = new_board(server, broker_port, small_disk)
+def test_a_board_without_room_is_known_before_anything_travels(server, small_disk, broker_port, pi_bundle, tmp_path):
+    board = replace(new_board(server, broker_port, tmp_path), root=small_disk / "data")
     assert board.init().returncode == 0
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 100_000))
