@@ -12,9 +12,15 @@ from c_objects import object_files
 
 from device_runtime.micro.sources import FLAGS, INCLUDES, THIRD_PARTY, WARNINGS, engine_sources
 
-__all__ = ["SANITIZERS", "compile_program", "compiler", "link", "run", "sources_of"]
+__all__ = ["SANITIZED", "SANITIZERS", "compile_program", "compiler", "link", "run", "sources_of"]
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Flags of a program that ends at the first wrong access, overflow or shift. Only what has vector code differs in both:
+# the rest is compiled once.
+SANITIZED = {
+    "scalar": (*SANITIZERS, "-march=native", "-DSC_SCALAR"),
+    "native": (*SANITIZERS, "-march=native"),
+}
 
 
 def compiler(name: str = "cc") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
 from device_runtime.engine.sampler import Sampling
 from device_runtime.engine.schema.identity import schema_identity
+from device_runtime.engine.typed.form import free_texts
 from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
 
 __all__ = ["SerialAnswer", "SerialModel"]
@@ -31,8 +33,10 @@ class SerialAnswer(Iterator[str]):
     result: Completion  # set when the iteration has ended
     confidence: float | None = None  # then, of an answer that a schema held: the board's own, not calibrated
 
-    def __init__(self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str]) -> None:
-        self._link, self._ask = link, ask
+    def __init__(
+        self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str], schema: Mapping[str, Any] | None = None
+    ) -> None:
+        self._link, self._ask, self._schema = link, ask, schema
         self._watch = Stopwatch()
         self._pieces = self._run(decoder, AnswerText(stop))
         self._cancelled = False
@@ -74,7 +78,17 @@ class SerialAnswer(Iterator[str]):
             completion_tokens=event.completion_tokens,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=event.tokens_per_s,
+            confidence=self._by_field(answer.text) if event.finish is Finish.STOP and not answer.stopped else None,
         )
+
+    def _by_field(self, text: str) -> Mapping[str, float] | None:
+        """The board's figure is of the whole answer, a product: each field that is no free text has it at least."""
+        if self.confidence is None or self._schema is None:
+            return None
+        found, texts = json.loads(text), free_texts(self._schema)
+        if not isinstance(found, dict):
+            return None
+        return {name: self.confidence for name in found if name not in texts}
 
 
 class SerialModel:
@@ -139,7 +153,7 @@ class SerialModel:
                 ask, temperature=sampling.temperature, top_k=min(sampling.top_k, 65_535), top_p=sampling.top_p,
                 seed=seed,
             )  # fmt: skip
-        return SerialAnswer(self._link, ask, self._language.decoder(), stop)
+        return SerialAnswer(self._link, ask, self._language.decoder(), stop, schema)
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if the board cannot hold an answer to this schema; it has to be there."""

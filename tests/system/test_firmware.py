@@ -185,6 +185,8 @@ def test_the_boiler_demo_answers_over_mqtt_as_the_library_does() -> None:
     assert len(shown) == 3
     for reading, answer in shown:
         assert answer["answer"] == answerer.answer(reading).answer
+        assert set(answer["confidence"]) == {"severity", "cause"}
+        assert all(0 < share <= 1 for share in answer["confidence"].values())
 
 
 def test_the_engine_has_at_most_48_kib_and_the_map_accounts_for_all_of_it(bundle: Bundle, tmp_path: Path) -> None:

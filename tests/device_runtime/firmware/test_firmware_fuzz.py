@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZERS, compile_program, run
+from c_programs import SANITIZED, compile_program, run
 
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, firmware_sources, update_sources
 
@@ -17,7 +17,7 @@ FUZZ = Path(__file__).parents[2] / "fuzz"
 def replay(target: str, sources: Sequence[Path], folder: Path, *, engine: bool) -> None:
     """Run a target on its corpus, and on copies of it that are damaged."""
     files = [FUZZ / f"{target}.c", FUZZ / "replay.c", *sources]
-    flags = [*SANITIZERS, *(f"-I{include}" for include in FIRMWARE_INCLUDES)]
+    flags = [*SANITIZED["native"], *(f"-I{include}" for include in FIRMWARE_INCLUDES)]
     program = compile_program(folder / target, *files, flags=flags, engine=engine)
     dice, cases = random.Random(7), []
     for path in sorted((FUZZ / "corpus" / target).iterdir()):

@@ -141,7 +141,8 @@ def test_a_trained_bundle_answers_typed_as_the_library_does(tmp_path: Path) -> N
             for reading in READINGS:
                 messages = [{"role": "user", "content": answerer.purpose.inputs.prompt(reading).text}]
                 answer = model.generate(messages, schema=answerer.purpose.answer)
-                text, _ = finished(answer)
+                text, result = finished(answer)
+                assert result.confidence == {"severity": answer.confidence, "cause": answer.confidence}
                 expected = answerer.answer(reading)
                 assert text == expected.text
                 share = math.prod(confidence_of(choices, 1.0) for choices in expected.choices.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_programs import SANITIZERS, compile_program, compiler, run
+from c_programs import SANITIZED, compile_program, compiler, run
 from engine_cases import NETWORKS, reference_logits, reference_tensors, stored_logits, traced_buffers
 from micro_bundles import micro_bundle
 
@@ -57,11 +57,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The engine in programs that end at the first wrong access, overflow or shift: scalar, and for this processor."""
     folder = tmp_path_factory.mktemp("c")
-    profiles = {"scalar": [], "native": ["-march=native"]}
-    return [
-        compile_program(folder / name, HERE / "run_image.c", flags=[*SANITIZERS, *flags])
-        for name, flags in profiles.items()
-    ]
+    return [compile_program(folder / name, HERE / "run_image.c", flags=flags) for name, flags in SANITIZED.items()]
 
 
 # -- what it computes ----------------------------------------------------------------------------------

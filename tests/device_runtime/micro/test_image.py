@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZERS, compile_program, compiler, run
+from c_programs import SANITIZED, compile_program, compiler, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +27,7 @@ OK, TRUNCATED, NOT_AN_IMAGE, UNKNOWN_FORMAT, DAMAGED = 0, 2, 3, 4, 5
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("c")
-    return compile_program(folder / "read_image", Path(__file__).parent / "read_image.c", flags=SANITIZERS)
+    return compile_program(folder / "read_image", Path(__file__).parent / "read_image.c", flags=SANITIZED["native"])
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,7 @@ def test_damaged_images_stay_inside_of_their_memory(tmp_path_factory: pytest.Tem
     """The target of `make fuzz` on its corpus and on damage to it: whole images whose hash is made right again, so that
     it is the checks of the call list, of shifts and of the prefix that keep a step where it belongs."""
     folder = tmp_path_factory.mktemp("fuzz")
-    program = compile_program(
-        folder / "image", FUZZ / "replay.c", FUZZ / "image.c", flags=[*SANITIZERS, "-march=native"]
-    )
+    program = compile_program(folder / "image", FUZZ / "replay.c", FUZZ / "image.c", flags=SANITIZED["native"])
     dice, files = random.Random(7), sorted((FUZZ / "corpus" / "image").iterdir())
     assert len(files) >= 2
     for whole in [file.read_bytes() for file in files]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from c_programs import SANITIZERS, compile_program, run, sources_of
+from c_programs import SANITIZED, compile_program, run, sources_of
 from c_tokenizer import CTokenizer, Refused, tokenizer_library
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,7 +106,7 @@ def fuzz_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = TESTS / "fuzz"
     out = tmp_path_factory.mktemp("fuzz") / "tokenizer"
     files = [folder / "tokenizer.c", folder / "replay.c", *sources_of("tokenizer", "runtime/utf8.c")]
-    return compile_program(out, *files, flags=SANITIZERS, engine=False)
+    return compile_program(out, *files, flags=SANITIZED["native"], engine=False)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from bare_metal import BOARDS, compile_for, missing_tools, run_on
-from c_programs import SANITIZERS, compile_program, run
+from c_programs import SANITIZED, compile_program, run
 
 from device_runtime.micro.library import CEngine, compiler
 
@@ -16,10 +16,10 @@ NAMES = ["grouped", "odd"]
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
 
 
-@pytest.fixture(scope="module", params=["scalar", "native"])
+@pytest.fixture(scope="module", params=SANITIZED)
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flags = {"scalar": ["-DSC_SCALAR"], "native": ["-march=native"]}[request.param]
-    return compile_program(tmp_path_factory.mktemp("v") / "run", HERE / "run_vectors.c", flags=[*SANITIZERS, *flags])
+    out = tmp_path_factory.mktemp("v") / "run"
+    return compile_program(out, HERE / "run_vectors.c", flags=SANITIZED[request.param])
 
 
 @pytest.mark.parametrize("name", NAMES)
