@@ -236,7 +236,7 @@ def _build(
 def _write_tokenizer(work: Path, file: TokenizerFile) -> Tokenizer:
     (work / file.file_name).write_bytes(file.content)
     path = work / file.file_name
-    return read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced)
+    return read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced, own_space=file.own_space)
 
 
 def _prefix_tokens(file: TokenizerFile, tokenizer: Tokenizer, context: int, options: Options) -> list[int]:
@@ -342,7 +342,13 @@ def _manifest(
         graph=graph_shape(checkpoint.config, profile, context, own_grid),
         counts=counts,
         tokenizer=TokenizerInfo(
-            file.file_name, file.bos_id, file.eos_ids, file.adds_bos, file.special_tokens, file.spaced
+            file.file_name,
+            file.bos_id,
+            file.eos_ids,
+            file.adds_bos,
+            file.special_tokens,
+            file.spaced,
+            file.own_space,
         ),
         chat_template=file.chat_template,
         prefix_tokens=tuple(tokens),

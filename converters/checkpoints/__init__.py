@@ -35,6 +35,7 @@ class TokenizerFile:
     chat_template: str | None  # jinja2 source
     special_tokens: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token … for the template
     spaced: bool = True  # of tokenizer.model: a space goes after each control token, as before a text
+    own_space: bool = False  # of tokenizer.model: a text that begins with a space gets no other one before it
     notes: tuple[str, ...] = ()  # what a user has to know of it
 
 

@@ -17,6 +17,7 @@ from converters.checkpoints import TokenizerFile
 from converters.checkpoints.chat_template import check_template, choose_template
 from converters.checkpoints.end_of_turn import ending_ids, template_ending_ids
 from converters.checkpoints.fields import SAME_AS_PUBLISHED, Fields, read_json, refuse_pointer
+from converters.checkpoints.llama_spaces import Spaces
 from device_runtime.engine.text.tokenizer_trial import try_tokenizer_content
 from device_runtime.errors import CheckpointError
 
@@ -40,16 +41,15 @@ def read_tokenizer(folder: Path, config: Fields, vocabulary: int) -> TokenizerFi
     fields = Fields(settings, str(folder / "tokenizer_config.json"))
     more = _added(settings)
     file_name: Literal["tokenizer.json", "tokenizer.model"] = "tokenizer.json"
-    spaced = True
+    spaces = Spaces.of(fields)
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
-        content, ids, special, adds_bos = _read_json(path, _bytes_of(path), more, vocabulary)
+        content, ids, special, adds_bos = _read_json(path, _bytes_of(path), more, vocabulary, spaces)
     elif (folder / "tokenizer.model").is_file():
         file_name = "tokenizer.model"
-        content = _with_added_tokens(folder, more, vocabulary)
+        content = _with_added_tokens(folder, more, vocabulary, spaces)
         ids, special = _inspect_model(content, folder / file_name)
         adds_bos = {special["<s>"]} if "<s>" in special and fields.flag("add_bos_token", False) else set()
-        spaced = fields.flag("legacy", False)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         path = folder / "vocab.json"
         content, ids, special, adds_bos = _read_json(path, _from_merges(folder, fields), more, vocabulary)
@@ -89,7 +89,8 @@ def read_tokenizer(folder: Path, config: Fields, vocabulary: int) -> TokenizerFi
         adds_bos=bos_id is not None and bos_id in adds_bos,
         chat_template=template,
         special_tokens=texts,
-        spaced=spaced,
+        spaced=spaces.legacy,
+        own_space=spaces.llama or not spaces.legacy,
         notes=tuple(notes),
     )
 
@@ -150,7 +151,7 @@ def _from_merges(folder: Path, settings: Fields) -> bytes:
 
 
 def _read_json(
-    path: Path, content: bytes, more: list[AddedToken], vocabulary: int
+    path: Path, content: bytes, more: list[AddedToken], vocabulary: int, spaces: Spaces | None = None
 ) -> tuple[bytes, dict[str, int], dict[str, int], set[int]]:
     """The file as the bundle gets it, ids by token, those of added tokens, and what goes in front of a text."""
     if wrong := try_tokenizer_content(content, "tokenizer.json"):
@@ -160,6 +161,7 @@ def _read_json(
         changed = tokenizer.truncation is not None or tokenizer.padding is not None
         tokenizer.no_truncation()  # settings of a training or an export, which would cut prompts
         tokenizer.no_padding()
+        changed |= spaces is not None and spaces.put_into(tokenizer)
         size = tokenizer.get_vocab_size()
         missing = [token for token in more if tokenizer.token_to_id(token.content) is None][: max(0, vocabulary - size)]
         if missing:
@@ -189,11 +191,11 @@ def _inspect_model(content: bytes, path: Path) -> tuple[dict[str, int], dict[str
     return ids, {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in added}
 
 
-def _with_added_tokens(folder: Path, more: list[AddedToken], vocabulary: int) -> bytes:
+def _with_added_tokens(folder: Path, more: list[AddedToken], vocabulary: int, spaces: Spaces) -> bytes:
     """`tokenizer.model`, with the tokens of `added_tokens.json` and of the settings that it does not have."""
     content = _bytes_of(folder / "tokenizer.model")
     added = _optional(folder / "added_tokens.json")
-    if not added and not more:
+    if not added and not more and spaces.prefix:
         return content
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     try:
@@ -222,6 +224,8 @@ def _with_added_tokens(folder: Path, more: list[AddedToken], vocabulary: int) ->
             kind = model.SentencePiece.CONTROL if token in special else model.SentencePiece.USER_DEFINED
             model.pieces.add(piece=piece, score=0.0, type=kind)
             known.add(piece)
+    if not spaces.prefix:
+        model.normalizer_spec.add_dummy_prefix = False
     result: bytes = model.SerializeToString(deterministic=True)
     return result
 

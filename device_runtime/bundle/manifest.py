@@ -123,6 +123,7 @@ class TokenizerInfo:
     adds_bos: bool
     special_tokens: dict[str, str]  # bos_token, eos_token … as the chat template wants them
     spaced: bool = True  # of tokenizer.model: a space goes after each control token, as before a text
+    own_space: bool = False  # of tokenizer.model: a text that begins with a space gets no other one before it
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer:
             f"{bundle.path / info.file} cannot be used as a tokenizer: {wrong}. Convert the checkpoint again, "
             "or another export of the model."
         )
-    return read_tokenizer(bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced)
+    return read_tokenizer(
+        bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced, own_space=info.own_space
+    )
 
 
 class PromptEncoder:

@@ -24,6 +24,8 @@ _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[^\s\[\]]*[A-Za-z][^\s\[\]]*\]")
 # Noncharacters, which "should never be interchanged" (Unicode, 23.7): digits, and the marks around them.
 _BASE, _DIGITS, _OPEN, _CLOSE = 0xFDD0, 30, "\ufdee", "\ufdef"
 _CODES = re.compile("\ufdee[\ufdd0-\ufded]{3}\ufdef")
+# What a text may follow, for its tokens in the middle of another: first a character of no word or rule.
+_LEADS = ("\ue000", "\n", "0", "|", "a")
 _PRIVATE = re.compile("[\ufdd0-\ufdef]")
 
 
@@ -167,15 +169,27 @@ class _SentencePiece:
     Args:
         spaced: the library puts a space before a text; whether one goes after each control token too (transformers'
             `legacy`).
+        own_space: a text that begins with a space gets no other one (transformers since version 5).
     """
 
-    def __init__(self, path: str, template: str | None, eos_ids: Collection[int], *, spaced: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        template: str | None,
+        eos_ids: Collection[int],
+        *,
+        spaced: bool = True,
+        own_space: bool = False,
+    ) -> None:
         from sentencepiece import SentencePieceProcessor
 
         self._library: Any = SentencePieceProcessor(model_file=path)
-        self._size, self._spaced = self._library.vocab_size(), spaced
+        self._size, self._spaced, self._own_space = self._library.vocab_size(), spaced, own_space
+        unknown = self._library.unk_id()
+        leads = ((lead, self._library.encode(lead)) for lead in _LEADS)
+        self._leads = [(lead, tokens) for lead, tokens in leads if tokens and unknown not in tokens]
         pieces = [self._library.id_to_piece(i) for i in range(self._size)]
-        control = {i for i in range(self._size) if self._library.is_control(i)}
+        control = {i for i in range(self._size) if self._library.is_control(i) or self._library.is_unknown(i)}
         # The library does not say which pieces are user-defined: those that are found in any surroundings.
         shaped = {
             i for i, piece in enumerate(pieces)
@@ -202,13 +216,14 @@ class _SentencePiece:
     def _plain(self, text: str, *, after_control: bool) -> list[int]:
         if not text:
             return []
-        tokens: list[int] = self._library.encode(text) if self._spaced or not after_control else self._inner(text)
+        bare = (after_control and not self._spaced) or (self._own_space and text[0] in " \u2581")
+        tokens: list[int] = self._inner(text) if bare else self._library.encode(text)
         if self._defined.isdisjoint(tokens):
             return tokens
         # A user-defined piece in what a message says: cut within it, since the library has no other way.
         first = sorted({name[0] for name in self.names})
         parts = re.split("(?<=" + ")|(?<=".join(map(re.escape, first)) + ")", text)
-        tokens = self._library.encode(parts[0])
+        tokens = self._inner(parts[0]) if bare else self._library.encode(parts[0])
         for part in filter(None, parts[1:]):
             tokens += self._inner(part)
         return [token for token in tokens if token not in self._defined]
@@ -218,10 +233,10 @@ class _SentencePiece:
 
     def _inner(self, text: str) -> list[int]:
         """Tokens of a text in the middle of another: without the space that the library puts in front."""
-        tokens: list[int] = self._library.encode(f"\n{text}")
-        lead: list[int] = self._library.encode("\n")
-        if tokens[: len(lead)] == lead:
-            return tokens[len(lead) :]
+        for lead, alone in self._leads:  # where no piece spans both, the rest is what it is alone
+            tokens: list[int] = self._library.encode(lead + text)
+            if tokens[: len(alone)] == alone:
+                return tokens[len(alone) :]
         plain: list[int] = self._library.encode(text)
         return plain
 
@@ -230,7 +245,12 @@ class _SentencePiece:
 
 
 def read_tokenizer(
-    path: Path, template: str | None = None, eos_ids: Collection[int] = (), *, spaced: bool = True
+    path: Path,
+    template: str | None = None,
+    eos_ids: Collection[int] = (),
+    *,
+    spaced: bool = True,
+    own_space: bool = False,
 ) -> Tokenizer:
     """Read a tokenizer.json or a tokenizer.model.
 
@@ -238,13 +258,14 @@ def read_tokenizer(
         template: the chat template, whose tokens are markup.
         eos_ids: tokens that end an answer.
         spaced: for a tokenizer.model, whether a space follows each control token.
+        own_space: for a tokenizer.model, whether a text that begins with a space gets no other one before it.
 
     Raises:
         BundleError: the library cannot read it.
     """
     try:
         if path.suffix == ".model":
-            return _SentencePiece(str(path), template, eos_ids, spaced=spaced)
+            return _SentencePiece(str(path), template, eos_ids, spaced=spaced, own_space=own_space)
         return _HuggingFace(str(path), template, eos_ids)
     except (ImportError, KeyboardInterrupt, SystemExit):
         raise

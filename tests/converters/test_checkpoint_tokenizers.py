@@ -200,7 +200,7 @@ def test_a_folder_gives_the_tokens_of_transformers(case: str, tmp_path: Path) ->
     write_folder(tmp_path / "folder", case)
     file = read_folder(tmp_path / "folder", Fields({}, "config.json"), 430)
     (tmp_path / file.file_name).write_bytes(file.content)
-    tokenizer = read_tokenizer_file(tmp_path / file.file_name, spaced=file.spaced)
+    tokenizer = read_tokenizer_file(tmp_path / file.file_name, spaced=file.spaced, own_space=file.own_space)
     expected = FOLDERS[case]
     assert [tokenizer.encode(text) for text in FOLDER_TEXTS] == expected["texts"]
     plain = tokenizer.encode("pump")

@@ -192,7 +192,8 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
         if file.suffix == ".json":
             text = "".join(map(render, read_conversations(str(file), text)))
         texts[file.name] = text
-    tokenizer = read_tokenizer(bundle / manifest.tokenizer.file, spaced=manifest.tokenizer.spaced)
+    info = manifest.tokenizer
+    tokenizer = read_tokenizer(bundle / info.file, spaced=info.spaced, own_space=info.own_space)
     return {name: tokenizer.encode(text) for name, text in texts.items()}
 
 

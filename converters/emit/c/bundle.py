@@ -67,10 +67,13 @@ def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:
     manifest = bundle.manifest
     info, template = manifest.tokenizer, manifest.chat_template
     file = bundle.path / info.file
-    table = byte_level_table if file.suffix == ".json" else sentencepiece_table
+    content = file.read_bytes()
     tokenizer = tokenizer_of(bundle)
     try:
-        packed = table(file.read_bytes(), tokenizer.names)
+        if file.suffix == ".json":
+            packed = byte_level_table(content, tokenizer.names)
+        else:
+            packed = sentencepiece_table(content, tokenizer.names, own_space=info.own_space)
         sections = {SectionKind.TOKENIZER: packed.pack()}
     except ConfigurationError:
         return {}

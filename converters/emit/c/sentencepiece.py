@@ -16,11 +16,12 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # Mode
 _SPACE = "\u2581"
 
 
-def sentencepiece_table(content: bytes, names: Collection[str] = ()) -> TokenizerTable:
+def sentencepiece_table(content: bytes, names: Collection[str] = (), *, own_space: bool = False) -> TokenizerTable:
     """The table of a `tokenizer.model`.
 
     Args:
         names: spellings of pieces that are markup although they are not control pieces: no text becomes one of them.
+        own_space: a text that begins with a space gets no other one before it.
 
     Raises:
         ConfigurationError: it uses something that the C engine does not do; the message names it.
@@ -38,7 +39,7 @@ def sentencepiece_table(content: bytes, names: Collection[str] = ()) -> Tokenize
         raise refuse("a SentencePiece model with plain spaces", "escape_whitespaces: true")
     flags = Flag(0)
     if normalizer.add_dummy_prefix:
-        flags |= Flag.DUMMY_PREFIX
+        flags |= Flag.DUMMY_PREFIX | (Flag.OWN_SPACE if own_space else Flag(0))
     if normalizer.remove_extra_whitespaces:
         flags |= Flag.FEWER_SPACES
     if trainer.byte_fallback:

@@ -52,6 +52,7 @@ class Flag(enum.IntFlag):
     WIDE_LENGTHS = 32
     WIDE_IDS = 64
     SEVERAL_SPLITS = 128
+    OWN_SPACE = 256
 
 
 @dataclass

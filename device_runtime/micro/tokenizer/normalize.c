@@ -14,7 +14,9 @@ static sc_status put(sc_encoder *e, const uint8_t *text, uint32_t size, sc_text_
     sc_status status = SC_OK;
     if (!e->begun) {
         e->begun = 1;
-        if (e->tokenizer->flags & SC_DUMMY_PREFIX) status = put_mark(e, next);
+        const int own = space || (size == 3 && memcmp(text, SPACE_MARK, 3) == 0);
+        if (e->tokenizer->flags & SC_DUMMY_PREFIX && !(own && e->tokenizer->flags & SC_OWN_SPACE))
+            status = put_mark(e, next);
     }
     e->after_space = space && fewer;
     /* At the end, marks are left out whether they were spaces or not: SentencePiece cannot tell any more. */

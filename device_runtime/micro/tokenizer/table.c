@@ -259,7 +259,7 @@ sc_status sc_tokenizer_open(sc_tokenizer *t, const uint8_t *table, size_t size) 
     if (t->pieces > (t->flags & SC_WIDE_IDS ? 1u << 22 : 65535u) || t->vocabulary > t->pieces || t->vocabulary == 0)
         return SC_DAMAGED;
     if (t->unknown != SC_NO_TOKEN && t->unknown >= t->vocabulary) return SC_DAMAGED;
-    if (t->kind == SC_BYTE_LEVEL_BPE && t->flags & (SC_BYTE_FALLBACK | SC_DUMMY_PREFIX | SC_FEWER_SPACES))
+    if (t->kind == SC_BYTE_LEVEL_BPE && t->flags & (SC_BYTE_FALLBACK | SC_DUMMY_PREFIX | SC_FEWER_SPACES | SC_OWN_SPACE))
         return SC_DAMAGED;
     if (t->kind != SC_BYTE_LEVEL_BPE && t->flags & (SC_WHOLE_WORDS | SC_NFC | SC_SEVERAL_SPLITS)) return SC_DAMAGED;
     if (!open_strings(&t->texts, parts[TEXT_STARTS], parts[TEXT_LENGTHS], parts[TEXT_BYTES], t->pieces,

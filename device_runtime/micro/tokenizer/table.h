@@ -35,7 +35,8 @@ enum {
     SC_WIDE_LENGTHS = 32,    /* text lengths have 2 bytes instead of 1 */
     SC_WIDE_IDS = 64,        /* token ids have 4 bytes instead of 2 */
     SC_SEVERAL_SPLITS = 128, /* a token may come from several merges */
-    SC_ALL_FLAGS = 255
+    SC_OWN_SPACE = 256,      /* no space before a text that begins with one */
+    SC_ALL_FLAGS = 511
 };
 
 /* What a character is, as the expressions that cut text see it. */

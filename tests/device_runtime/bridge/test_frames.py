@@ -21,29 +21,6 @@ from hypothesis import strategies as st
 from device_runtime.bridge import frames, messages
 from device_runtime.bridge.codec import packed_fields
 from device_runtime.bridge.frames import LARGEST_BODY, FrameError, FrameReader, body_of, frame
-from device_runtime.bridge.messages import (
-    Cancel,
-    Capability,
-    Done,
-    Fault,
-    FaultCode,
-    Finish,
-    Form,
-    Greet,
-    Hello,
-    Message,
-    MessageError,
-    Piece,
-    Ping,
-    Prompt,
-    ResetCause,
-    Resume,
-    Start,
-    Status,
-    Taken,
-    Work,
-    parse,
-)
 from toolkit.emulate.pty_board import Board
 
 ROOT = Path(__file__).parents[3]
@@ -53,36 +30,39 @@ PAGE = ROOT / "docs" / "reference" / "serial-protocol.md"
 ON_PAGE_BYTES = 64  # longer bodies stand in the file alone
 BODIES = st.binary(min_size=1, max_size=LARGEST_BODY)
 
-SAMPLES: list[Message] = [  # of version 1
-    Greet(1),
-    Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,)),
-    Start(0x01020304, 40, 28, 4, 40, 0.75, 0.875, 2**40 + 1, 2, (2, 50_000)),
-    Prompt(0x01020304, 0, bytes.fromhex("010000000a00000000010000")),
-    Prompt(0x01020304, 12, b"uhi\0"),  # text; or a part that begins and ends within a token
-    Resume(0x01020304, 8),
-    Cancel(0x01020304),
-    Ping(),
-    Hello(1, Capability.TOKENS | Capability.SAMPLING, 256, 512, 256, 32_000, 1, 120, 180_224,
+SAMPLES: list[messages.Message] = [  # of version 1
+    messages.Greet(1),
+    messages.Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,)),
+    messages.Start(0x01020304, 40, 28, 4, 40, 0.75, 0.875, 2**40 + 1, 2, (2, 50_000)),
+    messages.Prompt(0x01020304, 0, bytes.fromhex("010000000a00000000010000")),
+    messages.Prompt(0x01020304, 12, b"uhi\0"),  # text; or a part that begins and ends within a token
+    messages.Resume(0x01020304, 8),
+    messages.Cancel(0x01020304),
+    messages.Ping(),
+    messages.Hello(1, messages.Capability.TOKENS | messages.Capability.SAMPLING, 256, 512, 256, 32_000, 1, 120, 180_224,
           bytes.fromhex("00112233445566ff"), "nucleo-h743zi", "1.2.0", "tiny-15m"),
-    Taken(0x01020304, 12),
-    Piece(0x01020304, 4, bytes.fromhex("0b000000")),
-    Done(0x01020304, 8, Finish.STOP, 6, 1, 3, 431, 240),
-    Fault(0x01020304, FaultCode.UNKNOWN_REQUEST),
-    Fault(0, FaultCode.MALFORMED, "Start is cut"),
-    Status(0x01020304, Work.PREFILL, 0, 61_000, 415, 37),
-    Status(0, Work.IDLE, 0, 1_000),
+    messages.Taken(0x01020304, 12),
+    messages.Piece(0x01020304, 4, bytes.fromhex("0b000000")),
+    messages.Done(0x01020304, 8, messages.Finish.STOP, 6, 1, 3, 431, 240),
+    messages.Fault(0x01020304, messages.FaultCode.UNKNOWN_REQUEST),
+    messages.Fault(0, messages.FaultCode.MALFORMED, "Start is cut"),
+    messages.Status(0x01020304, messages.Work.PREFILL, 0, 61_000, 415, 37),
+    messages.Status(0, messages.Work.IDLE, 0, 1_000),
     # COBS at its longest block: body and CRC are 254 bytes without a zero, then 255, then 254 and a zero behind them.
-    Prompt(0x01020304, 0x01010101, bytes(range(1, 242))),
-    Prompt(0x01020304, 0x01010101, bytes(range(1, 243))),
-    Prompt(0x01020304, 0x01010101, bytes(range(1, 246)) + b"\0\1"),
+    messages.Prompt(0x01020304, 0x01010101, bytes(range(1, 242))),
+    messages.Prompt(0x01020304, 0x01010101, bytes(range(1, 243))),
+    messages.Prompt(0x01020304, 0x01010101, bytes(range(1, 246)) + b"\0\1"),
 ]  # fmt: skip
-LATER: list[Message] = [  # of version 2, where it has more
-    Greet(2),
-    Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,), Form.TOKENS, 0x1122334455667788),
-    Start(0x01020304, 12, 0, 0, 0, 0.0, 1.0, 0, 0, (), Form.TEXT),
-    Hello(
+LATER: list[messages.Message] = [  # of version 2, where it has more
+    messages.Greet(2),
+    messages.Start(0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,), messages.Form.TOKENS, 0x1122334455667788),
+    messages.Start(0x01020304, 12, 0, 0, 0, 0.0, 1.0, 0, 0, (), messages.Form.TEXT),
+    messages.Hello(
         2,
-        Capability.TOKENS | Capability.TEXT | Capability.SAMPLING | Capability.SCHEMAS,
+        messages.Capability.TOKENS
+        | messages.Capability.TEXT
+        | messages.Capability.SAMPLING
+        | messages.Capability.SCHEMAS,
         512,
         2048,
         256,
@@ -96,12 +76,12 @@ LATER: list[Message] = [  # of version 2, where it has more
         "boiler-advisor",
         2,
         3,
-        ResetCause.COMMAND,
+        messages.ResetCause.COMMAND,
         1,
         (0x1122334455667788,),
     ),
-    Done(0x01020304, 44, Finish.STOP, 20, 1, 9, 431, 240, 61_000),
-    Status(0x01020304, Work.ANSWER, 12, 61_000, -32768, 37, 0),
+    messages.Done(0x01020304, 44, messages.Finish.STOP, 20, 1, 9, 431, 240, 61_000),
+    messages.Status(0x01020304, messages.Work.ANSWER, 12, 61_000, -32768, 37, 0),
 ]
 # Between two zeros, and no frames: a wrong CRC, a CRC without a body, half a frame, a block that is longer than the
 # rest, and text.
@@ -168,22 +148,24 @@ def test_endless_noise_takes_no_memory_and_the_next_frame_is_read():
 @given(st.binary(max_size=200))
 def test_a_body_is_a_message_or_refused_by_our_own_error(body):
     try:
-        message = parse(body)
-    except MessageError:
+        message = messages.parse(body)
+    except messages.MessageError:
         return
-    assert parse(message.pack()).pack() == message.pack()  # what is not finite or too long is brought into order once
+    assert (
+        messages.parse(message.pack()).pack() == message.pack()
+    )  # what is not finite or too long is brought into order once
 
 
 @pytest.mark.parametrize("message", SAMPLES + LATER, ids=lambda m: type(m).__name__)
 def test_messages_come_out_as_they_went_in_and_later_fields_are_skipped(message):
-    assert parse(message.pack()) == message
-    if not isinstance(message, Prompt | Piece | Fault):
-        assert parse(message.pack() + b"\x07later") == message
+    assert messages.parse(message.pack()) == message
+    if not isinstance(message, messages.Prompt | messages.Piece | messages.Fault):
+        assert messages.parse(message.pack() + b"\x07later") == message
 
 
 @pytest.mark.parametrize("message", LATER, ids=lambda m: type(m).__name__)
 def test_an_older_peer_reads_what_it_knows_of_a_message(message):
-    older = parse(message.pack(1))
+    older = messages.parse(message.pack(1))
     for field in packed_fields(type(message)):
         expected = getattr(message, field.name) if field.since == 1 else field.default
         assert getattr(older, field.name) == expected
@@ -194,13 +176,15 @@ def test_a_cut_message_is_refused(message):
     body = message.pack(1)
     least = len(body) - len(getattr(message, "data", b"")) - len(getattr(message, "reason", ""))
     for size in range(1, least):
-        with pytest.raises(MessageError):
-            parse(body[:size])
+        with pytest.raises(messages.MessageError):
+            messages.parse(body[:size])
 
 
 def test_names_of_a_board_are_bounded_and_printable():
-    hello = parse(Hello(1, Capability.TOKENS, 256, 512, 1, 1, 0, 0, 0, board="x\x1b[31m" + "y" * 100).pack())
-    assert isinstance(hello, Hello)
+    hello = messages.parse(
+        messages.Hello(1, messages.Capability.TOKENS, 256, 512, 1, 1, 0, 0, 0, board="x\x1b[31m" + "y" * 100).pack()
+    )
+    assert isinstance(hello, messages.Hello)
     assert hello.board == "x[31m" + "y" * 26
 
 
@@ -240,11 +224,11 @@ class Scripted:
 
     prompt_tokens = cached_tokens = completion_tokens = 0
 
-    def start(self, prompt: bytes, start: Start) -> None:
+    def start(self, prompt: bytes, start: messages.Start) -> None:
         self.prompt_tokens, self.completion_tokens = len(prompt) // 4, 0
-        self._steps = iter([(b"", None), (b"\x0b\0\0\0", None), (b"\x0c\0\0\0", None), (b"", Finish.STOP)])
+        self._steps = iter([(b"", None), (b"\x0b\0\0\0", None), (b"\x0c\0\0\0", None), (b"", messages.Finish.STOP)])
 
-    def step(self) -> tuple[bytes, Finish | None]:
+    def step(self) -> tuple[bytes, messages.Finish | None]:
         data, finish = next(self._steps)
         self.completion_tokens += bool(data) or finish is not None
         return data, finish
@@ -252,49 +236,49 @@ class Scripted:
 
 ONE = struct.pack("<6I", 1, 10, 256, 7, 8, 9)
 STEP = "step"
-TALK: list[tuple[str, Message | bytes | str]] = [
-    ("The board says who it is, as at its start.", Greet(1)),
-    ("A request of 24 bytes.", Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
-    ("A part may end within a token.", Prompt(7, 0, ONE[:14])),
-    ("The same again: nothing is appended.", Prompt(7, 0, ONE[:14])),
-    ("A gap: nothing is appended.", Prompt(7, 20, ONE[20:])),
-    ("The request again: it changes nothing.", Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
-    ("The rest: it begins.", Prompt(7, 14, ONE[14:])),
-    ("There is nothing to send yet.", Resume(7, 0)),
+TALK: list[tuple[str, messages.Message | bytes | str]] = [
+    ("The board says who it is, as at its start.", messages.Greet(1)),
+    ("A request of 24 bytes.", messages.Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("A part may end within a token.", messages.Prompt(7, 0, ONE[:14])),
+    ("The same again: nothing is appended.", messages.Prompt(7, 0, ONE[:14])),
+    ("A gap: nothing is appended.", messages.Prompt(7, 20, ONE[20:])),
+    ("The request again: it changes nothing.", messages.Start(7, 24, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("The rest: it begins.", messages.Prompt(7, 14, ONE[14:])),
+    ("There is nothing to send yet.", messages.Resume(7, 0)),
     ("The prompt is being taken in.", STEP),
     ("The first token.", STEP),
-    ("A greeting in the middle: the answer goes on.", Greet(1)),
+    ("A greeting in the middle: the answer goes on.", messages.Greet(1)),
     ("The second.", STEP),
-    ("All that there is, once more.", Resume(7, 0)),
+    ("All that there is, once more.", messages.Resume(7, 0)),
     ("The end.", STEP),
-    ("The end is told as often as it is asked for.", Resume(7, 8)),
-    ("From beyond the end is from the end.", Resume(7, 400)),
-    ("A cancel comes late: the end stays what it was.", Cancel(7)),
-    ("Another number than the board's.", Resume(8, 0)),
-    ("The next request ends the last.", Start(9, 4, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
-    ("", Resume(7, 0)),
-    ("", Prompt(9, 0, ONE[:4])),
+    ("The end is told as often as it is asked for.", messages.Resume(7, 8)),
+    ("From beyond the end is from the end.", messages.Resume(7, 400)),
+    ("A cancel comes late: the end stays what it was.", messages.Cancel(7)),
+    ("Another number than the board's.", messages.Resume(8, 0)),
+    ("The next request ends the last.", messages.Start(9, 4, 8, 0, 0, 0.0, 1.0, 0, 1, (2,))),
+    ("", messages.Resume(7, 0)),
+    ("", messages.Prompt(9, 0, ONE[:4])),
     ("", STEP),
     ("", STEP),
-    ("Cancelled after its first token.", Cancel(9)),
-    ("", Ping()),
-    ("More than the board has room for.", Start(10, 2_000, 8, 0, 0, 0.0, 1.0, 0, 0)),
-    ("It was over with that.", Ping()),
-    ("A message that is cut.", Start(11, 4, 8, 0, 0, 0.0, 1.0, 0, 0).pack()[:20]),
+    ("Cancelled after its first token.", messages.Cancel(9)),
+    ("", messages.Ping()),
+    ("More than the board has room for.", messages.Start(10, 2_000, 8, 0, 0, 0.0, 1.0, 0, 0)),
+    ("It was over with that.", messages.Ping()),
+    ("A message that is cut.", messages.Start(11, 4, 8, 0, 0, 0.0, 1.0, 0, 0).pack()[:20]),
     ("One of no known type.", b"\x42"),
 ]
 
 
 def exchange() -> str:
     """What a bridge sends (>), what the board answers (<), and where its model takes a step; times are all 0."""
-    capable = Hello(1, Capability.TOKENS, 256, 328, 256, 32_000, 1, 120, 0, name="scripted")
+    capable = messages.Hello(1, messages.Capability.TOKENS, 256, 328, 256, 32_000, 1, 120, 0, name="scripted")
     board = Board(Scripted(), capable, clock=lambda: 0.0)
     lines = ["# A board whose model gives tokens 11 and 12 and then a stop token: section 9 of the protocol's page."]
     lines.append("# The text of a Fault is the firmware's own, and so is the temperature.")
 
     def answers(data: bytes) -> None:
         for body in FrameReader().push(data):
-            name = type(parse(body)).__name__
+            name = type(messages.parse(body)).__name__
             lines.append(f"< {name} {body.hex()}")
 
     for remark, said in TALK:
@@ -305,7 +289,7 @@ def exchange() -> str:
             answers(board.step())
         else:
             body = said if isinstance(said, bytes) else said.pack(1)
-            lines.append(f"> {type(said).__name__ if isinstance(said, Message) else '-'} {body.hex()}")
+            lines.append(f"> {type(said).__name__ if isinstance(said, messages.Message) else '-'} {body.hex()}")
             answers(board.receive(frame(body)))
     return "\n".join(lines) + "\n"
 
@@ -325,7 +309,14 @@ def test_the_page_shows_every_vector_and_every_number():
     assert f"`{zlib.crc32(b'123456789'):08x}`" in page
     for kind in messages.KINDS.values():
         assert f"### 0x{kind.TYPE:02x} `{kind.__name__}`" in page
-    for words in (Capability, Finish, Work, FaultCode, Form, ResetCause):
+    for words in (
+        messages.Capability,
+        messages.Finish,
+        messages.Work,
+        messages.FaultCode,
+        messages.Form,
+        messages.ResetCause,
+    ):
         for word in words:
             assert f"{word.value} `{word.name}`" in page
     for bound in (LARGEST_BODY, messages.LEAST_BODY, messages.MAX_STOPS, messages.MAX_NAME, messages.MAX_REASON):

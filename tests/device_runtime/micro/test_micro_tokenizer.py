@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from tokenizers import Tokenizer
 
 from converters.emit.c.byte_level_bpe import byte_level_table
 from converters.emit.c.sentencepiece import sentencepiece_table
+from device_runtime.engine.text.segments import Segment
+from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import ConfigurationError
 
 TESTS = Path(__file__).parents[2]
@@ -147,6 +150,23 @@ def test_sentencepiece_encodes_as_the_library_does(library: ctypes.CDLL, name: s
     check()
     for text in TEXTS:
         assert tokenizer.encode(text) == oracle.encode(text)
+
+
+@pytest.mark.parametrize("name", ["bpe", "bpe, unknown tokens", "unigram"])
+def test_a_text_that_begins_with_a_space_gets_no_other_one(library: ctypes.CDLL, name: str, tmp_path: Path) -> None:
+    """Where the bundle says so, in C as on a device with Python."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model_of(name))
+    oracle = read_tokenizer(path, own_space=True)
+    tokenizer = CTokenizer(library, sentencepiece_table(model_of(name), own_space=True).pack())
+
+    @given(st.sampled_from(["", " ", "\u2581"]), texts)
+    def check(first: str, text: str) -> None:
+        text = re.sub("[\ufdd0-\ufdef]", "", first + text)  # characters of ours, which no text has
+        assert tokenizer.encode(text) == oracle.encode([Segment(text, False)])
+
+    check()
+    assert tokenizer.encode(" pump") == tokenizer.encode("pump") == tokenizer.encode("\u2581pump")
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
