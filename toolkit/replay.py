@@ -113,6 +113,10 @@ def _recorded(line: str) -> Recorded:
     return Recorded(topic, json.dumps(row["reading"], ensure_ascii=False).encode(), truth, time_s)
 
 
+def _listens(link: Link, recorded: Recorded) -> bool:
+    return recorded.topic is None or matches(link.source, recorded.topic)
+
+
 class Replay:
     """The links of one device, with its models opened."""
 
@@ -126,7 +130,11 @@ class Replay:
             ConfigurationError: there is no such device or link.
             StonechatError: a bundle cannot be opened.
         """
-        served = fleet.devices[device].links if device in fleet.devices else ()
+        if device not in fleet.devices:
+            raise ConfigurationError(
+                f"{fleet.path} has no device {device!r}; its devices are: {', '.join(fleet.devices) or 'none'}"
+            )
+        served = fleet.devices[device].links
         links = [link for link in fleet.links if link.name in served and only in (None, link.name)]
         if not links:
             raise ConfigurationError(
@@ -135,6 +143,7 @@ class Replay:
                 + f"; its links are {', '.join(served) or 'none'}."
             )
         self._now_s = 0.0
+        self.of_no_link = 0  # readings whose topic no link listens to, as far as `run` has come
         self.links = [Windows(link, clock=lambda: self._now_s) for link in links]
         entries = fleet.models_of(device)
         self._default = next(iter(entries))
@@ -155,13 +164,41 @@ class Replay:
             model.close()
 
     def run(self, readings: Sequence[Recorded]) -> Iterator[Replayed | None]:
-        """What comes of each reading, for each link that it concerns; None where it does not wake one."""
+        """What comes of each reading, for each link that it concerns; None where it does not wake one.
+
+        Raises:
+            ConfigurationError: before the first, an `answer` that no link of its topic can give.
+        """
+        faults = [fault for recorded in readings for fault in self._impossible(recorded)]
+        if faults:
+            more = f"\n… and {len(faults) - 10} more" if len(faults) > 10 else ""
+            raise ConfigurationError("\n".join(faults[:10]) + more)
         for number, recorded in enumerate(readings):
             self._now_s = float(number) if recorded.time_s is None else recorded.time_s
-            for windows in self.links:
+            concerned = [windows for windows in self.links if _listens(windows.link, recorded)]
+            self.of_no_link += not concerned
+            for windows in concerned:
                 topic = recorded.topic or windows.link.source.replace("+", "example").replace("#", "example")
-                if matches(windows.link.source, topic):
-                    yield self._one(windows, topic, recorded)
+                yield self._one(windows, topic, recorded)
+
+    def _impossible(self, recorded: Recorded) -> Iterator[str]:
+        """The faults of an `answer`: fields that no link has, values that none can say; none where a link's model may
+        bring a schema of its own.
+        """
+        schemas = [windows.link.answer for windows in self.links if _listens(windows.link, recorded)]
+        fields: dict[str, list[Mapping[str, Any]]] = {}
+        for schema in schemas:
+            if schema is None or not isinstance(schema.get("properties"), Mapping):
+                return
+            for name, what in schema["properties"].items():
+                fields.setdefault(name, []).append(what if isinstance(what, Mapping) else {})
+        for name, value in recorded.truth.items() if schemas else ():
+            where = f"the right answer of {recorded.payload.decode()[:60]}"
+            if name not in fields:
+                yield f"{where}: found the field {name!r}; expected {', '.join(fields)}"
+            elif all("enum" in what and value not in what["enum"] for what in fields[name]):
+                known = ", ".join(map(str, fields[name][0]["enum"]))
+                yield f"{where}: {name} is {json.dumps(value, ensure_ascii=False)}; expected one of {known}"
 
     def _one(self, windows: Windows, topic: str, recorded: Recorded) -> Replayed | None:
         link = windows.link

@@ -310,5 +310,14 @@ def test_convert_refuses_what_only_writers_have(capsys, tmp_path):
     command = ["convert", str(FOLDER / "marian"), "-o", str(tmp_path / "out")]
     assert main([*command, "--profile", "micro"]) == 1
     assert "has no graph in the profile micro" in capsys.readouterr().err
-    assert main([*command, "--profile", "pi", "--prefix", "Be brief."]) == 2
-    assert "--prefix is for models that write text" in capsys.readouterr().err
+    for flags in (
+        ["--prefix", "Be brief."],
+        ["--weights", "int4"],
+        ["--schema", "answer.json"],
+        ["--task", "pump"],
+        ["--no-thinking"],
+    ):
+        assert main([*command, "--profile", "pi", *flags]) == 2
+        named = "--weights int4" if "int4" in flags else flags[0]
+        assert f"{named} is for models that write text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -461,3 +461,16 @@ def test_native_chatter_can_be_asked_for(here: Path, monkeypatch: pytest.MonkeyP
     done = stonechat("run", "bundle", "x", "--max-new", 1, cwd=here)
     assert done.returncode == 0
     assert "INFO" in done.stderr
+
+
+def test_what_the_system_says_of_a_path_comes_with_the_next_step(tmp_path, capsys):
+    from toolkit.cli import main
+
+    assert main(["task", "new", str(tmp_path / "pump")]) == 0
+    (tmp_path / "file").write_text("")
+    for output, said in (
+        (tmp_path / "nowhere" / "cases.jsonl", "No such file or directory. Check the path; the folder"),
+        (tmp_path / "file" / "cases.jsonl", "Not a directory. Check the path: a part of it is a file"),
+    ):
+        assert main(["task", "generate", str(tmp_path / "pump"), "--cases", "2", "-o", str(output)]) == 1
+        assert said in capsys.readouterr().err

@@ -69,6 +69,7 @@ def test_each_reading_is_answered_and_what_is_known_is_scored(replayed: Try) -> 
     assert ok["answer"] == {"severity": "ok"} and ok["right"] == {"severity": False}
     assert found["fields"]["rule.severity"]["right"] == 0 and found["fields"]["rule.severity"]["count"] == 1
     assert found["reused_tokens"] > 0
+    assert found["of_no_link"] == 1  # `elsewhere`
 
 
 def test_the_text_names_what_should_have_been(replayed: Try) -> None:
@@ -92,7 +93,16 @@ def test_lines_that_are_no_readings_are_named(replayed: Try, line: str, fault: s
     assert code == 2 and fault in err
 
 
+def test_a_right_answer_that_no_link_can_give_is_named_and_not_scored(replayed: Try) -> None:
+    wrong = [{"kin": "repair"}, {"kind": "leak"}]
+    lines = [json.dumps({"topic": "house/7/note", "reading": "A", "answer": answer}) for answer in wrong]
+    code, out, err = replayed(readings="\n".join(lines))
+    assert code == 2 and not out
+    assert "found the field 'kin'; expected kind" in err
+    assert 'kind is "leak"; expected one of repair, noise' in err
+
+
 def test_what_is_not_there_is_named(replayed: Try) -> None:
     assert "serves no link 'hot'; its links are sort, rule" in replayed("--link", "hot")[2]
-    assert "serves no links" in replayed("--device", "south")[2]
+    assert "fleet.yaml has no device 'south'; its devices are: north" in replayed("--device", "south")[2]
     assert "holds no readings" in replayed(readings="\n")[2]

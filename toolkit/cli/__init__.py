@@ -7,6 +7,7 @@ those, 130 means Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,15 @@ COMMANDS = (
     "fleet", "broker", "key", "bundle", "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _NO_FIELDS: Mapping[str, object] = {}
+
+
+_NEXT_STEPS = {  # after what the system says of a path
+    errno.ENOENT: "Check the path; the folder that a file goes into must be there.",
+    errno.EEXIST: "Choose another name, or remove what is there.",
+    errno.ENOTDIR: "Check the path: a part of it is a file, not a folder.",
+    errno.EISDIR: "Name a file; this is a folder.",
+    errno.EACCES: "Choose a place that this user may use, or change its permissions.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder without permission: of the user's machine, not of ours
         where = f"{error.filename}: " if error.filename else ""
         try:
-            _report(args, StonechatError.code, f"{where}{error.strerror or error}")
+            next_step = _NEXT_STEPS.get(error.errno or 0) if error.filename else None
+            said = f"{where}{error.strerror or error}"
+            _report(args, StonechatError.code, f"{said}. {next_step}" if next_step else said)
             sys.stdout.flush()
         except OSError:  # it is stdout that is full, and Python would fail once more at exit
             _drop_stdout()

@@ -171,6 +171,10 @@ def _convert_encoder(args: argparse.Namespace, checkpoint: EncoderCheckpoint, bo
         "--calibrate": args.calibrate,
         "--prefix": args.prefix,
         "--prefix-file": args.prefix_file,
+        "--schema": args.schema or None,
+        "--task": args.task,
+        "--no-thinking": args.no_thinking or None,
+        "--weights int4": "int4" if args.weights == "int4" else None,
     }
     if useless := [flag for flag, value in given.items() if value is not None]:
         raise ConfigurationError(

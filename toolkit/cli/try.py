@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 print(_line(replayed), flush=True)
     summary = _summary(answered, asleep)
+    summary["of_no_link"] = replay.of_no_link
     if args.json:
         print_json({**summary, "answers": [replayed.to_json() for replayed in answered]})
         return 0
@@ -123,6 +124,8 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[str]:
         f"{summary['answered']} answered{seconds}, {summary['without_answer']} without an answer, "
         f"{summary['not_woken']} woke no link; {summary['unsure']} unsure, {summary['held_back']} of them held back"
     )
+    if count := summary["of_no_link"]:
+        yield f"{count} on topics that no link listens to; check the links' `from`"
     if summary["prompt_tokens"]:
         share = summary["reused_tokens"] / summary["prompt_tokens"]
         yield f"{summary['prompt_tokens']} prompt tokens, {share:.0%} of them not computed again"

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -78,6 +79,7 @@ def claim(port: str) -> None:
         UnreachableError: another program has it open.
     """
     if "://" in port:  # socket:// and rfc2217:// are opened when they are used
+        _require_address(port)
         return
     try:
         if not stat.S_ISCHR(os.stat(port).st_mode):
@@ -99,8 +101,19 @@ def silent(board: Board, port: str, what: str) -> UnreachableError:
     return UnreachableError(
         f"{board.name} does not answer on {port} ({what}). "
         + (f"Bring it into its boot loader by hand: {button}; then try again. " if button else "")
-        + "If that does not help, check the cable (some only charge) and --port."
+        + "If that does not help, check "
+        + (f"that something serves {port}." if "://" in port else "the cable (some only charge) and --port.")
     )
+
+
+def _require_address(port: str) -> None:
+    try:
+        where = urllib.parse.urlsplit(port)
+        whole = bool(where.hostname and where.port)
+    except ValueError:  # a port that is no number, or beyond 65535
+        whole = False
+    if not whole:
+        raise ConfigurationError(f"{port} is no address; expected one such as {port.split(':')[0]}://127.0.0.1:7333.")
 
 
 def _refusal(port: str, error: OSError) -> Exception:

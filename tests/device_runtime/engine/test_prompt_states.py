@@ -99,8 +99,10 @@ class TestConversations:
     def test_a_damaged_file_is_reported(self, model: LanguageModel) -> None:
         path = model.save_conversation("damaged", asked(GARDEN, "Hello."))
         path.write_bytes(path.read_bytes()[:-40])
-        with pytest.raises(ConfigurationError, match="is damaged"):
-            model.load_conversation("damaged")
+        for damage in (path.read_bytes()[:-40], b"broken", b""):
+            path.write_bytes(damage)
+            with pytest.raises(ConfigurationError, match=r"is damaged; delete it and begin again\.$"):
+                model.load_conversation("damaged")
 
 
 class TestBackends:

@@ -253,6 +253,18 @@ def test_a_port_that_another_program_holds_is_not_fought_for() -> None:
         ports.claim(peer.port)
 
 
+@pytest.mark.parametrize("port", ["socket://", "socket://127.0.0.1", "socket://:7333", "rfc2217://here:x"])
+def test_an_address_that_lacks_its_host_or_port_is_refused(port: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{port} is no address; expected one such as {port[:6]}"):
+        ports.claim(port)
+
+
+def test_a_silent_address_is_not_blamed_on_a_cable() -> None:
+    board = load_board("mps2-an386")
+    assert "check that something serves socket://127.0.0.1:1." in str(ports.silent(board, "socket://127.0.0.1:1", "x"))
+    assert "check the cable" in str(ports.silent(board, "/dev/ttyACM0", "x"))
+
+
 def test_a_port_without_permission_says_which_group_to_join() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
