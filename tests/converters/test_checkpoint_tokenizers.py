@@ -207,6 +207,16 @@ def test_a_folder_gives_the_tokens_of_transformers(case: str, tmp_path: Path) ->
     assert ([file.bos_id, *plain] if file.adds_bos else plain) == expected["with_bos"]
 
 
+def test_a_post_processor_without_its_token_is_refused(tmp_path: Path) -> None:
+    """The library panics, which is no Exception, when it puts the token around a text."""
+    document = json.loads((CHECKPOINTS / "gqa-tied" / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "<none>", "type_id": 0}}]
+    document["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: damaged: .*no entry found for key"):
+        read_folder(tmp_path, Fields({}, "config.json"), 384)
+
+
 def test_settings_of_a_training_do_not_cut_prompts(tmp_path: Path) -> None:
     """Truncation and padding are saved with a tokenizer.json, and the library applies them."""
     source = Tokenizer.from_file(str(CHECKPOINTS / "gqa-tied" / "tokenizer.json"))

@@ -76,6 +76,10 @@ def _main() -> None:
         tokenizer = read_tokenizer(Path(path))
         for text in _SAMPLES:
             tokenizer.decode(tokenizer.encode(text))
+        if path.endswith(".json"):  # what goes around a text is read by the conversion alone
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(path).encode("", add_special_tokens=True)
         tokens = [*range(2000), *range(2000, 300_000, 97)]
         for start in range(0, len(tokens), 50):
             tokenizer.decode(tokens[start : start + 50])
