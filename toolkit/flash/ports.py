@@ -101,8 +101,11 @@ def silent(board: Board, port: str, what: str) -> UnreachableError:
     return UnreachableError(
         f"{board.name} does not answer on {port} ({what}). "
         + (f"Bring it into its boot loader by hand: {button}; then try again. " if button else "")
-        + "If that does not help, check "
-        + (f"that something serves {port}." if "://" in port else "the cable (some only charge) and --port.")
+        + (
+            f"If that does not help, check that something serves {port}."
+            if "://" in port
+            else "If that does not help, check the cable (some only charge) and --port."
+        )
     )
 
 
