@@ -152,6 +152,20 @@ def test_a_translation_is_the_same_the_second_time(bundles):
         assert model.translate("the pump is hot", max_new=8) == first
 
 
+def test_a_translator_of_one_language_is_told_to_leave_the_flag_out(bundles):
+    with Translator.open(bundles("marian").path) as model, pytest.raises(
+        ConfigurationError, match=r"writes one language alone; leave --to 'deu' \(to=…\) out"
+    ):  # fmt: skip
+        model.translate("the pump", to="deu")
+
+
+def test_a_bundle_that_answers_with_no_text_takes_no_golden_prompt(bundles, tmp_path, capsys):
+    command = ["bundle", "pack", str(bundles("bert-embed").path), "-o", str(tmp_path / "b.zip"), "--trial-prompt", "hi"]
+    assert main([*command, "--trial-expect", "x"]) == 2
+    assert "Use `stonechat embed BUNDLE TEXT`" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_translator_of_several_languages_wants_one(bundles, tmp_path):
     bundle = shutil.copytree(bundles("marian").path, tmp_path / "several")
     ids = json.loads((bundle / VOCABULARY).read_text())

@@ -190,7 +190,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The manifest's fields that the flags set."""
     from boards import load_board
     from device_runtime.errors import ConfigurationError
-    from toolkit.signing.bundles import demanded_score, expiry, golden_answer
+    from toolkit.signing.bundles import demanded_score, expiry, golden_answer, manifest_of
 
     changes: dict[str, Any] = {}
     if args.version is not None:
@@ -202,6 +202,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     if args.board:
         changes["boards"] = sorted({load_board(board).id for board in args.board})
     if args.trial_prompt is not None:
+        manifest_of(args.bundle).require_task("generate", "classify", "translate")  # the others answer with no text
         max_new, expect = args.trial_max_new or _TRIAL_TOKENS, args.trial_expect
         if expect is None:
             if args.bundle.is_file():

@@ -141,9 +141,15 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.file import load
 
     task = load(args.task)
+    if args.output.exists():
+        raise ConfigurationError(
+            f"{args.output} is there already, and its examples may have been corrected by hand; name another file, or "
+            "remove it first."
+        )
     if args.teacher:
         return _teach(args, task)
     from toolkit.examples.sources import generated_examples

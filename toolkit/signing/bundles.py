@@ -17,7 +17,7 @@ from device_runtime.errors import ConfigurationError, SignatureError
 from device_runtime.update.slots import open_bundle, resolve
 from toolkit.signing.keys import SigningKey
 
-__all__ = ["Signed", "demanded_score", "edited", "expiry", "golden_answer", "pack_bundle", "sign_bundle"]
+__all__ = ["Signed", "demanded_score", "edited", "expiry", "golden_answer", "manifest_of", "pack_bundle", "sign_bundle"]
 
 
 _MOST_EXAMPLES = 500  # of a trial: they are in the manifest
@@ -100,6 +100,14 @@ def expiry(text: str, now: datetime | None = None) -> dict[str, Any]:
     return {"expires": _iso(time), "issued": _iso(now)}
 
 
+def manifest_of(path: Path) -> Manifest:
+    """Of a bundle's folder, or of a packed bundle."""
+    bundle = open_any(resolve(path))
+    if isinstance(bundle, Archive):
+        bundle.close()
+    return bundle.manifest
+
+
 def golden_answer(folder: Path, prompt: str, max_new: int) -> str:
     """What the bundle answers to the golden prompt on this machine, greedy.
 
@@ -127,10 +135,7 @@ def demanded_score(path: Path, examples: Path, at_least: float) -> dict[str, Any
     from device_runtime.tasks.purpose import Purpose
     from device_runtime.update.probe import task_score
 
-    bundle = open_any(resolve(path))
-    manifest = bundle.manifest
-    if isinstance(bundle, Archive):
-        bundle.close()
+    manifest = manifest_of(path)
     purpose = Purpose.of_manifest(manifest)
     if purpose is None:
         raise ConfigurationError(f"{path} was trained for no task, so no score can be asked of it; use --trial-prompt.")

@@ -103,8 +103,10 @@ class Vocabulary:
         languages = self.languages
         if to is None and len(languages) < 2:
             return []
+        if not languages:
+            raise ConfigurationError(f"This translator writes one language alone; leave --to {to!r} (to=…) out.")
         if to is None or f">>{to}<<" not in languages:
-            has = ", ".join(name[2:-2] for name in languages[:40]) or "one language alone"
+            has = ", ".join(name[2:-2] for name in languages[:40])
             asked = "no language is named" if to is None else f"{to!r} is not among its languages"
             raise ConfigurationError(f"This translator writes {has}; {asked}. Name one with --to (to=…).")
         return self._library.encode_language(f">>{to}<<") if isinstance(self._library, _TwoVocabularies) else []

@@ -156,5 +156,17 @@ def test_a_bundle_teaches_a_task_that_has_no_rules_from_its_command_line(
     assert json.loads(capsys.readouterr().out)["believed"] == 12
     found = {json.dumps(e["input"]): e["answer"] for e in map(json.loads, out.read_text().splitlines())}
     assert found == {json.dumps(c["input"]): c["answer"] for c in cases}
-    assert main(["task", "generate", str(EXAMPLES / "fall-alert"), "-o", str(out), "--teacher"]) == 2
+    assert main(["task", "generate", str(EXAMPLES / "fall-alert"), "-o", f"{out}.2", "--teacher"]) == 2
     assert "names no teacher" in capsys.readouterr().err
+
+
+def test_examples_that_may_have_been_corrected_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = tmp_path / "cases.jsonl"
+    command = ["task", "generate", str(EXAMPLES / "fall-alert"), "-o", str(cases), "--cases", "3"]
+    assert main(command) == 0
+    cases.write_text("corrected")
+    assert main(command) == 2
+    assert "is there already, and its examples may have been corrected by hand" in capsys.readouterr().err
+    assert cases.read_text() == "corrected"
