@@ -91,6 +91,9 @@ def _faults_of_answers(link: Link) -> list[tuple[str, str]]:
         if name not in properties:
             has = f"has {', '.join(properties)}" if properties else "has no properties"
             found.append(("decide", f"{name!r} is no property of `answer`, which {has}"))
+        elif link.answer is not None:
+            for value in _literal_results(ast.parse(source.strip(), mode="eval").body):
+                found += [("decide", fault) for fault in answer_faults({name: value}, link.answer, whole=False)]
         variables, indices = _expression_uses(source)
         if "window" in variables and link.window is None:
             found.append(
@@ -169,3 +172,10 @@ def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
                 indices.add(ast.literal_eval(node.slice))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     return names, {index for index in indices if isinstance(index, int)}
+
+
+def _literal_results(node: ast.expr) -> list[object]:
+    """What an expression can be where it stands written out: of `'alarm' if bar > 3 else 'ok'` both texts."""
+    if isinstance(node, ast.IfExp):
+        return _literal_results(node.body) + _literal_results(node.orelse)
+    return [node.value] if isinstance(node, ast.Constant) else []

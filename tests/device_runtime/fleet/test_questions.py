@@ -101,6 +101,7 @@ class TestFaults:
         ("fields", "fault"),
         [
             ({"decide": {"cause": "1"}}, "'cause' is no property of `answer`, which has advice, severity"),
+            ({"decide": {"severity": "'alrm' if bar > 3 else 'ok'"}}, 'is "alrm"; expected one of ok, alarm'),
             ({"decide": {"severity": "topic[4]"}}, "has topic\\[0\\] to \\[2\\]"),
             ({"decide": {"severity": "window"}}, "is empty without the field `window`"),
             ({"examples": (LinkExample({}, None, None),)}, "needs either `reading` or `prompt`"),
