@@ -136,8 +136,7 @@ class GridWeights(Weights):
 
 def _reader_of(config: NetworkConfig, gain: Tensor) -> str:
     """The input that is a norm's result; empty for norms of anything else."""
-    name = gain.name.removesuffix(".weight")
-    return next((group[0].input for group in groups(config) if group[0].norm == name), "")
+    return next((group[0].input for group in groups(config) if f"{group[0].norm}.weight" == gain.name), "")
 
 
 def _input_factors(config: NetworkConfig, peaks: ChannelPeaks, canonical: CanonicalWeights) -> dict[str, FloatArray]:
@@ -167,8 +166,10 @@ def _can_divide(config: NetworkConfig, matmul: Linear) -> bool:
         return block.attention.head_dim % BLOCK == 0
     if matmul.role is Role.DOWN:
         return block.feed_forward.gated
-    norm = block.attention_norm if f"{matmul.norm}".endswith("attention_norm") else block.ffn_norm
-    return matmul.norm is not None and norm is not None and norm.gain
+    layer = f"layers.{matmul.layer}"
+    norms = {f"{layer}.attention_norm": block.attention_norm, f"{layer}.ffn_norm": block.ffn_norm}
+    norm = norms.get(matmul.norm or "")
+    return norm is not None and norm.gain
 
 
 def _factors_of(

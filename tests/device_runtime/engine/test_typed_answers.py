@@ -19,7 +19,7 @@ from device_runtime.engine.typed.choice import Choice, Decision, by_field
 from device_runtime.engine.typed.form import field_forms, free_texts
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.scoring import normalized, score_labels
-from device_runtime.errors import IncompleteError
+from device_runtime.errors import IncompleteError, SchemaError
 
 ASKED = [{"role": "user", "content": "The pump in hall 3 runs."}]
 WORDS = {"enum": ["ok", "okay", "warn", "alarm", "wa"]}
@@ -121,10 +121,16 @@ class TestAnswers:
         assert again[1].confidence == pytest.approx(first[1].confidence, abs=0.02)  # other sums, rounded elsewhere
 
     def test_a_limit_that_is_too_small_leaves_the_answer_incomplete(self, model: LanguageModel) -> None:
-        generation = model.generate(ASKED, schema=schema(severity=WORDS), max_new=4)
-        with pytest.raises(IncompleteError, match="limit of 4 tokens"):
+        """20 tokens are enough for "ok", and not for the label that the model takes."""
+        words = {"enum": ["ok", "another one that is long", "warn me at once please"]}
+        generation = model.generate(ASKED, schema=schema(severity=words), max_new=20)
+        with pytest.raises(IncompleteError, match="limit of 20 tokens"):
             list(generation)
         assert generation.result.finish == "length"
+
+    def test_a_limit_below_the_shortest_answer_is_refused_beforehand(self, model: LanguageModel) -> None:
+        with pytest.raises(SchemaError, match="about 13 tokens, and the answer may have 4; raise max_new"):
+            model.generate(ASKED, schema=schema(severity=WORDS), max_new=4)
 
     def test_it_can_be_cancelled(self, model: LanguageModel) -> None:
         generation = model.generate(ASKED, schema=schema(severity=WORDS, advice={"type": "string"}), max_new=120)
