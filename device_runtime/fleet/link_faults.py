@@ -175,7 +175,7 @@ def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
 
 
 def _literal_results(node: ast.expr) -> list[object]:
-    """What an expression can be where it stands written out: of `'alarm' if bar > 3 else 'ok'` both texts."""
+    """What an expression can be as it is written out: of `'alarm' if bar > 3 else 'ok'` both texts."""
     if isinstance(node, ast.IfExp):
         return _literal_results(node.body) + _literal_results(node.orelse)
     return [node.value] if isinstance(node, ast.Constant) else []
