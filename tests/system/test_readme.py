@@ -42,19 +42,22 @@ def test_the_commands_follow_from_each_other(checkout: Path) -> None:
     script = "set -e\n" + "".join(blocks).replace("stonechat ask", WAIT + "stonechat ask", 1)
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["PATH"] += ":/usr/sbin"
-    process = subprocess.Popen(
-        ["bash", "-c", script], cwd=checkout, env=environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=2400)
-    finally:
-        for folder in Path("/proc").glob("[0-9]*"):  # the device and the broker, which has left our session
-            try:
-                if Path(os.readlink(folder / "cwd")) == checkout:
-                    os.kill(int(folder.name), signal.SIGTERM)
-            except OSError:
-                continue
+    # To files: the broker and the device go on after the last command, and would keep a pipe open.
+    with (checkout / "readme.out").open("w+") as out_file, (checkout / "readme.err").open("w+") as err_file:
+        process = subprocess.Popen(
+            ["bash", "-c", script], cwd=checkout, env=environment, start_new_session=True, stdout=out_file,
+            stderr=err_file,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=2400)
+        finally:
+            for folder in Path("/proc").glob("[0-9]*"):  # the device and the broker, which has left our session
+                try:
+                    if Path(os.readlink(folder / "cwd")) == checkout:
+                        os.kill(int(folder.name), signal.SIGTERM)
+                except OSError:
+                    continue
+        out, err = (checkout / "readme.out").read_text(), (checkout / "readme.err").read_text()
     assert process.returncode == 0, err[-3000:]
     assert out.count("The capital of France is Paris.") == 2  # by LiteRT, and by the C engine
     assert "it fits" in out
