@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from converters.network.config import Attention, FeedForward, Norm
 from converters.network.weights import FloatArray
 from device_runtime.errors import ArchitectureError
 
-__all__ = ["FAMILY", "encoder_config", "encoder_recipe", "family"]
+__all__ = ["FAMILY", "encoder_config", "encoder_recipe", "family", "with_head"]
 
 NAME = "bert"
 _PARTS = {
@@ -56,11 +57,22 @@ def encoder_config(name: str, fields: Fields, task: Task, settings: SentenceSett
         positions=positions,
         embedding_norm=True,
     )
+    return with_head(fields, task, settings, width, stack, "tanh")
+
+
+def with_head(
+    fields: Fields, task: Task, settings: SentenceSettings, width: int, stack: Stack, dense: Literal["tanh", "relu"]
+) -> EncoderConfig:
+    """An encoder with the head of its task.
+
+    Args:
+        dense: activation between the two matmuls of a classifier's head.
+    """
     if task == "classify":
-        head = SentenceHead("cls", "tanh", label_rows(fields), normalized=False)
+        head = SentenceHead("cls", dense, label_rows(fields), normalized=False)
     else:
         head = SentenceHead(settings.pooling, normalized=settings.normalized)
-    most = min(positions, settings.max_tokens or positions)
+    most = min(stack.positions, settings.max_tokens or stack.positions)
     return EncoderConfig(fields.integer("vocab_size", 30522), width, stack, head, most)
 
 

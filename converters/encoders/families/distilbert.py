@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from converters.checkpoints.fields import Fields
-from converters.encoders.families.bert import family
+from converters.encoders.families.bert import family, with_head
 from converters.encoders.family import Recipe, Task, activation, expected
-from converters.encoders.labels import head_recipe, label_rows
-from converters.encoders.network import Config, EncoderConfig, SentenceHead, Stack
+from converters.encoders.labels import head_recipe
+from converters.encoders.network import Config, EncoderConfig, Stack
 from converters.encoders.settings import SentenceSettings
 from converters.network.config import Attention, FeedForward, Norm
 
@@ -39,12 +39,7 @@ def _config(fields: Fields, task: Task, settings: SentenceSettings) -> Config:
         positions=positions,
         embedding_norm=True,
     )
-    if task == "classify":
-        head = SentenceHead("cls", "relu", label_rows(fields), normalized=False)
-    else:
-        head = SentenceHead(settings.pooling, normalized=settings.normalized)
-    most = min(positions, settings.max_tokens or positions)
-    return EncoderConfig(fields.integer("vocab_size", 30522), width, stack, head, most)
+    return with_head(fields, task, settings, width, stack, "relu")
 
 
 def _recipe(name: str, config: Config, fields: Fields) -> Recipe:
