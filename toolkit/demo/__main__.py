@@ -12,7 +12,6 @@ import os
 import queue
 import re
 import secrets
-import signal
 import statistics
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
+from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.packets import Incoming, Subscription
@@ -30,12 +29,13 @@ from device_runtime.mqtt.topics import DeviceTopics, matches
 from toolkit.demo import broker
 from toolkit.demo.boiler import beside
 from toolkit.demo.processes import Processes
+from toolkit.demo.run import STONECHAT, exit_code_of, next_message, own_path
 
 __all__ = ["main", "show"]
 
 GREENHOUSE = Path(__file__).parents[2] / "examples" / "greenhouse"
 DEVICE = "greenhouse-pi"
-SERVE = (sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())", "serve")
+SERVE = (*STONECHAT, "serve")
 READY_S = 120.0  # a cold start packs the model's weights
 ANSWER_S = 120.0  # between two answers
 RATE = 12  # readings a second: four hours, until it is hot, pass in 14 seconds
@@ -63,18 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", metavar="N", type=int, default=5, help="stop after N answers (default 5)")
     parser.add_argument("--broker", metavar="URL", help="use this broker instead of starting one")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the context managers
-    try:
+
+    def both() -> None:
         show(args.bundle, args.answers, args.broker)
         beside(args.bundle)
-    except KeyboardInterrupt:
-        print("\nstopped.", file=sys.stderr)
-        return 130
-    except StonechatError as e:
-        print(f"the demo failed: {e}", file=sys.stderr)
-        return e.exit_code
-    print(next_steps(args.bundle))
-    return 0
+        print(next_steps(args.bundle))
+
+    return exit_code_of(both)
 
 
 def show(bundle: Path, answers: int, broker_url: str | None = None, *, serve: Sequence[str] = SERVE) -> None:
@@ -110,15 +105,14 @@ def show(bundle: Path, answers: int, broker_url: str | None = None, *, serve: Se
 
 def _start_device(processes: Processes, serve: Sequence[str], broker_url: str, bundle: Path) -> None:
     command = [*serve, str(GREENHOUSE / "fleet.yaml"), "--device", DEVICE, "--broker", broker_url]
-    root = str(Path(__file__).parents[2])  # the packages, when stonechat runs from its source tree
-    environment = {"STONECHAT_BUNDLE": str(bundle.resolve()), "PYTHONPATH": ":".join([root, *filter(None, sys.path)])}
+    environment = {"STONECHAT_BUNDLE": str(bundle.resolve()), **own_path()}
     processes.start("device", [*command, "--state-dir", str(processes.folder / "state")], environment)
 
 
 def _await_ready(processes: Processes, heard: queue.Queue[Incoming]) -> None:
     end_s = time.monotonic() + READY_S
     while (left_s := end_s - time.monotonic()) > 0:
-        message = _hear(processes, heard, left_s)
+        message = next_message(processes, heard, left_s)
         if message is None:
             continue
         if message.topic == DeviceTopics(DEVICE).state and not message.retained and b'"ready"' in message.payload:
@@ -132,7 +126,7 @@ def _print_answers(processes: Processes, heard: queue.Queue[Incoming], answers: 
     readings = answered = 0
     last_s = time.monotonic()
     while shown.total() < answers:
-        message = _hear(processes, heard, 1.0)
+        message = next_message(processes, heard, 1.0)
         if message is None:
             if time.monotonic() - last_s > ANSWER_S:
                 raise UnreachableError(f"no answer for {ANSWER_S:g} s.{processes.last_words('device')}")
@@ -172,14 +166,6 @@ def _rates(processes: Processes, answered: int) -> list[float]:
 def _spell(answer: dict[str, Any]) -> str:
     values = ", ".join(f"{name} {value}" for name, value in answer["reading"].items() if name != "time")
     return f"{values} woke the link {answer['link']}"
-
-
-def _hear(processes: Processes, heard: queue.Queue[Incoming], for_s: float) -> Incoming | None:
-    processes.check()
-    try:
-        return heard.get(timeout=min(for_s, 0.2))
-    except queue.Empty:
-        return None
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import queue
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +18,14 @@ from typing import Any
 
 from boards import load_board
 from device_runtime.bundle.folder import Bundle
-from device_runtime.errors import StonechatError, UnreachableError
+from device_runtime.errors import UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.topics import DeviceTopics, matches
 from toolkit.demo import broker
 from toolkit.demo.processes import Processes
+from toolkit.demo.run import STONECHAT, exit_code_of, next_message, own_path
 from toolkit.firmware.build import build_firmware
 from toolkit.firmware.images import image_for
 from toolkit.firmware.qemu import Emulator
@@ -38,7 +37,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "boiler-advisor"
 DEVICE = "boiler-room"
 READY_S = 120.0
 ANSWER_S = 120.0
-STONECHAT = (sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())")
 READINGS: tuple[dict[str, float], ...] = (  # a day with a pump that stops
     {"temp_c": 61.0, "bar": 1.6, "flow_l_min": 12.0},
     {"temp_c": 74.5, "bar": 1.8, "flow_l_min": 11.8},
@@ -55,17 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--board", metavar="ID", default="mps3-an547", help="one that QEMU has (default mps3-an547)")
     parser.add_argument("--answers", metavar="N", type=int, default=len(READINGS), help="stop after N answers")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the context managers
-    try:
+
+    def answered() -> None:
         for _ in show(args.board, args.answers):
             pass
-    except KeyboardInterrupt:
-        print("\nstopped.", file=sys.stderr)
-        return 130
-    except StonechatError as error:
-        print(f"the demo failed: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_code_of(answered)
 
 
 def show(board_id: str, answers: int) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
@@ -113,14 +106,13 @@ def show(board_id: str, answers: int) -> Iterator[tuple[dict[str, float], dict[s
 def _start_bridge(processes: Processes, line: str, broker_url: str) -> None:
     command = [*STONECHAT, "bridge", str(EXAMPLE / "fleet.yaml"), "--device", DEVICE, "--port", line]
     command += ["--broker", broker_url, "--wait", "60", "--state-dir", str(processes.folder / "state")]
-    root = str(Path(__file__).parents[2])  # the packages, when stonechat runs from its source tree
-    processes.start("bridge", command, {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])})
+    processes.start("bridge", command, own_path())
 
 
 def _await_ready(processes: Processes, heard: queue.Queue[Incoming]) -> None:
     end_s = time.monotonic() + READY_S
     while time.monotonic() < end_s:
-        message = _hear(processes, heard)
+        message = next_message(processes, heard, end_s - time.monotonic())
         if message is not None and message.topic == DeviceTopics(DEVICE).state and b'"ready"' in message.payload:
             return
     raise UnreachableError(f"the board is not ready after {READY_S:g} s.{processes.last_words('bridge')}")
@@ -129,19 +121,11 @@ def _await_ready(processes: Processes, heard: queue.Queue[Incoming]) -> None:
 def _next_answer(processes: Processes, heard: queue.Queue[Incoming]) -> dict[str, Any]:
     end_s = time.monotonic() + ANSWER_S
     while time.monotonic() < end_s:
-        message = _hear(processes, heard)
+        message = next_message(processes, heard, end_s - time.monotonic())
         if message is not None and matches("plant/+/boiler/advice", message.topic):
             answer: dict[str, Any] = json.loads(message.payload)
             return answer
     raise UnreachableError(f"no answer for {ANSWER_S:g} s.{processes.last_words('bridge')}")
-
-
-def _hear(processes: Processes, heard: queue.Queue[Incoming]) -> Incoming | None:
-    processes.check()
-    try:
-        return heard.get(timeout=0.5)
-    except queue.Empty:
-        return None
 
 
 def _print(reading: dict[str, float], answer: dict[str, Any], seconds: float) -> None:
