@@ -94,7 +94,8 @@ def arena_row(name: str, checkpoint: Checkpoint, bundle: Bundle, fast: bool) -> 
 def size_row(name: str, checkpoint: Checkpoint, bundle: Bundle) -> Row:
     """The graph's file, predicted from the checkpoint's configuration, MB."""
     manifest = bundle.manifest
-    counts = PROFILES[manifest.profile].estimate(folded(checkpoint.config), manifest.context)
+    profile = PROFILES[manifest.profile]
+    counts = profile.estimate(folded(checkpoint.config, profile.turns_head), manifest.context)
     predicted = model_bytes(counts, manifest.profile, manifest.context)
     return Row(f"{name}, model.tflite", predicted / 1e6, manifest.files[MODEL].size_bytes / 1e6, "MB")
 

@@ -103,7 +103,7 @@ def convert(
     profile = profile_of(options.profile, options.weights)
     context = _context(checkpoint.config, profile, options)
     checkpoint = replace(checkpoint, config=checkpoint.config.for_context(context))
-    require_support(folded(checkpoint.config), profile.supports, f"The profile {profile.name}")
+    require_support(folded(checkpoint.config, profile.turns_head), profile.supports, f"The profile {profile.name}")
     folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
@@ -163,10 +163,10 @@ def graph_counts(config: NetworkConfig, context: int, weights: WeightType = "int
     Args:
         weights: of the layers in the profile pi.
     """
-    network = folded(config)
     profiles = {**PROFILES, "pi": profile_of("pi", weights)}
-    able = [profile for profile in profiles.values() if not unsupported(network, profile.supports)]
-    return {profile.name: profile.estimate(network, context) for profile in able}
+    networks = {profile: folded(config, profile.turns_head) for profile in profiles.values()}
+    able = [profile for profile, network in networks.items() if not unsupported(network, profile.supports)]
+    return {profile.name: profile.estimate(networks[profile], context) for profile in able}
 
 
 def _disk_bytes(checkpoint: Checkpoint, profile: Profile, context: int) -> int:
@@ -293,8 +293,9 @@ def _job(
         grid = GridWeights(canonical, peaks)
         return GraphJob(grid, grid.cache(cache), windows, context, options.fast, report), logits
     order = sorted_channels(checkpoint.config, peaks)
-    of_norms = norm_factors(checkpoint.config, peaks.peaks, canonical)
-    weights = RotatedWeights(canonical, order, _down_factors(checkpoint.config, peaks, order, profile), of_norms)
+    of_norms = norm_factors(checkpoint.config, peaks.peaks, canonical, profile.turns_head)
+    of_down = _down_factors(checkpoint.config, peaks, order, profile)
+    weights = RotatedWeights(canonical, order, of_down, of_norms, profile.turns_head)
     return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, report), logits
 
 

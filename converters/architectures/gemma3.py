@@ -23,7 +23,7 @@ _GGUF_NAMES = {**gemma2.GGUF_NAMES, "q_norm": "blk.{i}.attn_q_norm", "k_norm": "
 _PATTERN = 6  # one layer of so many is global
 _LOCAL_BASE, _GLOBAL_BASE = 10_000.0, 1_000_000.0
 _LAYERS_OF_27B = 62
-_MAPS = (
+_MAPS = (  # attn_logit_softcapping is Gemma 2's: transformers reads the key for Gemma 3 too, and caps no score
     *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "sliding_window", "layer_types"),
 )
 
@@ -36,7 +36,6 @@ def _network(
     *,
     window: int,
     scale: float | None,
-    softcap: float | None,
     logits_cap: float | None,
     bias: bool = False,
 ) -> NetworkConfig:
@@ -49,7 +48,6 @@ def _network(
             qk_norm=norm,
             scale=scale,
             window=window if sliding else None,
-            softcap=softcap,
         )
         for sliding in slides
     )
@@ -88,7 +86,6 @@ def config_from_huggingface(config: Fields) -> NetworkConfig:
         _ropes(config, sizes),
         window=config.integer("sliding_window", 4096),
         scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        softcap=config.number("attn_logit_softcapping") if "attn_logit_softcapping" in config else None,
         logits_cap=config.number("final_logit_softcapping") if "final_logit_softcapping" in config else None,
         bias=config.flag("attention_bias", False),
     )
@@ -122,7 +119,6 @@ def config_from_gguf(source: GgufSource) -> NetworkConfig:
         (gguf_rope(sizes, NAME, with_base), Rope(tuple(local.tolist()))),
         window=meta.integer(f"{NAME}.attention.sliding_window", sizes.max_context),
         scale=gemma2.gguf_scale(sizes, _LAYERS_OF_27B),
-        softcap=None,
         logits_cap=meta.number(cap) if meta.values.get(cap) else None,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from converters.architectures.configuration import ACTIVATIONS, activation_of, check_neutral
@@ -40,8 +42,6 @@ _QKV = "h.{i}.attn.c_attn"
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "quantization_config": (),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "scale_attn_weights": (True,),
 }
 
 
@@ -57,18 +57,26 @@ def _network(
     tied: bool,
     activation: ActivationKind,
     where: str,
+    scaled: bool = True,
+    scaled_by_layer: bool = False,
 ) -> NetworkConfig:
+    """`scaled`: scores by the root of the head's size; `scaled_by_layer`: those of layer i by 1 / (i + 1) too."""
     if width % heads:
         raise refused(NAME, where, "width", width, f"a multiple of {heads} heads")
     norm = Norm(epsilon, "layer", bias=True)
-    block = Block(
-        Attention(heads, heads, width // heads, rope=None, bias=True, output_bias=True),
-        FeedForward(ffn_width, activation, gated=False, bias=True),
-        attention_norm=norm,
-        ffn_norm=norm,
+    plain = Attention(heads, heads, width // heads, rope=None, bias=True, output_bias=True)
+    feed_forward = FeedForward(ffn_width, activation, gated=False, bias=True)
+    scale = plain.score_scale if scaled else 1.0
+    blocks = tuple(
+        Block(
+            replace(plain, scale=scale / (i + 1 if scaled_by_layer else 1)),
+            feed_forward,
+            attention_norm=norm,
+            ffn_norm=norm,
+        )
+        for i in range(layers)
     )
-    embedding = Embedding(positions=positions)
-    return NetworkConfig(vocabulary, width, (block,) * layers, Head(tied, norm), positions, embedding)
+    return NetworkConfig(vocabulary, width, blocks, Head(tied, norm), positions, Embedding(positions=positions))
 
 
 def config_from_huggingface(config: Fields) -> NetworkConfig:
@@ -90,6 +98,8 @@ def config_from_huggingface(config: Fields) -> NetworkConfig:
         tied=config.flag("tie_word_embeddings", True),
         activation=activation_of(NAME, config, "activation_function", "gelu_new", tuple(ACTIVATIONS)),
         where=config.where,
+        scaled=config.flag("scale_attn_weights", True),
+        scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
     )
 
 

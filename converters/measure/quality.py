@@ -24,7 +24,7 @@ import numpy.typing as npt
 from converters.checkpoints import Checkpoint
 from converters.measure.trace import layer_names, trace_bundle
 from converters.network.config import NetworkConfig
-from converters.network.decoder import head, hidden
+from converters.network.decoder import head, head_input, hidden
 from converters.network.weights import CanonicalWeights, FloatArray
 from converters.ops.numpy import KvCache, NumpyOps
 from converters.quantize.prefix import prefix_cache
@@ -188,9 +188,7 @@ def _save_reference(folder: Path, bundle: Bundle, windows: Windows, checkpoint: 
     config = checkpoint.config.for_context(bundle.manifest.context)
     read = CanonicalWeights(config, checkpoint.read)
     ops = NumpyOps(config, read, windows, prefix_cache(read, bundle.manifest.prefix_tokens))
-    x = hidden(ops, config)
-    if config.head.norm is not None:
-        x = ops.norm(x, config.head.norm, "final_norm")
+    x = head_input(ops, config, hidden(ops, config))
     np.save(folder / "rows.npy", x.reshape(*windows.shape, -1))
     np.save(folder / "head.npy", read("head.weight"))
     bias = read("head.bias") if config.head.bias else np.zeros(config.vocabulary, np.float32)

@@ -125,6 +125,7 @@ class Head:
 
     tied: bool  # it reads the embedding's rows
     norm: Norm | None  # `final_norm`
+    turned: bool = False  # what it reads is multiplied by `head_basis.weight`, (width, width), after the norm
     bias: bool = False
     scale: float = 1.0  # logits are multiplied by this
     softcap: float | None = None  # and become softcap * tanh(logits / softcap)
@@ -173,7 +174,7 @@ Feature = Literal[
     "scaled logits", "sliding window", "partial RoPE", "layers without RoPE", "several RoPE tables",
     "learned positions", "scaled embedding", "parallel block", "feed-forward without a gate", "activation gelu",
     "activation gelu_tanh", "activation relu", "activation relu_squared", "heads that differ by layer",
-    "scaled residual",
+    "scaled residual", "turned head",
 ]  # fmt: skip
 
 
@@ -213,6 +214,8 @@ def features(config: NetworkConfig) -> Iterator[Feature]:
         yield "learned positions"
     if config.embedding.scale != 1:
         yield "scaled embedding"
+    if config.head.turned:
+        yield "turned head"
     if config.head.scale != 1:
         yield "scaled logits"
     if config.head.softcap is not None:

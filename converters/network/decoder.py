@@ -17,7 +17,7 @@ from converters.network.config import ActivationKind, Attention, Block, Feature,
 from converters.network.tensors import Linear, Role, by_role, linears
 from device_runtime.errors import ArchitectureError
 
-__all__ = ["Ops", "attention", "block", "decoder", "feed_forward", "head", "hidden", "require_support"]
+__all__ = ["Ops", "attention", "block", "decoder", "feed_forward", "head", "head_input", "hidden", "require_support"]
 
 Value = TypeVar("Value")
 
@@ -58,6 +58,9 @@ class Ops(Protocol[Value]):
 
     def softcap(self, x: Value, cap: float) -> Value:
         """cap * tanh(x / cap)."""
+
+    def turn(self, x: Value, name: str) -> Value:
+        """x @ `name.weight`.T in float: (tokens, width) in another basis."""
 
     def select_rows(self, x: Value) -> Value:
         """The rows whose logits are wanted."""
@@ -132,11 +135,16 @@ def _added(ops: Ops[Value], block: Block, out: Value) -> Value:
     return out if block.residual_scale == 1 else ops.scaled(out, block.residual_scale)
 
 
-def head(ops: Ops[Value], config: NetworkConfig, x: Value) -> Value:
-    """The final norm and the vocabulary matmul: (rows, vocabulary)."""
+def head_input(ops: Ops[Value], config: NetworkConfig, x: Value) -> Value:
+    """What the vocabulary matmul reads: (rows, width)."""
     if config.head.norm is not None:
         x = ops.norm(x, config.head.norm, "final_norm")
-    (logits,) = ops.linear(x, linears(config)[-1])
+    return ops.turn(x, "head_basis") if config.head.turned else x
+
+
+def head(ops: Ops[Value], config: NetworkConfig, x: Value) -> Value:
+    """The final norm and the vocabulary matmul: (rows, vocabulary)."""
+    (logits,) = ops.linear(head_input(ops, config, x), linears(config)[-1])
     if config.head.scale != 1:
         logits = ops.scaled(logits, config.head.scale)
     if config.head.softcap is not None:

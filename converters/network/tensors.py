@@ -15,6 +15,7 @@ Canonical tensor names, with i from 0:
     layers.{i}.down.weight          (width, ffn_width)
     layers.{i}.ffn_post_norm.weight  (width,)
     final_norm.weight               (width,)
+    head_basis.weight               (width, width), where the head reads another basis than the residual stream has
     head.weight                     (vocabulary, width), absent when the head is tied
 
 q and k are in half-split RoPE order: dimension j of a head turns together with j + rotated / 2.
@@ -85,7 +86,7 @@ class Tensor:
     stem: str  # "down", "attention_norm", "embed": what name tables of families are keyed by
     part: Literal["weight", "bias"]
     shape: tuple[int, ...]
-    kind: Literal["embedding", "positions", "gain", "norm bias", "weight", "bias"]
+    kind: Literal["embedding", "positions", "gain", "norm bias", "weight", "bias", "basis"]
     layer: int | None  # None: outside of the layers
     matmul: Linear | None = None  # whose weight or bias it is
 
@@ -193,6 +194,8 @@ def _tensors(config: NetworkConfig) -> Iterator[Tensor]:
                 yield from _matmul(matmuls[role])
         yield from _norm("ffn_post_norm", block.ffn_post_norm, width, i)
     yield from _norm("final_norm", config.head.norm, width, None)
+    if config.head.turned:
+        yield Tensor("head_basis", "weight", (width, width), "basis", None)
     head = linears(config)[-1]
     if not config.head.tied:
         yield Tensor("head", "weight", (head.rows, head.columns), "weight", None, head)

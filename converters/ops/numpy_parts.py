@@ -99,6 +99,10 @@ class NumpyParts:
         """As in `Ops`."""
         return x * np.float32(factor)
 
+    def turn(self, x: FloatArray, name: str) -> FloatArray:
+        """As in `Ops`."""
+        return np.asarray(x @ self._read(f"{name}.weight").T)
+
     def softcap(self, x: FloatArray, cap: float) -> FloatArray:
         """As in `Ops`."""
         return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)))

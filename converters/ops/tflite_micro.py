@@ -321,6 +321,10 @@ class MicroOps(TfliteOps):
         """The residual sum, float32."""
         return self._binary(Op.ADD, x, y, name)
 
+    def turn(self, x: Tensor, name: str) -> Tensor:
+        """Not supported: the head reads int16, whose steps are fine enough for channels of any size."""
+        raise NotImplementedError
+
     def select_rows(self, x: Tensor) -> Tensor:
         """There is one."""
         return x

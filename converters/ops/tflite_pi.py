@@ -45,10 +45,13 @@ class PiConstants:
     positions: EmbeddingRows | None  # learned positions
     ropes: Mapping[Rope, tuple[Constant, Constant]]  # cos and sin, float32 (positions, rotated), see `rope_tables`
     norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
+    head_basis: Constant | None = None  # float32 (width, width): what is read by a head in a basis of its own
 
 
 class PiOps(PiParts):
     """`Ops` over one signature."""
+
+    SUPPORTS = PiParts.SUPPORTS | {"turned head"}
 
     def __init__(
         self,
@@ -184,6 +187,12 @@ class PiOps(PiParts):
             mixed = self._reshape(mixed, (c.heads, self._count, c.head_dim))
             mixed = self._heads_first(mixed)
         return self._whole(self._reshape(mixed, (self._count, c.q_width)))
+
+    def turn(self, x: Value, name: str) -> Value:
+        """A matmul with float32 weights."""
+        assert self._constants.head_basis is not None
+        weight = self._graph.constant(f"{name}.weight", self._constants.head_basis)
+        return self._whole(self._fully_connected(self._materialize(x), weight, None, name))
 
     def select_rows(self, x: Value) -> Value:
         """Where the graph has the input `row`, only the row that it names goes on to the head."""

@@ -58,6 +58,7 @@ class PiProfile(Profile):
     calibration_window = 256
     calibration_tokens = 4096
     kv_cache_element_bytes = 4
+    turns_head = True
     supports = PiOps.SUPPORTS
 
     def __init__(self, weight_bits: Literal[8, 4] = 8) -> None:
@@ -141,14 +142,15 @@ class _Constants:
             embedding = self._rows(self._weights("embed.weight"))
         positions = self._rows(self._weights("positions.weight")) if config.embedding.positions else None
         job.progress(1.0)
-        embedding_map = None if mapped is None else writer.constant(mapped)
+        embedding_map = None if mapped is None else writer.constant(np.ascontiguousarray(mapped.T))  # (out, in)
         # The last chunk may be padded past the context; its padding needs rows too.
         count = job.context + PREFILL_TOKENS
         ropes = {}
         for rope in config.ropes:
             cos, sin = (writer.constant(table) for table in rope_tables(rope, count))
             ropes[rope] = (cos, sin)
-        return PiConstants(self._matmuls, embedding, embedding_map, positions, ropes, _norms(self._weights))
+        basis = writer.constant(self._weights("head_basis.weight")) if config.head.turned else None
+        return PiConstants(self._matmuls, embedding, embedding_map, positions, ropes, _norms(self._weights), basis)
 
     def _rows(self, table: FloatArray) -> EmbeddingRows:
         (rows,) = quantize_rows(table)
@@ -256,8 +258,9 @@ def _placeholders(config: NetworkConfig, context: int, weight_bits: int) -> PiCo
     count, positions = config.embedding.positions, None
     if count:
         positions = EmbeddingRows(shaped((count, config.width), np.int8), shaped((count,), np.float32))
+    basis = shaped((config.width, config.width), np.float32) if config.head.turned else None
     return PiConstants(
-        matmuls, embedding, mapped, positions, shaped_ropes(config, context, shaped), shaped_gains(config)
+        matmuls, embedding, mapped, positions, shaped_ropes(config, context, shaped), shaped_gains(config), basis
     )
 
 

@@ -70,6 +70,7 @@ class Profile(ABC):
     default_context: ClassVar[int]  # positions
     calibration_window: ClassVar[int]  # tokens that calibration reads at a time, at most
     calibration_tokens: ClassVar[int]  # in all; static ranges need many to have met the extremes
+    turns_head: ClassVar[bool] = False  # a head whose residual stream keeps its basis reads one without large channels
     weight_bits: int  # of the matmuls of the layers
     kv_cache_element_bytes: ClassVar[int]
     supports: ClassVar[Collection[Feature]]  # what a rotated network may have

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.network.config import NetworkConfig
-from converters.network.decoder import block, head, hidden
+from converters.network.decoder import block, head, head_input, hidden
 from converters.network.tensors import activations
 from converters.network.weights import CanonicalWeights, FloatArray, ReadTensor
 from converters.ops.numpy import KvCache, NumpyOps
@@ -52,8 +52,7 @@ def observe_windows(
     The head's result is not computed, only what it reads: `head.in`.
     """
     ops = NumpyOps(config, read, windows, past, observe)
-    x = hidden(ops, config)
-    observe("head.in", x if config.head.norm is None else ops.norm(x, config.head.norm, "final_norm"))
+    observe("head.in", head_input(ops, config, hidden(ops, config)))
 
 
 def read_prefix_and_windows(
@@ -84,5 +83,5 @@ def read_prefix_and_windows(
             x = block(first, config, i, x)
         y = block(second, config, i, y)
         progress((i + 1) / config.layers)
-    observe("head.in", y if config.head.norm is None else second.norm(y, config.head.norm, "final_norm"))
+    observe("head.in", head_input(second, config, y))
     return cache, None if first is None or x is None else head(first, config, x[-1:])[0]

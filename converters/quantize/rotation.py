@@ -15,7 +15,8 @@ its mean beforehand (after SliceGPT, Ashkboos et al. 2024), so a network of laye
 A norm after a part (`attention_post_norm`) has its gain in the residual stream, where R cannot pass it. Such a network
 keeps its basis, and the gains before its parts stay where they are, divided by the factors of `smoothing.py`: a gain of
 almost nothing is often there to hide a channel that is larger than all others together, and that channel would take
-every step of the row if the gain were part of the weights.
+every step of the row if the gain were part of the weights. Only its head may read another basis, where a float matmul
+before it is worth what it costs: the rows of a tied head cannot be divided by factors, since they are embeddings too.
 
 Inside the feed-forward block nothing can be rotated, because the activation works channel by channel. There the
 channels are only sorted by their calibrated peaks, so that the graph can quantize the few large ones apart (see
@@ -68,10 +69,13 @@ def rotates_residual(config: NetworkConfig) -> bool:
     return not any(block.attention_post_norm or block.ffn_post_norm for block in config.blocks)
 
 
-def folded(config: NetworkConfig) -> NetworkConfig:
+def folded(config: NetworkConfig, turn_head: bool = False) -> NetworkConfig:
     """The network that `RotatedWeights` are of: RMS norms before each part, and scales in the weights.
 
     The norms have no gain, except where the residual stream keeps its basis.
+
+    Args:
+        turn_head: whether the head of such a network is to read a basis without large channels.
 
     Raises:
         ArchitectureError: layer norms that are not all before a part, so that they cannot become RMS norms.
@@ -90,8 +94,9 @@ def folded(config: NetworkConfig) -> NetworkConfig:
                 residual_scale=1.0 if _folds_residual_scale(block) else block.residual_scale,
             )
         )
-    norm = config.head.norm
-    head = replace(config.head, norm=_plain(norm, gains), bias=config.head.bias or _has_bias(norm), scale=1.0)
+    norm, turned = config.head.norm, gains and turn_head
+    bias = config.head.bias or _has_bias(norm)
+    head = replace(config.head, norm=_plain(norm, gains and not turned), bias=bias, scale=1.0, turned=turned)
     _check_layer_norms(config)
     return replace(config, blocks=tuple(blocks), head=head, embedding=replace(config.embedding, scale=1.0))
 
@@ -142,6 +147,7 @@ class RotatedWeights(Weights):
             order; for feed-forward parts with a gate.
         norm_factors: norm -> what each channel of its result is divided by, in its gain, and the weights that read it
             multiplied by; for networks that keep their basis.
+        turn_head: see `folded`.
     """
 
     def __init__(
@@ -150,14 +156,16 @@ class RotatedWeights(Weights):
         ffn_order: Mapping[int, npt.NDArray[np.integer]],
         down_factors: Mapping[int, FloatArray] = MappingProxyType({}),
         norm_factors: Mapping[str, FloatArray] = MappingProxyType({}),
+        turn_head: bool = False,
     ) -> None:
         self._canonical, self._order, self._down_factors = canonical, ffn_order, down_factors
         self._source = {tensor.name: tensor for tensor in tensors(canonical.config)}
         self._norm_factors = norm_factors
         self._gain_factors = {f"{norm}.weight": factor for norm, factor in norm_factors.items()}
-        config = folded(canonical.config)
+        config = folded(canonical.config, turn_head)
         self._residual = rotation_matrix(config.width) if rotates_residual(config) else None
         self._centered = any(_layer_norms(canonical.config))
+        self._head_basis = rotation_matrix(config.width) if config.head.turned else self._residual
         super().__init__(config, self._rotated)
         self._tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in tensors(config)}
         self._tensors |= {t.name: t for t in tensors(replace(config, head=replace(config.head, tied=False)))}
@@ -176,12 +184,10 @@ class RotatedWeights(Weights):
         config = self._canonical.config
         if not config.head.tied:
             return None
-        basis = np.eye(config.width, dtype=np.float32) if self._residual is None else self._residual
-        norm = config.head.norm
-        back = basis.T
-        if (factor := self._column_factor("final_norm")) is not None and norm is not None:
+        back = np.eye(config.width, dtype=np.float32) if self._head_basis is None else self._head_basis.T
+        if (factor := self._column_factor("final_norm")) is not None and not self.config.head.turned:
             back = back / factor
-        mapped = self._center_columns(back) @ basis
+        mapped = self._into_residual(back)
         scale = config.embedding.scale / config.head.scale
         return np.asarray(mapped if scale == 1 else mapped * np.float32(scale))
 
@@ -195,6 +201,10 @@ class RotatedWeights(Weights):
         if tensor.kind == "embedding":
             scale, rows = self._canonical.config.embedding.scale, self._canonical(name)
             return self._into_residual(rows if scale == 1 else rows * np.float32(scale))
+        if tensor.kind == "basis":
+            assert self._head_basis is not None
+            gain = self._column_factor("final_norm")
+            return np.asarray(self._head_basis.T if gain is None else self._head_basis.T * gain)
         if tensor.kind == "positions":
             return self._into_residual(self._canonical(name))
         assert tensor.matmul is not None
@@ -222,10 +232,12 @@ class RotatedWeights(Weights):
             if self._centered:
                 weight = weight - weight.mean(axis=0)
             return np.asarray(weight if self._residual is None else self._residual.T @ weight)
-        if matmul.norm is not None and (columns := self._column_factor(matmul.norm)) is not None:
-            weight = weight * columns
         if matmul.role is Role.HEAD and self._canonical.config.head.scale != 1:
             weight = weight * np.float32(self._canonical.config.head.scale)
+        if matmul.role is Role.HEAD and self.config.head.turned:  # the gain is part of the basis
+            return np.asarray(weight @ self._head_basis)
+        if matmul.norm is not None and (columns := self._column_factor(matmul.norm)) is not None:
+            weight = weight * columns
         return np.asarray(weight if self._residual is None else weight @ self._residual)
 
     def _column_factor(self, norm: str) -> FloatArray | None:

@@ -23,7 +23,7 @@ _SHARE = 0.5  # of the difference in size that the weights take over
 
 
 def norm_factors(
-    config: NetworkConfig, peaks: Mapping[str, FloatArray], canonical: CanonicalWeights
+    config: NetworkConfig, peaks: Mapping[str, FloatArray], canonical: CanonicalWeights, turn_head: bool = False
 ) -> dict[str, FloatArray]:
     """By the name of a norm with a gain, what each channel of its result is divided by: (width,), around 1.
 
@@ -32,12 +32,13 @@ def norm_factors(
 
     Args:
         peaks: by the name of an activation, the largest magnitude of each channel in the checkpoint's network.
+        turn_head: the head reads a basis without large channels, so it needs no factors.
     """
     if rotates_residual(config):
         return {}
     readers: dict[str, list[Linear]] = {}  # several parts may read one norm
     for matmul in linears(config):
-        if matmul.norm is not None and not (matmul.role is Role.HEAD and config.head.tied):
+        if matmul.norm is not None and not (matmul.role is Role.HEAD and (config.head.tied or turn_head)):
             readers.setdefault(matmul.norm, []).append(matmul)
     found = {}
     for norm, matmuls in readers.items():

@@ -165,6 +165,18 @@ def test_graphs_of_every_kind_are_close_to_float(kind: str, profile: str, tmp_pa
     assert relative_error(chunk, expected[-1]) < 0.2
 
 
+@pytest.mark.parametrize("profile", ["pi", "micro"])
+def test_a_tied_head_after_a_layer_norm_of_uneven_gains_gives_the_embedding_back(profile: str, tmp_path: Path) -> None:
+    """The map from a row of the head to its embedding is not symmetric then, as it is after an RMS norm."""
+    plain = checkpoint_of(layer_norms(PLAIN))
+    gains = np.geomspace(0.1, 10, PLAIN.width).astype(np.float32)
+    checkpoint = replace(plain, read=lambda name: gains if name == "final_norm.weight" else plain.read(name))
+    backend = open_backend(convert(checkpoint, tmp_path / "bundle", Options(profile, 40, fast=True)))  # type: ignore[arg-type]
+    found = np.stack([backend.decode(token).copy() for token in TOKENS])
+    backend.close()
+    assert relative_error(found, float_logits(checkpoint, [0], TOKENS)) < 0.12
+
+
 def test_a_kind_that_no_profile_computes_is_refused_by_name(tmp_path: Path) -> None:
     norm = Norm(1e-5, "layer")
     config = blocks(PLAIN, lambda b: replace(b, attention_post_norm=norm))

@@ -16,7 +16,7 @@ from converters.network.tensors import tensors
 from converters.network.weights import CanonicalWeights, FloatArray
 from converters.ops.numpy import NumpyOps
 from converters.quantize.observers import ChannelPeaks
-from converters.quantize.rotation import RotatedWeights
+from converters.quantize.rotation import RotatedWeights, folded
 from converters.quantize.smoothing import norm_factors
 from device_runtime.engine.backends import open_backend
 from tests.random_checkpoint import checkpoint_of, float_logits, random_checkpoint
@@ -67,6 +67,28 @@ def test_smoothing_changes_no_logit(tied: bool) -> None:
         mapped = weights.embedding_map
         assert mapped is not None
         np.testing.assert_allclose(weights("head.weight") @ mapped, weights("embed.weight"), atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_in_a_basis_of_its_own_changes_no_logit_and_reads_no_large_channel(tied: bool) -> None:
+    checkpoint = planted(tied)
+    canonical = CanonicalWeights(checkpoint.config, checkpoint.read)
+    weights = RotatedWeights(canonical, {}, turn_head=True)
+    seen: dict[str, FloatArray] = {}
+    ops = NumpyOps(weights.config, weights, np.array([TOKENS]), observe=seen.__setitem__)
+    np.testing.assert_allclose(decoder(ops, weights.config), float_logits(checkpoint, [], TOKENS), atol=2e-3)
+    row = np.abs(seen["head.in"])
+    assert row.max() / row.mean() < 8  # of normal numbers it would be about 4
+    if tied:
+        mapped = weights.embedding_map
+        assert mapped is not None
+        np.testing.assert_allclose(weights("head.weight") @ mapped, weights("embed.weight"), atol=1e-4)
+
+
+def test_only_a_residual_stream_that_keeps_its_basis_turns_its_head() -> None:
+    assert folded(planted().config, turn_head=True).head.turned
+    assert not folded(planted().config).head.turned
+    assert not folded(random_checkpoint().config, turn_head=True).head.turned
 
 
 def test_a_rotated_network_needs_no_factors() -> None:
