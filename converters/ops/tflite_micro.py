@@ -31,27 +31,13 @@ from converters.network.config import ActivationKind, Attention, NetworkConfig, 
 from converters.network.tensors import Linear, Role
 from converters.network.weights import FloatArray
 from converters.ops.numpy import KvCache
-from converters.ops.tflite import Op, TfliteOps
-from converters.quantize.params import ParamsByName, QuantParams, down_ranges
+from converters.ops.tflite import Op
+from converters.ops.tflite_micro_parts import MicroMatmul, MicroParts, per_tensor
+from converters.quantize.params import ParamsByName, down_ranges
 
 _Int8Array = npt.NDArray[np.int8]
 
-__all__ = ["MicroConstants", "MicroMatmul", "MicroOps"]
-
-_FULLY_CONNECTED_VERSION = 9  # the highest that tflite-runtime 2.14 registers; its kernel does per-channel weights
-_MOST_CONCATENATED = 10  # operands of one CONCATENATION in TFLite Micro
-
-
-@dataclass(frozen=True)
-class MicroMatmul:
-    """One matmul."""
-
-    weight: Constant  # int8 (out, in); its columns are multiplied by the channel scales of the input
-    scale: FloatArray  # (out,)
-    # (out,), with what the channel offsets of the input add and those of the result take away; it is quantized when
-    # the input's scale is known
-    bias: FloatArray | None
-    largest_sum: int  # max over rows of the sum of |weight|
+__all__ = ["MicroConstants", "MicroOps"]
 
 
 @dataclass(frozen=True)
@@ -69,15 +55,15 @@ class MicroConstants:
     prefix: KvCache  # one sequence, in float
 
 
-class MicroOps(TfliteOps):
+class MicroOps(MicroParts):
     """`Ops` over the signature `decode`."""
 
     def __init__(
         self, graph: Subgraph, constants: MicroConstants, config: NetworkConfig, params: ParamsByName, context: int
     ) -> None:
-        super().__init__(graph, constants.norms)
+        super().__init__(graph, constants.norms, params)
         self._config = config
-        self._constants, self._params, self._context = constants, params, context
+        self._constants, self._context = constants, context
         self._token = graph.input("token", (1,), np.int32)
         self._position = graph.input("position", (1,), np.int32)
         self._first_epsilon(config)
@@ -94,28 +80,6 @@ class MicroOps(TfliteOps):
         zero = self._ints([0])
         self._key_start = self._concat([self._position, zero], "key_start")
         self._value_start = self._concat([zero, self._position], "value_start")
-
-    # -- between float32 and integers --------------------------------------------------------------
-
-    def _stored(self, x: Tensor, name: str) -> Tensor:
-        """float32 -> integers, with the parameters of `name`."""
-        p = self._params[name]
-        if p.offsets is not None:
-            x = self._binary(Op.SUB, x, self._float(f"{name}.centers", p.offsets), f"{name}.centered")
-        if p.scales is not None:
-            x = self._binary(Op.MUL, x, self._float(f"{name}.inverse", 1 / p.scales), f"{name}.even")
-        version = 1 if p.dtype == np.int8 else 2
-        return self._op(Op.QUANTIZE, [x], name, x.shape, schema.QuantizeOptionsT(), version, p.dtype, _per_tensor(p))
-
-    def _real(self, x: Tensor, name: str) -> Tensor:
-        """Integers with the parameters of `name` -> float32."""
-        p = self._params[name]
-        real = self._op(Op.DEQUANTIZE, [x], f"{name}.real", x.shape, schema.DequantizeOptionsT(), 2)
-        if p.scales is not None:
-            real = self._binary(Op.MUL, real, self._float(f"{name}.factors", p.scales), f"{name}.whole")
-        if p.offsets is not None:
-            real = self._binary(Op.ADD, real, self._float(f"{name}.centers", p.offsets), f"{name}.moved")
-        return real
 
     # -- Ops ---------------------------------------------------------------------------------------
 
@@ -170,34 +134,6 @@ class MicroOps(TfliteOps):
         assert total is not None
         return total
 
-    def _fully_connected(self, x: Tensor, name: str, m: MicroMatmul) -> Tensor:
-        p = self._params[name]
-        scale = m.scale if p.scales is None else m.scale / p.scales  # the result comes out divided
-        weight = self._graph.constant(f"{name}.weight", m.weight, Quantization.per_channel(scale))
-        options = schema.FullyConnectedOptionsT()
-        options.keepNumDims = True
-        (out,) = self._graph.operator(
-            Op.FULLY_CONNECTED,
-            [x, weight, self._bias(x, name, m, scale)],
-            [(name, (1, m.weight.shape[0]), p.dtype, _per_tensor(p))],
-            options,
-            _FULLY_CONNECTED_VERSION,
-        )
-        return out
-
-    def _bias(self, x: Tensor, name: str, m: MicroMatmul, scale: FloatArray) -> Tensor | None:
-        """The bias in steps of the sums: int32, or int64 where 32 bits may not hold a sum of int16 products."""
-        assert x.quantization is not None
-        wide = x.dtype == np.int16 and m.largest_sum * 32768 >= 2**31
-        if m.bias is None and not wide:
-            return None
-        step = x.quantization.scale[0]
-        # Channel scales divide the bias and its step alike, so they do not change the stored numbers.
-        bias = np.zeros(len(scale)) if m.bias is None else np.rint(m.bias / (m.scale * step).astype(np.float64))
-        limits = np.iinfo(np.int64 if x.dtype == np.int16 else np.int32)
-        values = np.clip(bias, limits.min / 2, limits.max / 2).astype(limits.dtype)
-        return self._graph.constant(f"{name}.bias", values, Quantization.per_channel(scale * step))
-
     def rope(self, q: Tensor, k: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
         """In float32, from a table's row."""
         return self._rotate(q, attention), self._rotate(k, attention)
@@ -240,10 +176,7 @@ class MicroOps(TfliteOps):
                     old,
                 )
             )
-        while len(mixed) > 1:
-            parts = [mixed[i : i + _MOST_CONCATENATED] for i in range(0, len(mixed), _MOST_CONCATENATED)]
-            mixed = [self._concat(part, f"{name}.o.in") if len(part) > 1 else part[0] for part in parts]
-        return mixed[0]
+        return self._joined(mixed, f"{name}.o.in")
 
     def _attend_head(
         self,
@@ -273,18 +206,9 @@ class MicroOps(TfliteOps):
         shares = self._softmax(masked, f"{head}.softmax")
         p = params[f"{layer}.probabilities"]
         options = schema.QuantizeOptionsT()
-        stored = self._op(Op.QUANTIZE, [shares], f"{head}.shares", shares.shape, options, 2, p.dtype, _per_tensor(p))
+        stored = self._op(Op.QUANTIZE, [shares], f"{head}.shares", shares.shape, options, 2, p.dtype, per_tensor(p))
         mixed = self._product(stored, values, f"{head}.mixed", params[f"{layer}.o.in"])
         return self._reshape(mixed, (1, mixed.shape[0] * dim))
-
-    def _product(self, x: Tensor, cache: Tensor, name: str, p: QuantParams) -> Tensor:
-        """int16 rows by the int8 cache: FULLY_CONNECTED with weights that change."""
-        options = schema.FullyConnectedOptionsT()
-        options.keepNumDims = True
-        shape, quantization = (x.shape[0], cache.shape[0]), _per_tensor(p)
-        return self._op(
-            Op.FULLY_CONNECTED, [x, cache], name, shape, options, _FULLY_CONNECTED_VERSION, p.dtype, quantization
-        )
 
     def _prefix_rows(self, layer: int, head: int) -> tuple[_Int8Array, _Int8Array]:
         """The prefix's keys and values of one head as the cache stores them, (positions, head_dim) int8 each."""
@@ -332,8 +256,3 @@ class MicroOps(TfliteOps):
     def finish(self, logits: Tensor) -> None:
         """Declare the output."""
         self._graph.output("logits", logits)
-
-
-def _per_tensor(params: QuantParams) -> Quantization:
-    """For the tensor in the graph, whose values have lost their channel offsets and scales."""
-    return Quantization.per_tensor(params.scale, params.zero_point)

@@ -18,7 +18,8 @@ from converters.network.weights import FloatArray
 from converters.ops.counting import CountingWriter, count_graph
 from converters.ops.numpy import KvCache
 from converters.ops.tflite import rope_tables
-from converters.ops.tflite_micro import MicroConstants, MicroMatmul, MicroOps
+from converters.ops.tflite_micro import MicroConstants, MicroOps
+from converters.ops.tflite_micro_parts import MicroMatmul
 from converters.profiles.profile import (
     GraphJob,
     Profile,
