@@ -4,7 +4,8 @@
     ├── ConfigurationError (ValueError)        2  flags, fleet files, board files
     │   ├── ContextOverflowError               2  more tokens than the context has positions
     │   ├── SchemaError                        2  a JSON schema that no answer can fit
-    │   └── MissingExtraError                  2  a package of one of stonechat's extras is not installed
+    │   ├── MissingExtraError                  2  a package of one of stonechat's extras is not installed
+    │   └── RefusedError                       2  an HTTP request that a server of ours does not take
     ├── UnreachableError (ConnectionError)     3  a retry may help
     │   ├── UnavailableError                   3  a microcontroller is gone from its serial port
     │   └── NoAnswerError                      3  a boot loader did not answer in time
@@ -62,6 +63,7 @@ __all__ = [
     "MissingExtraError",
     "NoAnswerError",
     "PartFailedError",
+    "RefusedError",
     "RemoteError",
     "RolledBackError",
     "SchemaError",
@@ -121,6 +123,20 @@ class MissingExtraError(ConfigurationError):
     def __init__(self, message: str = "", *, package: str | None = None, extra: str | None = None) -> None:
         super().__init__(message)
         self.package, self.extra = package, extra
+
+
+class RefusedError(ConfigurationError):
+    """A request over HTTP that is not taken as it is."""
+
+    code = "refused"
+
+    def __init__(
+        self, message: str = "", *, status: int = 400, reason: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status  # of the HTTP answer
+        self.reason = reason  # a word for programs
+        self.param = param  # which field of the request
 
 
 class UnreachableError(StonechatError, ConnectionError):

@@ -13,7 +13,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
-from device_runtime.errors import ConfigurationError, ContextOverflowError, StonechatError, UnreachableError
+from device_runtime.errors import (
+    ConfigurationError,
+    ContextOverflowError,
+    IncompleteError,
+    SchemaError,
+    StonechatError,
+    UnreachableError,
+)
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
@@ -241,4 +248,8 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
         return UnreachableError(text, retry_after_ms=reply.retry_after_ms)
     if reply.code == ContextOverflowError.code:
         return ContextOverflowError(text)
+    if reply.code == IncompleteError.code:
+        return IncompleteError(text)
+    if reply.code == SchemaError.code:
+        return SchemaError(text)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

@@ -1,0 +1,107 @@
+"""A gateway in front of devices, over a real broker."""
+
+from __future__ import annotations
+
+import pytest
+
+from device_runtime.fleet.settings import ModelSettings
+from device_runtime.mqtt.address import BrokerAddress
+from tests.scripted_fleet import wait_until
+from tests.scripted_model import ScriptedModel
+from toolkit.gateway.fleet import FleetModels
+
+openai = pytest.importorskip("openai", reason="the openai client is not installed")
+MESSAGES = [{"role": "user", "content": "it is hot"}]
+
+
+@pytest.fixture
+def asking(serving, port):
+    """A client of a gateway for the session's broker."""
+
+    def make(**of: str) -> openai.OpenAI:
+        url = serving(FleetModels(BrokerAddress("127.0.0.1", port), None, **of))
+        return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+    return make
+
+
+def text_of(client, model: str, **options) -> str:
+    return client.chat.completions.create(model=model, messages=MESSAGES, **options).choices[0].message.content
+
+
+def test_all_devices_of_a_broker_by_their_names(on_air, asking):
+    scripts = {"small": ScriptedModel(["s"]), "large": ScriptedModel(["l"])}
+    two = on_air(models=(ModelSettings("small"), ModelSettings("large")), scripts=scripts)
+    one = on_air(ScriptedModel(["one"]), pool="herd-a")
+    client = asking()
+    names = {model.id for model in client.models.list()}
+    assert {f"{two.topics.device}/small", f"{two.topics.device}/large", "pool/herd-a/default"} <= names
+    assert text_of(client, f"{two.topics.device}/large") == "l"
+    said = client.chat.completions.create(model="pool/herd-a/default", messages=MESSAGES)
+    assert said.choices[0].message.content == "one" and said.stonechat["device"] == one.topics.device
+
+
+def test_one_device_and_its_stream(on_air, asking):
+    device = on_air(ScriptedModel(["Open", " the", " window."]))
+    client = asking(device=device.topics.device)
+    assert [model.id for model in client.models.list()] == ["default"]
+    pieces = client.chat.completions.create(model="default", messages=MESSAGES, stream=True, temperature=0.5, seed=3)
+    assert [p.choices[0].delta.content for p in pieces][:-1] == ["", "Open", " the", " window."]
+    assert device.model.asked[0][1]["sampling"].seed == 3
+
+
+def test_a_schema_and_the_confidence_reach_and_come_back(on_air, asking):
+    model = ScriptedModel(['{"hot": true}'])
+    model.confidence = {"hot": 0.875}
+    device = on_air(model)
+    schema = {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"]}
+    said = asking(device=device.topics.device).chat.completions.create(
+        model="default", messages=MESSAGES,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    )  # fmt: skip
+    assert model.asked[0][1]["schema"] == schema
+    assert said.stonechat["confidence"] == {"hot": 0.875}
+
+
+def test_a_client_that_goes_away_cancels_at_the_device(on_air, asking):
+    model = ScriptedModel(["a"] * 1000, gated=True)
+    device = on_air(model)
+    client = asking(device=device.topics.device)
+    model.gate.release(2)
+    with client.chat.completions.create(model="default", messages=MESSAGES, stream=True) as stream:
+        next(iter(stream))
+        next(iter(stream))
+    finals = device.client.until(lambda topic, value: "/reply/" in topic and bool(value.get("done")))
+    assert finals[-1][1]["finish"] == "cancelled"
+
+
+def test_a_device_that_is_full_is_429_and_one_that_is_gone_503(on_air, asking):
+    model = ScriptedModel(["a"], gated=True)
+    device = on_air(model, queue=1)
+    client = asking(device=device.topics.device)
+    first = device.ask(session="1", correlation=b"1", prompt="x")
+    wait_until(lambda: len(model.asked) == 1)
+    device.ask(session="2", correlation=b"2", prompt="x")
+    device.until_waiting(1)
+    with pytest.raises(openai.RateLimitError) as refused:
+        text_of(client, "default")
+    assert refused.value.code == "busy" and int(refused.value.response.headers["retry-after"]) >= 1
+    model.gate.release(9)
+    device.client.until(lambda topic, value: topic == first and bool(value.get("done")))
+    device.service.stop()
+    device.client.until(lambda topic, value: topic == device.topics.state and value["state"] == "disconnected")
+
+    def gone() -> bool:
+        with pytest.raises(openai.APIStatusError) as refused:
+            text_of(client, "default")
+        return refused.value.status_code == 503
+
+    wait_until(gone)
+
+
+def test_an_unknown_model_and_a_raw_text(on_air, asking):
+    client = asking(device=on_air().topics.device)
+    with pytest.raises(openai.NotFoundError, match="there are default"):
+        text_of(client, "gpt-4o")
+    with pytest.raises(openai.BadRequestError, match="in messages"):
+        client.completions.create(model="default", prompt="x")

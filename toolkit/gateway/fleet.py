@@ -1,0 +1,129 @@
+"""Models of a fleet, over MQTT: one device, one pool, or all that the broker knows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+
+from device_runtime.client.remote import RemoteAnswer, RemoteModel
+from device_runtime.client.roll_call import DeviceReport, FleetWatch
+from device_runtime.errors import RefusedError
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.messages import DeviceState, Info, Request
+from toolkit.gateway.source import Card
+
+__all__ = ["FleetModels"]
+
+MAX_CONNECTIONS = 32  # to the broker, one for each device or pool that was asked lately
+_GONE = (DeviceState.LOST, DeviceState.DISCONNECTED)
+
+
+class FleetModels:
+    """The source `stonechat gateway --broker URL`."""
+
+    raw = False
+
+    def __init__(
+        self, broker: BrokerAddress, client: str | None, *, device: str | None = None, pool: str | None = None
+    ) -> None:
+        """Prepare; `open` connects.
+
+        Args:
+            client: who asks, as the broker knows it.
+            device: ask this one alone; its models have their own names.
+            pool: ask whichever of this pool is free.
+                Without either, names are DEVICE/MODEL and pool/GROUP/MODEL.
+        """
+        self._broker, self._client, self._device, self._pool = broker, client, device, pool
+        self._watch = FleetWatch(broker, client=client, device=device or "+")
+        self._started = int(time.time())
+        self._connections: OrderedDict[tuple[str | None, str | None], RemoteModel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Connect, and see who is there.
+
+        Raises:
+            UnreachableError: there is no broker.
+            ConfigurationError: the broker refuses this client, or does not prove who it is.
+        """
+        self._watch.open()
+        self._watch.settle()
+
+    def close(self) -> None:
+        """Disconnect."""
+        with self._lock:
+            models = list(self._connections.values())
+            self._connections.clear()
+        for model in models:
+            model.close()
+        self._watch.close()
+
+    def cards(self) -> list[Card]:
+        """The models of all devices that are there."""
+        present = [
+            (device, report.info)
+            for device, report in self._watch.devices().items()
+            if report.info is not None and not _is_gone(report)
+        ]
+        found: dict[str, Card] = {}
+        for device, info in present:
+            if self._pool is None:
+                prefix = "" if self._device else f"{device}/"
+                for model in info.models:
+                    found[prefix + model] = self._card(prefix + model, model, info, device)
+        for _, info in present:
+            if info.pool is not None and self._device is None and self._pool in (None, info.pool):
+                prefix = "" if self._pool else f"pool/{info.pool}/"
+                for model in info.models:
+                    found.setdefault(prefix + model, self._card(prefix + model, model, info, f"pool/{info.pool}"))
+        return list(found.values())
+
+    def _card(self, name: str, model: str, info: Info, owner: str) -> Card:
+        return Card(name, dict(info.tasks or {}).get(model, "generate"), self._started, owner)
+
+    async def ask(self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float) -> RemoteAnswer:
+        """Ask the device or the pool that a model belongs to.
+
+        Raises:
+            UnreachableError: there is no broker.
+        """
+        if raw:
+            raise RefusedError("devices are asked in messages; use /v1/chat/completions.", reason="unsupported")
+        pool = card.owner.removeprefix("pool/") if card.owner.startswith("pool/") else None
+        device = card.owner if pool is None else None
+        remote = await asyncio.to_thread(self._connection, device, pool)
+        return remote.generate(
+            [dict(message) for message in request.messages],
+            model=card.id.rpartition("/")[2],
+            max_new=request.max_new,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+            schema=request.schema,
+            task=request.task,
+            truncate=request.truncate,
+            stream=request.stream,
+            timeout_s=timeout_s,
+        )
+
+    def _connection(self, device: str | None, pool: str | None) -> RemoteModel:
+        with self._lock:
+            if (known := self._connections.get((device, pool))) is not None:
+                self._connections.move_to_end((device, pool))
+                return known
+            model = RemoteModel(self._broker, device, pool=pool, client=self._client)
+            model.open()
+            self._connections[device, pool] = model
+            oldest = self._connections.popitem(last=False)[1] if len(self._connections) > MAX_CONNECTIONS else None
+        if oldest is not None:
+            oldest.close()
+        return model
+
+
+def _is_gone(report: DeviceReport) -> bool:
+    return report.state is None or report.state.state in _GONE

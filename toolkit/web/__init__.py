@@ -1,0 +1,1 @@
+"""A small web server for people and programs of one site: who may come in, and how much each may take."""
