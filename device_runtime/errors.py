@@ -4,10 +4,12 @@
     ├── ConfigurationError (ValueError)        2  flags, fleet files, board files
     │   ├── ContextOverflowError               2  more tokens than the context has positions
     │   ├── SchemaError                        2  a JSON schema that no answer can fit
+    │   ├── CannotRedactError                  2  a prompt from which a field cannot be withheld
     │   ├── MissingExtraError                  2  a package of one of stonechat's extras is not installed
     │   └── RefusedError                       2  an HTTP request that a server of ours does not take
     ├── UnreachableError (ConnectionError)     3  a retry may help
     │   ├── UnavailableError                   3  a microcontroller is gone from its serial port
+    │   ├── OffSiteError                       3  an address outside of the site, which nobody has allowed
     │   └── NoAnswerError                      3  a boot loader did not answer in time
     ├── SignatureError                         4  a bundle is not signed by a trusted key
     ├── DoesNotFitError                        5  the model is too large for the board
@@ -46,6 +48,7 @@ __all__ = [
     "BackendError",
     "BackendMissingError",
     "BundleError",
+    "CannotRedactError",
     "CheckpointError",
     "ConfigurationError",
     "ContextOverflowError",
@@ -62,6 +65,7 @@ __all__ = [
     "MessageError",
     "MissingExtraError",
     "NoAnswerError",
+    "OffSiteError",
     "PartFailedError",
     "RefusedError",
     "RemoteError",
@@ -115,6 +119,12 @@ class SchemaError(ConfigurationError):
     code = "schema"
 
 
+class CannotRedactError(ConfigurationError):
+    """A text holds fields that are to be withheld, and they cannot be found in it."""
+
+    code = "cannot_redact"
+
+
 class MissingExtraError(ConfigurationError):
     """A package that this command needs is not installed; one of stonechat's extras brings it."""
 
@@ -154,6 +164,12 @@ class UnavailableError(UnreachableError):
     """A device is in its fleet and cannot answer now: its microcontroller is gone from the serial port."""
 
     code = "unavailable"
+
+
+class OffSiteError(UnreachableError):
+    """An address is outside of the site, and nobody has allowed that."""
+
+    code = "off_site"
 
 
 class NoAnswerError(UnreachableError):

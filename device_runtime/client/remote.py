@@ -106,6 +106,7 @@ class RemoteModel:
         stream: bool = True,
         timeout_s: float = 60.0,
         on_wait: Callable[[str], None] = lambda text: None,
+        hops: int = 0,
     ) -> RemoteAnswer:
         """Ask; the request is sent when the answer is iterated.
 
@@ -121,6 +122,7 @@ class RemoteModel:
             stream: receive pieces as they come; else the whole answer is one piece.
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
             on_wait: gets a sentence each time that a pool has to be asked again: what is waited for.
+            hops: how often the question was passed on before.
 
         Raises:
             ConfigurationError: an argument is out of its bounds.
@@ -132,7 +134,7 @@ class RemoteModel:
             "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "task": task, "prompt_name": prompt_name, "to": to, "truncate": truncate,
-            "deadline_ms": max(1, round(timeout_s * 1000)),
+            "deadline_ms": max(1, round(timeout_s * 1000)), "hops": hops,
         }  # fmt: skip
         try:
             request = Request.from_value(fields)

@@ -139,6 +139,7 @@ class JobQueue:
         with self._condition:
             if not self._closed:
                 self._requests.append(self._stamp(job))
+                self._request_bytes += job.memory_bytes
                 self._condition.notify()
             return not self._closed
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from device_runtime.engine.language_model import Completion
     from device_runtime.engine.sampler import Sampling
     from device_runtime.engine.states.store import PromptStates
+    from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
 
@@ -152,6 +153,7 @@ class ModelRunner:
         self._settings = {entry.name: entry for entry in settings}
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
         self._models: dict[str, Model] = {}
+        self._purposes: dict[str, tuple[Manifest, Purpose | None]] = {}  # by bundle
         self._lock = threading.Lock()
         self._current: CancellableRun | None = None
         self._stopped = False
@@ -197,6 +199,23 @@ class ModelRunner:
         manifests = {name: getattr(model, "manifest", None) for name, model in list(self._models.items())}
         found = {name: manifest.task for name, manifest in manifests.items() if isinstance(manifest, Manifest)}
         return {name: task for name, task in found.items() if task != "generate"}
+
+    def purpose_of(self, name: str | None) -> Purpose | None:
+        """What a model was trained for; None where that is no task, or the model is not open. None is the first.
+
+        May be asked from any thread.
+        """
+        from device_runtime.tasks.purpose import Purpose  # which needs YAML
+
+        model = self._models.get(name or next(iter(self._settings)))
+        manifest = getattr(model, "manifest", None)
+        if not isinstance(manifest, Manifest):
+            return None
+        known, purpose = self._purposes.get(manifest.name, (None, None))
+        if known is not manifest:
+            purpose = Purpose.of_manifest(manifest)
+            self._purposes[manifest.name] = manifest, purpose
+        return purpose
 
     def open(self) -> None:
         """Open every model."""

@@ -21,6 +21,7 @@ import device_runtime
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.delivery import Delivery
 from device_runtime.device.extension import Device, Extension, RoutingTable
+from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.health import HealthReports
 from device_runtime.device.extensions.home_assistant import HomeAssistant
 from device_runtime.device.extensions.instance import Instance
@@ -300,14 +301,15 @@ def _extensions(
     more: Sequence[Callable[[Device], Extension]],
 ) -> list[Extension]:
     """The features of a device, in the order in which they are called."""
-    requests = Requests(device)
-    extensions: list[Extension] = [requests]
+    escalations = Escalations(device)
+    requests = Requests(device, escalations)
+    extensions: list[Extension] = [escalations, requests]
     if device.pool is not None:
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
     places = LinkPlaces(device.config.links, device.config.state_dir)
-    extensions += [LinkRunner(device, places), Instance(device), HomeAssistant(device, places)]
+    extensions += [LinkRunner(device, places, escalations), Instance(device), HomeAssistant(device, places)]
     extensions += [make(device) for make in more]
     return [*extensions, HealthReports(device, statistics, extensions)]
 

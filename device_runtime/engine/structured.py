@@ -28,7 +28,7 @@ from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
 
-__all__ = ["Constraint", "SchemaCompiler", "check_schema", "no_room"]
+__all__ = ["Constraint", "SchemaCompiler", "check_schema", "grammar_library", "grammar_of", "no_room"]
 
 _KEPT = 32  # compiled schemas
 _without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
@@ -64,7 +64,7 @@ class SchemaCompiler:
             SchemaError: it is not a schema, uses something that is not supported, or has no answer as short as that;
                 or llguidance is not installed.
         """
-        matcher_class = _library()
+        matcher_class = grammar_library()
         source = _source(schema)
         if self._tokenizer is None:
             self._tokenizer = GrammarTokenizer(self._path, self._vocabulary, self._eos)
@@ -237,7 +237,7 @@ def _source(schema: Mapping[str, Any]) -> str:
 
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise a `SchemaError` if no answer can be held to this JSON schema."""
-    matcher_class = _library()
+    matcher_class = grammar_library()
     grammar = _grammar(_source(schema))
     failed, messages = matcher_class.validate_grammar_with_warnings(grammar)
     wrong = _reason(messages[0]) if failed else "" if is_simple(schema) else _tried(grammar)
@@ -269,7 +269,12 @@ def _unusable(why: str) -> SchemaError:
     )
 
 
-def _library() -> Any:
+def grammar_library() -> Any:
+    """llguidance's matcher.
+
+    Raises:
+        SchemaError: it is not installed.
+    """
     try:
         from llguidance import LLMatcher
     except ImportError:
@@ -280,9 +285,18 @@ def _library() -> Any:
     return LLMatcher
 
 
+def grammar_of(schema: Mapping[str, Any]) -> str:
+    """The grammar of a schema's answers, as `grammar_library` takes it.
+
+    Raises:
+        SchemaError: no answer can be held to it.
+    """
+    return _grammar(_source(schema))
+
+
 def _grammar(schema: str) -> str:
     try:
-        grammar: str = _library().grammar_from_json_schema(schema, overrides=_SPACING)
+        grammar: str = grammar_library().grammar_from_json_schema(schema, overrides=_SPACING)
     except ValueError as error:
         raise SchemaError(f"The schema cannot be used: {_reason(str(error))}.") from None
     return grammar

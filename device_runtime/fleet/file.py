@@ -18,6 +18,8 @@ from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.circles import circles
 from device_runtime.fleet.link_faults import faults
 from device_runtime.fleet.links import Link, Window, check_expression, check_template
+from device_runtime.fleet.policies.escalation import ESCALATION, Escalation
+from device_runtime.fleet.policies.ways import check_ways
 from device_runtime.fleet.questions import LinkExample, Unsure
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
@@ -75,6 +77,7 @@ class Device:
     queue: int = 8  # requests that may wait
     groups: tuple[str, ...] = ()  # for updates that go to several devices
     limits: RateLimits = field(default_factory=RateLimits)  # messages a second; more are dropped
+    escalate: Escalation | None = None  # where what its models should not answer alone goes on to
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Fleet:
         """
         entry = self._entry(device)
         names = set(entry.links)
-        links = tuple(link for link in self.links if link.name in names)
+        links = tuple(replace(link, escalate=self._located(link.escalate)) for link in self.links if link.name in names)
         return DeviceConfig(
             device,
             broker,
@@ -109,7 +112,14 @@ class Fleet:
             queue=entry.queue,
             limits=entry.limits,
             home_assistant=self.home_assistant,
+            escalate=self._located(entry.escalate),
         )
+
+    def _located(self, policy: Escalation | None) -> Escalation | None:
+        """A policy with the path of its key made absolute."""
+        if policy is None or policy.to.key_file is None:
+            return policy
+        return replace(policy, to=replace(policy.to, key_file=str(self._beside(policy.to.key_file))))
 
     def models_of(self, device: str) -> Mapping[str, ModelEntry]:
         """The models of a device by name, their bundle paths made absolute; the first is its default.
@@ -280,6 +290,7 @@ def check_fleet(fleet: Fleet, report: Report) -> None:
                 has = ", ".join(map(repr, entry.models))
                 text = f"link {link.name!r} wants the model {link.model!r}; this device has {has}. Add it to `model`"
                 report.add_at(("devices", device, "links"), text)
+    check_ways(fleet, report)
     for number, names in circles(fleet.links):
         text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
         report.add_at(("links", number, "to"), text)
@@ -375,6 +386,7 @@ _LINK = Record(
         "examples": Field(ListOf(_EXAMPLE, "a list of examples"), ()),
         "decide": Field(MapOf(Text("a field of the answer"), Text("an expression", check=check_expression)), {}),
         "unsure": Field(_UNSURE, None),
+        "escalate": Field(ESCALATION, None),
     },
     check=_check_link,
 )
@@ -430,6 +442,7 @@ FLEET = Record(
                         "queue": Field(Integer(1, 10_000, "requests"), 8),
                         "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
                         "limits": Field(_LIMITS, RateLimits()),
+                        "escalate": Field(ESCALATION, None),
                     },
                 ),
             )

@@ -114,10 +114,6 @@ def _faults_of_answers(link: Link) -> list[tuple[str, str]]:
             wrong = answer_faults(example.answer, link.answer, whole=False)
             found += [("examples", f"[{number}]: {fault}") for fault in wrong]
             found += [("examples", f"[{number}]: {name!r} is missing") for name in missing]
-    if link.unsure is not None and link.unsure.do == "escalate":
-        found.append(
-            ("unsure", "`do: escalate` needs somewhere to escalate to, and there is none yet; take skip or flag")
-        )
     if link.unsure is not None and not set(typed_names(link.answer)) - set(link.decide):
         text = "needs an `answer` with a field that the model chooses: an enum, a number, true or false"
         found.append(("unsure", text))

@@ -22,10 +22,12 @@ import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import SandboxedEnvironment
 
+from device_runtime.brain.redaction import Redactor
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic, in_words
 from device_runtime.fleet.payload import Parse, read_payload
-from device_runtime.fleet.questions import Decider, LinkExample, Question, Questions, Unsure
+from device_runtime.fleet.policies.escalation import Escalation
+from device_runtime.fleet.questions import Decider, LinkExample, Nothing, Question, Questions, Unsure
 from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.records.printable import shown
 
@@ -86,6 +88,7 @@ class Link:
     examples: tuple[LinkExample, ...] = ()  # shown to the model as turns of a conversation
     decide: Mapping[str, str] = field(default_factory=dict)  # fields of the answer that expressions give
     unsure: Unsure | None = None  # what becomes of an answer of which the model is not sure; None: nothing
+    escalate: Escalation | None = None  # where its questions go on to; None: where the device's do, if they do
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,26 @@ class Wakeup:
     to: str
     question: Question
     decided: Mapping[str, Any] = field(default_factory=dict)  # fields of the answer that are known
+    outside: Question | None = None  # the question as it may leave the device; None: as it is
+    cannot_leave: str = ""  # why there is no such question
 
 
 class Windows:
     """The earlier readings of each topic of one link, and the link's decisions."""
 
     def __init__(
-        self, link: Link, clock: Callable[[], float] = time.monotonic, max_bytes: int = MAX_WINDOW_BYTES
+        self,
+        link: Link,
+        clock: Callable[[], float] = time.monotonic,
+        max_bytes: int = MAX_WINDOW_BYTES,
+        redactor: Redactor | None = None,
     ) -> None:
-        """`max_bytes` is the memory that earlier readings may take."""
+        """Prepare.
+
+        Args:
+            max_bytes: the memory that earlier readings may take.
+            redactor: makes a second question, without what must not leave the device.
+        """
         self.link = link
         self._clock, self._max_bytes = clock, max_bytes
         # Readings and their size in memory; the topic that was silent longest is first.
@@ -117,6 +131,8 @@ class Windows:
         self._to = _levels.from_string(link.to)
         self._decider = Decider(link)
         self._questions = Questions(link, self._prompt, self._decider)
+        self._redactor = redactor or None
+        self._redacted = _outside.from_string(link.prompt) if self._redactor is not None else None
 
     def consider(self, reading: Reading) -> Wakeup | None:
         """A wakeup if `reading` passes the guard. The reading is an earlier one for those that follow.
@@ -146,7 +162,22 @@ class Windows:
             raise LinkError(
                 f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
             )
-        return Wakeup(self.link, reading, prompt, to, self._questions.about(prompt, decided), decided)
+        question = self._questions.about(prompt, decided)
+        if self._redactor is None or self._redacted is None:
+            return Wakeup(self.link, reading, prompt, to, question, decided)
+        outside, reason = self._outside(names, self._redactor, self._redacted)
+        return Wakeup(self.link, reading, prompt, to, question, decided, outside, reason)
+
+    def _outside(
+        self, names: Mapping[str, Any], redactor: Redactor, template: jinja2.Template
+    ) -> tuple[Question | None, str]:
+        """The question without what must not leave the device, or why there is none."""
+        try:
+            known = redactor.names_of(names)
+            prompt = redactor.text(template.render(known), redactor.secrets(names))
+        except (LinkError, *_TEMPLATE_ERRORS) as e:
+            return None, f"the prompt cannot be made without {', '.join(sorted(redactor.names))}: {in_words(e)}"
+        return self._questions.about(prompt, known["decided"]), ""
 
     def _remember(self, reading: Reading) -> list[Mapping[str, Any]]:
         window = self.link.window
@@ -330,4 +361,5 @@ def _no_method(value: Any) -> Any:
 
 
 _texts = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, finalize=_no_method)
+_outside = _Sandbox(undefined=Nothing, autoescape=False, keep_trailing_newline=False, finalize=_no_method)
 _levels = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_one_level)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from device_runtime.fleet.links import Link
 
 __all__ = [
-    "Decider", "LinkExample", "Question", "Questions", "Unsure", "answer_fields", "example_turns", "is_decided",
-    "typed_names",
+    "Decider", "LinkExample", "Nothing", "Question", "Questions", "Unsure", "answer_fields", "example_turns",
+    "is_decided", "typed_names",
 ]  # fmt: skip
 
 NOTHING = "N/A"  # stands for each value where the input says nothing
@@ -158,7 +158,7 @@ def _literal_head(prompt: str) -> str:
     return prompt[:end]
 
 
-class _Nothing(jinja2.Undefined):
+class Nothing(jinja2.Undefined):
     """Any value, and any field of it, that says nothing."""
 
     def __str__(self) -> str:
@@ -181,7 +181,7 @@ def _says_nothing(prompt: str, head: str) -> str:
     from jinja2.sandbox import SandboxedEnvironment
 
     try:
-        return SandboxedEnvironment(undefined=_Nothing).from_string(prompt).render()
+        return SandboxedEnvironment(undefined=Nothing).from_string(prompt).render()
     except Exception:  # a filter or a sum that nothing does not go through
         return head + NOTHING
 
@@ -191,12 +191,15 @@ def is_decided(link: Link, decided: Mapping[str, Any]) -> bool:
     return bool(decided) and set(decided) >= set((link.answer or {}).get("properties", {}))
 
 
-def answer_fields(link: Link, text: str, confidence: Mapping[str, float], strange: str) -> tuple[dict[str, Any], bool]:
+def answer_fields(
+    link: Link, text: str, confidence: Mapping[str, float], strange: str, unsure_below: float | None = None
+) -> tuple[dict[str, Any], bool]:
     """What a link's message says of an answer, and whether it is held back because the model is not sure of it.
 
     Args:
         text: the answer as the model gave it; `null` where it has none.
         strange: why the reading is unlike those that the model was trained for; empty where it is not.
+        unsure_below: the least confidence where the link itself does not care; None: it does not matter then.
     """
     if link.answer is None:
         return {"text": text}, False
@@ -204,7 +207,8 @@ def answer_fields(link: Link, text: str, confidence: Mapping[str, float], strang
     if isinstance(found, Mapping):  # in the order of the schema, whatever was decided first
         names = [name for name in link.answer.get("properties", {}) if name in found]
         found = {name: found[name] for name in [*names, *(name for name in found if name not in names)]}
-    unsure = _unsure_reason(link.unsure, confidence, strange)
+    policy = link.unsure or (Unsure(unsure_below) if unsure_below is not None else None)
+    unsure = _unsure_reason(policy, confidence, strange)
     held_back = bool(unsure) and link.unsure is not None and link.unsure.do == "skip"
     fields: dict[str, Any] = {"answer": None if held_back else found}
     fields |= {"confidence": dict(confidence)} if confidence else {}

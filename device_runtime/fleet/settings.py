@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime.fleet.links import Link
+from device_runtime.fleet.policies.escalation import Escalation
 from device_runtime.mqtt.address import BrokerAddress
 
 __all__ = ["HEALTH_INTERVAL_S", "DeviceConfig", "ModelSettings", "RateLimits"]
@@ -47,4 +48,5 @@ class DeviceConfig:
     queue: int = 8  # requests that may wait
     limits: RateLimits = field(default_factory=RateLimits)  # of what comes in
     home_assistant: bool = True  # show up there by discovery
+    escalate: Escalation | None = None  # where what its models should not answer alone goes on to
     health_s: float = HEALTH_INTERVAL_S  # from one `out/health` to the next

@@ -35,6 +35,7 @@ __all__ = [
     "Piece",
     "Request",
     "RequestPayload",
+    "Route",
     "State",
     "Usage",
     "parse_reply",
@@ -189,6 +190,7 @@ class Request:
     stream: Annotated[bool, "send pieces before the final answer"] = False
     deadline_ms: Annotated[int | None, Range(1, 2**31 - 1), "from arrival; what is ready by then is the answer"] = None
     accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
+    hops: Annotated[int, Range(0, 8), "how often it was passed on by a device that was unsure of its answer"] = 0
 
     @classmethod
     def from_value(cls, value: Any) -> Request:
@@ -245,6 +247,16 @@ class Usage:
     completion_tokens: Annotated[Count, "of the answer"] = 0
 
 
+@dataclass(frozen=True)
+class Route:
+    """Where an answer was given, and why there."""
+
+    where: Annotated[str, "`here`, `device NAME`, `pool NAME`, or the address of a server"] = "here"
+    model: Annotated[str | None, "the model's name there"] = None
+    why: Annotated[str | None, "why this model, or why it was passed on"] = None
+    failed: Annotated[str | None, "why there is no better answer than this one"] = None
+
+
 class _Reply:
     """What a device answers."""
 
@@ -294,6 +306,7 @@ class Final(_Reply):
     probabilities: Annotated[
         Mapping[str, Mapping[str, float]] | None, "of `classify`: of every value, by the answer's field"
     ] = None
+    route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
     done: Annotated[Literal[True], "what makes it the final answer"] = field(default=True, init=False)
 
@@ -408,6 +421,10 @@ class HealthReport:
     kept_states: Annotated[Count | None, "beginnings of prompts, and conversations, that are kept to be reused"] = None
     kept_states_mb: Annotated[Number | None, "memory that they take, 10^6 bytes"] = None
     queue: Annotated[Count | None, "requests and readings that wait"] = None
+    escalations: Annotated[
+        Mapping[str, Any] | None,
+        "of `escalate`, by link or device: answers from elsewhere by reason, failures, today's",
+    ] = None
     dropped: Annotated[Mapping[str, Any] | None, "what the limits kept out, by kind"] = None
     links: Annotated[Mapping[str, Any] | None, "by link and by kind of trouble: readings without an answer"] = None
     arena_bytes: Annotated[Count | None, "of a microcontroller: memory that its model works in"] = None
@@ -442,6 +459,7 @@ class LinkAnswer:
     unsure: Annotated[bool | None, "the link's `unsure` holds"] = None
     unfamiliar: Annotated[bool | None, "the reading is unlike those that the model was trained for"] = None
     reason: Annotated[str | None, "why it is unsure or unfamiliar, or has no answer"] = None
+    route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
     reading: Annotated[Any, "what woke the link"] = None
     link: Annotated[str | None, "its name"] = None
     device: Annotated[str | None, "who answered"] = None

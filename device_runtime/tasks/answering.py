@@ -162,9 +162,7 @@ class Answerer:
 
 def conversation(purpose: Purpose, shown: Sequence[Example], asked: str) -> list[Message]:
     """For a general model: what the task is, examples as turns, and the input's prompt."""
-    fields = {name: values for name, values in purpose.fields.items() if values}
-    values = "; ".join(f"{name} is one of {', '.join(map(str, of))}" for name, of in fields.items())
-    turns: list[Message] = [{"role": "system", "content": f"{purpose.about} Answer in JSON: {values}."}]
+    turns: list[Message] = [{"role": "system", "content": purpose.instruction}]
     for example in shown:
         answer = json.dumps(example.answer, ensure_ascii=False)
         turns.append({"role": "user", "content": purpose.inputs.prompt(example.input).text.strip()})

@@ -57,6 +57,13 @@ class Purpose:
         """The answer's fields in order: the values of an enum, or None."""
         return typed_fields(self.answer)
 
+    @property
+    def instruction(self) -> str:
+        """What the task is, for a model that was not trained for it."""
+        fields = {name: values for name, values in self.fields.items() if values}
+        values = "; ".join(f"{name} is one of {', '.join(map(str, of))}" for name, of in fields.items())
+        return f"{self.about} Answer in JSON: {values}."
+
     def prompt(self, asked: str | Sequence[Message]) -> Prompt:
         """The prompt for what somebody asks: a text, or a JSON object with the fields that the task reads.
 

@@ -25,6 +25,7 @@ from device_runtime.mqtt.topics import (
 if TYPE_CHECKING:
     from device_runtime.fleet.file import Fleet
     from device_runtime.fleet.links import Link
+    from device_runtime.fleet.policies.escalation import Escalation
 
 __all__ = ["Access", "access_list", "is_current", "parse_list"]
 
@@ -116,12 +117,29 @@ class Access:
         for name, device in fleet.devices.items():
             self.add_device(name)
             lines = []
-            for link in (links[link] for link in device.links):
+            served = [links[link] for link in device.links]
+            for link in served:
                 lines += [f"read {link.source}", f"write {_target(link)}"]
+            for policy in (device.escalate, *(link.escalate for link in served)):
+                lines += _asks(name, policy) if policy is not None else []
             if device.pool:
                 pool = PoolTopics(device.pool)
                 lines += [f"read {pool.generate}", f"read {pool.generate_by('+')}", f"write {pool.reply_root}/#"]
             self.add(name, lines)
+
+
+def _asks(name: str, policy: Escalation) -> list[str]:
+    """A device that passes questions on is a client of one other device, or of one pool."""
+    to = policy.to
+    if to.device is not None:
+        other = DevicePatterns(to.device)
+        rights = [f"write {other.generate_by(name)}", f"write {other.cancel_by(name)}"]
+        return [*rights, f"read {other.replies(name)}", f"read {other.state}"]
+    if to.pool is None:
+        return []
+    pool = PoolPatterns(to.pool)
+    rights = [f"write {pool.generate_by(name)}", f"write {_ANY.cancel_by(name)}"]
+    return [*rights, f"read {pool.replies(name)}", f"read {_ANY.state}"]
 
 
 def _target(link: Link) -> str:

@@ -90,11 +90,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("--seed", metavar="N", type=whole_number(0), default=0)
     generate.add_argument("--teacher", action="store_true", help="ask the task's teacher, and check what it answers")
     add_json(generate)
+    harvest = actions.add_parser(
+        "harvest", help="make examples of what larger models have answered for a device", allow_abbrev=False
+    )
+    harvest.add_argument("task", metavar="TASK", type=Path, help="a task.yaml, or a folder with one")
+    harvest.add_argument(
+        "--from", dest="sources", metavar="PATH", type=Path, action="append", required=True,
+        help="a device's state folder, or a file that `stonechat records --examples` wrote; may be repeated",
+    )  # fmt: skip
+    harvest.add_argument("-o", "--output", metavar="FILE.jsonl", type=Path, required=True)
+    harvest.add_argument("--corrected", action="store_true", help="only where the device had said something else")
+    add_json(harvest)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write, check or grow."""
-    return {"new": _new, "check": _check, "generate": _generate}[args.action](args)
+    """Write, check, grow or harvest."""
+    return {"new": _new, "check": _check, "generate": _generate, "harvest": _harvest}[args.action](args)
 
 
 def _new(args: argparse.Namespace) -> int:
@@ -141,15 +152,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.file import load
 
     task = load(args.task)
-    if args.output.exists():
-        raise ConfigurationError(
-            f"{args.output} is there already, and its examples may have been corrected by hand; name another file, or "
-            "remove it first."
-        )
+    _require_new(args.output)
     if args.teacher:
         return _teach(args, task)
     from toolkit.examples.sources import generated_examples
@@ -160,6 +166,37 @@ def _generate(args: argparse.Namespace) -> int:
         return 0
     print(f"{args.output}: {count} examples; read and correct them, then name the file under `examples:`")
     return 0
+
+
+def _harvest(args: argparse.Namespace) -> int:
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.tasks.file import load
+    from toolkit.examples.harvest import harvested, read_kept
+
+    task = load(args.task)
+    _require_new(args.output)
+    found = harvested(task, read_kept(args.sources), corrected=args.corrected)
+    if not found.examples:
+        why = "".join(f"; {count} {reason}" for reason, count in found.left_out.items())
+        raise ConfigurationError(f"There is no example of {task.name} in what was kept{why}.")
+    _write(args.output, found.examples)
+    if args.json:
+        print(json.dumps({"file": str(args.output), **found.to_json()}, ensure_ascii=False))
+        return 0
+    print(f"{args.output}: {len(found.examples)} examples; read and correct them, then name the file under `examples:`")
+    for reason, count in found.left_out.items():
+        print(f"{count:6} left out: {reason}")
+    return 0
+
+
+def _require_new(path: Path) -> None:
+    from device_runtime.errors import ConfigurationError
+
+    if path.exists():
+        raise ConfigurationError(
+            f"{path} is there already, and its examples may have been corrected by hand; name another file, or "
+            "remove it first."
+        )
 
 
 def _teach(args: argparse.Namespace, task: Task) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from device_runtime.device.extension import Device
+from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet.links import memory_bytes
-from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request
+from device_runtime.fleet.policies.escalation import Reason
+from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request, Route
 from device_runtime.mqtt.strict_json import dump
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
@@ -46,6 +49,10 @@ class Replies:
     def accepted(self, address: Address) -> None:
         """Report that this device has taken a request."""
         self.send(address, Accepted(self._device.topics.device, self._device.boot).to_fields(), qos=1)
+
+    def cancelled(self, address: Address) -> None:
+        """Report that a request was taken back before there was an answer."""
+        self.send(address, Final(0, "", "cancelled").to_fields(), qos=1)
 
     def refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
         """Report an error to a client."""
@@ -83,6 +90,7 @@ class RequestJob(Job):
         expiry_s: float | None = None,
         pooled: bool = False,
         forget: Callable[[], None] = lambda: None,
+        escalations: Escalations | None = None,
     ) -> None:
         """Prepare.
 
@@ -91,16 +99,40 @@ class RequestJob(Job):
             expiry_s: what was left of the message's expiry interval.
             pooled: whether it came through the pool.
             forget: called when the request goes back to the pool, from where it may come again.
+            escalations: where it may be passed on.
         """
         deadline_s = arrived_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         expires_s = arrived_s + expiry_s if expiry_s is not None else None
         self.key = address.key
         self.client = replies.client(address)
         self.memory_bytes = memory_bytes(request)
-        self.start_by_s = min((t for t in (deadline_s, expires_s) if t is not None), default=None)
         self.pooled = pooled
         self._device, self._replies, self._request, self._address = device, replies, request, address
-        self._run, self._forget = CancellableRun(deadline_s), forget
+        self._deadline_s, self._forget = deadline_s, forget
+        self._escalations, self._elsewhere = escalations, Route(model=request.model or device.runner.names[0])
+        answers = request.task in (None, "generate", "classify")  # what a larger model can do as well
+        self._desk = escalations.of() if escalations is not None and answers else None
+        self._streams, local_s = request.stream, deadline_s
+        if self._desk is not None and (not self._streams or self._is_typed):  # pieces cannot be taken back
+            self._streams, local_s = False, self._desk.late_s(arrived_s, deadline_s)
+        self.start_by_s = min((t for t in (local_s, expires_s) if t is not None), default=None)
+        self._run = CancellableRun(local_s)
+
+    @property
+    def _is_typed(self) -> bool:
+        return self._request.schema is not None or self._device.runner.purpose_of(self._request.model) is not None
+
+    def goes_elsewhere(self) -> bool:
+        """Pass it on before it waits, where the device is too busy; in the network thread."""
+        why = self._desk.overrun() if self._desk is not None else None
+        return why is not None and self._pass_on(*why)
+
+    def queue(self) -> bool:
+        """Have it wait for the model; whether there is a place. From any thread."""
+        given_up = self._device.queue.add_request(self)
+        for other in given_up:
+            other.give_way()
+        return self not in given_up
 
     def run(self) -> None:
         """Answer it, in pieces where it asks for them."""
@@ -110,18 +142,84 @@ class RequestJob(Job):
         def send(text: str) -> None:
             nonlocal seq, held
             held += text
-            if self._request.stream and not self._device.client.lagging:  # else pieces grow until the socket keeps up
+            if self._streams and not self._device.client.lagging:  # else pieces grow until the socket keeps up
                 self._replies.send(self._address, Piece(seq, held).to_fields())
                 seq, held = seq + 1, ""
 
+        if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
+            return None
         try:
             final = self._device.runner.generate(self._request, self._run, send)
-        except StonechatError as e:
+        except ConfigurationError as e:  # the request's own fault: it would be one elsewhere
             return self._replies.refuse(self._address, e.code, str(e))
+        except StonechatError as e:
+            return None if self._pass_on("malformed", str(e)) else self._replies.refuse(self._address, e.code, str(e))
         except Exception:
-            self._replies.refuse(self._address, "failed", "the model failed on this request; see the device's log.")
+            if not self._pass_on("malformed", "the model failed"):
+                text = "the model failed on this request; see the device's log."
+                self._replies.refuse(self._address, "failed", text)
             raise
-        return self._conclude(replace(final, seq=seq))
+        if self._desk is None or seq:
+            return self._conclude(replace(final, seq=seq))
+        return self._judge(self._desk, final)
+
+    def _judge(self, desk: Desk, final: Final) -> None:
+        """Send the answer, or pass the question on."""
+        cut = self._request.schema is not None and final.finish == "length"
+        if final.finish == "deadline" and self._is_early and self._pass_on("late", "this device has no answer yet"):
+            return
+        if cut and self._pass_on("malformed", incomplete(final)):
+            return
+        if final.finish == "stop" and (doubt := desk.doubt(final)) and self._pass_on(*doubt, local=final):
+            return
+        self._conclude(replace(final, route=self._elsewhere))
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether there is time left until the deadline."""
+        return self._deadline_s is None or time.monotonic() < self._deadline_s
+
+    def _pass_on(self, reason: Reason, why: str, local: Final | None = None) -> bool:
+        """Whether a larger model is asked; what it says, or that it says nothing, comes later."""
+        desk, asked = self._desk, self._request
+        if desk is None or self._escalations is None or self._elsewhere.failed is not None:
+            return False
+        messages: Sequence[Mapping[str, str]] = asked.messages
+        try:
+            if desk.redactor:
+                messages = [{**message, "content": desk.redactor.message(message["content"])} for message in messages]
+        except ConfigurationError as error:
+            self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
+            return False
+        question = self._escalations.question(
+            desk, messages, asked.schema, model=asked.model, max_new=asked.max_new, hops=asked.hops
+        )
+
+        def done(final: Final | None, route: Route) -> None:
+            if final is not None:
+                self._conclude(replace(final, route=route))
+            else:
+                self._without(reason, why, local, replace(route, model=self._elsewhere.model))
+
+        return desk.pass_on(
+            reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
+            purpose=self._device.runner.purpose_of(asked.model), key=self.key,
+        )  # fmt: skip
+
+    def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:
+        """The larger model has not answered: the local answer goes out, marked, or is made now."""
+        self._elsewhere, self.start_by_s = route, self._deadline_s
+        self._run = CancellableRun(self._deadline_s)
+        if local is not None:
+            self._conclude(replace(local, route=route))
+        elif reason == "busy":
+            self.queue()
+        elif reason == "malformed":
+            self._replies.refuse(self._address, "incomplete", f"{why}; and {route.failed}.")
+        elif self._is_early and self._device.queue.add_task(self):
+            return
+        else:
+            self.expire()
 
     def cancel(self) -> None:
         """End the answer."""
@@ -129,11 +227,12 @@ class RequestJob(Job):
 
     def cancelled(self) -> None:
         """It was taken out of the queue by a cancel command."""
-        self._replies.send(self._address, Final(0, "", "cancelled").to_fields(), qos=1)
+        self._replies.cancelled(self._address)
 
     def expire(self) -> None:
-        """Its deadline has passed while it waited."""
-        self._conclude(Final(0, "", "deadline"))
+        """The time for its answer has passed while it waited."""
+        if not (self._is_early and self._pass_on("late", "it has waited too long")):
+            self._conclude(Final(0, "", "deadline"))
 
     def drop(self) -> None:
         """The device is shutting down."""

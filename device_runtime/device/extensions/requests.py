@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from device_runtime.device.extension import Device, Extension, Route
+from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies, RequestJob
 from device_runtime.device.rate_limit import Kind
 from device_runtime.mqtt.messages import Address, Cancel, Request
@@ -34,8 +35,8 @@ _Act = Callable[[Incoming, Any, Address], None]
 class Requests(Extension):
     """The requests to one device, and to the pool that it is in."""
 
-    def __init__(self, device: Device) -> None:
-        self._device, self._replies = device, Replies(device)
+    def __init__(self, device: Device, escalations: Escalations) -> None:
+        self._device, self._replies, self._escalations = device, Replies(device), escalations
         pool = [device.pool.generate] if device.pool is not None else []
         self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
         self._lock = threading.Lock()
@@ -129,14 +130,12 @@ class Requests(Extension):
             expiry_s=message.expiry_s,
             pooled=pooled,
             forget=partial(self._forget, address.key),
+            escalations=self._escalations,
         )
         if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
             self._replies.accepted(address)
-        given_up = device.queue.add_request(job)
-        if job not in given_up:
+        if job.goes_elsewhere() or job.queue():
             self._remember(address.key)
-        for other in given_up:
-            other.give_way()
         return None
 
     def _cancel(self, message: Incoming, value: Any, address: Address) -> None:
@@ -147,6 +146,8 @@ class Requests(Extension):
         job = self._device.queue.cancel(address.key)
         if isinstance(job, RequestJob):
             job.cancelled()
+        elif self._escalations.cancel(address.key):
+            self._replies.cancelled(address)
 
     def _is_repeat(self, key: Hashable | None) -> bool:
         with self._lock:

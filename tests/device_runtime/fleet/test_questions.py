@@ -110,7 +110,6 @@ class TestFaults:
             ({"examples": (LinkExample("text", None, "?"),)}, "has no fields in its answer"),
             ({"examples": (LinkExample({"severity": "ok", "advice": ""}, {"psi": 1}),)}, "'bar' is undefined"),
             ({"answer": None, "examples": (LinkExample({"a": 1}, None, "?"),)}, "the link asks for text"),
-            ({"unsure": Unsure(0.8, "escalate")}, "needs somewhere to escalate to"),
             ({"unsure": Unsure(), "decide": DECIDE}, "a field that the model chooses"),
             ({"unsure": Unsure(), "answer": None}, "a field that the model chooses"),
         ],

@@ -1,0 +1,79 @@
+"""Answers of a larger model, kept as examples for the next training: a bounded file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from device_runtime.update import durable
+
+__all__ = ["FILE", "KeptLines"]
+
+FILE = "examples.jsonl"  # in the state folder
+_SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
+
+log = logging.getLogger("stonechat.serve")
+
+
+class KeptLines:
+    """The newest lines of a file. May be used from any thread."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        """`keep` lines at least; 0 keeps none, and leaves a file alone that is there."""
+        self._path, self.keep = path, keep
+        self._lock = threading.Lock()
+        self._count = sum(1 for _ in self._lines()) if keep else 0
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry; a disk that does not take it costs the entry, and is logged."""
+        if not self.keep:
+            return
+        with self._lock:
+            try:
+                durable.make_folder(self._path.parent)
+                with self._path.open("ab") as file:
+                    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                self._count += 1
+                if self._count > self.keep * _SLACK:
+                    self._cut()
+            except OSError as error:
+                log.warning("%s cannot be written: %s", self._path, error.strerror)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All that are kept, the oldest first; a line that a power cut has halved is left out."""
+        with self._lock:
+            found = []
+            for line in self._lines():
+                with suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict):
+                        found.append(entry)
+            return found[-self.keep :] if self.keep else found
+
+    def keep_only(self, wanted: Any) -> None:
+        """Leave out the entries that `wanted(entry)` is false for."""
+        kept = [entry for entry in self.entries() if wanted(entry)]
+        with self._lock:
+            if len(kept) < self._count:
+                self._write(kept)
+
+    def _cut(self) -> None:
+        self._write_lines(list(self._lines())[-self.keep :])
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        self._write_lines([json.dumps(entry, ensure_ascii=False).encode() for entry in entries])
+
+    def _write_lines(self, lines: list[bytes]) -> None:
+        durable.replace_file(self._path, b"".join(line + b"\n" for line in lines))
+        self._count = len(lines)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return [line for line in self._path.read_bytes().split(b"\n") if line]
+        except OSError:
+            return []

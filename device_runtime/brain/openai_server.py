@@ -1,0 +1,202 @@
+"""A larger model on an OpenAI-compatible server: llama.cpp's, Ollama, vLLM, llama-cpp-python, a cloud.
+
+The standard library's HTTP client, on sockets that went through `site.connect`: no proxy of the environment is asked,
+and no redirection is followed, or a question could leave the site by them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from device_runtime.brain.far_side import FarAnswer, FarQuestion
+from device_runtime.brain.site import connect
+from device_runtime.engine.schema.rules import closed
+from device_runtime.errors import ConfigurationError, IncompleteError, StonechatError, UnreachableError
+from device_runtime.fleet.policies.escalation import Target
+from device_runtime.mqtt.messages import Usage
+
+__all__ = ["OpenAIServer"]
+
+MAX_ANSWER_BYTES = 1 << 20
+_PIECE_BYTES = 65_536
+_REFUSED = (400, 404, 415, 422, 501)  # with which servers refuse a `response_format` that they do not know
+
+
+class OpenAIServer:
+    """See `FarSide`. A connection for each question: it may be the only one in hours."""
+
+    def __init__(self, target: Target, *, off_site: bool, key: str | None = None) -> None:
+        """Prepare.
+
+        Args:
+            off_site: whether an address outside of the site will do.
+            key: goes along as a bearer token.
+        """
+        assert target.url is not None and target.model is not None
+        parts = urlsplit(target.url)
+        self._name, self._model, self._off_site = target.name, target.model, off_site
+        self._host, self._path = parts.hostname or "", parts.path
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls else 80)
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._format = 0  # which of `_formats` this server takes
+        self._lock = threading.Lock()
+        self._under_way: set[_Connection] = set()
+
+    @classmethod
+    def open(cls, target: Target, *, off_site: bool) -> OpenAIServer:
+        """With the key of the target's file.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        key = None
+        if target.key_file is not None:
+            try:
+                key = Path(target.key_file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"the key in {target.key_file} cannot be read: {error}") from None
+            if not key or not key.isascii() or not key.isprintable():
+                raise ConfigurationError(f"{target.key_file} holds no API key: expected one line of ASCII.")
+        return cls(target, off_site=off_site, key=key)
+
+    def ask(self, question: FarQuestion, end_s: float) -> FarAnswer:
+        """See `FarSide.ask`."""
+        while True:
+            tried = self._format
+            status, body = self._post(self._body(question, tried), end_s)
+            if status in _REFUSED and question.schema is not None and tried + 1 < len(_FORMATS):
+                with self._lock:
+                    self._format = max(self._format, tried + 1)
+                continue
+            if status != 200:
+                raise self._refusal(status, body)
+            return self._answer(body)
+
+    def close(self) -> None:
+        """Close the connections of the questions that are under way; their `ask` ends with an error."""
+        with self._lock:
+            under_way, self._under_way = self._under_way, set()
+        for connection in under_way:
+            connection.shut()
+
+    def _body(self, question: FarQuestion, form: int) -> bytes:
+        fields: dict[str, Any] = {
+            "model": self._model,
+            "messages": [dict(message) for message in question.messages],
+            "temperature": 0,
+            "stream": False,
+        }
+        if question.max_new is not None:
+            fields["max_tokens"] = question.max_new
+        if question.schema is not None:
+            schema = closed(question.schema)
+            if (asked := _FORMATS[form](schema)) is not None:
+                fields["response_format"] = asked
+            else:
+                text = f"Answer with JSON alone, which fits this JSON schema: {json.dumps(schema, ensure_ascii=False)}"
+                fields["messages"].insert(0, {"role": "system", "content": text})
+        return json.dumps(fields).encode()
+
+    def _post(self, body: bytes, end_s: float) -> tuple[int, bytes]:
+        connection = _Connection(self._host, self._port, self._tls, end_s, off_site=self._off_site)
+        with self._lock:
+            self._under_way.add(connection)
+        try:
+            connection.request("POST", f"{self._path}/chat/completions", body, self._headers)
+            connection.limit()
+            response = connection.getresponse()
+            found = bytearray()
+            while True:
+                connection.limit()
+                piece = response.read1(_PIECE_BYTES)
+                found += piece
+                if not piece:
+                    return response.status, bytes(found)
+                if len(found) > MAX_ANSWER_BYTES:
+                    raise StonechatError(f"{self._name} sent more than {MAX_ANSWER_BYTES >> 10} KiB.")
+        except StonechatError:
+            raise
+        except TimeoutError:
+            raise UnreachableError(f"{self._name} did not answer in time.") from None
+        except ssl.SSLError as error:
+            raise UnreachableError(f"{self._name} does not prove who it is: {error.reason or error}.") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise UnreachableError(f"{self._name} broke off: {error or type(error).__name__}.") from None
+        finally:
+            with self._lock:
+                self._under_way.discard(connection)
+            connection.close()
+
+    def _refusal(self, status: int, body: bytes) -> StonechatError:
+        """Its body stays out of the message: a server may repeat there what it was asked."""
+        kind = UnreachableError if status in (408, 429) or status >= 500 else StonechatError
+        hint = {401: "; check `key_file`", 403: "; check `key_file`", 404: "; check `url` and `model`"}.get(status, "")
+        return kind(f"{self._name} answers with HTTP status {status}, {len(body)} bytes{hint}.")
+
+    def _answer(self, body: bytes) -> FarAnswer:
+        try:
+            value = json.loads(body)
+            choice = value["choices"][0]
+            text, finish = choice["message"]["content"], choice.get("finish_reason")
+            usage = value.get("usage") or {}
+            counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
+            model = value.get("model")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise StonechatError(f"{self._name} sent no chat completion.") from None
+        if not isinstance(text, str):
+            raise StonechatError(f"{self._name} sent a chat completion without a text.")
+        if finish == "length":
+            raise IncompleteError(f"the answer of {self._name} met its limit of tokens before it was complete.")
+        known = [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
+        name = model if isinstance(model, str) and 0 < len(model) <= 64 else self._model
+        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]))
+
+
+_FORMATS = (
+    lambda schema: {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}},
+    lambda schema: {"type": "json_object", "schema": schema},  # llama-cpp-python, older llama.cpp
+    lambda schema: None,  # in words: the answer is held to the schema when it comes
+)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to an address that was looked at, with one time limit for all that happens on it."""
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, end_s: float, *, off_site: bool) -> None:
+        super().__init__(f"[{host}]" if ":" in host else host, port)
+        self._plain_host, self._tls, self._end_s, self._off_site = host, tls, end_s, off_site
+        self._socket: Any = None
+
+    def connect(self) -> None:
+        """Open the socket."""
+        found = connect(self._plain_host, self.port, self._end_s, off_site=self._off_site)
+        self.sock = self._socket = found
+        self.limit()
+        if self._tls is not None:
+            self.sock = self._socket = self._tls.wrap_socket(found, server_hostname=self._plain_host)
+
+    def limit(self) -> None:
+        """Let the next operation take what is left of the time."""
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if self._socket is not None and self._socket.fileno() >= 0:
+            self._socket.settimeout(left_s)
+
+    def shut(self) -> None:
+        """Make a blocked operation return. From any thread."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)

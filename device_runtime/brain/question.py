@@ -1,0 +1,54 @@
+"""What a larger model is asked in place of the model of this device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from device_runtime.brain.far_side import FarQuestion
+
+if TYPE_CHECKING:
+    from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["far_question", "input_of"]
+
+
+def far_question(
+    messages: Sequence[Mapping[str, str]],
+    schema: Mapping[str, Any] | None,
+    *,
+    system: str | None,
+    purpose: Purpose | None,
+    max_new: int | None = None,
+    hops: int = 0,
+) -> FarQuestion:
+    """The question with an instruction where it has none: a bundle knows its task, a larger model does not.
+
+    Args:
+        messages: without what is to be withheld.
+        schema: that was asked for; None takes the task's.
+        system: the policy's instruction, in place of one made of the task.
+        purpose: of the model that was asked here; None: it was trained for no task.
+    """
+    if schema is None and purpose is not None:
+        schema = purpose.answer
+    if system is None and purpose is not None:
+        system = purpose.instruction
+    if system is not None and not any(message["role"] == "system" for message in messages):
+        messages = ({"role": "system", "content": system}, *messages)
+    return FarQuestion(tuple(messages), schema, max_new, hops)
+
+
+def input_of(messages: Sequence[Mapping[str, str]], purpose: Purpose | None) -> dict[str, Any]:
+    """The `input` of an example: what a task reads, or else the prompt."""
+    asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    if purpose is None:
+        return {"prompt": asked}
+    if purpose.inputs.text is not None:
+        return {"text": asked}
+    try:
+        found = json.loads(asked)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"prompt": asked}

@@ -1,0 +1,133 @@
+"""Withholds and replaces what must not leave a device, nor be kept.
+
+A field is found by its name at any depth of a reading, in its earlier readings too. What a withheld text was is looked
+for in the rest as well: a prompt that repeats it would give it away. A prompt from which a field cannot be taken,
+because it is no JSON object and no link has made it, is not passed on at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from device_runtime.errors import CannotRedactError
+from device_runtime.fleet.policies.escalation import Redaction
+
+__all__ = ["Redactor"]
+
+WITHHELD = "[withheld]"  # in place of a text that a withheld field had, where it comes again
+_SHORTEST = 3  # characters; a shorter value is left where it comes again, or "1" would be taken out of every number
+
+
+class Redactor:
+    """The rules of one link or device."""
+
+    def __init__(self, rules: Sequence[Redaction]) -> None:
+        self._fields = {rule.field: rule.replace for rule in rules if rule.field is not None}
+        self._patterns = [(re.compile(rule.pattern), rule.replace or "") for rule in rules if rule.pattern is not None]
+
+    def __bool__(self) -> bool:
+        return bool(self._fields or self._patterns)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The fields that are withheld or replaced."""
+        return frozenset(self._fields)
+
+    def value(self, value: Any) -> Any:
+        """A JSON value without what is withheld."""
+        return self._cleaned(self._without(value), self.secrets(value))
+
+    def secrets(self, value: Any) -> dict[str, str]:
+        """The texts of fields that are withheld or replaced, each with what takes its place where it comes again."""
+        found: dict[str, str] = {}
+        for name, secret in _named(value, self._fields):
+            replacement = self._fields[name]
+            for text in _texts(secret):
+                if len(text) >= _SHORTEST:
+                    found[text] = WITHHELD if replacement is None else replacement
+        return found
+
+    def text(self, text: str, secrets: Mapping[str, str]) -> str:
+        """A text without `secrets`, and without what matches a pattern."""
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, secrets[secret])
+        for pattern, replacement in self._patterns:
+            text = pattern.sub(lambda _, r=replacement: r, text)  # type: ignore[misc]
+        return text
+
+    def names_of(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """What a link's template knows (its reading, `window`, `topic`, what is decided), without what is withheld."""
+        topic, rest = names.get("topic"), {name: value for name, value in names.items() if name != "topic"}
+        found: dict[str, Any] = self.value(rest)
+        if topic is not None:
+            replacement = self._fields.get("topic")
+            hidden = [WITHHELD if replacement is None else replacement] * len(topic)
+            secrets = self.secrets(rest)
+            found["topic"] = hidden if "topic" in self._fields else [self.text(level, secrets) for level in topic]
+        return found
+
+    def message(self, content: str) -> str:
+        """A message that somebody has written: a JSON object, or a text.
+
+        Raises:
+            CannotRedactError: fields are to be withheld, and it is no JSON object.
+        """
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, Mapping | list):
+            return json.dumps(self.value(value), ensure_ascii=False)
+        if self._fields:
+            names = ", ".join(sorted(self._fields))
+            raise CannotRedactError(f"the prompt is no JSON object, so {names} cannot be found in it and withheld")
+        return self.text(content, {})
+
+    def _without(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            kept = {}
+            for name, inner in value.items():
+                if name not in self._fields:
+                    kept[name] = self._without(inner)
+                elif self._fields[name] is not None:
+                    kept[name] = self._fields[name]
+            return kept
+        if isinstance(value, list | tuple):
+            return [self._without(inner) for inner in value]
+        return value
+
+    def _cleaned(self, value: Any, secrets: Mapping[str, str]) -> Any:
+        if isinstance(value, str):
+            return self.text(value, secrets)
+        if isinstance(value, Mapping):
+            return {self.text(str(name), secrets): self._cleaned(inner, secrets) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._cleaned(inner, secrets) for inner in value]
+        return value
+
+
+def _named(value: Any, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name in names:
+                yield name, inner
+            else:
+                yield from _named(inner, names)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _named(inner, names)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value, as they would be written."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)

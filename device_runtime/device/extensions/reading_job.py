@@ -1,0 +1,179 @@
+"""A reading that woke a link: from its place in the queue to the delivery of its answer."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from device_runtime.device.extension import Device
+from device_runtime.device.queue import Job
+from device_runtime.device.runner import CancellableRun, incomplete
+from device_runtime.errors import StonechatError
+from device_runtime.fleet.links import Link, Wakeup
+from device_runtime.fleet.payload import read_payload
+from device_runtime.fleet.policies.escalation import Reason
+from device_runtime.fleet.questions import answer_fields, is_decided
+from device_runtime.mqtt.messages import Final, Request, Route
+from device_runtime.mqtt.strict_json import dump
+from device_runtime.records.typed_json import write
+
+if TYPE_CHECKING:
+    from device_runtime.device.extensions.link_runner import LinkRunner
+
+__all__ = ["ReadingJob"]
+
+log = logging.getLogger("stonechat.serve")
+
+
+class ReadingJob(Job):
+    """One reading and its link."""
+
+    def __init__(self, device: Device, links: LinkRunner, wakeup: Wakeup) -> None:
+        received_s = wakeup.reading.received_s
+        # Its value is read again from its payload: while it waits, it would take many times the memory.
+        light = replace(wakeup.reading, value={})
+        self._device, self._links, self._wakeup = device, links, replace(wakeup, reading=light)
+        self._deadline_s = received_s + wakeup.link.deadline_s
+        self._desk = None if is_decided(wakeup.link, wakeup.decided) else links.escalations.of(wakeup.link)
+        self._elsewhere: Route | None = None  # set when it was passed on, and in vain
+        self.start_by_s = self._deadline_s
+        if self._desk is not None:
+            self.start_by_s = self._desk.late_s(received_s, self._deadline_s)
+
+    @property
+    def link(self) -> Link:
+        """The link that it woke."""
+        return self._wakeup.link
+
+    @property
+    def place(self) -> Hashable:
+        """Of the queue."""
+        return self._wakeup.link.name, self._wakeup.reading.topic
+
+    def goes_elsewhere(self) -> bool:
+        """Pass it on before it waits, where the device is too busy; in the network thread."""
+        why = self._desk.overrun() if self._desk is not None else None
+        return why is not None and self._pass_on(*why)
+
+    def run(self) -> None:
+        """Have the model answer, and deliver the answer."""
+        link, reading = self._wakeup.link, self._wakeup.reading
+        log.info("link %s woke on %s", link.name, reading.topic)
+        if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
+            return None
+        try:
+            final = self._answer()
+        except StonechatError as e:
+            return None if self._pass_on("malformed", str(e)) else self._trouble(e.code, str(e))
+        except Exception:
+            if not self._pass_on("malformed", "the model failed"):
+                self._trouble("failed", "the model failed on this reading; see the device's log.")
+            raise
+        if final.finish == "deadline":
+            return self.expire()
+        if final.finish == "cancelled":  # the device is shutting down
+            return None
+        if link.answer is not None and final.finish != "stop":
+            return (
+                None
+                if self._pass_on("malformed", incomplete(final))
+                else self._trouble("incomplete", incomplete(final))
+            )
+        if self._desk is None:
+            return self._deliver(final, None)
+        below = link.unsure.below if link.unsure is not None else None
+        if (doubt := self._desk.doubt(final, below)) and self._pass_on(*doubt, local=final):
+            return None
+        return self._deliver(final, self._elsewhere or Route(model=self._model))
+
+    @property
+    def _model(self) -> str:
+        return self._wakeup.link.model or self._device.runner.names[0]
+
+    def _answer(self) -> Final:
+        """The model's, or where everything is decided, what is."""
+        question, decided = self._wakeup.question, self._wakeup.decided
+        if is_decided(self._wakeup.link, decided):
+            return Final(0, json.dumps(decided, ensure_ascii=False), "stop")
+        request = Request(question.messages, self._wakeup.link.model, schema=question.schema)
+        hints = {"head": question.head, "nothing": question.nothing}
+        return self._device.runner.generate(request, CancellableRun(self.start_by_s), hints=hints)
+
+    def expire(self) -> None:
+        """There was no answer in time."""
+        now_s = time.monotonic()
+        if now_s < self._deadline_s and self._pass_on("late", "this device has no answer yet"):
+            return
+        self._trouble("deadline", f"no answer within deadline_s ({self._wakeup.link.deadline_s:g} s).")
+
+    def _pass_on(self, reason: Reason, why: str, local: Final | None = None) -> bool:
+        """Whether a larger model is asked; what it says, or that it says nothing, comes later."""
+        desk, wakeup = self._desk, self._wakeup
+        if desk is None or self._elsewhere is not None:
+            return False
+        if wakeup.cannot_leave:
+            self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=wakeup.cannot_leave)
+            return False
+        asked = wakeup.outside or wakeup.question
+        question = self._links.escalations.question(desk, asked.messages, asked.schema, model=wakeup.link.model)
+
+        def done(final: Final | None, route: Route) -> None:
+            if final is not None:
+                self._deliver(final, route)
+            else:
+                self._without(reason, why, local, replace(route, model=self._model))
+
+        return desk.pass_on(
+            reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
+            purpose=self._device.runner.purpose_of(wakeup.link.model),
+        )  # fmt: skip
+
+    def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:
+        """The larger model has not answered: the local answer goes out, marked, or is made now."""
+        self._elsewhere = route
+        self.start_by_s = self._deadline_s
+        if local is not None:
+            self._deliver(local, route)
+        elif reason == "busy":
+            self._links.queue(self)
+        elif reason == "hot" or (reason == "late" and time.monotonic() < self._deadline_s):
+            self._device.queue.add_task(self)
+        else:
+            kind = "deadline" if reason == "late" else "incomplete"
+            self._trouble(kind, f"{why}; and {route.failed}.")
+
+    def _deliver(self, final: Final, route: Route | None) -> None:
+        link, reading = self._wakeup.link, self._wakeup.reading
+        below = self._desk.policy.below if self._desk is not None else None
+        text = final.text
+        if route is not None and route.where != "here" and self._wakeup.decided:
+            text = json.dumps(json.loads(text) | self._wakeup.decided, ensure_ascii=False)  # some may be withheld there
+        answer, held_back = answer_fields(link, text, final.confidence or {}, final.reason or "", below)
+        value = read_payload(reading.payload, link.parse)
+        about: dict[str, Any] = {} if route is None else {"route": write(route)}
+        about |= {"link": link.name, "device": self._device.config.device, "topic": reading.topic, "time": _now()}
+        payload = dump(answer | {"reading": value} | about)
+        if held_back:
+            self._links.count(link, "unsure")
+        elif why := self._device.delivery.deliver(self._wakeup.to, payload):
+            self._trouble("not_kept", f"the answer is sent without a copy on the disk: {why}")
+        place = self._links.places.note(link, reading.topic)
+        topics = [self._device.topics.link(link.name)]
+        topics += [self._device.topics.link(link.name, place)] if place is not None else []
+        for topic in topics:
+            if self._links.is_newest(topic, reading.received_s):
+                self._device.delivery.deliver(topic, payload, retain=True)
+        log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
+
+    def _trouble(self, kind: str, message: str) -> None:
+        self._links.trouble(self._wakeup.link, kind, self._wakeup.reading.topic, message)
+
+
+def _now() -> str:
+    """When an answer was given, in UTC: `2026-11-27T15:20:00Z`."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,379 @@
+"""A question goes on to a larger model when this device should not answer it alone; no local answer is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_runtime.device.extensions import escalation as desks
+from device_runtime.fleet.links import Link
+from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
+from device_runtime.fleet.questions import Unsure
+from tests.brokers import free_port
+from tests.device_runtime.conftest import OnAir
+from tests.far_server import FarServer
+from tests.mqtt_peer import Peer
+from tests.scripted_model import ScriptedModel
+
+ANSWER = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
+OURS, THEIRS = {"kind": "a"}, {"kind": "b"}
+_NUMBERS = itertools.count(1)
+LINK = Link(name="sort", source="in/+/note", prompt="Note: {{ value }}", to="out/kind", answer=ANSWER, deadline_s=20)
+
+
+def policy(far: FarServer, **fields: Any) -> Escalation:
+    return Escalation(Target(url=far.url, model="large"), **fields)
+
+
+def model(confidence: float = 0.5, pieces: Any = None, **fields: Any) -> ScriptedModel:
+    made = ScriptedModel([json.dumps(OURS)] if pieces is None else pieces, **fields)
+    made.confidence = {"kind": confidence}
+    return made
+
+
+Start = Callable[..., tuple[OnAir, Peer]]
+
+
+@pytest.fixture
+def start(on_air: Callable[..., OnAir], peer: Callable[..., Peer], far: FarServer) -> Start:
+    """A device with LINK, and a client that reads its answers."""
+    far.say = lambda body: json.dumps(THEIRS)
+
+    def make(
+        script: ScriptedModel, escalate: Escalation | None, link: Link = LINK, **config: Any
+    ) -> tuple[OnAir, Peer]:
+        device, listener = on_air(script, links=(replace(link, escalate=escalate),), **config), peer()
+        listener.subscribe("out/kind")
+        return device, listener
+
+    return make
+
+
+def counts(device: OnAir) -> dict[str, Any]:
+    found = next(e for e in device.service._extensions if isinstance(e, desks.Escalations))
+    return found.health()["escalations"]["link sort"]
+
+
+def kept(device: OnAir) -> list[dict[str, Any]]:
+    found = next(e for e in device.service._extensions if isinstance(e, desks.Escalations))
+    return found.examples.entries()
+
+
+class TestLinks:
+    def test_an_unsure_answer_is_replaced_by_the_larger_model_s(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(0.5), policy(far))
+        device.client.publish("in/7/note", "x")
+        _, said = listener.next()
+        assert said["answer"] == THEIRS and "unsure" not in said and said["reading"] == {"value": "x"}
+        assert said["route"] == {
+            "where": f"http://127.0.0.1:{far.port}", "model": "large",
+            "why": "unsure: the confidence in kind is 0.50, below 0.8",
+        }  # fmt: skip
+        assert far.asked[0]["messages"] == [{"role": "user", "content": "Note: x"}]
+        form = far.asked[0]["response_format"]["json_schema"]
+        assert form["strict"] is True and form["schema"] == {**ANSWER, "additionalProperties": False}
+        assert counts(device) == {"unsure": 1}
+
+    def test_a_sure_one_stays_here_and_says_so(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(0.9), policy(far))
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["route"] == {"where": "here", "model": "default"}
+        assert far.asked == []
+
+    def test_the_link_s_own_limit_counts(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(0.6), policy(far), replace(LINK, unsure=Unsure(0.55, "escalate")))
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["answer"] == OURS
+
+    def test_an_unfamiliar_reading_goes_on(self, start: Start, far: FarServer) -> None:
+        script = model(0.99)
+        script.unfamiliar = ("temp_c is 900",)
+        device, listener = start(script, policy(far))
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["route"]["why"] == "unfamiliar: temp_c is 900"
+
+    def test_so_does_one_on_which_the_model_fails(self, start: Start, far: FarServer) -> None:
+        script = model()
+        script.fails_with = RuntimeError("no")
+        device, listener = start(script, policy(far))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == THEIRS and said["route"]["why"] == "malformed: the model failed"
+
+    def test_and_one_that_takes_too_long(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(gated=True), policy(far, late_s=0.3))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == THEIRS and said["route"]["why"].startswith("late")
+
+    def test_a_hot_device_is_spared(self, start: Start, far: FarServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(desks, "temperature_c", lambda: 91.0)
+        script = model(0.99)
+        device, listener = start(script, policy(far))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == THEIRS and said["route"]["why"] == "hot: the device has 91 °C"
+        assert script.asked == []
+
+    def test_and_answers_itself_where_nobody_else_does(
+        self, start: Start, far: FarServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(desks, "temperature_c", lambda: 91.0)
+        far.status = 503
+        device, listener = start(model(0.99), policy(far))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == OURS and said["route"]["where"] == "here" and "503" in said["route"]["failed"]
+
+    def test_what_a_busy_device_has_no_time_for_goes_on(self, start: Start, far: FarServer) -> None:
+        script = model(0.99, gated=True)
+        device, listener = start(script, policy(far, busy=1, when=("busy",)))
+        for number in range(3):  # one is under way, one waits, one goes on
+            device.client.publish(f"in/{number}/note", "x")
+            while not script.asked:
+                time.sleep(0.01)
+        said = listener.next()[1]
+        assert said["topic"] == "in/2/note" and said["route"]["why"] == "busy: 1 wait already"
+
+    def test_only_the_reasons_that_the_policy_names_count(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(0.1), policy(far, when=("late",)))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == OURS and said["unsure"] is True and far.asked == []
+
+    def test_what_is_decided_here_is_this_device_s(self, start: Start, far: FarServer) -> None:
+        answer = {"type": "object", "properties": {"who": {"type": "string"}, **ANSWER["properties"]}}  # type: ignore[dict-item]
+        script = model(0.1, [json.dumps({"who": "Ann", **OURS})])
+        far.say = lambda body: json.dumps({"who": "[withheld]", **THEIRS})
+        link = replace(LINK, answer=answer, decide={"who": "name"}, prompt="Note: {{ note }} of {{ name }}")
+        device, listener = start(script, policy(far, redact=(Redaction("name"),)), link)
+        device.client.publish("in/7/note", {"note": "Ann is late", "name": "Ann"})
+        assert listener.next()[1]["answer"] == {"who": "Ann", "kind": "b"}
+        assert b"Ann" not in far.raw[0] and far.asked[0]["messages"][0]["content"] == "Note: [withheld] is late of N/A"
+
+
+class TestFaults:
+    """The local answer goes out, marked."""
+
+    def check(self, said: dict[str, Any], failed: str) -> None:
+        assert said["answer"] == OURS and said["unsure"] is True
+        assert said["route"]["where"] == "here" and failed in said["route"]["failed"]
+        assert said["route"]["why"] == "unsure: the confidence in kind is 0.50, below 0.8"
+
+    @pytest.mark.parametrize(
+        ("lie", "failed"),
+        [
+            ('{"kind": "c"}', "does not fit the schema"),
+            ('{"kind": "b", "more": 1}', "does not fit the schema"),
+            ("It is b.", "is no JSON"),
+            ("", "is no JSON"),
+            ('{"kind": NaN}', "is no JSON"),
+            (None, "without a text"),
+        ],
+    )
+    def test_a_far_side_that_lies_about_the_schema(
+        self, start: Start, far: FarServer, lie: str | None, failed: str
+    ) -> None:
+        far.say = lambda body: lie
+        device, listener = start(model(), policy(far))
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], failed)
+        assert counts(device) == {"failed": 1} and kept(device) == []
+
+    def test_one_that_is_cut(self, start: Start, far: FarServer) -> None:
+        far.finish = "length"
+        device, listener = start(model(), policy(far))
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], "limit of tokens")
+
+    @pytest.mark.parametrize("drips", [False, True])
+    def test_one_that_is_slow(self, start: Start, far: FarServer, drips: bool) -> None:
+        far.wait_s, far.drips = (0.0, True) if drips else (5.0, False)
+        device, listener = start(model(), policy(far, timeout_s=0.5))
+        begun_s = time.monotonic()
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], "in time")
+        assert time.monotonic() - begun_s < 4  # 0.5, on a busy machine
+
+    def test_one_that_is_slower_than_the_deadline(self, start: Start, far: FarServer) -> None:
+        far.wait_s = 5.0
+        device, listener = start(model(), policy(far), replace(LINK, deadline_s=1.0))
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], "in time")
+
+    def test_one_that_is_gone(self, start: Start, far: FarServer) -> None:
+        gone = Escalation(Target(url=f"http://127.0.0.1:{free_port()}/v1", model="large"))
+        device, listener = start(model(), gone)
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], "cannot be reached")
+
+    def test_one_that_asks_for_a_key(self, start: Start, far: FarServer) -> None:
+        far.status = 401
+        device, listener = start(model(), policy(far))
+        device.client.publish("in/7/note", "x")
+        self.check(listener.next()[1], "check `key_file`")
+
+    def test_a_budget_that_is_spent_also_after_a_restart(self, start: Start, far: FarServer, tmp_path: Path) -> None:
+        for number in range(2):
+            folder = tmp_path / "kept"
+            device, listener = start(model(), policy(far, requests_a_day=1), device=f"one-{number}", state_dir=folder)
+            device.client.publish("in/7/note", "x")
+            said = listener.next()[1]
+            if number == 0:
+                assert said["answer"] == THEIRS and counts(device) == {"unsure": 1, "today": 1}
+            else:
+                self.check(said, "today's budget are spent")
+            device.service.stop()
+        assert len(far.asked) == 1
+
+    def test_a_device_that_stops_sends_what_it_has(self, start: Start, far: FarServer) -> None:
+        far.wait_s = 20.0
+        device, listener = start(model(), policy(far))
+        device.client.publish("in/7/note", "x")
+        while not far.asked:
+            time.sleep(0.01)
+        device.service.stop()
+        self.check(listener.next()[1], "shutting down")
+
+    def test_unsure_answers_that_are_skipped_are_skipped_when_nobody_knows_better(
+        self, start: Start, far: FarServer
+    ) -> None:
+        far.status = 500
+        device, listener = start(model(), policy(far), replace(LINK, unsure=Unsure(0.8, "skip")))
+        own = device.topics.link("sort")
+        device.client.publish("in/7/note", "x")
+        said = device.client.until(lambda topic, value: topic == own)[-1][1]
+        assert said["answer"] is None and "500" in said["route"]["failed"] and listener.silent()
+
+
+def test_the_queue_goes_on_while_the_larger_model_thinks(start: Start, far: FarServer) -> None:
+    far.wait_s = 2.0
+    script = model(0.5)
+    device, listener = start(script, policy(far, at_once=1))
+    device.client.publish("in/0/note", "x")
+    while not script.asked:
+        time.sleep(0.01)
+    script.confidence = {"kind": 0.9}
+    begun_s = time.monotonic()
+    device.client.publish("in/1/note", "y")
+    assert listener.next()[1]["topic"] == "in/1/note" and time.monotonic() - begun_s < 2
+    assert listener.next()[1]["topic"] == "in/0/note"
+    retained = Peer(device.client.port)
+    retained.subscribe(device.topics.link("sort"))
+    assert retained.next()[1]["topic"] == "in/1/note"  # the newest reading's answer, though it came first
+    retained.close()
+
+
+def test_a_server_that_knows_no_json_schema_is_asked_in_its_own_way(start: Start, far: FarServer) -> None:
+    far.refuses = {"json_schema"}
+    device, listener = start(model(), policy(far))
+    for _ in range(2):
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["answer"] == THEIRS
+    kinds = [body["response_format"]["type"] for body in far.asked]
+    assert kinds == ["json_schema", "json_object", "json_object"]
+    far.refuses = {"json_schema", "json_object"}
+    device.client.publish("in/7/note", "x")
+    assert listener.next()[1]["answer"] == THEIRS
+    assert "response_format" not in far.asked[-1] and "JSON schema" in far.asked[-1]["messages"][0]["content"]
+
+
+def test_the_key_goes_along_and_is_in_no_message(
+    start: Start, far: FarServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "key").write_text("sk-secret\n")
+    target = Target(url=far.url, model="large", key_file=str(tmp_path / "key"))
+    device, listener = start(model(), Escalation(target))
+    device.client.publish("in/7/note", "x")
+    assert "sk-secret" not in json.dumps(listener.next()[1]) and "sk-secret" not in caplog.text
+    assert far.headers[0]["Authorization"] == "Bearer sk-secret"
+
+
+def test_corrected_answers_are_kept_as_examples(start: Start, far: FarServer) -> None:
+    device, listener = start(model(0.5), policy(far, redact=(Redaction(pattern="[0-9]+", replace="<n>"),)))
+    device.client.publish("in/7/note", "room 12")
+    listener.next()
+    (example,) = kept(device)
+    assert example["input"] == {"prompt": "Note: room <n>"} and example["answer"] == THEIRS
+    assert example["local"] == {"text": json.dumps(OURS), "confidence": {"kind": 0.5}}
+    assert (example["why"], example["link"]) == ("unsure", "sort")
+
+
+class TestRequests:
+    def ask(self, device: OnAir, **fields: Any) -> dict[str, Any]:
+        number = next(_NUMBERS)
+        asked = {"prompt": "x", "schema": ANSWER, **fields}
+        reply_to = device.ask(session=str(number), correlation=number.to_bytes(2), **asked)
+        return device.client.until(lambda topic, value: topic == reply_to and ("done" in value or "error" in value))[
+            -1
+        ][1]
+
+    def test_an_unsure_answer_is_replaced(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        far.say = lambda body: json.dumps(THEIRS)
+        device = on_air(model(0.4), escalate=policy(far))
+        said = self.ask(device, stream=True)
+        assert json.loads(said["text"]) == THEIRS and said["seq"] == 0  # no piece of the local answer went out
+        assert said["route"]["where"].startswith("http://") and said["usage"]["completion_tokens"] == 7
+
+    def test_a_free_answer_streams_as_ever(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        device = on_air(ScriptedModel(["one", " two"]), escalate=policy(far))
+        reply_to = device.ask(prompt="x", stream=True)
+        got = device.client.until(lambda topic, value: topic == reply_to and "done" in value)
+        assert [value["text"] for topic, value in got if topic == reply_to] == ["one", " two", "one two"]
+
+    def test_where_the_far_side_fails_the_answer_says_so(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        far.status = 500
+        said = self.ask(on_air(model(0.4), escalate=policy(far)))
+        assert json.loads(said["text"]) == OURS and "500" in said["route"]["failed"]
+
+    def test_fields_that_cannot_be_found_keep_a_request_here(
+        self, on_air: Callable[..., OnAir], far: FarServer
+    ) -> None:
+        device = on_air(model(0.4), escalate=policy(far, redact=(Redaction("badge"),)))
+        said = self.ask(device, prompt="my badge is 1234")
+        assert json.loads(said["text"]) == OURS and "no JSON object" in said["route"]["failed"] and far.asked == []
+        far.say = lambda body: json.dumps(THEIRS)
+        said = self.ask(device, prompt=json.dumps({"badge": "1234", "note": "1234 is late"}))
+        assert json.loads(said["text"]) == THEIRS and b"1234" not in far.raw[0]
+
+    def test_a_cancel_reaches_a_question_that_was_passed_on(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        far.wait_s = 20.0
+        device = on_air(model(0.4), escalate=policy(far))
+        reply_to = device.ask(prompt="x", schema=ANSWER)
+        while not far.asked:
+            time.sleep(0.01)
+        device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c1")
+        last = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+        assert last["finish"] == "cancelled"
+
+
+class TestDevices:
+    def test_a_device_asks_another_and_a_pool(self, start: Start, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        on_air(model(0.9, [json.dumps(THEIRS)]), device="big-one", pool="herd")
+        for target, where in ((Target(device="big-one"), "device big-one"), (Target(pool="herd"), "pool herd")):
+            device, listener = start(model(0.3), Escalation(target))
+            device.client.publish("in/7/note", "x")
+            said = listener.next()[1]
+            assert said["answer"] == THEIRS and said["route"]["where"].startswith(where)
+            device.service.stop()
+
+    def test_a_chain_ends(self, start: Start, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        """Two devices that escalate to each other: `check` refuses that, two fleet files can still say so."""
+        on_air(model(0.2), device="left", escalate=Escalation(Target(device="right")))
+        on_air(model(0.2), device="right", escalate=Escalation(Target(device="left")))
+        device, listener = start(model(0.3), Escalation(Target(device="left")))
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["answer"] == OURS
+
+    def test_one_that_is_not_there_costs_nothing_but_time(self, start: Start, far: FarServer) -> None:
+        device, listener = start(model(0.5), Escalation(Target(device="nobody")))
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == OURS and "no device 'nobody'" in said["route"]["failed"]
