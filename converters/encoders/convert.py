@@ -8,11 +8,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from boards.fit import Subject
+from converters.emit.lint import require_clean
 from converters.encoders.checkpoint import EncoderCheckpoint
 from converters.encoders.graph import count_encoder, lengths_of, write_encoder
+from converters.encoders.micro import (
+    calibrate_encoder,
+    count_micro_encoder,
+    measured_encoder_arena,
+    write_micro_encoder,
+)
 from converters.encoders.network import EncoderConfig, TranslatorConfig, linears
 from converters.encoders.quality import encoder_quality, kept, sentences_of
 from converters.encoders.smoothing import smoothing_factors
@@ -34,12 +41,13 @@ from device_runtime.bundle.manifest import (
 from device_runtime.bundle.work_place import put_in_place, work_folder
 from device_runtime.errors import ArchitectureError, ConfigurationError
 
-__all__ = ["EncoderOptions", "context_of", "convert_encoder", "require_pi", "subject_of_encoder"]
+__all__ = ["EncoderOptions", "context_of", "convert_encoder", "require_profile", "subject_of_encoder"]
 
+ProfileName = Literal["pi", "micro"]
 Progress = Callable[[str, float], None]  # (what is being done, share of it that is done)
 SHORTEST_CONTEXT = 16
 _MANIFEST_BYTES = 8192
-_DEFAULT_CONTEXT = 512
+_DEFAULT_CONTEXT: dict[ProfileName, int] = {"pi": 512, "micro": 64}
 _CALIBRATION_SENTENCES = 24
 _CHARACTERS = 2000  # as a task file may say at most; the limit of tokens is what counts
 
@@ -48,19 +56,20 @@ _CHARACTERS = 2000  # as a task file may say at most; the limit of tokens is wha
 class EncoderOptions:
     """What a user may decide about a conversion."""
 
-    context: int | None = None  # tokens of the longest text; None: the model's own limit, 512 at most
+    profile: ProfileName = "pi"
+    context: int | None = None  # tokens of the longest text; None: the model's own limit, 512 at most, or 64 in micro
     version: str = "1"  # of the bundle, for people
-    fast: bool = False  # leave out smoothing and the report
+    fast: bool = False  # round weights to the nearest, and leave out smoothing and the report
 
 
-def context_of(checkpoint: EncoderCheckpoint, context: int | None) -> int:
+def context_of(checkpoint: EncoderCheckpoint, context: int | None, profile: ProfileName = "pi") -> int:
     """Tokens of the longest text.
 
     Raises:
         ConfigurationError: it is too short, or longer than the checkpoint's.
     """
     most = checkpoint.config.max_tokens
-    found = context or min(most, _DEFAULT_CONTEXT)
+    found = context or min(most, _DEFAULT_CONTEXT[profile])
     if not min(SHORTEST_CONTEXT, most) <= found <= most:
         raise ConfigurationError(
             f"--context is {found}; this checkpoint was trained for at most {most} tokens, and a bundle needs at "
@@ -69,7 +78,7 @@ def context_of(checkpoint: EncoderCheckpoint, context: int | None) -> int:
     return found
 
 
-def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int) -> GraphShape:
+def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int, profile: ProfileName = "pi") -> GraphShape:
     """What the manifest will say of the graph."""
     stack = config.stacks[-1]
     weights = sum(matmul.rows * matmul.columns for matmul in linears(config).values())
@@ -78,7 +87,7 @@ def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int) -> Gra
         stack.attention.heads,
         stack.attention.head_dim,
         config.vocabulary,
-        lengths_of(context),
+        lengths_of(context) if profile == "pi" else (context,),
         prefill=0,
         kv_cache_element_bytes=4 if isinstance(config, TranslatorConfig) else 0,
         weight_bytes=weights,
@@ -86,24 +95,40 @@ def encoder_shape(config: EncoderConfig | TranslatorConfig, context: int) -> Gra
     )
 
 
-def require_pi(checkpoint: EncoderCheckpoint, profile: str) -> None:
-    """Raise an `ArchitectureError` for a profile that these networks have no graph in."""
-    if profile != "pi":
+def require_profile(checkpoint: EncoderCheckpoint, profile: str, image: bool = False) -> None:
+    """Raise an `ArchitectureError` for a profile that this network has no graph in.
+
+    Args:
+        image: whether the C engine is to run it.
+    """
+    who = f"{checkpoint.name} ({checkpoint.architecture}, task {checkpoint.task})"
+    if profile != "pi" and isinstance(checkpoint.config, TranslatorConfig):
         raise ArchitectureError(
-            f"{checkpoint.name} ({checkpoint.architecture}, task {checkpoint.task}) has no graph in the profile "
-            f"{profile}: encoders and translators run on 64-bit Linux boards. Convert it with --profile pi; for a "
-            "microcontroller, train a classifier of your own with `stonechat train`."
+            f"{who} has no graph in the profile {profile}: translators run on 64-bit Linux boards. Convert it with "
+            "--profile pi."
+        )
+    if image:
+        raise ArchitectureError(
+            f"{who} reads a whole text at once, and stonechat's firmware reads token by token. With --profile micro "
+            "it becomes a graph that runs in TFLite Micro, in firmware of your own; for stonechat's, train a "
+            "classifier with `stonechat train`."
         )
 
 
-def subject_of_encoder(checkpoint: EncoderCheckpoint, context: int | None) -> Subject:
+def _counts(config: EncoderConfig | TranslatorConfig, context: int, profile: ProfileName) -> dict[str, GraphCounts]:
+    if profile == "micro" and isinstance(config, EncoderConfig):
+        return {profile: count_micro_encoder(config, context)}
+    return {"pi": count_encoder(config, context)}
+
+
+def subject_of_encoder(checkpoint: EncoderCheckpoint, context: int | None, profile: ProfileName = "pi") -> Subject:
     """The bundle that a checkpoint would become."""
-    found, config, tokenizer = context_of(checkpoint, context), checkpoint.config, checkpoint.tokenizer
+    found, config, tokenizer = context_of(checkpoint, context, profile), checkpoint.config, checkpoint.tokenizer
     more = sum(map(len, tokenizer.more.values()))
-    shape, counts = encoder_shape(config, found), {"pi": count_encoder(config, found)}
+    shape, counts = encoder_shape(config, found, profile), _counts(config, found, profile)
     return Subject(
         checkpoint.name,
-        "pi",
+        profile,
         found,
         shape,
         counts,
@@ -125,7 +150,8 @@ def convert_encoder(
         ConfigurationError: `folder` exists and is not a bundle, or the context is longer than the checkpoint's.
         CheckpointError: a tensor cannot be read.
     """
-    context = context_of(checkpoint, options.context)
+    require_profile(checkpoint, options.profile)
+    context = context_of(checkpoint, options.context, options.profile)
     folder = Path(os.path.realpath(folder))  # "." has no name to put another beside, and a link stays what it is
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
@@ -140,18 +166,14 @@ def convert_encoder(
         tokenizer = checkpoint.tokenizer
         for name, content in {tokenizer.file_name: tokenizer.content, **tokenizer.more}.items():
             (work / name).write_bytes(content)
-        smoothing = {} if options.fast else _smoothing(checkpoint, context)
-        write_encoder(
-            work / MODEL,
-            checkpoint.config,
-            checkpoint.read,
-            context,
-            smoothing,
-            lambda share: progress("quantizing", share),
-        )
-        counts = {"pi": count_encoder(checkpoint.config, context, smoothing)}
-        manifest = _manifest(checkpoint, work, context, counts, options)
+        counts = _write_graph(work / MODEL, checkpoint, context, options, lambda share: progress("quantizing", share))
+        manifest = _manifest(checkpoint, work, context, {options.profile: counts}, options)
         (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if options.profile == "micro":
+            progress("checking", 0.0)
+            require_clean(work / MODEL)
+            manifest = replace(manifest, arena=measured_encoder_arena(Bundle.open(work)))
+            (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if not options.fast:
             quality = encoder_quality(Bundle.open(work), checkpoint, lambda share: progress("measuring", share))
             (work / MANIFEST).write_text(replace(manifest, quality=quality).to_json(), encoding="utf-8")
@@ -160,13 +182,30 @@ def convert_encoder(
         return Bundle.open(folder)
 
 
-def _smoothing(checkpoint: EncoderCheckpoint, context: int) -> Mapping[int, FloatArray]:
-    """From what a sentence encoder reads of the calibration texts; a translator does without."""
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    if isinstance(config, TranslatorConfig):
-        return {}
-    texts = [tokenizer.framed(text)[:context] for text in sentences_of("calibration", _CALIBRATION_SENTENCES)]
-    return smoothing_factors(config, kept(checkpoint.read), texts)
+def _write_graph(
+    path: Path,
+    checkpoint: EncoderCheckpoint,
+    context: int,
+    options: EncoderOptions,
+    progress: Callable[[float], None],
+) -> GraphCounts:
+    config, read = checkpoint.config, checkpoint.read
+    if options.profile == "micro":
+        assert isinstance(config, EncoderConfig)  # `require_profile` refuses the others
+        ranges = calibrate_encoder(
+            config, kept(read), _calibration_texts(checkpoint, context), keep_inputs=not options.fast
+        )
+        return write_micro_encoder(path, config, read, context, ranges, progress)
+    smoothing: Mapping[int, FloatArray] = {}
+    if isinstance(config, EncoderConfig) and not options.fast:  # a translator does without
+        smoothing = smoothing_factors(config, kept(read), _calibration_texts(checkpoint, context))
+    write_encoder(path, config, read, context, smoothing, progress)
+    return count_encoder(config, context, smoothing)
+
+
+def _calibration_texts(checkpoint: EncoderCheckpoint, context: int) -> list[list[int]]:
+    texts = sentences_of("calibration", _CALIBRATION_SENTENCES)
+    return [list(checkpoint.tokenizer.framed(text))[:context] for text in texts]
 
 
 def _manifest(
@@ -190,9 +229,9 @@ def _manifest(
         task=checkpoint.task,
         architecture=checkpoint.architecture,
         weight_bits=8,
-        profile="pi",
+        profile=options.profile,
         context=context,
-        graph=encoder_shape(config, context),
+        graph=encoder_shape(config, context, options.profile),
         counts=counts,
         tokenizer=TokenizerInfo(tokenizer.file_name, None, (), adds_bos=False, special_tokens={}),
         chat_template=None,

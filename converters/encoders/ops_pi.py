@@ -58,19 +58,7 @@ class _Attending(PiParts):
 
     def norm(self, x: Value, norm: Norm, name: str, heads: int = 1) -> Value:
         """float32, with gain and bias: the residual stream itself is normed, so they fold into nothing."""
-        t = self._materialize(x)
-        if norm.kind == "layer":
-            t = self._centred(t, name)
-        t = self._norm(t, Norm(norm.epsilon, gain=norm.gain), name)
-        if norm.bias:
-            t = self._binary(Op.ADD, t, self._float(f"{name}.bias", self._norms[f"{name}.bias"]), f"{name}.out")
-        return self._whole(t)
-
-    def _centred(self, x: Tensor, name: str) -> Tensor:
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        mean = self._op(Op.MEAN, [x, self._ints([len(x.shape) - 1])], f"{name}.centre", (*x.shape[:-1], 1), options)
-        return self._binary(Op.SUB, x, mean, f"{name}.centred")
+        return self._whole(self._whole_norm(self._materialize(x), norm, name))
 
     def linear(self, x: Value, *matmuls: Linear) -> tuple[Value, ...]:
         """As in `StackOps`; see `smoothing.py`."""
@@ -157,24 +145,14 @@ class EncoderPi(_Attending):
         t = self._materialize(x)
         if pooling == "cls":
             return self._whole(self._part(t, 0, 0, 1, "first"))
-        length = self._cast(self._length, "length_float")
-        left = self._binary(Op.SUB, length, self._float("places", np.arange(self._count)), "places_left")
-        clipped = schema.MaximumMinimumOptionsT()
-        some = self._op(Op.MINIMUM, [left, self._float("one", [1.0])], "places_some", left.shape, clipped)
-        there = self._op(Op.MAXIMUM, [some, self._float("zero", [0.0])], "places_there", left.shape, clipped)
-        shares = self._op(Op.DIV, [there, length], "shares", left.shape, schema.DivOptionsT())
+        shares = self._shares_of_text(self._length, self._count)
         rows = self._reshape(t, (1, 1, *t.shape))
         mean = self._batch_matmul(self._reshape(shares, (1, 1, 1, self._count)), rows, False, "mean")
         return self._whole(self._reshape(mean, (1, t.shape[1])))
 
     def unit(self, x: Value) -> Value:
         """As in `StackOps`."""
-        t = self._materialize(x)
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        square = self._binary(Op.MUL, t, t, "unit.square")
-        total = self._op(Op.SUM, [square, self._ints([1])], "unit.sum", (1, 1), options)
-        return self._whole(self._binary(Op.MUL, t, self._op(Op.RSQRT, [total], "unit.rsqrt", (1, 1)), "unit"))
+        return self._whole(self._unit(self._materialize(x)))
 
     def finish(self, result: Value) -> None:
         """Declare the output, (1, width or labels)."""

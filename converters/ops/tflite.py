@@ -163,6 +163,36 @@ class TfliteOps:
             normed = self._binary(Op.MUL, normed, self._float(gain, self._norms[gain]), name)
         return normed
 
+    def _whole_norm(self, x: Tensor, norm: Norm, name: str) -> Tensor:
+        """With mean, gain and bias, where the norm has them: of a residual stream that is itself normed."""
+        if norm.kind == "layer":
+            options = schema.ReducerOptionsT()
+            options.keepDims = True
+            axis = self._ints([len(x.shape) - 1])
+            mean = self._op(Op.MEAN, [x, axis], f"{name}.centre", (*x.shape[:-1], 1), options)
+            x = self._binary(Op.SUB, x, mean, f"{name}.centred")
+        x = self._norm(x, Norm(norm.epsilon, gain=norm.gain), name)
+        if norm.bias:
+            x = self._binary(Op.ADD, x, self._float(f"{name}.bias", self._norms[f"{name}.bias"]), f"{name}.out")
+        return x
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """x / |x|: (1, width)."""
+        options = schema.ReducerOptionsT()
+        options.keepDims = True
+        square = self._binary(Op.MUL, x, x, "unit.square")
+        total = self._op(Op.SUM, [square, self._ints([1])], "unit.sum", (1, 1), options)
+        return self._binary(Op.MUL, x, self._op(Op.RSQRT, [total], "unit.rsqrt", (1, 1)), "unit")
+
+    def _shares_of_text(self, length: Tensor, count: int) -> Tensor:
+        """1 / length for each row of a text, and 0 for each row of padding: (count,)."""
+        real = self._cast(length, "length_float")
+        left = self._binary(Op.SUB, real, self._float("places", np.arange(count)), "places_left")
+        clipped = schema.MaximumMinimumOptionsT()
+        some = self._op(Op.MINIMUM, [left, self._float("one", [1.0])], "places_some", left.shape, clipped)
+        there = self._op(Op.MAXIMUM, [some, self._float("zero", [0.0])], "places_there", left.shape, clipped)
+        return self._op(Op.DIV, [there, real], "shares", left.shape, schema.DivOptionsT())
+
     def _norm_heads(self, x: Tensor, norm: Norm, name: str, heads: int) -> Tensor:
         """(tokens, heads * size), each head normed by itself."""
         parts = self._reshape(x, (x.shape[0], heads, x.shape[1] // heads))

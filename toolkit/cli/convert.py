@@ -162,7 +162,7 @@ def _convert_encoder(args: argparse.Namespace, checkpoint: EncoderCheckpoint, bo
     """A sentence encoder, a classifier or a translator."""
     import time
 
-    from converters.encoders.convert import EncoderOptions, convert_encoder, require_pi, subject_of_encoder
+    from converters.encoders.convert import EncoderOptions, convert_encoder, require_profile, subject_of_encoder
     from device_runtime.errors import ConfigurationError
     from toolkit.progress import ProgressBar
 
@@ -181,16 +181,18 @@ def _convert_encoder(args: argparse.Namespace, checkpoint: EncoderCheckpoint, bo
             f"{useless[0]} is for models that write text; {checkpoint.name} has the task {checkpoint.task}. "
             "Leave it out."
         )
-    require_pi(checkpoint, args.profile or (board.profile if board else "pi"))
+    profile = args.profile or (board.profile if board else "pi")
+    require_profile(checkpoint, profile, image=board is not None and board.kind == "mcu")
     if board is not None:
         from boards.fit import Subject, require_fit
 
-        require_fit(board, subject_of_encoder(checkpoint, args.context))
+        require_fit(board, subject_of_encoder(checkpoint, args.context, profile))
     for note in checkpoint.notes:
         say(f"stonechat: {checkpoint.name}: {note}")
     started_s = time.monotonic()
     with ProgressBar() as bar:
-        bundle = convert_encoder(checkpoint, args.output, EncoderOptions(args.context, fast=args.fast), bar.update)
+        options = EncoderOptions(profile, args.context, fast=args.fast)
+        bundle = convert_encoder(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
     if board is not None:
         require_fit(board, Subject.of_manifest(manifest))

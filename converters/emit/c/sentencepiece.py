@@ -48,7 +48,9 @@ def sentencepiece_table(content: bytes, names: Collection[str] = (), *, own_spac
     types = [piece.type for piece in model.pieces]
     pieces = [piece.piece for piece in model.pieces]
     of_type = {kind: [i for i, t in enumerate(types) if t == kind] for kind in range(1, 7)}
-    unknown = of_type[_UNKNOWN][0]
+    unknown = next(iter(of_type[_UNKNOWN]), None)  # files that were GGUF may have none: with bytes nothing is unknown
+    if unknown is None and not trainer.byte_fallback:
+        raise refuse("a SentencePiece model without an unknown piece", "one, or byte_fallback: true")
     surface = trainer.unk_surface if trainer.HasField("unk_surface") else " \u2047 "
     texts = [piece.encode() for piece in pieces]
     for i in of_type[_CONTROL]:

@@ -21,7 +21,7 @@ from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.backends.stepwise import StepwiseBackend
 from device_runtime.errors import BackendError, BackendMissingError
 
-__all__ = ["TflmBackend"]
+__all__ = ["TflmBackend", "open_interpreter", "taken_arena"]
 
 _SPARE_ARENA = 64 << 20  # bytes beyond twice the model, which bounds what kernels keep for each row of weights
 _LARGEST_ARENA = 2 << 30  # bytes; far more than any board has
@@ -37,20 +37,11 @@ class TflmBackend(StepwiseBackend):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
-        try:
-            runtime: Any = import_module("tflite_micro.python.tflite_micro.runtime")
-        except ImportError:
-            raise BackendMissingError(
-                "This needs TFLite Micro's interpreter, which is not installed; run `pip install tflite-micro` "
-                "(there are packages for x86_64 only)."
-            ) from None
-        self._interpreter = _open(runtime, bundle)
+        self._interpreter = open_interpreter(bundle)
         details = self._interpreter.get_output_details(0)["quantization_parameters"]
         self._scale = float(details["scales"][0]) if len(details["scales"]) else 0.0
         self._zero_point = int(details["zero_points"][0]) if len(details["zero_points"]) else 0
-        with captured_stderr(keep="bytes") as log:
-            self._interpreter.print_allocations()
-            self.arena = _read_report(log())
+        self.arena = taken_arena(self._interpreter)
 
     def _step(self, token: int, position: int) -> None:
         self._interpreter.set_input(np.array([token], np.int32), 0)
@@ -64,6 +55,30 @@ class TflmBackend(StepwiseBackend):
     def close(self) -> None:
         """As in `Backend`."""
         self._interpreter = None
+
+
+def open_interpreter(bundle: Bundle) -> Any:
+    """TFLite Micro's interpreter with the graph of a bundle.
+
+    Raises:
+        BackendError: it refuses the graph.
+        BackendMissingError: it is not installed.
+    """
+    try:
+        runtime: Any = import_module("tflite_micro.python.tflite_micro.runtime")
+    except ImportError:
+        raise BackendMissingError(
+            "This needs TFLite Micro's interpreter, which is not installed; run `pip install tflite-micro` "
+            "(there are packages for x86_64 only)."
+        ) from None
+    return _open(runtime, bundle)
+
+
+def taken_arena(interpreter: Any) -> Arena | None:
+    """What the graph takes of the arena, constants not counted; None if it is not reported."""
+    with captured_stderr(keep="bytes") as log:
+        interpreter.print_allocations()
+        return _read_report(log())
 
 
 def _read_report(text: str) -> Arena | None:

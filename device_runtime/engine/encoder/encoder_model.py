@@ -17,11 +17,11 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.chat import Message
 from device_runtime.engine.encoder.answers import check_schema
-from device_runtime.engine.encoder.graph import SignatureGraph, read_floats, signature_for
+from device_runtime.engine.encoder.sentences import Sentences, open_sentences
 from device_runtime.engine.encoder.vocabulary import Vocabulary
 from device_runtime.engine.generation import Completion
 from device_runtime.engine.sampler import Sampling
-from device_runtime.errors import BackendError, ConfigurationError
+from device_runtime.errors import ConfigurationError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
@@ -81,13 +81,12 @@ class ReadText:
 class EncoderModel:
     """A bundle of the task embed or classify, opened. Not thread-safe."""
 
-    def __init__(self, bundle: Bundle, graph: SignatureGraph, vocabulary: Vocabulary) -> None:
+    def __init__(self, bundle: Bundle, graph: Sentences, vocabulary: Vocabulary) -> None:
         self.manifest: Manifest = bundle.manifest
         self._graph, self._vocabulary = graph, vocabulary
         assert self.manifest.encoder is not None  # of every bundle of these tasks
         self._info = self.manifest.encoder
         self.position = 0  # how many texts were read; may be read from any thread
-        self._proven: set[str] = set()  # signatures that have run
         self._heads: Heads | None = None
         self._temperatures: Mapping[str, float] = {}
         if self.manifest.purpose is not None:  # reading one needs YAML, which takes its time at start-up
@@ -104,6 +103,7 @@ class EncoderModel:
         cls,
         path: Path | str,
         *,
+        backend: str | None = None,
         threads: int | None = None,
         verify: bool = False,
         trust: TrustStore | None = None,
@@ -111,6 +111,8 @@ class EncoderModel:
         """Open a bundle folder, or the active bundle of a slot folder.
 
         Args:
+            backend: `litert`, or `tflm` for what a microcontroller computes with a bundle of the profile micro; None
+                takes LiteRT, which runs both profiles.
             threads: CPU threads; None takes one per core, at most 4.
             verify: check every file's hash even if it has not changed since the last check.
             trust: whose signature the bundle must have; None asks for none.
@@ -124,7 +126,7 @@ class EncoderModel:
         bundle = open_bundle(path, verify=verify, trust=trust)
         bundle.manifest.require_task("embed", "classify")
         vocabulary = Vocabulary(bundle)  # first: reading it takes and frees memory that the graph can then have
-        return cls(bundle, SignatureGraph(bundle, threads), vocabulary)
+        return cls(bundle, open_sentences(bundle, backend, threads), vocabulary)
 
     def embed(self, texts: str | Sequence[str], *, prompt_name: str | None = None, truncate: bool = False) -> Vectors:
         """The vectors of texts, (texts, width), float32; of length 1 where the model's authors normalize them.
@@ -244,17 +246,7 @@ class EncoderModel:
 
     def read(self, tokens: Sequence[int]) -> Vectors:
         """The graph's result for the tokens of a text, its frame included: (values,)."""
-        length = signature_for(len(tokens), self.manifest.graph.windows)
-        signature = f"encode_{length}"
-        _, outputs = self._graph.bind(signature)
-        if signature not in self._proven:  # LiteRT 2.3 reports some failed runs only on stderr
-            outputs["result"].write(np.full(self._info.values, np.nan, np.float32))
-        padded = [*tokens, *[self._info.pad_id] * (length - len(tokens))]
-        self._graph.run(signature, {"tokens": padded, "length": [len(tokens)]})
-        values = read_floats(outputs["result"], self._info.values)
-        if not np.isfinite(values).all():
-            raise BackendError(f"LiteRT did not complete {signature}; its messages are on stderr.")
-        self._proven.add(signature)
+        values = self._graph.read(tokens)
         self.position += 1
         return values
 

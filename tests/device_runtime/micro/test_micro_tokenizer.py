@@ -17,6 +17,7 @@ from c_programs import SANITIZED, compile_program, run, sources_of
 from c_tokenizer import CTokenizer, Refused, tokenizer_library
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tokenizer_files import TEXTS
 from tokenizers import Tokenizer
 
@@ -77,8 +78,19 @@ def trained(model_type: str, **options: object) -> bytes:
     return model.getvalue()
 
 
+def without_unknown(content: bytes) -> bytes:
+    """As Gemma's GGUF files have it: `<unk>` is a control token, and no piece is of the unknown type."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(content)
+    for piece in model.pieces:
+        if piece.type == 2:
+            piece.type = 3
+    return model.SerializeToString(deterministic=True)
+
+
 SENTENCEPIECE: dict[str, Callable[[], bytes]] = {
     "bpe": lambda: trained("bpe", split_digits=True, allow_whitespace_only_pieces=True),
+    "bpe, no unknown piece": lambda: without_unknown(trained("bpe", add_dummy_prefix=False)),
     "bpe, unknown tokens": lambda: trained("bpe", byte_fallback=False),
     "bpe, nmt_nfkc": lambda: trained("bpe", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
     "bpe, pieces of several words": lambda: trained("bpe", split_by_whitespace=False, add_dummy_prefix=False),
