@@ -39,10 +39,14 @@ def run_encoder(args: argparse.Namespace, bundle: Bundle) -> int:
             f"{args.against} is not the checkpoint that {bundle.path} was made of "
             f"({bundle.manifest.source['name']}, sha256 {bundle.manifest.source['sha256'][:16]}…)."
         )
+    if args.backend is not None and bundle.manifest.task == "translate":
+        raise ConfigurationError("--backend is for bundles that write text and for sentence encoders; leave it out.")
     count = args.sentences or _SENTENCES
     own = [line for file in args.text for line in read_text(file).splitlines() if line.strip()]
     texts = own[:count] or sentences_of("heldout", count)
     with ProgressBar() as bar:
-        figures = encoder_quality(bundle, checkpoint, lambda share: bar.update("reading", share), texts)
+        figures = encoder_quality(
+            bundle, checkpoint, lambda share: bar.update("reading", share), texts, backend=args.backend
+        )
     figures["text"] = "your texts" if own else figures["text"]
     return show(args, figures, rows(quality_rows(figures)))

@@ -39,11 +39,14 @@ def encoder_quality(
     checkpoint: EncoderCheckpoint,
     progress: Callable[[float], None] = lambda share: None,
     sentences: Sequence[str] | None = None,
+    *,
+    backend: str | None = None,
 ) -> dict[str, Any]:
     """Figures for the manifest.
 
     Args:
         sentences: to read; None takes some of the held-out texts.
+        backend: see `EncoderModel.open`; a translator has one only.
     """
     config = checkpoint.config
     texts = list(
@@ -54,7 +57,7 @@ def encoder_quality(
         return _translations(bundle, config, read, texts, progress)
     vocabulary = Vocabulary(bundle)
     cosines, agree, far = [], 0, 0.0
-    with EncoderModel.open(bundle.path) as model:
+    with EncoderModel.open(bundle.path, backend=backend) as model:
         for i, text in enumerate(texts):
             tokens = vocabulary.encode(text, truncate=True).tokens
             wanted = reference_sentence(config, read, tokens)
