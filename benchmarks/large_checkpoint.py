@@ -1,11 +1,12 @@
 """Peak memory of converting a checkpoint of 1.1 or 3.8 billion parameters, and a few tokens of the result.
 
-    python benchmarks/large_checkpoint.py [--shape tinyllama|phi3-mini] [--keep]
+    python benchmarks/large_checkpoint.py [--shape tinyllama|phi3-mini] [--keep] [--run-only]
 
 Writes a synthetic checkpoint with the shapes of TinyLlama (22 layers, width 2,048; 2.2 GB of bfloat16 noise) or of
 Phi-3 mini 128k (32 layers, width 3,072, fused projections, LongRoPE; 7.6 GB) to build/, converts it with `--fast` in a
-process of its own, runs the graph in LiteRT in another, and prints the peak memory of both. The int8 graph of Phi-3
-mini is larger than 2 GiB. Everything is removed at the end, without --keep.
+process of its own, runs the graph in LiteRT in another, and the float network in a third; prints the peak memory of
+each, and how far the graph's logits are from the float ones. The int8 graph of Phi-3 mini is larger than 2 GiB.
+Everything is removed at the end, without --keep; --run-only takes what an earlier --keep has left.
 """
 
 from __future__ import annotations
@@ -55,8 +56,30 @@ started_s = time.monotonic()
 logits = [backend.decode(token).copy() for token in range(40, 48)]
 seconds = (time.monotonic() - started_s) / len(logits)
 assert np.isfinite(logits).all() and np.std(logits[-1]) > 0.1 and not np.allclose(logits[0], logits[-1])
+np.save(sys.argv[2], np.stack(logits))
 peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(f"in LiteRT: {1 / seconds:.1f} tokens a second, peak {peak_gb:.2f} GB")
+"""
+_COMPARE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from converters.checkpoints import open_checkpoint
+from converters.network.decoder import head, hidden
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import NumpyOps
+from device_runtime.bundle.folder import Bundle
+bundle, checkpoint = Bundle.open(Path(sys.argv[1])), open_checkpoint(Path(sys.argv[3]))
+graph = np.load(sys.argv[2])
+config = checkpoint.config.for_context(bundle.manifest.context)
+read = CanonicalWeights(config, checkpoint.read)
+ops = NumpyOps(config, read, np.array([[*bundle.manifest.prefix_tokens, *range(5, 37), *range(40, 48)]]))
+float_ = head(ops, config, hidden(ops, config)[-len(graph):])
+error = np.sqrt(np.square(graph - float_).sum(axis=1) / np.square(float_).sum(axis=1))
+same = (graph.argmax(axis=1) == float_.argmax(axis=1)).sum()
+peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(f"against the float network: the same likeliest token in {same} of {len(graph)} steps, logits "
+      f"{error.mean():.1%} off (relative root mean square; {error.max():.1%} at most); peak {peak_gb:.2f} GB")
 """
 
 
@@ -65,9 +88,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="peak memory of a large conversion")
     parser.add_argument("--shape", choices=CONFIGS, default="tinyllama")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
+    parser.add_argument("--run-only", action="store_true", help="run and compare what was kept")
     args = parser.parse_args()
     checkpoint, bundle = BUILD / f"synthetic-{args.shape}", BUILD / f"synthetic-{args.shape}-pi"
     try:
+        if args.run_only:
+            run(bundle, checkpoint)
+            return
         parameters = make_checkpoint(checkpoint, CONFIGS[args.shape])
         command = [sys.executable, "-m", "toolkit", "convert", str(checkpoint), "--profile", "pi", "--context", "512"]
         started_s = time.monotonic()
@@ -77,11 +104,19 @@ def main() -> None:
         size_gb = sum(f.stat().st_size for f in bundle.iterdir()) / 1e9
         billions = parameters / 1e9
         print(f"{billions:.2f} billion parameters: peak {peak_gb:.2f} GB, {seconds:.0f} s, bundle {size_gb:.2f} GB")
-        subprocess.run([sys.executable, "-c", _RUN, str(bundle)], check=True, cwd=ROOT)
+        run(bundle, checkpoint)
     finally:
         if not args.keep:
             shutil.rmtree(checkpoint, ignore_errors=True)
             shutil.rmtree(bundle, ignore_errors=True)
+
+
+def run(bundle: Path, checkpoint: Path) -> None:
+    """In LiteRT, then in float: one process each, for the peaks."""
+    logits = BUILD / f"{bundle.name}-logits.npy"
+    subprocess.run([sys.executable, "-c", _RUN, str(bundle), str(logits)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", _COMPARE, str(bundle), str(logits), str(checkpoint)], check=True, cwd=ROOT)
+    logits.unlink()
 
 
 def make_checkpoint(folder: Path, config: dict[str, Any]) -> int:

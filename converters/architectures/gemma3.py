@@ -135,5 +135,4 @@ FAMILY = Family(
         config=config_from_huggingface,
     ),
     GgufFormat(_GGUF_NAMES, architecture=NAME, config=config_from_gguf),
-    note="the float network is right; what int8 graphs of the 270M lose, `stonechat eval` says: look at it before use",
 )

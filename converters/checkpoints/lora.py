@@ -62,17 +62,20 @@ class _Module:
     """What an adapter has for one module; either a pair of factors, or a tensor that replaces the module's."""
 
     scaling: float = 1.0
-    transposed: bool = False  # the module keeps (in, out)
     embedding: bool = False
     down: StoredTensor | None = None  # lora_A: (r, in); of an embedding (r, vocabulary)
     up: StoredTensor | None = None  # lora_B: (out, r); of an embedding (width, r)
     magnitude: StoredTensor | None = None  # DoRA: (out,)
 
-    def delta(self) -> FloatArray:
-        """What is added to the module's tensor, as it is stored."""
+    def delta(self, transposed: bool) -> FloatArray:
+        """What is added to the module's tensor, as it is stored.
+
+        Args:
+            transposed: the module keeps (in, out).
+        """
         assert self.down is not None and self.up is not None
         product = self.up.read() @ self.down.read() * np.float32(self.scaling)
-        return product.T if self.transposed or self.embedding else product
+        return product.T if transposed or self.embedding else product
 
 
 def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -160,8 +163,7 @@ def _module(
             f"{'a' if magnitude else 'no'} magnitude; DoRA is merged in linear modules only. "
             f"{_BY_PEFT}"
         )
-    transposed = fields.flag("fan_in_fan_out", False) and not embedding
-    return _Module(scaling, transposed, embedding, down, up, magnitude)
+    return _Module(scaling, embedding, down, up, magnitude)
 
 
 def _by_pattern(fields: Fields, key: str, module: str, default: float) -> float:
@@ -172,6 +174,17 @@ def _by_pattern(fields: Fields, key: str, module: str, default: float) -> float:
                 raise CheckpointError(f"{fields.where}: {key} has {value!r} for {pattern}; expected a number.")
             return value
     return default
+
+
+def _keeps_columns(source: Source) -> bool:
+    """Whether a family stores a matrix as (in, out), as GPT-2 does.
+
+    adapter_config.json has one `fan_in_fan_out` for all modules, that of the last one that PEFT came by.
+    """
+    if source.part is None or source.shape is None or len(source.shape) != 2:
+        return False
+    places = source.part(np.arange(np.prod(source.shape), dtype=np.float32).reshape(source.shape))
+    return bool(places[0, 1] - places[0, 0] != 1)
 
 
 class _Merge:
@@ -234,7 +247,7 @@ class _Merge:
         module = self._modules.get(source.name.removesuffix(".weight")) if tensor.part == "weight" else None
         if module is None:
             return values
-        values = values + self._part(module.delta(), source, tensor)
+        values = values + self._part(module.delta(_keeps_columns(source)), source, tensor)
         return values if module.magnitude is None else self._directed(values, module.magnitude, tensor)
 
     def _part(self, stored: FloatArray, source: Source, tensor: Tensor) -> FloatArray:

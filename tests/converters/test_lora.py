@@ -80,6 +80,16 @@ def test_what_would_be_merged_wrongly_is_refused(
         merge_adapter(open_checkpoint(write_folder(tmp_path / "m", "llama")), adapter)
 
 
+@pytest.mark.parametrize("name", ["conv1d", "conv1d-dora"])
+def test_the_family_says_how_a_matrix_lies_not_the_flag_of_the_module_that_came_last(name: str, tmp_path: Path) -> None:
+    """PEFT writes the flag of whichever module it visited last: false where a head was among GPT-2's modules."""
+    adapter = Path(shutil.copytree(ADAPTERS / name, tmp_path / "adapter"))
+    change(adapter, fan_in_fan_out=False)
+    merged = merge_adapter(open_checkpoint(write_folder(tmp_path / "m", "gpt2")), adapter)
+    with np.load(ADAPTERS / "logits.npz") as file:
+        np.testing.assert_allclose(logits(merged, "gpt2"), file[name], atol=1e-3)
+
+
 def test_an_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -> None:
     gpt2 = open_checkpoint(write_folder(tmp_path / "gpt2", "gpt2"))
     with pytest.raises(StonechatError, match=r"changes what the network of gpt2 does not have: model\.layers\.0"):
