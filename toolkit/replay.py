@@ -135,7 +135,7 @@ class Replay:
                 f"{fleet.path} has no device {device!r}; its devices are: {', '.join(fleet.devices) or 'none'}"
             )
         served = fleet.devices[device].links
-        links = [link for link in fleet.links if link.name in served and only in (None, link.name)]
+        links = [link for link in fleet.links_of(device) if only in (None, link.name)]
         if not links:
             raise ConfigurationError(
                 f"{fleet.path}: the device {device!r} serves "

@@ -99,6 +99,7 @@ class RemoteModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        examples: Sequence[Mapping[str, Any]] = (),
         task: str | None = None,
         prompt_name: str | None = None,
         to: str | None = None,
@@ -114,6 +115,8 @@ class RemoteModel:
             prompt: a user's message, or chat messages.
             model: its name in the fleet file; None is the device's first.
             schema: a JSON schema that the answer fits; `stop` does not go with it.
+            examples: what is right, shown to the model before the last message: `{"prompt": "…", "answer": …}` each,
+                where the answer is an object that fits `schema`, or a text.
             task: what the model has to be for: generate, embed, classify or translate; None takes any. The vector of
                 an encoder is `final.embedding`, a classifier's probabilities are `final.probabilities`.
             prompt_name: of an encoder, what the text is for.
@@ -132,7 +135,7 @@ class RemoteModel:
         fields = {
             "prompt" if isinstance(prompt, str) else "messages": prompt if isinstance(prompt, str) else list(prompt),
             "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "examples": list(examples), "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "task": task, "prompt_name": prompt_name, "to": to, "truncate": truncate,
             "deadline_ms": max(1, round(timeout_s * 1000)), "hops": hops,
         }  # fmt: skip

@@ -100,14 +100,12 @@ class Fleet:
             ConfigurationError: the file has no such device.
         """
         entry = self._entry(device)
-        names = set(entry.links)
-        links = tuple(replace(link, escalate=self._located(link.escalate)) for link in self.links if link.name in names)
         return DeviceConfig(
             device,
             broker,
             state_dir,
             models=tuple(ModelSettings(n, self.models[n].system, self.models[n].max_new) for n in entry.models),
-            links=links,
+            links=self.links_of(device),
             pool=entry.pool,
             queue=entry.queue,
             limits=entry.limits,
@@ -120,6 +118,21 @@ class Fleet:
         if policy is None or policy.to.key_file is None:
             return policy
         return replace(policy, to=replace(policy.to, key_file=str(self._beside(policy.to.key_file))))
+
+    def links_of(self, device: str) -> tuple[Link, ...]:
+        """The links of a device. One without `answer` has that of its bundle, if that was trained for a task.
+
+        Raises:
+            ConfigurationError: the file has no such device, or a path needs a variable that is not set.
+        """
+        entry = self._entry(device)
+        names = set(entry.links)
+        own = [replace(link, escalate=self._located(link.escalate)) for link in self.links if link.name in names]
+        if all(link.answer is not None for link in own):
+            return tuple(own)
+        trained = {name: _answer_of(Path(model.bundle)) for name, model in self.models_of(device).items()}
+        asked = {link.name: trained.get(link.model or entry.models[0]) for link in own if link.answer is None}
+        return tuple(replace(link, answer=asked.get(link.name, link.answer)) for link in own)
 
     def models_of(self, device: str) -> Mapping[str, ModelEntry]:
         """The models of a device by name, their bundle paths made absolute; the first is its default.
@@ -238,6 +251,11 @@ class Fleet:
                     f"link {link.name!r} asks the model {name!r}, whose bundle gives vectors: those answer requests "
                     "alone; take a bundle of another task."
                 )
+            if link.name in served and answers and link.answer is None and manifest.purpose is None and link.unsure:
+                faults.append(
+                    f"link {link.name!r} has `unsure` and no `answer`, and the bundle of {name!r} was trained for no "
+                    "task; give it an `answer` with a field that the model chooses: an enum, a number, true or false."
+                )
             if link.name in served and answers and link.answer is not None:
                 try:
                     check_schema(link.answer, model.max_new)
@@ -270,6 +288,22 @@ class Fleet:
             hint = yaml_schema.nearest(device, list(self.devices), "its devices are")
             raise ConfigurationError(f"{self.path} has no device {device!r}; {hint}")
         return self.devices[device]
+
+
+def _answer_of(bundle: Path) -> Mapping[str, Any] | None:
+    """The JSON schema of the task that a bundle on this machine was trained for; None where there is no such bundle.
+
+    A bundle that cannot be read is reported where it is opened.
+    """
+    from device_runtime.bundle.manifest import MANIFEST, Manifest  # what a client of this module does not need
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.slots import resolve
+
+    try:
+        purpose = Purpose.of_manifest(Manifest.from_json((resolve(bundle) / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, UnicodeError, StonechatError):
+        return None
+    return None if purpose is None else purpose.answer
 
 
 def load(path: Path | str) -> Fleet:

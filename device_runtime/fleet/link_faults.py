@@ -114,7 +114,8 @@ def _faults_of_answers(link: Link) -> list[tuple[str, str]]:
             wrong = answer_faults(example.answer, link.answer, whole=False)
             found += [("examples", f"[{number}]: {fault}") for fault in wrong]
             found += [("examples", f"[{number}]: {name!r} is missing") for name in missing]
-    if link.unsure is not None and not set(typed_names(link.answer)) - set(link.decide):
+    # Without an answer the bundle may have one: see `Fleet.check_model`.
+    if link.unsure is not None and link.answer is not None and not set(typed_names(link.answer)) - set(link.decide):
         text = "needs an `answer` with a field that the model chooses: an enum, a number, true or false"
         found.append(("unsure", text))
     if link.examples and not found:

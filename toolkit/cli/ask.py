@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="which of its models, as the fleet file calls it")
     parser.add_argument("--system", metavar="TEXT", help="a system message, in place of the device's")
     parser.add_argument("--schema", metavar="FILE", type=Path, help="hold the answer to this JSON schema")
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        type=Path,
+        help='lines of {"prompt": …, "answer": …} that show the model what is right',
+    )
     parser.add_argument("--to", metavar="LANGUAGE", help="of a translator that writes several languages")
     parser.add_argument("--prompt-name", metavar="NAME", help="of a sentence encoder: what the text is for (query)")
     parser.add_argument("--truncate", action="store_true", help="of these two: cut off what is too long")
@@ -37,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
     from device_runtime.client.remote import RemoteModel
     from device_runtime.errors import StonechatError
-    from toolkit.cli.options import read_schema
+    from toolkit.cli.options import read_schema, read_shown
 
     broker, name = broker_access(args)
     system = [{"role": "system", "content": args.system}] if args.system else []
@@ -49,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         max_new=args.max_new,
         seed=args.seed,
         schema=read_schema(args.schema) if args.schema else None,
+        examples=read_shown(args.examples) if args.examples else (),
         prompt_name=args.prompt_name,
         to=args.to,
         truncate=args.truncate,

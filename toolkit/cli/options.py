@@ -133,6 +133,24 @@ def read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
+def read_shown(path: Path) -> list[dict[str, Any]]:
+    """Examples for a model in a file, one JSON object a line: `{"prompt": "…", "answer": …}`."""
+    import json
+
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            example = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{path}:{number} is not JSON: {error}.") from None
+        if not isinstance(example, dict) or set(example) != {"prompt", "answer"}:
+            raise ConfigurationError(f'{path}:{number}: expected {{"prompt": "…", "answer": …}}, got {line[:80]}')
+        found.append(example)
+    return found
+
+
 def read_schemas(paths: Sequence[Path], task: Path | None) -> tuple[dict[str, Any], ...]:
     """JSON schemas in files, and that of a task's answer."""
     schemas = [read_schema(path) for path in paths]

@@ -56,6 +56,19 @@ class TestBlocking:
         assert options["schema"] == schema
         assert device.model.asked[1][1]["stop"] == (".",)
 
+    def test_examples_are_turns_before_the_question(self, on_air, remote):
+        device = on_air(ScriptedModel(["1"]))
+        examples = [{"prompt": "Is 12 °C too hot?", "answer": {"hot": False}}, {"prompt": "Hello", "answer": "Hi."}]
+        list(remote(device).generate("Is 40 °C too hot?", examples=examples))
+        turns = [(m["role"], m["content"]) for m in device.model.asked[0][0]]
+        assert turns[-5:] == [
+            ("user", "Is 12 °C too hot?"),
+            ("assistant", '{"hot": false}'),
+            ("user", "Hello"),
+            ("assistant", "Hi."),
+            ("user", "Is 40 °C too hot?"),
+        ]
+
     def test_one_of_several_models_is_named(self, on_air, remote):
         scripts = {"small": ScriptedModel(["small"]), "large": ScriptedModel(["large"])}
         model = remote(on_air(models=(ModelSettings("small"), ModelSettings("large")), scripts=scripts))
@@ -224,6 +237,7 @@ class TestErrors:
             {"stop": [""]},
             {"stop": ["."], "schema": {}},
             {"schema": []},
+            {"examples": [{"prompt": "x"}]},
             {"schema": {"maximum": float("nan")}},
             {"prompt": "\udcff"},
         ],

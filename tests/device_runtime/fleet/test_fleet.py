@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
 from device_runtime.fleet import yaml_schema
@@ -376,3 +379,37 @@ def test_thousands_of_wrong_names_are_reported_in_time():
     with pytest.raises(ConfigurationError, match=r"f.yaml has more than 200 faults"):
         yaml_schema.loads(text, fleet.FLEET, fleet.check_fleet, file="f.yaml")
     assert time.process_time() - started_s < 20
+
+
+class TestTheAnswerOfATrainedBundle:
+    BUNDLES = Path(__file__).parents[3] / "examples"
+
+    def read(self, tmp_path, bundle, **link):
+        path = tmp_path / "fleet.yaml"
+        devices = {"pi": {"model": "trained", "links": ["boiler"]}}
+        models = {"trained": {"bundle": str(bundle)}}
+        known = {"name": "boiler", "from": "plant/+/boiler", "prompt": "{{ reading | tojson }}", "to": "plant/advice"}
+        whole = {"schema": 1, "broker": {"url": "mqtt://host"}, "devices": devices, "models": models}
+        path.write_text(json.dumps(whole | {"links": [known | link]}), encoding="utf-8")
+        return fleet.load(path)
+
+    def test_a_link_without_one_has_the_bundles(self, tmp_path):
+        f = self.read(tmp_path, self.BUNDLES / "boiler-advisor/bundle", unsure={"below": 0.9, "do": "skip"})
+        (link,) = f.device("pi", f.address("pi"), tmp_path).links
+        assert list(link.answer["properties"]) == ["severity", "cause", "advice"]
+        assert link.answer["properties"]["severity"] == {"enum": ["ok", "warn", "alarm"]}
+
+    def test_its_own_comes_first(self, tmp_path):
+        own = {"type": "object", "properties": {"severity": {"enum": ["ok", "alarm"]}}, "required": ["severity"]}
+        f = self.read(tmp_path, self.BUNDLES / "boiler-advisor/bundle", answer=own)
+        assert f.links_of("pi")[0].answer == own
+
+    def test_a_bundle_that_is_not_here_gives_none(self, tmp_path):
+        assert self.read(tmp_path, tmp_path / "nowhere").links_of("pi")[0].answer is None
+
+    def test_unsure_needs_an_answer_of_either(self, tmp_path):
+        f = self.read(tmp_path, self.BUNDLES / "boiler-advisor/bundle", unsure={})
+        manifest = Bundle.open(self.BUNDLES / "boiler-advisor/bundle").manifest
+        f.check_model("pi", "trained", manifest, lambda schema, limit: None)
+        with pytest.raises(ConfigurationError, match="has `unsure` and no `answer`, and the bundle of 'trained'"):
+            f.check_model("pi", "trained", replace(manifest, purpose=None), lambda schema, limit: None)

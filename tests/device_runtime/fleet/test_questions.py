@@ -111,7 +111,6 @@ class TestFaults:
             ({"examples": (LinkExample({"severity": "ok", "advice": ""}, {"psi": 1}),)}, "'bar' is undefined"),
             ({"answer": None, "examples": (LinkExample({"a": 1}, None, "?"),)}, "the link asks for text"),
             ({"unsure": Unsure(), "decide": DECIDE}, "a field that the model chooses"),
-            ({"unsure": Unsure(), "answer": None}, "a field that the model chooses"),
         ],
     )  # fmt: skip
     def test_each_is_found_before_there_is_a_reading(self, fields: dict[str, Any], fault: str) -> None:
