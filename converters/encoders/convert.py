@@ -13,13 +13,13 @@ from typing import Any, Literal
 from boards.fit import Subject
 from converters.emit.lint import require_clean
 from converters.encoders.checkpoint import EncoderCheckpoint
-from converters.encoders.graph import count_encoder, lengths_of, write_encoder
-from converters.encoders.micro import (
+from converters.encoders.graphs.micro import (
     calibrate_encoder,
     count_micro_encoder,
     measured_encoder_arena,
     write_micro_encoder,
 )
+from converters.encoders.graphs.pi import count_encoder, lengths_of, write_encoder
 from converters.encoders.network import EncoderConfig, TranslatorConfig, linears
 from converters.encoders.quality import encoder_quality, kept, sentences_of
 from converters.encoders.smoothing import smoothing_factors

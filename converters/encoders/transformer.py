@@ -1,4 +1,4 @@
-"""Encoders and translators, written once: what reads them computes (`ops_numpy`) or emits a graph (`ops_pi`).
+"""Encoders and translators, written once: what reads them computes (`ops_numpy`) or emits a graph (`graphs`).
 
 Activations have shape (tokens, width), as in converters/network/decoder.py; `network.py` lists tensors and matmuls.
 """

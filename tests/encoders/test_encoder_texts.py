@@ -12,7 +12,7 @@ import pytest
 
 from converters.encoders.checkpoint import open_encoder
 from converters.encoders.convert import EncoderOptions, convert_encoder
-from converters.encoders.graph import lengths_of
+from converters.encoders.graphs.pi import lengths_of
 from converters.ops.numpy_parts import activation
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.encoder.encoder_model import EncoderModel

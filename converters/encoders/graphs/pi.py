@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.emit.tflite_write import Constant, GraphWriter
+from converters.encoders.graphs.ops_pi import DecoderPi, EncoderConstants, EncoderPi
 from converters.encoders.network import Config, Stack, TranslatorConfig, linears, tensor_shapes
 from converters.encoders.ops_numpy import bucket_of
-from converters.encoders.ops_pi import DecoderPi, EncoderConstants, EncoderPi
 from converters.encoders.transformer import cross_rows, next_logits, sentence
 from converters.network.tensors import Linear, Role
 from converters.network.weights import FloatArray, ReadTensor

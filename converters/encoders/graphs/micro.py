@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.emit.tflite_write import Constant, GraphWriter
+from converters.encoders.graphs.ops_micro import EncoderMicro, EncoderMicroConstants
 from converters.encoders.network import EncoderConfig, linears, tensor_shapes
-from converters.encoders.ops_micro import EncoderMicro, EncoderMicroConstants
 from converters.encoders.ops_numpy import reference_sentence
 from converters.encoders.transformer import sentence
 from converters.network.tensors import Linear, Role
