@@ -13,7 +13,7 @@ from converters.encoders.transformer import cross_rows, next_logits, sentence
 from converters.network.weights import FloatArray, ReadTensor
 from converters.ops.numpy_parts import NumpyParts, Observe
 
-__all__ = ["NumpyReading", "bucket_of", "reference_logits", "reference_sentence"]
+__all__ = ["NumpyReading", "bucket_of", "reference_logits", "reference_sentence", "reference_sentences"]
 
 
 class NumpyReading(NumpyParts):
@@ -99,6 +99,48 @@ def bucket_of(distances: npt.NDArray[Any], buckets: Buckets, *, both_ways: bool)
         share = np.log(behind.astype(np.float32) / np.float32(exact)) / np.float32(np.log(buckets.longest / exact))
     far = exact + np.where(behind < exact, 0, share * np.float32(count - exact)).astype(np.int64)
     return np.asarray(first + np.where(behind < exact, behind, np.minimum(far, count - 1)), np.int64)
+
+
+class _Several(NumpyReading):
+    """Texts of one length, one after another in all arrays: (texts * length, width). No text sees another."""
+
+    def __init__(self, read: ReadTensor, texts: Sequence[Sequence[int]]) -> None:
+        super().__init__(read, [token for text in texts for token in text])
+        self._count = len(texts)
+
+    def embed(self, stack: Stack) -> FloatArray:
+        """As in `StackOps`."""
+        rows = self._read("embed.weight")[self._tokens] * np.float32(stack.embedding_scale)
+        if stack.positions:
+            length = len(self._tokens) // self._count
+            rows = rows + np.tile(self._read(f"{stack.side}.positions.weight")[:length], (self._count, 1))
+        return np.asarray(rows, np.float32)
+
+    def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, layer: int) -> FloatArray:
+        """As in `StackOps`."""
+        assert stack.buckets is None and not stack.crosses
+        a = stack.attention
+        queries, keys, values = (
+            x.reshape(self._count, -1, a.heads, a.head_dim).transpose(0, 2, 1, 3) for x in (q, k, v)
+        )
+        scores = queries @ keys.transpose(0, 1, 3, 2) * np.float32(a.score_scale)  # (texts, heads, length, length)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ values
+        return np.asarray(mixed.transpose(0, 2, 1, 3).reshape(q.shape), np.float32)
+
+    def pool(self, x: FloatArray, pooling: Pooling) -> FloatArray:
+        """As in `StackOps`."""
+        of_texts = x.reshape(self._count, -1, x.shape[-1])
+        return of_texts[:, 0] if pooling == "cls" else of_texts.mean(axis=1)
+
+    def unit(self, x: FloatArray) -> FloatArray:
+        """As in `StackOps`."""
+        return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), np.float32)
+
+
+def reference_sentences(config: EncoderConfig, read: ReadTensor, texts: Sequence[Sequence[int]]) -> FloatArray:
+    """The same as `reference_sentence` of texts that have the same number of tokens, (texts, width or labels)."""
+    return sentence(_Several(read, texts), config)
 
 
 def reference_sentence(

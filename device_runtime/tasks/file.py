@@ -87,6 +87,7 @@ class Network:
     ffn: int = 256
     vocabulary: int = 512  # at most
     tied: bool = False  # a token is read by the row that it is predicted with: half the table
+    embeddings: str = ""  # folder of a sentence encoder that words are understood by; relative to the task file
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ INPUTS = Record(
     {
         "text": Field(Integer(1, 2000, "characters"), default=None),
         "numbers": Field(Choice(("whole", "short")), default="whole"),
+        "words": Field(Choice(("whole", "apart")), default="whole"),
         "fields": Field(MapOf(_NAME, _FIELD), default=None),
         "window": Field(Integer(0, 100, "readings"), default=0),
         "features": Field(MapOf(_NAME, _FEATURE), default=None),
@@ -249,8 +251,9 @@ TASK = Record(
                     "width": Field(Integer(32, 384), default=96),
                     "heads": Field(Integer(1, 12), default=4),
                     "ffn": Field(Integer(32, 1536), default=256),
-                    "vocabulary": Field(Integer(300, 8192, "pieces"), default=512),
+                    "vocabulary": Field(Integer(300, 16384, "pieces"), default=512),
                     "tied": Field(Boolean(), default=False),
+                    "embeddings": Field(Text("a folder"), default=""),
                 },
             ),
             default=Network(),
@@ -310,6 +313,14 @@ def _check(task: Task, report: Report) -> None:
         report.add_at(("answer",), f"{free!r} is no enum; a task of the kind classify has enums only")
     if task.network.width % task.network.heads or task.network.width // task.network.heads % 2:
         report.add_at(("network",), f"width {task.network.width} does not divide into {task.network.heads} even heads")
+    if task.network.embeddings and not (
+        task.kind == "classify" and task.inputs.text is not None and task.inputs.words == "apart" and task.network.tied
+    ):
+        report.add_at(
+            ("network",),
+            "`embeddings` are for tasks of the kind classify that read a text word by word; expected `kind: classify`, "
+            "`input: {text: 240, words: apart}` and `network: {tied: true}`",
+        )
     _check_answer(task.none, fields, ("none",), report)
     known = {*(task.inputs.fields or {}), *(task.inputs.features or {}), *({"window"} if task.inputs.window else ())}
     for i, rule in enumerate(task.truth):

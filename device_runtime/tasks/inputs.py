@@ -20,8 +20,15 @@ __all__ = ["UNKNOWN", "Feature", "InputField", "Inputs", "Prompt"]
 UNKNOWN = "?"  # in a prompt, for a value that is not there or is of another kind
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?)\s*(.*?)\s*")
 
+# Where a word begins in what is written together: ioError, OOMKilled, eth0, 3ms.
+_WORD_BEGINS = re.compile(
+    r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
+    r"|_+|(?<=[^\w\s])(?=\S)|(?<=\S)(?=[^\w\s])"
+)
 # A date, a clock, an address, a hexadecimal number or three digits and more.
-_LONG_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:[-.:,/]\d+){2,}|\d{1,2}:\d\d(?!\d)|(?<![\d.])\d{3,}(?:\.\d+)?")
+_LONG_NUMBER = re.compile(
+    r"0x[0-9a-f]+|\d+(?:[-.:,/]\d+){2,}|\d{1,2}:\d\d(?!\d)|(?<![\d.])\d{3,}(?:\.\d+)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Inputs:
 
     text: int | None = None  # characters at most; None: the task reads fields
     numbers: Literal["whole", "short"] = "whole"  # short: longer runs of digits in a text are read as one 0
+    words: Literal["whole", "apart"] = "whole"  # apart: diskFull, disk_full and (disk:full) are each read word by word
     fields: Mapping[str, InputField] | None = None
     window: int = 0  # earlier readings that features may look at
     features: Mapping[str, Feature] | None = None
@@ -92,7 +100,8 @@ class Inputs:
     def to_json(self) -> dict[str, Any]:
         """As it is in a task file, for the manifest of a bundle."""
         if self.text is not None:
-            return {"text": self.text, "numbers": self.numbers}
+            apart = {"words": self.words} if self.words != "whole" else {}
+            return {"text": self.text, "numbers": self.numbers, **apart}
         found: dict[str, Any] = {"fields": {name: kind.to_json() for name, kind in (self.fields or {}).items()}}
         if self.window:
             found["window"] = self.window
@@ -141,14 +150,17 @@ class Inputs:
     def _text_prompt(self, text: Any) -> Prompt:
         if not isinstance(text, str) or not text.strip():
             return Prompt("\n", ("there is no text",), readable=False)
-        plain = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+        plain = " ".join(unicodedata.normalize("NFKC", text).split())
         if self.numbers == "short":
             plain = _LONG_NUMBER.sub("0", plain)
         assert self.text is not None
+        strange = ()
         if len(plain) > self.text:
-            reason = f"the text has {len(plain)} characters; the model was trained for at most {self.text}"
-            return Prompt(plain[: self.text] + "\n", (reason,))
-        return Prompt(plain + "\n")
+            strange = (f"the text has {len(plain)} characters; the model was trained for at most {self.text}",)
+            plain = plain[: self.text]
+        if self.words == "apart":  # each word after a space, the first too, so that it is the same token everywhere
+            plain = "".join(f" {word}" for word in _WORD_BEGINS.sub(" ", plain).split())
+        return Prompt(plain.lower() + "\n", strange)
 
 
 def written(name: str, value: Any, field: InputField) -> str:

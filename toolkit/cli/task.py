@@ -18,6 +18,7 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "write a task file, check it, and make examples for it"
 
+_SHOWN = 10  # warnings of a kind
 _NUMBERS = """# What `stonechat train` makes a bundle of. See docs/guides/train.md.
 task: 1
 name: {name}
@@ -133,21 +134,30 @@ def _check(args: argparse.Namespace) -> int:
 
     task = load(args.task)
     truth = Truth(task) if task.truth else None
-    count, against = 0, []
+    count, against, strange = 0, [], []
     for name in task.examples:
         for example in read_examples(task.folder / name, task.inputs, task.answer):
             count += 1
+            read = task.inputs.prompt(example.input)
+            if read.unfamiliar:  # a slip, most likely: such an input is not answered, or flagged
+                strange.append({"file": name, "input": example.input, "why": "; ".join(read.unfamiliar)})
             said = truth.answer(example.input) if truth else None
             if said is not None and example.answer is not None and any(
                 example.answer.get(field) != said[field] for field, values in task.fields.items() if values
             ):  # fmt: skip
-                against.append({"input": example.input, "answer": example.answer, "rules": said})
+                against.append({"file": name, "input": example.input, "answer": example.answer, "rules": said})
     if args.json:
-        print(json.dumps({"task": task.name, "examples": count, "against_rules": against}, ensure_ascii=False))
+        found = {"task": task.name, "examples": count, "against_rules": against, "unfamiliar": strange}
+        print(json.dumps(found, ensure_ascii=False))
         return 0
     print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples")
-    for case in against[:10]:
-        print(f"warning: the rules say {json.dumps(case['rules'])} of {json.dumps(case['input'], ensure_ascii=False)}")
+    for case in strange[:_SHOWN]:
+        print(f"warning: {case['file']}: {case['why']}, in {json.dumps(case['input'], ensure_ascii=False)}")
+    for case in against[:_SHOWN]:
+        of, said, rules = (json.dumps(case[name], ensure_ascii=False) for name in ("input", "answer", "rules"))
+        print(f"warning: {case['file']}: says {said} of {of}, and the rules {rules}")
+    if more := max(0, len(strange) - _SHOWN) + max(0, len(against) - _SHOWN):
+        print(f"warning: {more} more; --json lists them all")
     return 0
 
 

@@ -6,13 +6,16 @@ Face checkpoint, (out, in), except that those of all layers are stacked: (layers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from device_runtime.tasks.file import Network
 
-__all__ = ["EPSILON", "ROPE_BASE", "Parameters", "forward", "initial", "logits"]
+__all__ = ["EPSILON", "ROPE_BASE", "Parameters", "forward", "initial", "logits", "with_map", "without_map"]
 
 Parameters = dict[str, jax.Array]
 EPSILON = 1e-5
@@ -44,17 +47,56 @@ def initial(shape: Network, vocabulary: int, seed: int) -> Parameters:
     return parameters
 
 
-def forward(parameters: Parameters, tokens: jax.Array, shape: Network, drop: jax.Array | None = None) -> jax.Array:
+def with_map(parameters: Parameters, table: npt.NDArray[np.float32]) -> Parameters:
+    """The same, whose tokens are read by the rows of `table` (vocabulary, size), mapped to the width.
+
+    What is trained is the map, so that words which no case has move with those that the cases have. Tokens whose row is
+    nothing but zeros (all come first) keep rows of their own. The map begins with the table's principal components.
+    """
+    own = int(np.argmax(table.any(axis=1)))
+    _, sizes, directions = np.linalg.svd(table[own:], full_matrices=False)
+    width = parameters["embed"].shape[1]
+    scale = 0.2 * np.sqrt(len(table) - own) / np.sqrt(sizes[:width] * sizes[:width].mean())  # half way to equal sizes
+    mapped = (directions[:width] * scale[:, None]).T  # (size, width)
+    return {**parameters, "embed": parameters["embed"][:own], "map": jnp.asarray(mapped.astype(np.float32))}
+
+
+def without_map(
+    weights: dict[str, npt.NDArray[np.float32]], table: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """An ordinary network with one row for each token, which answers alike."""
+    own = len(weights["embed"])
+    rows = np.concatenate([weights["embed"], table[own:] @ weights["map"]])
+    return {name: rows if name == "embed" else tensor for name, tensor in weights.items() if name != "map"}
+
+
+def _embedded(parameters: Parameters, tokens: jax.Array, table: jax.Array | None) -> jax.Array:
+    """(batch, time, width)."""
+    if table is None:
+        return parameters["embed"][tokens]
+    own = len(parameters["embed"])
+    rows = parameters["embed"][jnp.minimum(tokens, own - 1)]
+    return jnp.where((tokens < own)[..., None], rows, table[tokens] @ parameters["map"])
+
+
+def forward(
+    parameters: Parameters,
+    tokens: jax.Array,
+    shape: Network,
+    drop: jax.Array | None = None,
+    table: jax.Array | None = None,
+) -> jax.Array:
     """What the final norm gives, (batch, time, width), for (batch, time) tokens that begin at position 0.
 
     Args:
         drop: (layers, 2, batch, 1, 1) factors of what each block adds, for training; None adds all of it.
+        table: what `with_map` had.
     """
     batch, time = tokens.shape
     heads, head_dim = shape.heads, shape.width // shape.heads
     cos, sin = _rope(time, head_dim)
     causal = jnp.where(jnp.tril(jnp.ones((time, time), bool)), 0.0, -1e9)
-    x = parameters["embed"][tokens]  # (B, T, C)
+    x = _embedded(parameters, tokens, table)  # (B, T, C)
 
     def split(values: jax.Array) -> jax.Array:
         return values.reshape(batch, time, heads, head_dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
@@ -74,9 +116,10 @@ def forward(parameters: Parameters, tokens: jax.Array, shape: Network, drop: jax
     return _rms_norm(x, parameters["final_norm"])
 
 
-def logits(parameters: Parameters, hidden: jax.Array) -> jax.Array:
-    """(…, vocabulary) for (…, width)."""
-    return hidden @ parameters.get("head", parameters["embed"]).T
+def logits(parameters: Parameters, hidden: jax.Array, tokens: Sequence[int] | None = None) -> jax.Array:
+    """(…, vocabulary) for (…, width); or of these tokens only."""
+    rows = parameters.get("head", parameters["embed"])
+    return hidden @ (rows if tokens is None else rows[jnp.array(tokens)]).T
 
 
 def _rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:

@@ -61,18 +61,23 @@ def optimize(
     checkpoint: Path,
     log: Log,
     held: Cases | None = None,
+    table: npt.NDArray[np.float32] | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Train, from `checkpoint` if there is one of this very run; returns the averaged weights.
 
     Args:
         held: cases that are not trained on; where `schedule.enough` of their decisions have been right for some time,
             the training ends before its last step.
+        table: what tokens are read by, (vocabulary, size); see `network.with_map`. What follows what in a text is not
+            learnt then, only what is decided.
     """
     transform = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(_rates(schedule), b2=0.98, weight_decay=schedule.decay),
     )
     weights = network.initial(shape, vocabulary, seed)
+    known = None if table is None else jnp.asarray(table)
+    weights = weights if table is None else network.with_map(weights, table)
     mean = jax.tree.map(jnp.copy, weights)  # the memory of the state is used again at each step
     state: Any = (weights, mean, transform.init(weights))
     leaves, tree = jax.tree.flatten(state)
@@ -84,6 +89,15 @@ def optimize(
     tokens, learnt = jnp.asarray(cases.tokens), jnp.asarray(cases.learnt)
     ends = None if cases.ends is None else jnp.asarray(cases.ends)
     labels = None if cases.labels is None else jnp.asarray(cases.labels)
+
+    def of_fields(weights: network.Parameters, hidden: jax.Array, rows: jax.Array) -> jax.Array:
+        """The summed loss of the decisions about some cases, of the kind classify."""
+        assert ends is not None and labels is not None
+        last, found = hidden[jnp.arange(len(rows)), ends[rows]], jnp.zeros(())  # (B, C)
+        for field, head in enumerate(cases.heads):
+            of_values = network.logits(weights, last, head)
+            found += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).sum()
+        return found
 
     def sums(weights: network.Parameters, rows: jax.Array, key: jax.Array, length: int) -> tuple[jax.Array, ...]:
         """Of some cases, which are at most `length` long: the summed loss of their tokens, and of their decisions."""
@@ -98,17 +112,15 @@ def optimize(
             drawn = jax.random.uniform(key, within.shape) < schedule.noise
             others = jax.random.randint(other, within.shape, 3, vocabulary)
             read = read.at[:, 1:].set(jnp.where(within & drawn, others, read[:, 1:]))
-        hidden = network.forward(weights, read, shape, drop)
+        hidden = network.forward(weights, read, shape, drop, known)
+        if known is not None:
+            return jnp.zeros(()), jnp.ones(()), of_fields(weights, hidden, rows)
         losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(weights, hidden), batch[:, 1:])
-        of_tokens, decisions = (losses * mask).sum(), jnp.zeros(())
-        if ends is None or labels is None:
-            return of_tokens, mask.sum(), decisions
+        of_tokens = (losses * mask).sum()
+        if ends is None:
+            return of_tokens, mask.sum(), jnp.zeros(())
         # Of words what the mask says, of each field its head's decision after the prompt.
-        decided = network.logits(weights, hidden[jnp.arange(len(rows)), ends[rows]])  # (B, V)
-        for field, head in enumerate(cases.heads):
-            of_values = decided[:, jnp.array(head)]
-            decisions += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).sum()
-        return of_tokens, (mask > 0).sum(), decisions
+        return of_tokens, (mask > 0).sum(), of_fields(weights, hidden, rows)
 
     def loss(weights: network.Parameters, rows: jax.Array, key: jax.Array) -> jax.Array:
         found, start = [], 0
@@ -119,22 +131,25 @@ def optimize(
         of_tokens, count, decisions = (sum(values) for values in zip(*found, strict=True))
         return jnp.asarray(of_tokens / jnp.maximum(count, 1) + decisions / schedule.batch)
 
-    def one(state: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+    def one(state: Any, drawn: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         weights, mean, inner = state
-        value, gradient = jax.value_and_grad(loss)(weights, *drawn)
+        rows, key, done = drawn
+        value, gradient = jax.value_and_grad(loss)(weights, rows, key)
         updates, inner = transform.update(gradient, inner, weights)
         weights = optax.apply_updates(weights, updates)
-        mean = jax.tree.map(lambda m, w: schedule.average * m + (1 - schedule.average) * w, mean, weights)
+        # Of a short training, too, next to nothing of how the weights began is left in their mean.
+        average = jnp.minimum(schedule.average, (1.0 + done) / (10.0 + done))
+        mean = jax.tree.map(lambda m, w: average * m + (1 - average) * w, mean, weights)
         return (weights, mean, inner), value
 
-    several = jax.jit(lambda state, rows, keys: jax.lax.scan(one, state, (rows, keys)), donate_argnums=0)
+    several = jax.jit(lambda state, *drawn: jax.lax.scan(one, state, drawn), donate_argnums=0)
     saved_s = time.monotonic()
     right = None if held is None or schedule.enough > 1 else _share_right(shape, held)
     while step < schedule.steps and settled < _CHECKS:
         count = min(_TOGETHER, schedule.steps - step)
         rows = np.stack([_batch(parts, seed, step + i) for i in range(count)])
         keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), step + i) for i in range(count)])
-        state, losses = several(state, jnp.asarray(rows), keys)
+        state, losses = several(state, jnp.asarray(rows), keys, jnp.arange(step, step + count))
         step += count
         log(step, float(losses.mean()))
         if right is not None and step % _CHECK_STEPS == 0:
@@ -142,7 +157,8 @@ def optimize(
         if time.monotonic() - saved_s > _SAVE_S or step == schedule.steps or settled == _CHECKS:
             _save(checkpoint, step, settled, jax.tree.leaves(state))
             saved_s = time.monotonic()
-    return {name: np.asarray(value) for name, value in state[1].items()}
+    found = {name: np.asarray(value) for name, value in state[1].items()}
+    return found if table is None else network.without_map(found, table)
 
 
 def _share_right(shape: Network, held: Cases) -> Callable[[network.Parameters], float]:
@@ -152,9 +168,11 @@ def _share_right(shape: Network, held: Cases) -> Callable[[network.Parameters], 
     def share(weights: network.Parameters) -> jax.Array:
         hidden = network.forward(weights, tokens[:, :-1], shape)
         if held.ends is not None and held.labels is not None:
-            decided = network.logits(weights, hidden[jnp.arange(len(tokens)), jnp.asarray(held.ends[:_HELD])])
+            last = hidden[jnp.arange(len(tokens)), jnp.asarray(held.ends[:_HELD])]
             labels = jnp.asarray(held.labels[:_HELD])
-            found = [decided[:, jnp.array(head)].argmax(-1) == labels[:, i] for i, head in enumerate(held.heads)]
+            found = [
+                network.logits(weights, last, head).argmax(-1) == labels[:, i] for i, head in enumerate(held.heads)
+            ]
             return jnp.stack(found).mean()
         right = network.logits(weights, hidden).argmax(-1) == tokens[:, 1:]
         decisions = learnt == 1.0

@@ -35,6 +35,8 @@ def answer_text(answer: Mapping[str, Any], task: Task) -> str:
 def symbols(task: Task) -> list[str]:
     """Texts that are one token each."""
     found: list[str] = ["\n"]
+    if task.network.embeddings:  # whose texts are common English, in which no part of an answer is a symbol
+        return [*found, *(head_label(name, value) for name, values in task.fields.items() for value in values or [])]
     for number, (name, values) in enumerate(task.fields.items()):
         found.append((", " if number else "{") + json.dumps(name) + ": ")
         found += [json.dumps(value, ensure_ascii=False) for value in values or []]

@@ -2,6 +2,7 @@
 
     train.jsonl, calibrate.jsonl, test.jsonl  cases, by what they are for
     vocabulary.model  the SentencePiece model
+    words.npy         a sentence encoder's vector for each of its pieces, where the task names one
     tokens.npz        the cases that are trained on, as arrays
     weights.npz       the state of the training, saved every half minute
     settings.json     what all of this was made with; another task, seed or size begins again
@@ -32,7 +33,8 @@ from device_runtime.tasks.file import Task
 from toolkit.examples.sources import all_examples
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
 from toolkit.train.optimize import Schedule, optimize
-from toolkit.train.vocabulary import SAMPLE, train_vocabulary
+from toolkit.train.vocabulary import SAMPLE, symbols, train_vocabulary
+from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
 __all__ = ["Progress", "Settings", "Trained", "read_cases", "silent", "train_weights", "work_folder"]
 
@@ -50,6 +52,7 @@ def silent(step: str, share: float, detail: str = "", /) -> None:
 
 ENOUGH = 0.9995  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
 NOISE = 0.02  # of the tokens of a text, in training
+STRANGE = 0.05  # the same where words are known by an encoder's vectors
 _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
 
@@ -89,6 +92,7 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
     _begin(work, task, settings)
     _keep_cases(task, settings, work, progress)
     vocabulary = _vocabulary(task, work)
+    table = _kept_vectors(task, vocabulary, work, progress) if task.network.embeddings else None
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
     cases = _kept_tokens(task, tokenizer, settings, work)
     text = task.inputs.text is not None
@@ -98,12 +102,17 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
         tokenizer.vocab_size(),
         cases,
         Schedule(
-            settings.steps, settings.batch, drop=text, noise=NOISE if text else 0.0, enough=2.0 if text else ENOUGH
+            settings.steps,
+            settings.batch,
+            drop=text,
+            noise=0.0 if not text else NOISE if table is None else STRANGE,
+            enough=2.0 if text else ENOUGH,
         ),
         settings.seed,
         work / "weights.npz",
         lambda step, loss: progress("training", step / settings.steps, f"loss {loss:.3f}"),
         held,
+        table,
     )
     return Trained(weights, vocabulary, cases.tokens.shape[1], len(cases.tokens))
 
@@ -137,6 +146,7 @@ def _begin(work: Path, task: Task, settings: Settings) -> None:
     for name in (
         "settings.json",
         "vocabulary.model",
+        "words.npy",
         "tokens.npz",
         "weights.npz",
         *(f"{part}.jsonl" for part in PARTS),
@@ -179,11 +189,28 @@ def _vocabulary(task: Task, work: Path) -> bytes:
     path = work / "vocabulary.model"
     if not path.is_file():
         prompts = (task.inputs.prompt(example.input).text for example in read_cases(work, "train", SAMPLE))
-        content = train_vocabulary(task, prompts)
+        if task.network.embeddings:
+            size, encoder = task.network.vocabulary, open_words(task.folder / task.network.embeddings)
+            content = word_vocabulary(symbols(task), prompts, size, encoder)
+        else:
+            content = train_vocabulary(task, prompts)
         part = path.with_suffix(".part")
         part.write_bytes(content)
         part.replace(path)
     return path.read_bytes()
+
+
+def _kept_vectors(task: Task, vocabulary: bytes, work: Path, progress: Progress) -> npt.NDArray[np.float32]:
+    """What the pieces are known by, (pieces, size)."""
+    path = work / "words.npy"
+    if not path.is_file():
+        encoder = open_words(task.folder / task.network.embeddings)
+        vectors = piece_vectors(vocabulary, encoder, lambda share: progress("reading words", share))
+        part = path.with_suffix(".part.npy")
+        np.save(part, vectors.astype(np.float16))
+        part.replace(path)
+    kept: npt.NDArray[np.float16] = np.load(path)
+    return kept.astype(np.float32)
 
 
 def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settings, work: Path) -> Cases:
@@ -196,7 +223,8 @@ def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settin
             path.unlink()
     set_random_generator_seed(settings.seed)
     examples = read_cases(work, "train")
-    cases = tokenized(task, examples, tokenizer, drops=_DROPS if task.inputs.text is not None else 0.0)
+    parts = task.inputs.text is not None and not task.network.embeddings  # whose words are known as they are
+    cases = tokenized(task, examples, tokenizer, drops=_DROPS if parts else 0.0)
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, **cases.arrays())
     part.replace(path)

@@ -1,5 +1,6 @@
 """What a task reads, and the prompt that is made of it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,28 @@ def test_long_numbers_of_a_log_become_one_zero_and_short_ones_stay() -> None:
     assert log.prompt({"text": line}).text == "0t0z host[0]: disk 95% full at 0 after 0\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("diskFull disk_full (disk:full)", "disk full disk full ( disk : full )"),
+        ("OOMKilled OutOfMemoryError eth0 3ms", "oom killed out of memory error eth 0 3 ms"),
+        ("ENOSPC: C:\\Temp 95%", "enospc : c : \\ temp 95 %"),
+        ("10.1.2.3:80 0xdeadbeef a__b", "0 0 a b"),
+        ("naïve Größe", "naïve größe"),
+    ],
+)
+def test_words_that_are_written_together_are_read_apart_each_after_a_space(line: str, words: str) -> None:
+    apart = Inputs(text=200, numbers="short", words="apart")
+    assert apart.prompt({"text": line}).text == "".join(f" {word}" for word in words.split()) + "\n"
+
+
+@given(st.text(max_size=40))
+def test_a_text_whose_words_are_apart_has_no_more_of_it_to_take_apart(text: str) -> None:
+    apart = Inputs(text=200, words="apart")
+    once = apart.prompt({"text": text}).text
+    assert apart.prompt({"text": once}).text == once or not once.strip()
+
+
 @given(st.floats(-99.9, 999.9), st.sampled_from([0.1, 0.01, 0.5, 1.0, 5.0]))
 def test_what_is_written_is_the_number_to_its_step(value: float, step: float) -> None:
     text = written("x", value, InputField(low=-99.9, high=999.9, step=step)).removeprefix("x ")
@@ -92,5 +115,5 @@ def test_inputs_come_back_from_their_json() -> None:
     from device_runtime.fleet import yaml_schema
     from device_runtime.tasks.file import INPUTS
 
-    for inputs in (BOILER, TEXT, Inputs(text=9, numbers="short")):
+    for inputs in (BOILER, TEXT, Inputs(text=9, numbers="short"), Inputs(text=9, words="apart")):
         assert yaml_schema.loads(json.dumps(inputs.to_json()), INPUTS, file="x") == inputs

@@ -11,6 +11,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import answer_faults
 from device_runtime.tasks.file import Generate, load, loads
 from device_runtime.tasks.rules import Truth
+from toolkit.cli import main
 from toolkit.examples.readings import Borders, generated
 from toolkit.examples.sources import generated_examples
 
@@ -80,3 +81,36 @@ def test_a_program_that_fails_says_with_what(tmp_path: Path) -> None:
     (tmp_path / "g.py").write_text(f"print({json.dumps(json.dumps({'input': {}, 'answer': {}}))})", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"the output of g.py:1: 'action' is missing"):
         list(generated_examples(task, 1, 0))
+
+
+class TestCheckOfExamples:
+    TASK = """task: 1
+name: pump
+input: {fields: {bar: {from: 0, to: 9, unit: bar}, state: {one_of: [idle, running]}}}
+answer: {type: object, additionalProperties: false, required: [level], properties: {level: {enum: [ok, alarm]}}}
+none: {level: ok}
+truth: [{when: bar > 5, answer: {level: alarm}}, {answer: {level: ok}}]
+examples: cases.jsonl
+"""
+
+    def check(self, folder: Path, capsys: pytest.CaptureFixture[str], *cases: tuple[object, str, str]) -> list[str]:
+        (folder / "task.yaml").write_text(self.TASK, encoding="utf-8")
+        lines = [{"input": {"bar": bar, "state": state}, "answer": {"level": level}} for bar, state, level in cases]
+        (folder / "cases.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        assert main(["task", "check", str(folder)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    def test_slips_are_shown_with_what_was_expected(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        good = (6, "idle", "alarm")
+        assert self.check(tmp_path, capsys, good) == ["pump: no faults, 2 rules, 1 examples"]
+        found = self.check(tmp_path, capsys, good, (6, "idel", "alarm"), (99, "idle", "alarm"), (6, "running", "ok"))
+        assert found[1:] == [
+            'warning: cases.jsonl: state is \'idel\'; expected one of idle, running, in {"bar": 6, "state": "idel"}',
+            'warning: cases.jsonl: bar is 99; the model was trained for 0 to 9, in {"bar": 99, "state": "idle"}',
+            'warning: cases.jsonl: says {"level": "ok"} of {"bar": 6, "state": "running"}, '
+            'and the rules {"level": "alarm"}',
+        ]
+
+    def test_of_many_ten_are_shown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        found = self.check(tmp_path, capsys, *[(6, "running", "ok")] * 13)
+        assert len(found) == 12 and found[-1] == "warning: 3 more; --json lists them all"
