@@ -120,11 +120,20 @@ def _listens(link: Link, recorded: Recorded) -> bool:
 class Replay:
     """The links of one device, with its models opened."""
 
-    def __init__(self, fleet: Fleet, device: str, *, only: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        device: str,
+        *,
+        only: str | None = None,
+        threads: int | None = None,
+        models: Mapping[str, Any] | None = None,
+    ) -> None:
         """Open what is needed.
 
         Args:
             only: one link's name; None takes all that the device serves.
+            models: by name, in place of the fleet file's bundles; they are closed at the end.
 
         Raises:
             ConfigurationError: there is no such device or link.
@@ -154,7 +163,8 @@ class Replay:
             name = link.model or self._default
             if name not in self._models:
                 entry = entries[name]
-                self._models[name] = open_model(entry.bundle, threads=threads or entry.threads)
+                given = None if models is None else models[name]
+                self._models[name] = given or open_model(entry.bundle, threads=threads or entry.threads)
 
     def __enter__(self) -> Replay:
         return self

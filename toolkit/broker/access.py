@@ -95,6 +95,10 @@ class Access:
         """A user who asks devices."""
         self.add(name, _client(name))
 
+    def add_dashboard(self, name: str) -> None:
+        """The page: it asks devices as a client does, and sees how far updates are. It can order none."""
+        self.add(name, [*_client(name), f"read {_ANY.ota_report}"])
+
     def add_operator(self, name: str) -> None:
         """A user who updates devices over the air, and does not ask them."""
         self.add(name, _OPERATOR)

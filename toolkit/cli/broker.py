@@ -76,6 +76,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--operator", metavar="NAME", action="append", default=[], help="who may update devices (repeatable)"
     )
+    parser.add_argument(
+        "--dashboard", metavar="NAME", action="append", default=[], help="a dashboard: sees all, asks, updates nothing"
+    )
     parser.add_argument("--home-assistant", metavar="NAME", action="append", default=[], help="a Home Assistant")
     parser.add_argument(
         "--passwords", action="store_true", help="those named here get passwords, for what has no client certificates"
@@ -153,6 +156,8 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
         access.add_client(check_id("client", name))
     for name in args.operator:
         access.add_operator(check_id("client", name))
+    for name in args.dashboard:
+        access.add_dashboard(check_id("client", name))
     for name in args.home_assistant:
         access.add_home_assistant(check_id("client", name))
     for flag, texts, add in (
@@ -165,7 +170,7 @@ def _named(args: argparse.Namespace, access: Access) -> set[str]:
                 raise ConfigurationError(f"{flag} is {text!r}; expected NAME=TOPIC, such as boiler=plant/+/boiler.")
             add(check_id("client", name), check_filter(topic))
             named.add(name)
-    return named | {*args.client, *args.operator, *args.home_assistant}
+    return named | {*args.client, *args.operator, *args.dashboard, *args.home_assistant}
 
 
 def _report_init(args: argparse.Namespace, site: Site, made: dict[str, list[str]]) -> int:

@@ -50,11 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     try:
-        import starlette
-        import uvicorn
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401  # before anything is opened
     except ImportError as error:
         raise require_extra("gateway", error) from None
-    del starlette, uvicorn
     from toolkit.gateway.app import Gateway
     from toolkit.web.listen import listen_of
     from toolkit.web.server import WebServer

@@ -116,9 +116,7 @@ def begin(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do one thing."""
-    from dataclasses import replace
-
-    from device_runtime.errors import ConfigurationError
+    from toolkit.rollout.control import hold, require_open
     from toolkit.rollout.files import RolloutFiles, default_folder
 
     files = RolloutFiles(default_folder())
@@ -129,16 +127,10 @@ def run(args: argparse.Namespace) -> int:
         return _print(args, rollout, files)
     if args.action == "back":
         return _back(args, rollout, files)
-    if rollout.ended:
-        raise ConfigurationError(f"Roll-out {args.id} is {rollout.stage.value} already.")
     if args.action == "resume":
+        require_open(rollout)
         return _carry_out(args, rollout, files)
-    if files.is_carried_out(args.id):
-        files.wish(args.id, args.action)
-        files.await_wish(args.id)
-    else:
-        files.write(rollout.abort() if args.action == "abort" else replace(rollout, paused=True))
-    return _print(args, files.read(args.id), files)
+    return _print(args, hold(files, args.id, args.action), files)
 
 
 def _new_id() -> str:
@@ -208,13 +200,17 @@ def _stopped(rollout: Rollout) -> int:
 
 
 def _list(args: argparse.Namespace, files: RolloutFiles) -> int:
+    from toolkit.rollout.control import fields_of
+
     rollouts = [files.read(rollout_id) for rollout_id in files.ids()]
     none = ["no roll-outs; begin one with:", "  stonechat deploy BUNDLE --to fleet:GROUP --fleet FLEET.yaml"]
     lines = [(r.plan.id, f"{r.plan.name} {r.plan.version} to {r.plan.group}: {_sentence(r, files)}") for r in rollouts]
-    return show(args, [_fields(rollout, files) for rollout in rollouts], rows(lines) if lines else none)
+    return show(args, [fields_of(rollout, files) for rollout in rollouts], rows(lines) if lines else none)
 
 
 def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
+    from toolkit.rollout.control import fields_of
+
     plan = rollout.plan
     lines = []
     for name, device in rollout.devices.items():
@@ -222,36 +218,17 @@ def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> i
         note = device.message or (f"{device.tokens_per_s:.1f} tok/s" if device.tokens_per_s else "")
         lines.append((f"  {name}", f"{device.phase.value:<9}", f"{role:<6}", note))
     first = f"roll-out {plan.id}: {plan.name} {plan.version} to {plan.group}: {_sentence(rollout, files)}"
-    return show(args, _fields(rollout, files), [*paragraph(first), *table(lines)])
+    return show(args, fields_of(rollout, files), [*paragraph(first), *table(lines)])
 
 
 def _sentence(rollout: Rollout, files: RolloutFiles) -> str:
     from collections import Counter
 
+    from toolkit.rollout.control import is_paused
     from toolkit.rollout.rollout import DevicePhase
 
     counts = Counter(device.phase for device in rollout.devices.values())
     order = (DevicePhase.CONFIRMED, DevicePhase.FAILED, DevicePhase.UPDATING, DevicePhase.WAITING)
     words = ", ".join(f"{counts[phase]} {phase.value}" for phase in order if counts[phase])
-    return f"{_stage(rollout, files)} ({words})"
-
-
-def _stage(rollout: Rollout, files: RolloutFiles) -> str:
-    if rollout.ended or (files.is_carried_out(rollout.plan.id) and not rollout.paused):
-        return rollout.stage.value
-    return f"{rollout.stage.value}, paused"
-
-
-def _fields(rollout: Rollout, files: RolloutFiles) -> dict[str, object]:
-    return {
-        "id": rollout.plan.id,
-        "bundle": {"name": rollout.plan.name, "version": rollout.plan.version},
-        "group": rollout.plan.group,
-        "stage": rollout.stage.value,
-        "carried_out": files.is_carried_out(rollout.plan.id),
-        "canaries": list(rollout.canaries),
-        "devices": {
-            name: {"phase": d.phase.value, "message": d.message, "code": d.code, "tokens_per_s": d.tokens_per_s}
-            for name, d in rollout.devices.items()
-        },
-    }
+    paused = ", paused" if is_paused(rollout, files) else ""
+    return f"{rollout.stage.value}{paused} ({words})"

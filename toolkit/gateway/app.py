@@ -25,7 +25,7 @@ from toolkit.web.guard import Guard, bearer, read_body, same_token
 from toolkit.web.listen import Listen
 from toolkit.web.stream import Stream, until_gone
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "answer_to"]
 
 MAX_BODY = 1 << 20
 FIRST_S = 10.0  # until a stream begins without a piece; what fails before has a status of its own
@@ -40,16 +40,16 @@ class Gateway:
     def __init__(self, source: Source, listen: Listen, timeout_s: float) -> None:
         self._source, self._listen, self._timeout_s = source, listen, timeout_s
         self._under_way: set[Answering] = set()
-        routes = [
+        self.routes = [
             Route("/v1/models", self._guarded(self._models), methods=["GET"]),
             Route("/v1/models/{id:path}", self._guarded(self._model), methods=["GET"]),
             Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
             Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
             Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
-            Route("/health", self._health, methods=["GET"]),
         ]
+        routes = [*self.routes, Route("/health", self._health, methods=["GET"])]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _not_here, Exception: _failed})
-        self.app: ASGIApp = Guard(app, listen, _answer_to)
+        self.app: ASGIApp = Guard(app, listen, answer_to)
 
     def end(self) -> None:
         """End the answers that are under way."""
@@ -69,13 +69,13 @@ class Gateway:
                     f"the token {what}; send it as `Authorization: Bearer TOKEN` (as the API key of a client).",
                     status=401, reason="invalid_api_key",
                 )  # fmt: skip
-                return _answer_to(error, {"WWW-Authenticate": "Bearer"})
+                return answer_to(error, {"WWW-Authenticate": "Bearer"})
             try:
                 return await handle(request)
             except Exception as error:
                 if status_of(error) == 500:
                     log.error("%s %s: %s", request.method, request.url.path, error)
-                return _answer_to(error)
+                return answer_to(error)
 
         return guarded
 
@@ -213,7 +213,8 @@ async def _drained(answer: Answering) -> Final:
     return answer.final
 
 
-def _answer_to(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
+def answer_to(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
+    """The HTTP answer that says why there is none."""
     sent = dict(headers or {})
     status = status_of(error)
     if status in (429, 503):
@@ -227,7 +228,7 @@ def _answer_to(error: BaseException, headers: Mapping[str, str] | None = None) -
 async def _not_here(request: HttpRequest, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     what = f"{request.method} {request.url.path[:100]}"
-    return _answer_to(
+    return answer_to(
         RefusedError(
             f"{what} is not served; there are /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings.",
             status=status,
@@ -238,4 +239,4 @@ async def _not_here(request: HttpRequest, error: Exception) -> Response:
 
 async def _failed(request: HttpRequest, error: Exception) -> Response:
     log.exception("a request failed")
-    return _answer_to(error)
+    return answer_to(error)

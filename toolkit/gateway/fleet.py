@@ -26,7 +26,13 @@ class FleetModels:
     raw = False
 
     def __init__(
-        self, broker: BrokerAddress, client: str | None, *, device: str | None = None, pool: str | None = None
+        self,
+        broker: BrokerAddress,
+        client: str | None,
+        *,
+        device: str | None = None,
+        pool: str | None = None,
+        watch: FleetWatch | None = None,
     ) -> None:
         """Prepare; `open` connects.
 
@@ -35,9 +41,11 @@ class FleetModels:
             device: ask this one alone; its models have their own names.
             pool: ask whichever of this pool is free.
                 Without either, names are DEVICE/MODEL and pool/GROUP/MODEL.
+            watch: somebody else's, who opens and closes it; None makes one.
         """
         self._broker, self._client, self._device, self._pool = broker, client, device, pool
-        self._watch = FleetWatch(broker, client=client, device=device or "+")
+        self._watch = watch or FleetWatch(broker, client=client, device=device or "+")
+        self._own_watch = watch is None
         self._started = int(time.time())
         self._connections: OrderedDict[tuple[str | None, str | None], RemoteModel] = OrderedDict()
         self._lock = threading.Lock()
@@ -49,8 +57,9 @@ class FleetModels:
             UnreachableError: there is no broker.
             ConfigurationError: the broker refuses this client, or does not prove who it is.
         """
-        self._watch.open()
-        self._watch.settle()
+        if self._own_watch:
+            self._watch.open()
+            self._watch.settle()
 
     def close(self) -> None:
         """Disconnect."""
@@ -59,7 +68,8 @@ class FleetModels:
             self._connections.clear()
         for model in models:
             model.close()
-        self._watch.close()
+        if self._own_watch:
+            self._watch.close()
 
     def cards(self) -> list[Card]:
         """The models of all devices that are there."""

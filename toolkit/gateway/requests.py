@@ -24,7 +24,7 @@ _READ = {
     "top_p", "top_k", "seed", "stop", "response_format", "n", "best_of", "echo", "suffix", "logprobs", "top_logprobs",
     "tools", "tool_choice", "functions", "function_call", "modalities",
 }  # fmt: skip
-_NEUTRAL = (None, False, 0, 0.0, "", [], {}, "auto", "default", "none")  # asks for nothing
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {}, "auto", "default", "none")  # asks for nothing
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,314 @@
+"""Links of a fleet file, changed by the page: checked as the command line checks them, saved with all comments kept."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.util import load_yaml_guess_indent
+
+from device_runtime.errors import ConfigurationError, RefusedError
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
+from device_runtime.update import durable
+
+__all__ = ["Change", "FleetEditor"]
+
+# As the page shows them, in the order of a new link: texts and numbers as they are, `more` as YAML.
+FIELDS = ("name", "from", "model", "when", "parse", "prompt", "system", "to", "deadline_s", "overload")
+YAML_FIELDS = ("answer", "window", "unsure", "decide", "examples")
+_CHARACTERS = 200_000  # of one field
+_PLACE = re.compile(r"^[^:]*:(\d+):(\d+): (.*)$")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A fleet file with one link changed or added."""
+
+    text: str
+    base: str  # sha256 of the file that it was made of
+    fleet: Fleet | None  # None where there are faults
+    faults: tuple[dict[str, Any], ...]  # {"field", "text"}; a field of the link, or empty
+    difference: str  # unified
+
+
+class FleetEditor:
+    """One fleet file. May be used from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is read again at each call: somebody may change it with an editor."""
+        self._path = path
+        self._lock = threading.Lock()
+
+    def fleet(self) -> Fleet:
+        """The file as it is.
+
+        Raises:
+            ConfigurationError: lists its faults.
+        """
+        return load(self._path)
+
+    def links(self) -> dict[str, Any]:
+        """What the page shows of the file: links by their fields, models, devices, and the hash that `save` wants."""
+        text = self._read()
+        _, data = self._parsed(text)
+        devices = data.get("devices") or {}
+        return {
+            "file": self._path.name,
+            "base": _sha256(text),
+            "models": list(data.get("models") or {}),
+            "devices": {name: list((entry or {}).get("links") or ()) for name, entry in devices.items()},
+            "links": [_shown(link) for link in data.get("links") or () if isinstance(link, Mapping)],
+        }
+
+    def change(self, was: str | None, fields: Mapping[str, Any], devices: list[str]) -> Change:
+        """What the file would be.
+
+        Args:
+            was: the link's present name; None adds one.
+            fields: of the link, texts; empty ones are left out.
+            devices: that serve it.
+
+        Raises:
+            RefusedError: a field is none of a link's, or is no text.
+        """
+        text = self._read()
+        yaml, data = self._parsed(text)
+        wanted, faults = _values(fields)
+        link = _put(data, was, wanted)
+        _serve(data, was, str(wanted.get("name", "")), devices)
+        out = io.StringIO()
+        yaml.dump(data, out)
+        new = _only_what_changed(text, out.getvalue())
+        fleet = None
+        if not faults:
+            try:
+                fleet = replace(yaml_schema.loads(new, FLEET, check_fleet, file=self._path.name), path=self._path)
+            except ConfigurationError as error:
+                faults = _by_field(str(error), new, str(wanted.get("name", "")), link)
+        difference = "".join(
+            difflib.unified_diff(
+                text.splitlines(keepends=True), new.splitlines(keepends=True), self._path.name, self._path.name, n=2
+            )
+        )
+        return Change(new, _sha256(text), fleet, tuple(faults), difference)
+
+    def save(self, change: Change, base: str) -> None:
+        """Write the file.
+
+        Args:
+            base: the hash of the file that the page showed.
+
+        Raises:
+            RefusedError: it has faults, or somebody else has changed the file.
+        """
+        with self._lock:
+            if change.faults:
+                raise RefusedError(f"the link has {len(change.faults)} faults; nothing was saved.", reason="faults")
+            if not (base == change.base == _sha256(self._read())):
+                raise RefusedError(
+                    f"{self._path.name} has changed meanwhile; load the page again, and make the change once more.",
+                    status=409, reason="changed",
+                )  # fmt: skip
+            mode = self._path.stat().st_mode & 0o777
+            real = self._path.resolve()  # a link to the file stays one
+            durable.replace_file(real, change.text.encode())
+            real.chmod(mode)
+
+    def _parsed(self, text: str) -> tuple[YAML, CommentedMap]:
+        try:
+            yaml = _parser(text)
+            data = yaml.load(text)
+        except (YAMLError, RecursionError) as error:
+            raise ConfigurationError(f"{self._path} is not YAML: {error}; mend it in an editor.") from None
+        if not isinstance(data, CommentedMap):
+            raise ConfigurationError(f"{self._path} is no fleet file.")
+        return yaml, data
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{self._path} cannot be read: {error.strerror}.") from None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parser(text: str) -> YAML:
+    """A reader and writer that lays lists out as the file does."""
+    _, indent, offset = load_yaml_guess_indent(text)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 20
+    if indent is not None:
+        yaml.indent(mapping=2, sequence=indent, offset=offset or 0)
+    return yaml
+
+
+def _shown(link: Mapping[str, Any]) -> dict[str, Any]:
+    """A link's fields as texts."""
+    fields: dict[str, Any] = {name: str(link[name]) for name in FIELDS if link.get(name) is not None}
+    for name in YAML_FIELDS:
+        if link.get(name) is not None:
+            out = io.StringIO()
+            yaml = YAML()
+            yaml.width = 100
+            yaml.dump(link[name], out)
+            fields[name] = out.getvalue().removesuffix("...\n").rstrip("\n")
+    return fields
+
+
+def _values(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fields that have a value; and what is no YAML."""
+    unknown = set(fields) - {*FIELDS, *YAML_FIELDS}
+    if unknown or not all(isinstance(value, str) and len(value) <= _CHARACTERS for value in fields.values()):
+        what = ", ".join(sorted(map(str, unknown)))[:100] or "what is no text, or too long"
+        raise RefusedError(f"a link has the fields {', '.join((*FIELDS, *YAML_FIELDS))}; found {what}.")
+    wanted: dict[str, Any] = {}
+    faults = []
+    for name in (*FIELDS, *YAML_FIELDS):
+        value = fields.get(name, "").replace("\r\n", "\n").strip()
+        if not value:
+            continue
+        if name in YAML_FIELDS:
+            try:
+                wanted[name] = YAML().load(value)
+            except (YAMLError, RecursionError) as error:
+                mark = getattr(error, "problem_mark", None)
+                where = f"line {mark.line + 1}: " if mark else ""
+                faults.append({"field": name, "text": f"not YAML: {where}{getattr(error, 'problem', None) or error}"})
+        elif name == "deadline_s":
+            wanted[name] = _number(value)
+        else:
+            wanted[name] = LiteralScalarString(value) if "\n" in value else value
+    return wanted, faults
+
+
+def _number(text: str) -> int | float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text  # its fault is found with the others
+    return int(number) if number.is_integer() else number
+
+
+def _put(data: CommentedMap, was: str | None, wanted: Mapping[str, Any]) -> CommentedMap:
+    """Change a link in place, so that what is said beside its fields stays; or add one."""
+    links = data.get("links")
+    if not isinstance(links, CommentedSeq):
+        links = data["links"] = CommentedSeq()
+    elif links.fa.flow_style() and not links:
+        links.fa.set_block_style()
+    if was is None:
+        link = CommentedMap(wanted)
+        links.append(link)
+        return link
+    link = next((link for link in links if isinstance(link, CommentedMap) and link.get("name") == was), None)
+    if link is None:
+        raise RefusedError(f"the fleet file has no link {was[:64]!r} any more; load the page again.", status=409)
+    for name in [name for name in link if name in (*FIELDS, *YAML_FIELDS) and name not in wanted]:
+        del link[name]
+    for name, value in wanted.items():
+        if name not in link or not _alike(name, link[name], value):
+            link[name] = value
+    return link
+
+
+def _alike(name: str, old: Any, new: Any) -> bool:
+    """Whether a form that shows the one would send the other: it leaves out blanks at the ends."""
+    before, after = _shown({name: old}), _shown({name: new})
+    return str(before.get(name, "")).strip() == str(after.get(name, "")).strip()
+
+
+def _serve(data: CommentedMap, was: str | None, name: str, devices: list[str]) -> None:
+    """Name the link at the devices that serve it, and at no others."""
+    for device, entry in (data.get("devices") or {}).items():
+        if not isinstance(entry, CommentedMap):
+            continue
+        links = entry.get("links")
+        names = list(links or ())
+        new = [name if link == was else link for link in names]
+        if device in devices and name not in new:
+            new.append(name)
+        elif device not in devices:
+            new = [link for link in new if link != name]
+        if new == names:
+            continue
+        if isinstance(links, CommentedSeq):
+            links[:] = new  # type: ignore[index]
+        else:
+            entry["links"] = CommentedSeq(new)
+            entry["links"].fa.set_flow_style()
+
+
+def _only_what_changed(before: str, after: str) -> str:
+    """`after`, but lines that only the writer has laid out in another way stay as they were.
+
+    The writer folds, quotes and aligns a little differently from a person. What it makes of the file without a
+    change is compared with what it makes of it with one; only that difference goes into the file.
+    """
+    yaml = _parser(before)
+    out = io.StringIO()
+    yaml.dump(yaml.load(before), out)
+    written = out.getvalue()
+    if written == before:
+        return after
+    lines, theirs, wanted = (text.splitlines(keepends=True) for text in (before, written, after))
+    place = {}  # of a line of theirs -> of the file
+    for a, b, size in difflib.SequenceMatcher(None, theirs, lines, autojunk=False).get_matching_blocks():
+        place |= {a + n: b + n for n in range(size)}
+    result: list[str] = []
+    done = 0
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, theirs, wanted, autojunk=False).get_opcodes():
+        if tag == "equal":
+            continue
+        begin = place.get(a) if a < len(theirs) else len(lines)
+        end = place.get(b) if b < len(theirs) else len(lines)
+        if begin is None or end is None or begin < done:
+            return after  # the change touches what the writer lays out in its own way
+        result += lines[done:begin] + wanted[c:d]
+        done = end
+    return "".join(result + lines[done:])
+
+
+def _by_field(faults: str, text: str, name: str, link: CommentedMap) -> list[dict[str, Any]]:
+    """The faults of a file, a line each, at the fields of a link."""
+    places = _lines_of(text, name)
+    found = []
+    for fault in faults.splitlines():
+        match = _PLACE.match(fault)
+        if match is None and fault.endswith(":") and len(faults.splitlines()) > 1:
+            continue  # how many there are
+        field = ""
+        if match and places:
+            line = int(match[1])
+            begun = [(start, key) for key, start in places.items() if start <= line]
+            field = max(begun)[1] if begun and line < places.get("", 1 << 30) else ""
+        found.append({"field": field if field in link else "", "text": match[3] if match and field else fault})
+    return found
+
+
+def _lines_of(text: str, name: str) -> dict[str, int]:
+    """The line of each field of a link, and under "" the line after it."""
+    data = YAML().load(text)
+    links = data.get("links") or CommentedSeq()
+    for number, link in enumerate(links):
+        if isinstance(link, CommentedMap) and link.get("name") == name:
+            places = {str(key): link.lc.key(key)[0] + 1 for key in link}
+            if number + 1 < len(links):
+                places[""] = links.lc.item(number + 1)[0] + 1
+            return places
+    return {}

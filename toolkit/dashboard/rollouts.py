@@ -1,0 +1,129 @@
+"""Roll-outs on the page: those that this machine's user has begun.
+
+Pausing and aborting is a word to the process that carries one out, or a note in its file. Going on needs an
+operator's rights at the broker: a process of its own does it, by the operator's name that the dashboard was started
+with. No key comes near the page.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from device_runtime.errors import ConfigurationError, RefusedError, StonechatError
+from toolkit.rollout.control import fields_of, hold, is_paused, require_open
+from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.rollout import DevicePhase
+
+__all__ = ["Rollouts"]
+
+SHOWN = 20  # the newest
+LOOK_S = 1.0
+
+
+class Rollouts:
+    """A folder of roll-outs. May be used from any thread."""
+
+    def __init__(self, folder: Path, operator: tuple[str, ...] | None) -> None:
+        """`operator`: flags of `stonechat rollout resume` that say who orders; None: nobody, from here."""
+        self._files = RolloutFiles(folder)
+        self._operator = operator
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: dict[str, tuple[int, dict[str, Any]]] = {}  # those that change no more, and their files' times
+        self._stop = threading.Event()
+
+    def watch(self, on_change: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Call with all roll-outs, now and once a second, from a thread of its own."""
+
+        def look() -> None:
+            while True:
+                on_change(self.all())
+                if self._stop.wait(LOOK_S):
+                    return
+
+        threading.Thread(target=look, name="stonechat-rollouts", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more. What was resumed goes on."""
+        self._stop.set()
+
+    def all(self) -> list[dict[str, Any]]:
+        """The newest first."""
+        found = []
+        for rollout_id in reversed(self._files.ids()[-SHOWN:]):
+            try:
+                found.append(self._fields(rollout_id))
+            except StonechatError as error:
+                found.append({"id": rollout_id, "error": str(error)})
+        return found
+
+    def act(self, rollout_id: str, action: str) -> dict[str, Any]:
+        """Pause, resume or abort one.
+
+        Raises:
+            RefusedError: no such action, or nobody here may order updates.
+            ConfigurationError: there is no such roll-out, or it has ended.
+            UnreachableError: the process that carries it out does not answer.
+        """
+        if action == "pause":
+            hold(self._files, rollout_id, "pause")
+        elif action == "abort":
+            hold(self._files, rollout_id, "abort")
+        elif action == "resume":
+            self._resume(rollout_id)
+        else:
+            raise RefusedError(f"found {action[:40]!r}; expected pause, resume or abort.", status=404)
+        return self._fields(rollout_id)
+
+    def _resume(self, rollout_id: str) -> None:
+        require_open(self._files.read(rollout_id))
+        if self._operator is None:
+            raise RefusedError(
+                "this dashboard has no operator's rights at the broker. Start it with --operator NAME, or go on in a "
+                f"terminal: stonechat rollout resume {rollout_id}",
+                status=403, reason="no_operator",
+            )  # fmt: skip
+        if self._files.is_carried_out(rollout_id):
+            raise ConfigurationError(f"Roll-out {rollout_id} is being carried out already.")
+        log = self._files.folder / f"{rollout_id}.log"
+        with log.open("ab") as output:
+            self._running[rollout_id] = subprocess.Popen(
+                [sys.executable, "-m", "toolkit", "rollout", "resume", rollout_id, *self._operator],
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
+                env=None, cwd=Path(__file__).parents[2],
+            )  # fmt: skip
+
+    def _fields(self, rollout_id: str) -> dict[str, Any]:
+        path = self._files.folder / f"{rollout_id}.json"
+        changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
+        known = self._ended.get(rollout_id)
+        if known is not None and known[0] == changed_ns:
+            return known[1]
+        fields = self._read(rollout_id)
+        if fields["ended"]:
+            self._ended[rollout_id] = changed_ns, fields
+        return fields
+
+    def _read(self, rollout_id: str) -> dict[str, Any]:
+        rollout = self._files.read(rollout_id)
+        fields = fields_of(rollout, self._files)
+        process = self._running.get(rollout_id)
+        if process is not None and process.poll() not in (None, 0) and not rollout.ended:
+            fields["error"] = f"`rollout resume` ended with {process.returncode}; see {rollout_id}.log beside its file."
+        counts = {phase.value: rollout.count(phase) for phase in DevicePhase}
+        return {
+            **fields,
+            "counts": counts,
+            "ended": rollout.ended,
+            "paused": is_paused(rollout, self._files),
+            "may_resume": self._operator is not None,
+            "devices": {
+                name: device
+                for name, device in fields["devices"].items()
+                if device["phase"] in ("failed", "updating") or name in rollout.canaries
+            },
+        }

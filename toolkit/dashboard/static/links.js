@@ -1,0 +1,145 @@
+// Links: what they answered last; adding one, changing one, trying it on readings, saving it to the fleet file.
+
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { Answer, Dialog, Doing, ago, compact } from "./parts.js";
+import { call, changed, state } from "./store.js";
+
+const SHOWN = 4;
+const NEW = { name: "", from: "", when: "", prompt: "", to: "", answer: "" };
+
+export function Links() {
+  const [editing, setEditing] = useState(null);
+  const [filter, setFilter] = useState("");
+  const file = state.links;
+  const planned = file ? file.links : [];
+  const names = new Set(planned.map((link) => link.name));
+  const strangers = [...state.answers.keys()].filter((name) => !names.has(name)).map((name) => ({ name, stranger: true }));
+  const word = filter.toLowerCase();
+  const shown = [...planned, ...strangers].filter((link) => !word || [link.name, link.from, link.to].some((of) => of && of.toLowerCase().includes(word)));
+  const may = !(state.me && state.me.read_only);
+  return html`<section aria-label="Links">
+    <div class="tools"><input type="search" aria-label="Filter links" placeholder="Filter by name or topic" value=${filter} onInput=${(event) => setFilter(event.target.value)} />
+      ${may && html`<button class="main" onClick=${() => setEditing({ was: null, link: NEW })}>New link</button>`}</div>
+    ${shown.length === 0 && html`<p class="empty">No links. A link joins a sensor's topic to a model: its readings wake it, and its answers go to another topic.</p>`}
+    <div class="cards wide">${shown.map((link) => html`<${Card} key=${link.name} link=${link} devices=${file ? Object.keys(file.devices).filter((name) => file.devices[name].includes(link.name)) : []} onEdit=${may && !link.stranger ? () => setEditing({ was: link.name, link }) : null} />`)}</div>
+    ${editing && html`<${Editor} ...${editing} onClose=${() => setEditing(null)} />`}
+  </section>`;
+}
+
+function Card({ link, devices, onEdit }) {
+  const [more, setMore] = useState(false);
+  const answers = state.answers.get(link.name) || [];
+  return html`<article class="card link">
+    <header><h3>${link.name}</h3>${onEdit && html`<button onClick=${onEdit}>Edit</button>`}</header>
+    ${link.stranger ? html`<p class="quiet">not in the fleet file</p>` : html`<p class="path"><code>${link.from}</code> → <code>${link.to}</code></p>
+    <p class="quiet">${link.when ? html`when <code>${link.when}</code>` : "every reading"} · ${devices.length ? devices.slice(0, 3).join(", ") + (devices.length > 3 ? ` and ${devices.length - 3} more` : "") : "no device serves it"}</p>`}
+    ${answers.length === 0 ? html`<p class="quiet">No answer yet.</p>` : html`<ul class="answers">
+      ${answers.slice(0, more ? 30 : SHOWN).map((of) => html`<li key=${of.number}>
+        <p class="reading"><span class="label">${of.topic || of.device}</span> ${compact(of.reading)}<time>${of.time ? ago((Date.now() - Date.parse(of.time)) / 1000) : ""}</time></p>
+        <${Answer} ...${of} /></li>`)}</ul>
+      ${answers.length > SHOWN && html`<button class="plain more" onClick=${() => setMore(!more)}>${more ? "fewer" : `${answers.length - SHOWN} earlier`}</button>`}`}
+  </article>`;
+}
+
+const FIELDS = [
+  { name: "name", label: "Name", hint: "letters a-z, digits and -" },
+  { name: "from", label: "From: topic filter of the readings", hint: "plant/+/boiler", mono: true },
+  { name: "when", label: "When: wakes the model only if this holds", hint: "temp_c > 80", mono: true },
+  { name: "prompt", label: "Prompt", hint: "Boiler {{ topic[1] }} reads {{ temp_c }} °C. Say in one sentence what to do.", rows: 3, mono: true },
+  { name: "answer", label: "Answer: a JSON schema, in YAML; empty for a text", hint: "type: object\nproperties:\n  severity: {enum: [ok, warn, alarm]}\nrequired: [severity]", rows: 5, mono: true },
+  { name: "to", label: "To: topic of the answers", hint: "plant/{{ topic[1] }}/boiler/advice", mono: true },
+];
+const MORE = [
+  { name: "system", label: "System message", rows: 2 },
+  { name: "window", label: "Window: earlier readings", hint: "{seconds: 30, keep: 20}", mono: true },
+  { name: "decide", label: "Decide: fields that expressions give", hint: "severity: \"'alarm' if temp_c > 90 else ''\"", rows: 2, mono: true },
+  { name: "unsure", label: "Unsure", hint: "{below: 0.8, do: flag}", mono: true },
+  { name: "examples", label: "Examples", hint: "- {reading: {temp_c: 91}, answer: {severity: alarm}}", rows: 3, mono: true },
+  { name: "deadline_s", label: "Deadline in seconds", hint: "30" },
+  { name: "overload", label: "While the model is busy, keep", choices: ["", "newest", "oldest", "every"] },
+  { name: "parse", label: "A payload is", choices: ["", "json", "text", "number", "auto"] },
+];
+
+function recorded(name) {
+  return (state.answers.get(name) || []).slice().reverse()
+    .filter((of) => of.reading !== undefined && of.reading !== null)
+    .map((of) => JSON.stringify({ ...(of.topic ? { topic: of.topic } : {}), reading: of.reading })).join("\n");
+}
+
+function Editor({ was, link, onClose }) {
+  const file = state.links;
+  const [fields, setFields] = useState({ ...link });
+  const [devices, setDevices] = useState(Object.keys(file.devices).filter((name) => was ? file.devices[name].includes(was) : Object.keys(file.devices).length === 1));
+  const [checked, setChecked] = useState(null);
+  const [readings, setReadings] = useState(was ? recorded(was) : "");
+  const [tried, setTried] = useState(null);
+  const base = useRef(file.base);
+  const body = () => ({ was, link: fields, devices, base: base.current });
+  const touched = useRef(false);
+  useEffect(() => { // as one types: the faults that the command line would name, and what the file would be
+    const timer = setTimeout(async () => {
+      try {
+        setChecked(await call("links/check", body()));
+      } catch (fault) {
+        setChecked({ faults: [{ field: "", text: fault.message }], difference: "" });
+      }
+    }, 300);
+    return () => clearTimeout(timer);
+  }, [fields, devices]);
+  const set = (name, value) => { touched.current = true; setFields({ ...fields, [name]: value }); };
+  const faults = (checked && checked.faults) || [];
+  const known = new Set([...FIELDS, ...MORE].map((of) => of.name));
+  const other = faults.filter((fault) => !known.has(fault.field));
+  const model = file.models.length > 1 && { name: "model", label: "Model", choices: ["", ...file.models] };
+  const input = (of) => html`<${Input} key=${of.name} of=${of} value=${fields[of.name] || ""} onInput=${(value) => set(of.name, value)}
+    faults=${faults.filter((fault) => fault.field === of.name && (touched.current || was))} />`;
+  const tryIt = async () => {
+    setTried(null);
+    const found = await call("links/try", { ...body(), readings });
+    if (found.faults) throw new Error("mend the link first");
+    setTried(found);
+  };
+  const save = async () => {
+    const saved = await call("links/save", body());
+    if (saved.faults) return setChecked({ ...checked, faults: saved.faults });
+    state.links = saved;
+    changed();
+    onClose();
+    return undefined;
+  };
+  return html`<${Dialog} title=${was ? `Link ${was}` : "New link"} onClose=${onClose} wide=${true}>
+    <div class="editor">
+      <div class="form">
+        ${FIELDS.map(input)} ${model && input(model)}
+        <fieldset><legend>Devices that serve it</legend><div class="ticks">${Object.keys(file.devices).map((name) => html`<label key=${name}><input type="checkbox" checked=${devices.includes(name)}
+          onChange=${(event) => setDevices(event.target.checked ? [...devices, name] : devices.filter((of) => of !== name))} />${name}</label>`)}</div></fieldset>
+        <details open=${MORE.some((of) => link[of.name])}><summary>More fields</summary>${MORE.map(input)}</details>
+      </div>
+      <div class="beside">
+        <h3>Change to ${file.file}</h3>
+        ${other.length > 0 && (touched.current || was) && html`<ul class="faults" role="alert">${other.map((fault) => html`<li key=${fault.text}>${fault.text}</li>`)}</ul>`}
+        ${checked && checked.difference ? html`<pre class="difference">${checked.difference.split("\n").slice(2).map((line) => html`<span class=${line[0] === "+" ? "plus" : line[0] === "-" ? "minus" : line[0] === "@" ? "at" : ""}>${line + "\n"}</span>`)}</pre>` : html`<p class="quiet">Nothing yet.</p>`}
+        <h3>Try it</h3>
+        <label>Readings, one a line <textarea rows="4" class="mono" aria-label="Readings" value=${readings} onInput=${(event) => setReadings(event.target.value)} placeholder=${'{"topic": "plant/3/boiler", "reading": {"temp_c": 91}}'}></textarea></label>
+        <${Doing} label="Try" what=${tryIt} disabled=${!readings.trim()} />
+        ${tried && html`<${Tried} of=${tried} />`}
+      </div>
+    </div>
+    <footer class="row"><${Doing} label="Save" kind="main" what=${save} disabled=${!checked || faults.length > 0 || !checked.difference} />
+      <span class="quiet">Devices use it once the file is deployed, or their service restarts.</span></footer>
+  </${Dialog}>`;
+}
+
+function Input({ of, value, onInput, faults }) {
+  const shared = { value, class: of.mono ? "mono" : "", placeholder: of.hint || "", "aria-label": of.label, "aria-invalid": faults.length > 0, onInput: (event) => onInput(event.target.value) };
+  return html`<label class=${faults.length ? "bad" : ""}>${of.label}
+    ${of.choices ? html`<select ...${shared} onChange=${shared.onInput}>${of.choices.map((choice) => html`<option key=${choice} value=${choice}>${choice || "as usual"}</option>`)}</select>`
+      : of.rows ? html`<textarea rows=${of.rows} spellcheck=${!of.mono} ...${shared}></textarea>` : html`<input type="text" spellcheck="false" autocapitalize="off" ...${shared} />`}
+    ${faults.map((fault) => html`<span class="fault" key=${fault.text}>${fault.text}</span>`)}</label>`;
+}
+
+function Tried({ of }) {
+  return html`<div class="tried" aria-live="polite"><p class="quiet">on ${of.where}: ${of.answers.length} answered, ${of.asleep} did not wake the model${of.of_no_link ? `, ${of.of_no_link} on other topics` : ""}${of.left ? `, ${of.left} left out: the time was up` : ""}</p>
+    <ul class="answers">${of.answers.map((answer, at) => html`<li key=${at}><p class="reading"><span class="label">${answer.topic}</span> ${compact(answer.reading)}</p>
+      ${answer.error ? html`<span class="fault">${answer.error}</span>` : html`<${Answer} ...${answer} />`} ${answer.held_back && html`<span class="flag">held back</span>`}</li>`)}</ul></div>`;
+}
