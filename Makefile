@@ -42,7 +42,8 @@ demo-micro: setup
 
 # Debian packages that some tests run; where they cannot be installed those tests are skipped and say so.
 setup-tests: setup
-	@scripts/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools fish tcsh
+	@scripts/setup_debian.sh mosquitto mosquitto-clients strace openssh-server sudo python3-venv dosfstools mtools fish tcsh \
+		chromium chromium-driver
 	@scripts/setup_venv.sh $(VENV214) tflite214 || echo "setup: no tflite-runtime 2.14 here; its tests are skipped" >&2
 
 lint: setup

@@ -98,6 +98,6 @@ export function Ask({ preset }) {
 
 function End({ end }) {
   return html`<span>${end.device ? ` · by ${end.device}` : ""}${end.usage ? ` · ${end.usage.completion_tokens} tokens` : ""}${end.tokens_per_s ? ` · ${end.tokens_per_s.toFixed(1)} tok/s` : ""}${end.finish === "length" ? " · cut at its limit" : ""}
-    ${end.confidence && Object.entries(end.confidence).map(([name, share]) => html`<span class="field" key=${name}> <span class="label">${name}</span> <${Sure} share=${share} /></span>`)}
+    ${end.confidence && Object.entries(end.confidence).map(([name, share]) => html`<span class="field apart" key=${name}><span class="label">${name}</span> <${Sure} share=${share} /></span>`)}
     ${end.unfamiliar && html`<span class="flag" title=${end.reason}>unfamiliar</span>`}</span>`;
 }

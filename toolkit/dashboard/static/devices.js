@@ -100,7 +100,7 @@ function Detail({ row, onClose }) {
     ["Running for", of.uptime_s === undefined ? "" : span(of.uptime_s)],
     ["Memory", of.rss_mb === undefined ? "" : `${of.rss_mb.toFixed(0)} MB`],
     ["Answers", of.answers], ["Errors", of.errors], ["First token, p95", of.ttft_ms_p95 === undefined ? "" : `${of.ttft_ms_p95.toFixed(0)} ms`],
-    ["Health said", row.health_at ? ago(Date.now() / 1000 - row.health_at) : "not yet"],
+    ["Last health", row.health_at ? ago(Date.now() / 1000 - row.health_at) : "not yet"],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return html`<${Dialog} title=${row.id} onClose=${onClose}>
     <p><${Badge} state=${row.state} /> ${!row.planned && html`<span class="flag">not in the fleet file</span>`}</p>

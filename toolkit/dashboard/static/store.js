@@ -27,6 +27,7 @@ export function take(some) {
   if (some.all) {
     state.devices = new Map();
     state.answers = new Map();
+    if (!state.loaded) requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("first-view")));
     state.loaded = true;
   }
   for (const row of some.devices || []) state.devices.set(row.id, row);
