@@ -11,7 +11,7 @@ from device_runtime.brain.far_side import FarQuestion
 if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["far_question", "input_of"]
+__all__ = ["far_question", "input_of", "last_of_user"]
 
 
 def far_question(
@@ -40,9 +40,14 @@ def far_question(
     return FarQuestion(tuple(messages), schema, max_new, hops)
 
 
+def last_of_user(messages: Sequence[Mapping[str, str]]) -> str:
+    """What was asked last."""
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+
+
 def input_of(messages: Sequence[Mapping[str, str]], purpose: Purpose | None) -> dict[str, Any]:
     """The `input` of an example: what a task reads, or else the prompt."""
-    asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    asked = last_of_user(messages)
     if purpose is None:
         return {"prompt": asked}
     if purpose.inputs.text is not None:

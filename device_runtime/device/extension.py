@@ -13,6 +13,7 @@ from typing import Any
 
 from paho.mqtt.matcher import MQTTMatcher
 
+from device_runtime.brain.router import Router
 from device_runtime.device.delivery import Delivery
 from device_runtime.device.hardware import Hardware
 from device_runtime.device.lifecycle import Lifecycle
@@ -45,6 +46,7 @@ class Device:
     queue: JobQueue  # before the models
     runner: ModelRunner
     lifecycle: Lifecycle
+    router: Router | None = None  # finds the model for what names none; None: the first answers
     announce: Callable[[], None] = lambda: None  # publish `out/info` and what else is retained, from any thread
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import device_runtime
+from device_runtime.brain.router import Router
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.delivery import Delivery
 from device_runtime.device.extension import Device, Extension, RoutingTable
@@ -91,6 +92,7 @@ class Service:
             on_oversized=self._oversized,
             will=Will(topics.state, State(DeviceState.LOST, boot).to_json()),
         )
+        runner = ModelRunner(config.models, open_model, statistics, self._worker_beat)
         limiter = RateLimiter(config.limits, self._report_event)
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._device = Device(
@@ -105,7 +107,8 @@ class Service:
             ),
             limiter=limiter,
             queue=JobQueue(config.queue),
-            runner=ModelRunner(config.models, open_model, statistics, self._worker_beat),
+            runner=runner,
+            router=Router(config.routing, runner.names, runner.purpose_of) if config.routing is not None else None,
             lifecycle=Lifecycle(topics, boot, self._client),
             announce=self._publish_info,
         )

@@ -19,6 +19,7 @@ from device_runtime.fleet.circles import circles
 from device_runtime.fleet.link_faults import faults
 from device_runtime.fleet.links import Link, Window, check_expression, check_template
 from device_runtime.fleet.policies.escalation import ESCALATION, Escalation
+from device_runtime.fleet.policies.routing import ROUTING, Routing
 from device_runtime.fleet.policies.ways import check_ways
 from device_runtime.fleet.questions import LinkExample, Unsure
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
@@ -78,6 +79,7 @@ class Device:
     groups: tuple[str, ...] = ()  # for updates that go to several devices
     limits: RateLimits = field(default_factory=RateLimits)  # messages a second; more are dropped
     escalate: Escalation | None = None  # where what its models should not answer alone goes on to
+    router: Routing | None = None  # which of its models answers what names none; None: the first
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,19 @@ class Fleet:
             limits=entry.limits,
             home_assistant=self.home_assistant,
             escalate=self._located(entry.escalate),
+            routing=self.routing(device),
         )
+
+    def routing(self, device: str) -> Routing | None:
+        """How a device finds the model for what names none, the path of its classifier made absolute.
+
+        Raises:
+            ConfigurationError: the file has no such device, or the path needs a variable that is not set.
+        """
+        routing = self._entry(device).router
+        if routing is None or routing.file is None:
+            return routing
+        return replace(routing, file=str(self._beside(routing.file)))
 
     def _located(self, policy: Escalation | None) -> Escalation | None:
         """A policy with the path of its key made absolute."""
@@ -319,6 +333,10 @@ def check_fleet(fleet: Fleet, report: Report) -> None:
     """What concerns several fields."""
     links = {link.name: link for link in fleet.links}
     for device, entry in fleet.devices.items():
+        for number, rule in enumerate(entry.router.rules if entry.router is not None else ()):
+            if rule.model not in entry.models:
+                text = f"this device has no model {rule.model!r}; it has {', '.join(entry.models)}"
+                report.add_at(("devices", device, "router", "rules", number, "model"), text)
         for link in (links[name] for name in entry.links if name in links):
             if link.model not in (None, *entry.models):
                 has = ", ".join(map(repr, entry.models))
@@ -477,6 +495,7 @@ FLEET = Record(
                         "groups": Field(ListOf(_id("group"), "a list of group names"), ()),
                         "limits": Field(_LIMITS, RateLimits()),
                         "escalate": Field(ESCALATION, None),
+                        "router": Field(ROUTING, None),
                     },
                 ),
             )

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.brain.question import last_of_user
 from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
@@ -40,6 +41,7 @@ class ReadingJob(Job):
         self._device, self._links, self._wakeup = device, links, replace(wakeup, reading=light)
         self._deadline_s = received_s + wakeup.link.deadline_s
         self._desk = None if is_decided(wakeup.link, wakeup.decided) else links.escalations.of(wakeup.link)
+        self._routes: tuple[str, str] | tuple[()] = ()  # the model that the router found, and why
         self._elsewhere: Route | None = None  # set when it was passed on, and in vain
         self.start_by_s = self._deadline_s
         if self._desk is not None:
@@ -64,6 +66,8 @@ class ReadingJob(Job):
         """Have the model answer, and deliver the answer."""
         link, reading = self._wakeup.link, self._wakeup.reading
         log.info("link %s woke on %s", link.name, reading.topic)
+        if self._routed():
+            return None
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
         try:
@@ -85,22 +89,40 @@ class ReadingJob(Job):
                 else self._trouble("incomplete", incomplete(final))
             )
         if self._desk is None:
-            return self._deliver(final, None)
+            return self._deliver(final, self._here)
         below = link.unsure.below if link.unsure is not None else None
         if (doubt := self._desk.doubt(final, below)) and self._pass_on(*doubt, local=final):
             return None
-        return self._deliver(final, self._elsewhere or Route(model=self._model))
+        return self._deliver(final, self._here)
+
+    def _routed(self) -> bool:
+        """Find the model, where the link names none; whether it went on because no model here is for it."""
+        router, wakeup = self._device.router, self._wakeup
+        if router is None or self._routes or wakeup.link.model is not None or is_decided(wakeup.link, wakeup.decided):
+            return False
+        chosen = router.choose(last_of_user(wakeup.question.messages), wakeup.reading.topic.split("/"))
+        if chosen.stray and self._pass_on("unfamiliar", chosen.why):
+            return True
+        self._routes = chosen.model, chosen.why
+        return False
 
     @property
     def _model(self) -> str:
-        return self._wakeup.link.model or self._device.runner.names[0]
+        return self._wakeup.link.model or (self._routes[0] if self._routes else self._device.runner.names[0])
+
+    @property
+    def _here(self) -> Route | None:
+        """Where a local answer is from, where that is worth saying."""
+        if self._elsewhere is not None or (self._desk is None and not self._routes):
+            return self._elsewhere
+        return Route(model=self._model, why=self._routes[1] if self._routes else None)
 
     def _answer(self) -> Final:
         """The model's, or where everything is decided, what is."""
         question, decided = self._wakeup.question, self._wakeup.decided
         if is_decided(self._wakeup.link, decided):
             return Final(0, json.dumps(decided, ensure_ascii=False), "stop")
-        request = Request(question.messages, self._wakeup.link.model, schema=question.schema)
+        request = Request(question.messages, self._model, schema=question.schema)
         hints = {"head": question.head, "nothing": question.nothing}
         return self._device.runner.generate(request, CancellableRun(self.start_by_s), hints=hints)
 
@@ -120,7 +142,7 @@ class ReadingJob(Job):
             self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=wakeup.cannot_leave)
             return False
         asked = wakeup.outside or wakeup.question
-        question = self._links.escalations.question(desk, asked.messages, asked.schema, model=wakeup.link.model)
+        question = self._links.escalations.question(desk, asked.messages, asked.schema, model=self._model)
 
         def done(final: Final | None, route: Route) -> None:
             if final is not None:
@@ -130,7 +152,7 @@ class ReadingJob(Job):
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
-            purpose=self._device.runner.purpose_of(wakeup.link.model),
+            purpose=self._device.runner.purpose_of(self._model),
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:

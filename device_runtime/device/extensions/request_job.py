@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from device_runtime.brain.question import last_of_user
 from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
@@ -146,6 +147,8 @@ class RequestJob(Job):
                 self._replies.send(self._address, Piece(seq, held).to_fields())
                 seq, held = seq + 1, ""
 
+        if self._routed():
+            return None
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
         try:
@@ -160,8 +163,22 @@ class RequestJob(Job):
                 self._replies.refuse(self._address, "failed", text)
             raise
         if self._desk is None or seq:
-            return self._conclude(replace(final, seq=seq))
+            route = self._elsewhere if self._device.router is not None or self._desk is not None else None
+            return self._conclude(replace(final, seq=seq, route=route))
         return self._judge(self._desk, final)
+
+    def _routed(self) -> bool:
+        """Find the model, where the request names none; whether it went on because no model here is for it."""
+        router = self._device.router
+        if router is None or self._request.model is not None or self._elsewhere.failed is not None:
+            return False
+        chosen = router.choose(last_of_user(self._request.messages))
+        if chosen.stray and self._pass_on("unfamiliar", chosen.why):
+            return True
+        self._request = replace(self._request, model=chosen.model)
+        self._streams = self._streams and not (self._desk is not None and self._is_typed)
+        self._elsewhere = replace(self._elsewhere, model=chosen.model, why=chosen.why)
+        return False
 
     def _judge(self, desk: Desk, final: Final) -> None:
         """Send the answer, or pass the question on."""

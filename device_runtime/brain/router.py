@@ -1,0 +1,107 @@
+"""Finds the model that a question is for, among those of a device.
+
+Declared rules come first. Then the question's form decides: a reading has the fields of one task, and a text goes to
+the model for texts, or where there are several to the one that a small classifier takes it for. What is for none of
+them goes to a model that was trained for no task, if there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from device_runtime.errors import LinkError
+from device_runtime.fleet.expression import Expression
+from device_runtime.fleet.policies.routing import Routing
+
+if TYPE_CHECKING:
+    from device_runtime.brain.text_classifier import TextClassifier
+    from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["Chosen", "Router"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which model, and why."""
+
+    model: str
+    why: str
+    stray: bool = False  # no model of the device is for it; `model` is the first, for want of a better one
+
+
+class Router:
+    """The router of one device. For one thread."""
+
+    def __init__(self, routing: Routing, models: Sequence[str], purpose_of: Callable[[str], Purpose | None]) -> None:
+        """Read the classifier, if there is one.
+
+        Args:
+            models: of the device, by name; the first is its default.
+            purpose_of: what a model was trained for, once it is open.
+
+        Raises:
+            ConfigurationError: the classifier cannot be read.
+        """
+        self._rules = [(number, Expression(rule.when), rule.model) for number, rule in enumerate(routing.rules, 1)]
+        self._models, self._purpose_of = list(models), purpose_of
+        self._classifier: TextClassifier | None = None
+        if routing.file is not None:
+            from device_runtime.brain.text_classifier import TextClassifier
+
+            self._classifier = TextClassifier.open(routing.file)
+
+    def choose(self, asked: str, topic: Sequence[str] = ()) -> Chosen:
+        """The model for what somebody asks.
+
+        Args:
+            asked: a text, or a JSON object.
+            topic: the levels of the topic of a link's reading.
+        """
+        reading = _object(asked)
+        names: dict[str, Any] = {**(reading or {}), "reading": reading or {}, "text": asked, "topic": list(topic)}
+        for number, expression, model in self._rules:
+            try:
+                if expression.value(names):
+                    return Chosen(model, f"rule {number}")
+            except LinkError:  # it is about something else
+                continue
+        purposes = {name: self._purpose_of(name) for name in self._models}
+        found = self._by_fields(reading, purposes) if reading is not None else self._by_text(asked, purposes)
+        return found or self._for_none(purposes)
+
+    def _by_fields(self, reading: Mapping[str, Any], purposes: Mapping[str, Purpose | None]) -> Chosen | None:
+        """The model that knows all its fields there; of several, the one that knows most."""
+        known = {
+            name: len(purpose.inputs.fields or {})
+            for name, purpose in purposes.items()
+            if purpose is not None and purpose.inputs.fields and purpose.inputs.prompt(reading).readable
+        }
+        most = [name for name, count in known.items() if count == max(known.values())]
+        return Chosen(most[0], "its fields are those of the task") if len(most) == 1 else None
+
+    def _by_text(self, text: str, purposes: Mapping[str, Purpose | None]) -> Chosen | None:
+        takes = [name for name, purpose in purposes.items() if purpose is not None and purpose.inputs.text is not None]
+        if self._classifier is not None:
+            name, share = self._classifier.choose(text)
+            return Chosen(name, f"the router's classifier, {share:.2f}") if name in self._models else None
+        general = any(purpose is None for purpose in purposes.values())
+        return Chosen(takes[0], "it is the model for texts") if len(takes) == 1 and not general else None
+
+    def _for_none(self, purposes: Mapping[str, Purpose | None]) -> Chosen:
+        general = next((name for name, purpose in purposes.items() if purpose is None), None)
+        if general is not None:
+            return Chosen(general, "it is for none of the trained tasks")
+        return Chosen(self._models[0], "no model of this device is for it", stray=True)
+
+
+def _object(asked: str) -> Mapping[str, Any] | None:
+    if not asked.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(asked)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

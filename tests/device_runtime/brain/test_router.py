@@ -1,0 +1,151 @@
+"""What names no model goes to the right one, and the reply says which and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_runtime.brain.router import Router
+from device_runtime.brain.text_classifier import NONE, TextClassifier
+from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
+from device_runtime.errors import ConfigurationError
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.file import FLEET, check_fleet, load
+from device_runtime.fleet.links import Link
+from device_runtime.fleet.policies.escalation import Escalation, Target
+from device_runtime.fleet.policies.routing import RouteRule, Routing
+from device_runtime.tasks.purpose import Purpose
+from device_runtime.update.slots import open_bundle
+from tests.device_runtime.conftest import OnAir
+from tests.far_server import FarServer
+from tests.mqtt_peer import Peer
+from tests.scripted_model import ScriptedModel
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+NAMES = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")
+CLASSIFIER = TextClassifier.open(EXAMPLES / "router" / "router.json")
+ROUTER = Routing(file=str(EXAMPLES / "router" / "router.json"))
+
+
+@pytest.fixture(scope="module")
+def purposes() -> dict[str, Purpose | None]:
+    return {name: Purpose.of_manifest(open_bundle(EXAMPLES / name / "bundle").manifest) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "why"),
+    [
+        ('{"temp_c": 96, "bar": 1.4, "flow_l_min": 12}', "boiler-advisor", "its fields are those of the task"),
+        ("kernel: igb 0000:01:00.0 eth3: Link is Down", "log-triage", "the router's classifier"),
+        ("put the blinds down in the kitchen", "home-commands", "the router's classifier"),
+        ("What is the capital of Portugal?", None, "no model of this device is for it"),
+        ('{"humidity": 40}', None, "no model of this device is for it"),
+    ],
+)
+def test_the_four_examples(purposes: dict[str, Purpose | None], asked: str, model: str | None, why: str) -> None:
+    found = Router(ROUTER, NAMES, lambda name: purposes[name]).choose(asked)
+    assert (None if found.stray else found.model) == model and found.why.startswith(why)
+
+
+def test_rules_come_first(purposes: dict[str, Purpose | None]) -> None:
+    rules = (RouteRule("topic[0] == 'logs'", "log-triage"), RouteRule("'bar' in reading and bar > 9", "fall-alert"))
+    router = Router(Routing(rules), NAMES, lambda name: purposes[name])
+    assert router.choose("blinds down", ["logs", "x"]).why == "rule 1"
+    assert router.choose('{"bar": 10}', ["x"]).model == "fall-alert"  # though it lacks most of the boiler's fields
+
+
+def test_what_is_for_no_task_goes_to_a_general_model(purposes: dict[str, Purpose | None]) -> None:
+    known = {**purposes, "chat": None}
+    found = Router(ROUTER, list(known), lambda name: known[name]).choose("What is the capital of Portugal?")
+    assert (found.model, found.stray) == ("chat", False)
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_features_and_a_class(text: str) -> None:
+    ids = feature_ids(text)
+    assert ids == sorted(set(ids)) and all(0 <= place < BUCKETS for place in [*ids, *word_ids(text)])
+    name, share = (
+        TextClassifier.open(EXAMPLES / "router" / "router.json").choose(text) if len(text) < 3 else (NONE, 0.0)
+    )
+    assert name in (*NAMES, NONE) and 0 <= share <= 1
+
+
+def test_features_are_the_same_on_every_machine() -> None:
+    assert feature_ids("Disk 7 full") == feature_ids("disk  12 FULL") != feature_ids("disk full")
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"router": 2}', '{"router": 1, "classes": ["a"], "weights": "AA=="}'])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "r.json").write_text(damage)
+    with pytest.raises(ConfigurationError, match="stonechat router train"):
+        TextClassifier.open(tmp_path / "r.json")
+    with pytest.raises(ConfigurationError, match="stonechat router train"):
+        TextClassifier.open(tmp_path / "missing.json")
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    known = rng.random((2, BUCKETS)) > 0.5
+    made = TextClassifier(("a", NONE), rng.normal(size=(2, BUCKETS)).astype(np.float32), np.zeros(2, np.float32), known)
+    (tmp_path / "r.json").write_text(made.to_json())
+    found = TextClassifier.open(tmp_path / "r.json")
+    assert found.classes == made.classes and (found.known == known).all()
+    assert np.abs(found.weights - made.weights).max() < np.abs(made.weights).max() / 100  # int8: half a step of 1/127
+
+
+def test_the_fleet_file_names_models_of_the_device() -> None:
+    load(EXAMPLES / "router" / "fleet.yaml")
+    text = "schema: 1\nmodels: {a: {bundle: x}, b: {bundle: y}}\ndevices:\n"
+    text += '  d: {model: a, router: {rules: [{when: "1", model: b}]}}\n'
+    with pytest.raises(ConfigurationError, match=r"f:4:.*this device has no model 'b'; it has a"):
+        yaml_schema.loads(text, FLEET, check_fleet, file="f")
+
+
+def test_a_request_and_a_reading_find_their_model(
+    on_air: Callable[..., OnAir], peer: Callable[..., Peer], far: FarServer
+) -> None:
+    from device_runtime.fleet.settings import ModelSettings
+
+    routing = Routing((RouteRule("'bar' in reading", "boiler"),))
+    link = Link(name="all", source="in/#", prompt="{{ reading | tojson }}", to="out/all")
+    scripts = {"general": ScriptedModel(["general"]), "boiler": ScriptedModel(["boiler"])}
+    models = (ModelSettings("general"), ModelSettings("boiler"))
+    device, listener = on_air(scripts=scripts, models=models, routing=routing, links=(link,)), peer()
+    listener.subscribe("out/all")
+    device.client.publish("in/x", {"bar": 3})
+    said = listener.next()[1]
+    assert said["text"] == "boiler" and said["route"] == {"where": "here", "model": "boiler", "why": "rule 1"}
+    reply_to = device.ask(prompt="hello")
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["text"] == "general" and final["route"]["why"] == "it is for none of the trained tasks"
+    reply_to = device.ask(prompt='{"bar": 1}', model="general", session="2", correlation=b"2")
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["text"] == "general" and "why" not in final["route"]  # a model that is named is asked
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_stray_question_goes_to_a_larger_model(on_air: Callable[..., OnAir], far: FarServer, status: int) -> None:
+    far.say, far.status = (lambda body: "Lisbon."), status
+    from device_runtime.fleet.settings import ModelSettings
+
+    bundle = open_bundle(EXAMPLES / "log-triage" / "bundle")
+    model = ScriptedModel([json.dumps({"category": "none", "priority": "low"})])
+    model.manifest = bundle.manifest  # type: ignore[attr-defined]
+    policy = Escalation(Target(url=far.url, model="m"))
+    device = on_air(model, models=(ModelSettings("log-triage"),), routing=ROUTER, escalate=policy)
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}}
+    reply_to = device.ask(prompt="What is the capital of Portugal?", schema=schema)
+    far.say = lambda body: '{"a": "x"}'
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    if status == 200:
+        assert (
+            final["text"] == '{"a": "x"}' and final["route"]["why"] == "unfamiliar: no model of this device is for it"
+        )
+    else:
+        assert "500" in final["route"]["failed"] and model.asked

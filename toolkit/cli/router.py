@@ -1,0 +1,105 @@
+"""`stonechat router`: train what finds the right model for a text, and see which one it finds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.cli.options import add_json, whole_number
+
+if TYPE_CHECKING:
+    from device_runtime.fleet.file import ModelEntry
+    from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "train what finds the right model of a device for a text, and try it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `stonechat router`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train a router on the examples of each task", allow_abbrev=False)
+    train.add_argument("fleet", metavar="FLEET.yaml", type=Path)
+    train.add_argument("--device", metavar="ID", required=True, help="whose models it is to choose from")
+    train.add_argument(
+        "--task", metavar="MODEL=TASK", action="append", default=[],
+        help="the task file of a model (default: task.yaml beside its bundle); may be repeated",
+    )  # fmt: skip
+    train.add_argument(
+        "--other", metavar="FILE", type=Path, action="append", default=[], help="lines that are for no model"
+    )
+    train.add_argument("--cases", metavar="N", type=whole_number(20), default=8000, help="of each task (default: 8000)")
+    train.add_argument("-o", "--output", metavar="FILE.json", type=Path, required=True)
+    add_json(train)
+    ask = actions.add_parser("ask", help="say which model a text or a reading would go to, and why", allow_abbrev=False)
+    ask.add_argument("fleet", metavar="FLEET.yaml", type=Path)
+    ask.add_argument("--device", metavar="ID", required=True)
+    ask.add_argument("asked", metavar="TEXT", help="a text, or a reading as a JSON object")
+    add_json(ask)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train or ask."""
+    return {"train": _train, "ask": _ask}[args.action](args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.fleet.file import load
+    from device_runtime.tasks.file import load as load_task
+    from toolkit.brain.router_training import background_texts, lines_of, train_router
+    from toolkit.cli.output import say, show
+    from toolkit.examples.sources import all_examples
+
+    entries = load(args.fleet).models_of(args.device)
+    named = dict(pair.partition("=")[::2] for pair in args.task)
+    if unknown := sorted(set(named) - set(entries)):
+        raise ConfigurationError(f"--task names {unknown[0]!r}; {args.device} has {', '.join(entries)}.")
+    texts: dict[str, list[str]] = {}
+    for name, purpose in _purposes(entries).items():
+        if purpose is None or purpose.inputs.text is None:  # found by its fields, or for what is for none
+            continue
+        path = Path(named.get(name) or Path(entries[name].bundle).parent / "task.yaml")
+        if not path.exists():
+            raise ConfigurationError(f"{path} is not there; name the task file with --task {name}=TASK.yaml.")
+        say(f"{name}: examples of {path}")
+        texts[name] = [str(case.input["text"]) for case in all_examples(load_task(path), args.cases, 1)]
+    if not texts:
+        raise ConfigurationError(
+            f"No model of {args.device} was trained to read texts; readings are found by their fields."
+        )
+    others = [line for path in args.other for line in lines_of(path)]
+    trained = train_router(texts, [*others, *background_texts()])
+    part = args.output.with_name(args.output.name + ".part")
+    part.write_text(trained.classifier.to_json(), encoding="utf-8")
+    part.replace(args.output)
+    fields = {"file": str(args.output), "models": list(texts), "right": trained.right, "count": trained.count}
+    return show(args, fields, [
+        f"{args.output}: {', '.join(texts)}; {trained.right} of {trained.count} texts held back were right",
+        f"name it in the fleet file: devices: {{{args.device}: {{router: {{file: {args.output.name}}}}}}}",
+    ])  # fmt: skip
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from device_runtime.brain.router import Router
+    from device_runtime.fleet.file import load
+    from device_runtime.fleet.policies.routing import Routing
+    from toolkit.cli.output import show
+
+    fleet = load(args.fleet)
+    entries = fleet.models_of(args.device)
+    purposes = _purposes(entries)
+    router = Router(fleet.routing(args.device) or Routing(), list(entries), lambda name: purposes[name])
+    chosen = router.choose(args.asked)
+    fields = {"model": None if chosen.stray else chosen.model, "why": chosen.why}
+    return show(args, fields, [chosen.why if chosen.stray else f"{chosen.model}: {chosen.why}"])
+
+
+def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.slots import open_bundle
+
+    return {name: Purpose.of_manifest(open_bundle(entry.bundle).manifest) for name, entry in entries.items()}
