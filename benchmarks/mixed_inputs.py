@@ -26,7 +26,7 @@ _TEXTS = (  # besides what converters/texts keeps apart
     "import numpy as np", "Let epsilon be greater than zero.", "Please find attached the invoice for September.",
     "Recommend a film for a rainy Sunday.", "Does the museum open on public holidays?", "E = m c^2",
     "Mix the flour, sugar and two eggs.", "The striker scored twice before half-time.", "How tall is Mount Kenya?",
-    "Plot: a detective returns to her village.", "Interest rates may rise again next spring.", "What rhymes with orange?",
+    "A detective returns to her village.", "Interest rates may rise again next spring.", "What rhymes with orange?",
 )  # fmt: skip
 _READINGS = (  # fields of sensors that no task knows
     ("humidity", "lux"), ("ph", "turbidity"), ("speed_kmh", "heading"), ("soil_moisture",), ("voltage", "current_a"),

@@ -24,7 +24,7 @@ _QUESTIONS = (
 _REQUESTS = (
     "Write a short poem about {}.", "Summarize what is known about {}.", "Translate a sentence about {} into Italian.",
     "Write a polite letter to my landlord about {}.", "Give me five names for a shop that sells {}.",
-    "Explain {} in two sentences.", "Tell me a joke about {}.", "Draft an email about {} to my boss.", "List ten facts about {}.",
+    "Explain {} in two sentences.", "Do you know a joke about {}?", "Draft an email about {} to my boss.", "List ten facts about {}.",
 )  # fmt: skip
 _TALK = (
     "I read an article about {} yesterday and I did not understand a word of it.", "My grandfather always talked about {}.",
