@@ -1,6 +1,6 @@
 """How often the router of examples/router finds the right model, or none: 20 % of the inputs are for none of them.
 
-    python benchmarks/routing.py [--each 130]
+python benchmarks/routing.py [--each 130]
 """
 
 from __future__ import annotations

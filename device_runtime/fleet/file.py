@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime.errors import ConfigurationError, SchemaError, StonechatError
 from device_runtime.fleet import yaml_schema
-from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.circles import circles
-from device_runtime.fleet.link_faults import faults
-from device_runtime.fleet.links import Link, Window, check_expression, check_template
+from device_runtime.fleet.link_fields import LINK
+from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import ESCALATION, Escalation
 from device_runtime.fleet.policies.routing import ROUTING, Routing
 from device_runtime.fleet.policies.ways import check_ways
-from device_runtime.fleet.questions import LinkExample, Unsure
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
 from device_runtime.fleet.yaml_schema import (
     Boolean,
@@ -32,14 +30,13 @@ from device_runtime.fleet.yaml_schema import (
     MapOf,
     Number,
     OneOrMore,
-    Plain,
     Record,
     Reference,
     Report,
     Text,
 )
 from device_runtime.mqtt.address import BrokerAddress, Certificates, Protocol, read_password
-from device_runtime.mqtt.topics import DeviceTopics, check_filter, check_id, check_topic, matches
+from device_runtime.mqtt.topics import check_id
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
@@ -373,76 +370,6 @@ def _broker_url(url: str) -> str:
     return url
 
 
-def _source(pattern: str) -> str:
-    check_filter(pattern)
-    if pattern.startswith("$"):
-        raise ConfigurationError(f"topic filter {pattern!r} starts with '$', where brokers keep their own topics")
-    levels = pattern.split("/")
-    any_device = "/".join([*levels[:2], *("+" if level != "#" else level for level in levels[2:3]), *levels[3:]])
-    topics = DeviceTopics("any")
-    if any(matches(any_device, topic) for topic in (topics.generate, topics.cancel, topics.reply("any", "any"))):
-        raise ConfigurationError(f"topic filter {pattern!r} also matches stonechat's own topics; narrow it")
-    return pattern
-
-
-def _reading_of(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {"value": value}
-
-
-def _check_link(link: Link, path: tuple[str | int, ...], report: Report) -> None:
-    for name, text in faults(link):
-        report.add_at((*path, name), text)
-
-
-_WINDOW = Record(
-    Window,
-    {"seconds": Field(Number(0.001, 31_536_000, "s"), 3600.0), "keep": Field(Integer(1, 1000, "readings"), 20)},
-    expected="a mapping such as {seconds: 30, keep: 20}",
-)
-
-_EXAMPLE = Record(
-    LinkExample,
-    {
-        "reading": Field(Plain("a reading: a mapping, or a bare value", _reading_of), None),
-        "prompt": Field(Text("a prompt"), None),
-        "topic": Field(Text("a topic", check=check_topic), None),
-        "answer": Field(Plain("the right answer")),
-    },
-    expected="a mapping such as {reading: {temp_c: 91}, answer: {severity: alarm}}",
-)
-
-_UNSURE = Record(
-    Unsure,
-    {
-        "below": Field(Number(0, 1), 0.8),
-        "do": Field(Choice(("skip", "flag", "escalate")), "flag"),
-    },
-    expected="a mapping such as {below: 0.8, do: flag}",
-)
-
-_LINK = Record(
-    Link,
-    {
-        "name": Field(_id("link")),
-        "from": Field(Text("a topic filter", check=_source), to="source"),
-        "model": Field(Reference("model", "models"), None),
-        "when": Field(Text("an expression such as temp_c > 80", check=check_expression), None),
-        "window": Field(_WINDOW, None),
-        "prompt": Field(Text("a template", check=check_template)),
-        "answer": Field(Answer(), None),
-        "to": Field(Text("a topic, or a template of one", check=check_template)),
-        "deadline_s": Field(Number(0.001, 86_400, "s"), 30.0),
-        "overload": Field(Choice(("newest", "oldest", "every")), "newest"),
-        "parse": Field(Choice(("json", "text", "number", "auto")), "json"),
-        "system": Field(Text("a system message"), None),
-        "examples": Field(ListOf(_EXAMPLE, "a list of examples"), ()),
-        "decide": Field(MapOf(Text("a field of the answer"), Text("an expression", check=check_expression)), {}),
-        "unsure": Field(_UNSURE, None),
-        "escalate": Field(ESCALATION, None),
-    },
-    check=_check_link,
-)
-
 _LIMITS = Record(
     RateLimits,
     {name: Field(Number(0.1, 1e6, "a second"), rate) for name, rate in asdict(RateLimits()).items()},
@@ -500,6 +427,6 @@ FLEET = Record(
                 ),
             )
         ),
-        "links": Field(ListOf(_LINK, "a list of links", unique="name"), ()),
+        "links": Field(ListOf(LINK, "a list of links", unique="name"), ()),
     },
 )
