@@ -85,7 +85,7 @@ class Options:
     windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
-    weights: WeightType = "int8"  # of the layers; int4 is for the profile pi
+    weights: WeightType = "int8"  # of the layers
     schemas: tuple[Mapping[str, Any], ...] = ()  # of answers, that a microcontroller is to hold them to
     needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
 
@@ -141,29 +141,30 @@ def graph_shape(config: NetworkConfig, profile: Profile, context: int, own_grid:
         profile.windows(context),
         profile.prefill_tokens(context),
         kv_cache_element_bytes=profile.kv_cache_element_bytes,
-        weight_bytes=_weight_bytes(config, profile.weight_bits),
+        weight_bytes=_weight_bytes(config, profile),
         rotated=rotates_residual(config) and not own_grid,
         several=profile.several_tokens(context),
     )
 
 
-def _weight_bytes(config: NetworkConfig, bits: int) -> int:
-    """Of all matmuls, as they are read for one token: a block of int4 has two bytes of scale and one of offset."""
-    if bits == 8:
+def _weight_bytes(config: NetworkConfig, profile: Profile) -> int:
+    """Of all matmuls, as they are read for one token. With a block of int4 goes its scale, in `micro` of one byte; in
+    `pi` of two, and an offset of one."""
+    if profile.weight_bits == 8:
         return matmul_weights(config)
     head = linears(config)[-1]
     layers = matmul_weights(config) - head.rows * head.columns
-    return head.rows * head.columns + layers // 2 + layers // BLOCK * 3
+    return head.rows * head.columns + layers // 2 + layers // BLOCK * (3 if profile.name == "pi" else 1)
 
 
 @lru_cache(maxsize=16)
-def graph_counts(config: NetworkConfig, context: int, weights: WeightType = "int8") -> dict[str, GraphCounts]:
+def graph_counts(config: NetworkConfig, context: int, profile: Profile | None = None) -> dict[str, GraphCounts]:
     """What graphs of a checkpoint's network would consist of, by profile; those that cannot compute it are left out.
 
     Args:
-        weights: of the layers in the profile pi.
+        profile: with these weights; the others have int8.
     """
-    profiles = {**PROFILES, "pi": profile_of("pi", weights)}
+    profiles = {**PROFILES, profile.name: profile} if profile is not None else PROFILES
     networks = {profile: folded(config, profile.turns_head) for profile in profiles.values()}
     able = [profile for profile, network in networks.items() if not unsupported(network, profile.supports)]
     return {profile.name: profile.estimate(networks[profile], context) for profile in able}
@@ -174,7 +175,7 @@ def _disk_bytes(checkpoint: Checkpoint, profile: Profile, context: int) -> int:
 
     The graph, as computed, or for `micro` the graph and its image; and the constants of either, until it is whole.
     """
-    graph = model_bytes(graph_counts(checkpoint.config, context)[profile.name], profile.name, context)
+    graph = model_bytes(graph_counts(checkpoint.config, context, profile)[profile.name], profile.name, context)
     return graph * (3 if profile.name == "micro" else 2) + len(checkpoint.tokenizer.content)
 
 
@@ -190,7 +191,9 @@ def _context(config: NetworkConfig, profile: Profile, options: Options) -> int:
 
 def _grids(checkpoint: Checkpoint, profile: Profile, fast: bool) -> list[bool]:
     """The ways to get to the profile's weights: True keeps the grid that a 4-bit checkpoint has of its own."""
-    if profile.weight_bits != 4 or not has_own_grid(CanonicalWeights(checkpoint.config, checkpoint.read)):
+    if profile.weight_bits != 4 or profile.name != "pi":  # own grids have offsets, which the C engine has not
+        return [False]
+    if not has_own_grid(CanonicalWeights(checkpoint.config, checkpoint.read)):
         return [False]
     if unsupported(checkpoint.config, {*profile.supports, "scaled embedding", "scaled logits"}):
         return [False]  # what folding would take away, such as a norm's bias
@@ -228,7 +231,7 @@ def _build(
     quality = {} if options.fast else _int16_quality(job, written.activations, tokenizer, file, options, progress)
     if logits is not None:
         save_prefix(work / PREFIX, Prefix(job.prefix, logits))
-    counts = {**graph_counts(checkpoint.config, context, options.weights), profile.name: written.counts}
+    counts = {**graph_counts(checkpoint.config, context, profile), profile.name: written.counts}
     manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality, counts, own_grid)
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
@@ -339,6 +342,7 @@ def _manifest(
         architecture=checkpoint.architecture,
         weight_bits=profile.weight_bits,
         profile=profile.name,
+        backends=profile.backends,
         context=context,
         graph=graph_shape(checkpoint.config, profile, context, own_grid),
         counts=counts,

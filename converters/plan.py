@@ -31,7 +31,7 @@ def subject_of(
         profile,
         context,
         graph_shape(config, profile_of(profile, weights), context),
-        graph_counts(config, max(context, PREFILL_TOKENS), weights),
+        graph_counts(config, max(context, PREFILL_TOKENS), profile_of(profile, weights)),
         len(checkpoint.tokenizer.content),
         other_bytes=_MANIFEST_BYTES + prefix,
         weight_bits=profile_of(profile, weights).weight_bits,
@@ -48,7 +48,7 @@ def plan_for(
     """Profile, context and weights to convert with: those that were asked for, else the board's profile and what fits.
 
     Where `pi` does not fit, or only with a context too short for a conversation, int4 weights take less memory, and
-    `micro` takes less too.
+    `micro` takes less too. On a microcontroller int4 weights take less flash.
 
     Raises:
         DoesNotFitError: none fits.
@@ -68,6 +68,11 @@ def plan_for(
         for tried in types:  # a short context is better than none
             with suppress(DoesNotFitError):
                 return "pi", context_for(checkpoint, board, "pi", context, tried), tried
+    if wanted == "micro" and board.kind == "mcu" and weights is None:  # where the C engine runs it, which takes int4
+        both: tuple[WeightType, ...] = ("int8", "int4")
+        for tried in both:
+            with suppress(DoesNotFitError):
+                return wanted, context_for(checkpoint, board, wanted, context, tried), tried
     chosen = weights or "int8"
     return wanted, context_for(checkpoint, board, wanted, context, chosen), chosen
 

@@ -18,7 +18,7 @@ from converters.network.decoder import decoder, hidden
 from converters.network.tensors import tensors as tensors_of
 from converters.network.weights import CanonicalWeights, FloatArray
 from converters.ops.numpy import KvCache, NumpyOps
-from converters.profiles import PROFILES, GraphJob
+from converters.profiles import GraphJob, WeightType, profile_of
 from converters.quantize.calibrate import ActivationParams
 from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
@@ -57,12 +57,12 @@ class Network:
         """After each of `tokens`, which stand behind the prefix: (tokens, vocabulary)."""
         return decoder(NumpyOps(self.config, self.read, np.array([tokens]), self.prefix), self.config)
 
-    def write(self, path: Path, context: int, fast: bool = False) -> ActivationParams:
+    def write(self, path: Path, context: int, fast: bool = False, weights: WeightType = "int8") -> ActivationParams:
         """The micro graph, calibrated on random tokens."""
         windows = np.random.default_rng(5).integers(0, self.config.vocabulary, (16, 24))
-        weights = RotatedWeights(self.read, {})
-        job = GraphJob(weights, weights.rotate_cache(self.prefix), windows, context, fast)
-        return PROFILES["micro"].write(path, job).activations
+        read = RotatedWeights(self.read, {})
+        job = GraphJob(read, read.rotate_cache(self.prefix), windows, context, fast)
+        return profile_of("micro", weights).write(path, job).activations
 
 
 def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes: Any) -> Network:
@@ -88,20 +88,22 @@ def random_network(seed: int = 1, prefix_tokens: Sequence[int] = (0,), **changes
     return Network(config, CanonicalWeights(config, lambda name: tensors[name].copy()), tuple(prefix_tokens))
 
 
-def micro_bundle(folder: Path, network: Network, context: int = 40) -> Bundle:
+def micro_bundle(folder: Path, network: Network, context: int = 40, weights: WeightType = "int8") -> Bundle:
     """A bundle without a tokenizer."""
+    profile = profile_of("micro", weights)
     folder.mkdir()
     config = network.config
-    network.write(folder / MODEL, context)
+    network.write(folder / MODEL, context, weights=weights)
     write_model_image(folder / MODEL, folder / IMAGE)
     (folder / "tokenizer.json").write_text("{}")
     if network.prefix_tokens:
         keys, values = (np.concatenate([layer[part] for layer in network.prefix.layers]) for part in (0, 1))
         np.savez(folder / PREFIX, k=keys, v=values, logits=np.zeros(config.vocabulary, np.float32))
     manifest = Manifest(
-        format=FORMAT, name="small", version="1", task="generate", architecture="llama", weight_bits=8,
+        format=FORMAT, name="small", version="1", task="generate", architecture="llama",
+        weight_bits=profile.weight_bits,
         profile="micro", context=context,
-        graph=graph_shape(config, PROFILES["micro"], context), counts=graph_counts(config, context),
+        graph=graph_shape(config, profile, context), counts=graph_counts(config, context),
         tokenizer=TokenizerInfo("tokenizer.json", None, (1,), False, {}),
         chat_template=None, prefix_tokens=network.prefix_tokens, quality={}, source={}, converter="test",
         security_counter=0, files={path.name: _entry(path) for path in sorted(folder.iterdir())},

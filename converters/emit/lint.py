@@ -9,7 +9,7 @@ that a decoder may need.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +123,13 @@ class Violation:
         return f"{where}: {self.problem}; {self.remedy}"
 
 
-def require_clean(path: Path) -> None:
-    """Raise a `GraphError` that lists what TFLite Micro would not run, if there is anything."""
-    if violations := check_graph(path):
+def require_clean(path: Path, *, blocks: bool = False) -> None:
+    """Raise a `GraphError` that lists what TFLite Micro would not run, if there is anything.
+
+    Args:
+        blocks: as of `check_graph`.
+    """
+    if violations := check_graph(path, blocks=blocks):
         shown = "".join(f"\n  {violation}" for violation in violations[:10])
         more = f"\n  and {len(violations) - 10} more" if len(violations) > 10 else ""
         raise GraphError(f"TFLite Micro cannot run {path}:{shown}{more}")
@@ -152,8 +156,11 @@ def measured_arena(bundle: Bundle) -> Arena | None:
         backend.close()
 
 
-def check_graph(path: Path) -> list[Violation]:
+def check_graph(path: Path, *, blocks: bool = False) -> list[Violation]:
     """Every breach of TFLite Micro's rules in a .tflite file, in the order of its operators.
+
+    Args:
+        blocks: allow int4 weights in blocks, which the C engine takes and TFLite Micro does not.
 
     Raises:
         ConfigurationError: there is no such file.
@@ -164,10 +171,10 @@ def check_graph(path: Path) -> list[Violation]:
         problem = f"{file.size:,} bytes, {file.subgraph_count} subgraphs"
         return [Violation(path.name, "", problem, "TFLite Micro reads one subgraph in less than 2 GiB")]
     with file.damage_reported():
-        return [violation for graph in file.subgraphs() for violation in _violations(graph)]
+        return [violation for graph in file.subgraphs() for violation in _violations(graph, blocks)]
 
 
-def _violations(graph: SubgraphReader) -> Iterator[Violation]:
+def _violations(graph: SubgraphReader, blocks: bool) -> Iterator[Violation]:
     for i in range(graph.tensor_count):
         yield from _check_tensor(graph.tensor(i))
     known = set(graph.inputs)
@@ -176,7 +183,18 @@ def _violations(graph: SubgraphReader) -> Iterator[Violation]:
             if t is not None and not (t.constant or t.variable or t.index in known):
                 yield Violation(t.name, op.name, "it is read before anything writes it", "put its operator first")
         known.update(t.index for t in op.results)
-        yield from _check_operator(op.name, list(op.operands), list(op.results))
+        operands = list(op.operands)
+        if op.name == "FULLY_CONNECTED" and (weight := _weights_in_blocks(operands)) is not None:
+            if not blocks:
+                remedy = "only stonechat's C engine runs them; convert with --weights int8 for TFLite Micro"
+                yield Violation(weight.name, op.name, "int4 weights with a scale for each block", remedy)
+            operands[1] = replace(weight, type="int8")  # every other rule is the same
+        yield from _check_operator(op.name, operands, list(op.results))
+
+
+def _weights_in_blocks(operands: list[GraphTensor | None]) -> GraphTensor | None:
+    weight = operands[1] if len(operands) > 1 else None
+    return weight if weight is not None and weight.type == "int4" and weight.block_scales is not None else None
 
 
 def _check_tensor(t: GraphTensor) -> Iterator[Violation]:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from converters.quantize.blocks import unpacked_int4
 from device_runtime.errors import ConfigurationError, GraphError
 
 __all__ = ["GraphTensor", "Operator", "SubgraphReader", "TfliteFile"]
@@ -48,6 +49,7 @@ class GraphTensor:
     zero_point: npt.NDArray[np.int64]
     axis: int
     buffer: int
+    block_scales: int | None = None  # the tensor with a scale for each block of a row
 
     @property
     def grid(self) -> tuple[float, int] | None:
@@ -148,6 +150,7 @@ class SubgraphReader:
             zero_point=zero_point,
             axis=axis,
             buffer=int(t.Buffer()),
+            block_scales=_block_scales(t.Quantization()),
         )
 
     def operators(self) -> Iterator[Operator]:
@@ -164,7 +167,7 @@ class SubgraphReader:
             )
 
     def values(self, t: GraphTensor) -> npt.NDArray[Any]:
-        """A constant's elements in its shape, without a copy.
+        """A constant's elements in its shape, without a copy; int4 as int8, with one.
 
         Raises:
             ValueError: its bytes are not those of its shape, or it is not inside the FlatBuffer.
@@ -172,6 +175,8 @@ class SubgraphReader:
         if not t.constant or t.external:
             raise ValueError(f"{t.name} has no constant inside the FlatBuffer")
         data = self._model.Buffers(t.buffer).DataAsNumpy()
+        if t.type == "int4":
+            return unpacked_int4(np.asarray(data).reshape(t.shape[0], -1)).reshape(t.shape)
         return np.asarray(data).view(np.dtype(t.type)).reshape(t.shape)
 
     def _name(self, op: Any) -> str:
@@ -190,6 +195,15 @@ def _bounded(length: int, file_bytes: int) -> int:
 def _array(values: Any, length: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """A vector of the FlatBuffer; the accessors give 0 for one that is not there."""
     return np.asarray(values) if length else np.empty(0, dtype)
+
+
+def _block_scales(q: Any) -> int | None:
+    """The tensor that BlockwiseQuantization names."""
+    if q is None or q.DetailsType() != schema.QuantizationDetails.BlockwiseQuantization:
+        return None
+    table, details = q.Details(), schema.BlockwiseQuantization()
+    details.Init(table.Bytes, table.Pos)
+    return int(details.Scales())
 
 
 def _quantization(q: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:

@@ -63,8 +63,12 @@ class Quantization:
 class BlockQuantization:
     """real = stored * scale, with one scale for each block of a row (BlockwiseQuantization of the schema)."""
 
-    scale: Constant  # float16 (rows, columns / block), all of them normal numbers above zero
+    # (rows, columns / block), above zero; LiteRT wants normal float16 numbers
+    scale: Constant | npt.NDArray[np.float32]
     block: int  # columns
+    # (rows,): what each scale of a row is a whole multiple of, 1 to 255; None: nothing. TensorFlow Lite ignores it, the
+    # C engine multiplies with the whole numbers.
+    step: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,8 @@ class Subgraph:
         details.zeroPoints, details.blockSize = -1, quantization.block
         whole = schema.QuantizationParametersT()
         whole.details, whole.detailsType = details, schema.QuantizationDetails.BlockwiseQuantization
+        if quantization.step is not None:
+            whole.scale, whole.zeroPoint = quantization.step, np.zeros(quantization.step.size, np.int64)
         return whole
 
     def operator(

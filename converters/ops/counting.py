@@ -73,21 +73,21 @@ def count_graph(emit: Callable[[GraphWriter, int], None], positions: int) -> Gra
     emit(small, positions)
     emit(large, 2 * positions)
     graphs = small.graphs
-    matmuls, tables, others = _constants(graphs)
+    matmuls, scales, tables, others = _constants(graphs)
     lookups = {k: v for k, v in tables.items() if k not in matmuls}
     # Tables of float rows have one for each position; rows of integers are embeddings, single floats their scales.
     angles = [t for t in lookups.values() if _is_float(t) and len(t.shape) == 2]
     per_position = sum(int(t.shape[1]) * _BITS[t.type] // 8 for t in angles)
     embeddings = sum(_bytes(t) for t in lookups.values()) - sum(map(_bytes, angles))
-    _, _, larger = _constants(large.graphs)
+    *_, larger = _constants(large.graphs)
     constants, more = (sum(map(_bytes, found.values())) for found in (others, larger))
     grows = (more - constants) // positions
     return GraphCounts(
         signatures=len(graphs),
         operators=sum(len(graph.operators) for graph in graphs),
         tensors=sum(len(graph.tensors) for graph in graphs),
-        rows=sum(int(t.shape[0]) for t in matmuls.values() if t.type != schema.TensorType.FLOAT16),  # without scales
-        matmul_bytes=sum(map(_bytes, matmuls.values())),
+        rows=sum(int(t.shape[0]) for t in matmuls.values()),
+        matmul_bytes=sum(map(_bytes, (*matmuls.values(), *scales.values()))),
         largest_matmul_bytes=max(map(_bytes, matmuls.values())),
         embedding_bytes=embeddings,
         constant_bytes_per_position=per_position + grows,
@@ -96,9 +96,10 @@ def count_graph(emit: Callable[[GraphWriter, int], None], positions: int) -> Gra
     )
 
 
-def _constants(graphs: list[Subgraph]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
-    """Constants by their buffer: weights of matmuls, tables that are looked up, and others."""
+def _constants(graphs: list[Subgraph]) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any], dict[int, Any]]:
+    """Constants by their buffer: weights of matmuls, scales of their blocks, tables that are looked up, and others."""
     matmuls: dict[int, Any] = {}
+    of_blocks: dict[int, Any] = {}
     tables: dict[int, Any] = {}
     others: dict[int, Any] = {}
     for graph in graphs:
@@ -112,12 +113,12 @@ def _constants(graphs: list[Subgraph]) -> tuple[dict[int, Any], dict[int, Any], 
                     details = None if tensor.quantization is None else tensor.quantization.details
                     if details is not None:  # scales of blocks are read with the weights
                         scales = graph.tensors[details.scales]
-                        matmuls[scales.buffer] = scales
+                        of_blocks[scales.buffer] = scales
                 elif code == schema.BuiltinOperator.GATHER and place == 0:
                     tables[tensor.buffer] = tensor
                 else:
                     others[tensor.buffer] = tensor
-    return matmuls, tables, others
+    return matmuls, of_blocks, tables, others
 
 
 def _peaks(small: Subgraph, large: Subgraph, positions: int) -> tuple[ActivationPeak, ...]:

@@ -3,7 +3,8 @@
 One reading emits the signature `decode`: one token in, its logits out. The same file runs in TFLite Micro,
 tflite-runtime 2.14 and LiteRT, so only operators, types and operator versions that all three have are used.
 
-    the matmuls       FULLY_CONNECTED, int8 weights per channel, int8 activations per tensor
+    the matmuls       FULLY_CONNECTED, int8 weights per channel, int8 activations per tensor. With int4 weights in
+                      blocks (`--weights int4`) only the C engine runs the file, through its model image
     o, down, the head the same weights with int16 activations (`params.INT16_ROLES`). Their sums are 32 bits wide in
                       LiteRT and in 2.14 unless there is an int64 bias, so they get one where they could overflow
     attention         FULLY_CONNECTED whose weights are the int8 kv_cache, with int16 queries and probabilities (no
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
+from converters.emit.tflite_write import BlockQuantization, Constant, Quantization, Subgraph, Tensor
 from converters.network.config import ActivationKind, Attention, NetworkConfig, Norm, Rope
 from converters.network.tensors import Linear, Role
 from converters.network.weights import FloatArray

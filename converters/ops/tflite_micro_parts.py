@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
+from converters.emit.tflite_write import BlockQuantization, Constant, Quantization, Subgraph, Tensor
 from converters.network.weights import FloatArray
 from converters.ops.tflite import Op, TfliteOps
+from converters.quantize.blocks import BLOCK
 from converters.quantize.params import ParamsByName, QuantParams
 
 __all__ = ["MicroMatmul", "MicroParts", "per_tensor"]
 
 _FULLY_CONNECTED_VERSION = 9  # the highest that tflite-runtime 2.14 registers; its kernel does per-channel weights
+_BLOCKS_VERSION = 12
 _MOST_CONCATENATED = 10  # operands of one CONCATENATION in TFLite Micro
 
 
@@ -26,12 +29,13 @@ _MOST_CONCATENATED = 10  # operands of one CONCATENATION in TFLite Micro
 class MicroMatmul:
     """One matmul."""
 
-    weight: Constant  # int8 (out, in); its columns are multiplied by the channel scales of the input
-    scale: FloatArray  # (out,)
+    weight: Constant  # int8 or int4 (out, in); its columns are multiplied by the channel scales of the input
+    scale: FloatArray  # (out,); of int4 the step of the blocks' scales
     # (out,), with what the channel offsets of the input add and those of the result take away; it is quantized when
     # the input's scale is known
     bias: FloatArray | None
-    largest_sum: int  # max over rows of the sum of |weight|
+    largest_sum: int  # max over rows of the sum of |weight|; 0 where the only runtime has 64 bits
+    multipliers: npt.NDArray[np.uint8] | None = None  # of int4: (out, blocks), each block's scale in steps
 
 
 class MicroParts(TfliteOps):
@@ -70,7 +74,12 @@ class MicroParts(TfliteOps):
     def _fully_connected(self, x: Tensor, name: str, m: MicroMatmul) -> Tensor:
         p = self._params[name]
         scale = m.scale if p.scales is None else m.scale / p.scales  # the result comes out divided
-        weight = self._graph.constant(f"{name}.weight", m.weight, Quantization.per_channel(scale))
+        quantization: Quantization | BlockQuantization = Quantization.per_channel(scale)
+        version = _FULLY_CONNECTED_VERSION
+        if m.multipliers is not None:
+            of_blocks = (m.multipliers * scale[:, None]).astype(np.float32)
+            quantization, version = BlockQuantization(of_blocks, BLOCK, scale), _BLOCKS_VERSION
+        weight = self._graph.constant(f"{name}.weight", m.weight, quantization)
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         (out,) = self._graph.operator(
@@ -78,7 +87,7 @@ class MicroParts(TfliteOps):
             [x, weight, self._bias(x, name, m, scale)],
             [(name, (x.shape[0], m.weight.shape[0]), p.dtype, per_tensor(p))],
             options,
-            _FULLY_CONNECTED_VERSION,
+            version,
         )
         return out
 

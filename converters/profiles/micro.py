@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from converters.profiles.profile import (
     shaped_ropes,
     unfolded_gains,
 )
+from converters.quantize.blocks import BLOCK, StepRows, packed_int4, quantize_steps
 from converters.quantize.calibrate import Calibrator
 from converters.quantize.observers import observe_windows
 from converters.quantize.params import QuantParams, down_ranges, fit_int16
@@ -42,17 +44,25 @@ from device_runtime.errors import GraphError
 
 __all__ = ["MicroProfile"]
 
+_MOST_INT8_COLUMNS = 2048  # of int4 weights by int8 activations; leaves half of a sum's 30 bits for the bias
+
 
 class MicroProfile(Profile):
-    """int8 weights, static int8 and int16 activations, an int8 kv_cache; runs in TFLite Micro."""
+    """int8 weights, static int8 and int16 activations, an int8 kv_cache; runs in TFLite Micro.
+
+    Or int4 weights in blocks, but for the head: then only the C engine runs it, through the model image.
+    """
 
     name = "micro"
     default_context = 256
     calibration_window = 512
     calibration_tokens = 12288
-    weight_bits = 8
     kv_cache_element_bytes = 1
     supports = MicroOps.SUPPORTS
+
+    def __init__(self, weight_bits: Literal[8, 4] = 8) -> None:
+        self.weight_bits = weight_bits
+        self.backends = ("native",) if weight_bits == 4 else ()
 
     def windows(self, context: int) -> tuple[int, ...]:
         """As in `Profile`."""
@@ -66,7 +76,7 @@ class MicroProfile(Profile):
         """As in `Profile`."""
         config = job.weights.config
         with GraphWriter(path.parent, external=False) as writer:
-            weights = _Weights(writer, job)
+            weights = _Weights(writer, job, self.weight_bits)
             calibrator = Calibrator(config, job.weights, job.windows, job.prefix, not job.fast, weights.quantize_layer)
             observe_windows(config, job.weights, job.windows, job.prefix, calibrator)
             result = calibrator.result
@@ -79,10 +89,17 @@ class MicroProfile(Profile):
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """As in `Profile`. A search is taken to center whatever it may: no graph has more operators."""
         params = _assumed_params(config, fast)
-        return _count(_placeholders(config, context, params), config, params, context)
+        return _count(_placeholders(config, context, params, self.weight_bits), config, params, context)
 
     def prove(self, bundle: Bundle, needs_image: bool, schemas: Sequence[Mapping[str, Any]] = ()) -> Proof:
-        """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs."""
+        """TFLite Micro's rules, a run in its interpreter, and the image that the C engine runs.
+
+        With int4 weights the image alone: it is what runs.
+        """
+        if self.weight_bits == 4:
+            require_clean(bundle.model_path, blocks=True)
+            write_bundle_image(bundle, schemas)
+            return Proof(None, (IMAGE,))
         require_clean(bundle.model_path)
         arena = measured_arena(bundle)
         try:
@@ -98,7 +115,8 @@ class MicroProfile(Profile):
 class _Weights:
     """Quantizes the matmuls of a layer as soon as its activations are."""
 
-    def __init__(self, writer: GraphWriter, job: GraphJob) -> None:
+    def __init__(self, writer: GraphWriter, job: GraphJob, weight_bits: int) -> None:
+        self._int4 = weight_bits == 4
         self.matmuls: dict[str, MicroMatmul] = {}
         self._writer, self._job, self._read = writer, job, job.weights
         self._groups = groups(job.weights.config)
@@ -118,14 +136,16 @@ class _Weights:
                 x = activations[group[0].input]
                 x = x if of_input.offsets is None else x - of_input.offsets
                 hessian = Hessian(x if scales is None else x / scales)
+            blocks = self._int4 and _takes_blocks(group[0], of_input.dtype)
+            quantize = quantize_steps if blocks else quantize_rows
             for matmul in group:
                 weight = self._read(matmul.weight)
                 if down:
                     cuts = [start for start, _ in down_ranges(weight.shape[1])[1:]]
-                    for i, rows in enumerate(quantize_rows(weight, cuts, hessian)):
+                    for i, rows in enumerate(quantize(weight, cuts, hessian)):
                         self.add(f"{matmul.name}.{i}", rows, self._bias(matmul) if i == 0 else None)
                 else:
-                    (rows,) = quantize_rows(weight if scales is None else weight * scales, hessian=hessian)
+                    (rows,) = quantize(weight if scales is None else weight * scales, hessian=hessian)
                     bias = self._bias(matmul, weight, of_input.offsets, params[matmul.name].offsets)
                     self.add(matmul.name, rows, bias)
             self._step()
@@ -160,13 +180,23 @@ class _Weights:
         self._step()
         return rows
 
-    def add(self, name: str, rows: QuantizedRows, bias: FloatArray | None = None) -> MicroMatmul:
+    def add(self, name: str, rows: QuantizedRows | StepRows, bias: FloatArray | None = None) -> MicroMatmul:
         """Spool the weights of one matmul."""
+        if isinstance(rows, StepRows):
+            packed = self._writer.int4_constant(packed_int4(rows.values))
+            self.matmuls[name] = MicroMatmul(packed, rows.step, bias, 0, rows.multipliers)
+            return self.matmuls[name]
         # In blocks of rows: |weight| in 32 bits is four times the weight.
         blocks = (rows.values[start : start + 4096] for start in range(0, len(rows.values), 4096))
         largest_sum = max(int(np.abs(block.astype(np.int32)).sum(axis=1).max()) for block in blocks)
         self.matmuls[name] = MicroMatmul(self._writer.constant(rows.values), rows.scale, bias, largest_sum)
         return self.matmuls[name]
+
+
+def _takes_blocks(matmul: Linear, activations: np.dtype[Any]) -> bool:
+    """Whether a matmul of a layer can have int4 weights: the C engine adds up int8 products in 32 bits."""
+    most = _MOST_INT8_COLUMNS if activations == np.int8 else matmul.columns
+    return matmul.role is not Role.HEAD and matmul.columns % BLOCK == 0 and matmul.columns <= most
 
 
 def _constants(writer: GraphWriter, job: GraphJob, weights: _Weights, params: dict[str, QuantParams]) -> MicroConstants:
@@ -278,24 +308,31 @@ def _assumed_params(config: NetworkConfig, fast: bool) -> dict[str, QuantParams]
     return params
 
 
-def _placeholders(config: NetworkConfig, context: int, params: Mapping[str, QuantParams]) -> MicroConstants:
+def _placeholders(
+    config: NetworkConfig, context: int, params: Mapping[str, QuantParams], weight_bits: int
+) -> MicroConstants:
     """Constants of which only the shapes are known."""
     shaped = CountingWriter().placeholder
     random = np.random.default_rng(0)  # no two constants are alike
 
-    def matmul(rows: int, columns: int, bias: bool) -> MicroMatmul:
+    def matmul(rows: int, columns: int, bias: bool, blocks: bool = False) -> MicroMatmul:
         largest_sum = columns * 36  # a row's mean magnitude is about 30 of 127
         values = random.standard_normal(rows).astype(np.float32) if bias else None
+        if blocks:
+            weight = replace(shaped((rows, columns), np.int8), int4=True)
+            multipliers = random.integers(1, 256, (rows, columns // BLOCK), np.uint8)
+            return MicroMatmul(weight, np.ones(rows, np.float32), values, 0, multipliers)
         return MicroMatmul(shaped((rows, columns), np.int8), np.ones(rows, np.float32), values, largest_sum)
 
     matmuls: dict[str, MicroMatmul] = {}
     for m in linears(config):
+        blocks = weight_bits == 4 and _takes_blocks(m, params[m.input].dtype)
         if m.role is Role.DOWN:
             for i, (start, stop) in enumerate(down_ranges(m.columns)):
-                matmuls[f"{m.name}.{i}"] = matmul(m.rows, stop - start, m.bias and i == 0)
+                matmuls[f"{m.name}.{i}"] = matmul(m.rows, stop - start, m.bias and i == 0, blocks)
         else:
             moved = params[m.input].offsets is not None or params[m.name].offsets is not None
-            matmuls[m.name] = matmul(m.rows, m.columns, m.bias or moved)
+            matmuls[m.name] = matmul(m.rows, m.columns, m.bias or moved, blocks)
     width, tied, count = config.width, config.head.tied, config.embedding.positions
     mapped = tuple(matmul(width, width, False) for _ in range(2)) if tied else ()
     table = matmuls["head"].weight if tied else shaped((config.vocabulary, width), np.int8)

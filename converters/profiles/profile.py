@@ -72,6 +72,7 @@ class Profile(ABC):
     calibration_tokens: ClassVar[int]  # in all; static ranges need many to have met the extremes
     turns_head: ClassVar[bool] = False  # a head whose residual stream keeps its basis reads one without large channels
     weight_bits: int  # of the matmuls of the layers
+    backends: tuple[str, ...] = ()  # that run the graph, where not all of the profile's do
     kv_cache_element_bytes: ClassVar[int]
     supports: ClassVar[Collection[Feature]]  # what a rotated network may have
 

@@ -6,11 +6,18 @@ input's blocks. Offsets are worth it: of 4 bits, a symmetric grid uses what the 
 A checkpoint that was published in 4 bits has such a grid already. `own_grid` finds it again in the floats, whatever
 format they came from, and nothing is rounded a second time. Other weights are rounded here, column by column, each
 error made up for in the columns still to come (see `weights.py`).
+
+The C engine multiplies integers only: there, the scales of a row are whole multiples of one step, and blocks are
+symmetric (`quantize_steps`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +25,10 @@ import numpy.typing as npt
 from converters.network.weights import FloatArray
 from converters.quantize.weights import Hessian
 
-__all__ = ["BLOCK", "BlockRows", "own_grid", "packed_int4", "quantize_blocks", "rounded_scale", "unpacked_int4"]
+__all__ = [
+    "BLOCK", "BlockRows", "StepRows", "own_grid", "packed_int4", "quantize_blocks", "quantize_steps", "rounded_scale",
+    "unpacked_int4",
+]  # fmt: skip
 
 BLOCK = 32  # columns; what Q4_0, Q4_1 and Q4_K share
 _LOW, _HIGH = -8, 7
@@ -27,6 +37,9 @@ _SMALLEST = np.float32(2.0**-14)  # of a scale: LiteRT wants normal float16 numb
 _LARGEST = np.float32(2.0**15)
 _SHRUNK = (1.0, 0.94, 0.88, 0.82)  # ranges that are tried for a block, as shares of the whole
 _GRID_ERROR = 2e-3  # of a step: what float16 scales and float32 sums leave of a grid
+_SMALLEST_STEP = np.float32(2.0**-40)  # of a row of zeros
+_MOST_STEPS = 255  # of a block's scale
+_STEPS_HEADROOM = 1.1  # of a row's largest scale: errors of columns before a block make its weights larger
 _BATCH = 64  # columns whose errors are spread among themselves before they reach the rest
 
 
@@ -56,6 +69,27 @@ class BlockRows:
         scale = rounded_scale(exact)
         offset = None if self.offset is None else self.offset * factor
         return _recentered(self.values, exact, scale, offset)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """weight[:, b] ≈ values[:, b] * multipliers[:, b // BLOCK] * step: integers but for one number a row."""
+
+    values: npt.NDArray[np.int8]  # (rows, columns), in -8 … 7
+    multipliers: npt.NDArray[np.uint8]  # (rows, columns / BLOCK), from 1 on
+    step: FloatArray  # (rows,)
+
+    def floats(self) -> FloatArray:
+        """What the integers stand for, float32 (rows, columns)."""
+        whole = self.values * np.repeat(self.multipliers.astype(np.int16), BLOCK, axis=1)
+        return np.asarray(whole * self.step[:, None], np.float32)
+
+
+class RoundScales(Protocol):
+    """Scales that a format has."""
+
+    def __call__(self, scale: FloatArray, block: int) -> FloatArray:
+        """Those near `scale`, (rows,), for this block of each row."""
 
 
 def rounded_scale(scale: FloatArray) -> FloatArray:
@@ -111,8 +145,46 @@ def own_grid(weight: FloatArray, block: int = BLOCK) -> BlockRows | None:
     return _recentered(values.reshape(rows, columns), exact, rounded_scale(exact), offset.reshape(shape))
 
 
+def quantize_steps(weight: FloatArray, cuts: Sequence[int] = (), hessian: Hessian | None = None) -> list[StepRows]:
+    """Round weights to symmetric int4 whose block scales are multiples of a step.
+
+    Args:
+        weight: (rows, columns), columns a multiple of BLOCK.
+        cuts: columns, multiples of BLOCK, at which a row's step changes.
+        hessian: of what the matmul reads; None rounds every weight to the nearest.
+
+    Returns:
+        One result for each range of columns.
+    """
+    bounds = [0, *(cut // BLOCK for cut in cuts), weight.shape[1] // BLOCK]
+    peaks = np.abs(weight).reshape(len(weight), -1, BLOCK).max(axis=2)  # (rows, blocks)
+    steps = np.empty_like(peaks)
+    most = _STEPS * _MOST_STEPS / 2 / (1 if hessian is None else _STEPS_HEADROOM)
+    for left, right in pairwise(bounds):
+        steps[:, left:right] = peaks[:, left:right].max(axis=1, keepdims=True) / np.float32(most)
+    steps = np.maximum(steps, _SMALLEST_STEP)
+
+    def multiples(scale: FloatArray, block: int) -> FloatArray:
+        return np.asarray(np.clip(np.rint(scale / steps[:, block]), 1, _MOST_STEPS) * steps[:, block])
+
+    rows = quantize_blocks(weight, BLOCK, hessian, offsets=False, rounded=multiples)
+    multipliers = np.rint(rows.scale / steps).astype(np.uint8)
+    return [
+        StepRows(
+            np.ascontiguousarray(rows.values[:, left * BLOCK : right * BLOCK]),
+            np.ascontiguousarray(multipliers[:, left:right]),
+            steps[:, left].copy(),
+        )
+        for left, right in pairwise(bounds)
+    ]
+
+
 def quantize_blocks(
-    weight: FloatArray, block: int = BLOCK, hessian: Hessian | None = None, offsets: bool = True
+    weight: FloatArray,
+    block: int = BLOCK,
+    hessian: Hessian | None = None,
+    offsets: bool = True,
+    rounded: RoundScales = lambda scale, block: rounded_scale(scale),
 ) -> BlockRows:
     """Round weights to int4.
 
@@ -121,6 +193,7 @@ def quantize_blocks(
         block: columns that share a scale; divides them.
         hessian: of what the matmul reads; None rounds every weight to the nearest.
         offsets: give each block an offset; else the grid is symmetric around zero.
+        rounded: scales that there are, near those that fit best.
     """
     columns = weight.T.copy()  # (columns, rows)
     values = np.empty(columns.shape, np.int8)
@@ -131,10 +204,10 @@ def quantize_blocks(
     if inverse is None:
         for b in range(count):
             part = columns[b * block : (b + 1) * block]
-            scale[b], offset[b] = _grid(part, offsets)
+            scale[b], offset[b] = _grid(part, offsets, partial(rounded, block=b))
             values[b * block : (b + 1) * block] = _rounded(part, scale[b], offset[b])
     else:
-        _compensated(columns, block, inverse, offsets, values, scale, offset)
+        _compensated(columns, block, inverse, offsets, rounded, values, scale, offset)
     return BlockRows(
         np.ascontiguousarray(values.T), np.ascontiguousarray(scale.T), offset.T.copy() if offsets else None
     )
@@ -145,6 +218,7 @@ def _compensated(
     block: int,
     inverse: FloatArray,
     offsets: bool,
+    rounded: RoundScales,
     values: npt.NDArray[np.int8],
     scale: FloatArray,
     offset: FloatArray,
@@ -156,7 +230,7 @@ def _compensated(
         for j in range(start, stop):
             b = j // block
             if j % block == 0:
-                scale[b], offset[b] = _grid(columns[j : j + block], offsets)
+                scale[b], offset[b] = _grid(columns[j : j + block], offsets, partial(rounded, block=b))
             values[j] = _rounded(columns[j], scale[b], offset[b])
             errors[j - start] = (columns[j] - (values[j] * scale[b] + offset[b])) / inverse[j, j]
             columns[j + 1 : stop] -= inverse[j, j + 1 : stop, None] * errors[j - start]
@@ -167,7 +241,9 @@ def _rounded(columns: FloatArray, scale: FloatArray, offset: FloatArray) -> npt.
     return np.asarray(np.clip(np.rint((columns - offset) / scale), _LOW, _HIGH), np.int8)
 
 
-def _grid(part: FloatArray, offsets: bool) -> tuple[FloatArray, FloatArray]:
+def _grid(
+    part: FloatArray, offsets: bool, rounded: Callable[[FloatArray], FloatArray]
+) -> tuple[FloatArray, FloatArray]:
     """Scale and offset of each row of a block, (block, rows): of some ranges, the one with the least squared error."""
     low, high = part.min(axis=0), part.max(axis=0)
     if not offsets:  # the side that is larger gets the eight steps
@@ -177,7 +253,7 @@ def _grid(part: FloatArray, offsets: bool) -> tuple[FloatArray, FloatArray]:
     least = np.full(part.shape[1], np.inf, np.float32)
     for share in _SHRUNK:
         exact = (high - low) * np.float32(share / _STEPS)
-        scale = rounded_scale(exact)
+        scale = rounded(exact)
         middle = (high + low) / 2
         offset = np.asarray(middle + scale / 2 if offsets else np.zeros_like(scale))  # -8 … 7 has its middle at -1/2
         error = np.square(_rounded(part, scale, offset) * scale + offset - part).sum(axis=0)

@@ -197,6 +197,8 @@ class Manifest:
     converter: str  # version of stonechat that made the bundle
     security_counter: int  # a device refuses to go back to a smaller one
     files: dict[str, FileEntry]
+    # that run the graph, where not all of its profile do: int4 in `micro` runs in the C engine, not in TFLite Micro
+    backends: tuple[str, ...] = ()
     instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
     arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
     boards: tuple[str, ...] = ()  # ids of the boards it is meant for; empty: any that runs its profile

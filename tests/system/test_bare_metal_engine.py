@@ -22,6 +22,7 @@ NETWORKS = {
     # nothing is a multiple of 16, and a head_dim of 8 takes the short way through attention on SMLAD
     "odd sizes": random_network(width=40, heads=3, kv_heads=1, head_dim=10, ffn_width=52, vocabulary=77),
     "heads of 8": random_network(width=64, heads=8, kv_heads=4, head_dim=8, ffn_width=172, vocabulary=77),
+    "int4 weights": random_network(width=32, heads=5, kv_heads=1, head_dim=18, ffn_width=288, vocabulary=77),
 }
 
 
@@ -30,7 +31,7 @@ NETWORKS = {
 def test_a_board_gives_the_bits_of_this_machine(core: str, name: str, tmp_path: Path) -> None:
     if missing := missing_tools(BOARDS[core].family):
         pytest.skip(missing)
-    bundle = micro_bundle(tmp_path / "bundle", NETWORKS[name])
+    bundle = micro_bundle(tmp_path / "bundle", NETWORKS[name], weights="int4" if "int4" in name else "int8")
     engine = CEngine(bundle.path / IMAGE)
     tokens = [int(t) for t in np.random.default_rng(3).integers(0, engine.needs.vocabulary, 20)]
     digest = hashlib.sha256()

@@ -11,6 +11,7 @@ import pytest
 from c_programs import compile_program
 from micro_bundles import micro_bundle, random_network
 
+from converters.profiles import WeightType
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine, compiler
 
@@ -29,6 +30,7 @@ NETWORKS = {
     "heads of 16": random_network(),
     "odd sizes": random_network(width=40, heads=3, kv_heads=1, head_dim=10, ffn_width=52, vocabulary=77),
     "long rows": random_network(width=64, layers=1, ffn_width=1120),  # more than one sum of 1,024 int16 products
+    "int4 weights": random_network(width=32, heads=5, kv_heads=1, head_dim=18, ffn_width=288, vocabulary=77),
 }
 
 
@@ -46,7 +48,12 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("images")
-    return {name: micro_bundle(folder / name.replace(" ", "-"), n).path / IMAGE for name, n in NETWORKS.items()}
+
+    def image(name: str) -> Path:
+        weights: WeightType = "int4" if "int4" in name else "int8"
+        return micro_bundle(folder / name.replace(" ", "-"), NETWORKS[name], weights=weights).path / IMAGE
+
+    return {name: image(name) for name in NETWORKS}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=["int8", "int4"],
-        help="of the layers, for pi; int4 needs less memory and decodes faster, and takes prompts in more slowly "
-        "(default: int8, or what fits the board)",
+        help="of the layers; int4 needs less memory and decodes faster. pi then takes prompts in more slowly; micro then runs "
+        "in stonechat's own engine only (default: int8, or what fits the board)",
     )
     parser.add_argument("--board", metavar="ID", help="profile and longest context that fit this board")
     parser.add_argument(
@@ -131,7 +131,12 @@ def run(args: argparse.Namespace) -> int:
     with ProgressBar() as bar:
         bundle = convert(checkpoint, args.output, options, bar.update)
     manifest = bundle.manifest
-    if profile == "micro" and manifest.arena is None:
+    if manifest.backends:
+        say(
+            f"stonechat: {weights} weights run in stonechat's own C engine only: in firmware, and on a computer with "
+            f"--backend {manifest.backends[0]}; not in TFLite Micro or LiteRT"
+        )
+    elif profile == "micro" and manifest.arena is None:
         say(
             "stonechat: warning: the graph was not run in TFLite Micro, whose interpreter is not installed here "
             "(`pip install tflite-micro`; x86-64 only); it was only held against TFLite Micro's rules"

@@ -11,7 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Attention", "Buffer", "Call", "Index", "Matmul", "Op", "Place", "Program", "Scratch", "Step", "Store"]
+__all__ = [
+    "Attention",
+    "BlockMatmul",
+    "Buffer",
+    "Call",
+    "Index",
+    "Matmul",
+    "Op",
+    "Place",
+    "Program",
+    "Scratch",
+    "Step",
+    "Store",
+]
 
 NOTHING = 0xFFFFFFFF  # an offset of something that is left out
 Type = Literal["float32", "int8", "int16"]
@@ -189,6 +202,21 @@ class Matmul(Call):
             self.shifts,
             at(self.scratch),
         ]
+
+
+@dataclass(frozen=True)
+class BlockMatmul(Matmul):
+    """The same with int4 weights in blocks of columns, each of which has a multiplier."""
+
+    multipliers: int  # into the constants
+
+    @property
+    def kind(self) -> int:  # type: ignore[override]
+        """One for each type of activations."""
+        return 6 if self.x.type == "int8" else 7
+
+    def words(self, at: Offset) -> list[int]:
+        return [*super().words(at), self.multipliers]
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from converters.quantize.blocks import BLOCK
 from device_runtime.errors import GraphError
 
 __all__ = ["Constants", "multiplier_and_shift", "packed_multiplier", "padded"]
 
 ALIGNMENT = 16
 _ROWS_AT_A_TIME = 4096
+_BLOCK_ROWS = 4  # of int4 weights, that lie side by side
 
 
 def padded(columns: int) -> int:
@@ -58,6 +60,30 @@ class Constants:
                 block = values[start : start + _ROWS_AT_A_TIME]
                 self._write(np.pad(block, ((0, 0), (0, excess))).tobytes() if excess else block.tobytes())
         return self._known[key]
+
+    def block_weights(
+        self, buffer: int, values: npt.NDArray[np.int8], multipliers: npt.NDArray[np.integer]
+    ) -> tuple[int, int]:
+        """A matrix in int4, of the graph's buffer of this number, and its multipliers: where each of the two lies.
+
+        As device_runtime/micro/kernels/blocks/blocks.h describes: the blocks of four rows side by side.
+
+        Args:
+            values: (rows, columns), in -8 … 7.
+            multipliers: (rows, blocks), in 1 … 255.
+        """
+        key = ("weights", buffer)
+        if key not in self._known:
+            rows, count = multipliers.shape
+            excess = -rows % _BLOCK_ROWS
+            stored = np.pad(values, ((0, excess), (0, 0))) + np.int8(8)
+            halves = stored.view(np.uint8).reshape(-1, _BLOCK_ROWS, count, 2, BLOCK // 2)
+            packed = halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)  # (groups, four rows, blocks, 16)
+            self._known[key] = self._start()
+            self._write(np.ascontiguousarray(packed.transpose(0, 2, 1, 3)).tobytes())
+        factors = np.pad(multipliers, ((0, -multipliers.shape[0] % _BLOCK_ROWS), (0, 0)), constant_values=1)
+        groups = factors.astype(np.uint8).reshape(-1, _BLOCK_ROWS, factors.shape[1])
+        return self._known[key], self.array(groups.transpose(0, 2, 1))
 
     @contextmanager
     def mapped(self) -> Iterator[mmap.mmap | bytes]:

@@ -79,11 +79,23 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
     """
     bundle.manifest.require_task("generate")
     profile = bundle.manifest.profile
-    serving = [known for known, (_, _, profiles) in BACKENDS.items() if profile in profiles]
+    of_profile = [known for known, (_, _, profiles) in BACKENDS.items() if profile in profiles]
+    only = bundle.manifest.backends
+    serving = [known for known in of_profile if not only or known in only]
+    if not serving:
+        raise BackendError(
+            f"This bundle runs in {' or '.join(only)}, which this stonechat has not for the profile {profile}; install "
+            "the stonechat that made it, or convert the checkpoint again."
+        )
     if name is None:
         name = next((known for known in serving if _installed(known)), serving[0])
     if name not in BACKENDS:
         raise ConfigurationError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
+    if name in of_profile and name not in serving:
+        raise BackendError(
+            f"The backend {name!r} cannot run this bundle: its int{bundle.manifest.weight_bits} weights run in "
+            f"{' or '.join(serving)} only. Take that one, or convert with --weights int8."
+        )
     if name not in serving:
         raise BackendError(
             f"The backend {name!r} cannot run a graph of the profile {profile!r}; "

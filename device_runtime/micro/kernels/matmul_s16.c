@@ -29,10 +29,7 @@ void sc_run_matmul_s16(const uint32_t *call, const sc_memory *m) {
         int64_t sums[SC_ROWS];
         sc_dot_ordered(x, weights + (size_t)first * columns, pitch, columns, sums);
         for (uint32_t r = 0; r < pass_rows; r++) {
-            int64_t sum = (int64_t)((uint64_t)sums[r] + (bias != NULL ? (uint64_t)bias[first + r] : 0));
-            uint32_t scale = scales[first + r];
-            out[first + r] = (int16_t)(sum == (int32_t)sum ? sc_scaled_once((int32_t)sum, scale)
-                                                           : sc_requantized_s16(sum, scale & 0xffff, scale >> 16));
+            out[first + r] = sc_requantized_row(sums[r], bias != NULL ? bias[first + r] : 0, scales[first + r]);
         }
     }
 }

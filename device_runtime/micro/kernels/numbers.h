@@ -117,4 +117,11 @@ static inline int32_t sc_scaled_once(int32_t sum, uint32_t packed) {
     return y < -32768 ? -32768 : y > 32767 ? 32767 : y;
 }
 
+/* A sum of int16 products with its bias as the stored result. */
+static inline int16_t sc_requantized_row(int64_t sum, int64_t bias, uint32_t packed) {
+    sum = (int64_t)((uint64_t)sum + (uint64_t)bias);
+    return (int16_t)(sum == (int32_t)sum ? sc_scaled_once((int32_t)sum, packed)
+                                         : sc_requantized_s16(sum, packed & 0xffff, packed >> 16));
+}
+
 #endif

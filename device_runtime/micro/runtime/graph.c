@@ -12,6 +12,11 @@ static int inside(uint64_t offset, uint64_t bytes, uint64_t limit, unsigned alig
     return offset % alignment == 0 && offset <= limit && bytes <= limit - offset;
 }
 
+/* Whether two ranges have no byte in common. */
+static int apart(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes) {
+    return a + a_bytes <= b || b + b_bytes <= a;
+}
+
 static int bits_are_finite(uint32_t bits) { return (bits >> 23 & 255) != 255; }
 
 /* Words of one operation, its own among them; 0 for an unknown code. */
@@ -89,14 +94,47 @@ static int program_is_right(const uint32_t *call, uint32_t words, const limits *
     return at == words;
 }
 
-static int matmul_is_right(const uint32_t *call, const limits *l, unsigned activation_bytes) {
+static int is_blocks(const uint32_t *call) { return (call[0] & 0xffff) >= SC_CALL_MATMUL_BLOCKS_S8; }
+
+static int is_s8(const uint32_t *call) {
+    return (call[0] & 0xffff) == SC_CALL_MATMUL_S8 || (call[0] & 0xffff) == SC_CALL_MATMUL_BLOCKS_S8;
+}
+
+/* What the largest sum of int8 products leaves below 2^30 for a bias: kernels double a sum. Below 0: nothing. */
+static int32_t room_for_bias(const uint32_t *call) {
+    const int32_t largest = is_blocks(call) ? 255 << 10 : 1 << 14; /* of a column: multiplier * half * activation */
+    return (1 << 30) - (int32_t)call[SC_MATMUL_COLUMNS] * largest;
+}
+
+static int weights_are_right(const uint32_t *call, const limits *l) {
+    uint64_t rows = call[SC_MATMUL_ROWS], columns = call[SC_MATMUL_COLUMNS], activation_bytes, scratch_bytes;
+    if (!is_blocks(call)) {
+        return columns % 16 == 0 && inside(call[SC_MATMUL_WEIGHTS], rows * columns, l->constants, 16) &&
+               inside(call[SC_MATMUL_SCRATCH], columns * 2, l->arena, 16);
+    }
+    activation_bytes = is_s8(call) ? 1 : 2;
+    scratch_bytes = columns * 2 + columns / SC_BLOCK * 4;
+    /* the sums of blocks are made before the products: what they are sums of may not change in between */
+    if (!apart(call[SC_MATMUL_X], columns * activation_bytes, call[SC_MATMUL_SCRATCH], scratch_bytes) ||
+        !apart(call[SC_MATMUL_X], columns * activation_bytes, call[SC_MATMUL_OUT], rows * activation_bytes) ||
+        !apart(call[SC_MATMUL_OUT], rows * activation_bytes, call[SC_MATMUL_SCRATCH], scratch_bytes)) {
+        return 0;
+    }
+    rows = (rows + 3) & ~(uint64_t)3;
+    return columns % SC_BLOCK == 0 && (!is_s8(call) || columns <= SC_MOST_BLOCK_COLUMNS) &&
+           inside(call[SC_MATMUL_WEIGHTS], rows * columns / 2, l->constants, 16) &&
+           inside(call[SC_MATMUL_MULTIPLIERS], rows * columns / SC_BLOCK, l->constants, 4) &&
+           inside(call[SC_MATMUL_SCRATCH], scratch_bytes, l->arena, 16);
+}
+
+static int matmul_is_right(const uint32_t *call, const limits *l) {
     uint64_t rows = call[SC_MATMUL_ROWS], columns = call[SC_MATMUL_COLUMNS];
-    int s8 = activation_bytes == 1;
-    if (rows - 1 >= SC_MOST_ROWS || columns - 1 >= SC_MOST_COLUMNS || columns % 16 != 0) {
+    int s8 = is_s8(call);
+    unsigned activation_bytes = s8 ? 1 : 2;
+    if (rows - 1 >= SC_MOST_ROWS || columns - 1 >= SC_MOST_COLUMNS || !weights_are_right(call, l)) {
         return 0;
     }
     if (!inside(call[SC_MATMUL_X], columns * activation_bytes, l->arena, 16) ||
-        !inside(call[SC_MATMUL_WEIGHTS], rows * columns, l->constants, 16) ||
         !inside(call[SC_MATMUL_OUT], rows * activation_bytes, l->arena, activation_bytes) ||
         !inside(call[SC_MATMUL_SCALES], rows * 4, l->constants, 4) || call[SC_MATMUL_ZERO_POINT] + 32768u > 65535u) {
         return 0;
@@ -105,31 +143,31 @@ static int matmul_is_right(const uint32_t *call, const limits *l, unsigned activ
         !inside(call[SC_MATMUL_BIAS], rows * (s8 ? 4 : 8), l->constants, s8 ? 4 : 8)) {
         return 0;
     }
-    return inside(call[SC_MATMUL_SCRATCH], columns * 2, l->arena, 16) &&
-           (!s8 || inside(call[SC_MATMUL_SHIFTS], rows, l->constants, 1));
+    return !s8 || inside(call[SC_MATMUL_SHIFTS], rows, l->constants, 1);
 }
 
-/* Shifts are data of the constants: a kernel that shifts by more than its type has bits would be undefined. With its
- * bias, no sum of int8 products reaches 2^30: kernels double it. */
-static int tables_are_right(const uint32_t *call, const uint8_t *constants, int s8) {
-    const int32_t most = (1 << 30) - (int32_t)(call[SC_MATMUL_COLUMNS] << 14);
-    if (s8 && call[SC_MATMUL_BIAS] != SC_NOTHING) {
-        const int32_t *bias = (const int32_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
+/* Shifts are data of the constants: a kernel that shifts by more than its type has bits would be undefined. */
+static int tables_are_right(const uint32_t *call, const uint8_t *constants) {
+    if (!is_s8(call)) {
+        const uint32_t *scales = (const uint32_t *)(const void *)(constants + call[SC_MATMUL_SCALES]);
         for (uint32_t row = 0; row < call[SC_MATMUL_ROWS]; row++) {
-            if (bias[row] > most || bias[row] < -most) {
+            if ((scales[row] >> 16) - 1 > 61) {
                 return 0;
             }
         }
+        return 1;
     }
     for (uint32_t row = 0; row < call[SC_MATMUL_ROWS]; row++) {
-        if (s8) {
-            const int8_t *shifts = (const int8_t *)(constants + call[SC_MATMUL_SHIFTS]);
-            if (shifts[row] < -31 || shifts[row] > 30) {
-                return 0;
-            }
-        } else {
-            const uint32_t *scales = (const uint32_t *)(const void *)(constants + call[SC_MATMUL_SCALES]);
-            if ((scales[row] >> 16) - 1 > 61) {
+        const int8_t *shifts = (const int8_t *)(constants + call[SC_MATMUL_SHIFTS]);
+        if (shifts[row] < -31 || shifts[row] > 30) {
+            return 0;
+        }
+    }
+    if (call[SC_MATMUL_BIAS] != SC_NOTHING) {
+        const int32_t *bias = (const int32_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
+        const int32_t most = room_for_bias(call);
+        for (uint32_t row = 0; row < call[SC_MATMUL_ROWS]; row++) {
+            if (bias[row] > most || bias[row] < -most) {
                 return 0;
             }
         }
@@ -172,12 +210,13 @@ static sc_status check_call(const uint32_t *call, uint32_t words, const limits *
     switch (call[0] & 0xffff) {
     case SC_CALL_PROGRAM: return program_is_right(call, words, l) ? SC_OK : SC_DAMAGED;
     case SC_CALL_MATMUL_S8:
-    case SC_CALL_MATMUL_S16: {
-        int s8 = (call[0] & 0xffff) == SC_CALL_MATMUL_S8;
-        return words == SC_MATMUL_WORDS && matmul_is_right(call, l, s8 ? 1 : 2) && tables_are_right(call, constants, s8)
+    case SC_CALL_MATMUL_S16:
+    case SC_CALL_MATMUL_BLOCKS_S8:
+    case SC_CALL_MATMUL_BLOCKS_S16:
+        return words == (is_blocks(call) ? SC_MATMUL_BLOCKS_WORDS : SC_MATMUL_WORDS) && matmul_is_right(call, l) &&
+                       tables_are_right(call, constants)
                    ? SC_OK
                    : SC_DAMAGED;
-    }
     case SC_CALL_STORE: return words == SC_STORE_WORDS && store_is_right(call, l) ? SC_OK : SC_DAMAGED;
     case SC_CALL_ATTENTION: return words == SC_ATTEND_WORDS && attention_is_right(call, l) ? SC_OK : SC_DAMAGED;
     default: return SC_UNSUPPORTED;
@@ -252,6 +291,8 @@ void sc_graph_run(const sc_graph *graph, const sc_memory *memory, sc_after_call 
         case SC_CALL_MATMUL_S16: sc_run_matmul_s16(call, memory); break;
         case SC_CALL_STORE: run_store(call, memory); break;
         case SC_CALL_ATTENTION: sc_run_attention(call, memory); break;
+        case SC_CALL_MATMUL_BLOCKS_S8: sc_run_matmul_blocks_s8(call, memory); break;
+        case SC_CALL_MATMUL_BLOCKS_S16: sc_run_matmul_blocks_s16(call, memory); break;
         default: break; /* sc_graph_open lets no other kind through */
         }
         if (after != NULL) {

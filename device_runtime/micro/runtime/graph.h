@@ -38,6 +38,8 @@ enum {
     SC_CALL_MATMUL_S16,
     SC_CALL_STORE,
     SC_CALL_ATTENTION,
+    SC_CALL_MATMUL_BLOCKS_S8,
+    SC_CALL_MATMUL_BLOCKS_S16,
     SC_CALL_KINDS
 };
 
@@ -96,6 +98,17 @@ enum {
     SC_MATMUL_WORDS
 };
 
+/* The same with int4 weights in blocks, laid out as kernels/blocks/blocks.h says. Columns are a multiple of SC_BLOCK; the
+ * scratch has int32 [columns / SC_BLOCK] more at its end. */
+enum {
+    SC_BLOCK = 32,               /* columns with one multiplier */
+    SC_MOST_BLOCK_COLUMNS = 4096 /* by int8 activations: their sums stay below 2^30 */
+};
+enum {
+    SC_MATMUL_MULTIPLIERS = SC_MATMUL_WORDS, /* uint8 [rows / 4, rounded up][columns / SC_BLOCK][4] */
+    SC_MATMUL_BLOCKS_WORDS
+};
+
 /* Bytes from the arena into the kv_cache, one by one. */
 enum {
     SC_STORE_FROM = 1,
@@ -150,6 +163,8 @@ void sc_graph_run(const sc_graph *graph, const sc_memory *memory, sc_after_call 
 void sc_run_program(const uint32_t *call, const sc_memory *memory);
 void sc_run_matmul_s8(const uint32_t *call, const sc_memory *memory);
 void sc_run_matmul_s16(const uint32_t *call, const sc_memory *memory);
+void sc_run_matmul_blocks_s8(const uint32_t *call, const sc_memory *memory);
+void sc_run_matmul_blocks_s16(const uint32_t *call, const sc_memory *memory);
 void sc_run_attention(const uint32_t *call, const sc_memory *memory);
 
 #endif

@@ -18,6 +18,7 @@ from converters.emit.c.calls import (
     ELEMENT_BYTES,
     NOTHING,
     Attention,
+    BlockMatmul,
     Buffer,
     Call,
     Index,
@@ -30,6 +31,7 @@ from converters.emit.c.calls import (
 )
 from converters.emit.c.constants import Constants, multiplier_and_shift, packed_multiplier, padded
 from converters.emit.c.lowering.attention import AttentionParts, find_attention
+from converters.emit.c.lowering.blocks import read_blocks
 from converters.emit.c.lowering.operators import (
     is_contiguous,
     product_scale,
@@ -42,6 +44,7 @@ from converters.emit.c.lowering.operators import (
 from converters.emit.c.lowering.position import PositionValues
 from converters.emit.c.lowering.programs import BINARY, UNARY, ProgramBody, Source, joints, shared_rows
 from converters.emit.tflite_read import GraphTensor, Operator, SubgraphReader
+from converters.quantize.blocks import BLOCK
 from device_runtime.errors import GraphError
 
 __all__ = ["Lowered", "PrefixRows", "lower"]
@@ -327,7 +330,8 @@ class _Lowering:
         x, weight, bias = (*op.operands, None)[:3]
         x, weight, result = some(x), some(weight), op.results[0]
         require_plain(op)
-        if not weight.constant or weight.type != "int8" or x.type not in ("int8", "int16") or x.type != result.type:
+        types = ("int8", "int16")
+        if not weight.constant or weight.type not in ("int8", "int4") or x.type not in types or x.type != result.type:
             raise refused(op, f"{x.type} by {weight.type} to {result.type}, constant weights: {weight.constant}")
         if x.size != weight.shape[1] or x.grid is None or result.grid is None or np.any(weight.zero_point):
             raise refused(op, f"an input of {list(x.shape)} for weights {list(weight.shape)}")
@@ -335,15 +339,16 @@ class _Lowering:
         source, source_offset = self._int_place(x)
         out, out_offset = self._int_place(result)
         values = self.graph.values(weight)
+        blocks = read_blocks(self.graph, op, weight) if weight.type == "int4" else None
         scales = np.float64(scale_of(x)) * weight.scale.astype(np.float64) / np.float64(scale_of(result))
         if scales.size == 1:
             scales = np.full(rows, tensor_scale(x, weight, result))
         added = None if bias is None else self.graph.values(bias).astype(np.int64)
         shifts = NOTHING
         if x.type == "int8":
-            sums = np.concatenate([values[i : i + 4096].sum(axis=1, dtype=np.int64) for i in range(0, rows, 4096)])
-            total = (0 if added is None else added) - x.grid[1] * sums
-            most = (1 << 30) - (padded(columns) << 14)  # kernels double a sum with its bias in 32 bits
+            total = (0 if added is None else added) - x.grid[1] * _row_sums(values, blocks)
+            # kernels double a sum with its bias in 32 bits
+            most = (1 << 30) - (padded(columns) << 14 if blocks is None else columns * (255 << 10))
             if np.abs(total).max() > most:
                 raise refused(
                     op, f"a bias of {np.abs(total).max():,}; sums of {columns} products leave room for {most:,}"
@@ -357,11 +362,22 @@ class _Lowering:
                 raise refused(op, "int16 with a zero point or with a bias that is not int64")
             table = self._constants.array(np.array([packed_multiplier(float(s)) for s in scales], np.uint32))
             bias_at = NOTHING if added is None else self._constants.array(added)
-        weights = self._constants.weights(weight.buffer, values)
+        if blocks is None:
+            weights = self._constants.weights(weight.buffer, values)
+            scratch = Scratch("widened", "int16", columns)
+            self._calls.append(
+                Matmul(
+                    source, source_offset, weights, rows, padded(columns), out, out_offset, result.grid[1], table,
+                    bias_at, shifts, scratch,
+                )
+            )  # fmt: skip
+            return
+        weights, multipliers = self._constants.block_weights(weight.buffer, values, blocks)
+        scratch = Scratch("widened and summed", "int16", columns + 2 * columns // BLOCK)
         self._calls.append(
-            Matmul(
-                source, source_offset, weights, rows, padded(columns), out, out_offset, result.grid[1], table, bias_at,
-                shifts, Scratch("widened", "int16", columns),
+            BlockMatmul(
+                source, source_offset, weights, rows, columns, out, out_offset, result.grid[1], table, bias_at, shifts,
+                scratch, multipliers,
             )
         )  # fmt: skip
 
@@ -473,3 +489,11 @@ class _Lowering:
         else:
             offset, stride = self._constants.array(values), 4 * width
         return Source(None, table.type, offset, width, indexes[base.index], stride)  # type: ignore[arg-type]
+
+
+def _row_sums(values: npt.NDArray[np.int8], multipliers: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
+    """Sums of the rows of weights, of those in blocks with their multipliers."""
+    if multipliers is not None:
+        blocks = values.reshape(*multipliers.shape, BLOCK).sum(axis=2, dtype=np.int64)
+        return np.asarray((blocks * multipliers).sum(axis=1))
+    return np.concatenate([values[i : i + 4096].sum(axis=1, dtype=np.int64) for i in range(0, len(values), 4096)])
