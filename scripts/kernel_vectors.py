@@ -1,4 +1,5 @@
-"""Write tests/data/kernel_vectors/: model images of tiny networks, and what TFLite Micro computes at every call.
+"""Write tests/data/kernel_vectors/: model images of tiny networks, and what TFLite Micro computes at every call. Of
+int4 weights in blocks, which it does not take, what numpy computes in whole numbers.
 
     .venv/bin/python scripts/kernel_vectors.py
 
@@ -20,13 +21,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine_cases import reference_tensors
+from engine_cases import block_matmuls, reference_tensors, traced_buffers
 from micro_bundles import micro_bundle, random_network
 
 from converters.emit.c.calls import Buffer, Scratch
 from converters.emit.c.model import ModelImage, write_model_image
+from device_runtime.micro.library import CEngine
 
 OUT = Path(__file__).parents[1] / "tests" / "data" / "kernel_vectors"
+CORPUS = Path(__file__).parents[1] / "tests" / "fuzz" / "corpus" / "image"
 TOKENS = 19  # past one group of 16 positions, which attention reads at a time
 NETWORKS = {
     "grouped": random_network(vocabulary=40, layers=1, width=48, heads=4, kv_heads=2, head_dim=16, ffn_width=288),
@@ -37,6 +40,11 @@ NETWORKS = {
 }  # fmt: skip
 
 
+# rows that are no multiple of four, matmuls that keep 8 bits, and down in two ranges
+BLOCKS = random_network(vocabulary=37, layers=1, width=32, heads=5, kv_heads=1, head_dim=6, ffn_width=288)
+FUZZED = random_network(vocabulary=21, layers=1, width=32, heads=1, kv_heads=1, head_dim=32, ffn_width=32)
+
+
 def vectors(image: ModelImage, tokens: list[int], expected: dict[str, np.ndarray]) -> bytes:
     """As `run_vectors.c` reads them."""
     names = {buffer: name for name, (buffer, _) in image.buffers.items()}
@@ -45,7 +53,7 @@ def vectors(image: ModelImage, tokens: list[int], expected: dict[str, np.ndarray
         last.update(dict.fromkeys(call.writes(), i))
     entries = []
     for buffer, call in sorted(last.items(), key=lambda item: item[1]):
-        if isinstance(buffer, Scratch) or buffer not in names:
+        if isinstance(buffer, Scratch) or names.get(buffer) not in expected:
             continue
         data = np.ascontiguousarray(expected[names[buffer]]).astype(buffer.type).tobytes()
         entries.append(
@@ -64,6 +72,17 @@ def main() -> None:
             tokens = [int(t) for t in np.random.default_rng(3).integers(0, network.config.vocabulary, TOKENS)]
             expected = reference_tensors(bundle, tokens, list(image.buffers))[-1]
             (OUT / f"{name}.vectors").write_bytes(vectors(image, tokens, expected))
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.tflite"
+        FUZZED.write(graph, 4, fast=True, weights="int4")
+        write_model_image(graph, CORPUS / "int4")
+        BLOCKS.write(graph, 24, fast=True, weights="int4")
+        image = write_model_image(graph, OUT / "blocks.image")
+
+        tokens = [int(t) for t in np.random.default_rng(3).integers(0, BLOCKS.config.vocabulary, TOKENS)]
+        engine = CEngine(OUT / "blocks.image")
+        stored = [traced_buffers(engine, image, token) for token in tokens][-1]
+        (OUT / "blocks.vectors").write_bytes(vectors(image, tokens, block_matmuls(graph, stored)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from converters.quantize.observers import ChannelPeaks
 from converters.quantize.own_grid import GridWeights, has_own_grid
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import open_backend
-from device_runtime.errors import ConfigurationError
 
 TOKENS = [int(token) for token in np.random.default_rng(2).integers(3, 384, 90)]
 # int8 rounding of the activations, as in test_pi_graph.py; weights are the same integers in both readings.
@@ -114,11 +113,6 @@ def _seen(peaks: ChannelPeaks, name: str, values: np.ndarray) -> None:
 
 def test_weights_on_no_grid_have_no_own_grid(plain: Checkpoint) -> None:
     assert not has_own_grid(CanonicalWeights(plain.config, plain.read))
-
-
-def test_the_profile_micro_has_no_int4_weights(plain: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="--weights int4 is for the profile pi"):
-        convert(plain, tmp_path / "b", Options("micro", 64, weights="int4", fast=True))
 
 
 @pytest.mark.slow  # two conversions of one checkpoint with their comparison: 10 s

@@ -26,7 +26,7 @@ static int is_short(const uint8_t *image, size_t size) {
     for (size_t at = 0; at + 24 <= size; at += 4) { /* rows by columns of anything that may be a call */
         uint32_t words[6];
         memcpy(words, image + at, sizeof words);
-        if ((words[0] & 0xffff) >= 1 && (words[0] & 0xffff) <= 5 && words[0] >> 16 >= 4 && words[0] >> 16 < 200) {
+        if ((words[0] & 0xffff) >= 1 && (words[0] & 0xffff) <= 7 && words[0] >> 16 >= 4 && words[0] >> 16 < 200) {
             uint64_t a = (words[0] & 0xffff) == 1 ? words[1] : words[3], b = (words[0] & 0xffff) == 1 ? words[2] : words[4];
             work += (a & 0xffffff) * (b & 0xffff);
         }

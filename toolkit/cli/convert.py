@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=["int8", "int4"],
-        help="of the layers; int4 needs less memory and decodes faster. pi then takes prompts in more slowly; micro then runs "
-        "in stonechat's own engine only (default: int8, or what fits the board)",
+        help="of the layers; int4 needs less memory and decodes faster; pi takes prompts in more slowly with it, micro "
+        "then runs in the C engine only (default: int8, or what fits the board)",
     )
     parser.add_argument("--board", metavar="ID", help="profile and longest context that fit this board")
     parser.add_argument(

@@ -1,4 +1,5 @@
-"""Every call of the engine gives what TFLite Micro computed when tests/data/kernel_vectors/ was made."""
+"""Every call of the engine gives what TFLite Micro, or numpy for int4 weights, computed when tests/data/kernel_vectors/
+was made."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from device_runtime.micro.library import CEngine, compiler
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[2] / "data" / "kernel_vectors"
-NAMES = ["grouped", "odd"]
+NAMES = ["grouped", "odd", "blocks"]
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
 
 
