@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import BlockQuantization, Constant, Quantization, Subgraph, Tensor
+from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
 from converters.network.config import ActivationKind, Attention, NetworkConfig, Norm, Rope
 from converters.network.tensors import Linear, Role
 from converters.network.weights import FloatArray
