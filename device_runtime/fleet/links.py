@@ -79,7 +79,7 @@ class Link:
     to: str  # a template
     when: str | None = None  # an expression; None wakes the model on every reading
     window: Window | None = None  # None keeps no earlier readings
-    answer: Mapping[str, Any] | None = None  # a JSON schema that the model's answer fits; None takes any text
+    answer: Mapping[str, Any] | None = None  # a JSON schema; None is that of a bundle trained for a task, else any text
     deadline_s: float = 30.0  # from the reading to the end of its answer
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
     model: str | None = None  # the name of the model that answers; None is the device's first

@@ -137,6 +137,8 @@ def _begin(work: Path, task: Task, settings: Settings) -> None:
         "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()},
         **{name: value for name, value in asdict(settings).items() if name != "profile"},
         "stonechat": __version__,
+        # Named before hours of work, if it is not there.
+        **({"encoder": open_words(task.folder / task.network.embeddings).sha256} if task.network.embeddings else {}),
     }
     text = json.dumps(shown, indent=1) + "\n"
     kept = work / "settings.json"

@@ -26,6 +26,7 @@ from converters.emit.c.sentencepiece import sentencepiece_table
 from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import ConfigurationError
+from toolkit.train.words import open_words, word_vocabulary
 
 TESTS = Path(__file__).parents[2]
 CHECKPOINTS = TESTS / "data" / "checkpoints"
@@ -98,6 +99,9 @@ SENTENCEPIECE: dict[str, Callable[[], bytes]] = {
     "unigram, unknown tokens": lambda: trained("unigram", byte_fallback=False, add_dummy_prefix=False),
     "unigram, nmt_nfkc": lambda: trained(
         "unigram", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True, byte_fallback=False
+    ),
+    "unigram, written": lambda: word_vocabulary(
+        ["\n", "<level=none>"], [f" {text}\n" for text in TEXTS], 800, open_words(TESTS / "data/encoders/bert-embed")
     ),
     "unigram, pieces of several words": lambda: trained("unigram", split_by_whitespace=False),
 }

@@ -19,10 +19,13 @@ from converters.encoders.checkpoint import EncoderCheckpoint, open_encoder
 from converters.encoders.network import EncoderConfig
 from converters.encoders.ops_numpy import reference_sentence, reference_sentences
 from device_runtime.errors import ConfigurationError
-from device_runtime.tasks.file import Network, loads
+from device_runtime.tasks.answering import Answerer
+from device_runtime.tasks.file import Network, load, loads
 from toolkit.train import network
 from toolkit.train.cases import Cases
 from toolkit.train.optimize import Schedule, optimize
+from toolkit.train.pipeline import train
+from toolkit.train.weights import Settings
 from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
 ENCODER = Path(__file__).parents[2] / "data/encoders/bert-embed"
@@ -137,3 +140,42 @@ network: {{embeddings: encoder, tied: true}}
 """
     with pytest.raises(ConfigurationError, match=r"expected `kind: classify`, `input: \{text: 240, words: apart\}`"):
         loads(text)
+
+
+GENERATOR = """import argparse, json, random
+parser = argparse.ArgumentParser()
+parser.add_argument("--seed", type=int)
+parser.add_argument("--cases", type=int)
+args = parser.parse_args()
+rng = random.Random(args.seed)
+for _ in range(args.cases):
+    hot = rng.random() < 0.5
+    place = rng.choice("abcdefgh") + rng.choice("abcdefgh")
+    thing = rng.choice(["pump", "boiler", "valve"])
+    text = f"{thing} {rng.randint(1, 999)} of hall {place} is {'hot' if hot else 'cold'}"
+    print(json.dumps({"input": {"text": text}, "answer": {"level": "alarm" if hot else "none"}}))
+"""
+
+
+@pytest.mark.slow  # 15 s of CPU
+def test_a_task_with_an_encoders_words_becomes_a_bundle_for_any_board(tmp_path: Path) -> None:
+    (tmp_path / "generate.py").write_text(GENERATOR, encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(
+        f"""task: 1
+name: notes
+kind: classify
+input: {{text: 60, numbers: short, words: apart}}
+answer: {{type: object, additionalProperties: false, required: [level], properties: {{level: {{enum: [none, alarm]}}}}}}
+none: {{level: none}}
+generate: {{program: generate.py, cases: 600}}
+network: {{layers: 1, width: 32, heads: 2, ffn: 32, vocabulary: 700, tied: true, embeddings: {ENCODER}}}
+""",
+        encoding="utf-8",
+    )
+    bundle = train(load(tmp_path), tmp_path / "bundle", Settings(0, 100, 16))
+    assert {"model.image", "model.tflite", "tokenizer.model"} <= set(bundle.manifest.files)
+    purpose = bundle.manifest.purpose
+    assert purpose is not None and purpose["report"]["test"]["accuracy"] == 1.0
+    answerer = Answerer.open(bundle.path)
+    assert answerer.answer({"text": "PumpHot"}).answer == {"level": "alarm"}
+    answerer.close()
