@@ -39,8 +39,10 @@ from converters.network.weights import CanonicalWeights, FloatArray, Weights
 from converters.ops.numpy import KvCache
 from device_runtime.errors import ArchitectureError
 
-__all__ = ["RotatedWeights", "folded", "rotates_residual", "rotation_matrix"]
+__all__ = ["RotatedWeights", "folded", "rotates_residual", "rotation_matrix", "turned_rows"]
 
+_WIDE = 1024  # from here on a product with the whole matrix would be most of a conversion's work
+_ROWS = 4096  # at a time
 _SEED = 0x5C4A7  # any fixed number: bundles must come out the same every time
 
 
@@ -51,17 +53,51 @@ def rotation_matrix(width: int) -> FloatArray:
     The Kronecker product of a Hadamard matrix, as large as `width` allows, and a small random orthogonal one, with
     random signs.
     """
-    random = np.random.default_rng(_SEED + width)
-    hadamard = np.ones((1, 1))
-    rest = width
-    while rest % 2 == 0:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]]) / np.sqrt(2)
-        rest //= 2
-    q, r = np.linalg.qr(random.standard_normal((rest, rest)))
-    signs = random.choice([-1.0, 1.0], width)
-    matrix = (signs[:, None] * np.kron(hadamard, q * np.sign(np.diag(r)))).astype(np.float32)
+    signs, hadamard, rest = _factors(width)
+    matrix = (signs[:, None] * np.kron(hadamard, rest)).astype(np.float32)
     matrix.flags.writeable = False  # it is shared
     return matrix
+
+
+def _factors(width: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Signs (width,), a Hadamard matrix, and a small orthogonal one."""
+    random = np.random.default_rng(_SEED + width)
+    rest = width // (width & -width)
+    q, r = np.linalg.qr(random.standard_normal((rest, rest)))
+    return random.choice([-1.0, 1.0], width), _hadamard(width // rest), q * np.sign(np.diag(r))
+
+
+def _hadamard(size: int) -> npt.NDArray[np.float64]:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / np.sqrt(2)
+    return matrix
+
+
+@lru_cache(maxsize=4)
+def _two_steps(width: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Signs, and the Kronecker product as one of two matrices, the first about the root of the width."""
+    signs, hadamard, rest = _factors(width)
+    first = 1
+    while 4 * first * first <= width and 2 * first <= len(hadamard):
+        first *= 2
+    second = np.kron(_hadamard(len(hadamard) // first), rest)
+    return signs.astype(np.float32), _hadamard(first).astype(np.float32), second.astype(np.float32)
+
+
+def turned_rows(rows: FloatArray) -> FloatArray:
+    """rows @ rotation_matrix(width), (…, width); of a large width in two steps, each with a small matrix."""
+    width = rows.shape[-1]
+    if width < _WIDE:
+        return np.asarray(rows @ rotation_matrix(width))
+    signs, first, second = _two_steps(width)
+    flat = rows.reshape(-1, width)
+    out = np.empty(flat.shape, np.float32)
+    for start in range(0, len(flat), _ROWS):
+        block = (flat[start : start + _ROWS] * signs).reshape(-1, len(first), len(second))
+        block = np.matmul(first, block).reshape(-1, len(second)) @ second
+        out[start : start + _ROWS] = block.reshape(-1, width)
+    return out.reshape(rows.shape)
 
 
 def rotates_residual(config: NetworkConfig) -> bool:
@@ -231,14 +267,14 @@ class RotatedWeights(Weights):
                 weight = weight * np.float32(scale)
             if self._centered:
                 weight = weight - weight.mean(axis=0)
-            return np.asarray(weight if self._residual is None else self._residual.T @ weight)
+            return weight if self._residual is None else turned_rows(np.ascontiguousarray(weight.T)).T
         if matmul.role is Role.HEAD and self._canonical.config.head.scale != 1:
             weight = weight * np.float32(self._canonical.config.head.scale)
         if matmul.role is Role.HEAD and self.config.head.turned:  # the gain is part of the basis
-            return np.asarray(weight @ self._head_basis)
+            return turned_rows(weight)
         if matmul.norm is not None and (columns := self._column_factor(matmul.norm)) is not None:
             weight = weight * columns
-        return np.asarray(weight if self._residual is None else weight @ self._residual)
+        return np.asarray(weight if self._residual is None else turned_rows(weight))
 
     def _column_factor(self, norm: str) -> FloatArray | None:
         """What the weights that read a norm are multiplied by, (width,): its gain, where that does not stay there."""
@@ -276,7 +312,7 @@ class RotatedWeights(Weights):
     def _into_residual(self, rows: FloatArray) -> FloatArray:
         """(…, width) that is added to the residual stream."""
         rows = self._center_columns(rows)
-        return np.asarray(rows if self._residual is None else rows @ self._residual)
+        return np.asarray(rows if self._residual is None else turned_rows(rows))
 
     def _center_columns(self, rows: FloatArray) -> FloatArray:
         return np.asarray(rows - rows.mean(axis=-1, keepdims=True)) if self._centered else rows

@@ -9,7 +9,7 @@ from converters.checkpoints import open_checkpoint
 from converters.network.decoder import decoder
 from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
-from converters.quantize.rotation import RotatedWeights, rotation_matrix
+from converters.quantize.rotation import RotatedWeights, rotation_matrix, turned_rows
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 
@@ -25,6 +25,12 @@ def test_the_matrix_is_orthogonal_and_spreads_every_channel(width):
 
 def test_the_matrix_is_the_same_every_time():
     np.testing.assert_array_equal(rotation_matrix(48), rotation_matrix(48))
+
+
+@pytest.mark.parametrize("width", [1024, 1152, 1536, 2880, 3072])
+def test_two_steps_give_what_the_whole_matrix_gives(width):
+    rows = np.random.default_rng(1).standard_normal((3, 5, width)).astype(np.float32)
+    np.testing.assert_allclose(turned_rows(rows), rows @ rotation_matrix(width), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["gqa-tied", "mha-untied-sharded", "yarn-biases"])
