@@ -269,6 +269,7 @@ def test_a_head_whose_sums_pass_32_bits_gets_a_64_bit_bias(tmp_path: Path, monke
     bundle = micro_bundle(tmp_path / "bundle", network)
     # Once more, without rotation, which would even out the signs.
     monkeypatch.setattr(rotation, "rotation_matrix", lambda width: np.eye(width, dtype=np.float32))
+    monkeypatch.setattr(rotation, "turned_rows", lambda rows: rows)
     job = GraphJob(RotatedWeights(network.read, {}), network.prefix, np.array([TOKENS]), 40, fast=False)
     PROFILES["micro"].write(bundle.model_path, job)
     (bias,) = (inputs[2] for _, _, inputs, (r,) in operators(read_model(bundle.model_path)) if r.name == b"head")
