@@ -111,6 +111,7 @@ def main() -> None:
         (folder / "task.yaml").write_text(TASK, encoding="utf-8")
         lines = [json.dumps(case) for case in readings(1000, 4711)]
         (folder / "unseen.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "examples.jsonl").unlink(missing_ok=True)  # of an earlier run
         begin_s = time.perf_counter()
         stonechat("task", "generate", str(folder), "--cases", "50", "-o", str(folder / "examples.jsonl"))
         stonechat("task", "check", str(folder))

@@ -5,8 +5,9 @@
 high: something is down, lost, killed or broken into. normal: an error or a warning that should not wait for ever.
 low: small, over, or healed by itself. Lines of everyday work ask for nothing: none, low.
 
-A line is a message (messages.yaml, routine.yaml), or a subject with what can be said of it (phrases.yaml), after the
-prefix of some log format, with names and numbers put in. Some get a tail, lose a word, or have a letter wrong.
+A line is a message (messages.yaml, routine.yaml), or a thing with what can be said of it (phrases.yaml, and of many
+worlds worlds.yaml), after the prefix of some log format, with names and numbers put in. Some are written as a program's
+code or as fields, get a tail, lose a word, or have a letter wrong.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import yaml
 from toolkit.examples.wording import chosen, misspelt
 
 HERE = Path(__file__).parent
-PHRASES, MESSAGES, ROUTINE = (
-    yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("phrases", "messages", "routine")
+PHRASES, MESSAGES, ROUTINE, WORLDS = (
+    yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("phrases", "messages", "routine", "worlds")
 )
+CATEGORIES = list(MESSAGES)
 INTERFACES = [
     "eth0", "eth1", "eth3", "enp3s0", "ens18", "wlan0", "eno1", "bond0", "wlp2s0", "usb0", "ppp0", "br0", "Gi0/3",
     "ge-0/0/1", "tun0",
@@ -37,7 +40,15 @@ SYLLABLES = [
     "ka", "lo", "mi", "ve", "ra", "to", "ni", "sa", "pe", "du", "ro", "xi", "ba", "ne",
     "zu", "fi", "go", "lan", "ter", "mon", "dex", "cor", "vel", "tan", "bri", "sol", "quo", "net",
 ]  # fmt: skip
-TYPO_SHARE, DROP_SHARE, TAIL_SHARE, STRANGE_LEVEL = 0.06, 0.08, 0.15, 0.3
+TYPO_SHARE, DROP_SHARE, TAIL_SHARE, STRANGE_LEVEL = 0.06, 0.12, 0.15, 0.3
+WORLD_SHARE, CODED_SHARE, LOUD_SHARE = 0.6, 0.06, 0.05
+GLUE = ["{t} {s}", "{t} {s}", "{t} {s}", "{t}: {s}", "{t} is {s}", "{s}: {t}", "{t} - {s}", "{t} on {d}: {s}"]
+GLUE += ["{d}: {t} {s}", "{d}: {t} {s}", "{d} N: {t} {s}", "{d} HOST {t} {s}", "{p}: {t} {s}", "{d} N {t}: {s}"]
+GLUE += ["{t} of {d} N {s}", "{t} {s} at {d} N", "{t} N {s}", "{t} HOST {s}", "{p}[N]: {t} N: {s}"]
+ALONE = ["{s}", "{d} N: {s}", "{d} {s}", "{d} N {s}", "{p}: {s}", "{p}[N]: {s}", "{d} HOST: {s}", "{s} ({d} N)"]
+ALONE += ["{s}, {d} N", "{d} HOST {s}", "{p}: {d} N: {s}", "{p} on HOST: {s}", "{s} at {d} N", "ORDERS {d}: {s}"]
+CODES = ["Event N: ", "EventID N ", "E-N ", "ERR N: ", "ALM N: ", "code 0xHEX: ", "fault N: ", "[N] ", "#N ", "F0N "]
+CODES += ["MSG-N ", "ID=N ", "alarm N: ", "Error N: ", "W0N ", "N: ", "LOC N: ", "msg N - "]
 
 Names = dict[str, Callable[[], str]]
 
@@ -170,8 +181,45 @@ def one_of(rng: random.Random, texts: list[str]) -> str:
     return chosen(rng, rng.choices(texts, weighed(tuple(texts)))[0]).replace(".*", "").strip()
 
 
+def of_world(rng: random.Random) -> tuple[str, str, str]:
+    """A line of some world, its category and its priority: a thing and what can be said of it."""
+
+    def some(texts: list[str]) -> str:
+        return chosen(rng, rng.choices(texts, weighed(tuple(texts)))[0])
+
+    device, program = some(WORLDS["devices"]), some(WORLDS["programs"])
+    kind = rng.choices(["high", "normal", "low", "routine"], [0.26, 0.31, 0.15, 0.28])[0]
+    category = rng.choice(CATEGORIES)
+    of = WORLDS[category]
+    if kind == "routine":
+        if rng.random() < 0.6:
+            text = rng.choice(ALONE).format(s=some(WORLDS["routine"]), d=device, p=program)
+        else:
+            text = rng.choice(GLUE).format(s=rng.choice(of["says"][kind]), t=some(of["things"]), d=device, p=program)
+        category, priority = "none", "low"
+    else:
+        priority = kind
+        if rng.random() < 0.5:
+            text = rng.choice(ALONE).format(s=some(of["alone"][kind]), d=device, p=program)
+        else:
+            text = rng.choice(GLUE).format(s=rng.choice(of["says"][kind]), t=some(of["things"]), d=device, p=program)
+    text = chosen(rng, text).strip()
+    return (rng.choice(CODES) + text if rng.random() < 0.12 else text), category, priority
+
+
+def coded(rng: random.Random, text: str) -> str:
+    """The same words as programs write names: DISK_FULL, DiskFull, disk-full."""
+    words = re.findall(r"[A-Za-z]+|\d+", text)
+    style = rng.randrange(4)
+    if style == 0:
+        return "".join(word.capitalize() for word in words)
+    return ["_", "-", "."][style - 1].join(words).upper() if rng.random() < 0.6 else "_".join(words).lower()
+
+
 def message(rng: random.Random) -> tuple[str, str, str]:
     """A message, its category and its priority."""
+    if rng.random() < WORLD_SHARE:
+        return of_world(rng)
     chance = rng.random()
     if chance < 0.22:
         return one_of(rng, ROUTINE["work"]), "none", "low"
@@ -179,7 +227,7 @@ def message(rng: random.Random) -> tuple[str, str, str]:
         return rng.choice(PHRASES["routine"]), "none", "low"
     if chance < 0.32:
         return one_of(rng, ROUTINE["chatter"]), "none", "low"
-    category = rng.choice(list(MESSAGES))
+    category = rng.choice(CATEGORIES)
     priority = rng.choices(["high", "normal", "low"], [0.37, 0.42, 0.21])[0]
     chance = rng.random()
     if chance < 0.6:
@@ -194,7 +242,12 @@ def line(rng: random.Random) -> dict[str, Any]:
     """An example."""
     text, category, priority = message(rng)
     slots = names(rng)
-    text = prefix(rng, "none" if category == "none" else priority, slots) + filled(slots, text)
+    text = filled(slots, text)
+    if len(text) < 60 and rng.random() < CODED_SHARE:
+        text = coded(rng, text)
+    if rng.random() < LOUD_SHARE:
+        text = text.upper()
+    text = prefix(rng, "none" if category == "none" else priority, slots) + text
     if rng.random() < TAIL_SHARE:
         text += tail(rng, slots)
     return {"input": {"text": worn(rng, text)}, "answer": {"category": category, "priority": priority}}
