@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import LiteralScalarString
-from ruamel.yaml.util import load_yaml_guess_indent
 
 from device_runtime.errors import ConfigurationError, RefusedError
 from device_runtime.fleet import yaml_schema
@@ -29,6 +29,9 @@ __all__ = ["Change", "FleetEditor"]
 FIELDS = ("name", "from", "model", "when", "parse", "prompt", "system", "to", "deadline_s", "overload")
 YAML_FIELDS = ("answer", "window", "unsure", "decide", "examples")
 _CHARACTERS = 200_000  # of one field
+_LIST = re.compile(
+    r"^( *)[\w-]+:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE
+)  # a list below its key
 _PLACE = re.compile(r"^[^:]*:(\d+):(\d+): (.*)$")
 
 
@@ -149,13 +152,21 @@ def _sha256(text: str) -> str:
 
 def _parser(text: str) -> YAML:
     """A reader and writer that lays lists out as the file does."""
-    _, indent, offset = load_yaml_guess_indent(text)
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1 << 20
-    if indent is not None:
-        yaml.indent(mapping=2, sequence=indent, offset=offset or 0)
+    if (found := _LIST.search(text)) is not None:
+        offset = len(found[2]) - len(found[1])
+        yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
     return yaml
+
+
+@lru_cache(maxsize=2)  # a page asks for each key that is typed
+def _rewritten(text: str) -> str:
+    """A file as the writer lays it out."""
+    yaml, out = _parser(text), io.StringIO()
+    yaml.dump(yaml.load(text), out)
+    return out.getvalue()
 
 
 def _shown(link: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,9 +227,10 @@ def _put(data: CommentedMap, was: str | None, wanted: Mapping[str, Any]) -> Comm
         link = CommentedMap(wanted)
         links.append(link)
         return link
-    link = next((link for link in links if isinstance(link, CommentedMap) and link.get("name") == was), None)
-    if link is None:
+    found = [link for link in links if isinstance(link, CommentedMap) and link.get("name") == was]
+    if not found:
         raise RefusedError(f"the fleet file has no link {was[:64]!r} any more; load the page again.", status=409)
+    link = found[0]
     for name in [name for name in link if name in (*FIELDS, *YAML_FIELDS) and name not in wanted]:
         del link[name]
     for name, value in wanted.items():
@@ -248,7 +260,7 @@ def _serve(data: CommentedMap, was: str | None, name: str, devices: list[str]) -
         if new == names:
             continue
         if isinstance(links, CommentedSeq):
-            links[:] = new  # type: ignore[index]
+            links[:] = new
         else:
             entry["links"] = CommentedSeq(new)
             entry["links"].fa.set_flow_style()
@@ -260,14 +272,11 @@ def _only_what_changed(before: str, after: str) -> str:
     The writer folds, quotes and aligns a little differently from a person. What it makes of the file without a
     change is compared with what it makes of it with one; only that difference goes into the file.
     """
-    yaml = _parser(before)
-    out = io.StringIO()
-    yaml.dump(yaml.load(before), out)
-    written = out.getvalue()
+    written = _rewritten(before)
     if written == before:
         return after
     lines, theirs, wanted = (text.splitlines(keepends=True) for text in (before, written, after))
-    place = {}  # of a line of theirs -> of the file
+    place: dict[int, int] = {}  # of a line of theirs -> of the file
     for a, b, size in difflib.SequenceMatcher(None, theirs, lines, autojunk=False).get_matching_blocks():
         place |= {a + n: b + n for n in range(size)}
     result: list[str] = []

@@ -118,7 +118,7 @@ class Gateway:
         if asked.stream:
             return await self._streamed(request, answer, shape)
         try:
-            final = await until_gone(request, _drained(answer))
+            final = await until_gone(request, self._drained(answer))
         finally:
             self._forget(answer)
         return JSONResponse(shape.whole(final, answer.device))
@@ -156,8 +156,10 @@ class Gateway:
                 count += 1
                 yield shape.piece(text)
                 coming = asyncio.ensure_future(answer.__anext__())
+            self._under_way.discard(answer)
             yield shape.end(final, answer.device)
         except Exception as error:
+            self._under_way.discard(answer)
             if status_of(error) == 500:
                 log.error("an answer broke off: %s", error)
             yield event(error_body(error))
@@ -186,7 +188,7 @@ class Gateway:
         asked = Request(({"role": "user", "content": text},), task="embed")
         answer = await self._ask(request, card, asked, raw=False)
         try:
-            return await _drained(answer)
+            return await self._drained(answer)
         finally:
             self._forget(answer)
 
@@ -196,21 +198,23 @@ class Gateway:
         self._under_way.add(answer)
         return answer
 
-    def _forget(self, answer: Answering) -> None:
-        """Nobody waits for it any more: what is not said yet is not computed."""
+    async def _drained(self, answer: Answering) -> Final:
+        """The end of an answer. One that was cut before it fitted its schema ended by its length, in OpenAI's words."""
+        pieces: list[str] = []
+        try:
+            async for text in answer:
+                pieces.append(text)
+            final = answer.final
+        except IncompleteError:
+            final = Final(len(pieces), "".join(pieces), "length", Usage(completion_tokens=len(pieces)))
         self._under_way.discard(answer)
-        answer.cancel()
+        return final
 
-
-async def _drained(answer: Answering) -> Final:
-    """The end of an answer. One that was cut before it fitted its schema ended by its length, in OpenAI's words."""
-    pieces: list[str] = []
-    try:
-        async for text in answer:
-            pieces.append(text)
-    except IncompleteError:
-        return Final(len(pieces), "".join(pieces), "length", Usage(completion_tokens=len(pieces)))
-    return answer.final
+    def _forget(self, answer: Answering) -> None:
+        """Nobody waits for it any more: if it has not ended, the rest is not computed."""
+        if answer in self._under_way:
+            self._under_way.discard(answer)
+            answer.cancel()
 
 
 def answer_to(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:

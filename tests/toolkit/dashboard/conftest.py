@@ -82,7 +82,7 @@ def dashboard(port: int, tmp_path: Path) -> Iterator[Callable[..., Page]]:  # no
             path.write_text(fleet, encoding="utf-8")
         editor, broker = FleetEditor(path), BrokerAddress("127.0.0.1", port)
         live = LiveFleet(editor.fleet(), broker, None)
-        live.open()
+        live.watch.open()  # without waiting for what the broker keeps: each test waits for what it needs
         models = FleetModels(broker, None, watch=live.watch)
         rollouts = Rollouts(tmp_path / "rollouts", operator)
         rollouts.watch(lambda found: live.put("rollouts", found))

@@ -47,6 +47,25 @@ def test_an_unchanged_link_changes_nothing_in_any_example(path: Path, tmp_path: 
         assert (change.difference, change.faults) == ("", ())
 
 
+@pytest.mark.parametrize("indent", ["", "  ", "    "])
+def test_lists_keep_their_indent(tmp_path, indent):
+    text = FLEET.partition("links:\n  -")[0] + "links:\n\n# comment\n"
+    for name in ("hot", "cold"):
+        lines = [
+            "- name: " + name,
+            "  from: a/+",
+            "  prompt: What now?",
+            "  to: b",
+            "  examples:",
+            f"  {indent}- {{prompt: x, answer: y}}",
+        ]
+        text += "".join(f"{indent}{line}\n" for line in lines)
+    (tmp_path / "fleet.yaml").write_text(text, encoding="utf-8")
+    editor = FleetEditor(tmp_path / "fleet.yaml")
+    change = editor.change("cold", fields(editor, "cold") | {"to": "c"}, [])
+    assert added(change) == [f"-{indent}  to: b", f"+{indent}  to: c"]
+
+
 def test_one_field_is_one_line(editor):
     change = editor.change("hot", fields(editor, "hot") | {"when": "temp_c > 95"}, ["north"])
     assert added(change) == ["-    when: temp_c > 80", "+    when: temp_c > 95"]
