@@ -28,6 +28,9 @@ class KeptLines:
         self._path, self.keep = path, keep
         self._lock = threading.Lock()
         self._count = sum(1 for _ in self._lines()) if keep else 0
+        if self._count and not path.read_bytes().endswith(b"\n"):  # a power cut: the next line is one of its own
+            with suppress(OSError), path.open("ab") as file:
+                file.write(b"\n")
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Append an entry; a disk that does not take it costs the entry, and is logged."""

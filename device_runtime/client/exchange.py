@@ -10,8 +10,10 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from device_runtime.errors import (
     ConfigurationError,
@@ -26,6 +28,7 @@ from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
+from device_runtime.mqtt.strict_json import parse as parse_json
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
 
 __all__ = ["GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
@@ -146,6 +149,42 @@ class Exchange:
             expiry_s=math.ceil(timeout_s),
         )
         return session
+
+    def query(self, topic: str, fields: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        """Publish a query that has one answer, and wait for it.
+
+        Args:
+            topic: of the query, without a client's name.
+
+        Raises:
+            UnreachableError: nothing came in time.
+            StonechatError: the answer is an error.
+        """
+        number = secrets.token_hex(8)
+        reply_to = self.topics.reply(self._name, number)
+        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
+        old = {"reply_to": reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
+        try:
+            self._client.publish(
+                f"{topic}/{self._name}" if self._named else topic,
+                dump({**fields, **old}),
+                qos=1,
+                response_topic=reply_to,
+                correlation_data=session.correlation_data,
+                expiry_s=math.ceil(timeout_s),
+            )
+            end_s = time.monotonic() + timeout_s
+            while (message := session.next(end_s)) is not None:
+                if not isinstance(message, Signal) and message.topic == reply_to:
+                    value: Mapping[str, Any] = parse_json(message.payload)
+                    if "error" in value:
+                        reply = parse_reply(message.payload)
+                        assert isinstance(reply, ErrorReply)
+                        raise to_error(f"the query on {topic}", reply)
+                    return value
+        finally:
+            self.forget(session)
+        raise UnreachableError(f"nothing answers on {topic} within {timeout_s:g} s; is the device online?")
 
     def cancel(self, session: Session, device: str) -> None:
         """Tell a device to stop answering."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
-from device_runtime.errors import ConfigurationError, DamagedWeightsError
+from device_runtime.errors import ConfigurationError, DamagedWeightsError, StonechatError
 from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.messages import Final, Finish, Request, Usage
@@ -200,6 +200,19 @@ class ModelRunner:
         found = {name: manifest.task for name, manifest in manifests.items() if isinstance(manifest, Manifest)}
         return {name: task for name, task in found.items() if task != "generate"}
 
+    def manifest_of(self, name: str | None) -> Manifest | None:
+        """Of the bundle that is open as this model; None where there is none. None is the first model."""
+        manifest = getattr(self._models.get(name or next(iter(self._settings))), "manifest", None)
+        return manifest if isinstance(manifest, Manifest) else None
+
+    def encode(self, name: str, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+        """A prompt as the tokens of a model; None where it does not say them, as a microcontroller."""
+        encode: Callable[..., list[int]] | None = getattr(self._models.get(name), "encode", None)
+        try:
+            return None if encode is None else [int(token) for token in encode(messages)]
+        except StonechatError:  # what was left of it is no prompt any more
+            return None
+
     def purpose_of(self, name: str | None) -> Purpose | None:
         """What a model was trained for; None where that is no task, or the model is not open. None is the first.
 
@@ -207,9 +220,8 @@ class ModelRunner:
         """
         from device_runtime.tasks.purpose import Purpose  # which needs YAML
 
-        model = self._models.get(name or next(iter(self._settings)))
-        manifest = getattr(model, "manifest", None)
-        if not isinstance(manifest, Manifest):
+        manifest = self.manifest_of(name)
+        if manifest is None:
             return None
         known, purpose = self._purposes.get(manifest.name, (None, None))
         if known is not manifest:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import device_runtime
+from device_runtime.brain.recorder import Recorder
 from device_runtime.brain.router import Router
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.delivery import Delivery
@@ -29,6 +30,7 @@ from device_runtime.device.extensions.instance import Instance
 from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.device.extensions.pool_member import PoolMember
+from device_runtime.device.extensions.records import RecordsReader
 from device_runtime.device.extensions.requests import Requests
 from device_runtime.device.extensions.updates import UpdatePlan, Updates
 from device_runtime.device.hardware import Hardware, ThisMachine
@@ -305,14 +307,15 @@ def _extensions(
 ) -> list[Extension]:
     """The features of a device, in the order in which they are called."""
     escalations = Escalations(device)
-    requests = Requests(device, escalations)
-    extensions: list[Extension] = [escalations, requests]
+    recorder = Recorder(device)
+    requests = Requests(device, escalations, recorder)
+    extensions: list[Extension] = [escalations, requests, RecordsReader(device, recorder, escalations.examples)]
     if device.pool is not None:
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
     places = LinkPlaces(device.config.links, device.config.state_dir)
-    extensions += [LinkRunner(device, places, escalations), Instance(device), HomeAssistant(device, places)]
+    extensions += [LinkRunner(device, places, escalations, recorder), Instance(device), HomeAssistant(device, places)]
     extensions += [make(device) for make in more]
     return [*extensions, HealthReports(device, statistics, extensions)]
 

@@ -18,6 +18,7 @@ from device_runtime.fleet.circles import circles
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import ESCALATION, Escalation
+from device_runtime.fleet.policies.recording import RECORDING, Recording
 from device_runtime.fleet.policies.routing import ROUTING, Routing
 from device_runtime.fleet.policies.ways import check_ways
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings, RateLimits
@@ -76,6 +77,7 @@ class Device:
     groups: tuple[str, ...] = ()  # for updates that go to several devices
     limits: RateLimits = field(default_factory=RateLimits)  # messages a second; more are dropped
     escalate: Escalation | None = None  # where what its models should not answer alone goes on to
+    records: Recording | None = None  # what is kept of its answers; None: nothing
     router: Routing | None = None  # which of its models answers what names none; None: the first
 
 
@@ -111,6 +113,7 @@ class Fleet:
             home_assistant=self.home_assistant,
             escalate=self._located(entry.escalate),
             routing=self.routing(device),
+            recording=entry.records,
         )
 
     def routing(self, device: str) -> Routing | None:
@@ -423,6 +426,7 @@ FLEET = Record(
                         "limits": Field(_LIMITS, RateLimits()),
                         "escalate": Field(ESCALATION, None),
                         "router": Field(ROUTING, None),
+                        "records": Field(RECORDING, None),
                     },
                 ),
             )

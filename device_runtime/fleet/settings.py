@@ -7,6 +7,7 @@ from pathlib import Path
 
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation
+from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.policies.routing import Routing
 from device_runtime.mqtt.address import BrokerAddress
 
@@ -51,4 +52,5 @@ class DeviceConfig:
     home_assistant: bool = True  # show up there by discovery
     escalate: Escalation | None = None  # where what its models should not answer alone goes on to
     routing: Routing | None = None  # which model answers what names none; None: the first
+    recording: Recording | None = None  # what is kept of answers; None: nothing, but a request may ask for its record
     health_s: float = HEALTH_INTERVAL_S  # from one `out/health` to the next

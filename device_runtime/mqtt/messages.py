@@ -190,6 +190,7 @@ class Request:
     stream: Annotated[bool, "send pieces before the final answer"] = False
     deadline_ms: Annotated[int | None, Range(1, 2**31 - 1), "from arrival; what is ready by then is the answer"] = None
     accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
+    record: Annotated[bool, "with the answer, its record: see [records.md](../guides/records.md)"] = False
     hops: Annotated[int, Range(0, 8), "how often it was passed on by a device that was unsure of its answer"] = 0
 
     @classmethod
@@ -307,6 +308,10 @@ class Final(_Reply):
         Mapping[str, Mapping[str, float]] | None, "of `classify`: of every value, by the answer's field"
     ] = None
     route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
+    energy: Annotated[
+        Mapping[str, Any] | None, "of this device for the answer: `j`, `mwh`, and whether `measured` or `computed`"
+    ] = None
+    record: Annotated[Mapping[str, Any] | None, "where the request asked for it"] = None
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
     done: Annotated[Literal[True], "what makes it the final answer"] = field(default=True, init=False)
 

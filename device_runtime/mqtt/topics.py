@@ -2,6 +2,7 @@
 
     stonechat/1/<device>/in/{generate,cancel}/<client>   commands of one client, never retained
     stonechat/1/<device>/in/{generate,cancel}            the same, at brokers that do not know their users
+    stonechat/1/<device>/in/records[/<client>]           queries for what is kept of answers
     stonechat/1/<device>/in/ota                          updates, never retained
     stonechat/1/<device>/in/ota/piece                    parts of an update
     stonechat/1/<device>/out/{state,info,health,event}   what the device says of itself
@@ -54,7 +55,7 @@ HOME_ASSISTANT_STATUS = f"{HOME_ASSISTANT}/status"  # says `online` when Home As
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
-_COMMANDS = frozenset({"generate", "cancel", "ota"})
+_COMMANDS = frozenset({"generate", "cancel", "ota", "records"})
 _OUTPUTS = frozenset({"state", "info", "health", "event", "ota", "instance"})
 
 
@@ -140,6 +141,15 @@ class DeviceTopics(_Replies):
     def cancel_by(self, client: str) -> str:
         """The cancel commands of one client; `+` is any."""
         return f"{self.cancel}/{client}"
+
+    @property
+    def records(self) -> str:
+        """Queries for what the device has kept of its answers come in here."""
+        return f"{ROOT}/{self.device}/in/records"
+
+    def records_by(self, client: str) -> str:
+        """The queries of one client; `+` is any."""
+        return f"{self.records}/{client}"
 
     @property
     def ota(self) -> str:
@@ -294,7 +304,7 @@ def parse(topic: str) -> TopicParts | None:
             return None
         case [device, "in", command] if is_id(device) and command in _COMMANDS:
             return TopicParts("device", device, command)
-        case [device, "in", ("generate" | "cancel") as command, client] if is_id(device) and is_id(client):
+        case [device, "in", ("generate" | "cancel" | "records") as command, client] if is_id(device) and is_id(client):
             return TopicParts("device", device, command, client)
         case [device, "in", "ota", "piece"] if is_id(device):
             return TopicParts("device", device, "piece")

@@ -39,6 +39,13 @@ _OPERATOR = (
     f"read {_ANY.state}",
     f"read {_ANY.info}",
 )
+
+
+def _reads_records(name: str) -> tuple[str, ...]:
+    """What devices have kept of their answers: for those who operate them."""
+    return f"write {_ANY.records_by(name)}", f"read {_ANY.replies(name)}"
+
+
 _HOME_ASSISTANT = (
     f"readwrite {HOME_ASSISTANT}/#",
     f"read {_ANY.state}",
@@ -101,7 +108,7 @@ class Access:
 
     def add_operator(self, name: str) -> None:
         """A user who updates devices over the air, and does not ask them."""
-        self.add(name, _OPERATOR)
+        self.add(name, (*_OPERATOR, *_reads_records(name)))
 
     def add_home_assistant(self, name: str) -> None:
         """Home Assistant, which finds devices and reads what they publish."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from paho.mqtt.matcher import MQTTMatcher
 
+from device_runtime.brain.recorder import Recorder
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.link_places import LinkPlaces
@@ -42,8 +43,9 @@ log = logging.getLogger("stonechat.serve")
 class LinkRunner(Extension):
     """The links of one device."""
 
-    def __init__(self, device: Device, places: LinkPlaces, escalations: Escalations) -> None:
+    def __init__(self, device: Device, places: LinkPlaces, escalations: Escalations, recorder: Recorder) -> None:
         self._device, self.places, self.escalations = device, places, escalations
+        self.recorder = recorder
         links = device.config.links
         share = MAX_WINDOWS_BYTES // max(1, sum(link.window is not None for link in links))
         self._by_filter: dict[str, list[Windows]] = {}

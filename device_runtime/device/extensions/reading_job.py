@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.brain.question import last_of_user
+from device_runtime.brain.recorder import Asked
 from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
@@ -178,6 +179,7 @@ class ReadingJob(Job):
         answer, held_back = answer_fields(link, text, final.confidence or {}, final.reason or "", below)
         value = read_payload(reading.payload, link.parse)
         about: dict[str, Any] = {} if route is None else {"route": write(route)}
+        self._record(final, route, value)
         about |= {"link": link.name, "device": self._device.config.device, "topic": reading.topic, "time": _now()}
         payload = dump(answer | {"reading": value} | about)
         if held_back:
@@ -191,6 +193,13 @@ class ReadingJob(Job):
             if self._links.is_newest(topic, reading.received_s):
                 self._device.delivery.deliver(topic, payload, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
+
+    def _record(self, final: Final, route: Route | None, value: Any) -> None:
+        recorder, asked = self._links.recorder, self._wakeup.question
+        if recorder.wants(False):
+            redactor = self._desk.redactor if self._desk is not None else None
+            about = Asked(asked.messages, asked.schema, self._model, self.link.name, value, redactor)
+            recorder.record(about, replace(final, route=route), self._wakeup.reading.received_s)
 
     def _trouble(self, kind: str, message: str) -> None:
         self._links.trouble(self._wakeup.link, kind, self._wakeup.reading.topic, message)

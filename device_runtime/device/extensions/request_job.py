@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from device_runtime.brain.question import last_of_user
+from device_runtime.brain.recorder import Asked, Recorder
 from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
@@ -92,6 +93,7 @@ class RequestJob(Job):
         pooled: bool = False,
         forget: Callable[[], None] = lambda: None,
         escalations: Escalations | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Prepare.
 
@@ -101,6 +103,7 @@ class RequestJob(Job):
             pooled: whether it came through the pool.
             forget: called when the request goes back to the pool, from where it may come again.
             escalations: where it may be passed on.
+            recorder: keeps a record of its answer.
         """
         deadline_s = arrived_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         expires_s = arrived_s + expiry_s if expiry_s is not None else None
@@ -110,6 +113,7 @@ class RequestJob(Job):
         self.pooled = pooled
         self._device, self._replies, self._request, self._address = device, replies, request, address
         self._deadline_s, self._forget = deadline_s, forget
+        self._arrived_s, self._recorder = arrived_s, recorder
         self._escalations, self._elsewhere = escalations, Route(model=request.model or device.runner.names[0])
         answers = request.task in (None, "generate", "classify")  # what a larger model can do as well
         self._desk = escalations.of() if escalations is not None and answers else None
@@ -271,9 +275,18 @@ class RequestJob(Job):
         trouble = self._device.hardware.trouble or "the device was away"
         self._replies.refuse(self._address, "unavailable", f"{trouble} Ask again.")
 
+    def _asked(self) -> Asked:
+        model = self._request.model or self._device.runner.names[0]
+        redactor = self._desk.redactor if self._desk is not None else None
+        return Asked(self._request.messages, self._request.schema, model, redactor=redactor)
+
     def _conclude(self, final: Final) -> None:
         if self._request.schema is not None and final.finish in ("length", "deadline"):
             return self._replies.refuse(self._address, "incomplete", incomplete(final))
+        if self._recorder is not None and self._recorder.wants(self._request.record) and final.finish != "cancelled":
+            record = self._recorder.record(self._asked(), final, self._arrived_s)
+            if self._request.record and self._recorder.recording.on_request:
+                final = replace(final, record=record)
         self._replies.send(self._address, final.to_fields(), qos=1)
         log.info(
             "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from device_runtime.brain.recorder import Recorder
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies, RequestJob
@@ -35,8 +36,9 @@ _Act = Callable[[Incoming, Any, Address], None]
 class Requests(Extension):
     """The requests to one device, and to the pool that it is in."""
 
-    def __init__(self, device: Device, escalations: Escalations) -> None:
+    def __init__(self, device: Device, escalations: Escalations, recorder: Recorder) -> None:
         self._device, self._replies, self._escalations = device, Replies(device), escalations
+        self._recorder = recorder
         pool = [device.pool.generate] if device.pool is not None else []
         self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
         self._lock = threading.Lock()
@@ -131,6 +133,7 @@ class Requests(Extension):
             pooled=pooled,
             forget=partial(self._forget, address.key),
             escalations=self._escalations,
+            recorder=self._recorder,
         )
         if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
             self._replies.accepted(address)
