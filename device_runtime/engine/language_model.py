@@ -36,7 +36,7 @@ from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
     from device_runtime.tasks.classify import WrittenAnswer
-    from device_runtime.tasks.opened import OpenedTask
+    from device_runtime.tasks.opened import OpenedTask, OpenedTasks
 
 __all__ = ["AnyGeneration", "Completion", "Generation", "LanguageModel", "Markup", "Message"]
 
@@ -62,11 +62,11 @@ class LanguageModel:
         self._bundle = bundle
         self._prompts = PromptEncoder(bundle.manifest, tokenizer)
         self._schemas = SchemaCompiler(bundle)
-        self._task: OpenedTask | None = None
+        self._tasks: OpenedTasks | None = None
         if bundle.manifest.purpose is not None:  # reading one needs YAML, which takes its time at start-up
-            from device_runtime.tasks.opened import OpenedTask
+            from device_runtime.tasks.opened import OpenedTasks
 
-            self._task = OpenedTask(bundle.manifest, tokenizer)
+            self._tasks = OpenedTasks(bundle.manifest, tokenizer)
         self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
         self._earlier = EarlierAnswers()
@@ -132,7 +132,8 @@ class LanguageModel:
         Args:
             prompt: a plain text, or chat messages, which go through the bundle's template. In both, the name of a
                 control token is text like any other; in a `Markup` it is the token.
-                A bundle that was trained for a task takes what the task reads, as a text or a JSON object.
+                A bundle that was trained for a task takes what the task reads, as a text or a JSON object; one that
+                was trained for several does so where `schema` has the fields of one of them.
             max_new: at most so many tokens; None means until the model stops or the context is full.
             stop: the answer ends before the first of these strings.
             schema: a JSON schema that the answer fits if its result's `finish` is "stop"; only a stop string or
@@ -148,24 +149,57 @@ class LanguageModel:
             ContextOverflowError: the prompt leaves no room for even one token.
         """
         unfamiliar: tuple[str, ...] = ()
-        if self._task is not None:
-            given = self._task.read(prompt)
+        task = self._tasks.asked_with(schema) if self._tasks is not None else None
+        if task is not None:
+            given = task.read(prompt)
             if not given.readable:
                 return Abstention(given.unfamiliar)
-            prompt, schema, unfamiliar = given.text, schema or self._task.schema, given.unfamiliar
-        tokens, limit = self._prompts.plan(prompt, max_new)
-        if self._task is not None:
-            unfamiliar += self._task.unknown_words(str(prompt), len(tokens) - len(self.manifest.prefix_tokens))
+            prompt, schema, unfamiliar = task.asked(given), schema or task.schema, given.unfamiliar
+            tokens, limit = self._prompts.plan(prompt, max_new)
+            unfamiliar += task.unknown_words(given.text, len(tokens) - len(self.manifest.prefix_tokens))
+            head, nothing = ("", None) if task.is_tuned else (head, nothing)
+        else:
+            tokens, limit = self._prompts.plan(prompt, max_new)
+        return self._begin(prompt, (tokens, limit), sampling, stop, schema, head, nothing, task, unfamiliar)
+
+    def converse(
+        self, messages: Sequence[Message], schema: Mapping[str, Any], *, nothing: str | None = NOTHING
+    ) -> Generation | TypedGeneration:
+        """Answer messages as they are, even if the bundle has a task of its own.
+
+        Args:
+            nothing: as in `generate`.
+
+        Raises:
+            As `generate`.
+        """
+        return self._begin(messages, self._prompts.plan(messages), _GREEDY, (), schema, "", nothing)
+
+    def _begin(
+        self,
+        prompt: str | Sequence[Message],
+        planned: tuple[list[int], int],
+        sampling: Sampling,
+        stop: Sequence[str],
+        schema: Mapping[str, Any] | None,
+        head: str | None,
+        nothing: str | None,
+        task: OpenedTask | None = None,
+        unfamiliar: tuple[str, ...] = (),
+    ) -> Generation | TypedGeneration:
+        tokens, limit = planned
+        temperatures: Mapping[str, float] = {} if task is None else task.temperatures
         fixed = None if head is None or isinstance(prompt, str) else self._fixed(prompt, head, tokens)
         parts = self._cache, self._tokenizer, tokens, limit, Sampler(sampling)
         drawn = bool(stop or sampling.temperature)
         if not drawn and not isinstance(prompt, str) and (fields := self._scored(schema)):
             priors = None if nothing is None else self._priors_against(prompt, nothing)
-            return TypedGeneration(*parts, fields, self._held(schema, fields, limit), fixed, priors)
-        written = None if self._task is None else self._task.decided()
+            held = self._held(schema, fields, limit)
+            return TypedGeneration(*parts, fields, held, fixed, priors, temperatures, unfamiliar)
+        written = None if task is None else task.decided()
         held = self._schemas.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
-        judge = partial(self._confidence, schema, held, written)
+        judge = partial(self._confidence, temperatures, schema, held, written)
         return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar, self._earlier)
 
     def _scored(self, schema: Mapping[str, Any] | None) -> list[FieldForm]:
@@ -194,10 +228,14 @@ class LanguageModel:
         return self._prior_store.against(self.encode([*before, {**last, "content": nothing}]))
 
     def _confidence(
-        self, schema: Mapping[str, Any] | None, held: Constraint | None, written: WrittenAnswer | None, text: str
+        self,
+        temperatures: Mapping[str, float],
+        schema: Mapping[str, Any] | None,
+        held: Constraint | None,
+        written: WrittenAnswer | None,
+        text: str,
     ) -> Mapping[str, float] | None:
         """Of a whole answer that was held to a schema."""
-        temperatures: Mapping[str, float] = {} if self._task is None else self._task.temperatures
         if written is not None:
             choices = written.choices
         elif held is not None and schema is not None:

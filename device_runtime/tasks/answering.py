@@ -3,7 +3,8 @@
 A bundle that was trained for the task writes the answer under its schema; at each token where the schema leaves a
 choice, the probability of what it chose among what it could choose is kept. A field's confidence is their product over
 the field's value, softened by the temperature that was fitted on examples that training had not seen. A general model
-is shown examples, and its labels are scored, as in a link.
+is shown examples, and its labels are scored, as in a link; so are those of a checkpoint that was tuned for the task,
+which needs no examples and is calibrated against nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from typing import Any
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
-from device_runtime.engine.chat import Message
-from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.language_model import NOTHING, LanguageModel
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import Constraint, SchemaCompiler
 from device_runtime.engine.typed.choice import Choice, by_field, confidence_of
 from device_runtime.engine.typed.form import free_texts
+from device_runtime.engine.typed.generation import TypedGeneration
 from device_runtime.errors import IncompleteError, SchemaError
 from device_runtime.tasks.classify import Heads
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
-__all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of", "conversation"]
+__all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
 
 _LONGEST = 200  # tokens of an answer
 
@@ -76,7 +77,8 @@ class Answerer:
         self._schemas = SchemaCompiler(bundle)
         self._backend = open_backend(bundle, backend, threads)
         self._prefix = len(manifest.prefix_tokens)
-        self._general = LanguageModel(bundle, self._backend, self._tokenizer) if purpose.kind == "none" else None
+        talks = purpose.kind in ("none", "tune")
+        self._model = LanguageModel(bundle, self._backend, self._tokenizer) if talks else None
         self._heads = Heads.in_vocabulary(purpose.fields, self._tokenizer) if purpose.kind == "classify" else None
 
     @classmethod
@@ -107,8 +109,8 @@ class Answerer:
         strange = prompt.unfamiliar
         if not prompt.readable:
             return TypedAnswer(None, {}, strange)
-        if self._general is not None:
-            return self._ask_general(self._general, prompt.text, strange)
+        if self._model is not None:
+            return self._converse(self._model, prompt.text, strange)
         tokens, room = self._prompts.plan(prompt.text, None)
         strange += self.purpose.unknown_words(prompt.text, len(tokens) - self._prefix)
         if self._heads is not None:
@@ -122,12 +124,18 @@ class Answerer:
         choices = by_field(answer, text, held.decisions, free_texts(self.purpose.answer))
         return TypedAnswer(answer, self._confidence(choices), strange, text, choices)
 
-    def _ask_general(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
-        generation = model.generate(conversation(self.purpose, self._shown, asked), schema=self.purpose.answer, head="")
+    def _converse(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
+        if self.purpose.kind == "tune":
+            strange += self.purpose.unknown_words(asked, len(self._tokenizer.encode_inside(asked)))
+        messages, tuned = self.purpose.conversation(self._shown, asked), self.purpose.kind == "tune"
+        generation = model.converse(messages, self.purpose.answer, nothing=None if tuned else NOTHING)
         try:
             text = "".join(generation)
         except IncompleteError:
             return TypedAnswer(None, {}, strange, generation.result.text)
+        if isinstance(generation, TypedGeneration):
+            choices = generation.choices
+            return TypedAnswer(json.loads(text), self._confidence(choices), strange, text, choices)
         return TypedAnswer(json.loads(text), generation.result.confidence or {}, strange, text)
 
     def close(self) -> None:
@@ -158,13 +166,3 @@ class Answerer:
                 break
             logits = self._backend.decode(tokens[-1])
         return self._tokenizer.decode(tokens), constraint
-
-
-def conversation(purpose: Purpose, shown: Sequence[Example], asked: str) -> list[Message]:
-    """For a general model: what the task is, examples as turns, and the input's prompt."""
-    turns: list[Message] = [{"role": "system", "content": purpose.instruction}]
-    for example in shown:
-        answer = json.dumps(example.answer, ensure_ascii=False)
-        turns.append({"role": "user", "content": purpose.inputs.prompt(example.input).text.strip()})
-        turns.append({"role": "assistant", "content": answer})
-    return [*turns, {"role": "user", "content": asked.strip()}]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.expression import Expression
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "loads",
     "typed_fields",
+    "with_kind",
 ]
 
 Path_ = tuple[str | int, ...]
@@ -135,6 +137,20 @@ def load(path: Path | str) -> Task:
     if path.is_dir():
         path = path / "task.yaml"
     return _placed(yaml_schema.load(path, TASK, _check), path)
+
+
+def with_kind(task: Task, kind: Literal["tiny", "classify"]) -> Task:
+    """The same task for another kind of model.
+
+    Raises:
+        ConfigurationError: the kind cannot give such answers.
+    """
+    free = [name for name, values in task.fields.items() if not values]
+    if kind == "classify" and free:
+        raise ConfigurationError(
+            f"{task.name}: {free[0]!r} is no enum; a task of the kind classify has enums only. Use the kind tiny."
+        )
+    return replace(task, kind=kind)
 
 
 def loads(text: str, file: str = "task.yaml") -> Task:

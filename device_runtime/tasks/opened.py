@@ -8,26 +8,37 @@ from typing import Any
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.engine.chat import Message
 from device_runtime.engine.tokenizer import Tokenizer
-from device_runtime.errors import BundleError
 from device_runtime.tasks.classify import Heads, WrittenAnswer
+from device_runtime.tasks.file import typed_fields
 from device_runtime.tasks.inputs import Prompt
-from device_runtime.tasks.purpose import Purpose
+from device_runtime.tasks.purpose import Purpose, purposes_of
 
-__all__ = ["OpenedTask"]
+__all__ = ["OpenedTask", "OpenedTasks"]
+
+
+class OpenedTasks:
+    """The tasks of an open bundle."""
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer) -> None:
+        """Read them.
+
+        Raises:
+            BundleError: they cannot be read.
+        """
+        self._tasks = [OpenedTask(purpose, tokenizer) for purpose in purposes_of(manifest)]
+
+    def asked_with(self, schema: Mapping[str, Any] | None) -> OpenedTask | None:
+        """The task of a request: the only one, or that whose answers have the fields that are asked for."""
+        if len(self._tasks) == 1:
+            return self._tasks[0]
+        fields = None if schema is None else typed_fields(schema)
+        return next((task for task in self._tasks if typed_fields(task.schema) == fields), None)
 
 
 class OpenedTask:
-    """The task of an open bundle."""
+    """One of them."""
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer) -> None:
-        """Read it.
-
-        Raises:
-            BundleError: the bundle has none, or one that cannot be read.
-        """
-        purpose = Purpose.of_manifest(manifest)
-        if purpose is None:
-            raise BundleError(f"{manifest.name} was trained for no task.")
+    def __init__(self, purpose: Purpose, tokenizer: Tokenizer) -> None:
         self._purpose, self._tokenizer = purpose, tokenizer
         self._heads = Heads.in_vocabulary(purpose.fields, tokenizer) if purpose.kind == "classify" else None
 
@@ -41,12 +52,22 @@ class OpenedTask:
         """Of each field's choices, as they were fitted."""
         return self._purpose.temperatures
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is asked as in a conversation, and its labels are scored."""
+        return self._purpose.kind == "tune"
+
     def read(self, asked: str | Sequence[Message]) -> Prompt:
         """See `Purpose.prompt`."""
         return self._purpose.prompt(asked)
 
+    def asked(self, prompt: Prompt) -> str | list[Message]:
+        """A prompt as the model was trained on it."""
+        return self._purpose.conversation((), prompt.text) if self.is_tuned else prompt.text
+
     def unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
-        """See `Purpose.unknown_words`."""
+        """See `Purpose.unknown_words`; `tokens` is what a prompt of the text alone has."""
+        tokens = len(self._tokenizer.encode_inside(text)) if self.is_tuned else tokens
         return self._purpose.unknown_words(text, tokens)
 
     def decided(self) -> WrittenAnswer | None:

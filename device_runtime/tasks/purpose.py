@@ -13,10 +13,11 @@ from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.yaml_schema import Choice, Field, MapOf, Number, Plain, Record, Text
+from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import INPUTS, Task, typed_fields
 from device_runtime.tasks.inputs import Inputs, Prompt
 
-__all__ = ["Purpose"]
+__all__ = ["Purpose", "purposes_of"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Purpose:
     name: str
     inputs: Inputs
     answer: Mapping[str, Any]  # a JSON schema
-    kind: Literal["tiny", "classify", "none"] = "none"  # none: of a bundle that was trained for no task
+    kind: Literal["tiny", "classify", "tune", "none"] = "none"  # none: of a bundle that was trained for no task
     about: str = ""  # a sentence
     none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
     temperatures: Mapping[str, float] = field(default_factory=dict)  # of each field's choice; 1 where there is none
@@ -39,18 +40,17 @@ class Purpose:
         return cls(task.name, task.inputs, task.answer, about=task.about, none=task.none)
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> Purpose | None:
+    def of_manifest(cls, manifest: Manifest, name: str | None = None) -> Purpose | None:
         """What the manifest says; None where the bundle was trained for no task.
+
+        Args:
+            name: which of its tasks, of a bundle that was trained for several; without it that is None.
 
         Raises:
             BundleError: it says something that this version cannot read.
         """
-        if manifest.purpose is None:
-            return None
-        try:
-            return yaml_schema.loads(json.dumps(_ordered(manifest.purpose)), _PURPOSE, file="purpose")
-        except ConfigurationError as error:
-            raise BundleError(f"{manifest.name} has a purpose that cannot be read ({error}); train it again.") from None
+        found = purposes_of(manifest)
+        return found[0] if len(found) == 1 else next((purpose for purpose in found if purpose.name == name), None)
 
     @property
     def fields(self) -> dict[str, list[Any] | None]:
@@ -77,6 +77,15 @@ class Purpose:
         if not isinstance(asked, str):
             asked = next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
         return self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
+
+    def conversation(self, shown: Sequence[Example], asked: str) -> list[Message]:
+        """For a model that talks: what the task is, examples as turns, and an input's prompt."""
+        turns: list[Message] = [{"role": "system", "content": self.instruction}]
+        for example in shown:
+            answer = json.dumps(example.answer, ensure_ascii=False)
+            turns.append({"role": "user", "content": self.inputs.prompt(example.input).text.strip()})
+            turns.append({"role": "assistant", "content": answer})
+        return [*turns, {"role": "user", "content": asked.strip()}]
 
     def unknown_words(self, text: str, tokens: int) -> tuple[str, ...]:
         """Why a prompt of so many tokens is unlike those of the training, as far as its words say it."""
@@ -118,6 +127,21 @@ class Purpose:
         }
 
 
+def purposes_of(manifest: Manifest) -> tuple[Purpose, ...]:
+    """All tasks that a bundle was trained for.
+
+    Raises:
+        BundleError: they cannot be read by this version.
+    """
+    if manifest.purpose is None:
+        return ()
+    try:
+        parts = manifest.purpose.get("tasks", [manifest.purpose])
+        return tuple(yaml_schema.loads(json.dumps(_ordered(part)), _PURPOSE, file="purpose") for part in parts)
+    except (ConfigurationError, TypeError, AttributeError) as error:
+        raise BundleError(f"{manifest.name} has a purpose that cannot be read ({error}); train it again.") from None
+
+
 def _ordered(purpose: Mapping[str, Any]) -> dict[str, Any]:
     """With the fields in the order that the model was trained with."""
     order = purpose.get("order")
@@ -142,7 +166,7 @@ _PURPOSE = Record(
     Purpose,
     {
         "name": Field(Text("a name")),
-        "kind": Field(Choice(("tiny", "classify", "none")), default="none"),
+        "kind": Field(Choice(("tiny", "classify", "tune", "none")), default="none"),
         "about": Field(Text("a sentence"), default=""),
         "input": Field(INPUTS, to="inputs"),
         "answer": Field(Answer()),

@@ -78,11 +78,12 @@ def purpose_of(bundle: Any, task: Task | None) -> Purpose:
         ConfigurationError: it was trained for another task, or for none while no task file is given.
     """
     from device_runtime.errors import ConfigurationError
-    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.tasks.purpose import Purpose, purposes_of
 
-    own = Purpose.of_manifest(bundle.manifest)
+    own = Purpose.of_manifest(bundle.manifest, None if task is None else task.name)
     if task is None and own is None:
-        raise ConfigurationError(f"{bundle.path} was trained for no task; name the task with --task TASK.yaml.")
+        known = ", ".join(purpose.name for purpose in purposes_of(bundle.manifest)) or "no task"
+        raise ConfigurationError(f"{bundle.path} was trained for {known}; name the task with --task TASK.yaml.")
     if own is None:
         return Purpose.of_task(task)  # type: ignore[arg-type]
     if task is not None and (own.name != task.name or own.fields != task.fields):

@@ -4,28 +4,65 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, require_extra, whole_number
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.folder import Bundle
+    from device_runtime.tasks.file import Task
+    from toolkit.progress import ProgressBar
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "train a small model for one task, and convert it to a bundle"
 _THREADS = 2
+_STEPS, _BATCH = 4000, 128
+_FEWEST = 100  # generated cases
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat train`."""
-    parser.add_argument("task", metavar="TASK", type=Path, help="a task.yaml, or a folder with one")
+    parser.add_argument(
+        "tasks",
+        metavar="TASK",
+        type=Path,
+        nargs="+",
+        help="a task.yaml, or a folder with one; tune takes several",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=["tiny", "classify", "tune"],
+        help="tune: a checkpoint's upper layers (with --from); the others are networks made for the task "
+        "(default: the task's)",
+    )
+    parser.add_argument(
+        "--from",
+        metavar="CHECKPOINT",
+        type=Path,
+        dest="checkpoint",
+        help="what tune begins with: GGUF or folder",
+    )
+    parser.add_argument("--baseline", metavar="BUNDLE", type=Path, help="an untrained general model, for the report")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="the same seed, the same bundle")
-    parser.add_argument("--steps", metavar="N", type=whole_number(1), default=4000, help="(default: 4000)")
-    parser.add_argument("--batch", metavar="N", type=whole_number(1), default=128, help="cases a step (default: 128)")
-    parser.add_argument("--cases", metavar="N", type=whole_number(100), help="generated cases (default: the task's)")
+    parser.add_argument("--steps", metavar="N", type=whole_number(1), help="(default: 4000)")
+    parser.add_argument("--batch", metavar="N", type=whole_number(1), help="cases a step (default: 128; tune: 16)")
+    parser.add_argument(
+        "--cases",
+        metavar="N",
+        type=whole_number(1),
+        help="generated cases (default: the task's; tune: 500)",
+    )
+    parser.add_argument("--epochs", metavar="N", type=whole_number(1), help="of tune: times each case (default: 6)")
+    parser.add_argument("--layers", metavar="N", type=whole_number(1), help="of tune: upper layers (default: a third)")
+    parser.add_argument(
+        "--rank", metavar="N", type=whole_number(0), help="of tune: of its factors (default: 16); 0: all weights"
+    )
     parser.add_argument(
         "--profile",
         choices=["micro", "pi"],
-        default="micro",
-        help="micro: any board (default); pi: 64-bit Linux boards",
+        help="micro: any board (default, but for tune); pi: 64-bit Linux boards",
     )
     parser.add_argument(
         "--threads",
@@ -52,36 +89,80 @@ def run(args: argparse.Namespace) -> int:
     # A GPU adds in the order in which results come, unless this is set; and takes most of its memory at once.
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from device_runtime.tasks.file import load
+    from device_runtime.tasks.file import load, with_kind
 
-    task = load(args.task)
+    _check(args)
+    tasks = [load(path) if args.kind in (None, "tune") else with_kind(load(path), args.kind) for path in args.tasks]
+    started_s = time.monotonic()
     try:
-        from toolkit.train.pipeline import train
+        from toolkit.progress import ProgressBar
         from toolkit.train.report import write_report
-        from toolkit.train.weights import Settings, train_weights, work_folder
+
+        with ProgressBar() as bar:
+            bundle = _tuned(args, tasks, bar) if args.kind == "tune" else _trained(args, tasks[0], bar)
     except ImportError as error:
         raise require_extra("train", error) from None
-    from toolkit.progress import ProgressBar
-
-    settings = Settings(args.seed, args.steps, args.batch, args.cases, args.profile)
-    started_s = time.monotonic()
-    with ProgressBar() as bar:
-        if args.weights_only:
-            train_weights(task, work_folder(args.output), settings, bar.update)
-            print(f"{work_folder(args.output)}: trained; `stonechat train` without --weights-only goes on from there")
-            return 0
-        bundle = train(task, args.output, settings, bar.update)
-    page = write_report(bundle, task)
+    if bundle is None:
+        folder = f"{args.output}.training"
+        print(f"{folder}: trained; `stonechat train` without --weights-only goes on from there")
+        return 0
     seconds = time.monotonic() - started_s
     purpose = bundle.manifest.purpose or {}
-    test = purpose["report"]["test"]
+    tests = [part["report"]["test"] for part in purpose.get("tasks", [purpose])]
+    pages = [write_report(bundle, task) for task in tasks]
     if args.json:
-        result = {"bundle": str(args.output), "report": str(page), "seconds": round(seconds, 1), "test": test}
+        found = [{"report": str(page), "test": test} for page, test in zip(pages, tests, strict=True)]
+        named = found[0] if len(found) == 1 else {"tasks": dict(zip([t.name for t in tasks], found, strict=True))}
+        result = {"bundle": str(args.output), "seconds": round(seconds, 1), **named}
         print(json.dumps(result, ensure_ascii=False))
         return 0
     size = sum(entry.size_bytes for entry in bundle.manifest.files.values())
-    print(f"{args.output}: {task.name}, {size / 1e6:.2f} MB, {seconds / 60:.1f} min; see {page}")
-    for name, entry in test["fields"].items():
-        print(f"{name:<16} {entry['accuracy']:7.1%}  ({entry['low']:.1%} to {entry['high']:.1%} of {entry['count']})")
-    print(f"{'well-formed':<16} {test['well_formed']:7.1%}")
+    for task, page, test in zip(tasks, pages, tests, strict=True):
+        print(f"{args.output}: {task.name}, {size / 1e6:.2f} MB, {seconds / 60:.1f} min; see {page}")
+        for name, entry in test["fields"].items():
+            interval = f"{entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}"
+            print(f"{name:<16} {entry['accuracy']:7.1%}  ({interval})")
+        print(f"{'well-formed':<16} {test['well_formed']:7.1%}")
     return 0
+
+
+_OF_TUNE = ("checkpoint", "epochs", "layers", "rank")
+_OF_OTHERS = ("steps", "weights_only")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, all of it at once."""
+    from device_runtime.errors import ConfigurationError
+
+    flags = {"checkpoint": "--from"}
+    other = _OF_OTHERS if args.kind == "tune" else _OF_TUNE
+    wrong = [flags.get(n, f"--{n.replace('_', '-')}") for n in other if getattr(args, n) not in (None, False)]
+    faults = [f"{', '.join(wrong)}: only {'without' if args.kind == 'tune' else 'with'} --kind tune"] if wrong else []
+    if args.kind == "tune" and args.checkpoint is None:
+        faults.append("--kind tune needs --from CHECKPOINT, such as a GGUF file (stonechat get smollm2-135m)")
+    if args.kind != "tune" and len(args.tasks) > 1:
+        faults.append(f"{len(args.tasks)} tasks: only --kind tune makes one bundle for several")
+    if args.kind != "tune" and args.cases is not None and args.cases < _FEWEST:
+        faults.append(f"--cases is {args.cases}; expected at least {_FEWEST}")
+    if faults:
+        raise ConfigurationError("; ".join(faults) + ".")
+
+
+def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle | None:
+    from toolkit.train.pipeline import train
+    from toolkit.train.weights import Settings, train_weights, work_folder
+
+    steps, batch = args.steps or _STEPS, args.batch or _BATCH
+    settings = Settings(args.seed, steps, batch, args.cases, args.profile or "micro", args.baseline)
+    if args.weights_only:
+        train_weights(task, work_folder(args.output), settings, bar.update)
+        return None
+    return train(task, args.output, settings, bar.update)
+
+
+def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
+    from toolkit.train.tune.pipeline import TuneSettings, tune_bundle
+
+    names = ("seed", "cases", "epochs", "batch", "layers", "rank", "profile", "baseline")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return tune_bundle(tasks, args.output, TuneSettings(args.checkpoint, **given), bar.update)

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from device_runtime.errors import ConfigurationError, UnreachableError
-from device_runtime.tasks.answering import Answerer, conversation
+from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example, answer_faults, read_examples
 from device_runtime.tasks.file import Task, Teacher
 from device_runtime.tasks.purpose import Purpose
@@ -112,7 +112,7 @@ class _Bundle:
 
     def __init__(self, task: Task, teacher: Teacher, shown: Sequence[Example]) -> None:
         bundle = open_bundle(task.folder / teacher.bundle)
-        own = Purpose.of_manifest(bundle.manifest)
+        own = Purpose.of_manifest(bundle.manifest, task.name)
         if own is not None and own.fields != task.fields:
             raise ConfigurationError(
                 f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} "
@@ -145,7 +145,7 @@ class _Server:
         asked = self._task.inputs.prompt(given)
         body = {
             "model": self._model,
-            "messages": conversation(Purpose.of_task(self._task), self._shown, asked.text),
+            "messages": Purpose.of_task(self._task).conversation(self._shown, asked.text),
             "temperature": 0,
             "response_format": {
                 "type": "json_schema",

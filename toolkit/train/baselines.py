@@ -1,9 +1,10 @@
-"""What a bundle must be better than: the commonest answer, and a decision tree on the numbers."""
+"""What a bundle must be better than: the commonest answer, a decision tree, and an untrained general model."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,18 @@ import numpy.typing as npt
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.tree import DecisionTreeClassifier
 
+from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
+from device_runtime.tasks.purpose import Purpose
+from device_runtime.update.slots import open_bundle
 
-__all__ = ["MOST", "baselines"]
+__all__ = ["MOST", "MOST_ASKED", "SHOWN", "baselines", "general_baseline"]
 
 MOST = 60_000  # cases that the tree is fitted on
+MOST_ASKED = 200  # cases that a general model is asked: one takes it half a second and more
+SHOWN = 8  # examples that it is shown
 _DEPTH = 12
 _WORDS = 300
 
@@ -39,6 +46,36 @@ def baselines(task: Task, train: Sequence[Example], test: Sequence[Example]) -> 
         found = DecisionTreeClassifier(max_depth=_DEPTH, random_state=0).fit(fitted, labels).predict(asked)
         tree[name] = round(float(np.mean([f == r for f, r in zip(found, right, strict=True)])), 4)
     return {"commonest answer": common, "decision tree": tree}
+
+
+def general_baseline(
+    task: Task, path: Path, shown: Sequence[Example], test: Sequence[Example], progress: Callable[[float], None]
+) -> dict[str, dict[str, float]]:
+    """Accuracy by field of a general model that was trained for nothing, asked in the best way that there is.
+
+    It gets the task's sentence and examples as turns of a conversation; labels are scored, and calibrated against an
+    input that says nothing.
+
+    Raises:
+        ConfigurationError: the bundle was trained for a task.
+    """
+    bundle = open_bundle(path)
+    bundle.manifest.require_task("generate")
+    if bundle.manifest.purpose is not None:
+        raise ConfigurationError(
+            f"{path} was trained for a task; --baseline wants a general model as it came, such as a conversion of "
+            "SmolLM2-135M-Instruct."
+        )
+    answerer = Answerer(bundle, Purpose.of_task(task), shown=shown)
+    answers = []
+    for number, example in enumerate(test):
+        answers.append((answerer.answer(example.input).answer or {}, example.answer or {}))
+        progress((number + 1) / len(test))
+    answerer.close()
+    typed = [name for name, values in task.fields.items() if values]
+    right = {name: [said.get(name) == true.get(name) for said, true in answers] for name in typed}
+    label = f"{bundle.manifest.name}, untrained, {len(shown)} examples shown ({len(test)} asked)"
+    return {label: {name: round(float(np.mean(found)), 4) for name, found in right.items()}}
 
 
 def _columns(

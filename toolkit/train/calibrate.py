@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sentencepiece import SentencePieceProcessor
 
 from device_runtime.tasks.answering import TypedAnswer, confidence_of
 from device_runtime.tasks.examples import Example
@@ -41,7 +40,7 @@ def fit_temperatures(purpose: Purpose, examples: Sequence[Example], answers: Seq
     return found
 
 
-def longest_pieces(tokenizer: SentencePieceProcessor, prompts: Sequence[str]) -> float:
+def longest_pieces(encode: Callable[[str], Sequence[int]], prompts: Sequence[str]) -> float:
     """Tokens for each character, which nearly all texts of the training stay under."""
-    shares = [len(tokenizer.encode(prompt)) / len(prompt) for prompt in prompts if len(prompt) >= 4]
+    shares = [len(encode(prompt)) / len(prompt) for prompt in prompts if len(prompt) >= 4]
     return round(float(np.quantile(shares, _FAMILIAR)) * 1.1, 4)

@@ -59,8 +59,8 @@ class Cases:
         return cls(tokens, learnt, arrays["ends"], arrays["labels"], tuple(heads))
 
 
-def part_of(example: Mapping[str, Any], task: Task) -> Part:
-    """Where a case belongs."""
+def part_of(example: Mapping[str, Any], task: Task, held: float | None = None) -> Part:
+    """Where a case belongs; `held` is the share of each part that is not trained on, where it is not the usual one."""
     prompt = task.inputs.prompt(example).text
     if task.inputs.text is not None:
         key = " ".join(sorted(re.findall(r"[^\W\d_]+|\d+", prompt)))
@@ -68,6 +68,7 @@ def part_of(example: Mapping[str, Any], task: Task) -> Part:
         key = re.sub(r"\d(?= |\n)", "", prompt)  # without the last digit of each number
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
     for part, share in _SHARES:
+        share = share if held is None else held
         if place < share:
             return part  # type: ignore[return-value]
         place -= share

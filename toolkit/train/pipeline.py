@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sentencepiece import SentencePieceProcessor
 
@@ -19,13 +20,13 @@ from device_runtime.tasks.examples import read_examples
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import reliability, score
-from toolkit.train.baselines import MOST, baselines
+from toolkit.train.baselines import MOST, MOST_ASKED, SHOWN, baselines, general_baseline
 from toolkit.train.calibrate import fit_temperatures, longest_pieces
 from toolkit.train.cases import calibration_rows, tokenized
 from toolkit.train.checkpoint import write_folder
 from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
 
-__all__ = ["train"]
+__all__ = ["Measures", "measured", "train", "write_purpose"]
 
 _CALIBRATED = 1200  # cases that temperatures are fitted on, at most
 _TESTED = 1000  # cases that the report is measured on, at most
@@ -55,51 +56,75 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = sil
         settings.profile, context, windows=calibration_rows(shown), heldout={task.name: calibration_rows(held)}
     )
     convert(open_checkpoint(work / task.name), folder, options, progress)
-    return _with_purpose(task, folder, tokenizer, work, trained.cases, settings, progress)
+    measures = Measures(settings.baseline, trained.cases, asdict(settings))
+    purpose = measured(task, task.kind, folder, tokenizer.encode, work, measures, progress)
+    return write_purpose(folder, purpose.to_json())
 
 
-def _with_purpose(
+@dataclass(frozen=True)
+class Measures:
+    """What the report of a training says, and how much it asks."""
+
+    baseline: Path | None  # an untrained general model
+    trained_on: int  # cases
+    settings: Mapping[str, Any]
+    calibrated: int = _CALIBRATED  # cases at most
+    tested: int = _TESTED
+
+
+def measured(
     task: Task,
+    kind: Literal["tiny", "classify", "tune"],
     folder: Path,
-    tokenizer: SentencePieceProcessor,
+    encode: Callable[[str], Sequence[int]],
     work: Path,
-    trained_on: int,
-    settings: Settings,
+    measures: Measures,
     progress: Progress,
-) -> Bundle:
-    """Fit confidence on one part of the cases, measure on another, and write both into the manifest."""
-    purpose = replace(Purpose.of_task(task), kind=task.kind)
+) -> Purpose:
+    """Fit confidence on one part of the cases, and measure on another.
+
+    Args:
+        folder: the bundle, which says nothing of the task yet, or of others.
+        encode: tokens of a prompt's text.
+        work: where the cases are.
+    """
+    purpose = replace(Purpose.of_task(task), kind=kind)
     if task.inputs.text is not None:
         texts = [task.inputs.prompt(example.input).text for example in read_cases(work, "train", _FAMILIAR)]
-        purpose = replace(purpose, longest_pieces=longest_pieces(tokenizer, texts))
-    _write_purpose(folder, purpose)
-    answerer = Answerer.open(folder)
+        purpose = replace(purpose, longest_pieces=longest_pieces(encode, texts))
+    answerer = Answerer(Bundle.open(folder), purpose)
     examples = [e for name in task.calibrate for e in read_examples(task.folder / name, task.inputs, task.answer)]
-    examples = examples or read_cases(work, "calibrate", _CALIBRATED)
+    examples = (examples or read_cases(work, "calibrate", measures.calibrated))[: measures.calibrated]
     answers = []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))
         progress("calibrating confidence", (number + 1) / len(examples))
     purpose = replace(purpose, temperatures=fit_temperatures(purpose, examples, answers))
     answerer.purpose = purpose
-    examples, answers = read_cases(work, "test", _TESTED), []
+    examples, answers = read_cases(work, "test", measures.tested), []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))
         progress("testing", (number + 1) / len(examples))
     answerer.close()
     progress("comparing", 0.0)
+    simpler = baselines(task, read_cases(work, "train", MOST), examples)
+    if measures.baseline is not None:
+        asked = examples[:MOST_ASKED]
+        shown = read_cases(work, "train", SHOWN)
+        simpler |= general_baseline(task, measures.baseline, shown, asked, lambda s: progress("asking the baseline", s))
     report: dict[str, Any] = {
         "test": score(purpose, examples, answers).to_json(),
-        "baselines": baselines(task, read_cases(work, "train", MOST), examples),
+        "baselines": simpler,
         "reliability": reliability(examples, answers),
-        "cases": {"train": trained_on},
-        "training": asdict(settings),
+        "cases": {"train": measures.trained_on},
+        "training": {name: str(v) if isinstance(v, Path) else v for name, v in measures.settings.items()},
     }
-    return _write_purpose(folder, replace(purpose, report=report))
+    return replace(purpose, report=report)
 
 
-def _write_purpose(folder: Path, purpose: Purpose) -> Bundle:
-    manifest = replace(Bundle.open(folder).manifest, purpose=purpose.to_json())
+def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:
+    """Write what a bundle was trained for into its manifest."""
+    manifest = replace(Bundle.open(folder).manifest, purpose=purpose)
     part = folder / f".{MANIFEST}.part"
     part.write_text(manifest.to_json(), encoding="utf-8")
     part.replace(folder / MANIFEST)

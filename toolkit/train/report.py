@@ -21,8 +21,11 @@ svg text{font:12px system-ui,sans-serif}
 
 
 def write_report(bundle: Bundle, task: Task) -> Path:
-    """Write `<bundle>.report.html` beside the bundle folder, from what its manifest says."""
-    purpose = bundle.manifest.purpose or {}
+    """Write `<bundle>.report.html` beside the bundle folder, from what its manifest says; of a bundle of several tasks
+    `<bundle>.<task>.report.html`."""
+    whole = bundle.manifest.purpose or {}
+    several = whole.get("tasks")
+    purpose = next(p for p in several if p["name"] == task.name) if several else whole
     report = purpose.get("report", {})
     test = report.get("test", {})
     parts = [f"<h1>{_text(task.name)}</h1>", f"<p>{_text(task.about)}</p>"]
@@ -32,7 +35,7 @@ def write_report(bundle: Bundle, task: Task) -> Path:
         parts += [f"<h2>{_text(name)}</h2>", _line(field), _confusion(field["confusion"]), _rare(field["confusion"])]
     if report.get("reliability"):
         parts += ["<h2>Is it as sure as it says?</h2>", _reliability(report["reliability"])]
-    page = bundle.path.with_name(bundle.path.name + ".report.html")
+    page = bundle.path.with_name(bundle.path.name + (f".{task.name}" if several else "") + ".report.html")
     body = "\n".join(parts)
     page.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(task.name)}</title>'
@@ -76,6 +79,8 @@ def _baselines(report: Mapping[str, Any]) -> str:
             f'<p class="warn">A decision tree on the numbers does better at {_text(", ".join(better))}. '
             "A rule is better than a model there: write the rule down, in code or as `when:` of a link.</p>"
         )
+    if not any("untrained" in label for label in baselines):
+        note += "<p>No general model was asked the same: name one with <code>stonechat train --baseline</code>.</p>"
     return _table(["", *names], rows) + note
 
 

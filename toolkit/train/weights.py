@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,18 @@ from toolkit.train.optimize import Schedule, optimize
 from toolkit.train.vocabulary import SAMPLE, symbols, train_vocabulary
 from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
-__all__ = ["Progress", "Settings", "Trained", "read_cases", "silent", "train_weights", "work_folder"]
+__all__ = [
+    "Progress",
+    "Settings",
+    "Trained",
+    "begin",
+    "described",
+    "keep_cases",
+    "read_cases",
+    "silent",
+    "train_weights",
+    "work_folder",
+]
 
 
 class Progress(Protocol):
@@ -66,6 +77,7 @@ class Settings:
     batch: int = 128
     cases: int | None = None  # None: what the task file says
     profile: Literal["micro", "pi"] = "micro"
+    baseline: Path | None = None  # a bundle that the report compares with
 
 
 def work_folder(bundle: Path) -> Path:
@@ -89,8 +101,10 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
     Raises:
         ConfigurationError: the task has too few examples, or its generator fails.
     """
-    _begin(work, task, settings)
-    _keep_cases(task, settings, work, progress)
+    made_with = {name: value for name, value in asdict(settings).items() if name not in ("profile", "baseline")}
+    begin(work, {**described(task), **made_with}, ("vocabulary.model", "words.npy", "tokens.npz", "weights.npz"))
+    expected = settings.cases if settings.cases is not None else task.generate.cases
+    keep_cases(task, expected, settings.seed, work, progress)
     vocabulary = _vocabulary(task, work)
     table = _kept_vectors(task, vocabulary, work, progress) if task.network.embeddings else None
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
@@ -124,54 +138,61 @@ def read_cases(work: Path, part: Part, most: int | None = None) -> list[Example]
         return [Example(line["input"], line["answer"]) for line in lines]
 
 
-def _begin(work: Path, task: Task, settings: Settings) -> None:
-    """Keep what earlier runs left if they were of the same task and settings; else begin again."""
+def described(task: Task) -> dict[str, Any]:
+    """What a training's result depends on of its task."""
     files = [task.folder / name for name in task.examples]
     if task.generate.program is not None:  # and what it may read
         files += sorted([*task.folder.glob("*.py"), *task.folder.glob("*.yaml")])
     what = [task.name, task.kind, task.inputs.to_json(), task.answer, [asdict(rule) for rule in task.truth]]
     what += [asdict(task.generate), asdict(task.network)]
     usual = {name: field.usual for name, field in (task.inputs.fields or {}).items()}
-    shown = {
+    return {
         "task": hashlib.sha256(json.dumps([*what, usual], sort_keys=True).encode()).hexdigest(),
         "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()},
-        **{name: value for name, value in asdict(settings).items() if name != "profile"},
-        "stonechat": __version__,
         # Named before hours of work, if it is not there.
         **({"encoder": open_words(task.folder / task.network.embeddings).sha256} if task.network.embeddings else {}),
     }
+
+
+def begin(work: Path, shown: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Keep what earlier runs left if they were of the same task and settings; else begin again.
+
+    Args:
+        shown: all that the result depends on.
+        names: of files that depend on it, beside the cases.
+    """
+    shown = {**shown, "stonechat": __version__}
     text = json.dumps(shown, indent=1) + "\n"
     kept = work / "settings.json"
     if kept.is_file() and kept.read_text(encoding="utf-8") == text:
         return
     work.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "settings.json",
-        "vocabulary.model",
-        "words.npy",
-        "tokens.npz",
-        "weights.npz",
-        *(f"{part}.jsonl" for part in PARTS),
-    ):
+    for name in ("settings.json", *names, *(f"{part}.jsonl" for part in PARTS)):
         (work / name).unlink(missing_ok=True)
     kept.write_text(text, encoding="utf-8")
 
 
-def _keep_cases(task: Task, settings: Settings, work: Path, progress: Progress) -> None:
-    """Write the three files of cases, unless they are there."""
+def keep_cases(task: Task, expected: int, seed: int, work: Path, progress: Progress, held: float | None = None) -> None:
+    """Write the three files of cases, unless they are there.
+
+    Args:
+        held: share of the cases that confidence is calibrated on, and that is tested on; None: a small one.
+
+    Raises:
+        ConfigurationError: the task has too few examples, or its generator fails.
+    """
     done = {part: work / f"{part}.jsonl" for part in PARTS}
     if all(path.is_file() for path in done.values()):
         return
     progress("cases", 0.0)
-    expected = settings.cases if settings.cases is not None else task.generate.cases
     counts = dict.fromkeys(PARTS, 0)
     with ExitStack() as stack:
         streams = {
             part: stack.enter_context(path.with_suffix(".part").open("w", encoding="utf-8"))
             for part, path in done.items()
         }
-        for number, example in enumerate(all_examples(task, expected, settings.seed)):
-            part = part_of(example.input, task)
+        for number, example in enumerate(all_examples(task, expected, seed)):
+            part = part_of(example.input, task, held)
             line = {"input": example.input, "answer": example.answer}
             streams[part].write(json.dumps(line, ensure_ascii=False) + "\n")
             counts[part] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,8 @@ class TypedGeneration(Iterator[str]):
         constraint: Constraint | None = None,
         fixed: int | None = None,
         priors: Priors | None = None,
+        temperatures: Mapping[str, float] | None = None,
+        unfamiliar: tuple[str, ...] = (),
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
@@ -67,7 +69,10 @@ class TypedGeneration(Iterator[str]):
             constraint: of the whole answer; needed where a field is left to the model.
             fixed: as in `Generation`.
             priors: what labels are calibrated against; None: they are not.
+            temperatures: of each field's choices, where they were fitted.
+            unfamiliar: as in `Completion`.
         """
+        self._temperatures, self._unfamiliar = temperatures or {}, unfamiliar
         self._cache, self._tokenizer, self._prompt = cache, tokenizer, list(prompt)
         self._max_new, self._sampler, self._constraint = max_new, sampler, constraint
         self._fixed, self._priors = fixed, priors
@@ -80,7 +85,7 @@ class TypedGeneration(Iterator[str]):
         self._text = ""  # what they spell: all that is decided, and maybe a little of what has to follow
         self._decided = ""  # up to the last value
         self._like_nothing = ""  # the same as an input that says nothing is answered: without its free texts
-        self._choices: dict[str, list[Choice]] = {}
+        self.choices: dict[str, list[Choice]] = {}  # of each field, as far as it is
         self._logits: Logits | None = None  # after the tokens that were taken in
         self._pieces = self._run(list(fields))
 
@@ -111,7 +116,8 @@ class TypedGeneration(Iterator[str]):
         if finish != "cancelled" and self._answer:
             self._watch.lap()
         count = len(self._answer)
-        confidence = {name: confidence_of(choices) for name, choices in self._choices.items()}
+        at = self._temperatures
+        confidence = {name: confidence_of(choices, at.get(name, 1.0)) for name, choices in self.choices.items()}
         self.result = Completion(
             text=self._text,
             finish=finish,
@@ -121,6 +127,7 @@ class TypedGeneration(Iterator[str]):
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
             confidence=confidence if finish == "stop" else None,
+            unfamiliar=self._unfamiliar,
         )
         if finish == "length":
             raise IncompleteError(
@@ -146,7 +153,7 @@ class TypedGeneration(Iterator[str]):
                 prior = self._priors.of(self._cache, self._paths, like, field.labels, following)
             scores = score_labels(self._cache, logits, rests, prior)
             chosen = int(np.argmax(scores))
-            self._choices[field.name] = [Choice(np.log(normalized(scores)).astype(np.float32), chosen)]
+            self.choices[field.name] = [Choice(np.log(normalized(scores)).astype(np.float32), chosen)]
             self._logits = None
             yield from self._push(rests[chosen])
         self._decided = before + field.labels[chosen]
@@ -168,7 +175,7 @@ class TypedGeneration(Iterator[str]):
         if not self._text[start:].lstrip().startswith('"'):
             stop = len(self._decided.encode())
             made = self._constraint.decisions[decisions:]
-            self._choices[field.name] = [made_there.choice for made_there in made if made_there.start < stop]
+            self.choices[field.name] = [made_there.choice for made_there in made if made_there.start < stop]
 
     def _append(self, text: str) -> Iterator[str]:
         """What has to follow the last value."""

@@ -8,7 +8,6 @@ are learnt fully; the rest, which the schema's grammar writes, is learnt a littl
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from converters.checkpoints import TokenizerFile
 from device_runtime.engine.chat import render_segments
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError
-from device_runtime.tasks.answering import conversation
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
@@ -69,7 +67,7 @@ def conversations(
     purpose, rng = Purpose.of_task(task), np.random.default_rng([seed, number])
     found = []
     for example in examples:
-        messages = conversation(purpose, (), task.inputs.prompt(example.input).text)
+        messages = purpose.conversation((), task.inputs.prompt(example.input).text)
         segments = render_segments(
             file.chat_template, messages, file.special_tokens, tokenizer.names, tokenizer.special
         )
@@ -114,8 +112,8 @@ def prefixes_of(cases: Sequence[Conversation], tasks: int) -> list[tuple[int, ..
     for number in range(tasks):
         rows = [case.tokens for case in cases if case.task == number]
         first = min(min(case.learnt) for case in cases if case.task == number) - 1
-        common = os.path.commonprefix(rows)
-        found.append(tuple(common[: max(0, min(first, len(common)))]))
+        same = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), first)
+        found.append(rows[0][: min(first, same)])
     return found
 
 

@@ -6,9 +6,10 @@ weights; a network whose blocks differ is a few such loops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,7 @@ def above(
     """The runs' layers: the residual stream before and after them."""
     for run, own, more in zip(runs, weights, trained, strict=True):
 
-        def one(x: jax.Array, layer: tuple[dict[str, jax.Array], ...], first: int = run.first) -> tuple[jax.Array, None]:
+        def one(x: jax.Array, layer: Any, first: int = run.first) -> tuple[jax.Array, None]:
             own, more = (_within(first, values) for values in layer)
             return block(JaxOps(config, own, rows, trained=more, scale=adapter.scale), config, first, x), None
 
@@ -188,7 +189,9 @@ def _has(config: NetworkConfig, name: str) -> bool:
     return any(tensor.name == name for tensor in tensors(config))
 
 
-def merged(runs: Sequence[Run], trained: Sequence[dict[str, Array]], adapter: Adapter, name: str, weight: Array) -> Array:
+def merged(
+    runs: Sequence[Run], trained: Sequence[Mapping[str, Array]], adapter: Adapter, name: str, weight: Array
+) -> Array:
     """A weight of the checkpoint with what was trained of it, in float32: W + scale B A."""
     for run, own in zip(runs, trained, strict=True):
         for layer in run.layers:

@@ -172,8 +172,10 @@ class JaxOps:
         """As in `Ops`."""
         return cap * jnp.tanh(x / cap)
 
+    def turn(self, x: jax.Array, name: str) -> jax.Array:
+        """As in `Ops`."""
+        return x @ self._read(f"{name}.weight").T
+
     def select_rows(self, x: jax.Array) -> jax.Array:
         """All rows."""
         return x
-
-
