@@ -73,6 +73,8 @@ def _default(field: Field) -> str:
         return "required"
     if field.default in (None, ()) or not isinstance(field.default, str | int | float | bool):
         return ""
+    if isinstance(field.default, str):
+        return f"`{field.default}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else f'{field.default:g}'}`"
 
 
