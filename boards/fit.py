@@ -14,10 +14,19 @@ from typing import Literal
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
 from boards.proportions import parameters_of, parameters_text, scaled, two_digits
-from device_runtime.bundle.manifest import MODEL, Arena, GraphCounts, GraphShape, Manifest
+from device_runtime.bundle.manifest import IMAGE, MODEL, Arena, EngineMemory, GraphCounts, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
-from device_runtime.machine.memory import arena, at_context, at_pointer_size, cache_windows, memory, model_bytes
+from device_runtime.machine.memory import (
+    arena,
+    at_context,
+    at_pointer_size,
+    cache_windows,
+    engine_at_context,
+    engine_memory,
+    memory,
+    model_bytes,
+)
 
 __all__ = [
     "Figure",
@@ -50,6 +59,8 @@ class Subject:
     model_bytes: int | None = None  # None: not made yet
     other_bytes: int = 0  # manifest, prefix
     arena: Arena | None = None  # as TFLite Micro reported it
+    image_bytes: int | None = None  # of the model image, which is all that a microcontroller keeps of a bundle
+    engine: EngineMemory | None = None  # of the model image
     boards: tuple[str, ...] = ()  # that it is meant for; empty: any
     task: str = "generate"
     weight_bits: int = 8  # of one weight of a matmul
@@ -67,7 +78,8 @@ class Subject:
         other = sum(sizes.values()) - tokenizer - sizes[MODEL] + len(manifest.to_json().encode())
         return cls(
             manifest.name, manifest.profile, manifest.context, manifest.graph, manifest.counts, tokenizer,
-            sizes[MODEL], other, manifest.arena, manifest.boards, manifest.task, manifest.weight_bits,
+            sizes[MODEL], other, manifest.arena, sizes.get(IMAGE), manifest.engine, manifest.boards, manifest.task,
+            manifest.weight_bits,
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:
@@ -76,12 +88,17 @@ class Subject:
             return self
         windows = cache_windows(context) if self.profile == "pi" else (context,)
         graph, size, taken = replace(self.graph, windows=windows), self.model_bytes, self.arena
-        if size is not None:
-            before, after = (model_bytes(self.counts[self.profile], self.profile, n) for n in (self.context, context))
-            size += after - before
+        image, engine = self.image_bytes, self.engine
+        before, after = (model_bytes(self.counts[self.profile], self.profile, n) for n in (self.context, context))
+        size = size if size is None else size + after - before
+        image = image if image is None else image + after - before
+        if engine is not None:
+            engine = engine_at_context(engine, self.context, context)
         if taken is not None:
             taken = at_context(taken, self.counts[self.profile], self.context, context)
-        return replace(self, context=context, graph=graph, model_bytes=size, arena=taken)
+        return replace(
+            self, context=context, graph=graph, model_bytes=size, arena=taken, image_bytes=image, engine=engine
+        )
 
     @property
     def graph_bytes(self) -> int:
@@ -192,7 +209,9 @@ def largest_parameters(board: Board, subject: Subject) -> int:
         storage=replace(board.storage, model_kib=int(board.storage.model_kib * (1 - SPARE))),
     )
     context = min(subject.context, board.max_context)
-    asked = replace(subject, profile=profile, model_bytes=None, arena=None, boards=()).with_context(context)
+    asked = replace(
+        subject, profile=profile, model_bytes=None, arena=None, image_bytes=None, engine=None, boards=()
+    ).with_context(context)
     low, high = 0, _PARAMETER_STEPS
     while low < high:
         middle = (low + high + 1) // 2
@@ -211,9 +230,11 @@ def _longest_asked(board: Board, subject: Subject) -> int:
 
 def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     made: Kind = "computed" if subject.model_bytes is None else "measured"
-    stored = subject.graph_bytes + subject.tokenizer_bytes + subject.other_bytes
+    stored, what = subject.graph_bytes + subject.tokenizer_bytes + subject.other_bytes, "one bundle"
+    if board.kind == "mcu" and subject.image_bytes is not None:
+        stored, what = subject.image_bytes, "one model image"
     figures = {
-        "storage": Figure("storage, one bundle", stored, "bytes", made, cost=True),
+        "storage": Figure(f"storage, {what}", stored, "bytes", made, cost=True),
         "storage_there": Figure(
             f"  of a slot ({board.storage.slots} on the board)", board.storage.model_kib << 10, "bytes", "quoted"
         ),
@@ -253,8 +274,12 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
 
 
 def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
-    pointer = board.soc.pointer_bytes
     counts = subject.counts.get("micro", subject.counts[subject.profile])  # of the only graph that runs there
+    if subject.engine is not None:
+        return _engine(board, subject, subject.engine, "measured")
+    if subject.arena is None and subject.task == "generate":
+        return _engine(board, subject, engine_memory(counts, subject.context), "computed")
+    pointer = board.soc.pointer_bytes
     if subject.arena is not None:
         taken = at_pointer_size(subject.arena, counts, pointer)
         kind: Kind = "measured" if pointer == subject.arena.pointer_bytes else "computed"
@@ -269,6 +294,18 @@ def _microcontroller(board: Board, subject: Subject) -> dict[str, Figure]:
             "    records of the graph", taken.tail_bytes - taken.kv_cache_bytes, "bytes", kind, cost=True
         ),
         "activations": Figure("    activations", taken.head_bytes, "bytes", kind, cost=True),
+        "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
+    }
+
+
+def _engine(board: Board, subject: Subject, engine: EngineMemory, kind: Kind) -> dict[str, Figure]:
+    """What the C engine takes: its call list is read where it lies, so there are no records."""
+    weights = (subject.image_bytes or subject.graph_bytes) if board.memory.weights == "ram" else 0
+    taken = engine.arena_bytes + engine.kv_cache_bytes
+    return {
+        "memory": Figure("memory", taken + weights, "bytes", kind, cost=True),
+        "kv_cache": Figure("  kv_cache", engine.kv_cache_bytes, "bytes", kind, cost=True),
+        "activations": Figure("  activations", engine.arena_bytes, "bytes", kind, cost=True),
         "weights": Figure(f"  weights (they run from {board.memory.weights})", weights, "bytes", "computed", cost=True),
     }
 
@@ -297,7 +334,7 @@ def _remedies(board: Board, subject: Subject, parameters: int) -> tuple[str, ...
     if 0 < context < subject.context:
         found.append(f"a shorter context: convert with --profile {subject.profile} --context {context}")
     if subject.profile == "pi" and "micro" in subject.counts:  # micro takes less memory, and runs on every board
-        other = replace(subject, profile="micro", model_bytes=None, arena=None)
+        other = replace(subject, profile="micro", model_bytes=None, arena=None, image_bytes=None, engine=None)
         if context := min(advised_context(board, other), subject.context, board.max_context):
             found.append(f"the other profile: convert with --profile micro --context {context}")
     fitting = [b for b in _known_boards() if b.id != board.id and _fits(b, subject)]

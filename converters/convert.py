@@ -403,7 +403,7 @@ def _prove(bundle: Bundle, profile: Profile, options: Options, progress: Progres
     if proof is None:
         return bundle
     files = {**bundle.manifest.files, **{name: _entry(bundle.path / name) for name in proof.files}}
-    return _with_manifest(bundle, replace(bundle.manifest, arena=proof.arena, files=files))
+    return _with_manifest(bundle, replace(bundle.manifest, arena=proof.arena, engine=proof.engine, files=files))
 
 
 def _with_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:

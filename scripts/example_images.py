@@ -17,17 +17,18 @@ sys.path.insert(0, str(ROOT))
 
 from converters.emit.c.bundle import write_bundle_image  # noqa: E402
 from device_runtime.bundle.folder import Bundle  # noqa: E402
-from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry  # noqa: E402
+from device_runtime.bundle.manifest import IMAGE, MANIFEST, EngineMemory, FileEntry  # noqa: E402
 
 
 def main() -> None:
     """Write each, and its hash into the manifest."""
     for path in sorted(ROOT.glob(f"examples/*/bundle/{IMAGE}")):
         bundle = Bundle.open(path.parent)
-        write_bundle_image(bundle)
+        image = write_bundle_image(bundle)
         data = path.read_bytes()
         entry = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
-        manifest = replace(bundle.manifest, files={**bundle.manifest.files, IMAGE: entry})
+        engine = EngineMemory(image.arena_bytes, image.kv_bytes)
+        manifest = replace(bundle.manifest, files={**bundle.manifest.files, IMAGE: entry}, engine=engine)
         (bundle.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         print(f"{path.relative_to(ROOT)}: {len(data):,} bytes")
 

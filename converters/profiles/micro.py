@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.emit.c.bundle import write_bundle_image
+from converters.emit.c.model import ModelImage
 from converters.emit.lint import measured_arena, require_clean
 from converters.emit.tflite_write import GraphWriter
 from converters.network.config import NetworkConfig
@@ -39,7 +40,7 @@ from converters.quantize.params import QuantParams, down_ranges, fit_int16
 from converters.quantize.rotation import rotates_residual
 from converters.quantize.weights import Hessian, QuantizedRows, quantize_rows
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE, GraphCounts
+from device_runtime.bundle.manifest import IMAGE, EngineMemory, GraphCounts
 from device_runtime.errors import GraphError
 
 __all__ = ["MicroProfile"]
@@ -98,18 +99,21 @@ class MicroProfile(Profile):
         """
         if self.weight_bits == 4:
             require_clean(bundle.model_path, blocks=True)
-            write_bundle_image(bundle, schemas)
-            return Proof(None, (IMAGE,))
+            return Proof(None, (IMAGE,), _engine_memory(write_bundle_image(bundle, schemas)))
         require_clean(bundle.model_path)
         arena = measured_arena(bundle)
         try:
-            write_bundle_image(bundle, schemas)
+            image = write_bundle_image(bundle, schemas)
         except GraphError:
             if needs_image:
                 raise
             (bundle.path / IMAGE).unlink(missing_ok=True)
             return Proof(arena)
-        return Proof(arena, (IMAGE,))
+        return Proof(arena, (IMAGE,), _engine_memory(image))
+
+
+def _engine_memory(image: ModelImage) -> EngineMemory:
+    return EngineMemory(image.arena_bytes, image.kv_bytes)
 
 
 class _Weights:

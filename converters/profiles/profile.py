@@ -20,7 +20,7 @@ from converters.quantize.calibrate import ActivationParams
 from converters.quantize.own_grid import GridWeights
 from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import Arena, GraphCounts
+from device_runtime.bundle.manifest import Arena, EngineMemory, GraphCounts
 
 __all__ = [
     "GraphJob",
@@ -53,6 +53,7 @@ class Proof:
 
     arena: Arena | None  # None where that runtime is not installed
     files: tuple[str, ...] = ()  # that were added to the bundle
+    engine: EngineMemory | None = None  # of the model image, if there is one
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,14 @@ class Arena:
 
 
 @dataclass(frozen=True)
+class EngineMemory:
+    """What the C engine takes of a microcontroller's RAM for the model image, besides its firmware."""
+
+    arena_bytes: int  # activations
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True)
 class Trial:
     """A question whose answer a device must know before it keeps the bundle."""
 
@@ -201,6 +209,7 @@ class Manifest:
     backends: tuple[str, ...] = ()
     instruction: str | None = None  # what the prefix says: the system message, or the beginning of every plain prompt
     arena: Arena | None = None  # of a `micro` graph, if TFLite Micro could be run at conversion
+    engine: EngineMemory | None = None  # of a bundle with a model image
     boards: tuple[str, ...] = ()  # ids of the boards it is meant for; empty: any that runs its profile
     issued: str | None = None  # when `expires` was set; a clock that is earlier is wrong. ISO date-time, UTC
     expires: str | None = None  # until when a device may install it. ISO date-time, UTC

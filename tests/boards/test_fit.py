@@ -25,11 +25,12 @@ from converters.plan import context_for, plan_for, subject_of
 from converters.profiles import PROFILES
 from converters.quantize.rotation import folded
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import ActivationPeak, Arena, GraphCounts
+from device_runtime.bundle.manifest import IMAGE, ActivationPeak, Arena, GraphCounts
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.memory import arena, at_context, at_pointer_size, memory
 from device_runtime.machine.requirements import cpu_features, memory_bytes, require_room
+from device_runtime.micro.library import CEngine
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fit import arena_row, memory_rows, rows, size_row
@@ -352,7 +353,7 @@ def test_every_board_has_the_instructions_of_its_profile_or_is_refused() -> None
 
 def test_convert_takes_the_longest_context_that_fits() -> None:
     board = load_board("esp32-s3")
-    board = replace(board, memory=replace(board.memory, model_budget_kib=640))
+    board = replace(board, memory=replace(board.memory, model_budget_kib=300))
     board = replace(board, storage=replace(board.storage, model_kib=16384))
     context = context_for(MIDDLE, board, "micro", None)
     assert 16 <= context < board.max_context
@@ -418,3 +419,35 @@ def test_smollm2_takes_what_was_predicted(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(Path(os.environ["STONECHAT_SMOLLM2"]))
     for row in rows(checkpoint, tmp_path, [("pi", 512), ("pi", 2048), ("micro", 128)]):
         assert abs(row.error) <= (0.05 if row.what.endswith("arena") else 0.10), row
+
+
+def test_a_microcontroller_needs_what_the_c_engine_takes_and_keeps_the_image_alone(micro: Bundle) -> None:
+    """TFLite Micro's records of tensors and operators are nothing that a board has: the call list lies in flash."""
+    board, subject = load_board("mps2-an386"), Subject.of_manifest(micro.manifest)
+    figures = fit(board, subject).figures
+    needs = CEngine(micro.path / IMAGE).needs
+    assert figures["storage"].value == (micro.path / IMAGE).stat().st_size
+    assert figures["kv_cache"].value == needs.kv_cache_bytes
+    assert 0 < needs.arena_bytes - figures["activations"].value < 512  # the engine's own state
+    assert figures["memory"].value == figures["kv_cache"].value + figures["activations"].value
+
+
+def test_what_the_c_engine_will_take_is_computed_beforehand(micro: Bundle) -> None:
+    """At most: activations that it never keeps are counted, and the logits of both are most of them."""
+    made = Subject.of_manifest(micro.manifest).engine
+    board = load_board("mps2-an386")
+    computed = fit(board, subject_of(SMALL, "micro", micro.manifest.context)).figures
+    assert made is not None
+    assert computed["kv_cache"].value == made.kv_cache_bytes
+    assert made.arena_bytes <= computed["activations"].value <= 2.5 * made.arena_bytes
+
+
+def test_what_the_c_engine_takes_is_carried_over_to_another_context(micro: Bundle, tmp_path: Path) -> None:
+    shorter = convert(SMALL, tmp_path / "b", Options("micro", 40, fast=True))
+    found = Subject.of_manifest(shorter.manifest).with_context(micro.manifest.context)
+    made = Subject.of_manifest(micro.manifest)
+    assert found.engine is not None and made.engine is not None
+    assert found.engine.kv_cache_bytes >= made.engine.kv_cache_bytes
+    assert found.engine.kv_cache_bytes <= 1.25 * made.engine.kv_cache_bytes  # 40 positions are kept as 48
+    assert found.engine.arena_bytes >= made.engine.arena_bytes
+    assert found.image_bytes == pytest.approx(made.image_bytes, rel=0.02)
