@@ -25,7 +25,9 @@ from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("programs", "int8 matmuls", "int16 matmuls", "stores", "attention")
+KINDS = (
+    "programs", "int8 matmuls", "int16 matmuls", "stores", "attention", "int8 by int4 matmuls", "int16 by int4 matmuls",
+)  # fmt: skip
 POSITION, TOKENS = 128, 200
 
 
@@ -52,7 +54,7 @@ def layer(folder: Path) -> None:
         total = sum(taken)
         shares = ", ".join(f"{name} {n / total:.1%}" for name, n in zip(KINDS, taken, strict=True))
         print(f"{core:4} one layer of SmolLM2, position {POSITION}: {total:,} instructions: {shares}")
-        print(f"{core:4} matmuls {(taken[1] + taken[2]) / total:.1%} of them; {stack:,} bytes of stack were used")
+        print(f"{core:4} matmuls {sum(taken[i] for i in (1, 2, 5, 6)) / total:.1%} of them; {stack:,} bytes of stack were used")
 
 
 def stories(folder: Path, checkpoint: Path) -> None:
