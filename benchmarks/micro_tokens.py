@@ -54,7 +54,8 @@ def layer(folder: Path) -> None:
         total = sum(taken)
         shares = ", ".join(f"{name} {n / total:.1%}" for name, n in zip(KINDS, taken, strict=True))
         print(f"{core:4} one layer of SmolLM2, position {POSITION}: {total:,} instructions: {shares}")
-        print(f"{core:4} matmuls {sum(taken[i] for i in (1, 2, 5, 6)) / total:.1%} of them; {stack:,} bytes of stack were used")
+        matmuls = sum(n for name, n in zip(KINDS, taken, strict=True) if "matmuls" in name)
+        print(f"{core:4} matmuls {matmuls / total:.1%} of them; {stack:,} bytes of stack were used")
 
 
 def stories(folder: Path, checkpoint: Path) -> None:
