@@ -22,7 +22,8 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 from device_runtime.engine.schema.rules import closed
-from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, scan, shortest_end
+from device_runtime.engine.schema.sample import sample
+from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, end_of, scan, shortest_end
 from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
@@ -74,7 +75,7 @@ class SchemaCompiler:
             matcher = matcher_class(tokenizer.library, _grammar(source), log_level=0)
             if matcher.is_error():
                 raise _unusable(matcher.get_error())
-            self._made[source] = _Compiled(matcher, shortest_end(tokenizer, matcher, _LONGEST_END, NARROW))
+            self._made[source] = _Compiled(matcher, _first_end(tokenizer, matcher, source))
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(source)
@@ -101,6 +102,14 @@ class SchemaCompiler:
         raise _unusable(self._refused[source])
 
 
+def _first_end(tokenizer: GrammarTokenizer, matcher: Any, source: str) -> End | None:
+    """A short answer to the schema `source`."""
+    found = shortest_end(tokenizer, matcher, _LONGEST_END, NARROW)
+    if found is None and (text := sample(json.loads(source))) is not None:
+        found = end_of(tokenizer, matcher, text, _LONGEST_END)
+    return found
+
+
 @dataclass
 class _Compiled:
     matcher: Any  # llguidance's, at the beginning of an answer
@@ -120,6 +129,7 @@ class Constraint:
         self.decisions: list[Decision] = []  # where the schema left a choice of some tokens, and what was chosen
         self._written = 0  # bytes of the answer
         self._cut = False  # whether a text was cut: the rest is as short as the values in it allow
+        self._endless = False  # whether no end was found in the text that is being written
 
     @property
     def complete(self) -> bool:
@@ -141,12 +151,14 @@ class Constraint:
         if left > self._near:
             return self._take(token, None)
         in_text = self._tokenizer.in_free_text(allowed)
-        if not (in_text or self._cut):
+        self._endless = self._endless and in_text
+        if self._endless or not (in_text or self._cut):
             return self._take(token, None)  # a value is the model's own, whatever it costs
         end = self._end_after(token, left - 1)
         if end is not None and (not in_text or end.cost + min(end.wanted, self._spare) < left):
             return self._take(token, end)
         now = self._end or shortest_end(self._tokenizer, self._matcher, left, quoted=self._quoted)
+        self._endless = now is None and in_text
         if now is None or not now.tokens or not self._may_end(in_text, now, allowed):
             return self._take(token, None)
         self._cut = True
@@ -261,12 +273,18 @@ def no_room(least: int | None, max_tokens: int) -> SchemaError:
     )
 
 
+_ADVICE = {  # what the library says -> what to do
+    "too much": "Where numbers have bounds or steps, a simpler one may do.",
+    "oneOf": "Write anyOf, or give each alternative a property with a `const` of its own.",
+    "look-around": "A pattern may have no (?=…), (?!…), (?<=…) or (?<!…); say it without.",
+}
+
+
 def _unusable(why: str) -> SchemaError:
-    return SchemaError(
-        f"The schema cannot be used: {_reason(why)}. Where numbers have bounds or steps, a simpler one may do."
-        if "too much" in why
-        else f"The schema cannot be used: {_reason(why)}."
-    )
+    if "coerce_one_of" in why:
+        why = "oneOf is taken only where no answer can fit two alternatives"
+    advice = "".join(f" {text}" for word, text in _ADVICE.items() if word in why)
+    return SchemaError(f"The schema cannot be used: {_reason(why)}.{advice}")
 
 
 def grammar_library() -> Any:

@@ -19,6 +19,7 @@ __all__ = ["faults", "judged_numbers"]
 
 # A value with one of these after it is a number: `{{ temp_c }} °C`.
 _UNIT = re.compile(r"\s*(?:°|%|(?:m?[KVAWNΩ]|[kmM]?(?:Pa|Hz|Wh|g|m|s|l)|bar|ppm|rpm|degrees|percent|lux|dB|hPa)\b)")
+_IF_IT_IS_THERE = ("default", "d", "defined", "undefined")  # of Jinja2: a name in them need not be there
 _NUMERIC_FILTERS = ("round", "int", "float", "abs")
 
 
@@ -37,6 +38,7 @@ def faults(link: Link) -> list[tuple[str, str]]:
                 found.append(
                     (name, f"topic[{index}] is not there: {link.source!r} has topic[0] to [{len(levels) - 1}]")
                 )
+        found += [(name, text) for text in _unknown_names(link, variables)]
     for name, source in (("prompt", link.prompt), ("to", link.to)):
         for node in parsed(source).find_all((jinja2.nodes.Mod, jinja2.nodes.Mul)):
             if any(
@@ -45,6 +47,18 @@ def faults(link: Link) -> list[tuple[str, str]]:
                 hint = "; round with {{ x | round(1) }}" if node.operator == "%" else ""
                 found.append((name, f"{node.operator!r} takes numbers only{hint}"))
     return found + _faults_of_answers(link)
+
+
+def _unknown_names(link: Link, variables: Set[str]) -> list[str]:
+    """Names that no reading of this link can have: one that is text, or a number, has no fields."""
+    if link.parse not in ("text", "number"):
+        return []
+    has = ("value", "unit") if link.parse == "number" else ("value",)
+    unknown = variables - {*has, "topic", "window", "reading", "decided"}
+    return [
+        f"{name!r} is not there: with `parse: {link.parse}` a reading is {' and '.join(has)}"
+        for name in sorted(unknown)
+    ]
 
 
 def judged_numbers(link: Link) -> list[str]:
@@ -95,6 +109,7 @@ def _faults_of_answers(link: Link) -> list[tuple[str, str]]:
             for value in _literal_results(ast.parse(source.strip(), mode="eval").body):
                 found += [("decide", fault) for fault in answer_faults({name: value}, link.answer, whole=False)]
         variables, indices = _expression_uses(source)
+        found += [("decide", text) for text in _unknown_names(link, variables)]
         if "window" in variables and link.window is None:
             found.append(
                 ("decide", "uses `window`, which is empty without the field `window`: {seconds: 60, keep: 20}")
@@ -149,14 +164,18 @@ def _faults_of_to(link: Link) -> list[tuple[str, str]]:
 
 
 def _template_uses(source: str) -> tuple[Set[str], Set[int]]:
-    """The variables of a template, and the levels of `topic` in it."""
+    """The variables that a template needs, and the levels of `topic` in it."""
     tree = parsed(source)
     indices = set()
     for node in tree.find_all(jinja2.nodes.Getitem):
         if isinstance(node.node, jinja2.nodes.Name) and node.node.name == "topic":
             with contextlib.suppress(jinja2.nodes.Impossible):
                 indices.add(node.arg.as_const())
-    return variables_of(source), {index for index in indices if isinstance(index, int)}
+    asked = [node for node in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)) if node.name in _IF_IT_IS_THERE]
+    optional = {name.name for node in asked for name in node.find_all(jinja2.nodes.Name)}
+    return variables_of(source) - optional - set(tree.environment.globals), {
+        index for index in indices if isinstance(index, int)
+    }
 
 
 def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
@@ -167,7 +186,9 @@ def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "topic":
             with contextlib.suppress(ValueError):
                 indices.add(ast.literal_eval(node.slice))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    names -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}  # of `for`
+    names -= {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     return names, {index for index in indices if isinstance(index, int)}
 
 

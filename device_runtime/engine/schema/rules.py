@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
-from urllib.parse import unquote
 
+from device_runtime.engine.schema.references import referenced
 from device_runtime.errors import SchemaError
 from device_runtime.records.typed_json import shortened
 
@@ -97,7 +97,7 @@ class _Closer:
         if self._count > _MOST:
             raise SchemaError(f"The schema cannot be used: it has more than {_MOST} parts; simplify it.")
         if not close and isinstance(node.get("$ref"), str) and node["$ref"] not in inside:
-            target = self._resolve(node["$ref"])
+            target = referenced(self._root, node["$ref"])
             if isinstance(target, Mapping):
                 rest = {key: value for key, value in node.items() if key != "$ref"}
                 opened = self.close(target, close=False, inside=(*inside, node["$ref"]))
@@ -166,23 +166,8 @@ class _Closer:
         for _ in range(20):
             if not isinstance(node, Mapping) or not isinstance(node.get("$ref"), str):
                 break
-            node = self._resolve(node["$ref"])
+            node = referenced(self._root, node["$ref"])
         return node if isinstance(node, Mapping) else {}
-
-    def _resolve(self, reference: str) -> Any:
-        """The part of the schema that `#/…` names; None where there is none."""
-        if not reference.startswith("#"):
-            return None
-        found: Any = self._root
-        for step in unquote(reference[1:]).split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and step.isdigit() and int(step) < len(found):
-                found = found[int(step)]
-            elif isinstance(found, Mapping) and step in found:
-                found = found[step]
-            else:
-                return None
-        return found
 
 
 def _is_object(node: Mapping[str, Any]) -> bool:

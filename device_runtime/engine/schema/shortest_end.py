@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 
-__all__ = ["NARROW", "WIDE", "End", "Quoted", "scan", "shortest_end"]
+__all__ = ["NARROW", "WIDE", "End", "Quoted", "end_of", "scan", "shortest_end"]
 
 NARROW, WIDE = 2, 16  # states that are kept of each level
 _SECONDS = {NARROW: 0.5, WIDE: 2.0}  # of computing; then the search gives up
@@ -102,6 +102,27 @@ def shortest_end(
         level = _best(following.values(), visited, width)
         visited.update(state.place for state in level)
     return None
+
+
+def end_of(tokenizer: GrammarTokenizer, matcher: Any, text: str, limit: int) -> End | None:
+    """`text` as tokens, each the longest that may follow; None where it does not end the answer in at most `limit`."""
+    after, rest = matcher.deep_copy(), text.encode()
+    tokens: list[int] = []
+    while rest and len(tokens) < limit:
+        allowed = np.flatnonzero(tokenizer.allowed(after) & (tokenizer.first == rest[0]))
+        for token in allowed[np.argsort(-tokenizer.length[allowed], kind="stable")]:
+            written = tokenizer.text_of([int(token)])
+            if rest.startswith(written):
+                break
+        else:
+            return None
+        if not after.consume_token(int(token)):
+            return None
+        tokens.append(int(token))
+        rest = rest[len(written) :]
+    if rest or after.is_error() or not (after.is_stopped() or after.is_accepting()):
+        return None
+    return End(tuple(tokens), (0,) * len(tokens), not after.is_stopped())
 
 
 def _best(states: Iterable[_State], visited: set[tuple[int, int, int]], width: int) -> list[_State]:

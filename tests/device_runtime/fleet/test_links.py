@@ -116,6 +116,16 @@ def test_a_reading_that_a_link_cannot_use_is_a_link_error(settings, fields, mess
         ({"prompt": "{% for r in window %}{{ r.t }}{% endfor %}"}, "prompt", "uses `window`"),
         ({"prompt": "{{ '%.1f' % t }}"}, "prompt", r"'%' takes numbers only; round with \{\{ x \| round\(1\)"),
         ({"prompt": "{{ '-' * 9 }}"}, "prompt", r"'\*' takes numbers only"),
+        (
+            {"parse": "text", "prompt": "{{ text }}"},
+            "prompt",
+            "'text' is not there: with `parse: text` a reading is value",
+        ),
+        (
+            {"parse": "number", "when": "any(w.value > 1 for w in [x])"},
+            "when",
+            "'x' is not there: .* is value and unit",
+        ),
     ],
 )
 def test_a_fault_of_a_link_is_found_before_there_is_a_reading(settings, field, message):
@@ -131,6 +141,8 @@ def test_a_fault_of_a_link_is_found_before_there_is_a_reading(settings, field, m
         {"to": "plant/{{ topic[1] }}/boiler/{{ x }}-advice"},
         {"to": "{% if t > 9 %}alarm{% else %}advice{% endif %}/{{ topic[2] }}"},
         {"when": "window", "window": Window(1, 1), "prompt": "{{ window | length % 2 }}"},
+        {"parse": "text", "prompt": "{{ text | default(value) }}{% for n in range(2) %}{{ n }}{% endfor %}"},
+        {"parse": "number", "when": "value > 3 and unit == 'bar'", "decide": {}, "prompt": "{{ reading }} {{ unit }}"},
     ],
 )
 def test_what_may_be_right_is_no_fault(settings):
