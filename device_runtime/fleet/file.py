@@ -394,6 +394,7 @@ FLEET = Record(
                     "certs": Field(Text("the path of a folder with certificates"), None),
                     "password_file": Field(Text("the path of a file with a password"), None),
                 },
+                "a mapping such as {url: 'mqtt://broker.local'}",
             ),
             Broker(),
         ),
@@ -409,6 +410,7 @@ FLEET = Record(
                         "system": Field(Text("a system message"), None),
                         "keep_mib": Field(Number(0, 1_000_000, "MiB"), None),
                     },
+                    "a mapping such as {bundle: build/smollm2-135m}",
                 ),
             )
         ),
@@ -428,9 +430,14 @@ FLEET = Record(
                         "router": Field(ROUTING, None),
                         "records": Field(RECORDING, None),
                     },
+                    "a mapping such as {model: assistant, links: [too-hot]}",
                 ),
             )
         ),
         "links": Field(ListOf(LINK, "a list of links", unique="name"), ()),
+    },
+    another={
+        "task": "this is a task file, and no fleet file; check it with `stonechat task check`",
+        "soc": "this is a board file, and no fleet file; `stonechat boards show FILE` reads it",
     },
 )

@@ -320,10 +320,14 @@ class Record(Generic[T]):
     fields: Mapping[str, Field]
     expected: str = "a mapping"
     check: Callable[[T, Path_, Report], None] | None = None  # adds faults that concern several fields
+    another: Mapping[str, str] = field(default_factory=dict)  # a name that another kind of file has -> what that one is
 
     def read(self, node: yaml.Node, path: Path_, report: Report) -> T:
         """The dataclass; unknown, missing and faulty fields are all reported."""
         pairs = _pairs(node, path, report, self.expected)
+        for name in self.another:
+            if name in pairs:
+                report.fail(pairs[name][0], path, self.another[name])
         before = len(report.faults)
         for name, (key, _) in pairs.items():
             if name not in self.fields:

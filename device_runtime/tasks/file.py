@@ -277,6 +277,7 @@ TASK = Record(
         "audit": Field(Plain("a mapping from a name to what may be exchanged"), default={}),
     },
     "a task file",
+    another={"devices": "this is a fleet file, and no task file; check it with `stonechat check`"},
 )
 
 

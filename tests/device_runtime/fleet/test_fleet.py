@@ -312,8 +312,8 @@ def test_time_grows_with_the_number_of_links_and_no_faster():
         yaml_schema.loads(many_links(count), fleet.FLEET, fleet.check_fleet, file="f.yaml")
         return time.process_time() - started_s
 
-    seconds(10)
-    assert seconds(400) < 8 * seconds(100)
+    few, many = zip(*[(seconds(100), seconds(400)) for _ in range(4)], strict=True)
+    assert min(many) < 8 * min(few)  # the least of each: what else the machine does only adds. The square is 16
 
 
 def test_links_that_wake_each_other_are_found_in_a_large_circle_too():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.fleet import file as fleet
 from device_runtime.fleet.yaml_schema import Boolean, Choice, Field, Integer, ListOf, Number, Plain, Record, Text, loads
+from device_runtime.tasks import file as tasks
+
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -129,3 +135,19 @@ def test_plain_values_are_what_json_would_make_of_them(text, value):
 def test_a_name_that_is_twice_inside_of_a_plain_value_is_a_fault():
     with pytest.raises(ConfigurationError, match=r"p.yaml:1:18: 'b' is here twice"):
         loads("{a: [{b: 1, c: 2, b: 3}]}".replace(", c: 2", ", c: "), Plain("a mapping"), file="p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "read", "what"),
+    [
+        ("examples/log-triage/task.yaml", fleet.load, "this is a task file, and no fleet file; check it with"),
+        ("boards/esp32-c3.yaml", fleet.load, "this is a board file, and no fleet file"),
+        ("examples/greenhouse/fleet.yaml", tasks.load, "this is a fleet file, and no task file; check it with"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is_and_nothing_else(
+    path: str, read: Callable[[Path], object], what: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=what) as error:
+        read(ROOT / path)
+    assert "has 1 fault:" in str(error.value)
