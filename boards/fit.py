@@ -343,8 +343,8 @@ def _remedies(board: Board, subject: Subject, parameters: int) -> tuple[str, ...
         found.append(f"another board: {', '.join(b.id for b in fitting[:3])}")
     if parameters:
         found.append(
-            f"a smaller model: about {parameters_text(parameters)} parameters in the same proportions (this one has "
-            f"{parameters_text(parameters_of(subject))})"
+            f"a smaller model: about {parameters_text(parameters)} parameters in the same proportions, not "
+            f"{parameters_text(parameters_of(subject))}"
         )
     if not found:
         found.append("a smaller model; no board in the list holds this one")

@@ -243,7 +243,7 @@ def test_what_is_too_large_gets_the_number_of_parameters_that_would_fit() -> Non
     assert 4_000_000 < most < 6 << 20  # int8 weights, 6 MiB of flash for the model
     assert result.largest_parameters == most
     assert (
-        f"a smaller model: about {most / 1e6:.1f} million parameters in the same proportions (this one has 131 million)"
+        f"a smaller model: about {most / 1e6:.1f} million parameters in the same proportions, not 131 million"
     ) in explain(result)
     small = subject(0.34, 5_600)  # a third of the width and of the layers, a ninth of the vocabulary
     assert fit(board, small).fits

@@ -391,6 +391,12 @@ def test_listings_fit_80_columns() -> None:
             assert len(line) <= 80 or " " not in line.strip(), f"{name}: {line}"
 
 
+def test_bench_takes_what_fits_a_short_context_unless_told(here: Path) -> None:
+    bundle = ROOT / "examples/home-commands/bundle"  # of 89 positions
+    done = stonechat("bench", bundle, "--runs", 1, "--json", cwd=here)
+    assert done.returncode == 0, done.stderr
+
+
 def test_bench_in_text_has_a_line_for_each_figure(here: Path) -> None:
     done = stonechat("bench", "bundle", "--runs", 1, "--prompt-tokens", 8, "--new-tokens", 4, cwd=here)
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, add_runtime, whole_number
 from toolkit.cli.output import show, table
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -17,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat bench`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--runs", metavar="N", type=whole_number(1), default=5, help="processes to measure (default 5)")
-    parser.add_argument("--prompt-tokens", metavar="N", type=whole_number(1), default=64, help="default 64")
-    parser.add_argument("--new-tokens", metavar="N", type=whole_number(2), default=128, help="default 128")
+    parser.add_argument("--prompt-tokens", metavar="N", type=whole_number(1), help="default 64, or what fits")
+    parser.add_argument("--new-tokens", metavar="N", type=whole_number(2), help="default 128, or what fits")
     add_runtime(parser)
     add_json(parser)
 
@@ -27,28 +31,19 @@ def run(args: argparse.Namespace) -> int:
     """Print medians and spread."""
     from dataclasses import asdict
 
-    from device_runtime.errors import ContextOverflowError
     from device_runtime.update.slots import open_bundle
     from toolkit.bench import FIGURES, measure, spread
     from toolkit.progress import ProgressBar
 
     manifest = open_bundle(args.bundle).manifest
-    needed = len(manifest.prefix_tokens) + args.prompt_tokens + args.new_tokens
-    if manifest.encoder is not None:  # the text and its translation have a cache each
-        needed = max(args.prompt_tokens, args.new_tokens if manifest.task == "translate" else 0)
-    if needed > manifest.context:
-        raise ContextOverflowError(
-            f"--prompt-tokens and --new-tokens need {needed} positions; the context holds {manifest.context}.",
-            tokens=needed,
-            context=manifest.context,
-        )
+    prompt_tokens, new_tokens, needed = _lengths(args, manifest)
     with ProgressBar() as bar:
         runs = list(
             measure(
                 args.bundle,
                 runs=args.runs,
-                prompt_tokens=args.prompt_tokens,
-                new_tokens=args.new_tokens,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
                 threads=args.threads,
                 backend=args.backend,
                 progress=bar.update,
@@ -67,3 +62,28 @@ def run(args: argparse.Namespace) -> int:
         {"figures": figures, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]},
         table(lines, ("", "median", "min", "max", ""), right=(1, 2, 3)),
     )
+
+
+def _lengths(args: argparse.Namespace, manifest: Manifest) -> tuple[int, int, int]:
+    """Tokens of the prompt, new tokens, and the positions of the context that they take together.
+
+    Raises:
+        ContextOverflowError: what was asked for is more than the context holds.
+    """
+    from device_runtime.errors import ContextOverflowError
+
+    room = manifest.context - len(manifest.prefix_tokens)
+    apart = manifest.encoder is not None  # the text and its translation have a cache each
+    prompt = args.prompt_tokens or min(64, room if apart else max(1, room // 3))
+    new = args.new_tokens or min(128, room if apart else max(2, room - prompt))
+    needed = len(manifest.prefix_tokens) + prompt + new
+    if apart:
+        needed = max(prompt, new if manifest.task == "translate" else 0)
+    if needed > manifest.context:
+        raise ContextOverflowError(
+            f"{prompt} tokens of a prompt (--prompt-tokens) and {new} new ones (--new-tokens) need {needed} positions; "
+            f"the context holds {manifest.context}.",
+            tokens=needed,
+            context=manifest.context,
+        )
+    return prompt, new, needed

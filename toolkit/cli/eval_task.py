@@ -95,16 +95,16 @@ def purpose_of(bundle: Any, task: Task | None) -> Purpose:
 
 
 def _lines(scored: dict[str, Any]) -> list[str]:
-    lines = [f"{'well-formed':<24} {scored['well_formed']:7.1%}"]
+    lines = [f"{'well-formed':<22} {scored['well_formed']:7.1%}"]
     for name, entry in scored["fields"].items():
         if entry["count"]:
             lines.append(
-                f"{name:<24} {entry['accuracy']:7.1%}  {entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}, "
+                f"{name:<22} {entry['accuracy']:7.1%}  {entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}, "
                 f"calibration error {entry['calibration_error']:.3f}"
             )
-    lines.append(f"{'typed fields together':<24} {scored['accuracy']:7.1%}")
+    lines.append(f"{'typed fields together':<22} {scored['accuracy']:7.1%}")
     if scored["none_asked"]:
-        lines.append(f"{'none recognized':<24} {scored['none_recognized']:7.1%}  of {scored['none_asked']}")
+        lines.append(f"{'none recognized':<22} {scored['none_recognized']:7.1%}  of {scored['none_asked']}")
     if scored["unfamiliar"]:
-        lines.append(f"{'unfamiliar':<24} {scored['unfamiliar']:7}")
+        lines.append(f"{'unfamiliar':<22} {scored['unfamiliar']:7}")
     return lines
