@@ -3,7 +3,7 @@
 #
 # Two things happen that one would not expect of a writer that takes an array and a byte order:
 #
-# 1. add_tensor() swaps the bytes of the caller's own float array, in place. Whoever uses the array afterwards (to quantize
+# 1. add_tensor() swaps the bytes of the caller's own float array, in place. A caller that uses the array afterwards (to quantize
 #    it for the next tensor, to compare with what was written) computes with garbage, without a word.
 # 2. Tensors that are quantized already come as bytes, and bytes are not swapped: the float16 scale of each block stays
 #    little-endian in a file whose header, metadata and float tensors are big-endian. GGUFReader gives them back as they

@@ -3,7 +3,7 @@
 #
 # MQTT 5 has a reason code for this, 0x8E "Session taken over", and says that the broker sends it in a DISCONNECT to the
 # first client. This broker closes the first connection without a packet. So the first client cannot tell a takeover
-# from a broker that restarts, connects again, throws the second one out, and so on without end; whoever wants to know
+# from a broker that restarts, connects again, throws the second one out, and so on without end; a client that wants to know
 # has to find out by other means, such as a retained message that says which process has the id.
 #
 # Seen:

@@ -4,7 +4,7 @@
 # A user-defined symbol is "always treated as one token", whatever the context. One that has a plain space in it is taken by
 # the trainer without a word, has an id, and is never found in a text: the normalizer turns the text's spaces into U+2581
 # before symbols are looked for. Spelt with U+2581 instead of the space it is found. (GGUF files of llama.cpp's converter
-# spell such pieces with plain spaces, so whoever hands them to SentencePiece has to turn them round.)
+# spell such pieces with plain spaces, so a program that hands them to SentencePiece has to respell them.)
 #
 # Seen:
 #   "pump on" has an id: True

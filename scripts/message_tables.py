@@ -63,6 +63,8 @@ def _kind(field: Field) -> str:
     choices = get_args(field.type) if get_origin(field.type) is Literal else None
     if isinstance(field.type, type) and issubclass(field.type, Enum):
         choices = tuple(member.value for member in field.type)
+    if field.type is Any:
+        return "any JSON"
     if choices is not None:
         return ", ".join(f"`{str(choice).lower() if choice is True else choice}`" for choice in choices)
     return field.kind.partition(" ")[2] if field.kind.startswith(("a ", "an ")) else field.kind

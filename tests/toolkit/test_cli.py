@@ -392,7 +392,7 @@ def test_listings_fit_80_columns() -> None:
 
 
 def test_bench_takes_what_fits_a_short_context_unless_told(here: Path) -> None:
-    bundle = ROOT / "examples/home-commands/bundle"  # of 89 positions
+    bundle = Path(__file__).parents[2] / "examples/home-commands/bundle"  # of 89 positions
     done = stonechat("bench", bundle, "--runs", 1, "--json", cwd=here)
     assert done.returncode == 0, done.stderr
 

@@ -1,7 +1,7 @@
 """A short text that fits a JSON schema, made from the schema's words.
 
 The search for the shortest end sees which tokens may follow and nothing else, so it cannot see that a pattern such as
-`error` or `[^@]+@[^@]+` needs a sign that was allowed all along. What is made here is a proposal: whoever uses it lets
+`error` or `[^@]+@[^@]+` needs a sign that was allowed all along. What is made here is a proposal: its user lets
 the grammar check it. So what is rare (a bound beside a step, references that never end) may be missing.
 """
 
