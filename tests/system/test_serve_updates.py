@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from converters.encoders.checkpoint import open_encoder
+from converters.encoders.convert import EncoderOptions, convert_encoder
 from device_runtime.bundle.folder import Bundle
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
@@ -27,6 +29,7 @@ from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 
 SMALL = "generic-x86-64"
+ENCODERS = Path(__file__).parents[1] / "data" / "encoders"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,38 @@ def test_a_bundle_that_the_fleet_file_cannot_be_served_with_is_given_back(device
 
     report, _ = device.update(device.version("3"))  # and it still takes a good one
     assert (report.phase, device.running()) == (Phase.CONFIRMED, "3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "asked"), [("bert-embed", "embedding"), ("bert-classify", "probabilities")])
+def test_a_sentence_encoder_is_updated_over_the_air_and_goes_on_answering(
+    name: str, asked: str, port: int, key: SigningKey, write_fleet: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    """About 15 s each on two cores."""
+    checkpoint = open_encoder(ENCODERS / name)
+    assert checkpoint is not None
+    source = convert_encoder(checkpoint, tmp_path / "source", EncoderOptions(fast=True)).path
+    (tmp_path / "device").mkdir()
+    device = Device(write_fleet(tmp_path / "device", port), port, key, source)
+
+    def answer() -> dict[str, object]:
+        command = [sys.executable, "-m", "toolkit", "ask", "--broker", f"mqtt://127.0.0.1:{port}"]
+        command += ["--device", "test-pi", "The pump is hot.", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    try:
+        device.serve()
+        report, _ = device.update(device.version("2"))
+        assert (report.phase, device.running()) == (Phase.CONFIRMED, "2")
+        before = answer()[asked]
+        report, _ = device.update(device.version("3", files={"model.tflite": b"no graph" * 64}))
+        assert report.phase is Phase.ROLLED_BACK
+        assert device.running() == "2"
+        assert answer()[asked] == before
+    finally:
+        device.stop()
 
 
 def test_the_same_at_a_start(device: Device) -> None:
