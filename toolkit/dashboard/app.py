@@ -110,9 +110,9 @@ class Dashboard:
                 return await handle(request)
             except Exception as error:
                 if not isinstance(error, StonechatError):
-                    log.exception("%s failed", request.url.path)
+                    log.exception("%r failed", request.url.path)
                 elif status_of(error) == 500:
-                    log.error("%s: %s", request.url.path, error)
+                    log.error("%r: %s", request.url.path, error)
                 return answer_to(error)
 
         return guarded

@@ -232,7 +232,6 @@ def _info(row: dict[str, Any], report: DeviceReport) -> None:
         row |= {
             "board": info.board, "version": info.version, "models": list(info.models), "pool": info.pool,
             "bundles": dict(info.bundles or {}), "tasks": dict(info.tasks or {}), "firmware": info.firmware,
-            "capabilities": list(info.capabilities),
         }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class Gateway:
                 return await handle(request)
             except Exception as error:
                 if status_of(error) == 500:
-                    log.error("%s %s: %s", request.method, request.url.path, error)
+                    log.error("%s %r: %s", request.method, request.url.path, error)
                 return answer_to(error)
 
         return guarded

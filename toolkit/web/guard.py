@@ -44,7 +44,7 @@ class Guard:
         try:
             self._check_host(headers.get("host", ""))
             if origin is not None and not allowed:
-                self._check_origin(origin, headers.get("host", ""), scope["scheme"])
+                _check_origin(origin, headers.get("host", ""))
         except RefusedError as error:
             await self._refuse(error)(scope, receive, send)
             return
@@ -58,6 +58,7 @@ class Guard:
                 found = MutableHeaders(scope=message)
                 found.setdefault("X-Content-Type-Options", "nosniff")
                 found.setdefault("Cache-Control", "no-store")
+                found.setdefault("Cross-Origin-Resource-Policy", "same-origin")
                 if allowed:
                     found.update(_cors(origin or ""))
             await send(message)
@@ -74,13 +75,15 @@ class Guard:
                 status=403, reason="host_not_allowed",
             )  # fmt: skip
 
-    def _check_origin(self, origin: str, host: str, scheme: str) -> None:
-        if origin != f"{scheme}://{host}":
-            raise RefusedError(
-                f"a page of {origin[:100]!r} may not ask here: it is another site.",
-                status=403,
-                reason="origin_not_allowed",
-            )
+
+def _check_origin(origin: str, host: str) -> None:
+    """Our own pages have our own name; the scheme may be another, where a proxy in front speaks TLS."""
+    if not host or urlsplit(origin).netloc.lower() != host.lower():
+        raise RefusedError(
+            f"a page of {origin[:100]!r} may not ask here: it is another site.",
+            status=403,
+            reason="origin_not_allowed",
+        )
 
 
 def _cors(origin: str) -> dict[str, str]:

@@ -90,6 +90,12 @@ class TestBrowsers:
             status, sent, _ = call(open_url, Origin="https://attacker.example", Content_Type=kind)
             assert status == 403 and not any(name.lower().startswith("access-control") for name in sent)
 
+    def test_a_page_of_this_server_may_also_through_a_proxy_that_speaks_tls(self, token_url):
+        for origin in ("http://wall.local", "https://wall.local"):
+            sent = {"Origin": origin, "Host": "wall.local", "Authorization": f"Bearer {TOKEN}"}
+            assert call(token_url, **sent)[0] == 200
+        assert call(token_url, Origin="https://wall.local:1", Host="wall.local")[0] == 403
+
     def test_a_site_that_is_allowed_by_name_may(self, token_url):
         origin = {"Origin": "https://chat.local"}
         status, sent, _ = call(token_url, body=None, method="OPTIONS", **origin, Access_Control_Request_Method="POST")
@@ -126,6 +132,23 @@ class TestBounds:
         with socket.create_connection(("127.0.0.1", urlsplit(open_url).port), timeout=30) as raw:
             raw.sendall(b"GET /v1/models HTTP/1.1\r\nX-Slow: ")
             assert raw.recv(64) == b""
+
+    def test_a_client_that_does_not_read_is_given_up(self, scripted, monkeypatch):
+        monkeypatch.setattr("toolkit.web.stream.SEND_S", 0.3)
+        url, _ = scripted(ScriptedModel(["word " * 200_000] * 30))  # 30 MB, more than what systems buffer
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.settimeout(30)
+            raw.connect(("127.0.0.1", urlsplit(url).port))
+            body = json.dumps({**ASK, "stream": True})
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            raw.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
+            assert call(url, "/v1/models", None)[0] == 200  # others are served meanwhile
+            time.sleep(1.0)
+            received = b""
+            while chunk := raw.recv(1 << 20):
+                received = (received + chunk)[-100:]
+        assert b"[DONE]" not in received
 
     def test_what_is_not_there(self, open_url):
         status, _, said = call(open_url, "/v1/images/generations")

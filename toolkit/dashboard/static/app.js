@@ -10,7 +10,9 @@ import { call, listen, onChange, state, who } from "./store.js";
 const TABS = [["fleet", "Fleet"], ["links", "Links"], ["rollouts", "Roll-outs"], ["ask", "Ask"]];
 
 function place() {
-  const [tab, ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
+  let hash = location.hash.slice(1);
+  try { hash = decodeURIComponent(hash); } catch { /* as it is */ }
+  const [tab, ...rest] = hash.split("/");
   return { tab: TABS.some(([name]) => name === tab) ? tab : "fleet", rest: rest.join("/") };
 }
 
@@ -67,5 +69,5 @@ function Login() {
 }
 
 render(html`<${Page} />`, Object.assign(document.getElementById("app"), { innerHTML: "" }));
-await who();
-if (state.me && state.me.known) listen();
+who();
+listen(); // at once; where a login is needed it ends at once, too

@@ -77,14 +77,17 @@ function Editor({ was, link, onClose }) {
   const body = () => ({ was, link: fields, devices, base: base.current });
   const touched = useRef(false);
   useEffect(() => { // as one types: the faults that the command line would name, and what the file would be
+    let last = true; // an answer to what has been typed over is late
     const timer = setTimeout(async () => {
+      let found;
       try {
-        setChecked(await call("links/check", body()));
+        found = await call("links/check", body());
       } catch (fault) {
-        setChecked({ faults: [{ field: "", text: fault.message }], difference: "" });
+        found = { faults: [{ field: "", text: fault.message }], difference: "" };
       }
+      if (last) setChecked(found);
     }, 300);
-    return () => clearTimeout(timer);
+    return () => { last = false; clearTimeout(timer); };
   }, [fields, devices]);
   const set = (name, value) => { touched.current = true; setFields({ ...fields, [name]: value }); };
   const faults = (checked && checked.faults) || [];

@@ -42,6 +42,7 @@ export function take(some) {
 let source = null;
 
 export function listen() {
+  if (source) source.close();
   source = new EventSource("api/events");
   source.onopen = () => { state.live = true; changed(); };
   source.onmessage = (message) => take(JSON.parse(message.data));
@@ -49,7 +50,7 @@ export function listen() {
     state.live = false;
     changed();
     if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
-    await who();
+    await who(); // a refusal: perhaps a login is needed
     if (state.me && state.me.known) setTimeout(listen, 2000);
   };
 }
@@ -58,7 +59,7 @@ export async function who() {
   try {
     state.me = await (await fetch("api/me")).json();
   } catch {
-    setTimeout(async () => { await who(); if (state.me && state.me.known) listen(); }, 2000);
+    if (!state.me) setTimeout(who, 2000);
   }
   changed();
 }
