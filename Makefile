@@ -62,6 +62,7 @@ setup-emulation:
 	@scripts/setup_debian.sh gcc-arm-none-eabi libnewlib-arm-none-eabi gcc-riscv64-unknown-elf \
 		picolibc-riscv64-unknown-elf qemu-system-arm qemu-system-misc gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
 		gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+	@scripts/setup_lwip.sh
 
 test-slow: setup-tests setup-emulation $(CHECKPOINT) $(MINILM)/config.json
 	@STONECHAT_SMOLLM2=$(CURDIR)/$(CHECKPOINT) STONECHAT_MINILM=$(CURDIR)/$(MINILM) STONECHAT_TFLITE214_PYTHON=$(CURDIR)/$(VENV214)/bin/python $(PYTHON) -m pytest -m slow $(PYTEST_ARGS)

@@ -104,6 +104,8 @@ class Firmware:
     machine: str | None = None  # of QEMU
     watchdog_address: int | None = None  # of Arm's CMSDK watchdog; None: there is none
     watchdog_hz: int | None = None
+    network: Literal["lan9118"] | None = None  # its network card, device_runtime/micro/ports/lwip/….c; None: none
+    network_address: int | None = None
     update: UpdateSlots | None = None  # None: one slot, written over the chip's own boot loader
 
 

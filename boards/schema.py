@@ -151,6 +151,8 @@ _FIRMWARE = Record(
         "machine": Field(Text("one of QEMU's machines, such as mps2-an386"), None),
         "watchdog_address": Field(_ADDRESS, None),
         "watchdog_hz": Field(Integer(1000, 1_000_000_000, "Hz"), None),
+        "network": Field(Choice(("lan9118",)), None),
+        "network_address": Field(_ADDRESS, None),
         "update": Field(_UPDATE, None),
     },
 )

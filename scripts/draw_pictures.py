@@ -173,7 +173,82 @@ def reading() -> Picture:
     return p
 
 
-PICTURES: Mapping[str, Callable[[], Picture]] = {"path.svg": the_path, "packages.svg": packages, "reading.svg": reading}
+def wiring() -> Picture:
+    """How a board with stonechat's firmware is connected, in its three ways."""
+    p = Picture(
+        880,
+        400,
+        "Three ways: USB cable, a 3.3 V serial adapter with TX and RX crossed, or a network cable to the broker",
+    )
+    p.text(20, 30, "1  USB: the debugger or the chip's own plug is a serial port", bold=True, anchor="start")
+    p.box(20, 45, 200, 60, ["Board", "USB plug"], "board")
+    p.box(330, 45, 220, 60, ["Gateway, a Pi", "$/dev/ttyACM0"], "plain")
+    p.arrow((220, 75), (328, 75), label="USB cable", at=(274, 66))
+    p.arrow((550, 75), (648, 75), label="MQTT", at=(600, 66))
+    p.box(650, 45, 200, 60, ["Broker"], "plain")
+    p.text(
+        20,
+        150,
+        "2  a serial adapter of 3.3 V: TX and RX are crossed, and the grounds are joined",
+        bold=True,
+        anchor="start",
+    )
+    p.box(20, 165, 200, 100, ["Board", "TX of its UART", "RX of its UART", "GND"], "board")
+    p.box(330, 165, 220, 100, ["Adapter, 3.3 V", "RX", "TX", "GND"], "plain")
+    p.arrow((220, 212), (328, 212))
+    p.arrow((328, 230), (222, 230))
+    p.arrow((220, 249), (328, 249))
+    p.arrow((550, 215), (648, 215), label="USB", at=(600, 206))
+    p.box(650, 185, 200, 60, ["Gateway, a Pi", "$/dev/ttyUSB0"], "plain")
+    p.text(20, 310, "3  without a host: firmware that was built with --mqtt", bold=True, anchor="start")
+    p.box(20, 325, 200, 60, ["Board", "network card (LAN9118)"], "board")
+    p.arrow((220, 355), (648, 355), label="Ethernet, MQTT 3.1.1 without TLS: a network for boards alone", at=(434, 346))
+    p.box(650, 325, 200, 60, ["Broker"], "plain")
+    return p
+
+
+def resets() -> Picture:
+    """What a start of a board does, and which button leads where."""
+    p = Picture(
+        880,
+        330,
+        "After a reset the boot loader chooses a slot, the model proves itself, and an update is kept only once it is confirmed",
+    )
+    p.box(20, 30, 150, 70, ["Reset", "power, button,", "watchdog, command"], "plain")
+    p.box(230, 30, 180, 70, ["Boot loader", "a trial once, else what", "was confirmed"], "step")
+    p.box(470, 30, 180, 70, ["Firmware", "opens the model:", "hash, self-test"], "board")
+    p.box(710, 30, 150, 70, ["Ready", "frames, SMP,", "console, MQTT"], "board")
+    p.arrow((170, 65), (228, 65))
+    p.arrow((410, 65), (468, 65), label="hash, key", at=(439, 56))
+    p.arrow((650, 65), (708, 65))
+    p.box(230, 150, 180, 70, ["Both slots bad", "says so on the console,", "takes an image"], "plain")
+    p.arrow((320, 100), (320, 148))
+    p.text(320, 245, "$stonechat flash firmware.image", muted=True)
+    p.box(470, 150, 180, 70, ["Model refused", "the other slot's model,", "or none: send one"], "plain")
+    p.arrow((560, 100), (560, 148))
+    p.text(560, 245, "$stonechat flash --model BUNDLE", muted=True)
+    p.box(710, 150, 150, 70, ["Confirmed?", "yes: it stays", "no: back at reset"], "file")
+    p.arrow((785, 100), (785, 148), label="on trial", at=(830, 128))
+    p.text(
+        20,
+        280,
+        "A chip's own boot loader (ROM) is reached by its button while RESET is let go: BOOT of an ESP32, BOOTSEL of an RP2,",
+        anchor="start",
+        muted=True,
+    )
+    p.text(
+        20,
+        300,
+        "BOOT0 at 3.3 V of an STM32. Nothing of stonechat's can be in its way, and it writes whatever the cable brings.",
+        anchor="start",
+        muted=True,
+    )
+    return p
+
+
+PICTURES: Mapping[str, Callable[[], Picture]] = {
+    "path.svg": the_path, "packages.svg": packages, "reading.svg": reading, "wiring.svg": wiring, "resets.svg": resets
+}  # fmt: skip
 
 
 def main() -> int:

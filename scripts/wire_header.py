@@ -30,6 +30,7 @@ NUMBERS = {
     "LEAST_BODY_2": (messages.LEAST_BODY_2, "the same with the fields of version 2"),
     "CERTAIN": (messages.CERTAIN, "a confidence of 1"),
     "MAX_SCHEMAS": (messages.MAX_SCHEMAS, "in Hello"),
+    "MAX_FIELDS": (messages.MAX_FIELDS, "of an answer, whose confidence is said"),
     "MAX_STOPS": (messages.MAX_STOPS, "tokens that end an answer"),
     "MAX_NAME": (messages.MAX_NAME, "bytes of a name in Hello"),
     "MAX_REASON": (messages.MAX_REASON, "bytes of the text in Fault"),

@@ -79,9 +79,18 @@ def test_what_runs_on_a_board_needs_device_runtime_and_boards_only(module: str) 
             assert name.startswith("toolkit.device."), f"{module}:{line} imports {name}"
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("toolkit.bridge")])
+def test_a_bridge_brings_models_onto_its_board_and_converts_none(module: str) -> None:
+    allowed = ("toolkit.bridge.", "toolkit.device.", "toolkit.firmware.", "toolkit.flash.")
+    for name, line in imported(module):
+        if name.split(".")[0] in ("toolkit", "converters"):
+            assert name.startswith(allowed), f"{module}:{line} imports {name}"
+
+
 @pytest.mark.parametrize("command", ["serve", "bridge", "slots"])
-def test_a_command_of_a_board_takes_what_it_does_from_toolkit_device(command: str) -> None:
-    allowed = ("toolkit.device.", "toolkit.cli.options", "toolkit.cli.output")
+def test_a_command_of_a_board_takes_what_it_does_from_its_own_folder(command: str) -> None:
+    folder = "toolkit.bridge." if command == "bridge" else "toolkit.device."
+    allowed = (folder, "toolkit.device.service", "toolkit.cli.options", "toolkit.cli.output")
     for name, line in imported(f"toolkit.cli.{command}"):
         if name.split(".")[0] in ("toolkit", "converters"):
             assert name.startswith(allowed), f"toolkit.cli.{command}:{line} imports {name}"

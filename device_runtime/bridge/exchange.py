@@ -11,6 +11,7 @@ from collections.abc import Callable
 from device_runtime.bridge.frames import LARGEST_BODY, OVERHEAD
 from device_runtime.bridge.messages import (
     CERTAIN,
+    LEAST_BODY_3,
     TOKEN_BYTES,
     Cancel,
     Done,
@@ -191,7 +192,8 @@ class Exchange:
         confidence = message.confidence / CERTAIN if message.confidence else None
         self._end(
             Ended(
-                message.finish, message.prompt_tokens - before, message.cached_tokens, before + count, rate, confidence
+                message.finish, message.prompt_tokens - before, message.cached_tokens, before + count, rate, confidence,
+                message.shares,
             )
         )  # fmt: skip
 
@@ -242,10 +244,12 @@ class Exchange:
             message = Cancel(request.number)
         elif request.stage is Stage.START:
             drawn = request.before // TOKEN_BYTES
+            # a board of small frames says its confidence as the model has it
+            softness = ask.softness if self.hello.largest_body >= LEAST_BODY_3 else ()
             message = Start(
                 request.number, len(request.prompt), max(0, ask.max_new - drawn), drawn, ask.top_k,
                 ask.temperature, ask.top_p, ask.seed, len(ask.stop_tokens), ask.stop_tokens,
-                Form.TEXT if ask.text else Form.TOKENS, ask.schema,
+                Form.TEXT if ask.text else Form.TOKENS, ask.schema, len(softness), softness,
             )  # fmt: skip
         elif request.stage is Stage.PROMPT:
             room = prompt_room(self.hello) - PART_HEADER

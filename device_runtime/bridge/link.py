@@ -38,7 +38,7 @@ class Link:
         self._port: Any = None
         self._changed = threading.Condition()  # guards the session
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stonechat-serial", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> Hello:
         """Open the port and wait until the board has said who it is, or the wait is `interrupted`.
@@ -48,7 +48,9 @@ class Link:
             ConfigurationError: the port's name is of no kind that pyserial knows.
             KeyboardInterrupt: it was interrupted.
         """
+        self._stopping.clear()
         self._connect()
+        self._thread = threading.Thread(target=self._run, name="stonechat-serial", daemon=True)
         self._thread.start()
         end_s = time.monotonic() + wait_s
         with self._changed:
@@ -67,12 +69,14 @@ class Link:
         raise UnreachableError(f"{self.url}: {why}")
 
     def close(self) -> None:
-        """Give the port back."""
+        """Give the port back; `open` takes it again."""
         self._stopping.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
+            self._thread = None
         with self._changed:
             self._disconnect()
+            self.session.closed(time.monotonic())
 
     def __enter__(self) -> Self:
         return self

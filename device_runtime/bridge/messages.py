@@ -31,6 +31,7 @@ __all__ = [
     "KINDS",
     "LEAST_BODY",
     "LEAST_BODY_2",
+    "LEAST_BODY_3",
     "TOKEN_BYTES",
     "UNKNOWN_TEMPERATURE",
     "VERSION",
@@ -57,9 +58,10 @@ __all__ = [
     "parse",
 ]
 
-VERSION = 2
+VERSION = 3
 MAX_STOPS = 8  # tokens that end an answer
 MAX_SCHEMAS = 8  # in `Hello`
+MAX_FIELDS = 16  # of an answer, whose confidence a board says
 MAX_NAME = 32  # bytes of a name in `Hello`
 MAX_REASON = 100  # bytes of the text in `Fault`
 UNKNOWN_TEMPERATURE = -32768
@@ -155,6 +157,13 @@ class Start(Message):
     ] = ()
     form: Annotated[Form, U8, "what prompt and answer are made of", Since(2)] = Form.TOKENS
     schema: Annotated[int, U64, "the schema of the image that holds the answer, by its identity; 0: none", Since(2)] = 0
+    softness_count: Annotated[int, U8, f"at most {MAX_FIELDS}; 0: 1 for every field", Since(3)] = 0
+    softness: Annotated[
+        tuple[float, ...],
+        Repeated(F32, "softness_count", MAX_FIELDS),
+        "the temperature at which the confidence of each of the answer's fields is taken",
+        Since(3),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -268,6 +277,13 @@ class Done(Message):
     confidence: Annotated[
         int, U16, f"of an answer with a schema: {CERTAIN} is certain; 0: unknown, or no schema", Since(2)
     ] = 0
+    share_count: Annotated[int, U8, f"of the answer's fields, at most {MAX_FIELDS}; 0: unknown", Since(3)] = 0
+    shares: Annotated[
+        tuple[float, ...],
+        Repeated(F32, "share_count", MAX_FIELDS),
+        "the confidence of each, in the answer's order; -1 for a text of the model's own",
+        Since(3),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -309,6 +325,7 @@ KINDS: dict[int, type[Message]] = {
 }  # fmt: skip
 
 LEAST_BODY_2 = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack(2))  # the same, of version 2
+LEAST_BODY_3 = LEAST_BODY_2 + 1 + 4 * MAX_FIELDS  # of version 3, whose fields are left out where a board takes less
 LEAST_BODY = len(Start(1, 0, 0, 0, 0, 0.0, 0.0, 0, MAX_STOPS, (0,) * MAX_STOPS).pack(1))  # bytes: the largest `Start`
 
 

@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_runtime.bridge.link import Link
-from device_runtime.bridge.messages import MAX_STOPS, UNKNOWN_TEMPERATURE, Capability, Finish, Hello
+from device_runtime.bridge.messages import (
+    MAX_FIELDS,
+    MAX_STOPS,
+    TOKEN_BYTES,
+    UNKNOWN_TEMPERATURE,
+    Capability,
+    Finish,
+    Hello,
+)
 from device_runtime.bridge.prompt_codec import Decoder, Text, Tokens
 from device_runtime.bridge.request import Ask, Chunk, Ended, Failed
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MODEL, Manifest
 from device_runtime.engine.chat import Message
 from device_runtime.engine.generation import AnswerText, Completion, Stopwatch
+from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.sampler import Sampling
 from device_runtime.engine.schema.identity import schema_identity
+from device_runtime.engine.typed.abstention import Abstention
 from device_runtime.engine.typed.form import free_texts
 from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
+
+if TYPE_CHECKING:
+    from device_runtime.tasks.opened import OpenedTask
 
 __all__ = ["SerialAnswer", "SerialModel"]
 
@@ -31,12 +45,18 @@ class SerialAnswer(Iterator[str]):
     """An answer as it comes: iterate for its pieces, then read `result`."""
 
     result: Completion  # set when the iteration has ended
-    confidence: float | None = None  # then, of an answer that a schema held: the board's own, not calibrated
+    confidence: float | None = None  # then, of an answer that a schema held: the board's own, of all of it
 
     def __init__(
-        self, link: Link, ask: Ask, decoder: Decoder, stop: Sequence[str], schema: Mapping[str, Any] | None = None
+        self,
+        link: Link,
+        ask: Ask,
+        decoder: Decoder,
+        stop: Sequence[str],
+        schema: Mapping[str, Any] | None = None,
+        unfamiliar: tuple[str, ...] = (),
     ) -> None:
-        self._link, self._ask, self._schema = link, ask, schema
+        self._link, self._ask, self._schema, self._unfamiliar = link, ask, schema, unfamiliar
         self._watch = Stopwatch()
         self._pieces = self._run(decoder, AnswerText(stop))
         self._cancelled = False
@@ -78,17 +98,24 @@ class SerialAnswer(Iterator[str]):
             completion_tokens=event.completion_tokens,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=event.tokens_per_s,
-            confidence=self._by_field(answer.text) if event.finish is Finish.STOP and not answer.stopped else None,
+            confidence=self._by_field(answer.text, event.shares)
+            if event.finish is Finish.STOP and not answer.stopped
+            else None,
+            unfamiliar=self._unfamiliar,
         )
 
-    def _by_field(self, text: str) -> Mapping[str, float] | None:
-        """The board's figure is of the whole answer, a product: each field that is no free text has it at least."""
+    def _by_field(self, text: str, shares: Sequence[float]) -> Mapping[str, float] | None:
+        """The confidence of each field that is no free text.
+
+        A board of version 2 has one figure, of the whole answer: a product, which each field has at least.
+        """
         if self.confidence is None or self._schema is None:
             return None
         found, texts = json.loads(text), free_texts(self._schema)
         if not isinstance(found, dict):
             return None
-        return {name: self.confidence for name in found if name not in texts}
+        each = [*shares, *[self.confidence] * (len(found) - len(shares))]
+        return {name: share for name, share in zip(found, each, strict=False) if name not in texts and share >= 0}
 
 
 class SerialModel:
@@ -98,6 +125,27 @@ class SerialModel:
         """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
         self._link, self._bundle = link, bundle
         self._language: Tokens | Text | None = None
+        self._task = _task_of(bundle)
+        self._updating = False
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the bundle that the board runs; None: it was not named."""
+        return self._bundle.manifest if self._bundle is not None else None
+
+    def use(self, bundle: Bundle | None) -> None:
+        """From the next `open` on the board runs this bundle."""
+        self._bundle, self._language, self._task = bundle, None, _task_of(bundle)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """While this lasts the port belongs to an update: requests wait, and the board does not count as gone."""
+        self.close()
+        self._updating = True
+        try:
+            yield
+        finally:
+            self._updating = False
 
     def open(self, wait_s: float = 5.0, interrupted: Callable[[], bool] = lambda: False) -> SerialModel:
         """Find the board; see `Link.open`.
@@ -128,7 +176,7 @@ class SerialModel:
         schema: Mapping[str, Any] | None = None,
         head: str | None = None,
         nothing: str | None = None,
-    ) -> SerialAnswer:
+    ) -> SerialAnswer | Abstention:
         """Start an answer; the arguments are those of `LanguageModel.generate`. The last two are ignored.
 
         Raises:
@@ -139,9 +187,18 @@ class SerialModel:
         hello, trouble = self._link.session.hello, self.trouble
         if hello is None or trouble or self._language is None:
             raise UnavailableError(trouble or "the board has not said what it is.")
+        unfamiliar: tuple[str, ...] = ()
+        if self._task is not None:  # as `LanguageModel.generate` has it
+            given = self._task.read(prompt)
+            if not given.readable:
+                return Abstention(given.unfamiliar)
+            prompt, schema, unfamiliar = given.text, schema or self._task.schema, given.unfamiliar
         ask = self._language.ask(prompt, max_new, hello)
+        if self._task is not None and not ask.text:
+            tokens = len(ask.prompt) // TOKEN_BYTES - hello.prefix
+            unfamiliar += self._task.unknown_words(str(prompt), tokens)
         if schema is not None:
-            ask = replace(ask, schema=_schema_of(schema, hello))
+            ask = replace(ask, schema=_schema_of(schema, hello), softness=self._softness(schema))
         if sampling.temperature > 0:
             if not hello.capabilities & Capability.SAMPLING:
                 raise ConfigurationError(
@@ -153,7 +210,14 @@ class SerialModel:
                 ask, temperature=sampling.temperature, top_k=min(sampling.top_k, 65_535), top_p=sampling.top_p,
                 seed=seed,
             )  # fmt: skip
-        return SerialAnswer(self._link, ask, self._language.decoder(), stop, schema)
+        return SerialAnswer(self._link, ask, self._language.decoder(), stop, schema, unfamiliar)
+
+    def _softness(self, schema: Mapping[str, Any]) -> tuple[float, ...]:
+        """The temperatures that the task's confidence was fitted with, in the order of the answer's fields."""
+        names = list(schema.get("properties", ()))
+        if self._task is None or set(names) != set(schema.get("required", ())):  # which fields come is not known
+            return ()
+        return tuple(self._task.temperatures.get(name, 1.0) for name in names[:MAX_FIELDS])
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if the board cannot hold an answer to this schema; it has to be there."""
@@ -171,6 +235,8 @@ class SerialModel:
     def trouble(self) -> str:
         """Why no request can be taken now; empty when one can."""
         session = self._link.session
+        if self._updating:
+            return ""
         if not self._link.up or session.hello is None:
             return session.trouble
         try:
@@ -216,6 +282,15 @@ class SerialModel:
             return self._language or Text()
         _check_bundle(self._bundle.manifest, hello)
         return self._language or Tokens(self._bundle)
+
+
+def _task_of(bundle: Bundle | None) -> OpenedTask | None:
+    """What a bundle's own task adds to asking it; None: it has none."""
+    if bundle is None or bundle.manifest.purpose is None:
+        return None
+    from device_runtime.tasks.opened import OpenedTask  # reading one needs YAML, which takes its time at start-up
+
+    return OpenedTask(bundle.manifest, tokenizer_of(bundle))
 
 
 def _schema_of(schema: Mapping[str, Any], hello: Hello) -> int:

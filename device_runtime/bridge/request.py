@@ -24,6 +24,7 @@ class Ask:
     seed: int = 0
     text: bool = False  # messages in, UTF-8 out, instead of tokens
     schema: int = 0  # that holds the answer, by its identity; 0: none
+    softness: tuple[float, ...] = ()  # temperatures of the confidence of its fields; of those that are missing 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Ended:
     completion_tokens: int = 0
     tokens_per_s: float = 0.0  # by the board's clock
     confidence: float | None = None  # of an answer that a schema held; None: unknown
+    shares: tuple[float, ...] = ()  # of its fields in order, where the board says them; -1 for a text
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ A key file is text, and says its id so that people can compare it:
     ed25519 BASE64                  the raw key, 32 bytes (RFC 8032)
 
 manifest.sig is JSON: {"schema":1,"signatures":[{"key":ID,"ed25519":BASE64}, …]}, each over the bytes of manifest.json
-as they stand. Only verification is here; making keys and signatures is the toolkit's.
+as they stand. Of a bundle for microcontrollers an entry has "image" beside it, over the hash of what goes into a
+board's slot (toolkit/firmware/container.py), for boards that check it themselves. Only verification is here; making
+keys and signatures is the toolkit's.
 """
 
 from __future__ import annotations
@@ -118,10 +120,12 @@ class Signature:
 
     key_id: str
     ed25519: bytes  # 64 bytes
+    image: bytes | None = None  # 64 bytes: of the model image in its container; None: the bundle has none
 
     def to_fields(self) -> dict[str, str]:
         """As it is in manifest.sig."""
-        return {"key": self.key_id, "ed25519": base64.b64encode(self.ed25519).decode()}
+        image = {} if self.image is None else {"image": base64.b64encode(self.image).decode()}
+        return {"key": self.key_id, "ed25519": base64.b64encode(self.ed25519).decode(), **image}
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,11 @@ def _entries(items: Any) -> list[Signature]:
             raise ValueError(f"a signature is {shortened(item)}; expected a key id and a text ed25519")
         if key in entries:
             raise ValueError(f"the key {key} comes twice")
-        entries[key] = Signature(key, _decoded(text, _SIGNATURE_BYTES))
+        image = item.get("image")
+        if image is not None and not isinstance(image, str):
+            raise ValueError(f"a signature's image is {shortened(image)}; expected a text")
+        signed = None if image is None else _decoded(image, _SIGNATURE_BYTES)
+        entries[key] = Signature(key, _decoded(text, _SIGNATURE_BYTES), signed)
     return list(entries.values())
 
 

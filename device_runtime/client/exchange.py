@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from device_runtime.engine.schema.identity import canonical_schema
 from device_runtime.errors import (
     ConfigurationError,
     ContextOverflowError,
@@ -130,8 +131,12 @@ class Exchange:
         number = secrets.token_hex(8)
         reply_to = self.topics.reply(self._name, number)
         payload = request.to_json()
-        if self.broker.protocol == "3.1.1":
-            payload = dump({**json.loads(payload), "reply_to": reply_to, "id": number})
+        in_payload = self._address_in_payload()
+        if in_payload:
+            fields = {**json.loads(payload), "reply_to": reply_to, "id": number}
+            if request.schema is not None:  # as a board recognizes it, which keeps no other form of it
+                fields["schema"] = json.loads(canonical_schema(request.schema))
+            payload = dump(fields)
         if len(payload) > MAX_PAYLOAD_BYTES:  # a broker drops it, if it is much larger, without a word
             raise ConfigurationError(
                 f"the request has {len(payload)} bytes; a device reads at most {MAX_PAYLOAD_BYTES}. Shorten the prompt."
@@ -144,8 +149,8 @@ class Exchange:
             self.topics.generate_by(self._name) if self._named else self.topics.generate,
             payload,
             qos=1,
-            response_topic=reply_to,
-            correlation_data=session.correlation_data,
+            response_topic=None if in_payload else reply_to,
+            correlation_data=None if in_payload else session.correlation_data,
             expiry_s=math.ceil(timeout_s),
         )
         return session
@@ -189,14 +194,20 @@ class Exchange:
     def cancel(self, session: Session, device: str) -> None:
         """Tell a device to stop answering."""
         number = session.reply_to.rpartition("/")[2]
-        fields = {"reply_to": session.reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
+        in_payload = self._address_in_payload()
+        fields = {"reply_to": session.reply_to, "id": number} if in_payload else {}
         self._client.publish(
             DeviceTopics(device).cancel_by(self._name) if self._named else DeviceTopics(device).cancel,
             dump(fields),
             qos=1,
-            response_topic=session.reply_to,
-            correlation_data=session.correlation_data,
+            response_topic=None if in_payload else session.reply_to,
+            correlation_data=None if in_payload else session.correlation_data,
         )
+
+    def _address_in_payload(self) -> bool:
+        """Whether the answer's address has to be in the payload: we or the device that is asked speak MQTT 3.1.1."""
+        state = self._states.get(self.topics.device) if isinstance(self.topics, DeviceTopics) else None
+        return self.broker.protocol == "3.1.1" or (state is not None and state.mqtt == 3)
 
     def forget(self, session: Session) -> None:
         """Ignore it from now on."""

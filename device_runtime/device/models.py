@@ -17,7 +17,7 @@ from device_runtime.engine.opening import open_model, schema_check
 from device_runtime.engine.states.store import default_keep_bytes
 from device_runtime.fleet.file import Fleet, ModelEntry
 from device_runtime.update.slots import is_slot_folder, read_state
-from device_runtime.update.trial import ready_bundle
+from device_runtime.update.trial import Probe, ready_bundle
 
 if TYPE_CHECKING:
     from device_runtime.engine.opening import OpenedModel
@@ -37,6 +37,7 @@ class DeviceModels:
     entries: Mapping[str, ModelEntry]  # by name, as `Fleet.models_of` returns them
     trust: TrustStore  # as it was at the start
     fleet: Fleet | None = None  # None: there is no fleet file that could contradict a model
+    probe: Probe | None = None  # runs a bundle on trial; None: this machine
     keep_bytes: int | None = None  # that kept states of prompts may take, of all models; None: the engine's own share
 
     def hold_trials(self, manager: ServiceManager) -> None:
@@ -64,7 +65,7 @@ class DeviceModels:
         if is_slot_folder(path) and (trial := read_state(path).trial) is not None:
             manager.starting(trial.limits.timeout_s + OPENING_S)
             manager.status(f"trying the new bundle of {name}")
-        return ready_bundle(path, entry.threads, self.trust.reloaded(), check)
+        return ready_bundle(path, entry.threads, self.trust.reloaded(), check, self.probe)
 
     def open(self, name: str, manager: ServiceManager) -> OpenedModel:
         """Open a model in this process, after the trial that is due.

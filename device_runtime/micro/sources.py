@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
-    "FIRMWARE_INCLUDES", "FLAGS", "INCLUDES", "PORTS", "THIRD_PARTY", "WARNINGS", "engine_sources", "firmware_sources",
-    "update_sources",
+    "FIRMWARE_INCLUDES", "FLAGS", "INCLUDES", "LWIP_PORT", "PORTS", "THIRD_PARTY", "WARNINGS", "engine_sources",
+    "firmware_sources", "update_sources",
 ]  # fmt: skip
 
 _ROOT = Path(__file__).parent
@@ -14,7 +14,8 @@ _FOLDERS = ("runtime", "kernels", "kernels/blocks", "tokenizer", "chat", "sample
 INCLUDES = (_ROOT / "include", *(_ROOT / folder for folder in _FOLDERS))
 PORTS = _ROOT / "ports"
 THIRD_PARTY = _ROOT / "third_party"
-FIRMWARE_INCLUDES = (_ROOT / "firmware", _ROOT / "update", THIRD_PARTY)
+FIRMWARE_INCLUDES = (_ROOT / "firmware", _ROOT / "update", _ROOT / "network", THIRD_PARTY)
+LWIP_PORT = PORTS / "lwip"  # lwIP's own sources are not ours: toolkit/firmware/lwip.py says where they are
 # No contraction of a multiplication and an addition: every target rounds both, so that all compute the same bits.
 FLAGS = (
     "-std=c99",
@@ -42,4 +43,5 @@ def update_sources() -> list[Path]:
 def firmware_sources() -> list[Path]:
     """What a firmware has besides the engine, apart from its port: protocols, console, updates."""
     own = [path for path in sorted((_ROOT / "firmware").glob("*.c")) if path.name not in _PROGRAMS]
-    return [*own, *sorted((_ROOT / "update").glob("*.c")), THIRD_PARTY / "monocypher.c"]
+    network = sorted((_ROOT / "network").glob("*.c"))
+    return [*own, *network, *sorted((_ROOT / "update").glob("*.c")), THIRD_PARTY / "monocypher.c"]

@@ -360,6 +360,9 @@ class State:
 
     state: Annotated[DeviceState, "see below"]
     boot: Annotated[Count, "how often the service has started; a higher one is the newer"]
+    mqtt: Annotated[
+        int | None, "3: it speaks MQTT 3.1.1, and a request needs `reply_to` and `id` whatever its client speaks"
+    ] = None
 
     def to_json(self) -> bytes:
         """The payload."""

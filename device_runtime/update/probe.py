@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest, TrialScore
     from device_runtime.engine.opening import OpenedModel
 
-__all__ = ["Measured", "measure", "task_score"]
+__all__ = ["Measured", "any_prompt", "measure", "task_score"]
 
 _DEFAULT_PROMPT, _DEFAULT_MAX_NEW = "Hello", 16  # for a bundle that has no golden prompt: it has to say anything at all
 _STEPS = 16  # of decoding that are timed; an answer may be too short to show it
@@ -51,7 +51,7 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     """
     with open_model(path, threads=threads, verify=True) as model:
         golden = model.manifest.trial
-        prompt = golden.prompt if golden else _any_prompt(model.manifest)
+        prompt = golden.prompt if golden else any_prompt(model.manifest)
         plain = model.manifest.chat_template is None
         answer = model.generate(
             prompt if plain else [{"role": "user", "content": prompt}],
@@ -64,7 +64,7 @@ def measure(path: Path, threads: int | None = None) -> Measured:
     return Measured(text[:_SHOWN], golden is None or golden.expect in text, rate, peak_rss_mb(), score)
 
 
-def _any_prompt(manifest: Manifest) -> str:
+def any_prompt(manifest: Manifest) -> str:
     """What a bundle without a golden prompt can be asked: one of a task that reads fields answers nothing else."""
     if manifest.purpose is None:
         return _DEFAULT_PROMPT

@@ -24,16 +24,21 @@ from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, 
 from device_runtime.update.staging import peek
 from device_runtime.update.state import ATTEMPTS, Last, TrialLimits
 
-__all__ = ["Check", "judge", "ready_bundle", "roll_back", "try_bundle", "try_pending"]
+__all__ = ["Check", "Probe", "judge", "ready_bundle", "roll_back", "try_bundle", "try_pending"]
 
 Check = Callable[[Bundle], object]  # raises a StonechatError if the device cannot serve with a bundle
+Probe = Callable[[Path, TrialLimits, int | None], Measured | str]  # runs a bundle: what was measured, or why it failed
 
 _LOOK_S = 0.02  # between looks at a process on trial
 log = logging.getLogger("stonechat.update")
 
 
 def ready_bundle(
-    path: Path, threads: int | None = None, trust: TrustStore | None = None, check: Check | None = None
+    path: Path,
+    threads: int | None = None,
+    trust: TrustStore | None = None,
+    check: Check | None = None,
+    probe: Probe | None = None,
 ) -> Path:
     """What a service calls before it opens its model: holds the trial that is due, and returns the bundle to open.
 
@@ -41,6 +46,7 @@ def ready_bundle(
         path: a slot folder, or a bundle, which stays as it is.
         trust: whose signature the bundle on trial must have; None asks for none.
         check: what the device asks of the bundle on trial, beyond that it runs.
+        probe: what runs it, in place of `try_bundle`.
 
     Raises:
         ConfigurationError: a slot folder has no bundle that passed its trial.
@@ -53,7 +59,7 @@ def ready_bundle(
         try:
             with lock(path) as slots:
                 if slots.state.trial is not None:
-                    _log(try_pending(slots, threads, trust, check))
+                    _log(try_pending(slots, threads, trust, check, probe))
         except (UpdateError, OSError) as error:
             if state.active is None:
                 raise
@@ -66,9 +72,13 @@ def ready_bundle(
 
 
 def try_pending(
-    slots: Slots, threads: int | None = None, trust: TrustStore | None = None, check: Check | None = None
+    slots: Slots,
+    threads: int | None = None,
+    trust: TrustStore | None = None,
+    check: Check | None = None,
+    probe: Probe | None = None,
 ) -> Last:
-    """Hold the trial that is due; what came of it is on the disk when this returns. `check` as in `ready_bundle`."""
+    """Hold the trial that is due; what came of it is on the disk when this returns. See `ready_bundle`."""
     trial, last = slots.state.trial, slots.state.last
     assert trial is not None and last is not None
     if trial.attempts_left == 0:
@@ -79,7 +89,7 @@ def try_pending(
     except StonechatError as error:
         return _give_back(slots, last, str(error))
     slots.attempt()
-    found = try_bundle(bundle.path, trial.limits, threads)
+    found = (probe or try_bundle)(bundle.path, trial.limits, threads)
     if isinstance(found, str):
         return _give_back(slots, last, found)
     if (fault := judge(found, trial.limits, bundle)) is not None:

@@ -128,7 +128,7 @@ def test_a_model_is_flashed_over_the_emulated_line_and_the_power_may_go(bundle: 
         with Emulator(built, board, flash) as emulator:
 
             def cut(step: str, done: float, emulator: Emulator = emulator, share: float = share) -> None:
-                if step == "upload" and done >= share:
+                if step == "upload model" and done >= share:
                     emulator.process.kill()
 
             with pytest.raises((FlashError, UnreachableError)):

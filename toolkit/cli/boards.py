@@ -102,8 +102,13 @@ def _proven(board: Board) -> str:
         )
     machine = board.firmware.machine
     ran = f"firmware built, and run in QEMU ({machine})" if machine else "firmware built"
-    slots = "two slots each for firmware and model" if board.firmware.update else "one slot, by the chip's boot loader"
-    return f"{ran}; on the real part: no; updates: {slots}"
+    slots = (
+        "two slots each for firmware and model, over the serial line or over MQTT"
+        if board.firmware.update
+        else "one slot, which the chip's boot loader writes over a cable; there is no going back"
+    )
+    network = f"; MQTT by itself: {board.firmware.network}, without TLS" if board.firmware.network else ""
+    return f"{ran}; on the real part: no; updates: {slots}{network}"
 
 
 def _flash_facts(board: Board) -> str:

@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", metavar="S", type=whole_number(1), default=5, help="for the board to answer (default 5 s)"
     )
+    parser.add_argument(
+        "--board", metavar="ID", help="a board's id or file, for updates (default: what the board's firmware says)"
+    )
     add_service_flags(parser)
 
 
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise require_extra("bridge", error) from None
 
-    from toolkit.device.bridge import bridge
+    from toolkit.bridge.service import bridge
 
     bridge(
         args.fleet,
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         state_dir=args.state_dir,
         password_file=args.password_file,
         keys=args.keys,
+        board=args.board,
         wait_s=args.wait,
         wait_for_broker=not args.no_wait,
     )

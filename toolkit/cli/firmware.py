@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--key", metavar="FILE", type=Path, help="a key of `stonechat key new`: updates need its signature"
         )
         sub.add_argument("--passphrase-file", metavar="FILE", type=Path, help="of the key")
+        network = sub.add_argument_group("on MQTT by itself, for boards with a network card")
+        network.add_argument("--mqtt", metavar="URL", help="mqtt://[user@]ADDRESS:PORT of the broker, without TLS")
+        network.add_argument("--device", metavar="ID", help="its id in the fleet")
+        network.add_argument("--password-file", metavar="FILE", type=Path, help="the password at the broker")
+        network.add_argument(
+            "--lwip", metavar="DIR", type=Path, help="lwIP's sources (default: build/lwip, see scripts/setup_lwip.sh)"
+        )
         sub.add_argument("--firmware-version", metavar="V", help="that the firmware says of itself, such as 1.2.0")
         sub.add_argument(
             "--security-counter",
@@ -70,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         else:
             add_json(sub)
+        if name == "build":
+            sub.add_argument(
+                "--add",
+                action="store_true",
+                help="put the image into the bundle too, so that `deploy` brings both; sign the bundle after it",
+            )
         sub.set_defaults(action=action)
     _add_export(commands)
 
@@ -98,9 +111,13 @@ def run(args: argparse.Namespace) -> int:
 def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey | None]:
     from boards import load_board
     from device_runtime import __version__
+    from device_runtime.errors import ConfigurationError
+    from device_runtime.mqtt.address import read_password
+    from device_runtime.mqtt.topics import is_id
     from device_runtime.update.slots import open_bundle
     from toolkit.firmware.build import build_firmware
     from toolkit.firmware.images import image_for
+    from toolkit.firmware.lwip import network_of
     from toolkit.signing.keys import read_passphrase, read_signing_key
 
     board, bundle = load_board(args.board), open_bundle(args.bundle)
@@ -109,14 +126,25 @@ def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey |
     image = image_for(bundle, folder, read_schemas(args.schema, args.task), current=True)
     public = key.public if key is not None else None
     version = args.firmware_version or __version__
-    return board, build_firmware(image, board, folder, key=public, version=version), bundle, key
+    network = None
+    if args.mqtt is not None:
+        if args.device is None:
+            raise ConfigurationError("--mqtt needs --device ID, which the board is in the fleet.")
+        network = network_of(args.mqtt, args.device, args.lwip, read_password(args.password_file, args.device))
+    name = bundle.manifest.name if is_id(bundle.manifest.name) else "default"
+    build = build_firmware(image, board, folder, key=public, version=version, network=network, model=name)
+    return board, build, bundle, key
 
 
 def _build(args: argparse.Namespace) -> int:
     from device_runtime import __version__
+    from device_runtime.errors import ConfigurationError
+    from toolkit.firmware.bundled import add_firmware
     from toolkit.firmware.slots import firmware_image, model_image
 
     board, build, bundle, key = _built(args)
+    if args.add and build.boot is None:
+        raise ConfigurationError(f"{board.id} has no firmware slots, so no firmware for it travels in a bundle.")
     facts = {
         "board": board.id,
         "firmware": str(build.elf),
@@ -136,6 +164,8 @@ def _build(args: argparse.Namespace) -> int:
             "model_slot": str(folder / "model.slot"),
             "signed_by": str(key.public) if key is not None else "nobody: the board takes any image",
         }
+        if args.add:
+            facts["in_bundle"] = str(add_firmware(bundle, board.id, data))
     return show(args, facts, rows(facts.items()))
 
 
@@ -189,12 +219,12 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"{board.id} has no slots whose flash --flash could keep.")
     if args.serve is not None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the context manager, which ends QEMU
-    with Emulator(build, board, flash, port=args.serve or 0) as emulator:
+    with Emulator(build, board, flash, port=args.serve or 0, networked=args.mqtt is not None) as emulator:
         if args.serve is not None:
             say(f"{board.name} starts when its line is opened, with --port; Ctrl-C ends it:")
             print(emulator.url, flush=True)
             return emulator.process.wait()
-        print(f"{emulator.wait_until_ready()} ({board.name})", file=sys.stderr)
+        print(f"{emulator.wait_until_ready()} ({board.id})", file=sys.stderr)
         for line in [args.prompt] if args.prompt is not None else sys.stdin:
             if not line.strip():
                 continue

@@ -18,12 +18,14 @@ from device_runtime.micro.sources import (
     FIRMWARE_INCLUDES,
     FLAGS,
     INCLUDES,
+    LWIP_PORT,
     PORTS,
     engine_sources,
     firmware_sources,
     update_sources,
 )
 from toolkit.firmware.layout import FlashLayout, layout_of
+from toolkit.firmware.lwip import Network, lwip_sources
 from toolkit.firmware.toolchain import Toolchain, toolchain_for
 
 __all__ = ["Build", "build_firmware", "firmware_of"]
@@ -65,7 +67,14 @@ def firmware_of(board: Board) -> Firmware:
 
 
 def build_firmware(
-    image: Path, board: Board, folder: Path, *, key: PublicKey | None = None, version: str = __version__
+    image: Path,
+    board: Board,
+    folder: Path,
+    *,
+    key: PublicKey | None = None,
+    version: str = __version__,
+    network: Network | None = None,
+    model: str = "default",
 ) -> Build:
     """Build `firmware.elf` and its map in `folder`; for a board with slots, its boot loader too.
 
@@ -73,9 +82,11 @@ def build_firmware(
         image: of the model (`toolkit.firmware.images.image_for`).
         key: whose signatures updates need; None: they need none.
         version: that the firmware says of itself.
+        network: the broker that the board connects to by itself; None: it speaks over its serial line alone.
+        model: what it calls its model there.
 
     Raises:
-        ConfigurationError: there is no firmware for the board.
+        ConfigurationError: there is no firmware for the board, or it has no network card.
         BackendMissingError: its compiler is not installed.
         BackendError: the compiler fails.
         DoesNotFitError: the board has too little memory.
@@ -107,6 +118,12 @@ def build_firmware(
     if firmware.watchdog_address is not None:
         defines["WATCHDOG_AT"] = f"{firmware.watchdog_address:#x}u"
         defines["WATCHDOG_HZ"] = f"{firmware.watchdog_hz or board.soc.mhz * 1_000_000}u"
+    more: list[Path] = []
+    includes: list[Path] = []
+    if network is not None:
+        defines |= _network_defines(network, board, model)
+        more = [*sorted(LWIP_PORT.glob("lwip_*.c")), LWIP_PORT / f"{firmware.network}.c", *lwip_sources(network.lwip)]
+        includes = [LWIP_PORT, network.lwip / "src" / "include"]
     code_at, code_bytes = firmware.code_address, firmware.code_kib * 1024
     if layout is None:
         defines["IMAGE_AT"] = f"{board.flash.model_address:#x}u"
@@ -118,9 +135,9 @@ def build_firmware(
         defines["FLASH_SECTOR_BYTES"] = f"{layout.update.sector_kib * 1024}u"
         defines["RUN_AT"], defines["RUN_BYTES"] = f"{run_at:#x}u", f"{run_bytes:#x}u"
         (folder / "layout.h").write_text(layout.header(key), encoding="ascii")
-    compile_ = _Compiler(tools, folder, defines)
+    compile_ = _Compiler(tools, folder, defines, includes)
     port = _port_sources(firmware, tools, layout)
-    objects = compile_.all([*engine_sources(), *firmware_sources(), _FIRMWARE / "main.c", *port])
+    objects = compile_.all([*engine_sources(), *firmware_sources(), _FIRMWARE / "main.c", *port, *more])
     ram = firmware.ram_address, firmware.ram_kib * 1024
     elf, map_file = folder / "firmware.elf", folder / "firmware.map"
     program = boot = None
@@ -145,6 +162,28 @@ def build_firmware(
     return Build(elf, map_file, image, board.flash.model_address, arena, kv_cache, program, boot)
 
 
+def _network_defines(network: Network, board: Board, model: str) -> dict[str, object]:
+    firmware = board.firmware
+    if firmware is None or firmware.network is None or firmware.network_address is None:
+        raise ConfigurationError(
+            f"{board.id} has no network card that stonechat has a driver for (`network:` of its file); put "
+            "`stonechat bridge` at the end of its serial line."
+        )
+    first, second, third, fourth = network.address.split(".")
+    found: dict[str, object] = {
+        "DEVICE_ID": f'"{network.device}"', "MODEL_NAME": f'"{model}"', "BROKER_PORT": network.port,
+        "BROKER_IP": f"{first},{second},{third},{fourth}", "NETWORK_AT": f"{firmware.network_address:#x}u",
+    }  # fmt: skip
+    if network.user is not None and network.password is not None:
+        found["BROKER_USER"], found["BROKER_PASSWORD"] = _c_text(network.user), _c_text(network.password)
+    return found
+
+
+def _c_text(text: str) -> str:
+    """A string of C whose bytes a compiler does not take for anything else."""
+    return '"' + "".join(f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
 def _port_sources(firmware: Firmware, tools: Toolchain, layout: FlashLayout | None) -> list[Path]:
     watchdog = "none" if firmware.watchdog_address is None else "cmsdk"
     names = ["receive.c", tools.start, f"uart_{firmware.uart}.c", f"watchdog_{watchdog}.c"]
@@ -154,12 +193,14 @@ def _port_sources(firmware: Firmware, tools: Toolchain, layout: FlashLayout | No
 class _Compiler:
     """Compiles each file once."""
 
-    def __init__(self, tools: Toolchain, folder: Path, defines: Mapping[str, object]) -> None:
+    def __init__(
+        self, tools: Toolchain, folder: Path, defines: Mapping[str, object], includes: Sequence[Path] = ()
+    ) -> None:
         self._tools, self._folder = tools, folder
         self._done: dict[Path, Path] = {}
         self._command = [
             tools.compiler, *tools.flags, *FLAGS, "-ffunction-sections", "-fdata-sections",
-            *(f"-I{i}" for i in (*INCLUDES, *FIRMWARE_INCLUDES, PORTS, folder)),
+            *(f"-I{i}" for i in (*INCLUDES, *FIRMWARE_INCLUDES, PORTS, folder, *includes)),
             *(f"-D{name}={value}" for name, value in defines.items()),
         ]  # fmt: skip
 

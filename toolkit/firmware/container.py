@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest
+    from toolkit.signing.keys import SigningKey
 
-from toolkit.signing.keys import SigningKey
-
-__all__ = ["wrap"]
+__all__ = ["Container", "Signed", "contain", "model_container", "wrap"]
 
 _HEADER = struct.Struct("<IIHHIIBBHII")  # magic, load address, sizes, flags, version, padding
 _TAGS = struct.Struct("<HH")  # magic, bytes with this; or tag, bytes
@@ -23,6 +25,62 @@ assert (_HEADER.size, _TAGS.size) == (32, 4)
 _IMAGE_MAGIC, _TAGS_MAGIC, _PROTECTED_MAGIC = 0x96F3B83D, 0x6907, 0x6908
 _KEY_HASH, _SHA256, _ED25519, _COUNTER, _KIND, _BOARD = 0x01, 0x10, 0x24, 0x50, 0xA0, 0xA1
 _KINDS = {"firmware": 0, "model": 1}
+_SPKI = bytes.fromhex("302a300506032b6570032100")  # before the 32 bytes of an Ed25519 key in DER (RFC 8410, section 4)
+
+
+@dataclass(frozen=True)
+class Container:
+    """What goes into a slot, up to the signatures."""
+
+    hashed: bytes  # header, payload, protected tags
+
+    @property
+    def digest(self) -> bytes:
+        """What is signed: 32 bytes."""
+        return hashlib.sha256(self.hashed).digest()
+
+    def signed(self, signatures: Sequence[Signed] = ()) -> bytes:
+        """All of it. A board takes it when its key is among the signers."""
+        tags = _tag(_SHA256, self.digest)
+        for one in signatures:
+            if one.key is not None:
+                tags += _tag(_KEY_HASH, hashlib.sha256(_SPKI + one.key).digest())
+            tags += _tag(_ED25519, one.signature)
+        return self.hashed + _TAGS.pack(_TAGS_MAGIC, _TAGS.size + len(tags)) + tags
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A signature of a container's digest."""
+
+    signature: bytes  # 64 bytes
+    key: bytes | None = None  # the public key, 32 bytes; None: it is not known here
+
+
+def contain(
+    payload: bytes, kind: Literal["firmware", "model"], *, version: str, security_counter: int, board: str | None = None
+) -> Container:
+    """Header, payload and protected tags of an image for a slot.
+
+    Args:
+        version: 1.2.3 or 1.2.3+4; what is no number in it counts as 0.
+        security_counter: a board refuses one that is lower than that of an image it has kept.
+        board: its id; None: for any.
+    """
+    major, minor, revision, build = _numbers(version)
+    protected = _tag(_COUNTER, struct.pack("<I", security_counter)) + _tag(_KIND, bytes([_KINDS[kind]]))
+    if board is not None:
+        protected += _tag(_BOARD, board.encode())
+    protected = _TAGS.pack(_PROTECTED_MAGIC, _TAGS.size + len(protected)) + protected
+    header = _HEADER.pack(
+        _IMAGE_MAGIC, 0, _HEADER.size, len(protected), len(payload), 0, major, minor, revision, build, 0
+    )
+    return Container(header + payload + protected)
+
+
+def model_container(image: bytes, manifest: Manifest) -> Container:
+    """Of a bundle's model image. Models are for any board: what they need is checked where they are opened."""
+    return contain(image, "model", version=manifest.version, security_counter=manifest.security_counter)
 
 
 def wrap(
@@ -34,30 +92,11 @@ def wrap(
     board: str | None = None,
     key: SigningKey | None = None,
 ) -> bytes:
-    """An image for a slot.
-
-    Args:
-        version: 1.2.3 or 1.2.3+4; what is no number in it counts as 0.
-        security_counter: a board refuses one that is lower than that of an image it has kept.
-        board: its id; None: for any.
-        key: None leaves it unsigned.
-    """
-    major, minor, revision, build = _numbers(version)
-    protected = _tag(_COUNTER, struct.pack("<I", security_counter)) + _tag(_KIND, bytes([_KINDS[kind]]))
-    if board is not None:
-        protected += _tag(_BOARD, board.encode())
-    protected = _TAGS.pack(_PROTECTED_MAGIC, _TAGS.size + len(protected)) + protected
-    header = _HEADER.pack(
-        _IMAGE_MAGIC, 0, _HEADER.size, len(protected), len(payload), 0, major, minor, revision, build, 0
-    )
-    hashed = header + payload + protected
-    digest = hashlib.sha256(hashed).digest()
-    tags = _tag(_SHA256, digest)
-    if key is not None:
-        der = key.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        tags += _tag(_KEY_HASH, hashlib.sha256(der).digest())
-        tags += _tag(_ED25519, key.private.sign(digest))
-    return hashed + _TAGS.pack(_TAGS_MAGIC, _TAGS.size + len(tags)) + tags
+    """`contain`, signed with a key; None leaves it unsigned."""
+    container = contain(payload, kind, version=version, security_counter=security_counter, board=board)
+    if key is None:
+        return container.signed()
+    return container.signed([Signed(key.private.sign(container.digest), key.public.raw)])
 
 
 def _tag(tag: int, value: bytes) -> bytes:

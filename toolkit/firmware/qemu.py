@@ -28,13 +28,24 @@ _START_S = 20.0
 class Emulator:
     """A running board; a context manager. `url` is its serial line; it starts when the first program connects to it."""
 
-    def __init__(self, build: Build, board: Board, flash: Path | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        build: Build,
+        board: Board,
+        flash: Path | None = None,
+        *,
+        port: int = 0,
+        networked: bool = False,
+        gdb: int | None = None,
+    ) -> None:
         """Prepare; entering it starts QEMU.
 
         Args:
             flash: what the board's flash is kept in (`toolkit.firmware.slots.write_flash`); a board without slots
                 has the model's image put into its place instead.
             port: of TCP; 0: any free one.
+            gdb: a TCP port for a debugger.
+            networked: whether it has a network, on which this machine is 10.0.2.2.
         """
         machine, qemu = firmware_of(board).machine, toolchain_for(board).qemu
         if machine is None:
@@ -55,6 +66,9 @@ class Emulator:
             size = f"{layout.update.machine_ram_kib}K"
             command += ["-M", f"{machine},memory-backend=kept", "-m", size]
             command += ["-object", f"memory-backend-file,id=kept,size={size},mem-path={flash},share=on"]
+        command += ["-nic", "user,model=lan9118" if networked else "none"]
+        if gdb is not None:
+            command += ["-gdb", f"tcp:127.0.0.1:{gdb}"]
         command += ["-serial", f"tcp:127.0.0.1:{self._port},server=on,wait=on,nodelay=on"]
         command += ["-qmp", f"unix:{self._qmp},server=on,wait=off"]
         self._command = [*command, "-display", "none", "-monitor", "none"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from boards import Board
 from device_runtime import __version__
+from device_runtime.bundle.folder import Bundle, read_signature
 from device_runtime.bundle.manifest import Manifest
+from device_runtime.bundle.trust import PublicKey, parse_signatures
 from device_runtime.errors import ConfigurationError, DoesNotFitError
 from toolkit.firmware.build import Build
-from toolkit.firmware.container import wrap
+from toolkit.firmware.container import Signed, model_container, wrap
 from toolkit.firmware.layout import layout_of
 from toolkit.signing.keys import SigningKey
 
-__all__ = ["firmware_image", "model_image", "write_flash"]
+__all__ = ["bundled_model_image", "firmware_image", "model_image", "write_flash"]
 
 
 def model_image(image: bytes, manifest: Manifest, board: Board, key: SigningKey | None = None) -> bytes:
@@ -22,7 +25,32 @@ def model_image(image: bytes, manifest: Manifest, board: Board, key: SigningKey 
     Raises:
         DoesNotFitError: it is larger than a slot.
     """
-    data = wrap(image, "model", version=manifest.version, security_counter=manifest.security_counter, key=key)
+    container = model_container(image, manifest)
+    return _fitting(
+        container.signed([Signed(key.private.sign(container.digest), key.public.raw)] if key else []), board
+    )
+
+
+def bundled_model_image(image: bytes, bundle: Bundle, keys: Mapping[str, PublicKey], board: Board) -> bytes:
+    """A bundle's model image for a slot, with the signatures that `bundle sign` has made of it.
+
+    Args:
+        image: the bundle's own, byte for byte.
+        keys: by their ids, those that are known here.
+
+    Raises:
+        DoesNotFitError: it is larger than a slot.
+    """
+    content = read_signature(bundle.path)
+    signatures = [] if content is None else parse_signatures(content)
+    known = {entry.key_id: keys[entry.key_id].raw for entry in signatures if entry.key_id in keys}
+    signed = [Signed(entry.image, known.get(entry.key_id)) for entry in signatures if entry.image is not None]
+    # those whose keys are known come first: a board looks at so many and no more
+    ordered = sorted(signed, key=lambda one: one.key is None)
+    return _fitting(model_container(image, bundle.manifest).signed(ordered), board)
+
+
+def _fitting(data: bytes, board: Board) -> bytes:
     _require_room(data, board.storage.model_kib, "model", board)
     return data
 

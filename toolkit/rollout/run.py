@@ -159,9 +159,14 @@ class Runner:
                 self._quarters[device] = quarter
                 share, megabytes = report.done_bytes / report.total_bytes, report.total_bytes / 1e6
                 self._say(f"{device}: has {share:.0%} of {megabytes:,.1f} MB")
-        elif report.phase is Phase.TRIAL and self._quarters.get(device) != _ON_TRIAL:
-            self._quarters[device] = _ON_TRIAL
-            self._say(f"{device}: has all of it, and tries it")
+        elif report.phase is Phase.TRIAL:
+            if self._quarters.get(device, -1) < _ON_TRIAL:
+                self._quarters[device] = _ON_TRIAL
+                self._say(f"{device}: has all of it, and tries it")
+            share = report.done_bytes / report.total_bytes if report.total_bytes else 0.0
+            if self._quarters[device] < _ON_TRIAL + int(4 * share):
+                self._quarters[device] = _ON_TRIAL + int(4 * share)
+                self._say(f"{device}: {share:.0%} is in its flash")
 
     def _give_up_the_silent(self) -> None:
         silence_s = self.rollout.plan.silence_s

@@ -11,10 +11,11 @@ from typing import Any
 
 from device_runtime.bundle.archive import Archive, head_of, open_any, pack
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MANIFEST, Manifest, TrialScore, utc_time
+from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest, TrialScore, utc_time
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
 from device_runtime.update.slots import open_bundle, resolve
+from toolkit.firmware.container import model_container
 from toolkit.signing.keys import SigningKey
 
 __all__ = ["Signed", "demanded_score", "edited", "expiry", "golden_answer", "manifest_of", "pack_bundle", "sign_bundle"]
@@ -162,7 +163,8 @@ def _sign(
     manifest = edited(head.manifest, changes)
     before = _known(head.signature)
     kept = before if manifest == head.manifest else {}
-    signatures = {**kept, **{key.public.key_id: key.sign(manifest) for key in keys}}
+    image = _image_digest(bundle, Manifest.from_json(manifest.decode())) if keys else None
+    signatures = {**kept, **{key.public.key_id: key.sign(manifest, image) for key in keys}}
     signed = Signed(
         Manifest.from_json(manifest.decode()), tuple(sorted(signatures)), tuple(sorted(before.keys() - signatures))
     )
@@ -170,6 +172,14 @@ def _sign(
         return manifest, None, signed
     entries = [signature.to_fields() for _, signature in sorted(signatures.items())]
     return manifest, (json.dumps({"schema": 1, "signatures": entries}) + "\n").encode(), signed
+
+
+def _image_digest(bundle: Archive | Bundle, manifest: Manifest) -> bytes | None:
+    """What boards check of the model image before they keep it; None: the bundle has none."""
+    if IMAGE not in manifest.files:
+        return None
+    data = b"".join(bundle.chunks(IMAGE)) if isinstance(bundle, Archive) else (bundle.path / IMAGE).read_bytes()
+    return model_container(data, manifest).digest
 
 
 def _known(signature: bytes | None) -> dict[str, Signature]:

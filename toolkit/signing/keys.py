@@ -36,9 +36,13 @@ class SigningKey:
     public: PublicKey
     private: Ed25519PrivateKey
 
-    def sign(self, manifest: bytes) -> Signature:
-        """The signature of a manifest's bytes. The same key and bytes always give the same one."""
-        return Signature(self.public.key_id, self.private.sign(manifest))
+    def sign(self, manifest: bytes, image: bytes | None = None) -> Signature:
+        """The signature of a manifest's bytes, and of the digest of a model image's container where there is one.
+
+        The same key and bytes always give the same one.
+        """
+        signed = None if image is None else self.private.sign(image)
+        return Signature(self.public.key_id, self.private.sign(manifest), signed)
 
 
 def new_key(name: str, folder: Path, passphrase: bytes | None) -> SigningKey:

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ from device_runtime.update.state import Last, TrialLimits
 __all__ = ["UpdatePlan", "Updates"]
 
 REPORT_S = 0.5  # between reports while fetching
+TRIAL_REPORT_S = 2.0  # between reports of a trial; each is kept on the disk
 LAST = "ota.json"  # in the state folder: the last report, for an order that comes again
 _CALLED_OFF = "called off: another update has been ordered."
 _MESSAGE_CHARS = 2000  # of a report; what a model answered in its trial may be of any length
@@ -61,6 +62,10 @@ class UpdatePlan:
 
     folders: Mapping[str, Path]  # the slot folder of each model
     policy: Policy  # what a bundle has to be like
+    progress: Callable[[], tuple[int, int]] = lambda: (
+        0,
+        0,
+    )  # bytes done and in all, of a trial that moves the bundle on
 
 
 class Updates(Extension):
@@ -71,7 +76,7 @@ class Updates(Extension):
     def __init__(self, device: Device, plan: UpdatePlan) -> None:
         """Prepare; nothing happens before an order comes."""
         self._device = device
-        self._folders, self._policy = plan.folders, plan.policy
+        self._folders, self._policy, self._progress = plan.folders, plan.policy, plan.progress
         self._last_path = device.config.state_dir / LAST
         self._last = _read_report(self._last_path)
         self._lock = threading.Lock()
@@ -205,13 +210,21 @@ class Updates(Extension):
             elif slots.state.trial is None:  # it runs already
                 return report
         self._check_not_stopping()  # it is due from here on, and no other order calls it off
-        self._report(replace(report, phase=Phase.TRIAL))
-        self.reopen(order.model)
+        trial = replace(report, phase=Phase.TRIAL)
+        self._report(trial)
+        self.reopen(order.model, lambda: self._report_trial(trial))
         return _outcome(read_state(folder).last, report)
 
-    def reopen(self, model: str) -> None:
+    def reopen(self, model: str, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Have the worker thread close a model and open it again, with the trial that is due; wait until it has."""
-        _Reopen(self._device, model).wait()
+        _Reopen(self._device, model).wait(meanwhile)
+
+    def _report_trial(self, trial: Report) -> None:
+        """How far a trial is whose bundle has to go on, from here into a microcontroller."""
+        done, total = self._progress()
+        last = self._last
+        if total > 0 and last is not None and (last.done_bytes, last.total_bytes) != (done, total):
+            self._report(replace(trial, done_bytes=done, total_bytes=total))
 
     def _policy_now(self) -> Policy:
         """With the keys as they are now: one that was retired a minute ago has signed nothing that is taken."""
@@ -324,8 +337,8 @@ class _Reopen(Job):
         """The device is shutting down; the trial is held at its next start."""
         self._done.set()
 
-    def wait(self) -> None:
-        """Queue it, and wait until the model is open.
+    def wait(self, meanwhile: Callable[[], None]) -> None:
+        """Queue it, and wait until the model is open; `meanwhile` is called now and then.
 
         Raises:
             UnreachableError: the device is shutting down.
@@ -333,7 +346,8 @@ class _Reopen(Job):
         """
         if not self._device.queue.add_task(self):
             raise UnreachableError("the device is shutting down.")
-        self._done.wait()
+        while not self._done.wait(TRIAL_REPORT_S):
+            meanwhile()
         if (failure := self._device.lifecycle.failure) is not None:
             raise StonechatError(f"the model cannot be opened any more: {failure}")
 

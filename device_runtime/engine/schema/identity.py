@@ -9,7 +9,7 @@ from typing import Any
 
 from device_runtime.engine.schema.rules import closed
 
-__all__ = ["schema_identity"]
+__all__ = ["canonical_schema", "schema_identity"]
 
 _VALUES = ("const", "default", "enum", "examples")  # hold values, not schemas
 _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")  # hold schemas by name
@@ -20,8 +20,12 @@ def schema_identity(schema: Mapping[str, Any]) -> int:
 
     The order of an object's properties counts, because an answer has it; that of a schema's own words does not.
     """
-    text = json.dumps(_ordered(closed(schema)), ensure_ascii=False, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(canonical_schema(schema).encode()).digest()[:8], "little")
+
+
+def canonical_schema(schema: Mapping[str, Any]) -> str:
+    """A schema as its identity is made of it: a board by itself compares nothing else."""
+    return json.dumps(_ordered(closed(schema)), ensure_ascii=False, separators=(",", ":"))
 
 
 def _ordered(node: Any) -> Any:

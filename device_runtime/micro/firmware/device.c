@@ -36,10 +36,8 @@ static sc_status open_slots(sc_device *d) {
         const sc_slot *found = sc_update_slot(d->update, SC_MODEL, slot);
         status = try_model(d, d->update->flash->bytes + found->payload_at, found->payload_bytes);
         if (status == SC_OK) {
-            if (sc_update_is_trial(d->update, SC_MODEL)) {
-                say(d, "stonechat: the new model has passed its self-test and is kept\r\n");
-                (void)sc_update_confirm(d->update, SC_MODEL);
-            }
+            if (sc_update_is_trial(d->update, SC_MODEL))
+                say(d, "stonechat: the new model has passed its self-test; a confirmation keeps it\r\n");
             return status;
         }
         say(d, "stonechat: the model in slot ");
@@ -117,6 +115,8 @@ void sc_device_begin(sc_device *d) {
     d->member.temperature = SC_WIRE_UNKNOWN_TEMPERATURE;
     d->smp.update = d->update;
     sc_console_begin(&d->console);
+    if (d->reset_cause == SC_WIRE_RESET_CAUSE_WATCHDOG)
+        say(d, "\r\nstonechat: the watchdog has restarted the board: a call of the engine had not come back\r\n");
     const uint32_t began_ms = d->now_ms();
     d->trouble = d->update != NULL ? open_slots(d) : open_fixed(d);
     fill_hello(d, (d->now_ms() - began_ms) / 8); /* the self-test has 8 steps, and its hash */
@@ -146,10 +146,13 @@ static void take_frame(sc_device *d, const uint8_t *body, uint32_t size) {
         d->send(d->send_context, framed, sc_line_frame(packed, sc_wire_pack_fault(&fault, packed, 64), framed));
         return;
     }
+    if (starts && d->fleet != NULL) sc_fleet_stop(d->fleet, "a request over the serial line takes the model.");
     if (starts) sc_console_stop(&d->console, "\r\nstonechat: a request of the bridge takes the model");
     d->member.overruns = d->overruns;
     sc_member_receive(&d->member, body, size);
 }
+
+static int is_asked_over_mqtt(const sc_device *d) { return d->fleet != NULL && sc_fleet_is_working(d->fleet); }
 
 static void take_text(sc_device *d, const uint8_t *text, uint32_t size) {
     static const char STATUS[] = "/status";
@@ -158,8 +161,8 @@ static void take_text(sc_device *d, const uint8_t *text, uint32_t size) {
     } else if (text[0] != '/' && !d->has_model) {
         say(d, "stonechat: there is no model that works");
         sc_console_prompt(&d->console);
-    } else if (text[0] != '/' && sc_member_is_working(&d->member)) {
-        say(d, "stonechat: a request of the bridge is being answered; wait for its end");
+    } else if (text[0] != '/' && (sc_member_is_working(&d->member) || is_asked_over_mqtt(d))) {
+        say(d, "stonechat: a request of the bridge or over MQTT is being answered; wait for its end");
         sc_console_prompt(&d->console);
     } else {
         if (text[0] != '/') sc_member_forget(&d->member); /* its answer has gone out, and the kv_cache is used again */
@@ -182,9 +185,18 @@ void sc_device_receive(sc_device *d, uint8_t byte) {
     }
 }
 
-int sc_device_is_working(const sc_device *d) { return d->console.answering || sc_member_is_working(&d->member); }
+int sc_device_is_working(const sc_device *d) {
+    return d->console.answering || sc_member_is_working(&d->member) || is_asked_over_mqtt(d);
+}
 
 void sc_device_step(sc_device *d) {
-    if (d->console.answering) sc_console_step(&d->console);
-    else sc_member_step(&d->member);
+    if (is_asked_over_mqtt(d)) {
+        sc_member_forget(&d->member); /* its answer has gone out, and the kv_cache is used again */
+        sc_fleet_step(d->fleet);
+    } else if (d->console.answering) {
+        sc_console_step(&d->console);
+    } else {
+        sc_member_step(&d->member);
+    }
+    if (d->fleet != NULL) d->fleet->elsewhere = d->console.answering || sc_member_is_working(&d->member);
 }

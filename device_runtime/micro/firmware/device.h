@@ -3,6 +3,7 @@
 #define SC_DEVICE_H
 
 #include "console.h"
+#include "fleet.h"
 #include "line.h"
 #include "member.h"
 #include "smp.h"
@@ -20,6 +21,7 @@ typedef struct {
     const uint8_t *image;
     uint32_t image_room;
     uint32_t overruns; /* kept up by the owner */
+    sc_fleet *fleet;        /* NULL: it is not on MQTT by itself */
     sc_generator generator; /* its memory and `after_call` are the owner's to set */
     /* its own: */
     sc_line line;

@@ -203,6 +203,12 @@ uint8_t sc_generator_begin(sc_generator *g, const sc_wire_start *start, const ui
     g->typed = start->schema != 0;
     g->cut_text = 0;
     g->share = 1.0f;
+    g->field_count = 0;
+    memset(&g->fields, 0, sizeof g->fields);
+    for (uint32_t i = 0; i < SC_WIRE_MAX_FIELDS; i++) {
+        g->shares[i] = 1.0f;
+        g->softness[i] = i < start->softness_count && start->softness[i] > 0.0f ? start->softness[i] : 1.0f;
+    }
     g->stop_count = start->stop_count;
     for (uint32_t i = 0; i < g->stop_count; i++) g->stops[i] = start->stop_tokens[i];
     if (g->text) set_ends(g);
@@ -230,6 +236,7 @@ uint8_t sc_generator_begin(sc_generator *g, const sc_wire_start *start, const ui
     g->engine.cached_tokens = g->needs.prefix + common;
     g->engine.completion_tokens = 0;
     g->engine.confidence = 0;
+    g->engine.share_count = 0;
     if (g->text) sc_decoder_begin(&g->decoder, &g->tokenizer, text_out, g);
     return 0;
 }
@@ -251,8 +258,8 @@ static void read_logits(sc_generator *g) {
     }
 }
 
-/* The probability of `token` among those that the schema allows now. Before it is taken. */
-static void weigh(sc_generator *g, const sc_answer *before, uint32_t token) {
+/* The probability of `token` among those that the schema allows now, at this temperature. Before it is taken. */
+static float probability(const sc_generator *g, const sc_answer *before, uint32_t token, float temperature) {
     const float chosen = sc_logit(g->model, token);
     float most = chosen, sum = 0.0f;
     for (uint32_t i = 0; i < g->needs.vocabulary; i++) {
@@ -260,10 +267,43 @@ static void weigh(sc_generator *g, const sc_answer *before, uint32_t token) {
         if (logit > most && sc_answer_allows(before, i)) most = logit;
     }
     for (uint32_t i = 0; i < g->needs.vocabulary; i++) {
-        const float logit = sc_logit(g->model, i) - most;
+        const float logit = (sc_logit(g->model, i) - most) / temperature;
         if (logit > NOWHERE && logit <= 0.0f && (i == token || sc_answer_allows(before, i))) sum += sc_exp(logit);
     }
-    g->share *= sc_exp(chosen - most) / sum;
+    return sc_exp((chosen - most) / temperature) / sum;
+}
+
+typedef struct {
+    sc_generator *generator;
+    sc_schema_state state;
+    uint32_t touched, texts; /* a bit for each field */
+} spelling;
+
+static void spell(void *context, uint8_t byte) {
+    spelling *s = (spelling *)context;
+    sc_generator *g = s->generator;
+    const int own = g->fields.depth == 1, field = sc_fields_push(&g->fields, byte);
+    (void)sc_schema_push(&g->schema, &s->state, byte);
+    if (field < 0 || field >= (int)SC_WIRE_MAX_FIELDS) return;
+    s->touched |= 1u << field;
+    if (own && sc_schema_in_text(&g->schema, &s->state)) s->texts |= 1u << field;
+}
+
+/* What a token that was chosen says of the fields that it is a part of: device_runtime/engine/typed/choice.py. */
+static void weigh(sc_generator *g, const sc_answer *before, uint32_t token) {
+    spelling s = {g, before->state, 0, 0};
+    const float plain = probability(g, before, token, 1.0f);
+    const int in_text = sc_schema_in_text(&g->schema, &before->state);
+    g->share *= plain;
+    sc_answer_spell(before, token, spell, &s);
+    for (uint32_t i = 0; i < SC_WIRE_MAX_FIELDS; i++) {
+        if ((s.touched >> i & 1) == 0) continue;
+        if (g->field_count <= i) g->field_count = i + 1;
+        if ((s.texts >> i & 1) != 0) g->shares[i] = -1.0f;
+        if (g->shares[i] < 0.0f || in_text) continue;
+        const float softness = g->softness[i];
+        g->shares[i] *= softness == 1.0f ? plain : probability(g, before, token, softness);
+    }
 }
 
 static int is_stop(const sc_generator *g, uint32_t token) {
@@ -302,6 +342,8 @@ static sc_step last_text(sc_generator *g, sc_step step, uint32_t *bytes) {
     if (g->typed && step == SC_STEP_STOP) {
         const uint32_t share = (uint32_t)(g->share * 65535.0f + 0.5f);
         g->engine.confidence = (uint16_t)(share < 1 ? 1 : share > 65535 ? 65535 : share);
+        g->engine.shares = g->shares;
+        g->engine.share_count = g->field_count;
     }
     return step;
 }

@@ -6,6 +6,7 @@
 #include "answer.h"
 #include "chat.h"
 #include "decode.h"
+#include "fields.h"
 #include "member.h"
 #include "sampler.h"
 #include "stonechat.h"
@@ -37,7 +38,11 @@ typedef struct {
     uint32_t max_new, made, pending, pending_set;
     uint32_t stops[SC_WIRE_MAX_STOPS], stop_count;
     uint8_t text, typed, cut_text;
-    float share; /* confidence so far */
+    float share;                          /* confidence so far, of all of it */
+    float shares[SC_WIRE_MAX_FIELDS];     /* of the answer's own fields, as they come; -1: a text of the model's own */
+    float softness[SC_WIRE_MAX_FIELDS];   /* temperatures that these were fitted with */
+    uint32_t field_count;                 /* of them, so far */
+    sc_fields fields;
     sc_sampler sampler;
     sc_schema schema;
     sc_answer answer;

@@ -2,6 +2,9 @@
  * (toolkit/firmware/build.py); an image that needs more is refused when the board starts. */
 #include "device.h"
 #include "port.h"
+#ifdef BROKER_IP
+#include "network.h"
+#endif
 #ifdef FLASH_AT
 #include "flash_port.h"
 #include "layout.h"
@@ -27,6 +30,10 @@ static void send(void *context, const uint8_t *bytes, uint32_t size) {
     port_write(bytes, size);
     port_feed_watchdog();
 }
+
+#ifdef BROKER_IP
+static sc_fleet fleet;
+#endif
 
 static void after_call(uint32_t call, const void *at, void *context) {
     (void)call;
@@ -74,11 +81,27 @@ int main(void) {
     device.image_room = IMAGE_ROOM;
 #endif
     sc_device_begin(&device);
+#ifdef BROKER_IP
+    fleet.device = DEVICE_ID;
+    fleet.board = BOARD;
+    fleet.firmware = FIRMWARE;
+    fleet.model = MODEL_NAME;
+    fleet.generator = &device.generator;
+    fleet.has_model = &device.has_model;
+    fleet.boots = kept.boots;
+    fleet.now_ms = port_now_ms;
+    sc_fleet_begin(&fleet);
+    device.fleet = &fleet;
+    network_start(&fleet);
+#endif
     for (;;) {
         int byte;
         port_feed_watchdog();
         while ((byte = port_read()) >= 0) sc_device_receive(&device, (uint8_t)byte);
         device.overruns = port_overruns();
+#ifdef BROKER_IP
+        network_poll();
+#endif
         if (device.smp.reset_asked) port_restart(PORT_COMMAND);
         if (sc_device_is_working(&device)) sc_device_step(&device);
         else port_wait();

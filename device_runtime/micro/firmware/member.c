@@ -4,7 +4,7 @@
 
 #include "line.h"
 
-enum { PIECE_BYTES = 64, LARGEST_SENT = 224 };
+enum { PIECE_BYTES = 64, DONE_BYTES = 128, LARGEST_SENT = 224 };
 
 static void send_body(sc_member *m, const uint8_t *body, uint32_t size) {
     uint8_t framed[SC_LINE_FRAMED(LARGEST_SENT)];
@@ -38,7 +38,7 @@ static void send_status(sc_member *m) {
 
 /* What was not sent of the answer; returns whether there was anything. */
 static int send_answer(sc_member *m) {
-    uint8_t body[16 + PIECE_BYTES];
+    uint8_t body[DONE_BYTES];
     int any = 0;
     while (m->sent < m->length) {
         const uint32_t left = m->length - m->sent, size = left < PIECE_BYTES ? left : PIECE_BYTES;
@@ -69,7 +69,11 @@ static void finish(sc_member *m, uint8_t how) {
         m->done.completion_tokens = m->engine->completion_tokens;
         m->done.first_ms = m->first_ms - m->began_ms;
         m->done.decode_ms = m->now_ms() - m->first_ms;
-        m->done.confidence = how == SC_WIRE_FINISH_STOP ? m->engine->confidence : 0;
+        if (how == SC_WIRE_FINISH_STOP) {
+            m->done.confidence = m->engine->confidence;
+            m->done.share_count = (uint8_t)m->engine->share_count;
+            for (uint32_t i = 0; i < m->engine->share_count; i++) m->done.shares[i] = m->engine->shares[i];
+        }
     }
     m->work = SC_WIRE_WORK_DONE;
 }
@@ -124,7 +128,7 @@ void sc_member_receive(sc_member *m, const uint8_t *body, uint32_t size) {
     switch (body[0]) {
     case SC_WIRE_GREET:
         if (!sc_wire_unpack_greet(&u.greet, rest, left)) break;
-        m->version = u.greet.version >= 2 ? 2 : 1;
+        m->version = u.greet.version >= SC_WIRE_VERSION ? SC_WIRE_VERSION : u.greet.version < 1 ? 1 : u.greet.version;
         send_hello(m);
         return;
     case SC_WIRE_PING: send_status(m); return;

@@ -19,6 +19,8 @@ typedef struct {
     sc_step (*step)(void *context, uint8_t *out, uint32_t room, uint32_t *bytes, const char **why);
     uint32_t prompt_tokens, cached_tokens, completion_tokens; /* of this answer, so far */
     uint16_t confidence;
+    const float *shares; /* of the answer's own fields, as the generator counts them */
+    uint32_t share_count;
 } sc_engine;
 
 typedef struct {

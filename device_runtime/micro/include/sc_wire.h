@@ -10,12 +10,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SC_WIRE_VERSION 2u /* of the protocol */
+#define SC_WIRE_VERSION 3u /* of the protocol */
 #define SC_WIRE_LARGEST_BODY 1024u /* bytes; a board may take less */
 #define SC_WIRE_LEAST_BODY 68u /* bytes that every board takes: the largest Start */
 #define SC_WIRE_LEAST_BODY_2 77u /* the same with the fields of version 2 */
 #define SC_WIRE_CERTAIN 65535u /* a confidence of 1 */
 #define SC_WIRE_MAX_SCHEMAS 8u /* in Hello */
+#define SC_WIRE_MAX_FIELDS 16u /* of an answer, whose confidence is said */
 #define SC_WIRE_MAX_STOPS 8u /* tokens that end an answer */
 #define SC_WIRE_MAX_NAME 32u /* bytes of a name in Hello */
 #define SC_WIRE_MAX_REASON 100u /* bytes of the text in Fault */
@@ -212,6 +213,8 @@ typedef struct {
     uint32_t stop_tokens[8]; /* each ends the answer; it is counted and not sent */
     uint8_t form; /* what prompt and answer are made of */
     uint64_t schema; /* the schema of the image that holds the answer, by its identity; 0: none */
+    uint8_t softness_count; /* at most 16; 0: 1 for every field */
+    float softness[16]; /* the temperature at which the confidence of each of the answer's fields is taken */
 } sc_wire_start;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Start. */
@@ -242,6 +245,16 @@ static inline int sc_wire_unpack_start(sc_wire_start *message, const uint8_t *da
         reader.good = 0;
     }
     message->schema = (uint64_t)sc_wire_get(&reader, 8);
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->softness_count = (uint8_t)sc_wire_get(&reader, 1);
+    if (message->softness_count > 16) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < message->softness_count; i++) {
+        message->softness[i] = sc_wire_get_f32(&reader);
+    }
     return reader.good;
 }
 
@@ -268,6 +281,13 @@ static inline uint32_t sc_wire_pack_start(
     }
     sc_wire_put(&writer, message->form, 1);
     sc_wire_put(&writer, message->schema, 8);
+    if (version < 3) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->softness_count, 1);
+    for (uint32_t i = 0; i < message->softness_count && i < 16; i++) {
+        sc_wire_put_f32(&writer, message->softness[i]);
+    }
     return writer.good ? capacity - writer.left : 0;
 }
 
@@ -531,6 +551,8 @@ typedef struct {
     uint32_t first_ms; /* from the whole prompt to the first token */
     uint32_t decode_ms; /* from the first token to the last */
     uint16_t confidence; /* of an answer with a schema: 65535 is certain; 0: unknown, or no schema */
+    uint8_t share_count; /* of the answer's fields, at most 16; 0: unknown */
+    float shares[16]; /* the confidence of each, in the answer's order; -1 for a text of the model's own */
 } sc_wire_done;
 
 /* From the bytes of a body after its type. Returns 0 if they are no Done. */
@@ -553,6 +575,16 @@ static inline int sc_wire_unpack_done(sc_wire_done *message, const uint8_t *data
         return reader.good; /* of an older peer */
     }
     message->confidence = (uint16_t)sc_wire_get(&reader, 2);
+    if (reader.left == 0) {
+        return reader.good; /* of an older peer */
+    }
+    message->share_count = (uint8_t)sc_wire_get(&reader, 1);
+    if (message->share_count > 16) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < message->share_count; i++) {
+        message->shares[i] = sc_wire_get_f32(&reader);
+    }
     return reader.good;
 }
 
@@ -574,6 +606,13 @@ static inline uint32_t sc_wire_pack_done(
         return writer.good ? capacity - writer.left : 0;
     }
     sc_wire_put(&writer, message->confidence, 2);
+    if (version < 3) {
+        return writer.good ? capacity - writer.left : 0;
+    }
+    sc_wire_put(&writer, message->share_count, 1);
+    for (uint32_t i = 0; i < message->share_count && i < 16; i++) {
+        sc_wire_put_f32(&writer, message->shares[i]);
+    }
     return writer.good ? capacity - writer.left : 0;
 }
 

@@ -185,4 +185,17 @@ sc_status sc_answer_choose(sc_answer *a, float *logits, uint32_t left, sc_sample
 
 int sc_answer_allows(const sc_answer *a, uint32_t token) { return is_allowed(a, token); }
 
+void sc_answer_spell(const sc_answer *a, uint32_t token, void (*byte)(void *context, uint8_t byte), void *context) {
+    const sc_tokenizer *t = a->tokenizer;
+    if (token == t->unknown || is_end(a, token)) return;
+    const sc_text piece = sc_piece_text(t, token);
+    for (uint32_t b = 0; piece.size == 0 && t->byte_ids != NULL && b < 256; b++)
+        if (sc_byte_token(t, (uint8_t)b) == token) byte(context, (uint8_t)b);
+    for (uint32_t i = 0; i < piece.size;) {
+        const int space = t->kind != SC_BYTE_LEVEL_BPE && is_space_mark(piece.text + i, piece.size - i);
+        byte(context, space ? ' ' : piece.text[i]);
+        i += space ? 3 : 1;
+    }
+}
+
 int sc_answer_has_ended(const sc_answer *a) { return a->ended; }

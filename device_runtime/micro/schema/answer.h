@@ -29,6 +29,9 @@ sc_status sc_answer_choose(sc_answer *answer, float *logits, uint32_t left, sc_s
 /* Whether the schema allows this token next. */
 int sc_answer_allows(const sc_answer *answer, uint32_t token);
 
+/* The bytes of the answer that a token stands for, one after another. */
+void sc_answer_spell(const sc_answer *answer, uint32_t token, void (*byte)(void *context, uint8_t byte), void *context);
+
 /* Whether the answer is whole and has ended. */
 int sc_answer_has_ended(const sc_answer *answer);
 

@@ -7,6 +7,7 @@
 
 #define IMAGE_MAGIC 0x96f3b83du
 enum { HEADER_BYTES = 32, MAGIC = 0x50554353, TAGS = 0x6907, PROTECTED_TAGS = 0x6908 };
+enum { SIGNATURES = 8 };
 enum { TAG_SHA256 = 0x10, TAG_ED25519 = 0x24, TAG_COUNTER = 0x50, TAG_KIND = 0xa0, TAG_BOARD = 0xa1 };
 
 static uint32_t u16(const uint8_t *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8; }
@@ -78,7 +79,7 @@ static uint32_t next_tag(const uint8_t *flash, tags *t, const uint8_t **value, u
 }
 
 static sc_image_verdict check_slot(const sc_update *u, uint32_t kind, uint32_t number, sc_slot *slot) {
-    const uint8_t *flash = u->flash->bytes, *value, *signature = NULL, *hash = NULL;
+    const uint8_t *flash = u->flash->bytes, *value, *hash = NULL;
     const uint32_t at = u->layout->slot_at[kind][number], room = u->layout->slot_bytes[kind];
     const uint8_t *header = flash + at;
     const char *board = u->layout->board;
@@ -112,19 +113,22 @@ static sc_image_verdict check_slot(const sc_update *u, uint32_t kind, uint32_t n
         return SC_IMAGE_DAMAGED;
     }
     if (says_kind != kind) return SC_IMAGE_DAMAGED;
-    tags t = {at + hashed + 4, at + hashed + tag_bytes};
-    while ((tag = next_tag(flash, &t, &value, &size)) != 0) {
+    const tags all = {at + hashed + 4, at + hashed + tag_bytes};
+    tags t = all;
+    while ((tag = next_tag(flash, &t, &value, &size)) != 0)
         if (tag == TAG_SHA256 && size == 32) hash = value;
-        if (tag == TAG_ED25519 && size == 64) signature = value;
-    }
     sc_sha256_start(&sum);
     sc_sha256_add(&sum, header, hashed);
     sc_sha256_finish(&sum, slot->hash);
     if (hash == NULL || memcmp(hash, slot->hash, 32) != 0) return SC_IMAGE_DAMAGED;
     if (u->layout->key == NULL) return SC_IMAGE_GOOD;
-    if (signature == NULL || !sc_signature_is_good(signature, u->layout->key, slot->hash, 32))
-        return SC_IMAGE_UNSIGNED;
-    return SC_IMAGE_GOOD;
+    t = all; /* several may have signed: one of them is enough, and at most so many are looked at */
+    for (uint32_t looked = 0; looked < SIGNATURES && (tag = next_tag(flash, &t, &value, &size)) != 0;) {
+        if (tag != TAG_ED25519 || size != 64) continue;
+        if (sc_signature_is_good(value, u->layout->key, slot->hash, 32)) return SC_IMAGE_GOOD;
+        looked++;
+    }
+    return SC_IMAGE_UNSIGNED;
 }
 
 const sc_slot *sc_update_slot(sc_update *u, uint32_t kind, uint32_t number) {

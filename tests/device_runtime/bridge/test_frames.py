@@ -83,6 +83,13 @@ LATER: list[messages.Message] = [  # of version 2, where it has more
     messages.Done(0x01020304, 44, messages.Finish.STOP, 20, 1, 9, 431, 240, 61_000),
     messages.Status(0x01020304, messages.Work.ANSWER, 12, 61_000, -32768, 37, 0),
 ]
+LATEST: list[messages.Message] = [  # of version 3
+    messages.Greet(3),
+    messages.Start(
+        0x01020304, 24, 32, 0, 0, 0.0, 1.0, 0, 1, (2,), messages.Form.TOKENS, 0x1122334455667788, 2, (1.0, 1.5)
+    ),
+    messages.Done(0x01020304, 44, messages.Finish.STOP, 20, 1, 9, 431, 240, 61_000, 3, (0.96875, -1.0, 0.5)),
+]
 # Between two zeros, and no frames: a wrong CRC, a CRC without a body, half a frame, a block that is longer than the
 # rest, and text.
 NO_FRAMES = ["000701012813c52e00", "00010101010100", "000701012800", "00ff01012813c52f00", "00626f6f740d0a00"]
@@ -191,6 +198,7 @@ def test_names_of_a_board_are_bounded_and_printable():
 def vectors() -> str:
     """Name, body and frame of each sample."""
     bodies = [(m, m.pack(1)) for m in SAMPLES] + [(m, m.pack(2)) for m in LATER]
+    bodies += [(m, m.pack(3)) for m in LATEST]
     good = "".join(f"{type(m).__name__} {body.hex()} {frame(body).hex()}\n" for m, body in bodies)
     return good + "".join(f"- - {stretch}\n" for stretch in NO_FRAMES)
 

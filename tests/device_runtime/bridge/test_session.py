@@ -191,10 +191,10 @@ def test_what_the_engine_refuses_is_told():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 3}, "version 3 of the serial protocol"), ({"window": 138, "newest": 1}, "takes neither"),
+    [({"version": 4}, "version 4 of the serial protocol"), ({"window": 138, "newest": 1}, "takes neither"),
      ({"largest_body": 67, "newest": 1}, "it needs 68 for a request"),
-     ({"version": 2, "largest_body": 76}, "it needs 77 for a request"),
-     ({"capabilities": Capability(0), "version": 2}, "takes neither")],
+     ({"version": 2, "newest": 2, "largest_body": 76}, "it needs 77 for a request"),
+     ({"capabilities": Capability(0), "version": 3}, "takes neither")],
 )  # fmt: skip
 def test_a_board_that_cannot_be_talked_to_says_why(change, words):
     session = Session()
@@ -210,9 +210,9 @@ def test_a_board_that_has_just_started_is_asked_which_version_it_speaks():
     session.to_send()
     session.receive(frame(HELLO.pack()), 0.1)  # nobody asked for it, so it is of version 1
     assert session.phase is Phase.GREETING and not session.refusal
-    assert session.to_send() == frame(Greet(2).pack())
-    session.receive(frame(replace(HELLO, version=2).pack()), 0.2)
-    assert session.phase is Phase.UP and session.version == 2
+    assert session.to_send() == frame(Greet(3).pack())
+    session.receive(frame(replace(HELLO, version=3).pack()), 0.2)
+    assert session.phase is Phase.UP and session.version == 3
 
 
 def test_a_board_of_version_1_gets_messages_of_version_1():

@@ -70,7 +70,7 @@ def echo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wire")
     names = [kind.__name__ for kind in KINDS.values() if kind.__name__ != "Ping"]
     cases = "".join(
-        CASE.format(upper=name.upper(), lower=name.lower(), version=", 2" if name in LATER else "") for name in names
+        CASE.format(upper=name.upper(), lower=name.lower(), version=", 3" if name in LATER else "") for name in names
     )
     source = folder / "echo.c"
     source.write_text(ECHO.format(cases=cases + "\n        case SC_WIRE_PING: again[0] = body[0]; packed = 1; break;"))
@@ -93,7 +93,7 @@ def test_every_golden_body_comes_out_of_c_as_it_went_in(echo):
     found = [body for body in bodies if body != "-"]
     assert len(found) > 15
     for body in found:
-        assert echo(bytes.fromhex(body)) == parse(bytes.fromhex(body)).pack(2).hex()
+        assert echo(bytes.fromhex(body)) == parse(bytes.fromhex(body)).pack(3).hex()
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,15 @@ from boards import Board
 from converters.emit.c.bundle import write_bundle_image
 from device_runtime.bridge.link import Link
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry
 from device_runtime.errors import FlashError, RolledBackError
 from toolkit.firmware.container import wrap
-from toolkit.firmware.slots import model_image
+from toolkit.firmware.layout import layout_of
+from toolkit.firmware.slots import bundled_model_image, model_image
 from toolkit.flash.images import Image, read_firmware
+from toolkit.flash.own_slots import OwnSlots
 from toolkit.flash.smp import Flasher
+from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -152,3 +159,54 @@ def test_the_image_of_imgtool_is_one_for_a_slot(
     subprocess.run([*command, tmp_path / "program.bin", signed], check=True, capture_output=True)
     with HostBoard(program, flash) as board:
         assert "the firmware 1.4.0+0" in update(board, file, new=signed.read_bytes())
+
+
+def test_firmware_and_model_start_together_and_go_back_together(
+    program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes]
+) -> None:
+    """What runs and does not prove itself is not kept, neither of the two; the second time it does, and both are."""
+    layout = layout_of(file)
+    assert layout is not None
+    slots = OwnSlots(file, layout)
+    new = model_image(images["fall-alert"], FALL.manifest, file, key)
+    parts = slots.check(Image("firmware", firmware("1.1.0", key)), Image("model", new))
+    steps: list[str] = []
+    with HostBoard(program, flash) as board:
+
+        def refuse() -> None:
+            assert name_of(board)[0] == "fall-alert"  # it runs
+            raise FlashError("its answer is wrong.")
+
+        with pytest.raises(RolledBackError, match=r"its answer is wrong\. The board runs what it ran before"):
+            slots.flash(parts, board.port, lambda step, share: steps.append(step), refuse)
+        assert name_of(board)[0] == "boiler-advisor"
+        assert set(steps) == {"upload firmware", "upload model", "restart"}
+        steps.clear()
+        verified = slots.flash(parts, board.port, lambda step, share: steps.append(step)).verified
+        assert "firmware 1.1.0+0" in verified and "model 1.0.0+0" in verified
+        assert set(steps) == {"restart"}  # all of it is there from the first time
+    with HostBoard(program, flash) as board:
+        assert name_of(board)[0] == "fall-alert"
+
+
+def test_a_signed_bundle_brings_what_a_board_with_a_key_wants(
+    program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes], tmp_path: Path
+) -> None:
+    """`bundle sign` signs the image in its container too, and whoever brings the bundle needs no private key."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(FALL.path, folder)
+    (folder / IMAGE).write_bytes(images["fall-alert"])
+    files = FALL.manifest.files | {
+        IMAGE: FileEntry(hashlib.sha256(images["fall-alert"]).hexdigest(), len(images["fall-alert"]))
+    }
+    (folder / MANIFEST).write_text(replace(FALL.manifest, files=files).to_json())
+    other = new_key("other", tmp_path / "keys", None)
+    sign_bundle(folder, {}, [other])
+    with HostBoard(program, flash) as board:
+        foreign = bundled_model_image(images["fall-alert"], Bundle.open(folder), {}, file)
+        with pytest.raises(FlashError, match="images that its key has signed"):
+            update(board, file, model=foreign)
+        sign_bundle(folder, {}, [key])  # beside the other's, which stays
+        known = {other.public.key_id: other.public}
+        both = bundled_model_image(images["fall-alert"], Bundle.open(folder), known, file)
+        assert "the model 1.0.0+0" in update(board, file, model=both)

@@ -25,11 +25,11 @@ from device_runtime.errors import (
     UnreachableError,
 )
 from tests.toolkit.flash.peers.smp_server import Faults, SmpBoard
-from toolkit.flash import smp
 from toolkit.flash.images import Image
 from toolkit.flash.mcuboot import read_image
 from toolkit.flash.smp import Flasher
-from toolkit.flash.smp_answers import known_part
+from toolkit.flash.smp_line import line as smp
+from toolkit.flash.smp_line.answers import known_part
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from serial import SerialException
 
-from toolkit.flash.smp_answers import TolerantTransport
+from toolkit.flash.smp_line.answers import TolerantTransport
 
 __all__ = ["SocketPort", "SocketTransport"]
 

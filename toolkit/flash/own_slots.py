@@ -1,0 +1,158 @@
+"""Updating a board with stonechat's own firmware over SMP: firmware, model or both, in one restart.
+
+Everything new is uploaded into the slots that are not in use, marked for a test, and started together: a model may need
+the firmware that comes with it. What runs then has to prove itself, and is kept by one confirmation; if it does not, a
+restart brings back what ran before, all of it. A cut of the power in between does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from boards import Board
+from device_runtime.errors import FlashError, RolledBackError, StonechatError, UnreachableError
+from toolkit.firmware.layout import FlashLayout
+from toolkit.flash.flasher import Part, Report, Result, require_room
+from toolkit.flash.images import Image, require_kind
+from toolkit.flash.mcuboot import SignedImage, read_image
+from toolkit.flash.smp_line.line import FIRMWARE, MODEL, RESTART_TIMEOUT_S, SmpLine
+
+if TYPE_CHECKING:
+    from smp.image_management import ImageState
+
+__all__ = ["OwnSlots"]
+
+_REFUSED = ("INVALID_TLV", "CURRENT_VERSION_IS_NEWER", "EBADSTATE")  # of an image by its signature or its counter
+_NUMBERS = {"firmware": FIRMWARE, "model": MODEL}
+_HALF_DONE = (
+    "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
+    "Run the same command again; the upload goes on where it stopped."
+)
+
+
+class OwnSlots:
+    """The slots of a board, which has two each for firmware and model."""
+
+    def __init__(self, board: Board, layout: FlashLayout) -> None:
+        self._board, self._layout = board, layout
+
+    def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
+        """See `toolkit.flash.flasher.Flasher`."""
+        parts = []
+        if firmware is not None:
+            require_kind(firmware, ("mcuboot",), self._board.name)
+            firmware = firmware.joined()
+            read_image(firmware.data, firmware.name)
+            parts.append(Part("firmware", firmware, 0, self._layout.firmware_bytes))
+            require_room(parts[-1], "firmware.update.firmware_kib")
+        if model is not None:
+            parts.append(Part("model", model, 0, self._layout.model_bytes))
+            require_room(parts[-1], "storage.model_kib")
+        return parts
+
+    def flash(
+        self, parts: Sequence[Part], port: str, report: Report, prove: Callable[[], object] = lambda: None
+    ) -> Result:
+        """Bring all parts onto the board, and see them run.
+
+        Args:
+            prove: called when they run and are not kept yet, with the port free; raises what is wrong with them.
+
+        Raises:
+            RolledBackError: one of them did not start or did not prove itself; the board runs what it ran before.
+            FlashError: the board refused one, or fell silent.
+            UnreachableError: it does not answer.
+        """
+        line = SmpLine(self._board, port, self._refused, _HALF_DONE)
+        images: dict[str, SignedImage] = {part.what: read_image(part.image.data, part.image.name) for part in parts}
+        data: dict[str, bytes] = {part.what: part.image.data for part in parts}
+        started = asyncio.run(self._start(line, images, data, report))
+        if started:
+            try:
+                prove()
+            except BaseException as error:
+                asyncio.run(self._go_back(line))
+                if isinstance(error, StonechatError) and not isinstance(error, UnreachableError):
+                    raise RolledBackError(f"{error} The board runs what it ran before.") from error
+                raise
+        asyncio.run(self._keep(line, images))
+        words = (
+            f"the board checked the {what} {image.version} and runs it; confirmed by its hash"
+            for what, image in images.items()
+        )
+        return Result(port, "; ".join(words))
+
+    async def _start(
+        self, line: SmpLine, images: dict[str, SignedImage], data: dict[str, bytes], report: Report
+    ) -> bool:
+        """Upload what the board lacks, and start what does not run; whether there was anything to start."""
+        slots = await line.first_answer()
+        new = {what: image for what, image in images.items() if not _runs(slots, what, image)}
+        for what, image in new.items():
+            if not any(slot.hash == image.digest for slot in slots):
+                await line.upload(data[what], _NUMBERS[what], report, f"upload {what}")
+        if not new:
+            return False
+        for image in new.values():
+            await line.test(image)
+        report("restart", 0.0)
+        ran: Sequence[ImageState] = ()
+
+        def is_over(slots: Sequence[ImageState]) -> bool:
+            nonlocal ran
+            ran = slots
+            return not any(slot.pending for slot in slots)
+
+        if not await line.restart_until(is_over):
+            raise UnreachableError(
+                f"The board has not answered for {RESTART_TIMEOUT_S:g} s since its restart. If what is new does not "
+                "run, press RESET: the board then goes back to what it ran before."
+            )
+        for what, image in new.items():
+            if not _runs(ran, what, image):
+                await self._go_back(line)
+                runs = [slot.version for slot in ran if slot.active and slot.image == _NUMBERS[what]]
+                raise RolledBackError(
+                    f"The board did not keep version {image.version} of the {what} and runs "
+                    f"{runs[0] if runs else 'nothing'} again. A model "
+                    "has to fit the firmware's memory and to pass its self-test; build the firmware for this bundle."
+                )
+        report("restart", 1.0)
+        return True
+
+    async def _keep(self, line: SmpLine, images: dict[str, SignedImage]) -> None:
+        slots = await line.confirm()
+        for what, image in images.items():
+            if not any(slot.confirmed for slot in slots if slot.active and slot.hash == image.digest):
+                raise FlashError(f"The board does not say that it has kept the {what} {image.version}. {_HALF_DONE}")
+
+    async def _go_back(self, line: SmpLine) -> None:
+        """End the test of whatever is not confirmed, by a restart."""
+
+        def is_back(slots: Sequence[ImageState]) -> bool:
+            running = [slot for slot in slots if slot.active]
+            return bool(running) and all(slot.confirmed for slot in running)
+
+        slots = await line.first_answer()
+        if is_back(slots) or not any(slot.active for slot in slots):
+            return
+        if not await line.restart_until(is_back):
+            raise UnreachableError(
+                f"The board has not answered for {RESTART_TIMEOUT_S:g} s since the restart that ends the test; press "
+                "RESET: it then goes back to what it ran before."
+            )
+
+    def _refused(self, what: str, reason: str) -> str:
+        """A server's refusal, and the next step."""
+        if reason.startswith(_REFUSED):
+            return (
+                f"The board refused {what}: {reason}. It takes images that its key has signed (--key), whose "
+                "security counter is no lower than that of those it has kept. It runs what it ran before."
+            )
+        return f"The board refused {what}: {reason}. {_HALF_DONE}"
+
+
+def _runs(slots: Sequence[ImageState], what: str, image: SignedImage) -> bool:
+    return any(slot.active and slot.hash == image.digest and slot.image == _NUMBERS[what] for slot in slots)
