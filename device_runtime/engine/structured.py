@@ -200,7 +200,7 @@ class Constraint:
         if 1 < len(ids) <= _FEW:  # else it is a text
             end = self._written + len(self._tokenizer.text_of([token]))
             chosen = int(np.searchsorted(ids, token))
-            self.decisions.append(Decision(self._written, end, Choice(logits[ids].astype(np.float32), chosen)))
+            self.decisions.append(Decision(self._written, end, Choice(logits[ids].astype(np.float32), chosen, ids)))
 
     def _take(self, token: int, end: End | None) -> int:
         self._matcher.consume_token(token)

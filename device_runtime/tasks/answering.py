@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
 from device_runtime.engine.language_model import NOTHING, LanguageModel
@@ -127,8 +129,8 @@ class Answerer:
     def _converse(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
         if self.purpose.kind == "tune":
             strange += self.purpose.unknown_words(asked, len(self._tokenizer.encode_inside(asked)))
-        messages, tuned = self.purpose.conversation(self._shown, asked), self.purpose.kind == "tune"
-        generation = model.converse(messages, self.purpose.answer, nothing=None if tuned else NOTHING)
+        turns, nothing = self.purpose.conversation(self._shown, asked), NOTHING if self.purpose.kind == "none" else None
+        generation = model.converse(turns, self.purpose.answer, nothing=nothing)
         try:
             text = "".join(generation)
         except IncompleteError:
@@ -137,6 +139,23 @@ class Answerer:
             choices = generation.choices
             return TypedAnswer(json.loads(text), self._confidence(choices), strange, text, choices)
         return TypedAnswer(json.loads(text), generation.result.confidence or {}, strange, text)
+
+    def shares(self, said: TypedAnswer, name: str) -> list[float] | None:
+        """How likely each value of an enum field is, at the field's temperature, after what was said of the fields
+        before; None where no single choice decided it."""
+        values, choices = self.purpose.fields[name] or [], said.choices.get(name, ())
+        if len(choices) != 1:
+            return None
+        (choice,) = choices
+        if choice.tokens is not None:  # among tokens, of which each value has to be one
+            spelled = [self._tokenizer.encode_inside(json.dumps(value, ensure_ascii=False)) for value in values]
+            places = [np.flatnonzero(choice.tokens == tokens[0]) for tokens in spelled if len(tokens) == 1]
+            if len(places) < len(values) or not all(map(len, places)):
+                return None
+            choice = Choice(choice.logits[np.concatenate(places)], 0)
+        if len(choice.logits) != len(values):
+            return None
+        return [float(share) for share in choice.shares(self.purpose.temperatures.get(name, 1.0))]
 
     def close(self) -> None:
         """Give back memory."""

@@ -35,6 +35,7 @@ from device_runtime.tasks.inputs import Feature, InputField, Inputs
 __all__ = [
     "INPUTS",
     "TASK",
+    "Distil",
     "Generate",
     "Network",
     "Rule",
@@ -80,6 +81,15 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Distil:
+    """Whose distributions a small model learns from, beside the right answers."""
+
+    teacher: str  # a bundle's folder, relative to the task file
+    soft: float = 0.5  # what they count in a decision; the right answer counts the rest
+    cases: int = 2000  # that the teacher is asked about, at most
+
+
+@dataclass(frozen=True)
 class Network:
     """The shape of the network that is trained."""
 
@@ -108,6 +118,7 @@ class Task:
     generate: Generate = field(default_factory=Generate)
     network: Network = field(default_factory=Network)
     teacher: Teacher | None = None
+    distil: Distil | None = None
     audit: Mapping[str, Any] = field(default_factory=dict)
     task: int = 1  # format of the file
     folder: Path = Path()  # of the task file
@@ -256,6 +267,18 @@ TASK = Record(
                 },
                 "a mapping such as {bundle: build/smollm2-135m} or {url: 'http://localhost:8080/v1', model: NAME}",
                 lambda made, path, report: _check_teacher(made, path, report),
+            ),
+            default=None,
+        ),
+        "distil": Field(
+            Record(
+                Distil,
+                {
+                    "teacher": Field(Text("a bundle's folder")),
+                    "soft": Field(Number(0, 1), default=0.5),
+                    "cases": Field(Integer(1, 5_000_000, "cases"), default=2000),
+                },
+                "a mapping such as {teacher: build/pump-tuned, soft: 0.5}",
             ),
             default=None,
         ),

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kind",
-        choices=["tiny", "classify", "tune"],
-        help="tune: a checkpoint's upper layers (with --from); the others are networks made for the task "
-        "(default: the task's)",
+        choices=["tiny", "classify", "tune", "distil"],
+        help="tune: a checkpoint's upper layers (with --from); distil: the task's kind, from the distributions of the "
+        "teacher that its `distil` names; the others are networks made for the task (default: the task's)",
     )
     parser.add_argument(
         "--from",
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load, with_kind
 
     _check(args)
-    tasks = [load(path) if args.kind in (None, "tune") else with_kind(load(path), args.kind) for path in args.tasks]
+    tasks = [with_kind(load(p), args.kind) if args.kind in ("tiny", "classify") else load(p) for p in args.tasks]
     started_s = time.monotonic()
     try:
         from toolkit.progress import ProgressBar
@@ -153,7 +153,9 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
     from toolkit.train.weights import Settings, train_weights, work_folder
 
     steps, batch = args.steps or _STEPS, args.batch or _BATCH
-    settings = Settings(args.seed, steps, batch, args.cases, args.profile or "micro", args.baseline)
+    settings = Settings(
+        args.seed, steps, batch, args.cases, args.profile or "micro", args.baseline, args.kind == "distil"
+    )
     if args.weights_only:
         train_weights(task, work_folder(args.output), settings, bar.update)
         return None

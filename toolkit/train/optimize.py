@@ -24,6 +24,7 @@ import optax
 from device_runtime.tasks.file import Network
 from toolkit.train import network
 from toolkit.train.cases import WORD_WEIGHT, Cases
+from toolkit.train.distil import Soft
 
 __all__ = ["Schedule", "optimize"]
 
@@ -62,6 +63,7 @@ def optimize(
     log: Log,
     held: Cases | None = None,
     table: npt.NDArray[np.float32] | None = None,
+    soft: Soft | None = None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Train, from `checkpoint` if there is one of this very run; returns the averaged weights.
 
@@ -70,6 +72,7 @@ def optimize(
             the training ends before its last step.
         table: what tokens are read by, (vocabulary, size); see `network.with_map`. What follows what in a text is not
             learnt then, only what is decided.
+        soft: a teacher's distributions, which the decisions of `cases` are learnt from as well.
     """
     transform = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -90,14 +93,30 @@ def optimize(
     ends = None if cases.ends is None else jnp.asarray(cases.ends)
     labels = None if cases.labels is None else jnp.asarray(cases.labels)
 
+    taught = None if soft is None else [jnp.asarray(values) for values in soft.targets]
+    places = None if soft is None else jnp.asarray(soft.places)
+    counts = jnp.zeros((len(tokens), 1)) if soft is None else jnp.asarray(soft.weights)
+
+    def of_teacher(weights: network.Parameters, hidden: jax.Array, rows: jax.Array) -> jax.Array:
+        """The summed loss of some cases' decisions against the teacher's shares."""
+        found = jnp.zeros(())
+        if soft is None or taught is None or places is None:
+            return found
+        for field, (head, shares) in enumerate(zip(soft.heads, taught, strict=True)):
+            of_values = network.logits(weights, hidden[jnp.arange(len(rows)), places[rows, field]], head)
+            losses = optax.softmax_cross_entropy(of_values, shares[rows])
+            found += (losses * counts[rows, field]).sum()
+        return found
+
     def of_fields(weights: network.Parameters, hidden: jax.Array, rows: jax.Array) -> jax.Array:
         """The summed loss of the decisions about some cases, of the kind classify."""
         assert ends is not None and labels is not None
         last, found = hidden[jnp.arange(len(rows)), ends[rows]], jnp.zeros(())  # (B, C)
         for field, head in enumerate(cases.heads):
             of_values = network.logits(weights, last, head)
-            found += optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field]).sum()
-        return found
+            losses = optax.softmax_cross_entropy_with_integer_labels(of_values, labels[rows, field])
+            found += losses.sum() if soft is None else (losses * (1 - counts[rows, field])).sum()
+        return found + of_teacher(weights, hidden, rows)
 
     def sums(weights: network.Parameters, rows: jax.Array, key: jax.Array, length: int) -> tuple[jax.Array, ...]:
         """Of some cases, which are at most `length` long: the summed loss of their tokens, and of their decisions."""
@@ -118,7 +137,7 @@ def optimize(
         losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(weights, hidden), batch[:, 1:])
         of_tokens = (losses * mask).sum()
         if ends is None:
-            return of_tokens, mask.sum(), jnp.zeros(())
+            return of_tokens + of_teacher(weights, hidden, rows), mask.sum() + counts[rows].sum(), jnp.zeros(())
         # Of words what the mask says, of each field its head's decision after the prompt.
         return of_tokens, (mask > 0).sum(), of_fields(weights, hidden, rows)
 

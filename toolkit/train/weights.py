@@ -3,6 +3,7 @@
     train.jsonl, calibrate.jsonl, test.jsonl  cases, by what they are for
     vocabulary.model  the SentencePiece model
     words.npy         a sentence encoder's vector for each of its pieces, where the task names one
+    teacher.jsonl     what a teacher says of the first cases, where it is learnt from
     tokens.npz        the cases that are trained on, as arrays
     weights.npz       the state of the training, saved every half minute
     settings.json     what all of this was made with; another task, seed or size begins again
@@ -32,6 +33,7 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from toolkit.examples.sources import all_examples
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
+from toolkit.train.distil import ask_teacher, described_teacher, softened
 from toolkit.train.optimize import Schedule, optimize
 from toolkit.train.vocabulary import SAMPLE, symbols, train_vocabulary
 from toolkit.train.words import open_words, piece_vectors, word_vocabulary
@@ -78,6 +80,7 @@ class Settings:
     cases: int | None = None  # None: what the task file says
     profile: Literal["micro", "pi"] = "micro"
     baseline: Path | None = None  # a bundle that the report compares with
+    distil: bool = False  # learn from a teacher's distributions, too
 
 
 def work_folder(bundle: Path) -> Path:
@@ -102,13 +105,24 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
         ConfigurationError: the task has too few examples, or its generator fails.
     """
     made_with = {name: value for name, value in asdict(settings).items() if name not in ("profile", "baseline")}
-    begin(work, {**described(task), **made_with}, ("vocabulary.model", "words.npy", "tokens.npz", "weights.npz"))
+    if settings.distil:
+        made_with["distil"] = described_teacher(task)
+    begin(
+        work,
+        {**described(task), **made_with},
+        ("vocabulary.model", "words.npy", "tokens.npz", "teacher.jsonl", "weights.npz"),
+    )
     expected = settings.cases if settings.cases is not None else task.generate.cases
     keep_cases(task, expected, settings.seed, work, progress)
     vocabulary = _vocabulary(task, work)
     table = _kept_vectors(task, vocabulary, work, progress) if task.network.embeddings else None
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
     cases = _kept_tokens(task, tokenizer, settings, work)
+    soft = None
+    if settings.distil:
+        examples = read_cases(work, "train")
+        said = ask_teacher(task, examples, work / "teacher.jsonl", progress)
+        cases, soft = softened(task, cases, examples, said, tokenizer)
     text = task.inputs.text is not None
     held = None if text else tokenized(task, read_cases(work, "calibrate", 1024), tokenizer)
     weights = optimize(
@@ -127,6 +141,7 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
         lambda step, loss: progress("training", step / settings.steps, f"loss {loss:.3f}"),
         held,
         table,
+        soft,
     )
     return Trained(weights, vocabulary, cases.tokens.shape[1], len(cases.tokens))
 

@@ -19,6 +19,7 @@ class Choice:
 
     logits: npt.NDArray[np.float32]  # of what could be chosen
     chosen: int  # among them
+    tokens: npt.NDArray[np.int64] | None = None  # what could be chosen, where that is tokens; None: a field's values
 
     def shares(self, temperature: float = 1.0) -> npt.NDArray[np.float32]:
         """The probability of each, at this temperature; their sum is 1."""
