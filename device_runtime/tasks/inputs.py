@@ -154,7 +154,7 @@ class Inputs:
         if self.numbers == "short":
             plain = _LONG_NUMBER.sub("0", plain)
         assert self.text is not None
-        strange = ()
+        strange: tuple[str, ...] = ()
         if len(plain) > self.text:
             strange = (f"the text has {len(plain)} characters; the model was trained for at most {self.text}",)
             plain = plain[: self.text]

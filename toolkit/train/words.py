@@ -8,6 +8,7 @@ spell the others. See docs/guides/train.md, "Words that no example has".
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -123,6 +124,7 @@ def open_words(folder: Path) -> EncoderCheckpoint:
     Raises:
         ConfigurationError: it is not there, or is no sentence encoder with a WordPiece vocabulary.
     """
+    folder = Path(os.path.normpath(folder))  # without the `..` of a task file's path
     if not folder.is_dir():
         raise ConfigurationError(
             f"network: embeddings is {folder}, which is not there; expected a sentence encoder's folder. "
