@@ -21,13 +21,15 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from device_runtime.errors import ConfigurationError, RefusedError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
+from device_runtime.fleet.link_fields import LINK
+from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
 from device_runtime.update import durable
 
 __all__ = ["Change", "FleetEditor"]
 
-# As the page shows them, in the order of a new link: texts and numbers as they are, `more` as YAML.
-FIELDS = ("name", "from", "model", "when", "parse", "prompt", "system", "to", "deadline_s", "overload")
-YAML_FIELDS = ("answer", "window", "unsure", "decide", "examples")
+# Fields of a link that the page shows as they are; the others it shows as YAML.
+_TEXTS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Text | Choice | Reference))
+_NUMBERS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Number))
 _CHARACTERS = 200_000  # of one field
 _LIST = re.compile(
     r"^( *)[\w-]+:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE
@@ -171,9 +173,13 @@ def _rewritten(text: str) -> str:
 
 def _shown(link: Mapping[str, Any]) -> dict[str, Any]:
     """A link's fields as texts."""
-    fields: dict[str, Any] = {name: str(link[name]) for name in FIELDS if link.get(name) is not None}
-    for name in YAML_FIELDS:
-        if link.get(name) is not None:
+    fields: dict[str, Any] = {}
+    for name in LINK.fields:
+        if link.get(name) is None:
+            continue
+        if name in _TEXTS or name in _NUMBERS:
+            fields[name] = str(link[name])
+        else:
             out = io.StringIO()
             yaml = YAML()
             yaml.width = 100
@@ -184,24 +190,24 @@ def _shown(link: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The fields that have a value; and what is no YAML."""
-    unknown = set(fields) - {*FIELDS, *YAML_FIELDS}
+    unknown = set(fields) - set(LINK.fields)
     if unknown or not all(isinstance(value, str) and len(value) <= _CHARACTERS for value in fields.values()):
         what = ", ".join(sorted(map(str, unknown)))[:100] or "what is no text, or too long"
-        raise RefusedError(f"a link has the fields {', '.join((*FIELDS, *YAML_FIELDS))}; found {what}.")
+        raise RefusedError(f"a link has the fields {', '.join(LINK.fields)}; found {what}.")
     wanted: dict[str, Any] = {}
     faults = []
-    for name in (*FIELDS, *YAML_FIELDS):
+    for name in LINK.fields:
         value = fields.get(name, "").replace("\r\n", "\n").strip()
         if not value:
             continue
-        if name in YAML_FIELDS:
+        if name not in _TEXTS and name not in _NUMBERS:
             try:
                 wanted[name] = YAML().load(value)
             except (YAMLError, RecursionError) as error:
                 mark = getattr(error, "problem_mark", None)
                 where = f"line {mark.line + 1}: " if mark else ""
                 faults.append({"field": name, "text": f"not YAML: {where}{getattr(error, 'problem', None) or error}"})
-        elif name == "deadline_s":
+        elif name in _NUMBERS:
             wanted[name] = _number(value)
         else:
             wanted[name] = LiteralScalarString(value) if "\n" in value else value
@@ -231,7 +237,7 @@ def _put(data: CommentedMap, was: str | None, wanted: Mapping[str, Any]) -> Comm
     if not found:
         raise RefusedError(f"the fleet file has no link {was[:64]!r} any more; load the page again.", status=409)
     link = found[0]
-    for name in [name for name in link if name in (*FIELDS, *YAML_FIELDS) and name not in wanted]:
+    for name in [name for name in link if name in LINK.fields and name not in wanted]:
         del link[name]
     for name, value in wanted.items():
         if name not in link or not _alike(name, link[name], value):

@@ -17,6 +17,7 @@ from toolkit.gateway.source import Card
 __all__ = ["FleetModels"]
 
 MAX_CONNECTIONS = 32  # to the broker, one for each device or pool that was asked lately
+AUTO = "auto"  # the name of the model that the device's router chooses, or else its first
 _GONE = (DeviceState.LOST, DeviceState.DISCONNECTED)
 
 
@@ -82,17 +83,19 @@ class FleetModels:
         for device, info in present:
             if self._pool is None:
                 prefix = "" if self._device else f"{device}/"
-                for model in info.models:
+                for model in _names(info):
                     found[prefix + model] = self._card(prefix + model, model, info, device)
         for _, info in present:
             if info.pool is not None and self._device is None and self._pool in (None, info.pool):
                 prefix = "" if self._pool else f"pool/{info.pool}/"
-                for model in info.models:
+                for model in _names(info):
                     found.setdefault(prefix + model, self._card(prefix + model, model, info, f"pool/{info.pool}"))
         return list(found.values())
 
     def _card(self, name: str, model: str, info: Info, owner: str) -> Card:
-        return Card(name, dict(info.tasks or {}).get(model, "generate"), self._started, owner)
+        chosen_there = model == AUTO and model not in info.models
+        task = dict(info.tasks or {}).get(model, "generate")
+        return Card(name, task, self._started, owner, chosen_there)
 
     async def ask(self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float) -> RemoteAnswer:
         """Ask the device or the pool that a model belongs to.
@@ -107,7 +110,7 @@ class FleetModels:
         remote = await asyncio.to_thread(self._connection, device, pool)
         return remote.generate(
             [dict(message) for message in request.messages],
-            model=card.id.rpartition("/")[2],
+            model=None if card.chosen_there else card.id.rpartition("/")[2],
             max_new=request.max_new,
             temperature=request.temperature,
             top_k=request.top_k,
@@ -133,6 +136,11 @@ class FleetModels:
         if oldest is not None:
             oldest.close()
         return model
+
+
+def _names(info: Info) -> tuple[str, ...]:
+    """What can be asked of a device: its models and, where there are several, the one that it finds right itself."""
+    return info.models if len(info.models) < 2 or AUTO in info.models else (*info.models, AUTO)
 
 
 def _is_gone(report: DeviceReport) -> bool:

@@ -20,6 +20,7 @@ from device_runtime.errors import (
     UnreachableError,
 )
 from device_runtime.mqtt.messages import Final
+from device_runtime.records.typed_json import write
 from toolkit.gateway.source import Card
 
 __all__ = ["DONE", "Shape", "embedding_list", "error_body", "event", "model_list", "status_of"]
@@ -86,6 +87,8 @@ class Shape:
             "confidence": dict(final.confidence) if final.confidence else None,
             "unfamiliar": final.unfamiliar,
             "reason": final.reason,
+            "route": None if final.route is None else write(final.route),
+            "energy": final.energy,
             "deadline": True if final.finish == "deadline" else None,
             "ttft_ms": round(final.ttft_ms, 1),
             "tokens_per_s": round(final.tps, 2),

@@ -19,6 +19,7 @@ class Card:
     task: str = "generate"  # generate, embed, classify or translate
     created: int = 0  # seconds since 1970
     owner: str = "stonechat"  # which device or bundle it is
+    chosen_there: bool = False  # the device chooses among its models
 
 
 class Answering(Protocol):

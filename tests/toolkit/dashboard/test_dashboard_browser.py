@@ -129,6 +129,8 @@ def test_the_fleet_is_shown_and_stays_current(dashboard, browser, peer):
     browser.one("td.device button", "north").click()
     detail = browser.one("dialog")
     browser.until(lambda: "boiler-advisor 3" in detail.text and "throttled" in detail.text)
+    loaded = browser.driver.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert len(loaded) > 8 and all(name.startswith(page.url) for name in loaded)  # nothing from elsewhere
     detail.send_keys(Keys.ESCAPE)
     browser.until(lambda: not browser.all("dialog"))
     assert browser.faults() == []

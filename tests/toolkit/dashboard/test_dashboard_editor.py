@@ -12,6 +12,7 @@ pytest.importorskip("ruamel.yaml", reason="the extra `dashboard` is not installe
 
 from device_runtime.errors import ConfigurationError, RefusedError
 from device_runtime.fleet import file
+from device_runtime.fleet.link_fields import LINK
 from tests.toolkit.dashboard.conftest import FLEET
 from toolkit.dashboard.editor import FleetEditor
 
@@ -127,6 +128,11 @@ def test_faults_are_those_of_the_command_line_at_their_fields(editor, tmp_path, 
         assert all(fault["text"] in str(refused.value) for fault in change.faults)
     with pytest.raises(RefusedError, match="nothing was saved"):
         editor.save(change, change.base)
+
+
+def test_the_page_has_every_field_of_a_link():
+    page = (ROOT / "toolkit" / "dashboard" / "static" / "links.js").read_text(encoding="utf-8")
+    assert [name for name in LINK.fields if f'name: "{name}"' not in page] == []
 
 
 def test_what_is_missing_is_said(editor):

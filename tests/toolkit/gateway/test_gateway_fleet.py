@@ -37,6 +37,8 @@ def test_all_devices_of_a_broker_by_their_names(on_air, asking):
     names = {model.id for model in client.models.list()}
     assert {f"{two.topics.device}/small", f"{two.topics.device}/large", "pool/herd-a/default"} <= names
     assert text_of(client, f"{two.topics.device}/large") == "l"
+    assert text_of(client, f"{two.topics.device}/auto") == "s"  # the first, where there is no router
+    assert f"{one.topics.device}/auto" not in names
     said = client.chat.completions.create(model="pool/herd-a/default", messages=MESSAGES)
     assert said.choices[0].message.content == "one" and said.stonechat["device"] == one.topics.device
 

@@ -54,6 +54,7 @@ const MORE = [
   { name: "window", label: "Window: earlier readings", hint: "{seconds: 30, keep: 20}", mono: true },
   { name: "decide", label: "Decide: fields that expressions give", hint: "severity: \"'alarm' if temp_c > 90 else ''\"", rows: 2, mono: true },
   { name: "unsure", label: "Unsure", hint: "{below: 0.8, do: flag}", mono: true },
+  { name: "escalate", label: "Escalate: where unsure answers go on to", rows: 2, mono: true },
   { name: "examples", label: "Examples", hint: "- {reading: {temp_c: 91}, answer: {severity: alarm}}", rows: 3, mono: true },
   { name: "deadline_s", label: "Deadline in seconds", hint: "30" },
   { name: "overload", label: "While the model is busy, keep", choices: ["", "newest", "oldest", "every"] },

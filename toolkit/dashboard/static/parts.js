@@ -37,8 +37,10 @@ export function compact(value) {
 }
 
 // An answer's fields, each with how sure the model is of it.
-export function Answer({ answer, confidence, text, reason, unsure, unfamiliar }) {
+export function Answer({ answer, confidence, text, reason, unsure, unfamiliar, route }) {
   const flags = html`
+    ${route && route.where !== "here" && html`<span class="label" title=${route.why}>answered by ${route.where}</span>`}
+    ${route && route.failed && html`<span class="flag" title=${route.failed}>not passed on</span>`}
     ${unsure && html`<span class="flag" title=${reason}>unsure</span>`}
     ${unfamiliar && html`<span class="flag" title=${reason}>unfamiliar</span>`}`;
   if (answer === null || answer === undefined) {
