@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from device_runtime.machine.power import Power
+
 __all__ = ["Board", "Detect", "Firmware", "Flash", "Graph", "Measurement", "Memory", "Soc", "Storage"]
 
 _BITS_64 = ("aarch64", "x86_64")
@@ -143,6 +145,7 @@ class Board:
     detect: Detect
     source: str  # where each figure is from, and which are our own choice
     measured: tuple[Measurement, ...] = ()
+    power: Power | None = None  # what it draws; None: nobody has said
     firmware: Firmware | None = None  # None: stonechat builds no firmware for it
     refused: str | None = None  # why stonechat does not run here, for a board that is only known
     schema: int = 1

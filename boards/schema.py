@@ -9,6 +9,7 @@ import yaml
 
 from boards.board import Board, Detect, Firmware, Flash, Graph, Measurement, Memory, Soc, Storage, UpdateSlots
 from device_runtime.fleet.yaml_schema import Choice, Field, Integer, ListOf, Number, Path_, Record, Report, Text
+from device_runtime.machine.power import Power
 
 __all__ = ["ARCHITECTURES", "BOARD", "FEATURES", "check"]
 
@@ -173,6 +174,14 @@ _DETECT = Record(
         "boot_usb": Field(_USB, ()),
     },
 )
+_POWER = Record(
+    Power,
+    {
+        "idle_w": Field(Number(0, 1000, "W")),
+        "busy_w": Field(Number(0, 1000, "W")),
+        "source": Field(Text("where both figures are from")),
+    },
+)
 BOARD: Record[Board] = Record(
     Board,
     {
@@ -192,6 +201,7 @@ BOARD: Record[Board] = Record(
         ),
         "flash": Field(_FLASH),
         "detect": Field(_DETECT, Detect()),
+        "power": Field(_POWER, None),
         "firmware": Field(_FIRMWARE, None),
         "source": Field(Text("where each figure is from")),
         "measured": Field(ListOf(_MEASUREMENT), ()),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_runtime.errors import StonechatError
+from device_runtime.machine.power import Power
 
 __all__ = ["FIGURES", "Run", "measure", "measure_once", "spread"]
 
@@ -24,6 +25,8 @@ class Run:
     ttft_ms: float  # from the start of the process to the first token
     decode_tokens_per_s: float  # the tokens after the first
     peak_rss_mb: float
+    energy_j: float | None = None  # of the prompt and the new tokens; None: this machine does not say it
+    energy_how: str | None = None  # measured or computed
 
 
 # figure -> what it is called, and in which unit
@@ -78,6 +81,7 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
 
     from device_runtime.engine.language_model import LanguageModel
     from device_runtime.machine.machine import peak_rss_mb
+    from device_runtime.machine.power import find_meter
     from device_runtime.update.slots import open_bundle
 
     if open_bundle(bundle).manifest.task != "generate":
@@ -88,14 +92,25 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
         prompt = [i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(prompt_tokens)]
         loaded_s = time.perf_counter()
         opened_ms = (time.clock_gettime(time.CLOCK_BOOTTIME) - _process_start_s(os.getpid())) * 1e3
+        meter = find_meter(_power_here())
+        begin_j = meter.joules() if meter is not None else 0.0
         result = model.measure(prompt, new_tokens)
         return Run(
+            energy_j=meter.joules() - begin_j if meter is not None else None,
+            energy_how=meter.how if meter is not None else None,
             load_ms=(loaded_s - started_s) * 1e3,
             prefill_tokens_per_s=(result.prompt_tokens - result.cached_tokens) / (result.ttft_ms / 1e3),
             ttft_ms=opened_ms + result.ttft_ms,
             decode_tokens_per_s=result.tokens_per_s,
             peak_rss_mb=peak_rss_mb(),
         )
+
+
+def _power_here() -> Power | None:
+    from boards.detect import detect_here
+
+    board = detect_here()
+    return None if board is None else board.power
 
 
 def _measure_encoder(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int | None) -> Run:

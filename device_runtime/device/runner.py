@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from device_runtime.bundle.manifest import Manifest
@@ -14,6 +15,7 @@ from device_runtime.device.watchdog import Heartbeat
 from device_runtime.errors import ConfigurationError, DamagedWeightsError, StonechatError
 from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
+from device_runtime.machine.power import EnergyMeter, energy_fields
 from device_runtime.mqtt.messages import Final, Finish, Request, Usage
 
 if TYPE_CHECKING:
@@ -142,13 +144,16 @@ class ModelRunner:
         open_model: Callable[[str], Model],
         statistics: Statistics,
         heartbeat: Heartbeat,
+        meter: EnergyMeter | None = None,
     ) -> None:
         """Prepare; `open` opens the models.
 
         Args:
             open_model: called with each model's name, when it is opened and when it was updated.
             heartbeat: beats with each piece of an answer.
+            meter: of this machine's energy, where it is known.
         """
+        self._meter = meter
         self.average_ms = float(FIRST_GUESS_MS)  # that an answer took lately
         self._settings = {entry.name: entry for entry in settings}
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
@@ -260,7 +265,7 @@ class ModelRunner:
             self._current = run
             if self._stopped:
                 run.end("cancelled")
-        start_s = time.monotonic()
+        start_s, start_j = time.monotonic(), self._meter.joules() if self._meter is not None else 0.0
         said = False
 
         def beat(text: str) -> None:
@@ -279,6 +284,8 @@ class ModelRunner:
                 if said:
                     raise
                 final = run.to_end(self._start(request, hints), beat)
+            if self._meter is not None:
+                final = replace(final, energy=energy_fields(self._meter.joules() - start_j, self._meter.how))
             self._statistics.answered(final)
             return final
         except ConfigurationError:  # the request's own fault

@@ -44,6 +44,7 @@ from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import CONNECTING, Heartbeat, ServiceManager
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.machine.power import find_meter
 from device_runtime.mqtt import backoff
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import DeviceState, Info, State
@@ -94,7 +95,8 @@ class Service:
             on_oversized=self._oversized,
             will=Will(topics.state, State(DeviceState.LOST, boot).to_json()),
         )
-        runner = ModelRunner(config.models, open_model, statistics, self._worker_beat)
+        meter = find_meter(config.power) if hardware is None else None  # a microcontroller's is not this machine's
+        runner = ModelRunner(config.models, open_model, statistics, self._worker_beat, meter)
         limiter = RateLimiter(config.limits, self._report_event)
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._device = Device(

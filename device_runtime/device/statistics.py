@@ -26,6 +26,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._rates: deque[float] = deque(maxlen=_ANSWERS)  # tokens per second
         self._firsts_ms: deque[float] = deque(maxlen=_ANSWERS)  # times to first token
+        self._energy_j, self._energy_answers, self._energy_how = 0.0, 0, ""
         self._answers = self._errors = self._prompt_tokens = self._reused_tokens = 0
 
     def answered(self, final: Final) -> None:
@@ -34,6 +35,9 @@ class Statistics:
             self._answers += 1
             self._prompt_tokens += final.usage.prompt_tokens
             self._reused_tokens += final.usage.cached_tokens
+            if final.energy is not None:
+                self._energy_j += final.energy["j"]
+                self._energy_answers, self._energy_how = self._energy_answers + 1, final.energy["how"]
             if final.usage.completion_tokens > 0:
                 self._firsts_ms.append(final.ttft_ms)
             if final.usage.completion_tokens > 1:
@@ -63,6 +67,11 @@ class Statistics:
                 "reused_tokens": self._reused_tokens,
                 "queue": queue,
                 "dropped": dropped or None,
+                "energy_j": round(self._energy_j, 3) if self._energy_answers else None,
+                "energy_mwh_answer": round(self._energy_j / self._energy_answers / 3.6, 5)
+                if self._energy_answers
+                else None,
+                "energy_how": self._energy_how or None,
                 "tps_p50": round(statistics.median(self._rates), 2) if self._rates else None,
                 "ttft_ms_p95": round(_percentile(self._firsts_ms, 95), 1) if self._firsts_ms else None,
             }

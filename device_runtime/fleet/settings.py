@@ -9,6 +9,7 @@ from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.policies.routing import Routing
+from device_runtime.machine.power import Power
 from device_runtime.mqtt.address import BrokerAddress
 
 __all__ = ["HEALTH_INTERVAL_S", "DeviceConfig", "ModelSettings", "RateLimits"]
@@ -53,4 +54,5 @@ class DeviceConfig:
     escalate: Escalation | None = None  # where what its models should not answer alone goes on to
     routing: Routing | None = None  # which model answers what names none; None: the first
     recording: Recording | None = None  # what is kept of answers; None: nothing, but a request may ask for its record
+    power: Power | None = None  # what its board draws, where that is known
     health_s: float = HEALTH_INTERVAL_S  # from one `out/health` to the next

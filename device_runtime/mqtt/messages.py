@@ -309,7 +309,8 @@ class Final(_Reply):
     ] = None
     route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
     energy: Annotated[
-        Mapping[str, Any] | None, "of this device for the answer: `j`, `mwh`, and whether `measured` or `computed`"
+        Mapping[str, Any] | None,
+        "of this device for the answer: `j`, `mwh`, and `how` it is known: measured or computed",
     ] = None
     record: Annotated[Mapping[str, Any] | None, "where the request asked for it"] = None
     device: Annotated[DeviceId | None, "which device of a pool says so"] = None
@@ -442,6 +443,9 @@ class HealthReport:
     board_reset_by: Annotated[str | None, "of a microcontroller: `command`, `watchdog` or `unknown`"] = None
     line_noise: Annotated[Count | None, "of a microcontroller: stretches on its line that were no frames"] = None
     bytes_lost: Annotated[Count | None, "of a microcontroller: that found its receive buffer full"] = None
+    energy_j: Annotated[Number | None, "of all answers since the start"] = None
+    energy_mwh_answer: Annotated[Number | None, "of an answer, on average"] = None
+    energy_how: Annotated[str | None, "measured, and by what, or computed"] = None
     tps_p50: Annotated[Number | None, "median rate of the last 256 answers, tokens per second"] = None
     tokens_per_pass: Annotated[Number | None, "tokens of answers for each run of the graph, of the best model"] = None
     ttft_ms_p95: Annotated[Number | None, "95th percentile of their times to first token"] = None

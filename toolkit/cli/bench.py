@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json, add_runtime, whole_number
 from toolkit.cli.output import show, table
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
+    from toolkit.bench import Run
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -23,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", metavar="N", type=whole_number(1), default=5, help="processes to measure (default 5)")
     parser.add_argument("--prompt-tokens", metavar="N", type=whole_number(1), help="default 64, or what fits")
     parser.add_argument("--new-tokens", metavar="N", type=whole_number(2), help="default 128, or what fits")
+    parser.add_argument(
+        "--grid",
+        metavar="G_PER_KWH",
+        type=float,
+        help="grams of CO2 a kilowatt-hour costs, to print those of an answer",
+    )
     add_runtime(parser)
     add_json(parser)
 
@@ -57,9 +64,19 @@ def run(args: argparse.Namespace) -> int:
         if not (figure == "decode_tokens_per_s" and manifest.task in ("embed", "classify"))  # nothing is written
     ]
     lines.append(("bytes per token", f"{bytes_per_token / 1e6:.1f}", "", "", "MB"))
+    energy = _energy(runs, args.grid)
+    if energy:
+        lines.append((f"energy an answer ({energy['how']})", f"{energy['j']:.2f}", "", "", "J"))
+        lines.append(("", f"{energy['mwh']:.3f}", "", "", "mWh"))
+        lines += [("CO2 an answer", f"{energy['mg_co2']:.2f}", "", "", "mg")] if "mg_co2" in energy else []
     return show(
         args,
-        {"figures": figures, "bytes_per_token": bytes_per_token, "runs": [asdict(r) for r in runs]},
+        {
+            "figures": figures,
+            "bytes_per_token": bytes_per_token,
+            "energy": energy or None,
+            "runs": [asdict(r) for r in runs],
+        },
         table(lines, ("", "median", "min", "max", ""), right=(1, 2, 3)),
     )
 
@@ -87,3 +104,18 @@ def _lengths(args: argparse.Namespace, manifest: Manifest) -> tuple[int, int, in
             context=manifest.context,
         )
     return prompt, new, needed
+
+
+def _energy(runs: list[Run], g_per_kwh: float | None) -> dict[str, Any]:
+    """Of an answer, the median; nothing where this machine does not say it."""
+    import statistics
+
+    from device_runtime.machine.power import energy_fields, grams_co2
+
+    known = [run.energy_j for run in runs if run.energy_j is not None]
+    if not known:
+        return {}
+    found = energy_fields(statistics.median(known), runs[0].energy_how or "")
+    if g_per_kwh is not None:
+        found["mg_co2"] = round(grams_co2(found["j"], g_per_kwh) * 1000, 4)
+    return found

@@ -13,6 +13,7 @@ from boards.board import Board
 from boards.detect import detect_here
 from boards.fit import Subject, require_fit
 from device_runtime.errors import ConfigurationError
+from device_runtime.machine.power import Power
 from device_runtime.machine.requirements import require_room
 from device_runtime.update.policy import Policy
 from toolkit.device.layout import FLEET, KEYS, RECORD, Layout
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
     from device_runtime.bundle.trust import TrustStore
 
-__all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here", "prompt_states_share"]
+__all__ = ["check_is_served", "fits_on", "keys_beside", "policy_here", "power_here", "prompt_states_share"]
 
 log = logging.getLogger("stonechat.serve")
 
@@ -50,6 +51,16 @@ def prompt_states_share(fleet: Path, board: str | None) -> int | None:
     """
     found = _board_here(fleet, board)
     return None if found is None else found.memory.prompt_states_bytes
+
+
+def power_here(fleet: Path, board: str | None) -> Power | None:
+    """What this board draws; None: that is not known, or the board is not.
+
+    Args:
+        board: as for `policy_here`.
+    """
+    found = _board_here(fleet, board)
+    return None if found is None else found.power
 
 
 def fits_on(board: Board) -> Callable[[Manifest], object]:

@@ -9,7 +9,7 @@ from device_runtime.device.extensions.updates import UpdatePlan
 from device_runtime.device.service import Service
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.file import load
-from toolkit.device.installed import policy_here, prompt_states_share
+from toolkit.device.installed import policy_here, power_here, prompt_states_share
 from toolkit.device.service import default_state_dir, device_models, log_to_stderr, run_until_stopped
 
 __all__ = ["serve"]
@@ -45,6 +45,7 @@ def serve(
     models = replace(device_models(device, fleet, keys), keep_bytes=prompt_states_share(path, board))
     broker = fleet.address(device, broker_url, password_file)
     config = fleet.device(device, broker, state_dir or default_state_dir(device))
+    config = replace(config, power=power_here(path, board))
     folders = models.slot_folders
     updates = UpdatePlan(folders, policy_here(path, board, models.trust)) if folders else None
     models.hold_trials(manager)

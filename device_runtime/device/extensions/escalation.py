@@ -114,7 +114,8 @@ class Desk:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
             self._keep(reason, question, answer, about, local, purpose)
             took_ms = (time.monotonic() - begun_s) * 1000
-            final = Final(0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence)
+            spent = None if local is None else local.energy
+            final = Final(0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence, energy=spent)
             return done(final, Route(answer.where, answer.model, f"{reason}: {why}"))
 
         self._escalator.submit(Passed(reason, question, end_s, ended, key))
