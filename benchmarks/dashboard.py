@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 import re
 import shutil
@@ -222,10 +223,11 @@ def main() -> None:
         fleet.appear()
         devices = "\n".join(f"  {name}: {{model: boiler-advisor, links: [boiler]}}" for name in fleet.names)
         (folder / "fleet.yaml").write_text(FLEET.replace("DEVICES", devices), encoding="utf-8")
-        rollout(folder / "rollouts", fleet.names)
+        rollout(folder / "stonechat" / "rollouts", fleet.names)
         command = [sys.executable, "-m", "toolkit", "dashboard", str(folder / "fleet.yaml"), "--port", "0"]
-        command += ["--broker", f"mqtt://127.0.0.1:{port}", "--rollouts", str(folder / "rollouts")]
-        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        command += ["--broker", f"mqtt://127.0.0.1:{port}"]
+        environment = os.environ | {"XDG_STATE_HOME": str(folder)}
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         stack.callback(server.wait)
         stack.callback(server.terminate)
         assert server.stderr is not None

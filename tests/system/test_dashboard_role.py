@@ -61,9 +61,10 @@ class User:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
     """A broker that knows the device `north`, the dashboard `wall` and the client `phone`."""
     port = free_port()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "fleet.yaml").write_text(FLEET.format(port=port), encoding="utf-8")
     flags = [
         "--host",
@@ -90,7 +91,6 @@ def test_it_sees_and_asks_and_orders_nothing(site):
     info = {"device": "north", "board": "a board", "version": "1", "models": ["tiny"], "capabilities": ["ota"]}
     north.publish("stonechat/1/north/out/info", info, True)
     command = [sys.executable, "-m", "toolkit", "dashboard", str(folder / "fleet.yaml"), "--as", "wall", "--port", "0"]
-    command += ["--rollouts", str(folder / "rollouts")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -126,7 +126,6 @@ def test_it_sees_and_asks_and_orders_nothing(site):
     finally:
         process.kill()
         north.close()
-    assert not list((folder / "rollouts").glob("*"))
 
 
 def test_resuming_takes_an_operator(site):
@@ -134,14 +133,14 @@ def test_resuming_takes_an_operator(site):
     folder, _ = site
     from dataclasses import replace
 
-    from toolkit.rollout.files import RolloutFiles
+    from toolkit.rollout.files import RolloutFiles, default_folder
     from toolkit.rollout.rollout import Plan, Rollout
 
-    files = RolloutFiles(folder / "rollouts")
+    files = RolloutFiles(default_folder())
     plan = Plan("20260101-000000-abcd", "/b", "0" * 64, "m", "2", str(folder / "fleet.yaml"), "all", ("north",))
     files.write(replace(Rollout.of(plan), paused=True))
     command = [sys.executable, "-m", "toolkit", "dashboard", str(folder / "fleet.yaml"), "--as", "wall", "--port", "0"]
-    process = subprocess.Popen([*command, "--rollouts", str(folder / "rollouts")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         where = urlsplit(re.search(r"http://\S+:\d+", process.stderr.readline())[0]).netloc
         connection = http.client.HTTPConnection(where, timeout=30)

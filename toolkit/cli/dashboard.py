@@ -33,9 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--operator", metavar="NAME", help="let the page resume roll-outs, as this operator at the broker"
     )
-    parser.add_argument(
-        "--rollouts", metavar="DIR", type=Path, help="where roll-outs are kept (default: as `stonechat rollout`)"
-    )
     parser.add_argument("--read-only", action="store_true", help="show, but ask and change nothing")
     parser.add_argument(
         "--timeout", metavar="S", type=positive_number, default=300.0,
@@ -59,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.dashboard.live import LiveFleet
     from toolkit.dashboard.rollouts import Rollouts
     from toolkit.gateway.fleet import FleetModels
-    from toolkit.rollout.files import default_folder
     from toolkit.web.listen import listen_of
     from toolkit.web.server import WebServer
 
@@ -75,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(live.close)
         models = FleetModels(broker, client, watch=live.watch)
         stack.callback(models.close)
-        rollouts = Rollouts(args.rollouts or default_folder(), _operator(args, fleet))
+        rollouts = Rollouts(_operator(args, fleet))
         rollouts.watch(lambda found: live.put("rollouts", found))
         stack.callback(rollouts.close)
         live.put("links", editor.links())

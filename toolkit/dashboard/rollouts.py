@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigurationError, RefusedError, StonechatError
 from toolkit.rollout.control import fields_of, hold, is_paused, require_open
-from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.files import RolloutFiles, default_folder
 from toolkit.rollout.rollout import DevicePhase
 
 __all__ = ["Rollouts"]
@@ -26,11 +25,11 @@ LOOK_S = 1.0
 
 
 class Rollouts:
-    """A folder of roll-outs. May be used from any thread."""
+    """The roll-outs of this user. May be used from any thread."""
 
-    def __init__(self, folder: Path, operator: tuple[str, ...] | None) -> None:
+    def __init__(self, operator: tuple[str, ...] | None) -> None:
         """`operator`: flags of `stonechat rollout resume` that say who orders; None: nobody, from here."""
-        self._files = RolloutFiles(folder)
+        self._files = RolloutFiles(default_folder())
         self._operator = operator
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: dict[str, tuple[int, dict[str, Any]]] = {}  # those that change no more, and their files' times
@@ -94,7 +93,6 @@ class Rollouts:
             self._running[rollout_id] = subprocess.Popen(
                 [sys.executable, "-m", "toolkit", "rollout", "resume", rollout_id, *self._operator],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=None, cwd=Path(__file__).parents[2],
             )  # fmt: skip
 
     def _fields(self, rollout_id: str) -> dict[str, Any]:

@@ -54,7 +54,6 @@ class Page:
     url: str
     fleet: Path
     live: LiveFleet
-    rollouts: Path
 
     def call(self, path: str, body: object = None, method: str = "", **headers: str) -> tuple[int, dict[str, str], Any]:
         """(status, headers, parsed body); a call as the page makes it, unless `headers` say otherwise."""
@@ -70,9 +69,10 @@ class Page:
 
 
 @pytest.fixture
-def dashboard(port: int, tmp_path: Path) -> Iterator[Callable[..., Page]]:  # noqa: F811 (the fixture)
+def dashboard(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Page]]:  # noqa: F811 (the fixture)
     """Start one; it is ended after the test."""
     ends: list[Callable[[], None]] = []
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where roll-outs are kept
 
     def start(
         fleet: str | Path = FLEET, *, operator: tuple[str, ...] | None = (), read_only: bool = False, **listen: Any
@@ -84,7 +84,7 @@ def dashboard(port: int, tmp_path: Path) -> Iterator[Callable[..., Page]]:  # no
         live = LiveFleet(editor.fleet(), broker, None)
         live.watch.open()  # without waiting for what the broker keeps: each test waits for what it needs
         models = FleetModels(broker, None, watch=live.watch)
-        rollouts = Rollouts(tmp_path / "rollouts", operator)
+        rollouts = Rollouts(operator)
         rollouts.watch(lambda found: live.put("rollouts", found))
         live.put("links", editor.links())
         live.put("fleet", {"name": path.name, "broker": str(broker)})
@@ -103,7 +103,7 @@ def dashboard(port: int, tmp_path: Path) -> Iterator[Callable[..., Page]]:  # no
             assert not thread.is_alive()
 
         ends.append(end)
-        return Page(f"http://127.0.0.1:{server.port}", path, live, tmp_path / "rollouts")
+        return Page(f"http://127.0.0.1:{server.port}", path, live)
 
     yield start
     for end in ends:

@@ -14,7 +14,7 @@ from device_runtime.fleet import file
 from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
 from tests.toolkit.dashboard.conftest import FLEET
-from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.files import RolloutFiles, default_folder
 from toolkit.rollout.rollout import Plan, Rollout
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
@@ -238,7 +238,7 @@ class TestSlowly:
         assert fleet.links[1].name == "cold" and fleet.devices["north"].links == ("hot", "cold")
 
     def test_roll_outs_are_paused_and_aborted(self, dashboard, browser, tmp_path):
-        files = RolloutFiles(tmp_path / "rollouts")
+        files = RolloutFiles(default_folder())  # the test's own
         fleet = str(tmp_path / "fleet.yaml")
         plan = Plan("20260101-000000-abcd", "/b", "0" * 64, "advisor", "2", fleet, "all", ("north", "south"))
         page = dashboard(operator=None)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from device_runtime.bundle.folder import Bundle
 from tests.brokers import free_port
 from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
@@ -24,7 +25,7 @@ from tests.toolkit.dashboard.conftest import FLEET
 from toolkit.broker.access import Access
 from toolkit.cli import main
 from toolkit.dashboard.app import PAGES, STATIC
-from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.files import RolloutFiles, default_folder
 from toolkit.rollout.rollout import Plan, Rollout
 
 TOKEN = "a-token-of-these-tests"
@@ -258,8 +259,9 @@ class TestLinks:
 
 class TestRollouts:
     @pytest.fixture
-    def one(self, tmp_path: Path) -> RolloutFiles:
-        files = RolloutFiles(tmp_path / "rollouts")
+    def one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutFiles:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        files = RolloutFiles(default_folder())
         devices = ("north", "south")
         plan = Plan("20260101-000000-abcd", "/b", "0" * 64, "m", "2", str(tmp_path / "fleet.yaml"), "all", devices)
         files.write(replace(Rollout.of(plan), canaries=("north",)))
@@ -281,6 +283,29 @@ class TestRollouts:
         page = dashboard()
         for path in ("x/pause", "20260101-000000-abcd/delete", "..%2f..%2fetc/pause", ".x/abort"):
             assert page.call(f"/api/rollouts/{path}", {})[0] in (400, 404)
+
+    @pytest.mark.slow
+    def test_resuming_carries_it_on_in_a_process_of_its_own(self, dashboard, on_air, port, pi_bundle):
+        """The device has no slot folder, so that the roll-out ends with its refusal: what counts is who says so."""
+        device = on_air(ScriptedModel(["x"]))
+        name = device.topics.device
+        fleet = FLEET.replace("schema: 1", f'schema: 1\nbroker: {{url: "mqtt://127.0.0.1:{port}"}}').replace(
+            "south", name
+        )
+        page = dashboard(fleet)
+        bundle = Bundle.open(pi_bundle)
+        plan = Plan(
+            "20260101-000000-abcd", str(pi_bundle), bundle.manifest_sha256, "m", "2", str(page.fleet), "all", (name,)
+        )
+        files = RolloutFiles(default_folder())
+        files.write(replace(Rollout.of(plan), paused=True))
+        events = Events(page.url)
+        assert events.until(lambda some: some.get("rollouts"))["rollouts"][0]["paused"]
+        assert page.call(f"/api/rollouts/{plan.id}/resume", {})[0] == 200
+        ended = events.until(lambda some: some.get("rollouts", [{}])[0].get("ended"))["rollouts"][0]
+        assert ended["stage"] == "stopped" and ended["counts"]["failed"] == 1
+        assert "slot folder" in ended["devices"][name]["message"]
+        events.close()
 
     def test_without_an_operator_nobody_resumes_from_here(self, dashboard, one):
         page = dashboard(operator=None)
@@ -310,8 +335,9 @@ def test_the_page_is_light_and_comes_from_here_alone():
 def test_the_command_serves_until_sigterm(port, tmp_path):
     (tmp_path / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     command = [sys.executable, "-m", "toolkit", "dashboard", str(tmp_path / "fleet.yaml"), "--port", str(free_port())]
-    command += ["--broker", f"mqtt://127.0.0.1:{port}", "--rollouts", str(tmp_path / "rollouts")]
+    command += ["--broker", f"mqtt://127.0.0.1:{port}"]
     environment = {name: value for name, value in os.environ.items() if name != "STONECHAT_TOKEN"}
+    environment["XDG_STATE_HOME"] = str(tmp_path)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None
