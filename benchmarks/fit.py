@@ -24,9 +24,9 @@ from converters.emit.lint import measured_arena
 from converters.profiles import PROFILES
 from converters.quantize.rotation import folded
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MODEL
+from device_runtime.bundle.manifest import MODEL, TABLE
 from device_runtime.engine.tokenizer import read_tokenizer
-from device_runtime.machine.memory import arena, memory, model_bytes
+from device_runtime.machine.memory import Footprint, arena, memory, model_bytes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tests/random_checkpoint.py
@@ -47,18 +47,47 @@ class Row:
         return self.predicted / self.measured - 1
 
 
+def predicted(bundle: Bundle) -> Footprint:
+    """By what its manifest says."""
+    manifest = bundle.manifest
+    tokenizer, graph = (manifest.files[name].size_bytes for name in (manifest.tokenizer.file, MODEL))
+    counts, table = manifest.counts[manifest.profile], TABLE in manifest.files
+    return memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer, graph, table)
+
+
 def memory_rows(name: str, bundle: Bundle) -> Iterator[Row]:
     """The peak of the first start and of a later one, MB."""
-    manifest = bundle.manifest
     os.sync()  # pages that are still to be written stay in memory, and are not what a device has
-    tokenizer_bytes = manifest.files[manifest.tokenizer.file].size_bytes
-    graph_bytes = manifest.files[MODEL].size_bytes
-    counts = manifest.counts[manifest.profile]
-    expected = memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer_bytes, graph_bytes)
+    expected = predicted(bundle)
     with tempfile.TemporaryDirectory() as cache:
         first, later = (peak_mb(bundle, Path(cache)) for _ in range(2))
     yield Row(f"{name}, first start", expected.total / 1e6, first, "MB")
-    yield Row(f"{name}, later", expected.later / 1e6, later, "MB")
+    yield Row(f"{name}, later", expected.total / 1e6, later, "MB")
+
+
+# Asks prompts that begin differently, each of which fills the context, and keeps what it may of them.
+_KEEPING = """
+import json, sys
+from device_runtime.machine.machine import numpy_without_threads, peak_rss_mb
+numpy_without_threads()
+from device_runtime.engine.language_model import LanguageModel
+with LanguageModel.open(sys.argv[1], keep_bytes=int(sys.argv[2])) as model:
+    room = model.manifest.context - len(model.manifest.prefix_tokens) - 8
+    for number in range(8):
+        text = f"{number} " + " the" * room
+        while len(model.encode(text)) > room:
+            text = text[: -4 * max(1, len(text) // 64)]
+        list(model.generate(text, max_new=4))
+    print(json.dumps([peak_rss_mb(), model.states.used_bytes]))
+"""
+
+
+def kept_row(name: str, bundle: Bundle, keep_bytes: int = 48 << 20) -> Row:
+    """The peak of a process that has answered several prompts, and keeps states of them, MB."""
+    command = [sys.executable, "-c", _KEEPING, str(bundle.path), str(keep_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    peak, kept = json.loads(done.stdout)
+    return Row(f"{name}, with kept states", (predicted(bundle).total + kept) / 1e6, peak, "MB")
 
 
 def peak_mb(bundle: Bundle, cache: Path) -> float:
@@ -107,6 +136,8 @@ def rows(checkpoint: Checkpoint, folder: Path, plan: list[tuple[str, int]], fast
         bundle = convert(checkpoint, folder / f"{profile}-{context}", Options(profile, context, fast=fast))  # type: ignore[arg-type]
         yield size_row(name, checkpoint, bundle)
         yield from memory_rows(name, bundle)
+        if profile == "pi":
+            yield kept_row(name, bundle)
         if profile == "micro":
             yield arena_row(name, checkpoint, bundle, fast)
 

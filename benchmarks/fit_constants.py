@@ -28,7 +28,7 @@ from fit import ROOT, peak_mb
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MODEL, Arena, GraphCounts
+from device_runtime.bundle.manifest import MODEL, TABLE, Arena, GraphCounts
 from device_runtime.machine import memory as footprint
 
 # vocabulary, width, layers, heads, kv_heads, head_dim, ffn_width, context: each constant's factor varies by itself
@@ -92,7 +92,8 @@ def known_part(bundle: Bundle) -> footprint.Footprint:
     tokenizer = manifest.files[manifest.tokenizer.file].size_bytes
     size = manifest.files[MODEL].size_bytes
     counts = manifest.counts[manifest.profile]
-    return footprint.memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer, size)
+    table = TABLE in manifest.files
+    return footprint.memory(manifest.graph, counts, manifest.profile, manifest.context, tokenizer, size, table)
 
 
 def pi_constants(folder: Path) -> Iterator[Constant]:

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bytecode import with_bytecode
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 VENV = ROOT / ".venv-peers"
@@ -90,9 +92,10 @@ def convert(checkpoint: Path, weights: str) -> Path:
 def measure(contestants: dict[str, list[str]], runs: int) -> dict[str, list[dict[str, float]]]:
     """`runs` runs of each, in turns, after one of each that warms the caches."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    environment = with_bytecode()
     for i in range(runs + 1):
         for name, command in contestants.items():
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
             if done.returncode != 0:
                 sys.exit(f"{name} failed: {done.stderr.strip()[-500:]}")
             if i > 0:

@@ -1,12 +1,15 @@
 """Readings answered a minute: two links in turn, answers of four fields, beside an earlier stonechat and llama.cpp.
 
-    python benchmarks/readings.py BUNDLE [--against TREE] [--llama Q8_0.gguf] [--readings 12] [--rounds 3] [--json]
+    python benchmarks/readings.py BUNDLE [--against TREE] [--llama Q8_0.gguf] [--readings 12] [--rounds 3] [--sentence]
+        [--json]
 
 Each link has an instruction of about fifty tokens; their readings come in turn, so that each displaces the other's
 prompt. Every round is a process of its own for each contestant, one thread, and they take turns, so that the machine's
 moods reach all of them; what counts is the ratio, of the clock's time and of the processor's, which is the one to read
 on a busy machine. TREE is a checkout of an earlier commit (`git worktree add`), which opens the same bundle. llama.cpp
 answers through llama-cpp-python's `response_format`, with its prompt cache; `make peers` builds it and makes the file.
+With --sentence each answer has a free sentence of about 40 tokens as well, and the figure is the time for each of its
+tokens, the prompt's time included.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bytecode import with_bytecode
+
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = (
     "You watch the boilers of a laundry. Say how severe a reading is, what causes it, what to do and how soon. "
@@ -36,12 +41,15 @@ FIELDS = {
     "action": ["nothing", "inspect", "stop", "call"],
     "priority": ["low", "normal", "high"],
 }
-SCHEMA = {
-    "type": "object",
-    "properties": {name: {"enum": values} for name, values in FIELDS.items()},
-    "required": list(FIELDS),
-    "additionalProperties": False,
-}
+SENTENCE = {"type": "string", "minLength": 130, "maxLength": 170}  # about 40 tokens
+
+
+def schema(sentence: bool) -> dict[str, Any]:
+    """Of the answers."""
+    properties: dict[str, Any] = {name: {"enum": values} for name, values in FIELDS.items()}
+    if sentence:
+        properties["advice"] = SENTENCE
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def prompts(count: int) -> list[tuple[str, str]]:
@@ -53,8 +61,13 @@ def prompts(count: int) -> list[tuple[str, str]]:
     return found
 
 
-def ours(bundle: str) -> Callable[[str, str], str]:
-    """Answers by whatever stonechat PYTHONPATH has."""
+# Answers a reading after a system message; counts a text's tokens.
+Contestant = tuple[Callable[[str, str], str], Callable[[str], int]]
+
+
+def ours(bundle: str, form: dict[str, Any]) -> Contestant:
+    """Whatever stonechat PYTHONPATH has."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as its commands that answer have it
     from device_runtime.engine import LanguageModel
 
     model = LanguageModel.open(bundle, threads=1)
@@ -62,30 +75,31 @@ def ours(bundle: str) -> Callable[[str, str], str]:
 
     def answer(system: str, reading: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": reading}]
-        return "".join(model.generate(messages, schema=SCHEMA, max_new=120, **options))
+        return "".join(model.generate(messages, schema=form, max_new=120, **options))
 
-    return answer
+    return answer, lambda text: len(model.encode(text)) - len(model.manifest.prefix_tokens)
 
 
-def llama(model_path: str) -> Callable[[str, str], str]:
-    """Answers by llama.cpp."""
+def llama(model_path: str, form: dict[str, Any]) -> Contestant:
+    """llama.cpp."""
     from llama_cpp import Llama, LlamaRAMCache
 
     model = Llama(model_path, n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
     model.set_cache(LlamaRAMCache(256 << 20))
-    held = {"type": "json_object", "schema": SCHEMA}
+    held = {"type": "json_object", "schema": form}
 
     def answer(system: str, reading: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": reading}]
         done = model.create_chat_completion(messages, response_format=held, max_tokens=120, temperature=0)
         return str(done["choices"][0]["message"]["content"])
 
-    return answer
+    return answer, lambda text: len(model.tokenize(text.encode(), add_bos=False))
 
 
-def work(kind: str, model: str, count: int) -> None:
+def work(kind: str, model: str, count: int, sentence: bool) -> None:
     """One contestant, in a process of its own: prints one line of JSON."""
-    answer = ours(model) if kind == "stonechat" else llama(model)
+    form = schema(sentence)
+    answer, tokens = ours(model, form) if kind == "stonechat" else llama(model, form)
     asked = prompts(count + 2)
     for system, reading in asked[:2]:  # each link once: what is kept from here on is what a device keeps
         answer(system, reading)
@@ -93,8 +107,12 @@ def work(kind: str, model: str, count: int) -> None:
     texts = [answer(system, reading) for system, reading in asked[2:]]
     seconds, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
     for text in texts:
-        assert list(json.loads(text)) == list(FIELDS), text
-    print(json.dumps({"per_minute": 60 * count / seconds, "per_cpu_minute": 60 * count / cpu_s}))
+        assert list(json.loads(text)) == list(form["properties"]), text
+    if sentence:
+        written = sum(map(tokens, texts))
+        print(json.dumps({"ms_a_token": 1e3 * seconds / written, "cpu_ms_a_token": 1e3 * cpu_s / written}))
+    else:
+        print(json.dumps({"per_minute": 60 * count / seconds, "per_cpu_minute": 60 * count / cpu_s}))
 
 
 def main() -> None:
@@ -106,20 +124,22 @@ def main() -> None:
     parser.add_argument("--llama-python", metavar="PYTHON", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--readings", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sentence", action="store_true", help="with a free sentence of about 40 tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     script, count, bundle = str(Path(__file__).resolve()), str(args.readings), str(args.bundle.resolve())
-    worker = [sys.executable, script, "--work", "stonechat", bundle, count]
+    more = ["sentence"] if args.sentence else []
+    worker = [sys.executable, script, "--work", "stonechat", bundle, count, *more]
     contestants = {"stonechat": (worker, ROOT)}
     if args.against is not None:
         contestants["stonechat before"] = (worker, args.against.resolve())
     if args.llama is not None:
-        command = [str(args.llama_python), script, "--work", "llama.cpp", str(args.llama.resolve()), count]
+        command = [str(args.llama_python), script, "--work", "llama.cpp", str(args.llama.resolve()), count, *more]
         contestants["llama.cpp"] = (command, ROOT)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(args.rounds):
         for name, (command, tree) in contestants.items():
-            environment = os.environ | {"PYTHONPATH": str(tree)}
+            environment = with_bytecode() | {"PYTHONPATH": str(tree)}
             done = subprocess.run(command, capture_output=True, text=True, cwd=tree, env=environment)
             if done.returncode != 0:
                 sys.exit(f"{name} failed: {done.stderr.strip()[-500:]}")
@@ -127,17 +147,20 @@ def main() -> None:
     if args.json:
         print(json.dumps(runs, indent=1))
         return
-    for figure, label in (("per_minute", "a minute"), ("per_cpu_minute", "a minute of processor time")):
+    figures = {"per_minute": "readings a minute", "per_cpu_minute": "readings a minute of processor time"}
+    if args.sentence:
+        figures = {"ms_a_token": "ms a token", "cpu_ms_a_token": "ms of processor time a token"}
+    for figure, label in figures.items():
         mine = [run[figure] for run in runs["stonechat"]]
         for name, found in runs.items():
             rates = [run[figure] for run in found]
             ratio = statistics.median(a / b for a, b in zip(mine, rates, strict=True))
             spread = f"{min(rates):.1f} to {max(rates):.1f}"
-            print(f"{name:<18}{statistics.median(rates):>6.1f} readings {label} ({spread}), ratio {ratio:.2f}")
+            print(f"{name:<18}{statistics.median(rates):>6.1f} {label} ({spread}), ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        work(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:] == ["sentence"])
     else:
         main()

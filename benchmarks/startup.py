@@ -1,6 +1,7 @@
 """Where the time from process start to the first token goes: `python benchmarks/startup.py BUNDLE [--runs 5]`.
 
-Each run is a process of its own, after one that warms the caches. Medians, in milliseconds since the step before.
+Each run is a process of its own, after one that warms the caches. Medians, in milliseconds since the step before: of
+the clock, and of the processor in all threads, which is the one to read on a busy machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from bytecode import with_bytecode
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 64  # tokens
@@ -30,30 +33,34 @@ def main() -> None:
         print(json.dumps(steps_of_this_process(args.bundle, args.threads)))
         return
     command = [sys.executable, __file__, str(args.bundle), "--threads", str(args.threads), "--once"]
-    runs = []
+    runs: list[dict[str, tuple[float, float]]] = []
     for i in range(args.runs + 1):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=with_bytecode())
         if i > 0:
             runs.append(json.loads(done.stdout.splitlines()[-1]))
-    total = statistics.median(sum(run.values()) for run in runs)
+    totals = [statistics.median(sum(step[kind] for step in run.values()) for run in runs) for kind in (0, 1)]
+    print(f"{'':<20}{'clock, ms':>12}{'share':>28}{'processor, ms':>16}{'share':>8}")
     for step in runs[0]:
-        values = [run[step] for run in runs]
-        middle = statistics.median(values)
-        print(f"{step:<20}{middle:8.0f} ms ({min(values):.0f} to {max(values):.0f}){middle / total:8.0%}")
-    print(f"{'all':<20}{total:8.0f} ms")
+        clock, cpu = ([run[step][kind] for run in runs] for kind in (0, 1))
+        middle, middle_cpu = statistics.median(clock), statistics.median(cpu)
+        spread = f"({min(clock):.0f} to {max(clock):.0f})"
+        shares = f"{middle / totals[0]:8.0%}", f"{middle_cpu / totals[1]:8.0%}"
+        print(f"{step:<20}{middle:12.0f}{spread:>20}{shares[0]}{middle_cpu:16.0f}{shares[1]}")
+    print(f"{'all':<20}{totals[0]:12.0f}{'':28}{totals[1]:16.0f}")
 
 
-def steps_of_this_process(path: Path, threads: int) -> dict[str, float]:
-    """Milliseconds of each step."""
-    steps: dict[str, float] = {}
-    last_ms = since_start_ms()
-    steps["interpreter"] = last_ms
+def steps_of_this_process(path: Path, threads: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each step: of the clock, and of the processor."""
+    steps: dict[str, tuple[float, float]] = {}
+    last = since_start_ms(), time.process_time() * 1e3
+    steps["interpreter"] = last
 
     def done(step: str) -> None:
-        nonlocal last_ms
-        now_ms = since_start_ms()
-        steps[step], last_ms = now_ms - last_ms, now_ms
+        nonlocal last
+        now = since_start_ms(), time.process_time() * 1e3
+        steps[step], last = (now[0] - last[0], now[1] - last[1]), now
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as machine.numpy_without_threads, of which this is a part
     import numpy  # noqa: F401  # what it costs is the question
 
     done("numpy")

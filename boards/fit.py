@@ -14,7 +14,7 @@ from typing import Literal
 from boards.board import Board
 from boards.catalogue import board_ids, load_board
 from boards.proportions import parameters_of, parameters_text, scaled, two_digits
-from device_runtime.bundle.manifest import IMAGE, MODEL, Arena, EngineMemory, GraphCounts, GraphShape, Manifest
+from device_runtime.bundle.manifest import IMAGE, MODEL, TABLE, Arena, EngineMemory, GraphCounts, GraphShape, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
 from device_runtime.machine.memory import (
@@ -64,6 +64,7 @@ class Subject:
     boards: tuple[str, ...] = ()  # that it is meant for; empty: any
     task: str = "generate"
     weight_bits: int = 8  # of one weight of a matmul
+    tokenizer_table: bool = False  # whether the engine reads a table instead of the tokenizer's file
 
     @property
     def reads_at_once(self) -> bool:
@@ -79,7 +80,7 @@ class Subject:
         return cls(
             manifest.name, manifest.profile, manifest.context, manifest.graph, manifest.counts, tokenizer,
             sizes[MODEL], other, manifest.arena, sizes.get(IMAGE), manifest.engine, manifest.boards, manifest.task,
-            manifest.weight_bits,
+            manifest.weight_bits, TABLE in sizes,
         )  # fmt: skip
 
     def with_context(self, context: int) -> Subject:
@@ -242,11 +243,11 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     if board.kind == "linux":
         counts = subject.counts[subject.profile]
         peak = memory(
-            subject.graph, counts, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes
-        )
+            subject.graph, counts, subject.profile, subject.context, subject.tokenizer_bytes, subject.graph_bytes,
+            subject.tokenizer_table,
+        )  # fmt: skip
         parts = {
-            "memory": ("memory, peak of the first start", peak.total),
-            "memory_later": ("  of later starts", peak.later),
+            "memory": ("memory, peak", peak.total),
             "weights": ("  weights", peak.weights),
             "kv_cache": ("  kv_cache", peak.kv_cache),
             "graph": ("  records of the graph", peak.graph),
@@ -258,6 +259,9 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
     else:
         figures |= _microcontroller(board, subject)
     figures["memory_there"] = Figure("  of the model's share", board.model_budget_kib << 10, "bytes", "quoted")
+    if board.kind == "linux" and subject.task == "generate":
+        kept = board.memory.prompt_states_bytes
+        figures["kept_states"] = Figure("  beside it, for states that are kept", kept, "bytes", "quoted")
     if board.memory.weights == "flash":  # the kv_cache is read from RAM, beside it
         per_token, read = subject.graph.weight_bytes, "weights read for each token"
     elif subject.reads_at_once:

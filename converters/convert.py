@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.checkpoints import Checkpoint, TokenizerFile, finite_weights
+from converters.emit.tokenizer_table import write_tokenizer_table
 from converters.measure.report import int16_report, quality_report
 from converters.network.config import NetworkConfig, unsupported
 from converters.network.decoder import require_support
@@ -239,7 +240,10 @@ def _build(
 def _write_tokenizer(work: Path, file: TokenizerFile) -> Tokenizer:
     (work / file.file_name).write_bytes(file.content)
     path = work / file.file_name
-    return read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced, own_space=file.own_space)
+    tokenizer = read_tokenizer(path, file.chat_template, file.eos_ids, spaced=file.spaced, own_space=file.own_space)
+    if path.suffix == ".json":
+        write_tokenizer_table(work, file.content, tokenizer)
+    return tokenizer
 
 
 def _prefix_tokens(file: TokenizerFile, tokenizer: Tokenizer, context: int, options: Options) -> list[int]:

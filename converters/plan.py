@@ -9,6 +9,7 @@ from boards import Board
 from boards.fit import Subject, advised_context, require_fit
 from converters.checkpoints import Checkpoint
 from converters.convert import graph_counts, graph_shape
+from converters.emit.c.byte_level_bpe import may_have_table
 from converters.profiles import PROFILES, WeightType, profile_of
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.memory import PREFILL_TOKENS
@@ -26,15 +27,18 @@ def subject_of(
     prefix = (
         2 * 4 * sum(block.attention.kv_width for block in config.blocks) + 4 * config.vocabulary
     )  # one position, and its logits
+    content = checkpoint.tokenizer.content
+    table = checkpoint.tokenizer.file_name == "tokenizer.json" and may_have_table(content)
     return Subject(
         checkpoint.name,
         profile,
         context,
         graph_shape(config, profile_of(profile, weights), context),
         graph_counts(config, max(context, PREFILL_TOKENS), profile_of(profile, weights)),
-        len(checkpoint.tokenizer.content),
-        other_bytes=_MANIFEST_BYTES + prefix,
+        len(content),
+        other_bytes=_MANIFEST_BYTES + prefix + (len(content) // 2 if table else 0),
         weight_bits=profile_of(profile, weights).weight_bits,
+        tokenizer_table=table,
     )
 
 

@@ -155,6 +155,9 @@ def _process_start_s(pid: int) -> float:
 
 
 def _main() -> None:
+    from device_runtime.machine.machine import numpy_without_threads
+
+    numpy_without_threads()
     bundle, prompt_tokens, new_tokens, threads, backend = sys.argv[1:]
     try:
         run = measure_once(Path(bundle), int(prompt_tokens), int(new_tokens), int(threads) or None, backend or None)

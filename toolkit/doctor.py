@@ -18,8 +18,7 @@ from boards.detect import detect_here
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet import file as fleet
 from device_runtime.machine.kernels import better_package, kernel_family
-from device_runtime.machine.machine import program_arch, temperature_c, throttled
-from device_runtime.machine.requirements import cpu_features
+from device_runtime.machine.machine import cpu_features, program_arch, temperature_c, throttled
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
 

@@ -15,13 +15,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, PREFIX, FileEntry, Manifest
-from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.trust import TrustStore
 
 __all__ = ["Bundle", "cache_folder", "read_signature"]
 
@@ -157,6 +160,8 @@ def read_signature(folder: Path) -> bytes | None:
     Raises:
         BundleError: it is too long to be one, or cannot be read.
     """
+    from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE
+
     try:
         return _read_at_most(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
     except FileNotFoundError:

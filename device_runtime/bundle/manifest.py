@@ -21,6 +21,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MODEL",
     "PREFIX",
+    "TABLE",
     "ActivationPeak",
     "Arena",
     "EncoderInfo",
@@ -39,6 +40,7 @@ FORMAT = 1  # of the manifest; raised when an older runtime could misread a newe
 MANIFEST = "manifest.json"
 MODEL = "model.tflite"
 PREFIX = "prefix.npz"
+TABLE = "tokenizer.table"  # of a tokenizer.json, where the engine can do without that
 IMAGE = "model.image"  # of a micro graph, for the C engine
 MAX_MANIFEST_BYTES = 2**20
 _COMMANDS = {  # task -> the command that asks such a bundle, and what it does

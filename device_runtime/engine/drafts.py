@@ -7,13 +7,14 @@ because each token is chosen from the logits that single steps would have given.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-__all__ = ["EarlierAnswers", "Repetition"]
+__all__ = ["AnswerHistories", "AnswerHistory", "EarlierAnswers", "Repetition"]
 
 _KEPT = 16  # answers
 _LEAD = 3  # last tokens of a prompt, which say where an answer begins
+_BEGINNINGS = 64  # of prompts
 _LONGEST, _SHORTEST = 4, 2  # tokens that have to be the same before a guess
 
 
@@ -54,6 +55,48 @@ class Repetition:
             for sequence in (known, *self._earlier):
                 if found := _following(sequence, end, count):
                     return found
+        return []
+
+
+class AnswerHistories:
+    """Answers of fields, by what their prompts begin with: readings of one link are often answered alike."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], AnswerHistory] = OrderedDict()
+
+    def after(self, beginning: Sequence[int]) -> AnswerHistory:
+        """The answers to prompts that begin with these tokens."""
+        key = tuple(beginning)
+        history = self._kept.setdefault(key, AnswerHistory())
+        self._kept.move_to_end(key)
+        if len(self._kept) > _BEGINNINGS:
+            self._kept.popitem(last=False)
+        return history
+
+
+class AnswerHistory:
+    """The tokens of the last answers to prompts that begin alike."""
+
+    def __init__(self) -> None:
+        self._answers: deque[tuple[int, ...]] = deque(maxlen=_KEPT)  # each of them once, the last one first
+
+    def add(self, answer: Sequence[int]) -> None:
+        """Remember one."""
+        tokens = tuple(answer)
+        if tokens in self._answers:
+            self._answers.remove(tokens)
+        self._answers.appendleft(tokens)
+
+    def likely(self, answer: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens that may follow what there is of an answer: as in the last one that began the same,
+        else in one that was the same a few tokens ago."""
+        known = tuple(answer)
+        for earlier in self._answers:
+            if earlier[: len(known)] == known:
+                return list(earlier[len(known) : len(known) + count])
+        for earlier in self._answers:
+            if len(known) >= _LEAD and (found := _following(earlier, list(known[-_LEAD:]), count)):
+                return found
         return []
 
 

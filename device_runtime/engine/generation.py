@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.drafts import EarlierAnswers, Repetition
@@ -14,8 +14,10 @@ from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import Finish, StopStrings
 from device_runtime.engine.text_stream import TextStream
-from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import IncompleteError
+
+if TYPE_CHECKING:
+    from device_runtime.engine.tokenizer import Tokenizer
 
 __all__ = ["AnswerText", "Completion", "Generation", "Stopwatch"]
 

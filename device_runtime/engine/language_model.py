@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import Manifest
-from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
 from device_runtime.engine.drafts import EarlierAnswers
@@ -19,28 +17,27 @@ from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
-from device_runtime.engine.states.saved import has_conversation, load_conversation, save_conversation
 from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.states.store import PromptStates, default_keep_bytes
-from device_runtime.engine.structured import Constraint, SchemaCompiler, no_room
 from device_runtime.engine.text.segments import Markup
-from device_runtime.engine.tokenizer import Tokenizer
-from device_runtime.engine.typed.abstention import Abstention
-from device_runtime.engine.typed.choice import by_field, confidence_of
-from device_runtime.engine.typed.form import FieldForm, field_forms, free_texts, shortest_answer
-from device_runtime.engine.typed.generation import TypedGeneration
-from device_runtime.engine.typed.labels import LabelPaths
-from device_runtime.engine.typed.priors import Priors, PriorStore
 from device_runtime.errors import ContextOverflowError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest
+    from device_runtime.bundle.trust import TrustStore
+    from device_runtime.engine.structured import Constraint
+    from device_runtime.engine.tokenizer import Tokenizer
+    from device_runtime.engine.typed.abstention import Abstention
+    from device_runtime.engine.typed.answers import SchemaAnswers
+    from device_runtime.engine.typed.generation import TypedGeneration
     from device_runtime.tasks.classify import WrittenAnswer
     from device_runtime.tasks.opened import OpenedTask, OpenedTasks
 
-__all__ = ["AnyGeneration", "Completion", "Generation", "LanguageModel", "Markup", "Message"]
+    AnyGeneration = Generation | TypedGeneration | Abstention  # they are used alike
 
-AnyGeneration = Generation | TypedGeneration | Abstention  # they are used alike
+__all__ = ["Completion", "Generation", "LanguageModel", "Markup", "Message"]
+
 _GREEDY = Sampling()
 NOTHING = "N/A"
 _BEGINNINGS = 64  # of prompts, whose tokens are remembered
@@ -61,7 +58,6 @@ class LanguageModel:
         self.manifest: Manifest = bundle.manifest
         self._bundle = bundle
         self._prompts = PromptEncoder(bundle.manifest, tokenizer)
-        self._schemas = SchemaCompiler(bundle)
         self._tasks: OpenedTasks | None = None
         if bundle.manifest.purpose is not None:  # reading one needs YAML, which takes its time at start-up
             from device_runtime.tasks.opened import OpenedTasks
@@ -70,7 +66,6 @@ class LanguageModel:
         self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
         self._earlier = EarlierAnswers()
-        self._prior_store = PriorStore()
         self._beginnings: OrderedDict[str, list[int]] = OrderedDict()  # tokens of what several prompts begin with
 
     @classmethod
@@ -153,6 +148,8 @@ class LanguageModel:
         if task is not None:
             given = task.read(prompt)
             if not given.readable:
+                from device_runtime.engine.typed.abstention import Abstention
+
                 return Abstention(given.unfamiliar)
             prompt, schema, unfamiliar = task.asked(given), schema or task.schema, given.unfamiliar
             tokens, limit = self._prompts.plan(prompt, max_new)
@@ -192,40 +189,31 @@ class LanguageModel:
         fixed = None if head is None or isinstance(prompt, str) else self._fixed(prompt, head, tokens)
         parts = self._cache, self._tokenizer, tokens, limit, Sampler(sampling)
         drawn = bool(stop or sampling.temperature)
-        if not drawn and not isinstance(prompt, str) and (fields := self._scored(schema)):
-            priors = None if nothing is None else self._priors_against(prompt, nothing)
-            held = self._held(schema, fields, limit)
-            return TypedGeneration(*parts, fields, held, fixed, priors, temperatures, unfamiliar)
+        if (
+            schema is not None
+            and not drawn
+            and not isinstance(prompt, str)
+            and (fields := self._answers.scored_fields(schema))
+        ):
+            from device_runtime.engine.typed.generation import TypedGeneration
+
+            priors = None if nothing is None else self._answers.priors_against(prompt, nothing)
+            held = self._answers.of_written_fields(schema, fields, limit)
+            history = self._answers.histories.after(tokens[:fixed] if fixed is not None else ())
+            return TypedGeneration(
+                *parts, fields, held, fixed, priors, temperatures, unfamiliar, history, self._answers.paths
+            )
         written = None if task is None else task.decided()
-        held = self._schemas.constraint(schema, limit) if schema is not None and written is None else None
+        held = self._answers.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
         judge = partial(self._confidence, temperatures, schema, held, written)
         return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar, self._earlier)
 
-    def _scored(self, schema: Mapping[str, Any] | None) -> list[FieldForm]:
-        """The fields of an answer that is written field by field; none where it cannot be, or has nothing to score."""
-        fields = field_forms(schema) if schema is not None else []
-        if all(field.labels is None for field in fields):
-            return []
-        texts = [f'{{"{field.name}": {label}}}' for field in fields for label in field.labels or ("0",)]
-        return fields if all(map(LabelPaths(self._tokenizer).can_write, texts)) else []
+    @cached_property
+    def _answers(self) -> SchemaAnswers:
+        from device_runtime.engine.typed.answers import SchemaAnswers  # with the grammar library's side, it takes time
 
-    def _held(self, schema: Mapping[str, Any] | None, fields: Sequence[FieldForm], limit: int) -> Constraint | None:
-        """What holds the fields that the model writes; None where it writes none.
-
-        Raises:
-            SchemaError: even the shortest answer is longer than `limit` tokens.
-        """
-        if schema is None or all(field.labels is not None for field in fields):
-            if (least := len(self._tokenizer.encode_inside(shortest_answer(fields)))) > limit:
-                raise no_room(least, limit)
-            return None
-        return self._schemas.constraint({**schema, "required": [field.name for field in fields]}, limit)
-
-    def _priors_against(self, messages: Sequence[Message], nothing: str) -> Priors:
-        """How labels are answered where the last message says nothing."""
-        *before, last = messages
-        return self._prior_store.against(self.encode([*before, {**last, "content": nothing}]))
+        return SchemaAnswers(self._bundle, self._tokenizer, self.encode)
 
     def _confidence(
         self,
@@ -236,16 +224,11 @@ class LanguageModel:
         text: str,
     ) -> Mapping[str, float] | None:
         """Of a whole answer that was held to a schema."""
-        if written is not None:
-            choices = written.choices
-        elif held is not None and schema is not None:
-            answer = json.loads(text)
-            if not isinstance(answer, dict):
-                return None
-            choices = by_field(answer, text, held.decisions, free_texts(schema))
-        else:
+        if schema is None and written is None:
             return None
-        return {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}
+        from device_runtime.engine.typed.answers import confidence_in
+
+        return confidence_in(temperatures, schema, held, written, text)
 
     def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
         """How many tokens of a prompt are those of its fixed beginning."""
@@ -262,6 +245,8 @@ class LanguageModel:
 
     def has_conversation(self, name: str) -> bool:
         """Whether a conversation was kept under this name."""
+        from device_runtime.engine.states.saved import has_conversation
+
         return has_conversation(self._bundle, name)
 
     def save_conversation(self, name: str, messages: Sequence[Message]) -> Path:
@@ -271,6 +256,8 @@ class LanguageModel:
             ConfigurationError: the name is no name, or there is no place for the file.
             BackendError: this backend's state cannot be copied.
         """
+        from device_runtime.engine.states.saved import save_conversation
+
         return save_conversation(self._bundle, self._cache, self.backend, name, messages)
 
     def load_conversation(self, name: str) -> list[Message]:
@@ -279,6 +266,8 @@ class LanguageModel:
         Raises:
             ConfigurationError: there is none of that name, or it is damaged.
         """
+        from device_runtime.engine.states.saved import load_conversation
+
         return load_conversation(self._bundle, self._cache, self.backend, name)
 
     def measure(self, tokens: Sequence[int], max_new: int) -> Completion:
@@ -300,7 +289,7 @@ class LanguageModel:
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
-        self._schemas.check(schema, max_new)
+        self._answers.check(schema, max_new)
 
     @property
     def tokens_per_pass(self) -> float | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import Manifest
+from device_runtime.bundle.manifest import TABLE, Manifest
 from device_runtime.engine.chat import Message, render_segments
 from device_runtime.engine.text.segments import Markup, Segment
-from device_runtime.engine.text.tokenizer_trial import try_tokenizer
-from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
+from device_runtime.engine.text.table_tokenizer import TableTokenizer
 from device_runtime.errors import BundleError, ConfigurationError, ContextOverflowError
 
-__all__ = ["PromptEncoder", "tokenizer_of"]
+if TYPE_CHECKING:
+    from device_runtime.engine.tokenizer import Tokenizer
+
+__all__ = ["PromptEncoder", "tokenizer_file", "tokenizer_of"]
 
 
 def tokenizer_of(bundle: Bundle) -> Tokenizer:
@@ -21,17 +25,35 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer:
     Raises:
         BundleError: it cannot be read.
     """
-    manifest = bundle.manifest
-    info = manifest.tokenizer
+    if TABLE in bundle.manifest.files:
+        return TableTokenizer(bundle.path / TABLE, lambda: _by_library(bundle))
+    return _by_library(bundle)
+
+
+def tokenizer_file(bundle: Bundle) -> Path:
+    """The bundle's tokenizer.json or tokenizer.model, which libraries can read.
+
+    Raises:
+        BundleError: they cannot.
+    """
+    from device_runtime.engine.text.tokenizer_trial import try_tokenizer
+
+    path = bundle.path / bundle.manifest.tokenizer.file
     record = bundle.cache_path / "tokenizer-tried" if bundle.cache_path else None
-    if wrong := try_tokenizer(bundle.path / info.file, record):
+    if wrong := try_tokenizer(path, record):
         raise BundleError(
-            f"{bundle.path / info.file} cannot be used as a tokenizer: {wrong}. Convert the checkpoint again, "
-            "or another export of the model."
+            f"{path} cannot be used as a tokenizer: {wrong}. Convert the checkpoint again, or another export of the "
+            "model."
         )
-    return read_tokenizer(
-        bundle.path / info.file, manifest.chat_template, info.eos_ids, spaced=info.spaced, own_space=info.own_space
-    )
+    return path
+
+
+def _by_library(bundle: Bundle) -> Tokenizer:
+    from device_runtime.engine.tokenizer import read_tokenizer
+
+    info, template = bundle.manifest.tokenizer, bundle.manifest.chat_template
+    path = tokenizer_file(bundle)
+    return read_tokenizer(path, template, info.eos_ids, spaced=info.spaced, own_space=info.own_space)
 
 
 class PromptEncoder:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
+from device_runtime.engine.prompts import tokenizer_file
 from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.schema.sample import sample
@@ -45,13 +46,13 @@ class SchemaCompiler:
     """Makes constraints for one bundle's tokenizer. Compiled schemas are kept."""
 
     def __init__(self, bundle: Bundle) -> None:
-        manifest = bundle.manifest
-        self._path = bundle.path / manifest.tokenizer.file
+        manifest, path = bundle.manifest, bundle.path / bundle.manifest.tokenizer.file
+        self._bundle = bundle
         self._vocabulary, self._eos = manifest.graph.vocabulary, list(manifest.tokenizer.eos_ids)
         self._tokenizer: GrammarTokenizer | None = None  # made at the first schema: it takes some time and memory
         self._made: OrderedDict[str, _Compiled] = OrderedDict()
         self._refused: OrderedDict[str, str] = OrderedDict()  # schema -> why
-        self._trial = schema_trial(self._path, self._vocabulary, tuple(self._eos))
+        self._trial = schema_trial(path, self._vocabulary, tuple(self._eos))
         self._free_positions = manifest.context - len(manifest.prefix_tokens)
 
     def check(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
@@ -68,7 +69,7 @@ class SchemaCompiler:
         matcher_class = grammar_library()
         source = _source(schema)
         if self._tokenizer is None:
-            self._tokenizer = GrammarTokenizer(self._path, self._vocabulary, self._eos)
+            self._tokenizer = GrammarTokenizer(tokenizer_file(self._bundle), self._vocabulary, self._eos)
         tokenizer = self._tokenizer
         if source not in self._made:
             self._try(schema, source)

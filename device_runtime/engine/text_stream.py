@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from device_runtime.engine.tokenizer import Tokenizer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from device_runtime.engine.tokenizer import Tokenizer
 
 __all__ = ["TextStream"]
 

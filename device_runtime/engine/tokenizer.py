@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from device_runtime.engine.text.segments import Segment
+from device_runtime.engine.text.segments import PRIVATE, Segment
 from device_runtime.errors import BundleError
 
 __all__ = ["Tokenizer", "control_names", "read_tokenizer"]
@@ -21,12 +21,11 @@ __all__ = ["Tokenizer", "control_names", "read_tokenizer"]
 _SHAPE = re.compile("<\\|[^\\s<>]{1,60}\\|>|<\uff5c[^\\s<>]{1,60}\uff5c>")  # <|im_end|>; DeepSeek has full-width bars
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte of a character that the vocabulary lacks; never markup
 _BRACKETED = re.compile(r"<[^\s<>]{1,60}>|\[[^\s\[\]]*[A-Za-z][^\s\[\]]*\]")
-# Noncharacters, which "should never be interchanged" (Unicode, 23.7): digits, and the marks around them.
+# Of the noncharacters in PRIVATE: digits, and the marks around them.
 _BASE, _DIGITS, _OPEN, _CLOSE = 0xFDD0, 30, "\ufdee", "\ufdef"
 _CODES = re.compile("\ufdee[\ufdd0-\ufded]{3}\ufdef")
 # What a text may follow, for its tokens in the middle of another: first a character of no word or rule.
 _LEADS = ("\ue000", "\n", "0", "|", "a")
-_PRIVATE = re.compile("[\ufdd0-\ufdef]")
 
 
 class Tokenizer(Protocol):
@@ -79,7 +78,7 @@ class _Names:
         segments = [Segment(text, True)] if isinstance(text, str) else text
         parts = []
         for part, markup in segments:
-            part = _PRIVATE.sub("\ufffd", part)
+            part = PRIVATE.sub("\ufffd", part)
             parts.append(self._any.sub(lambda name: self.code[name[0]], part) if markup else part)
         return "".join(parts)
 

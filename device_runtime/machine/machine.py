@@ -10,7 +10,9 @@ import zlib
 from pathlib import Path
 
 __all__ = [
+    "cpu_features",
     "cpu_fingerprint",
+    "numpy_without_threads",
     "peak_rss_mb",
     "program_arch",
     "program_arch_of",
@@ -22,6 +24,7 @@ __all__ = [
 
 _THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")
 _THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # of a Raspberry Pi
+_NAMES = {"asimd": "neon", "sse4_1": "sse4.1", "sse4_2": "sse4.2"}  # of /proc/cpuinfo, where board files differ
 _THROTTLED_NOW = 0b1111  # under-voltage, frequency capped, throttled, soft temperature limit
 
 
@@ -73,6 +76,22 @@ def throttled() -> bool | None:
         return bool(int(_THROTTLED.read_text(), 16) & _THROTTLED_NOW)
     except (OSError, ValueError):
         return None
+
+
+def cpu_features() -> frozenset[str]:
+    """What the processor has, by the names of board files; empty where it is unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return frozenset(_NAMES.get(word, word) for word in words)
+
+
+def numpy_without_threads() -> None:
+    """Call before numpy is imported by a process that only answers: its BLAS starts a thread for each core, which waits
+    busily for matrices that never come, and takes the core from the model."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def cpu_fingerprint() -> str:

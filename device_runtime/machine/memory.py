@@ -38,8 +38,9 @@ SEVERAL_TOKENS = 4  # with int8 weights as quick as one on AVX2; eight take twic
 _SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
 
 # Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3; a 32-bit process takes less.
-_PROCESS = {"pi": 54_200 << 10, "micro": 52_500 << 10}  # the interpreter, numpy, LiteRT, tokenizers: code and data
-_TOKENIZER_FACTOR = 13.0  # a tokenizer in memory, as a multiple of its file
+_PROCESS = {"pi": 46_400 << 10, "micro": 44_700 << 10}  # the interpreter, numpy, LiteRT: code and data
+_TOKENIZER_FACTOR = 13.0  # a tokenizer and its library in memory, as a multiple of its file
+_TABLE_FACTOR = 1.5  # the same, where the engine reads a table instead (TABLE in manifest.py)
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
 _SIGNATURE_OPERATOR = 2_490  # an operator and its tensors in one signature
 _SIGNATURE_ROW = 12.9  # scale, zero point and bookkeeping of one row of weights in one signature
@@ -78,21 +79,12 @@ class Footprint:
     weights: int
     graph: int  # records of tensors and operators
     workspace: int  # activations
-    kv_cache: int  # of the last window, and of the one before it while the rows move
-    first_start: int  # more, at the start that packs the weights; later ones do without
-
-    @property
-    def later(self) -> int:
-        """The peak of every start but the first."""
-        return self.total - self.first_start
+    kv_cache: int  # of the last window, which takes over the one before it layer by layer
 
     @property
     def total(self) -> int:
-        """The peak of the first start, the highest there is."""
-        return (
-            self.process + self.tokenizer + self.weights + self.graph + self.workspace + self.kv_cache
-            + self.first_start
-        )  # fmt: skip
+        """The peak. The start that packs the weights has no higher one: it ends before the cache is full."""
+        return self.process + self.tokenizer + self.weights + self.graph + self.workspace + self.kv_cache
 
 
 def model_bytes(counts: GraphCounts, profile: str, context: int) -> int:
@@ -106,15 +98,22 @@ def model_bytes(counts: GraphCounts, profile: str, context: int) -> int:
 
 
 def memory(
-    shape: GraphShape, counts: GraphCounts, profile: str, context: int, tokenizer_bytes: int, graph_bytes: int
+    shape: GraphShape,
+    counts: GraphCounts,
+    profile: str,
+    context: int,
+    tokenizer_bytes: int,
+    graph_bytes: int,
+    table: bool = False,
 ) -> Footprint:
     """The peak of a process that answers until its context is full.
 
     Args:
         graph_bytes: the size of model.tflite, measured or from `model_bytes`.
         tokenizer_bytes: the size of the tokenizer's file.
+        table: whether the engine reads a table instead of it.
     """
-    tokenizer = int(tokenizer_bytes * _TOKENIZER_FACTOR)
+    tokenizer = int(tokenizer_bytes * (_TABLE_FACTOR if table else _TOKENIZER_FACTOR))
     if profile == "micro":
         wide = arena(counts, context, 8)
         # The interpreter keeps no records as dense as TFLite Micro's, and maps the whole graph.
@@ -126,7 +125,6 @@ def memory(
             graph,
             wide.head_bytes,
             wide.kv_cache_bytes + 8 * shape.vocabulary,
-            0,
         )
     windows = cache_windows(context)
     of_rows = int(_SIGNATURE_ROW * counts.signatures * counts.rows)
@@ -138,8 +136,7 @@ def memory(
         weights=counts.matmul_bytes + _PACKED_ROW * counts.rows,
         graph=_LITERT_MODEL + records + max(0, graph_bytes - in_file),
         workspace=sum(counts.activation_bytes(window) for window in windows),  # XNNPACK keeps them for each window
-        kv_cache=sum(counts.kv_cache_bytes_per_position * window for window in windows[-2:]),
-        first_start=counts.largest_matmul_bytes,  # packing reads the largest weights into memory of its own
+        kv_cache=counts.kv_cache_bytes_per_position * windows[-1],
     )
 
 

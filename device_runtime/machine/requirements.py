@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from device_runtime.bundle.manifest import MODEL, Manifest
+from device_runtime.bundle.manifest import MODEL, TABLE, Manifest
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
-from device_runtime.machine.machine import program_arch
+from device_runtime.machine.machine import cpu_features, program_arch
 from device_runtime.machine.memory import memory
 
-__all__ = ["cpu_features", "memory_bytes", "require_room"]
+__all__ = ["memory_bytes", "require_room"]
 
 _RUNS_PI = ("x86_64", "aarch64")
-_NAMES = {"asimd": "neon", "sse4_1": "sse4.1", "sse4_2": "sse4.2"}  # of /proc/cpuinfo, where ours differ
 
 
 def require_room(
@@ -55,6 +54,7 @@ def require_room(
         manifest.context,
         tokenizer_bytes,
         manifest.files[MODEL].size_bytes,
+        TABLE in manifest.files,
     ).total
     if needed > limit:
         raise DoesNotFitError(
@@ -72,13 +72,3 @@ def memory_bytes() -> int | None:
         return int(next(line for line in lines if line.startswith("MemTotal:")).split()[1]) << 10
     except (OSError, StopIteration, ValueError, IndexError):
         return None
-
-
-def cpu_features() -> frozenset[str]:
-    """What the processor has, by the names of board files; empty where it is unknown."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return frozenset(_NAMES.get(word, word) for word in words)

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.machine.process_lock import process_lock
 from device_runtime.update import durable
 from device_runtime.update.state import SLOTS, Last, Slot, State, TrialLimits
+
+if TYPE_CHECKING:
+    from device_runtime.bundle.trust import TrustStore
 
 __all__ = [
     "INCOMING",

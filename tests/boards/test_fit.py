@@ -28,8 +28,9 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, ActivationPeak, Arena, GraphCounts
 from device_runtime.errors import DoesNotFitError
 from device_runtime.machine.instruction_sets import missing_instructions
+from device_runtime.machine.machine import cpu_features
 from device_runtime.machine.memory import arena, at_context, at_pointer_size, memory
-from device_runtime.machine.requirements import cpu_features, memory_bytes, require_room
+from device_runtime.machine.requirements import memory_bytes, require_room
 from device_runtime.micro.library import CEngine
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -267,6 +268,7 @@ def test_a_shorter_context_is_offered_where_it_helps() -> None:
 
 def test_a_model_that_is_too_large_as_pi_is_offered_as_micro_on_a_board_that_runs_both() -> None:
     board = load_board("raspberry-pi-zero-2-w")
+    board = replace(board, memory=replace(board.memory, model_budget_kib=240 << 10))
     smollm2 = llama.network(
         vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn_width=1536, norm_epsilon=1e-5,
         rope=Rope((1.0,) * 32), max_context=8192, tied_head=True,
@@ -369,8 +371,9 @@ def test_convert_takes_the_longest_context_that_fits() -> None:
 def test_a_device_refuses_what_does_not_fit_it(pi: Bundle) -> None:
     require_room(pi.manifest)
     needed = memory(
-        pi.manifest.graph, pi.manifest.counts["pi"], "pi", 300, 13_749, pi.manifest.files["model.tflite"].size_bytes
-    ).total
+        pi.manifest.graph, pi.manifest.counts["pi"], "pi", 300, 13_749, pi.manifest.files["model.tflite"].size_bytes,
+        table=True,
+    ).total  # fmt: skip
     with pytest.raises(DoesNotFitError, match="of memory with its context full"):
         require_room(pi.manifest, memory_limit_bytes=needed - 1)
     with pytest.raises(DoesNotFitError, match="this device has armv7l"):

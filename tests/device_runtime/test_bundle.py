@@ -21,7 +21,7 @@ from device_runtime.bundle.folder import Bundle, cache_folder
 from device_runtime.bundle.manifest import GraphShape, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
 
-FILES = ["model.tflite", "prefix.npz", "tokenizer.json"]
+FILES = ["model.tflite", "prefix.npz", "tokenizer.json", "tokenizer.table"]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from importlib import import_module
 
 from device_runtime import __version__
 from device_runtime.errors import StonechatError
+from device_runtime.machine.machine import numpy_without_threads
 from toolkit.cli.output import print_json
 from toolkit.cli.parser import Parser
 
@@ -27,6 +28,7 @@ COMMANDS = (
     "fleet", "router", "records", "explain", "compare", "gateway", "dashboard", "broker", "key", "bundle", "slots",
     "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
+_ANSWERING = ("run", "chat", "try", "embed", "classify", "translate", "serve", "bridge")
 _NO_FIELDS: Mapping[str, object] = {}
 
 
@@ -46,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        _parser().parse_args(list(sys.argv[1:] if argv is None else argv), args)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words and words[0] in _ANSWERING:
+            numpy_without_threads()
+        _parser(words[0] if words else "").parse_args(words, args)
         code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -71,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(first: str) -> argparse.ArgumentParser:
+    """For a command line that begins with `first`: of the others a command needs to know nothing."""
     parser = Parser(prog="stonechat", description="Small language models on small boards, linked to sensors.")
     parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in (first,) if first in COMMANDS else COMMANDS:
         module = import_module(f"toolkit.cli.{name}")
         sub = subparsers.add_parser(name, help=module.HELP, description=_sentence(module.HELP))
         module.add_arguments(sub)

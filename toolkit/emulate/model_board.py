@@ -20,18 +20,21 @@ import sys
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from device_runtime import __version__
 from device_runtime.bridge.messages import TOKEN_BYTES, VERSION, Capability, FaultCode, Finish, Hello, Start
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MODEL
 from device_runtime.engine.kv_cache import KvCache
-from device_runtime.engine.language_model import AnyGeneration, LanguageModel
+from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
 from device_runtime.update.slots import open_bundle
 from toolkit.emulate.pty_board import Board, Engine
+
+if TYPE_CHECKING:
+    from device_runtime.engine.language_model import AnyGeneration
 
 __all__ = ["TextEngine", "TokenEngine", "Wire", "hello_of", "listen", "main", "pseudo_terminal", "serve"]
 

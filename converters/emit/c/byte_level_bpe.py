@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from converters.emit.c.character_classes import character_classes
 from converters.emit.c.composition import composition_tables
 from converters.emit.c.tokenizer import Cut, Flag, Kind, TokenizerTable, refuse
+from device_runtime.errors import ConfigurationError
 
-__all__ = ["byte_level_table"]
+__all__ = ["byte_level_table", "may_have_table"]
 
 _GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,16 +31,7 @@ def byte_level_table(content: bytes, names: Collection[str] = ()) -> TokenizerTa
     """
     document = json.loads(content)
     model = document["model"]
-    _check_model(model)
-    flags = Flag(0)
-    normalizer = document.get("normalizer")
-    if normalizer is not None:
-        if normalizer.get("type") != "NFC":
-            raise refuse(f"the normalizer {normalizer.get('type')}", "none, or NFC")
-        flags |= Flag.NFC
-    if model.get("ignore_merges"):
-        flags |= Flag.WHOLE_WORDS
-    cut = _cut(document.get("pre_tokenizer"))
+    cut, flags = _kind(document)
     byte_of = {character: byte for byte, character in _byte_characters().items()}
 
     added = {entry["id"]: entry for entry in document.get("added_tokens", [])}
@@ -47,7 +40,7 @@ def byte_level_table(content: bytes, names: Collection[str] = ()) -> TokenizerTa
         number for number, entry in added.items() if not entry.get("special") and entry.get("content") not in names
     ]
     for number in users:
-        _check_user_token(added[number], normalizer is not None)
+        _check_user_token(added[number], Flag.NFC in flags)
     vocabulary: Mapping[str, int] = model["vocab"]
     count = max([*vocabulary.values(), *added], default=-1) + 1
     texts = [b""] * count
@@ -78,6 +71,29 @@ def byte_level_table(content: bytes, names: Collection[str] = ()) -> TokenizerTa
         classes=character_classes(),
         composition=composition_tables() if Flag.NFC in flags else (b"", b""),
     )
+
+
+@lru_cache(maxsize=8)
+def may_have_table(content: bytes) -> bool:
+    """Whether a tokenizer.json is of a kind that has a table. What single tokens do may still forbid it."""
+    try:
+        _kind(json.loads(content))
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _kind(document: Mapping[str, Any]) -> tuple[Cut, Flag]:
+    """How words are found, and what else is special."""
+    model, normalizer, flags = document["model"], document.get("normalizer"), Flag(0)
+    _check_model(model)
+    if normalizer is not None:
+        if normalizer.get("type") != "NFC":
+            raise refuse(f"the normalizer {normalizer.get('type')}", "none, or NFC")
+        flags |= Flag.NFC
+    if model.get("ignore_merges"):
+        flags |= Flag.WHOLE_WORDS
+    return _cut(document.get("pre_tokenizer")), flags
 
 
 def _check_model(model: Mapping[str, Any]) -> None:

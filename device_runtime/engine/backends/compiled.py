@@ -20,11 +20,13 @@ from device_runtime.engine.backends.compiled_model import open_compiled
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError
+from device_runtime.machine.kernels import kernel_family
+from device_runtime.machine.machine import cpu_features, program_arch
 
 __all__ = ["CompiledBackend"]
 
-# Below so many runs for a few tokens, or for one, these are cheaper than one padded chunk of 64: a chunk costs about as
-# much as ten of them (benchmarks/peers.py prints both).
+# Below so many runs for one token, these are cheaper than one padded chunk of 64. With int8 weights runs are for a few
+# tokens, and how many of them are as dear as a chunk depends on the processor (KernelFamily.chunk_runs).
 _SHORTEST_CHUNK = 10
 
 
@@ -49,6 +51,9 @@ class CompiledBackend:
         self._model, self._weights, (self._windows, self._window) = opened.model, opened.weights, opened.prepared
         self._prefix = prefix
         self.position, self.chunk, self.several = 0, max(1, self._shape.prefill), max(1, self._shape.several)
+        self._shortest_chunk = _SHORTEST_CHUNK
+        if self.several > 1 and (family := kernel_family(program_arch(), cpu_features())) is not None:
+            self._shortest_chunk = self.several * family.chunk_runs
         self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
         if prefix:
             self._write_prefix(*bundle.read_prefix())
@@ -60,7 +65,7 @@ class CompiledBackend:
         while done < len(tokens):
             rest = tokens[done : done + chunk]
             # A padded chunk writes all of its rows: it must not reach past the context.
-            if len(rest) < _SHORTEST_CHUNK * self.several or self.position + chunk > self.context:
+            if len(rest) < self._shortest_chunk or self.position + chunk > self.context:
                 few = rest[: self.several] if self.position + self.several <= self.context else rest[:1]
                 logits = self.decode(few[0]) if len(few) == 1 else self.decode_several(few)[-1]
                 done += len(few)
@@ -120,10 +125,7 @@ class CompiledBackend:
         larger = next((w for w in self._windows if self.position + tokens <= w.size), None)
         if larger is None:
             raise ValueError(f"{self.position + tokens} positions do not fit the context of {self.context}")
-        larger.allocate()
-        if self.position:
-            larger.take_over(self._window, self.position)
-        self._window.release()
+        larger.allocate(self._window, self.position)
         self._window = larger
 
     def _write_prefix(self, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
@@ -147,15 +149,26 @@ class _Window:
         self._cache: dict[str, Any] = {}
         self._proven: set[str] = set()  # signatures that have run
 
-    def allocate(self) -> None:
-        """Create the buffers; the cache starts as zeros, because masked garbage could still be NaN."""
+    def allocate(self, smaller: _Window | None = None, positions: int = 0) -> None:
+        """Create the buffers; the cache starts as zeros, because masked garbage could still be NaN.
+
+        Args:
+            smaller: gives up its cache for this one, layer by layer, so that there are never two whole ones.
+            positions: of it that are taken over.
+        """
         if self._cache:
             return
-        zeros = np.zeros(self._cache_shape, np.float32).reshape(-1)
+        if smaller is not None:
+            smaller._runs.clear()  # which hold its buffers too
         self._logits = self._model.create_output_buffer_by_name(self._signatures["decode"], "logits")
+        nothing = np.zeros((self._cache_shape[0], 0, self._cache_shape[2]), np.float32)
         for name in self.names:
+            rows = nothing
+            if smaller is not None:
+                rows = smaller.read_cache(name)[:, :positions]
+                del smaller._cache[name]
             self._cache[name] = self._model.create_input_buffer_by_name(self._signatures["decode"], name)
-            self._cache[name].write(zeros)
+            self.write_cache(name, rows)
         self._runs: dict[str, tuple[int, dict[str, Any], list[Any], list[Any]]] = {}
         for kind, signature in self._signatures.items():
             inputs: dict[str, Any] = {name: self._cache.get(name) for name in self._order[kind]["inputs"]}
@@ -168,11 +181,6 @@ class _Window:
             outputs = {name: self._cache.get(name, logits) for name in self._order[kind]["outputs"]}
             index = self._model.get_signature_index(signature)
             self._runs[kind] = (index, inputs, list(inputs.values()), list(outputs.values()))
-
-    def release(self) -> None:
-        """Give the cache back."""
-        self._cache.clear()
-        self._runs.clear()
 
     def decode(self, token: int, position: int) -> Logits:
         """One step."""
@@ -204,11 +212,6 @@ class _Window:
             raise BackendError(f"LiteRT did not complete {self._signatures[kind]}; its messages are on stderr.")
         self._proven.add(kind)
         return logits
-
-    def take_over(self, other: _Window, positions: int) -> None:
-        """Copy the first `positions` rows of a smaller window's cache."""
-        for name in self._cache:
-            self.write_cache(name, other.read_cache(name)[:, :positions])
 
     def read_cache(self, name: str) -> npt.NDArray[np.float32]:
         """(kv_heads, window, head_dim)."""

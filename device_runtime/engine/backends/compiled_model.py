@@ -57,26 +57,31 @@ def open_compiled(bundle: Bundle, threads: int | None, prepare: Callable[[Any], 
         ) from None
     size = bundle.model_path.stat().st_size
     cache = WeightCache(bundle.cache_path, size, str(litert_version), cpu_fingerprint())
-    options = litert.Options(
-        cpu_options=litert.CpuOptions(
-            num_threads=threads or usable_cores(),
-            xnnpack_weight_cache_path=cache.path,
-        )
-    )
-    silence_at_exit()
-    with captured_stderr() as log:
+
+    def opened() -> OpenedGraph[Prepared]:
+        cpu = litert.CpuOptions(num_threads=threads or usable_cores(), xnnpack_weight_cache_path=cache.path)
         environment: Any = None
         model: Any = None
-        try:
-            # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
-            environment = litert.Environment.create(options=litert.EnvironmentOptions(runtime_path=str(bundle.path)))
-            model = litert.CompiledModel.from_file(str(bundle.model_path), environment=environment, options=options)
-            prepared = prepare(model)
-        except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
-            environment = model = None
-            raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
-    cache.keep()
+        with captured_stderr() as log:
+            try:
+                # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
+                of_bundle = litert.EnvironmentOptions(runtime_path=str(bundle.path))
+                environment = litert.Environment.create(options=of_bundle)
+                options = litert.Options(cpu_options=cpu)
+                model = litert.CompiledModel.from_file(str(bundle.model_path), environment=environment, options=options)
+                return OpenedGraph(model, cache, prepare(model))
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
+                environment = model = None
+                raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
+
+    silence_at_exit()
+    graph = opened()
+    if cache.keep():  # XNNPACK keeps memory of the largest weights' size once it has packed: begin again, without
+        with captured_stderr():
+            del graph
+        trim_heap()
+        graph = opened()
     release_mapped_file(bundle.model_path)  # the packed weights are read from now on, not the original ones
     trim_heap()
-    return OpenedGraph(model, cache, prepared)
+    return graph

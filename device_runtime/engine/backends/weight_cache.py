@@ -6,7 +6,8 @@ what was packed of it:
 
 - a file gets its name only when it is complete and on the disk, and then its hash is written beside it;
 - at a start, a file that is not the one whose hash was written (by size, times and inode) is hashed before it is used;
-- one that is has its whole content hashed in the background after the start.
+- one that is has its whole content hashed in the background, once the first answer has begun: earlier, the hash would
+  take a core and the memory's bandwidth from what the user waits for.
 
 What does not hold is removed, and packed again. XNNPACK also ends the process when the disk is full: without room,
 there is no cache.
@@ -31,6 +32,7 @@ __all__ = ["WeightCache"]
 log = logging.getLogger("stonechat.engine")
 
 _SPARE_BYTES = 4 << 20  # for whatever else writes to this disk meanwhile
+_IDLE_S = 5  # after which the content is hashed although nobody has asked for an answer
 _UNUSED_S = 30 * 24 * 3600  # after which another model's or another machine's packed weights go
 
 
@@ -49,6 +51,7 @@ class WeightCache:
         self._final = folder / f"xnnpack-{version}-{machine}.weights" if folder else None
         self._part = folder / f"xnnpack-{os.getpid()}.part" if folder else None
         self._check: threading.Thread | None = None
+        self._runs, self._begun = 0, threading.Event()  # runs of the graph; whether there was a first answer
         self._damaged = self._reported = False
         if folder is None or self._final is None:
             return
@@ -68,16 +71,20 @@ class WeightCache:
             return str(self._final or "")
         return str(self._part)
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
         """Call when the graph is loaded, and all weights are packed: what was written gets its name and its record. A
-        file that was there before is checked from now on, in the background."""
+        file that was there before is checked in the background, as soon as the first answer has begun.
+
+        Returns:
+            Whether the graph has packed its weights now, and a file of them is there for the next one.
+        """
         if self._part is None or self._final is None:
-            return
+            return False
         if not self._part.is_file():
             if self._final.is_file():
                 self._check = threading.Thread(target=self._check_all, name="weight cache", daemon=True)
                 self._check.start()
-            return
+            return False
         with suppress(OSError):  # then the next start packs the weights again
             with open(self._part, "rb") as file:
                 os.fsync(file.fileno())
@@ -85,9 +92,23 @@ class WeightCache:
             self._part.replace(self._final)
             _write_record(self._final, digest)
         self._remove_old()
+        return self._final.is_file()
 
     def require_sound(self) -> None:
-        """Raise a `DamagedWeightsError` if the check in the background has found damage."""
+        """Call before each run of the graph: raises a `DamagedWeightsError` if the check in the background has found
+        damage."""
+        self._runs += 1
+        if self._runs == 2:
+            self._begun.set()
+        self._raise_if_damaged()
+
+    def finish_check(self) -> None:
+        """Wait for the check, if there is one."""
+        self._begun.set()
+        if self._check is not None:
+            self._check.join()
+
+    def _raise_if_damaged(self) -> None:
         if self._damaged:
             self._reported = True
             raise DamagedWeightsError(
@@ -101,13 +122,13 @@ class WeightCache:
         Raises:
             DamagedWeightsError: as `require_sound`, if it was not reported yet.
         """
-        if self._check is not None:
-            self._check.join()
+        self.finish_check()
         if not self._reported:
-            self.require_sound()
+            self._raise_if_damaged()
 
     def _check_all(self) -> None:
         """Hash the whole file, after everything else that this machine has to do."""
+        self._begun.wait(_IDLE_S)
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread alone, on Linux
         assert self._final is not None

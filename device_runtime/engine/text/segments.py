@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-__all__ = ["Markup", "Segment"]
+__all__ = ["PRIVATE", "Markup", "Segment"]
+
+# Noncharacters, which "should never be interchanged" (Unicode, 23.7). No text has them; the engine uses them for names.
+PRIVATE = re.compile("[\ufdd0-\ufdef]")
 
 
 class Segment(NamedTuple):

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.engine.backends import Logits
+from device_runtime.engine.drafts import AnswerHistory
 from device_runtime.engine.generation import Completion, Stopwatch
 from device_runtime.engine.kv_cache import KvCache
+from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.stop_strings import Finish
 from device_runtime.engine.structured import Constraint
 from device_runtime.engine.text_stream import TextStream
@@ -25,11 +27,12 @@ from device_runtime.engine.typed.choice import Choice, confidence_of
 from device_runtime.engine.typed.form import FieldForm
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors
-from device_runtime.engine.typed.scoring import normalized, score_labels
+from device_runtime.engine.typed.scoring import normalized, score_labels, take_in
 from device_runtime.errors import IncompleteError
 
 __all__ = ["TypedGeneration"]
 
+_MANY = 12  # tokens, which a run for a few takes in three parts, from which on they are taken in as a prompt is
 _NO_TEXT = '"N/A"'  # for a free text, in the answer to an input that says nothing
 
 
@@ -62,6 +65,8 @@ class TypedGeneration(Iterator[str]):
         priors: Priors | None = None,
         temperatures: Mapping[str, float] | None = None,
         unfamiliar: tuple[str, ...] = (),
+        history: AnswerHistory | None = None,
+        paths: LabelPaths | None = None,
     ) -> None:
         """Prepare; the first step of the iteration computes the prompt.
 
@@ -71,17 +76,20 @@ class TypedGeneration(Iterator[str]):
             priors: what labels are calibrated against; None: they are not.
             temperatures: of each field's choices, where they were fitted.
             unfamiliar: as in `Completion`.
+            history: earlier answers, in which to look for what comes next; this one joins them.
+            paths: of the tokenizer, where it has been used before.
         """
         self._temperatures, self._unfamiliar = temperatures or {}, unfamiliar
         self._cache, self._tokenizer, self._prompt = cache, tokenizer, list(prompt)
         self._max_new, self._sampler, self._constraint = max_new, sampler, constraint
-        self._fixed, self._priors = fixed, priors
-        self._paths = LabelPaths(tokenizer)
+        self._fixed, self._priors, self._history = fixed, priors, history or AnswerHistory()
+        self._paths = paths or LabelPaths(tokenizer)
         self._cancelled = threading.Event()
         self._watch = Stopwatch()
         self._stream = TextStream(tokenizer)
         self._answer: list[int] = []  # tokens …
-        self._fed = 0  # … of which the model has taken in so many
+        self._fed = 0  # … of which the model has taken in so many, once it has …
+        self._rest: Sequence[int] = ()  # … these tokens of the prompt
         self._text = ""  # what they spell: all that is decided, and maybe a little of what has to follow
         self._decided = ""  # up to the last value
         self._like_nothing = ""  # the same as an input that says nothing is answered: without its free texts
@@ -98,10 +106,10 @@ class TypedGeneration(Iterator[str]):
 
     def _run(self, fields: list[FieldForm]) -> Iterator[str]:
         self._claim = self._cache.claim()
-        cached = self._cache.rewind_to(self._prompt, self._fixed)
+        cached, passes = self._cache.rewind_to(self._prompt, self._fixed), self._cache.passes
         finish: Finish = "stop"
         try:
-            self._take_in(self._prompt[cached:])
+            self._rest = self._prompt[cached:]
             for number, field in enumerate(fields):
                 lead = _lead(number, field)
                 if field.labels is None:
@@ -115,6 +123,8 @@ class TypedGeneration(Iterator[str]):
             yield rest
         if finish != "cancelled" and self._answer:
             self._watch.lap()
+        if finish == "stop":
+            self._history.add(self._answer)
         count = len(self._answer)
         at = self._temperatures
         confidence = {name: confidence_of(choices, at.get(name, 1.0)) for name, choices in self.choices.items()}
@@ -126,6 +136,7 @@ class TypedGeneration(Iterator[str]):
             completion_tokens=count,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
+            passes=self._cache.passes - passes,
             confidence=confidence if finish == "stop" else None,
             unfamiliar=self._unfamiliar,
         )
@@ -151,8 +162,14 @@ class TypedGeneration(Iterator[str]):
             if self._priors is not None:
                 like = f"{self._like_nothing}{lead} "
                 prior = self._priors.of(self._cache, self._paths, like, field.labels, following)
-            scores = score_labels(self._cache, logits, rests, prior)
+            start = len(self._cache.tokens)
+            scores = score_labels(self._cache, logits, rests, prior, self._likely)
             chosen = int(np.argmax(scores))
+            # What was computed of the label that is taken stays, but for its last token, after which all goes on.
+            common = min(shared(self._cache.tokens[start:], rests[chosen]), len(rests[chosen]) - 1)
+            if start + common < len(self._cache.tokens):
+                self._cache.rewind(start + common)
+            self._fed += common
             self.choices[field.name] = [Choice(np.log(normalized(scores)).astype(np.float32), chosen)]
             self._logits = None
             yield from self._push(rests[chosen])
@@ -184,7 +201,12 @@ class TypedGeneration(Iterator[str]):
             yield from self._push(self._tokenizer.encode_inside(rest))
 
     def _push(self, tokens: Sequence[int], *, consumed: bool = False) -> Iterator[str]:
-        """Put tokens to the answer; the model takes them in when it has to decide again."""
+        """Put tokens to the answer; the model takes them in when it has to decide again, the first ones with the
+        prompt."""
+        if self._rest:
+            first = [*self._rest, *tokens[: self._max_new]]
+            self._rest, self._fed = (), len(first) - len(self._rest)
+            self._take_in(first)
         for token in tokens:
             if len(self._answer) == self._max_new:
                 raise _Ended("length")
@@ -198,20 +220,34 @@ class TypedGeneration(Iterator[str]):
 
     def _here(self) -> Logits:
         """The logits after all of the answer so far."""
+        if self._rest:
+            rest, self._rest = self._rest, ()
+            self._take_in(rest)
         if self._logits is None or self._fed < len(self._answer):
             tokens = self._answer[self._fed :]
             self._fed = len(self._answer)
-            self._take_in(tokens)
+            if len(tokens) >= _MANY:
+                self._take_in(tokens)
+            else:
+                self._require_wanted()
+                self._logits = take_in(self._cache, tokens, self._likely)
         assert self._logits is not None
         return self._logits
+
+    def _likely(self, most: int) -> list[int]:
+        """Tokens that may follow the answer so far."""
+        return self._history.likely(self._answer, most)
+
+    def _require_wanted(self) -> None:
+        if self._cancelled.is_set() or self._cache.is_overtaken(self._claim):
+            raise _Ended("cancelled")
 
     def _take_in(self, tokens: Sequence[int]) -> None:
         """Compute these tokens. A long prompt takes a small board half a minute: between two runs of the graph it looks
         whether the answer was cancelled."""
         runs = self._cache.prefill(tokens)
         while True:
-            if self._cancelled.is_set() or self._cache.is_overtaken(self._claim):
-                raise _Ended("cancelled")
+            self._require_wanted()
             following = next(runs, None)
             if following is None:
                 return

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from device_runtime.engine.tokenizer import Tokenizer
 
 __all__ = ["LabelPaths"]
 
 
+_KEPT = 512  # places of answers, and texts
+
+
 class LabelPaths:
-    """For one tokenizer."""
+    """For one tokenizer. What was asked lately is remembered: a link's answers have the same places again and again."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.can_write = lru_cache(_KEPT)(self._can_write)
+        self._found = lru_cache(_KEPT)(self._find)
 
-    def can_write(self, text: str) -> bool:
+    def _can_write(self, text: str) -> bool:
         """Whether the tokenizer gives a text back as it was."""
         return self._tokenizer.decode(self._tokenizer.encode_inside(text)) == text
 
     def after(
         self, written: Sequence[int], text: str, before: str, labels: Sequence[str], following: str
-    ) -> list[list[int]]:
+    ) -> Sequence[Sequence[int]]:
         """For each label the tokens from here to its end; none is the beginning of another.
 
         A token may reach beyond the label, into what follows.
@@ -32,6 +38,11 @@ class LabelPaths:
             before: the answer up to the label.
             following: what comes after it, whichever it is.
         """
+        return self._found(tuple(written), text, before, tuple(labels), following)
+
+    def _find(
+        self, written: tuple[int, ...], text: str, before: str, labels: tuple[str, ...], following: str
+    ) -> list[tuple[int, ...]]:
         paths, ends = [], []
         for label in labels:
             whole = before + label + following
@@ -42,7 +53,7 @@ class LabelPaths:
             others = [other for i, other in enumerate(paths) if i != number]
             if any(other[: ends[number]] == path[: ends[number]] for other in others):
                 ends[number] += 1  # 1 and 10: what comes after distinguishes them
-        return [path[:end] for path, end in zip(paths, ends, strict=True)]
+        return [tuple(path[:end]) for path, end in zip(paths, ends, strict=True)]
 
     def _reaches(self, written: Sequence[int], tokens: Sequence[int], text: str) -> int:
         """How many of the tokens it takes until the answer begins with `text`."""

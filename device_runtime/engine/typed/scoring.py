@@ -15,17 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.kv_cache import KvCache
+from device_runtime.engine.kv_cache import Drafts, KvCache
+from device_runtime.engine.states.snapshot import shared
 
-__all__ = ["normalized", "score_labels"]
+__all__ = ["normalized", "score_labels", "take_in"]
 
 _HOPELESS = 4.0  # nats below the best label, from which on a branch is not looked into: less than one part in fifty
 
 
 def score_labels(
-    cache: KvCache, logits: Logits, paths: Sequence[Sequence[int]], prior: npt.NDArray[np.float64] | None = None
+    cache: KvCache,
+    logits: Logits,
+    paths: Sequence[Sequence[int]],
+    prior: npt.NDArray[np.float64] | None = None,
+    likely: Drafts | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Log-probabilities of labels, (labels,), less `prior`. The kv_cache is left as it was.
+    """Log-probabilities of labels, (labels,), less `prior`. The kv_cache may have tokens of some label in the end.
 
     Of a label that is hopeless, what is returned is a bound from above.
 
@@ -34,6 +39,7 @@ def score_labels(
         paths: the tokens of each label from here, none of them the beginning of another.
         prior: log-probabilities that are taken off; then what is hopeless is so by what is left. None: everything is
             looked into.
+        likely: what the answer is likely to go on with at the present place; a run of the graph takes it in as well.
     """
     offset = np.zeros(len(paths)) if prior is None else np.asarray(prior, np.float64)
     start = len(cache.tokens)
@@ -41,6 +47,16 @@ def score_labels(
     # (minus the bound of a branch, its number, its labels, how many of their tokens are known, their log-probability)
     branches: list[tuple[float, int, list[int], int, float]] = []
     best = -np.inf
+
+    def following(path: list[int]) -> Drafts | None:
+        if likely is None:
+            return None
+
+        def drafts(most: int) -> list[int]:
+            expected = list(likely(len(path) + most))
+            return expected[len(path) :] if expected[: len(path)] == path else []
+
+        return drafts
 
     def branch(labels: list[int], depth: int, so_far: float) -> None:
         bound = max(so_far - offset[label] for label in labels)
@@ -67,13 +83,28 @@ def score_labels(
         else:
             path = list(paths[labels[0]][:depth])
             known = cache.tokens[start:]
-            common = next((i for i, (a, b) in enumerate(zip(known, path, strict=False)) if a != b), None)
-            common = min(len(known), len(path) - 1) if common is None else common
-            cache.rewind(start + common)
-            *_, here = cache.prefill(path[common:])
+            common = min(shared(known, path), len(path) - 1)
+            if common < len(known):
+                cache.rewind(start + common)
+            here = take_in(cache, path[common:], following(path))
             spread(labels, depth, so_far, here)
-    cache.rewind(start)
     return found
+
+
+def take_in(cache: KvCache, tokens: Sequence[int], likely: Drafts | None = None) -> Logits:
+    """Take in a few tokens, at least one, and, in the same runs of the graph, what is likely to follow them.
+
+    Returns:
+        The logits after the last, (vocabulary,), valid until the next call.
+    """
+    for place, token in enumerate(tokens):
+
+        def drafts(most: int, rest: Sequence[int] = tokens[place + 1 :]) -> list[int]:
+            known = list(rest[:most])
+            return known if likely is None or len(known) == most else [*known, *likely(most - len(known))]
+
+        logits = cache.decode(token, drafts)
+    return logits
 
 
 def normalized(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -143,6 +143,11 @@ class TestTokenizers:
         digest = hashlib.sha256(content.encode()).hexdigest()
         manifest["files"]["tokenizer.json"] = {"sha256": digest, "size_bytes": len(content.encode())}
         (bundle / "manifest.json").write_text(json.dumps(manifest))
+        refused = pytest.raises(BundleError, match=r"tokenizer\.json cannot be used as a tokenizer")
+        with LanguageModel.open(bundle) as model, refused:  # a table serves without it, but for the grammar library
+            model.check_schema({"type": "string"})
+        del manifest["files"]["tokenizer.table"]
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used as a tokenizer"):
             LanguageModel.open(bundle)
         assert main(["run", str(bundle), "x"]) == 1

@@ -70,7 +70,7 @@ class TestScores:
         model.backend.rewind(0)
         *_, logits = cache.prefill(prompt[len(model.manifest.prefix_tokens) :])
         scores = score_labels(cache, logits.copy(), paths)
-        assert cache.tokens == tuple(prompt)
+        assert cache.tokens[: len(prompt)] == tuple(prompt)
         paths = [distinct(path, [other for other in paths if other is not path]) for path in paths]
         # single steps and passes of several rows round alike to about 1e-3
         assert np.allclose(scores, [by_hand(model, prompt, path) for path in paths], atol=5e-3)
@@ -119,6 +119,24 @@ class TestAnswers:
         again = ask(model, form)
         assert again[0] == first[0]
         assert again[1].confidence == pytest.approx(first[1].confidence, abs=0.02)  # other sums, rounded elsewhere
+
+    def test_guesses_from_earlier_answers_save_passes_and_change_no_answer(self, pi_bundle: Path) -> None:
+        form = schema(severity=WORDS, loud={"type": "boolean"}, cause={"enum": ["none", "no flow", "overheat"]})
+        with LanguageModel.open(pi_bundle, threads=1) as model:
+            answer, first = ask(model, form)
+            again, second = ask(model, form)
+            assert again == answer and 0 < second.passes < first.passes
+            history = model._answers.histories.after(())
+            for seed in range(4):  # wrong guesses: other labels, other tokens
+                random = np.random.default_rng(seed)
+                taken = list(history.likely([], 99))
+                for place in random.integers(0, len(taken), 1 + seed):
+                    taken[place] = int(random.integers(3, 300))
+                history.add(taken)
+                again, third = ask(model, form)
+                assert again == answer
+                for name, share in first.confidence.items():
+                    assert third.confidence[name] == pytest.approx(share, abs=0.02)
 
     def test_a_limit_that_is_too_small_leaves_the_answer_incomplete(self, model: LanguageModel) -> None:
         """20 tokens are enough for "ok", and not for the label that the model takes."""

@@ -128,7 +128,7 @@ class TestDamage:
         first = logits(bundle)
         file = damage_below_the_file_system(bundle)
         backend = open_backend(bundle)
-        backend._weights._check.join()  # type: ignore[attr-defined]
+        backend._weights.finish_check()  # type: ignore[attr-defined]
         for step in (lambda: backend.prefill([5]), lambda: backend.decode(5)):
             with pytest.raises(DamagedWeightsError, match=r"were not those of the graph.*start again"):
                 step()
@@ -155,7 +155,7 @@ class TestDamage:
             return runner.generate(request, CancellableRun(), said.append).text
 
         def checked() -> None:
-            opened[-1].backend._weights._check.join()  # type: ignore[attr-defined]
+            opened[-1].backend._weights.finish_check()  # type: ignore[attr-defined]
 
         runner = ModelRunner([ModelSettings("default")], open_model, Statistics(), Heartbeat())
         request = Request.from_value({"prompt": "hello", "max_new": 8})
