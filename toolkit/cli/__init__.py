@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser(first: str) -> argparse.ArgumentParser:
+def _parser(first: str = "") -> argparse.ArgumentParser:
     """For a command line that begins with `first`: of the others a command needs to know nothing."""
     parser = Parser(prog="stonechat", description="Small language models on small boards, linked to sensors.")
     parser.add_argument("--version", action="version", version=f"stonechat {__version__}")
