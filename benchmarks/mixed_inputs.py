@@ -14,9 +14,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from heldout_readings import HELD_OUT  # noqa: E402
+from heldout_readings import HELD_OUT, _boiler_truth  # noqa: E402
 
-__all__ = ["TASKS", "Mixed", "mixed"]
+__all__ = ["TASKS", "Mixed", "boiler_truth", "mixed"]
+
+boiler_truth = _boiler_truth  # (temp_c, bar, flow_l_min, window) -> severity, cause
 
 TASKS = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")
 _TEXTS = (  # besides what converters/texts keeps apart

@@ -167,7 +167,7 @@ class ReadingJob(Job):
         elif reason == "hot" or (reason == "late" and time.monotonic() < self._deadline_s):
             self._device.queue.add_task(self)
         else:
-            kind = "deadline" if reason == "late" else "incomplete"
+            kind = {"late": "deadline", "unfamiliar": "unfamiliar"}.get(reason, "incomplete")
             self._trouble(kind, f"{why}; and {route.failed}.")
 
     def _deliver(self, final: Final, route: Route | None) -> None:

@@ -235,8 +235,9 @@ class RequestJob(Job):
             self._conclude(replace(local, route=route))
         elif reason == "busy":
             self.queue()
-        elif reason == "malformed":
-            self._replies.refuse(self._address, "incomplete", f"{why}; and {route.failed}.")
+        elif reason in ("malformed", "unfamiliar"):  # there is no answer of this device, and none to be had
+            code = "incomplete" if reason == "malformed" else "unfamiliar"
+            self._replies.refuse(self._address, code, f"{why}; and {route.failed}.")
         elif self._is_early and self._device.queue.add_task(self):
             return
         else:

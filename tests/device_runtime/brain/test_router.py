@@ -148,4 +148,5 @@ def test_a_stray_question_goes_to_a_larger_model(on_air: Callable[..., OnAir], f
             final["text"] == '{"a": "x"}' and final["route"]["why"] == "unfamiliar: no model of this device is for it"
         )
     else:
-        assert "500" in final["route"]["failed"] and model.asked
+        assert final["error"]["code"] == "unfamiliar" and "500" in final["error"]["message"]
+        assert "no model of this device is for it" in final["error"]["message"] and not model.asked

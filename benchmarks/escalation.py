@@ -1,0 +1,169 @@
+"""Router and escalation on the four example tasks, mixed with 20 % of inputs that are for none of them.
+
+    python benchmarks/escalation.py [--each 60] [--below 0.8] [--far URL --far-model NAME]
+
+One real device (four bundles, a router, `escalate`) on a real mosquitto is asked by `RemoteModel`. Without --far, the
+far side is a small OpenAI-compatible server that has the exact rules of the boiler, and no answer to all else: that
+comes back as it was, marked. Printed are the share that left the device beside the share that is
+unfamiliar or that it had wrong, the errors on what left before and after, and what router and escalation add to an
+answer that stays here (medians of interleaved requests, on one machine).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixed_inputs import ROOT, TASKS, Mixed, boiler_truth, mixed
+
+from device_runtime.client.remote import RemoteModel
+from device_runtime.device.extensions.escalation import Escalations
+from device_runtime.device.service import Service
+from device_runtime.engine.opening import open_model
+from device_runtime.errors import StonechatError
+from device_runtime.fleet.file import load
+from device_runtime.fleet.policies.escalation import Escalation, Target
+from device_runtime.mqtt.address import BrokerAddress
+from tests.brokers import await_ready, mosquitto
+from tests.far_server import far_server
+
+WARM_UP, INTERLEAVED = 10, 100
+
+
+def rules(body: Mapping[str, Any]) -> str | None:
+    """The exact answer to a reading of the boiler; None to anything else."""
+    asked = body["messages"][-1]["content"]
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        given = json.loads(asked)
+        severity, cause = boiler_truth(given["temp_c"], given["bar"], given["flow_l_min"], given.get("window", []))
+        return json.dumps({"severity": severity, "cause": cause, "advice": "See the manual."})
+    return None
+
+
+@contextlib.contextmanager
+def device(name: str, port: int, folder: Path, policy: Escalation | None, *, routed: bool) -> Iterator[Service]:
+    """A device with the four bundles."""
+    fleet = load(ROOT / "examples" / "router" / "fleet.yaml")
+    entries = fleet.models_of("house")
+    config = fleet.device("house", BrokerAddress("127.0.0.1", port), folder / name)
+    config = replace(
+        config, device=name, escalate=policy, home_assistant=False, routing=config.routing if routed else None
+    )
+    service = Service(config, lambda model: open_model(entries[model].bundle, threads=1))
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        await_ready(port, name)
+        yield service
+    finally:
+        service.stop()
+        thread.join()
+
+
+def ask(remote: RemoteModel, prompt: str, model: str | None = None) -> Any:
+    """The final reply; None where there is an error instead."""
+    answer = remote.generate(prompt, model=model, stream=False, timeout_s=60)
+    try:
+        for _ in answer:
+            pass
+    except StonechatError:
+        return None
+    return answer.final
+
+
+def passed_on(service: Service) -> int:
+    """How many questions a device has passed on, with or without an answer."""
+    found = next(extension for extension in service._extensions if isinstance(extension, Escalations))
+    return sum(found.health()["escalations"]["device"].values())
+
+
+def wrong(case: Mixed, final: Any) -> int:
+    """Fields of the right answer that the reply has otherwise."""
+    try:
+        said = json.loads(final.text) if final is not None else None
+    except ValueError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    return sum(said.get(name) != value for name, value in (case.answer or {}).items())
+
+
+def overhead(plain: RemoteModel, brain: RemoteModel, cases: list[Mixed]) -> None:
+    """What router and escalation add to an answer that stays, in wall time and in CPU time of all that is involved."""
+    logs = (case for case in cases if case.task == "log-triage")
+    sure = next(case for case in logs if ask(brain, case.prompt).route.why.startswith("the router"))
+    took: dict[str, list[tuple[float, float]]] = {"plain": [], "brain": []}
+    for number in range(WARM_UP + INTERLEAVED):
+        for who, remote, model in (("plain", plain, "log-triage"), ("brain", brain, None)):
+            begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+            ask(remote, sure.prompt, model)
+            if number >= WARM_UP:
+                spent_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
+                took[who].append((spent_s[0] * 1000, spent_s[1] * 1000))
+    for place, what in enumerate(("wall time", "CPU time")):
+        medians = {who: statistics.median(times[place] for times in found) for who, found in took.items()}
+        print(
+            f"an answer that stays, {what}: {medians['plain']:.1f} ms, routed and judged {medians['brain']:.1f} ms; "
+            f"added, p50: {medians['brain'] - medians['plain']:.2f} ms (at most 3)"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--each", type=int, default=60)
+    parser.add_argument("--below", type=float, default=0.8)
+    parser.add_argument("--far", metavar="URL")
+    parser.add_argument("--far-model", default="far")
+    args = parser.parse_args()
+    cases = mixed(args.each)
+    with tempfile.TemporaryDirectory() as name, mosquitto(Path(name)) as port, far_server() as server:
+        folder, broker = Path(name), BrokerAddress("127.0.0.1", port)
+        server.say = rules
+        policy = Escalation(Target(url=args.far or server.url, model=args.far_model), below=args.below, timeout_s=30)
+        with (
+            device("plain", port, folder, None, routed=False),
+            device("brain", port, folder, policy, routed=True) as house,
+            RemoteModel(broker, "plain") as plain,
+            RemoteModel(broker, "brain") as brain,
+        ):
+            counts: Counter[str] = Counter()
+            passed = 0
+            for case in cases:
+                local = wrong(case, ask(plain, case.prompt, case.task)) if case.task is not None else 0
+                final = ask(brain, case.prompt)
+                route = final.route if final is not None else None
+                passed, before = passed_on(house), passed
+                left = passed > before
+                counts["unfamiliar or wrong"] += case.task is None or local > 0
+                counts["left"] += left
+                if case.task is not None:
+                    counts["wrong fields"] += local
+                    counts["wrong fields with escalation"] += wrong(case, final)
+                    if left:
+                        counts[f"left {case.task}"] += 1
+                        counts["wrong fields of what left"] += local
+                        counts["the same, with escalation"] += wrong(case, final)
+                        counts["no answer from the far side"] += route is None or route.failed is not None
+                else:
+                    counts["unfamiliar that left"] += left
+            for what in (
+                "unfamiliar or wrong", "left", "unfamiliar that left", *(f"left {task}" for task in TASKS),
+                "wrong fields", "wrong fields with escalation", "wrong fields of what left",
+                "the same, with escalation",                "no answer from the far side",
+            ):  # fmt: skip
+                print(f"{what:30} {counts[what]:4} of {len(cases)} inputs")
+            print(f"left / unfamiliar or wrong: {counts['left'] / counts['unfamiliar or wrong']:.2f} (at most 1.2)")
+            overhead(plain, brain, cases)
+
+
+if __name__ == "__main__":
+    main()
