@@ -1,4 +1,4 @@
-"""Products an instruction of the C engine's int8 matmul on Cortex-M, rows' ends included, counted in QEMU.
+"""Products an instruction of the C engine's int8 and int4 matmuls on Cortex-M, rows' ends included, counted in QEMU.
 
     python benchmarks/micro_kernels.py
 
@@ -28,14 +28,17 @@ def main() -> None:
                 continue
             for rows, columns in SHAPES:
                 found = []
-                for flags in ((), ("-DSC_SCALAR",)):
+                for flags in ((), ("-DSC_SCALAR",), ("-DBLOCKS",), ("-DBLOCKS", "-DSC_SCALAR")):
                     defines = {
                         "ROWS": rows, "COLUMNS": columns, "WEIGHTS_AT": board.memory,
                     }  # fmt: skip
                     program = compile_for(board, Path(folder) / "count.elf", "count_matmul.c", defines, flags)
                     found.append(rows * columns / int(run_on(board, program)))
-                ours, scalar = found
-                print(f"{name:4} {rows:5} x {columns:5}  {ours:5.2f} products an instruction  (scalar {scalar:.2f})")
+                ours, scalar, ours4, scalar4 = found
+                print(
+                    f"{name:4} {rows:5} x {columns:5}  {ours:5.2f} products an instruction  (scalar {scalar:.2f}); "
+                    f"int4 in blocks {ours4:5.2f} ({scalar4:.2f})"
+                )
 
 
 if __name__ == "__main__":

@@ -63,3 +63,18 @@ def test_the_c_engine_and_tflite_micro_write_the_same_200_tokens(bundle: Bundle)
         answer.append(token)
     text = SentencePieceProcessor(model_file=str(bundle.path / "tokenizer.model")).decode(answer)
     assert text.startswith("Once upon a time, there was a") and text.count(".") > 5
+
+
+@pytest.mark.slow  # a whole conversion with GPTQ: 20 s
+@pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
+def test_with_int4_weights_it_is_still_a_story(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The network has five layers of width 64: of 260,000 weights, few are left over to make up for a rounded one."""
+    bundle = convert(checkpoint, tmp_path / "bundle", Options("micro", context=256, weights="int4"))
+    assert bundle.manifest.quality["ratio"] < 1.1
+    backend = open_backend(bundle)
+    token, answer = bundle.manifest.tokenizer.bos_id or 1, []
+    for _ in range(STEPS):
+        token = int(backend.decode(token).argmax())
+        answer.append(token)
+    text = SentencePieceProcessor(model_file=str(bundle.path / "tokenizer.model")).decode(answer)
+    assert text.startswith("Once upon a time, there was a") and text.count(".") > 5
