@@ -21,7 +21,7 @@ from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
 from device_runtime.mqtt.topics import check_id, is_id
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import is_slot_folder, open_bundle
+from device_runtime.update.slots import is_slot_folder, open_bundle, read_state
 from toolkit.bridge.board_updates import BoardUpdates, hello_of
 from toolkit.device.installed import fits_on
 from toolkit.device.service import default_state_dir, device_models, log_to_stderr, run_until_stopped
@@ -127,9 +127,10 @@ def _models(device: str, fleet: Fleet | None, bundle: Path | None, keys: Path | 
 
 
 def _name_of(bundle: Path) -> str:
-    """What a model without a fleet file is called: as its bundle, or for a slot folder as the folder."""
-    if is_slot_folder(bundle):
-        return bundle.name if is_id(bundle.name) else DEFAULT_MODEL
+    """What a model without a fleet file is called: as its bundle; with an empty slot folder as the one on trial."""
+    state = read_state(bundle) if is_slot_folder(bundle) else None
+    if state is not None and state.active is None and state.trial is not None:
+        bundle = bundle / state.trial.slot
     name = open_bundle(bundle).manifest.name
     return name if is_id(name) else DEFAULT_MODEL
 

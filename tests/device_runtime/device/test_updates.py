@@ -457,7 +457,7 @@ class Alone:
         """As after a cut."""
         plan = UpdatePlan({"assistant": self.slots}, Policy(TrustStore.load(self.keys)))
         self.updates = Updates(cast(Any, self.device()), plan)
-        self.updates.reopen = lambda model: self.trial(model)
+        self.updates.reopen = lambda model, meanwhile: self.trial(model)
 
     def device(self) -> SimpleNamespace:
         """As much of a device as updates use before a trial."""

@@ -38,5 +38,10 @@ def test_requests_of_smp_stay_inside_of_their_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_commands_over_mqtt_stay_inside_of_their_memory_and_are_answered_in_json(tmp_path: Path) -> None:
+    replay("fleet", firmware_sources(), tmp_path, engine=True)
+
+
+@pytest.mark.slow
 def test_whatever_comes_over_the_line_stays_inside_of_its_memory(tmp_path: Path) -> None:
     replay("line", firmware_sources(), tmp_path, engine=True)
