@@ -154,8 +154,8 @@ def _check(args: argparse.Namespace) -> int:
     for case in strange[:_SHOWN]:
         print(f"warning: {case['file']}: {case['why']}, in {json.dumps(case['input'], ensure_ascii=False)}")
     for case in against[:_SHOWN]:
-        of, said, rules = (json.dumps(case[name], ensure_ascii=False) for name in ("input", "answer", "rules"))
-        print(f"warning: {case['file']}: says {said} of {of}, and the rules {rules}")
+        of, answer, rules = (json.dumps(case[name], ensure_ascii=False) for name in ("input", "answer", "rules"))
+        print(f"warning: {case['file']}: says {answer} of {of}, and the rules {rules}")
     if more := max(0, len(strange) - _SHOWN) + max(0, len(against) - _SHOWN):
         print(f"warning: {more} more; --json lists them all")
     return 0

@@ -62,7 +62,7 @@ def word_vocabulary(symbols: Sequence[str], texts: Iterable[str], size: int, enc
     parts = parts[: int(room * _PARTS)]
     words = [word for word in words if word not in set(own)][: room - len(own) - len(parts)]
     total = sum(counts.values()) + _MANY * math.log(len(words) + 2)
-    scored = {_SPACE + word: counts[word] for word in own}
+    scored = {_SPACE + word: float(counts[word]) for word in own}
     scored |= {_SPACE + word: _MANY / (10 + place) for place, word in enumerate(words)}
     scored |= {part: _MANY / (100 + place) for place, part in enumerate(parts)}
 
