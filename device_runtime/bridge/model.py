@@ -33,7 +33,7 @@ from device_runtime.engine.typed.form import free_texts
 from device_runtime.errors import ConfigurationError, SchemaError, UnavailableError
 
 if TYPE_CHECKING:
-    from device_runtime.tasks.opened import OpenedTask
+    from device_runtime.tasks.opened import OpenedTask, OpenedTasks
 
 __all__ = ["SerialAnswer", "SerialModel"]
 
@@ -125,7 +125,7 @@ class SerialModel:
         """Prepare; `open` starts it. Without a bundle the board needs a tokenizer of its own."""
         self._link, self._bundle = link, bundle
         self._language: Tokens | Text | None = None
-        self._task = _task_of(bundle)
+        self._tasks = _tasks_of(bundle)
         self._updating = False
 
     @property
@@ -135,7 +135,7 @@ class SerialModel:
 
     def use(self, bundle: Bundle | None) -> None:
         """From the next `open` on the board runs this bundle."""
-        self._bundle, self._language, self._task = bundle, None, _task_of(bundle)
+        self._bundle, self._language, self._tasks = bundle, None, _tasks_of(bundle)
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -188,17 +188,19 @@ class SerialModel:
         if hello is None or trouble or self._language is None:
             raise UnavailableError(trouble or "the board has not said what it is.")
         unfamiliar: tuple[str, ...] = ()
-        if self._task is not None:  # as `LanguageModel.generate` has it
-            given = self._task.read(prompt)
+        task = self._tasks.asked_with(schema) if self._tasks is not None else None
+        if task is not None:  # as `LanguageModel.generate` has it
+            given = task.read(prompt)
             if not given.readable:
                 return Abstention(given.unfamiliar)
-            prompt, schema, unfamiliar = given.text, schema or self._task.schema, given.unfamiliar
+            words = given.text
+            prompt, schema, unfamiliar = task.asked(given), schema or task.schema, given.unfamiliar
         ask = self._language.ask(prompt, max_new, hello)
-        if self._task is not None and not ask.text:
+        if task is not None and not ask.text:
             tokens = len(ask.prompt) // TOKEN_BYTES - hello.prefix
-            unfamiliar += self._task.unknown_words(str(prompt), tokens)
+            unfamiliar += task.unknown_words(words, tokens)
         if schema is not None:
-            ask = replace(ask, schema=_schema_of(schema, hello), softness=self._softness(schema))
+            ask = replace(ask, schema=_schema_of(schema, hello), softness=_softness(schema, task))
         if sampling.temperature > 0:
             if not hello.capabilities & Capability.SAMPLING:
                 raise ConfigurationError(
@@ -211,13 +213,6 @@ class SerialModel:
                 seed=seed,
             )  # fmt: skip
         return SerialAnswer(self._link, ask, self._language.decoder(), stop, schema, unfamiliar)
-
-    def _softness(self, schema: Mapping[str, Any]) -> tuple[float, ...]:
-        """The temperatures that the task's confidence was fitted with, in the order of the answer's fields."""
-        names = list(schema.get("properties", ()))
-        if self._task is None or set(names) != set(schema.get("required", ())):  # which fields come is not known
-            return ()
-        return tuple(self._task.temperatures.get(name, 1.0) for name in names[:MAX_FIELDS])
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if the board cannot hold an answer to this schema; it has to be there."""
@@ -284,13 +279,21 @@ class SerialModel:
         return self._language or Tokens(self._bundle)
 
 
-def _task_of(bundle: Bundle | None) -> OpenedTask | None:
-    """What a bundle's own task adds to asking it; None: it has none."""
+def _tasks_of(bundle: Bundle | None) -> OpenedTasks | None:
+    """What a bundle's own tasks add to asking it; None: it has none."""
     if bundle is None or bundle.manifest.purpose is None:
         return None
-    from device_runtime.tasks.opened import OpenedTask  # reading one needs YAML, which takes its time at start-up
+    from device_runtime.tasks.opened import OpenedTasks  # reading one needs YAML, which takes its time at start-up
 
-    return OpenedTask(bundle.manifest, tokenizer_of(bundle))
+    return OpenedTasks(bundle.manifest, tokenizer_of(bundle))
+
+
+def _softness(schema: Mapping[str, Any], task: OpenedTask | None) -> tuple[float, ...]:
+    """The temperatures that the task's confidence was fitted with, in the order of the answer's fields."""
+    names = list(schema.get("properties", ()))
+    if task is None or set(names) != set(schema.get("required", ())):  # which fields come is not known
+        return ()
+    return tuple(task.temperatures.get(name, 1.0) for name in names[:MAX_FIELDS])
 
 
 def _schema_of(schema: Mapping[str, Any], hello: Hello) -> int:
