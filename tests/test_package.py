@@ -52,6 +52,7 @@ def test_the_wheel_has_every_file_that_runs(dist: Path) -> None:
     assert tracked(".py") <= names
     assert {name for name in tracked(".yaml", ".typed", ".c", ".h") if "/tests/" not in name} <= names
     assert {name for name in tracked(".txt", ".json") if name.startswith("converters/texts/")} <= names
+    assert {name for name in tracked(".html", ".js", ".css", ".svg") if name.startswith("toolkit/")} <= names
 
 
 def test_the_sdist_is_what_the_wheel_was_made_of(dist: Path) -> None:
