@@ -23,6 +23,7 @@ class FarServer:
         self.say: Callable[[dict[str, Any]], Any] = lambda body: "{}"  # the text of the answer
         self.status = 200
         self.refuses: set[str] = set()  # kinds of `response_format` that it does not know
+        self.refusal = 422  # the status of that; llama-cpp-python's server has 500
         self.location = ""  # with which it redirects
         self.wait_s = 0.0
         self.drips = False  # a byte at a time
@@ -52,7 +53,7 @@ def far_server() -> Iterator[FarServer]:
                 return None
             form = asked.get("response_format", {}).get("type")
             if form in server.refuses:
-                return self._send(422, {"error": {"message": f"unknown response_format {form}"}})
+                return self._send(server.refusal, {"error": {"message": f"unknown response_format {form}"}})
             time.sleep(server.wait_s)
             choice = {"index": 0, "message": {"role": "assistant", "content": server.say(asked)}}
             return self._send(

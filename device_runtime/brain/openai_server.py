@@ -28,7 +28,7 @@ __all__ = ["OpenAIServer"]
 
 MAX_ANSWER_BYTES = 1 << 20
 _PIECE_BYTES = 65_536
-_REFUSED = (400, 404, 415, 422, 501)  # with which servers refuse a `response_format` that they do not know
+_REFUSED = (400, 404, 415, 422, 500, 501)  # with which servers refuse a `response_format` that they do not know
 
 
 class OpenAIServer:
@@ -73,16 +73,14 @@ class OpenAIServer:
 
     def ask(self, question: FarQuestion, end_s: float) -> FarAnswer:
         """See `FarSide.ask`."""
-        while True:
-            tried = self._format
+        for tried in range(self._format, len(_FORMATS)):
             status, body = self._post(self._body(question, tried), end_s)
-            if status in _REFUSED and question.schema is not None and tried + 1 < len(_FORMATS):
-                with self._lock:
-                    self._format = max(self._format, tried + 1)
-                continue
-            if status != 200:
-                raise self._refusal(status, body)
-            return self._answer(body)
+            if status == 200:
+                self._format = tried
+                return self._answer(body)
+            if question.schema is None or status not in _REFUSED:
+                break
+        raise self._refusal(status, body)
 
     def close(self) -> None:
         """Close the connections of the questions that are under way; their `ask` ends with an error."""

@@ -271,8 +271,9 @@ def test_the_queue_goes_on_while_the_larger_model_thinks(start: Start, far: FarS
     retained.close()
 
 
-def test_a_server_that_knows_no_json_schema_is_asked_in_its_own_way(start: Start, far: FarServer) -> None:
-    far.refuses = {"json_schema"}
+@pytest.mark.parametrize("refusal", [422, 500])
+def test_a_server_that_knows_no_json_schema_is_asked_in_its_own_way(start: Start, far: FarServer, refusal: int) -> None:
+    far.refuses, far.refusal = {"json_schema"}, refusal
     device, listener = start(model(), policy(far))
     for _ in range(2):
         device.client.publish("in/7/note", "x")

@@ -1,0 +1,53 @@
+"""`stonechat router ask`, `explain` and `compare`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_router_says_which_model_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = EXAMPLES / "router" / "fleet.yaml"
+    found = said(capsys, "router", "ask", fleet, "--device", "house", "blinds down please")
+    assert found["model"] == "home-commands" and found["why"].startswith("the router's classifier")
+    found = said(capsys, "router", "ask", fleet, "--device", "house", '{"ph": 7}')
+    assert found == {"model": None, "why": "no model of this device is for it"}
+
+
+def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    hot = '{"temp_c": 99, "bar": 1.4, "flow_l_min": 12}'
+    usual = '{"temp_c": 60, "bar": 1.5, "flow_l_min": 12}'
+    found = said(capsys, "explain", EXAMPLES / "boiler-advisor" / "bundle", hot, "--instead", usual)
+    assert found["severity"] == "alarm"
+    first, *others = found["moved_by"]
+    assert first["left_out"] == "temp_c" and first["answer"]["severity"] == "ok" and first["change"] == 1
+    assert all(other["change"] < 1 for other in others)
+
+
+def test_what_is_no_reading_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(EXAMPLES / "boiler-advisor" / "bundle"), "hot"]) == 2
+    assert "expected a JSON object with temp_c, bar, flow_l_min" in capsys.readouterr().err
+
+
+def test_local_beside_escalated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local = {"took_ms": 10, "energy": {"j": 0.06, "mwh": 0.02, "how": "computed: 6 W"}, "route": {"where": "here"}}
+    far = {"took_ms": 1000, "energy": {"j": 0.06, "how": "computed: 6 W"}, "route": {"where": "http://server"}}
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, [local, local, far])))
+    found = said(capsys, "compare", tmp_path / "r.jsonl", "--far-w", 100, "--grid", 360)
+    assert (found["local"]["answers"], found["local"]["j"]) == (2, 0.06)
+    # 100 W for a second, and the device's own attempt; 360 g a kWh are 0.1 mg a joule
+    assert found["escalated"]["j"] == 100.06 and found["escalated"]["mg_co2"] == pytest.approx(10.006)
+    (tmp_path / "r.jsonl").write_text("no record")
+    assert main(["compare", str(tmp_path / "r.jsonl")]) == 2
