@@ -96,7 +96,10 @@ def main() -> None:
             run(bundle, checkpoint)
             return
         parameters = make_checkpoint(checkpoint, CONFIGS[args.shape])
+        text = checkpoint / "calibration.txt"
+        text.write_text("The pump in hall 3 is hot and the valve is closed.\n" * 6)  # noise has no large channels
         command = [sys.executable, "-m", "toolkit", "convert", str(checkpoint), "--profile", "pi", "--context", "512"]
+        command += ["--calibrate", str(text)]
         started_s = time.monotonic()
         subprocess.run([*command, "--fast", "-o", str(bundle)], check=True, cwd=ROOT)
         seconds = time.monotonic() - started_s
