@@ -24,7 +24,7 @@ from device_runtime.errors import (
     ConfigurationError,
     DoesNotFitError,
     FlashError,
-    RolledBackError,
+    StonechatError,
     UnreachableError,
     UpdateError,
 )
@@ -166,7 +166,7 @@ class BoardUpdates:
             found, verified = self.tried(bundle, limits)
         except UnreachableError as error:
             raise UpdateError(str(error)) from None
-        except (RolledBackError, FlashError, DoesNotFitError, ConfigurationError) as error:
+        except StonechatError as error:  # whatever is wrong with it, the device goes on with what it ran
             return str(error).rstrip(".")
         log.info("%s", verified)
         return found
