@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,8 @@ from toolkit.train.tune.ops_jax import Sequences
 from toolkit.train.tune.optimize import Plan, below, tune
 from toolkit.train.tune.pipeline import TuneSettings, _tokenizer, merge, tune_bundle
 
+ROOT = Path(__file__).parents[3]
+SMOLLM2 = os.environ.get("STONECHAT_SMOLLM2")
 TASK = """
 task: 1
 name: {name}
@@ -275,3 +282,36 @@ def test_a_bundle_of_several_tasks_is_asked_by_its_answers_fields(bundles: dict[
             answerer.close()
         talk = model.generate([{"role": "user", "content": "lamp on"}], max_new=3)
         assert len("".join(talk)) > 0 and talk.result.confidence is None  # without a schema it is asked no task
+
+
+def train(folder: Path, checkpoint: Path, output: Path, kill_at: str | None = None) -> dict[str, Any]:
+    """The real command; killed as soon as a file of its work folder is there, and then run again."""
+    flags = ["--kind", "tune", "--from", checkpoint, "--cases", "32", "--epochs", "2", "--layers", "1", "--json"]
+    command = [sys.executable, "-m", "toolkit", "train", folder / "lamp", *flags, "-o", output]
+    if kill_at is not None:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until_s = time.monotonic() + 300
+        while not output.with_name(f"{output.name}.training").joinpath(kill_at).is_file():
+            assert process.poll() is None and time.monotonic() < until_s
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not output.exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "SmolLM2"])
+def test_a_tuning_that_was_killed_ends_with_the_same_bundle(kind: str, folder: Path, tmp_path: Path) -> None:
+    """A minute for the random network; SmolLM2-135M takes ten, most of them for its two conversions."""
+    if kind == "SmolLM2" and SMOLLM2 is None:
+        pytest.skip("set STONECHAT_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf (make test-slow does)")
+    checkpoint = folder / "checkpoint" if kind == "random" else Path(str(SMOLLM2))
+    whole = train(folder, checkpoint, tmp_path / "whole")
+    cut = train(folder, checkpoint, tmp_path / "cut", kill_at="below.npz")
+    assert whole["test"] == cut["test"] and whole["test"]["well_formed"] == 1.0
+    one, other = ((tmp_path / name / "model.tflite").read_bytes() for name in ("whole", "cut"))
+    assert one == other
+    assert "No general model was asked" in (tmp_path / "whole.report.html").read_text(encoding="utf-8")
