@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +141,7 @@ class _Weights:
                 x = x if of_input.offsets is None else x - of_input.offsets
                 hessian = Hessian(x if scales is None else x / scales)
             blocks = self._int4 and _takes_blocks(group[0], of_input.dtype)
-            quantize = quantize_steps if blocks else quantize_rows
+            quantize: Callable[..., Sequence[QuantizedRows | StepRows]] = quantize_steps if blocks else quantize_rows
             for matmul in group:
                 weight = self._read(matmul.weight)
                 if down:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Set
 
 import jinja2
+from jinja2.defaults import DEFAULT_NAMESPACE
 
 from device_runtime.errors import ConfigurationError, LinkError
 from device_runtime.fleet.links import Link, Windows, parsed, shape, variables_of
@@ -173,7 +174,7 @@ def _template_uses(source: str) -> tuple[Set[str], Set[int]]:
                 indices.add(node.arg.as_const())
     asked = [node for node in tree.find_all((jinja2.nodes.Filter, jinja2.nodes.Test)) if node.name in _IF_IT_IS_THERE]
     optional = {name.name for node in asked for name in node.find_all(jinja2.nodes.Name)}
-    return variables_of(source) - optional - set(tree.environment.globals), {
+    return variables_of(source) - optional - set(DEFAULT_NAMESPACE), {
         index for index in indices if isinstance(index, int)
     }
 

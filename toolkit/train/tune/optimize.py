@@ -124,7 +124,7 @@ def tune(
     transform = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(_rates(plan, steps), b2=0.98, weight_decay=plan.decay)
     )
-    leaves, tree = jax.tree.flatten((trained, transform.init(trained)))  # type: ignore[arg-type]
+    leaves, tree = jax.tree.flatten((trained, transform.init(trained)))
     step = 0
     if (kept := _load(checkpoint, leaves)) is not None:
         step, leaves = kept
@@ -147,7 +147,8 @@ def tune(
         return optax.apply_updates(trained, updates), inner, value
 
     compiled = jax.jit(one, donate_argnums=(0, 1))
-    saved_s, epoch, batches, losses = time.monotonic(), -1, [], []
+    saved_s, epoch, batches = time.monotonic(), -1, []
+    losses: list[float] = []
     per_epoch = steps // plan.epochs
     while step < steps:
         if step // per_epoch != epoch:

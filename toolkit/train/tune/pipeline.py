@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
     runs, trained = _tuned(checkpoint, cases, len(tasks), plan, settings.seed, work, progress)
     merged = merge(checkpoint, runs, trained, plan.adapter, "+".join(task.name for task in tasks))
     _convert(merged, folder, tasks, tokenizer, work, cases, context, settings, progress)
-    found = []
+    found: list[dict[str, Any]] = []
     for task in tasks:
         own = sum(case.task == len(found) for case in cases)
         shown = {name: value for name, value in asdict(settings).items() if value is not None}
