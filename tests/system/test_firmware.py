@@ -103,6 +103,22 @@ def test_a_board_answers_as_this_machine_does(bundle: Bundle, board_id: str, tmp
         assert b", start 2" in b"".join(emulator.ask("/status"))
 
 
+def test_the_line_of_a_board_can_be_opened_before_qemu_has_started(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the program that connects may be there first; here QEMU takes two seconds more."""
+    board, built = load_board("mps2-an386"), build(bundle, "mps2-an386", tmp_path)
+    late = tmp_path / "bin" / "qemu-system-arm"
+    late.parent.mkdir()
+    late.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which("qemu-system-arm")} "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setenv("PATH", str(late.parent), prepend=":")
+    with Emulator(built, board, flash_of(bundle, built, board, tmp_path)) as emulator:
+        model = SerialModel(Link(emulator.url), bundle).open(60)
+        assert "".join(model.generate([{"role": "user", "content": PROMPTS[0]}])) == on_this_machine(bundle, PROMPTS[0])
+        model.close()
+
+
 def test_a_damaged_image_is_refused_on_the_console(bundle: Bundle, tmp_path: Path) -> None:
     board, built = load_board("mps2-an386"), build(bundle, "mps2-an386", tmp_path)
     image = bytearray(built.image.read_bytes())

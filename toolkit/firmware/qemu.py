@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -52,7 +53,9 @@ class Emulator:
             raise ConfigurationError(f"QEMU has no machine for {board.id}; flash the firmware onto the board.")
         if shutil.which(qemu) is None:
             raise BackendMissingError(f"{qemu} is not installed; on Debian: apt install {_PACKAGES[qemu]}.")
-        self._port = port or _free_port()
+        # QEMU takes over a socket that listens already: its URL is good at once, however late QEMU is.
+        self._listening = _listen(port)
+        self._port: int = self._listening.getsockname()[1]
         self._folder = tempfile.TemporaryDirectory(prefix="stonechat-qemu-")
         self._qmp = Path(self._folder.name) / "qmp"
         self._line: socket.socket | None = None
@@ -69,7 +72,8 @@ class Emulator:
         command += ["-nic", "user,model=lan9118" if networked else "none"]
         if gdb is not None:
             command += ["-gdb", f"tcp:127.0.0.1:{gdb}"]
-        command += ["-serial", f"tcp:127.0.0.1:{self._port},server=on,wait=on,nodelay=on"]
+        command += ["-chardev", f"socket,id=line,fd={self._listening.fileno()},server=on,wait=on,nodelay=on"]
+        command += ["-serial", "chardev:line"]
         command += ["-qmp", f"unix:{self._qmp},server=on,wait=off"]
         self._command = [*command, "-display", "none", "-monitor", "none"]
 
@@ -84,9 +88,14 @@ class Emulator:
         return self._process
 
     def __enter__(self) -> Emulator:
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        with self._listening as listening:  # from here on it is QEMU's alone, and is gone when QEMU is
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[listening.fileno()],
+            )
         return self
 
     def __exit__(
@@ -94,7 +103,9 @@ class Emulator:
     ) -> None:
         self.disconnect()
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
         self._folder.cleanup()
 
     def connect(self) -> None:
@@ -103,16 +114,11 @@ class Emulator:
         Raises:
             BackendError: QEMU does not start.
         """
-        end_s = time.monotonic() + _START_S
-        while self._line is None:
+        if self._line is None:
             try:
                 self._line = socket.create_connection(("127.0.0.1", self._port), timeout=_START_S)
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > end_s:
-                    self._process.kill()
-                    said = (self._process.communicate()[1] or b"").decode(errors="replace").strip()
-                    raise BackendError(f"{self._command[0]} did not start: {said or 'it gave no reason'}") from None
-                time.sleep(0.02)
+            except OSError as error:
+                raise self._ended(error) from None
 
     def disconnect(self) -> None:
         """Leave the line to another program."""
@@ -133,11 +139,12 @@ class Emulator:
                     if not line:
                         raise BackendError("QEMU has ended.")
 
-    def wait_until_ready(self, timeout_s: float = 60.0) -> str:
+    def wait_until_ready(self, timeout_s: float = 120.0) -> str:
         """What the board says at its start, up to its prompt.
 
         Raises:
-            BackendError: it has no model that works.
+            BackendError: it has no model that works, or QEMU does not start.
+            UnreachableError: it falls silent.
         """
         self.connect()
         said = b"".join(self._until_prompt(timeout_s)).decode(errors="replace").strip("\0\r\n ")
@@ -151,12 +158,16 @@ class Emulator:
         Raises:
             ConfigurationError: the text has several lines.
             UnreachableError: the board falls silent.
+            BackendError: QEMU has ended.
         """
         if "\n" in text or "\r" in text:
             raise ConfigurationError("The console takes one line at a time; leave out the line ends.")
         self.connect()
         assert self._line is not None
-        self._line.sendall(text.encode() + b"\n")
+        try:
+            self._line.sendall(text.encode() + b"\n")
+        except ConnectionError as error:
+            raise self._ended(error) from None
         yield from self._until_prompt(timeout_s)
 
     def _until_prompt(self, timeout_s: float) -> Iterator[bytes]:
@@ -172,8 +183,10 @@ class Emulator:
                 raise UnreachableError(
                     f"The board has been silent for {timeout_s:.0f} s; after {held[-80:]!r}."
                 ) from None
+            except ConnectionError as error:
+                raise self._ended(error) from None
             if not came:
-                raise UnreachableError("QEMU closed the serial line.")
+                raise self._ended("it closed the serial line")
             held = _without_frames(held + came)
             if held.endswith(PROMPT):
                 yield held.removesuffix(PROMPT)
@@ -185,6 +198,15 @@ class Emulator:
                 yield held[:safe]
                 held = held[safe:]
 
+    def _ended(self, why: object) -> BackendError:
+        """What to raise when QEMU has closed the line; it says itself why it ended."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").splitlines()
+        said = "; ".join(line.strip().rstrip(".") for line in lines if ": info: " not in line)
+        return BackendError(f"{self._command[0]} has ended: {said or why}.")
+
 
 def _without_frames(data: bytes) -> bytes:
     parts = data.split(b"\0")
@@ -193,7 +215,11 @@ def _without_frames(data: bytes) -> bytes:
     return b"".join(parts[::2])
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the board's line cannot be TCP port {port} of this machine: {os.strerror(error.errno or 0)}. "
+            "Choose another, or 0 for any free one."
+        ) from None
