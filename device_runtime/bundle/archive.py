@@ -29,7 +29,7 @@ from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, 
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES, SIGNATURE, TrustStore
 from device_runtime.bundle.work_place import work_file, work_folder
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
-from device_runtime.machine.disk import require_space
+from device_runtime.machine.disk import in_blocks, require_space
 from device_runtime.records.typed_json import shortened
 
 __all__ = [
@@ -192,7 +192,7 @@ class Archive:
         if folder.exists() or folder.is_symlink():
             raise ConfigurationError(f"{folder} is there already; name a new folder.")
         contents = _contents(self.manifest, self.head.manifest, self.head.signature)
-        require_space(folder.parent, sum(size for _, size in contents), f"{self.path}, unpacked,")
+        require_space(folder.parent, in_blocks(size for _, size in contents), f"{self.path}, unpacked,")
         with work_folder(folder, 0o777) as work:
             for name in self.manifest.files:
                 _write_synced(work / name, self.chunks(name))

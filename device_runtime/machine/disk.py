@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from device_runtime.errors import DiskFullError
 
-__all__ = ["disk_full", "free_bytes", "require_space"]
+__all__ = ["disk_full", "free_bytes", "in_blocks", "require_space"]
+
+_BLOCK_BYTES = 4096  # of the file systems that boards have
 
 
 def free_bytes(folder: Path) -> int:
     """What an ordinary user may still write on the disk of a folder."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize
+
+
+def in_blocks(sizes: Iterable[int]) -> int:
+    """What files of these sizes (bytes) take on a disk, and the folder that they are in."""
+    return _BLOCK_BYTES + sum(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES for size in sizes)
 
 
 def require_space(folder: Path, needed_bytes: int, what: str) -> None:

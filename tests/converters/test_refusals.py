@@ -53,7 +53,6 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", dict(position_embedding_type="alibi"), "position_embedding_type is alibi"),
     ("granite4", dict(layer_types=["mamba", "attention"]), "layer_types is mamba; .* attention in every layer"),
     ("granite4", dict(num_local_experts=64), "num_local_experts is 64"),
-    ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
     ("opt", dict(do_layer_norm_before=False), "do_layer_norm_before is False"),
     ("opt", dict(word_embed_proj_dim=32), "word_embed_proj_dim is 32"),
     ("qwen3", dict(quantization_config={"bits": 4}), "quantization_config is"),

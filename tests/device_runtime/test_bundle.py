@@ -92,7 +92,9 @@ def test_a_folder_in_place_of_a_file_is_refused(name: str, bundle: Path) -> None
     refused(bundle, str(bundle / name))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name != "tokenizer.table"]
+)  # without it the library reads the tokenizer
 def test_a_manifest_that_does_not_list_a_file_that_is_needed_is_refused(name: str, bundle: Path) -> None:
     edit(bundle, lambda m: m["files"].pop(name))
     refused(bundle, f"does not list {name}")

@@ -191,7 +191,7 @@ def test_convert_says_when_it_takes_the_smaller_profile_and_holds_the_result_aga
     board = tmp_path / "mine.yaml"
     text = (Path(boards.__file__).parent / "raspberry-pi-zero-2-w.yaml").read_text(encoding="utf-8")
     text = text.replace("id: raspberry-pi-zero-2-w", "id: mine")
-    board.write_text(text.replace("model_budget_kib: 262144", "model_budget_kib: 56500"), encoding="utf-8")
+    board.write_text(text.replace("model_budget_kib: 262144", "model_budget_kib: 48300"), encoding="utf-8")
     out = tmp_path / "out"
     code, _, err = run(capfd, "convert", checkpoint, "--board", board, "-o", out, "--fast")
     assert code == 0

@@ -81,7 +81,7 @@ def test_an_install_takes_what_changed_tries_it_and_can_be_undone(
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["copied"] == ["tokenizer.json"]
-    assert sorted(result["reused"]) == ["model.tflite", "prefix.npz"]
+    assert sorted(result["reused"]) == ["model.tflite", "prefix.npz", "tokenizer.table"]
     assert (result["state"], result["active"], result["previous"]) == ("confirmed", "b", "a")
     assert result["last"]["outcome"] == "confirmed"
     assert result["last"]["tokens_per_s"] > 0 and result["last"]["peak_rss_mb"] > 10

@@ -91,7 +91,7 @@ class OwnSlots:
         slots = await line.first_answer()
         new = {what: image for what, image in images.items() if not _runs(slots, what, image)}
         for what, image in new.items():
-            if not any(slot.hash == image.digest for slot in slots):
+            if not any(slot.hash == image.digest and slot.bootable for slot in slots):  # else it lacks a signature
                 await line.upload(data[what], _NUMBERS[what], report, f"upload {what}")
         if not new:
             return False

@@ -32,7 +32,7 @@ def test_only_what_the_device_does_not_have_is_missing(tiny: dict[str, Path], sl
         assert staging.missing() == [
             Missing(name, hashes[name], 0, sizes[name]) for name in ("prefix.npz", "tokenizer.json")
         ]
-        assert staging.reused == {"model.tflite": sizes["model.tflite"]}
+        assert staging.reused == {name: sizes[name] for name in ("model.tflite", "tokenizer.table")}
 
 
 def test_a_file_of_a_slot_is_copied_and_not_linked(tiny: dict[str, Path], slot_folder: Callable[..., Path]) -> None:
@@ -48,7 +48,7 @@ def test_damage_in_a_slot_does_not_spread(tiny: dict[str, Path], slot_folder: Ca
     with lock(folder) as slots:
         staging = Staging.begin(slots, head(tiny["2"]))
         assert "model.tflite" in {file.name for file in staging.missing()}
-        assert not staging.reused
+        assert set(staging.reused) == {"tokenizer.table"}
 
 
 def test_to_install_a_damaged_bundle_again_repairs_it(tiny: dict[str, Path], slot_folder: Callable[..., Path]) -> None:
