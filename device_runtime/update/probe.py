@@ -53,9 +53,10 @@ def measure(path: Path, threads: int | None = None) -> Measured:
         golden = model.manifest.trial
         prompt = golden.prompt if golden else any_prompt(model.manifest)
         plain = model.manifest.chat_template is None
+        least = None if model.manifest.purpose is not None else _DEFAULT_MAX_NEW  # a task's answer ends by itself
         answer = model.generate(
             prompt if plain else [{"role": "user", "content": prompt}],
-            max_new=golden.max_new if golden else _DEFAULT_MAX_NEW,
+            max_new=golden.max_new if golden else least,
             **_language_of(model),
         )
         text = "".join(answer)

@@ -67,21 +67,26 @@ def test_typed_fields_of_unseen_readings_are_right(name: str) -> None:
     assert max(field.calibration_error for field in found.fields.values()) <= 0.05
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str) -> None:
+@pytest.mark.parametrize(("name", "none"), [("home-commands", 0.95), ("log-triage", 0.9)])
+def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str, none: float) -> None:
+    """log-triage takes two of twenty lines that ask for nothing for something small, as its README says."""
     found = scored(name)
     assert found.accuracy >= 0.95 and found.well_formed == found.count
-    assert found.none_recognized >= 0.95 * found.none_asked
+    assert found.none_recognized >= none * found.none_asked
     assert max(field.calibration_error for field in found.fields.values()) <= 0.05
 
 
-@pytest.mark.parametrize(("name", "share"), [("home-commands", 0.95), ("log-triage", 0.78)])
-def test_texts_of_a_harder_kind_are_not_forgotten(name: str, share: float) -> None:
-    """Less than two of them below what the README says. The logs are of machines that the generator does not know."""
+@pytest.mark.parametrize(
+    ("name", "file", "share"),
+    [("home-commands", "heldout-3", 0.95), ("log-triage", "heldout-3", 0.9), ("log-triage", "heldout-4", 0.92)],
+)
+def test_texts_of_a_harder_kind_are_not_forgotten(name: str, file: str, share: float) -> None:
+    """Less than two of them below what the README says. The logs are of machines that the generator knows little of."""
     task = load(EXAMPLES / name)
-    examples = read_examples(EXAMPLES / name / "heldout-3.jsonl", task.inputs, task.answer)
+    examples = read_examples(EXAMPLES / name / f"{file}.jsonl", task.inputs, task.answer)
     found = score(answerer(name).purpose, examples, [answerer(name).answer(e.input) for e in examples])
     assert found.accuracy >= share and found.well_formed == found.count
+    assert found.none_recognized >= 0.9 * found.none_asked
 
 
 def test_questions_and_wishes_about_other_things_are_no_commands() -> None:
