@@ -43,8 +43,9 @@ class OpenAIServer:
         """
         assert target.url is not None and target.model is not None
         parts = urlsplit(target.url)
-        self._name, self._model, self._off_site = target.name, target.model, off_site
+        self._name, self._model = target.name, target.model
         self._host, self._path = parts.hostname or "", parts.path
+        self._off_site = off_site and parts.scheme == "https"  # a name of the site may come to lead elsewhere
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -111,6 +112,10 @@ class OpenAIServer:
         connection = _Connection(self._host, self._port, self._tls, end_s, off_site=self._off_site)
         with self._lock:
             self._under_way.add(connection)
+        # A server that sends a byte now and then, or `100 Continue` for ever, never keeps a single read waiting.
+        end = threading.Timer(max(0.0, end_s - time.monotonic()), connection.shut)
+        end.daemon = True
+        end.start()
         try:
             connection.request("POST", f"{self._path}/chat/completions", body, self._headers)
             connection.limit()
@@ -121,6 +126,7 @@ class OpenAIServer:
                 piece = response.read1(_PIECE_BYTES)
                 found += piece
                 if not piece:
+                    connection.limit()  # what was cut off for its time is no answer
                     return response.status, bytes(found)
                 if len(found) > MAX_ANSWER_BYTES:
                     raise StonechatError(f"{self._name} sent more than {MAX_ANSWER_BYTES >> 10} KiB.")
@@ -129,10 +135,15 @@ class OpenAIServer:
         except TimeoutError:
             raise UnreachableError(f"{self._name} did not answer in time.") from None
         except ssl.SSLError as error:
+            if time.monotonic() >= end_s:
+                raise UnreachableError(f"{self._name} did not answer in time.") from None
             raise UnreachableError(f"{self._name} does not prove who it is: {error.reason or error}.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if time.monotonic() >= end_s:
+                raise UnreachableError(f"{self._name} did not answer in time.") from None
             raise UnreachableError(f"{self._name} broke off: {error or type(error).__name__}.") from None
         finally:
+            end.cancel()
             with self._lock:
                 self._under_way.discard(connection)
             connection.close()

@@ -6,15 +6,14 @@ What `redact` names is in none of them, nor in the tokens of a prompt.
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.brain.kept_examples import KeptLines
 from device_runtime.brain.redaction import Redactor
-from device_runtime.errors import StonechatError
+from device_runtime.errors import CannotRedactError, StonechatError
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.messages import Final
 from device_runtime.records.typed_json import write
@@ -37,6 +36,9 @@ class Asked:
     link: str | None = None
     reading: Any = None
     redactor: Redactor | None = None  # of the policy that may pass it on
+    secrets: Mapping[str, str] | None = None  # of a link; None: look for them in the messages
+    withheld: str = ""  # why the prompt cannot be kept
+    redacted: bool = False  # whether something is left out of the messages already
 
 
 class Recorder:
@@ -52,17 +54,24 @@ class Recorder:
         """Whether a record is worth making."""
         return bool(self.recording.keep) or (requested and self.recording.on_request)
 
+    def redactor_of(self, other: Redactor | None) -> Redactor:
+        """What is in no record: what the device's records withhold, and what the policy does that may pass it on."""
+        return self._redactor.joined(other)
+
     def record(self, asked: Asked, final: Final, began_s: float) -> dict[str, Any]:
         """The record of an answer; it is kept, if records are.
 
         Args:
             began_s: when the question came, on the monotonic clock.
         """
+        redactor = self.redactor_of(asked.redactor)
+        secrets = redactor.secrets_of(asked.messages) if asked.secrets is None else asked.secrets
+        final = _without(final, redactor, secrets) if redactor else final
         found: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "device": self._device.config.device, "model": asked.model, "bundle": self._bundle(asked.model),
-            "link": asked.link, "reading": self._redacted(asked, asked.reading), **self._prompt(asked),
-            "schema": asked.schema, "text": self._text(asked, final.text), "finish": final.finish,
+            "link": asked.link, "reading": redactor.value(asked.reading), **self._prompt(asked, redactor),
+            "schema": redactor.cleaned(asked.schema, secrets), "text": final.text, "finish": final.finish,
             "confidence": final.confidence, "unfamiliar": final.unfamiliar, "reason": final.reason,
             "route": None if final.route is None else write(final.route),
             "usage": write(final.usage), "took_ms": round((time.monotonic() - began_s) * 1000, 1),
@@ -78,35 +87,22 @@ class Recorder:
         limit = oldest.strftime("%Y-%m-%dT%H:%M:%SZ")
         self.kept.keep_only(lambda entry: str(entry.get("time", "")) >= limit)
 
-    def _prompt(self, asked: Asked) -> dict[str, Any]:
-        """The prompt as the model's tokens: of what is left of it, where something is withheld."""
+    def _prompt(self, asked: Asked, redactor: Redactor) -> dict[str, Any]:
+        """The prompt as the model's tokens: of what is left of it, where something is withheld. A link's was made
+        without that, but for its other messages."""
         try:
-            messages = [{**m, "content": self._redacted_message(asked, m["content"])} for m in asked.messages]
+            if asked.withheld:
+                raise CannotRedactError(asked.withheld)
+            if asked.secrets is None:
+                messages = redactor.messages(asked.messages) if redactor else [dict(m) for m in asked.messages]
+            else:
+                messages = [{**m, "content": redactor.text(m["content"], asked.secrets)} for m in asked.messages]
         except StonechatError as error:
             return {"withheld": str(error)}
         tokens = self._device.runner.encode(asked.model, messages)
-        hidden = {"redacted": True} if messages != [dict(m) for m in asked.messages] else {}
+        changed = messages != [dict(m) for m in asked.messages] or asked.redacted
+        hidden = {"redacted": True} if changed else {}
         return ({"tokens": tokens} if tokens is not None else {"messages": messages}) | hidden
-
-    def _redacted_message(self, asked: Asked, content: str) -> str:
-        """A link's prompt is a text made of its reading: what the reading says is known, and taken out of it."""
-        for redactor in (self._redactor, asked.redactor):
-            if redactor and asked.reading is not None:
-                content = redactor.text(content, redactor.secrets(asked.reading))
-            elif redactor:
-                content = redactor.message(content)
-        return content
-
-    def _redacted(self, asked: Asked, value: Any) -> Any:
-        for redactor in (self._redactor, asked.redactor):
-            value = redactor.value(value) if redactor else value
-        return value
-
-    def _text(self, asked: Asked, text: str) -> str:
-        source = asked.reading if asked.reading is not None else [_parsed(m["content"]) for m in asked.messages]
-        for redactor in (self._redactor, asked.redactor):
-            text = redactor.text(text, redactor.secrets(source)) if redactor else text
-        return text
 
     def _bundle(self, model: str) -> dict[str, Any] | None:
         found = self._device.runner.manifest_of(model)
@@ -115,8 +111,12 @@ class Recorder:
         return {"name": found.name, "version": found.version, "sha256": found.files["model.tflite"].sha256}
 
 
-def _parsed(content: str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+def _without(final: Final, redactor: Redactor, secrets: Mapping[str, str]) -> Final:
+    """An answer, and what is said about it, without what is withheld."""
+    route, reason = final.route, final.reason
+    if route is not None:
+        remarks = {name: getattr(route, name) for name in ("why", "failed")}
+        route = replace(route, **{n: redactor.remark(said, secrets) for n, said in remarks.items() if said is not None})
+    if reason is not None:
+        reason = redactor.remark(reason, secrets)
+    return replace(final, text=redactor.answer(final.text, secrets), route=route, reason=reason)

@@ -28,6 +28,15 @@ class Redactor:
         self._fields = {rule.field: rule.replace for rule in rules if rule.field is not None}
         self._patterns = [(re.compile(rule.pattern), rule.replace or "") for rule in rules if rule.pattern is not None]
 
+    def joined(self, other: Redactor | None) -> Redactor:
+        """The rules of both; where both name a field, this one says what takes its place."""
+        if not other:
+            return self
+        found = Redactor(())
+        found._fields = other._fields | self._fields
+        found._patterns = [*self._patterns, *(rule for rule in other._patterns if rule not in self._patterns)]
+        return found
+
     def __bool__(self) -> bool:
         return bool(self._fields or self._patterns)
 
@@ -38,7 +47,7 @@ class Redactor:
 
     def value(self, value: Any) -> Any:
         """A JSON value without what is withheld."""
-        return self._cleaned(self._without(value), self.secrets(value))
+        return self.cleaned(self._without(value), self.secrets(value))
 
     def secrets(self, value: Any) -> dict[str, str]:
         """The texts of fields that are withheld or replaced, each with what takes its place where it comes again."""
@@ -69,18 +78,37 @@ class Redactor:
             found["topic"] = hidden if "topic" in self._fields else [self.text(level, secrets) for level in topic]
         return found
 
-    def message(self, content: str) -> str:
-        """A message that somebody has written: a JSON object, or a text.
+    def messages(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """A conversation that somebody has written, of JSON objects or of texts: what one message withholds is taken
+        out of the others too.
 
         Raises:
-            CannotRedactError: fields are to be withheld, and it is no JSON object.
+            CannotRedactError: fields are to be withheld, and a message is no JSON object.
         """
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError):
-            value = None
+        secrets = self.secrets_of(messages)
+        return [{**message, "content": self._message(message["content"], secrets)} for message in messages]
+
+    def secrets_of(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """See `secrets`, of a conversation."""
+        return self.secrets([_parsed(message["content"]) for message in messages])
+
+    def answer(self, text: str, secrets: Mapping[str, str]) -> str:
+        """An answer, as JSON or as a text: without fields of these names, and without `secrets`."""
+        value = _parsed(text)
+        if not isinstance(value, Mapping | list):
+            return self.text(text, secrets)
+        found = self.cleaned(self._without(value), secrets)
+        return text if found == value else json.dumps(found, ensure_ascii=False)
+
+    def remark(self, text: str, secrets: Mapping[str, str]) -> str:
+        """A sentence about a reading, such as why it is unfamiliar: it may say a value beside the field's name, however
+        short that is."""
+        return WITHHELD if any(name in text for name in self._fields) else self.text(text, secrets)
+
+    def _message(self, content: str, secrets: Mapping[str, str]) -> str:
+        value = _parsed(content)
         if isinstance(value, Mapping | list):
-            return json.dumps(self.value(value), ensure_ascii=False)
+            return json.dumps(self.cleaned(self._without(value), secrets), ensure_ascii=False)
         if self._fields:
             names = ", ".join(sorted(self._fields))
             raise CannotRedactError(f"the prompt is no JSON object, so {names} cannot be found in it and withheld")
@@ -99,14 +127,25 @@ class Redactor:
             return [self._without(inner) for inner in value]
         return value
 
-    def _cleaned(self, value: Any, secrets: Mapping[str, str]) -> Any:
+    def cleaned(self, value: Any, secrets: Mapping[str, str]) -> Any:
+        """A JSON value with its fields, but without `secrets` and without what matches a pattern."""
         if isinstance(value, str):
             return self.text(value, secrets)
         if isinstance(value, Mapping):
-            return {self.text(str(name), secrets): self._cleaned(inner, secrets) for name, inner in value.items()}
+            return {self.text(str(name), secrets): self.cleaned(inner, secrets) for name, inner in value.items()}
         if isinstance(value, list | tuple):
-            return [self._cleaned(inner, secrets) for inner in value]
+            return [self.cleaned(inner, secrets) for inner in value]
+        if isinstance(value, int | float) and not isinstance(value, bool):  # a telephone number is one, too
+            written = json.dumps(value)
+            return value if (left := self.text(written, {})) == written else left
         return value
+
+
+def _parsed(content: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _named(value: Any, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

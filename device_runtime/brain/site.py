@@ -63,7 +63,9 @@ def connect(host: str, port: int, end_s: float, *, off_site: bool) -> socket.soc
     allowed = [found for found in addresses if off_site or is_local_address(found[1][0])]
     if not allowed:
         shown = ", ".join(dict.fromkeys(found[1][0] for found in addresses))
-        raise OffSiteError(f"{host} has the address {shown}, outside of this site; `allow: off-site` would permit it.")
+        raise OffSiteError(
+            f"{host} has the address {shown}, outside of this site; `allow: off-site` would permit it, over https."
+        )
     reason = ""
     for family, address in allowed:
         left_s = end_s - time.monotonic()

@@ -103,6 +103,9 @@ class Wakeup:
     decided: Mapping[str, Any] = field(default_factory=dict)  # fields of the answer that are known
     outside: Question | None = None  # the question as it may leave the device; None: as it is
     cannot_leave: str = ""  # why there is no such question
+    secrets: Mapping[str, str] = field(default_factory=dict)  # texts to withhold, with what takes the place of each
+    kept: Question | None = None  # the question as it may be in a record; None: as it is
+    cannot_keep: str = ""  # why there is no such question
 
 
 class Windows:
@@ -114,12 +117,14 @@ class Windows:
         clock: Callable[[], float] = time.monotonic,
         max_bytes: int = MAX_WINDOW_BYTES,
         redactor: Redactor | None = None,
+        kept_redactor: Redactor | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             max_bytes: the memory that earlier readings may take.
             redactor: makes a second question, without what must not leave the device.
+            kept_redactor: makes a third one, without what must not be in a record.
         """
         self.link = link
         self._clock, self._max_bytes = clock, max_bytes
@@ -132,7 +137,8 @@ class Windows:
         self._decider = Decider(link)
         self._questions = Questions(link, self._prompt, self._decider)
         self._redactor = redactor or None
-        self._redacted = _outside.from_string(link.prompt) if self._redactor is not None else None
+        self._kept_redactor = kept_redactor or None
+        self._redacted = _outside.from_string(link.prompt)
 
     def consider(self, reading: Reading) -> Wakeup | None:
         """A wakeup if `reading` passes the guard. The reading is an earlier one for those that follow.
@@ -163,18 +169,21 @@ class Windows:
                 f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
             )
         question = self._questions.about(prompt, decided)
-        if self._redactor is None or self._redacted is None:
-            return Wakeup(self.link, reading, prompt, to, question, decided)
-        outside, reason = self._outside(names, self._redactor, self._redacted)
-        return Wakeup(self.link, reading, prompt, to, question, decided, outside, reason)
+        wakeup = Wakeup(self.link, reading, prompt, to, question, decided)
+        if self._redactor is not None:
+            outside, reason = self._without(names, self._redactor)
+            wakeup = replace(wakeup, outside=outside, cannot_leave=reason, secrets=self._redactor.secrets(names))
+        if self._kept_redactor is not None:
+            kept, reason = self._without(names, self._kept_redactor)
+            secrets = {**wakeup.secrets, **self._kept_redactor.secrets(names)}
+            wakeup = replace(wakeup, kept=kept, cannot_keep=reason, secrets=secrets)
+        return wakeup
 
-    def _outside(
-        self, names: Mapping[str, Any], redactor: Redactor, template: jinja2.Template
-    ) -> tuple[Question | None, str]:
-        """The question without what must not leave the device, or why there is none."""
+    def _without(self, names: Mapping[str, Any], redactor: Redactor) -> tuple[Question | None, str]:
+        """The question without what is to be withheld, or why there is none."""
         try:
             known = redactor.names_of(names)
-            prompt = redactor.text(template.render(known), redactor.secrets(names))
+            prompt = redactor.text(self._redacted.render(known), redactor.secrets(names))
         except (LinkError, *_TEMPLATE_ERRORS) as e:
             return None, f"the prompt cannot be made without {', '.join(sorted(redactor.names))}: {in_words(e)}"
         return self._questions.about(prompt, known["decided"]), ""

@@ -49,5 +49,22 @@ def test_local_beside_escalated(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (found["local"]["answers"], found["local"]["j"]) == (2, 0.06)
     # 100 W for a second, and the device's own attempt; 360 g a kWh are 0.1 mg a joule
     assert found["escalated"]["j"] == 100.06 and found["escalated"]["mg_co2"] == pytest.approx(10.006)
-    (tmp_path / "r.jsonl").write_text("no record")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no record", "[1]", '{"a": 1}', "[" * 100_000, '{"took_ms": "long"}', '{"took_ms": NaN}', '{"took_ms": -1}',
+        '{"took_ms": 1, "route": 3}', '{"took_ms": 1, "energy": {"j": "many", "how": "x"}}',
+        '{"took_ms": 1, "energy": {"j": 1}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    (tmp_path / "r.jsonl").write_text(f'{{"took_ms": 1}}\n{line}\n')
     assert main(["compare", str(tmp_path / "r.jsonl")]) == 2
+    assert "expected records of answers" in capsys.readouterr().err
+
+
+def test_a_text_of_a_thousand_words_is_not_asked_a_thousand_times(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(EXAMPLES / "log-triage" / "bundle"), "x " * 1000]) == 2
+    assert "has 1000 words" in capsys.readouterr().err

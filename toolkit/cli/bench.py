@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.cli.options import add_json, add_runtime, whole_number
+from toolkit.cli.options import add_json, add_runtime, amount, whole_number
 from toolkit.cli.output import show, table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid",
         metavar="G_PER_KWH",
-        type=float,
+        type=amount,
         help="grams of CO2 a kilowatt-hour costs, to print those of an answer",
     )
     add_runtime(parser)

@@ -12,6 +12,7 @@ from toolkit.cli.options import add_json
 
 __all__ = ["HELP", "add_arguments", "run"]
 
+MAX_WORDS = 200  # far more than a task's text has
 HELP = "show which fields or words of an input moved an answer"
 
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask with each part left out in turn, and print what that changes."""
+    from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.answering import Answerer
     from toolkit.brain.explanation import moves
     from toolkit.cli.output import rows, show
@@ -38,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
         given: Any = {"text": args.input}
         if answerer.purpose.inputs.text is None:
             given = _object(args.input, "the input", answerer.purpose.inputs.fields or {})
+        words = len(args.input.split())
+        if answerer.purpose.inputs.text is not None and words > MAX_WORDS:
+            raise ConfigurationError(
+                f"the text has {words} words, and is asked once without each; give {MAX_WORDS} at most."
+            )
         instead = _object(args.instead, "--instead", answerer.purpose.inputs.fields or {})
         middle = {
             name: field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2
@@ -61,7 +68,7 @@ def _object(text: str, what: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ConfigurationError(f"{what} is {text[:60]!r}; expected a JSON object with {', '.join(known)}.")

@@ -16,6 +16,7 @@ __all__ = [
     "add_json",
     "add_runtime",
     "add_sampling",
+    "amount",
     "percent",
     "positive_number",
     "read_schema",
@@ -83,6 +84,11 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 def percent(text: str) -> float:
     """An argparse type: a share of at least 0 %."""
     return _number(text, lambda value: 0 <= value < float("inf"), "a number of percent, at least 0")
+
+
+def amount(text: str) -> float:
+    """An argparse type: a number of at least 0."""
+    return _number(text, lambda value: 0 <= value < 1e12, "a number, at least 0")
 
 
 def positive_number(text: str) -> float:

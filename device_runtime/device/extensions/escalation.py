@@ -92,6 +92,7 @@ class Desk:
         local: Final | None = None,
         purpose: Purpose | None = None,
         key: Hashable | None = None,
+        secrets: Mapping[str, str],
     ) -> bool:
         """Pass a question on, unless the policy does not do that for this reason. Does not wait.
 
@@ -100,6 +101,7 @@ class Desk:
             done: called once, in any thread, with the answer and where it is from; with None where there is none.
             about: fields of the example that is kept of it.
             local: this device's own answer.
+            secrets: texts that were withheld of the question, see `Redactor`: they are in no example either.
         """
         if reason not in self.policy.when or question.hops >= MAX_HOPS:
             return False
@@ -112,7 +114,7 @@ class Desk:
             answer = outcome.answer
             if answer is None:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
-            self._keep(reason, question, answer, about, local, purpose)
+            self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy
             final = Final(0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence, energy=spent)
@@ -133,12 +135,13 @@ class Desk:
         about: Mapping[str, Any],
         local: Final | None,
         purpose: Purpose | None,
+        secrets: Mapping[str, str],
     ) -> None:
         if question.schema is None or not self.policy.keep:
             return
         ours = None
         if local is not None:
-            ours = {"text": self.redactor.text(local.text, {}), "confidence": dict(local.confidence or {})}
+            ours = {"text": self.redactor.answer(local.text, secrets), "confidence": dict(local.confidence or {})}
         self._examples.add({
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), **about,
             "task": None if purpose is None else purpose.name, "input": input_of(question.messages, purpose),

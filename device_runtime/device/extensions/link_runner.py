@@ -52,7 +52,9 @@ class LinkRunner(Extension):
         for link in links:
             desk = escalations.of(link)
             redactor = desk.redactor if desk is not None else None
-            windows = Windows(link, max_bytes=min(MAX_WINDOW_BYTES, share), redactor=redactor)
+            kept = recorder.redactor_of(redactor) if recorder.wants(False) else None
+            size = min(MAX_WINDOW_BYTES, share)
+            windows = Windows(link, max_bytes=size, redactor=redactor, kept_redactor=kept)
             self._by_filter.setdefault(link.source, []).append(windows)
         self._filters = list(self._by_filter)
         self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]

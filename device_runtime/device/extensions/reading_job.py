@@ -153,7 +153,7 @@ class ReadingJob(Job):
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
-            purpose=self._device.runner.purpose_of(self._model),
+            purpose=self._device.runner.purpose_of(self._model), secrets=wakeup.secrets,
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:
@@ -195,10 +195,14 @@ class ReadingJob(Job):
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
 
     def _record(self, final: Final, route: Route | None, value: Any) -> None:
-        recorder, asked = self._links.recorder, self._wakeup.question
+        recorder, wakeup = self._links.recorder, self._wakeup
         if recorder.wants(False):
             redactor = self._desk.redactor if self._desk is not None else None
-            about = Asked(asked.messages, asked.schema, self._model, self.link.name, value, redactor)
+            asked = wakeup.kept or wakeup.question
+            about = Asked(
+                asked.messages, asked.schema, self._model, self.link.name, value, redactor, wakeup.secrets,
+                wakeup.cannot_keep, asked.messages != wakeup.question.messages,
+            )  # fmt: skip
             recorder.record(about, replace(final, route=route), self._wakeup.reading.received_s)
 
     def _trouble(self, kind: str, message: str) -> None:

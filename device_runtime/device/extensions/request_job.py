@@ -208,7 +208,7 @@ class RequestJob(Job):
         messages: Sequence[Mapping[str, str]] = asked.messages
         try:
             if desk.redactor:
-                messages = [{**message, "content": desk.redactor.message(message["content"])} for message in messages]
+                messages = desk.redactor.messages(messages)
         except ConfigurationError as error:
             self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
             return False
@@ -225,6 +225,7 @@ class RequestJob(Job):
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
             purpose=self._device.runner.purpose_of(asked.model), key=self.key,
+            secrets=desk.redactor.secrets_of(asked.messages),
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:

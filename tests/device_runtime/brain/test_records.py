@@ -13,7 +13,7 @@ import pytest
 from device_runtime.brain.kept_examples import KeptLines
 from device_runtime.client.records import kept_records
 from device_runtime.errors import StonechatError
-from device_runtime.fleet.links import Link
+from device_runtime.fleet.links import Link, Window
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.address import BrokerAddress
@@ -91,13 +91,33 @@ def test_what_is_redacted_is_in_no_record_and_no_example(
     assert listener.next()[1]["reading"]["badge"] == "S-77"  # the answer goes to the site, whole
     kept = "".join(file.read_text() for file in device.service.config.state_dir.glob("*.jsonl"))
     assert kept.count("\n") == 2 and "S-77" not in kept and "12345" not in (seen[0] + json.dumps(seen))
-    assert seen == ["Note: [withheld] left <n> by [withheld]"]
+    assert seen == ["Note: [withheld] left <n> by N/A"]
 
 
 def test_a_prompt_that_cannot_be_redacted_is_left_out(on_air: Callable[..., OnAir]) -> None:
     device = on_air(model(), recording=Recording(redact=(Redaction("badge"),)))
     record = ask(device, prompt="badge S-77", record=True)["record"]
     assert "tokens" not in record and "cannot be found in it" in record["withheld"] and "S-77" not in json.dumps(record)
+
+
+def test_a_link_s_prompt_is_kept_without_what_its_window_topic_and_filters_say(
+    on_air: Callable[..., OnAir], peer: Callable[..., Peer]
+) -> None:
+    window = "{{ window | map(attribute='badge') | list }}"
+    prompt = f"{{{{ topic[1] }}}}|{{{{ badge | upper }}}}|{{{{ n }}}}|{window}|{{{{ reading | tojson }}}}"
+    link = replace(LINK, source="in/+", prompt=prompt, window=Window(60, 3))
+    script, listener, seen = model(), peer(), list[str]()
+    script.encode = lambda messages: seen.extend(m["content"] for m in messages) or [1]  # type: ignore[attr-defined]
+    redact = (Redaction("badge"), Redaction("topic"), Redaction("n"))
+    device = on_air(script, recording=Recording(keep=10, redact=redact), links=(link,))
+    listener.subscribe("out/kind")
+    for badge in ('Ann "A"', "Bob B"):
+        device.client.publish("in/ward7", {"badge": badge, "n": 7, "ok": 1})
+        listener.next()
+    assert seen[0] == '[withheld]|N/A|N/A|[]|{"ok": 1}'
+    assert not [secret for secret in ("Ann", "ANN", "Bob", "BOB", "ward", "7") if secret in seen[1]]
+    kept = [json.loads(line) for line in (device.service.config.state_dir / "records.jsonl").read_text().splitlines()]
+    assert [(entry["reading"], entry["redacted"]) for entry in kept] == [({"ok": 1}, True)] * 2
 
 
 def test_a_query_of_another_kind_is_refused(on_air: Callable[..., OnAir], port: int) -> None:

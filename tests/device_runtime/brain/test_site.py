@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from device_runtime.brain.far_side import FarQuestion
+from device_runtime.brain.openai_server import OpenAIServer
 from device_runtime.brain.site import connect, is_local_address, is_local_name
-from device_runtime.errors import OffSiteError
+from device_runtime.errors import OffSiteError, UnreachableError
+from device_runtime.fleet.policies.escalation import Target
 from tests.far_server import FarServer
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +45,42 @@ def test_a_local_name_with_an_address_elsewhere_is_refused(monkeypatch: pytest.M
     with pytest.raises(OffSiteError, match=r"203\.0\.113\.9, outside of this site"):
         connect("server.local", 80, time.monotonic() + 1, off_site=False)
     assert not is_local_address("203.0.113.9")
+
+
+def test_off_the_site_is_over_https_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: found)
+    server = OpenAIServer(Target(url="http://server.local/v1", model="m"), off_site=True)
+    with pytest.raises(OffSiteError, match="over https"):
+        server.ask(FarQuestion(({"role": "user", "content": "x"},)), time.monotonic() + 1)
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b", b"HTTP/1.1 200 OK\r\n\r\n"]
+)
+def test_a_server_that_never_ends_is_left_in_time(said: bytes) -> None:
+    """It sends something all the time, so no single read waits for long."""
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        client = listener.accept()[0]
+        with client, contextlib.suppress(OSError):
+            client.sendall(said)
+            while not over.wait(0.02):
+                client.sendall(said if b"100" in said else b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        server = OpenAIServer(Target(url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model="m"), off_site=False)
+        began_s = time.monotonic()
+        try:
+            with pytest.raises(UnreachableError, match="did not answer in time"):
+                server.ask(FarQuestion(({"role": "user", "content": "x"},)), began_s + 0.4)
+        finally:
+            over.set()
+            thread.join()
+        assert time.monotonic() - began_s < 5  # 0.4 s, on a busy machine
 
 
 # Every connection, name look-up and datagram of the process is written down: Python reports them to audit hooks, below
