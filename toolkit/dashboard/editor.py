@@ -128,7 +128,8 @@ class FleetEditor:
                 )  # fmt: skip
             mode = self._path.stat().st_mode & 0o777
             real = self._path.resolve()  # a link to the file stays one
-            durable.replace_file(real, change.text.encode())
+            ends = b"\r\n" if b"\r\n" in real.read_bytes() else b"\n"  # an editor on Windows has its own
+            durable.replace_file(real, change.text.encode().replace(b"\n", ends))
             real.chmod(mode)
 
     def _parsed(self, text: str) -> tuple[YAML, CommentedMap]:
@@ -146,6 +147,8 @@ class FleetEditor:
             return self._path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"{self._path} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{self._path} is not in UTF-8; save it so in an editor.") from None
 
 
 def _sha256(text: str) -> str:

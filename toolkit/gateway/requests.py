@@ -7,6 +7,7 @@ Clients send more than a small model can use. What changes nothing but taste is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,8 @@ def chat(body: Mapping[str, Any]) -> Asked:
     if body.get("logprobs"):
         raise _no("logprobs", "the probability of each token is not given; an answer that is held to a schema has "
                   "`stonechat.confidence` for each of its fields")  # fmt: skip
-    if "audio" in (body.get("modalities") or ()):
+    modalities = body.get("modalities") or ["text"]
+    if not isinstance(modalities, list) or any(wanted != "text" for wanted in modalities):
         raise _no("modalities", "answers are texts")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -154,7 +156,8 @@ def _asked(body: Mapping[str, Any], fields: dict[str, Any], ignored: tuple[str, 
     try:
         request = Request.from_value({name: value for name, value in fields.items() if value not in (None, [])})
     except MessageError as error:
-        raise RefusedError(_in_their_words(str(error))) from None
+        text = _in_their_words(str(error))
+        raise RefusedError(text, param=_named_by(text, body)) from None
     options = body.get("stream_options") or {}
     usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
     return Asked(_model(body), request, stream, usage, raw, ignored)
@@ -255,6 +258,14 @@ def _truth(body: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise RefusedError(f"{name} is {_kind(value)}; expected true or false.", param=name)
     return bool(value)
+
+
+def _named_by(text: str, body: Mapping[str, Any]) -> str | None:
+    """The parameter that a fault is about: it begins with it, as in `stop[0] is an empty string.`"""
+    name = re.split(r"[ .\[]", text, maxsplit=1)[0]
+    if name == "max_tokens" and body.get("max_completion_tokens") is not None:
+        return "max_completion_tokens"
+    return name if name in body else None
 
 
 def _in_their_words(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -67,7 +67,7 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         """A server with a token may have any name: who asks has to know the token all the same."""
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _parts(f"//{host}").hostname or ""
         if self._listen.token is None and not is_loopback(name):
             raise RefusedError(
                 f"the Host header says {host[:100]!r}; without a token only localhost and 127.0.0.1 are answered. Use "
@@ -76,9 +76,16 @@ class Guard:
             )  # fmt: skip
 
 
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:  # half of an IPv6 address
+        return urlsplit("")
+
+
 def _check_origin(origin: str, host: str) -> None:
     """Our own pages have our own name; the scheme may be another, where a proxy in front speaks TLS."""
-    if not host or urlsplit(origin).netloc.lower() != host.lower():
+    if not host or _parts(origin).netloc.lower() != host.lower():
         raise RefusedError(
             f"a page of {origin[:100]!r} may not ask here: it is another site.",
             status=403,

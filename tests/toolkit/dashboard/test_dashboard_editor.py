@@ -36,6 +36,22 @@ def added(change) -> list[str]:
     return [line for line in lines if line[:1] in "+-"]
 
 
+def test_the_line_ends_of_windows_stay(editor: FleetEditor, tmp_path: Path):
+    path = tmp_path / "fleet.yaml"
+    path.write_bytes(FLEET.encode().replace(b"\n", b"\r\n"))
+    shown = editor.links()
+    link = dict(shown["links"][0])
+    change = editor.change(link["name"], link | {"prompt": link["prompt"] + "!"}, [])
+    editor.save(change, shown["base"])
+    assert path.read_bytes().count(b"\n") == path.read_bytes().count(b"\r\n") > 5 and b"!" in path.read_bytes()
+
+
+def test_a_file_in_another_encoding_is_named(editor: FleetEditor, tmp_path: Path):
+    (tmp_path / "fleet.yaml").write_bytes(FLEET.encode() + "# für".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match="is not in UTF-8"):
+        editor.links()
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
 def test_an_unchanged_link_changes_nothing_in_any_example(path: Path, tmp_path: Path):
     copy = tmp_path / "fleet.yaml"

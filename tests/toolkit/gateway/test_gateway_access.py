@@ -81,6 +81,11 @@ class TestBrowsers:
         status, _, said = call(open_url, Host="attacker.example")
         assert (status, said["error"]["code"]) == (403, "host_not_allowed")
 
+    @pytest.mark.parametrize("half", ["[", "[::1", "a]b"])
+    def test_half_an_address_is_refused_as_well(self, open_url, half):
+        assert call(open_url, Host=half)[0] == 403
+        assert call(open_url, Origin=f"http://{half}")[0] == 403
+
     @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:80", "[::1]:8383", "LOCALHOST:1"])
     def test_this_machines_names_are_not(self, open_url, host):
         assert call(open_url, Host=host)[0] == 200
