@@ -190,6 +190,8 @@ class Link:
             return " Another program has it open; stop that one first."
         if number == errno.ENOENT:
             return f" {_known_ports()}"
+        if "timed out" in str(error):
+            return " Another program may be connected to it, and a line has one at a time; stop that one first."
         return ""
 
     def _lose(self, error: Exception | None) -> None:

@@ -263,6 +263,16 @@ class TestPortsWithoutABoard:
         with pytest.raises(UnreachableError, match=r":1 cannot be opened: Connection refused\.$"):
             Link(f"{kind}://127.0.0.1:1").open(1)
 
+    def test_a_line_that_another_program_has_takes_no_second(self, monkeypatch):
+        """As QEMU and serial servers do it: the connection is never accepted. Here nobody waits pyserial's 5 s."""
+
+        def never_accepted(*where, **how):
+            raise TimeoutError("timed out")
+
+        monkeypatch.setattr("socket.create_connection", never_accepted)
+        with pytest.raises(UnreachableError, match=r"timed out\. Another program may be connected to it"):
+            Link("socket://127.0.0.1:7333").open(1)
+
     def test_nothing_answers(self):
         own, others = os.openpty()
         tty.setraw(others)

@@ -104,6 +104,16 @@ def test_a_model_and_then_a_firmware_are_updated_and_kept(
         assert name_of(board)[0] == "fall-alert"
 
 
+def test_what_another_tool_left_on_the_line_does_not_make_the_board_deaf(
+    program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes]
+) -> None:
+    """esptool's first packet (a wrong --board) has zeros in it: what follows looks like a frame that does not end."""
+    with HostBoard(program, flash) as board:
+        with serial.Serial(board.port, timeout=10) as line:
+            line.write(b"\xc0\0\x08\x24\0\0\0\0\0\x07\x07\x12\x20" + b"U" * 32 + b"\xc0")
+        assert "the firmware 1.1.0+0" in update(board, file, new=firmware("1.1.0", key))
+
+
 def test_a_model_that_fails_its_self_test_gives_way_to_the_old_one(
     program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes]
 ) -> None:

@@ -31,7 +31,15 @@ _ANSWERS: dict[tuple[int, int], Any] = {
 
 
 class TolerantTransport(SMPSerialTransport):
-    """A serial line whose answers have only keys that smpclient knows."""
+    """A serial line whose answers have only keys that smpclient knows; `before` goes out at each connection."""
+
+    before = b""
+
+    async def connect(self, address: str, timeout_s: float) -> None:
+        """Open the port."""
+        await super().connect(address, timeout_s)
+        if self.before:
+            self._conn.write(self.before)
 
     async def receive(self) -> bytes:
         """The next frame."""

@@ -32,6 +32,8 @@ _TIMEOUT_S = 2.5
 _ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase the slot
 _RESTART_AGAIN_S = 5.0  # from a request to restart until a board that still runs the old image is taken to have lost it
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+# What another program left unfinished on the line of our firmware ends with a zero; MCUboot takes it for an empty line.
+_END_OF_FRAME = b"\0\n"
 
 
 class SmpLine:
@@ -167,8 +169,11 @@ class SmpLine:
         if self.port.startswith("socket://"):
             from toolkit.flash.smp_line.socket_port import SocketTransport
 
-            return SMPClient(SocketTransport(), self.port, _TIMEOUT_S)
-        transport = TolerantTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
+            transport: TolerantTransport = SocketTransport()
+        else:
+            transport = TolerantTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
+        if self._board.firmware is not None:
+            transport.before = _END_OF_FRAME
         return SMPClient(transport, self.port, _TIMEOUT_S)
 
 
