@@ -102,8 +102,8 @@ def silent(board: Board, port: str, what: str) -> UnreachableError:
         f"{board.name} does not answer on {port} ({what}). "
         + (f"Bring it into its boot loader by hand: {button}; then try again. " if button else "")
         + (
-            f"If that does not help, check that something serves {port}, and that no other program (a bridge, a chat) is "
-            "connected to it: a line has one at a time."
+            f"If that does not help, check that something serves {port}, and that no other program (a bridge, a chat) "
+            "is connected to it: a line has one at a time."
             if "://" in port
             else "If that does not help, check the cable (some only charge) and --port."
         )
