@@ -85,6 +85,8 @@ class Router:
     def _by_text(self, text: str, purposes: Mapping[str, Purpose | None]) -> Chosen | None:
         takes = [name for name, purpose in purposes.items() if purpose is not None and purpose.inputs.text is not None]
         if self._classifier is not None:
+            if not any(character.isalnum() for character in text):  # it has no words to be like anything
+                return None
             name, share = self._classifier.choose(text)
             return Chosen(name, f"the router's classifier, {share:.2f}") if name in self._models else None
         general = any(purpose is None for purpose in purposes.values())

@@ -20,7 +20,7 @@ from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.states.store import PromptStates, default_keep_bytes
 from device_runtime.engine.text.segments import Markup
-from device_runtime.errors import ContextOverflowError
+from device_runtime.errors import ConfigurationError, ContextOverflowError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
@@ -139,13 +139,15 @@ class LanguageModel:
                 labels, which are scored then, they are calibrated against it; None: they are not.
 
         Raises:
-            ConfigurationError: the prompt is empty or no text.
+            ConfigurationError: the prompt is empty or no text; or `stop` with a bundle that was trained for a task.
             SchemaError: no answer can be held to the schema, or none that is short enough.
             ContextOverflowError: the prompt leaves no room for even one token.
         """
         unfamiliar: tuple[str, ...] = ()
         task = self._tasks.asked_with(schema) if self._tasks is not None else None
         if task is not None:
+            if stop:  # half of an object would be called complete
+                raise ConfigurationError("a bundle of a task answers with data, which stop cannot end; leave it out.")
             given = task.read(prompt)
             if not given.readable:
                 from device_runtime.engine.typed.abstention import Abstention

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from device_runtime.engine.opening import open_model
+from device_runtime.errors import ConfigurationError
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,6 +41,18 @@ def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixtu
 def test_what_is_no_reading_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(EXAMPLES / "boiler-advisor" / "bundle"), "hot"]) == 2
     assert "expected a JSON object with temp_c, bar, flow_l_min" in capsys.readouterr().err
+
+
+def test_a_stand_in_for_no_field_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, hot = str(EXAMPLES / "boiler-advisor" / "bundle"), '{"temp_c": 99, "bar": 1.4, "flow_l_min": 12}'
+    assert main(["explain", bundle, hot, "--instead", '{"tmp_c": 60}']) == 2
+    assert "--instead names tmp_c; the bundle's fields are temp_c, bar, flow_l_min" in capsys.readouterr().err
+
+
+def test_data_is_not_cut_by_a_stop_text() -> None:
+    bundle = EXAMPLES / "home-commands" / "bundle"
+    with open_model(bundle) as model, pytest.raises(ConfigurationError, match="stop cannot end"):
+        model.generate("light on", stop=["on"])  # type: ignore[call-arg]
 
 
 def test_local_beside_escalated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
                 f"the text has {words} words, and is asked once without each; give {MAX_WORDS} at most."
             )
         instead = _object(args.instead, "--instead", answerer.purpose.inputs.fields or {})
+        if unknown := sorted(set(instead) - set(answerer.purpose.inputs.fields or {})):
+            known = ", ".join(answerer.purpose.inputs.fields or {}) or "none: it reads a text"
+            raise ConfigurationError(f"--instead names {', '.join(unknown)[:60]}; the bundle's fields are {known}.")
         middle = {
             name: field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2
             for name, field in (answerer.purpose.inputs.fields or {}).items()

@@ -53,6 +53,11 @@ def test_the_four_examples(purposes: dict[str, Purpose | None], asked: str, mode
     assert (None if found.stray else found.model) == model and found.why.startswith(why)
 
 
+@pytest.mark.parametrize("empty", ["", "  ", "?!"])
+def test_a_text_without_words_is_for_none(purposes: dict[str, Purpose | None], empty: str) -> None:
+    assert Router(ROUTER, NAMES, purposes.get).choose(empty).stray
+
+
 def test_rules_come_first(purposes: dict[str, Purpose | None]) -> None:
     rules = (RouteRule("topic[0] == 'logs'", "log-triage"), RouteRule("'bar' in reading and bar > 9", "fall-alert"))
     router = Router(Routing(rules), NAMES, lambda name: purposes[name])
