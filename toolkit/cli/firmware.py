@@ -199,7 +199,7 @@ def _run(args: argparse.Namespace) -> int:
     from device_runtime import __version__
     from device_runtime.errors import ConfigurationError
     from toolkit.firmware.qemu import Emulator
-    from toolkit.firmware.slots import firmware_image, model_image, write_flash
+    from toolkit.firmware.slots import firmware_image, model_image, require_flash, write_flash
 
     if args.serve is not None and args.prompt is not None:
         raise ConfigurationError("--serve gives the board's line to another program, which asks; leave out --prompt.")
@@ -215,6 +215,8 @@ def _run(args: argparse.Namespace) -> int:
                 firmware_image(build, board, key, version=version, security_counter=args.security_counter),
                 model_image(build.image.read_bytes(), bundle.manifest, board, key),
             )
+        else:
+            require_flash(flash, board)
     elif args.flash is not None:
         raise ConfigurationError(f"{board.id} has no slots whose flash --flash could keep.")
     if args.serve is not None:

@@ -156,16 +156,15 @@ class Emulator:
         """Send a line; the answer as it comes.
 
         Raises:
-            ConfigurationError: the text has several lines.
+            ConfigurationError: the text is no single line of text.
             UnreachableError: the board falls silent.
             BackendError: QEMU has ended.
         """
-        if "\n" in text or "\r" in text:
-            raise ConfigurationError("The console takes one line at a time; leave out the line ends.")
+        line = _console_line(text)
         self.connect()
         assert self._line is not None
         try:
-            self._line.sendall(text.encode() + b"\n")
+            self._line.sendall(line)
         except ConnectionError as error:
             raise self._ended(error) from None
         yield from self._until_prompt(timeout_s)
@@ -206,6 +205,20 @@ class Emulator:
         lines = self._process.stderr.read().decode(errors="replace").splitlines()
         said = "; ".join(line.strip().rstrip(".") for line in lines if ": info: " not in line)
         return BackendError(f"{self._command[0]} has ended: {said or why}.")
+
+
+def _console_line(text: str) -> bytes:
+    """A line as the console takes it: to one with a control character in it, it would say nothing at all."""
+    if "\n" in text or "\r" in text:
+        raise ConfigurationError("The console takes one line at a time; leave out the line ends.")
+    if control := next((c for c in text if c < " " and c != "\t"), None):
+        raise ConfigurationError(f"The line has the control character {control!r} in it; leave it out.")
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError as error:  # bytes in an argument or on stdin
+        raise ConfigurationError(
+            f"The line is not text: character {error.start} is {text[error.start]!r}; give it in UTF-8."
+        ) from None
 
 
 def _without_frames(data: bytes) -> bytes:

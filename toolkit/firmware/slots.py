@@ -16,7 +16,7 @@ from toolkit.firmware.container import Signed, model_container, wrap
 from toolkit.firmware.layout import layout_of
 from toolkit.signing.keys import SigningKey
 
-__all__ = ["bundled_model_image", "firmware_image", "model_image", "write_flash"]
+__all__ = ["bundled_model_image", "firmware_image", "model_image", "require_flash", "write_flash"]
 
 
 def model_image(image: bytes, manifest: Manifest, board: Board, key: SigningKey | None = None) -> bytes:
@@ -89,6 +89,17 @@ def write_flash(path: Path, board: Board, firmware: bytes | None, model: bytes |
                 file.seek(start + at)
                 file.write(data)
         file.truncate(kib * 1024)
+
+
+def require_flash(path: Path, board: Board) -> None:
+    """Raises a `ConfigurationError` where a file cannot be one of `write_flash` for this board, by its size."""
+    layout = layout_of(board)
+    expected, found = (layout.update.machine_ram_kib or 0) * 1024 if layout else 0, path.stat().st_size
+    if found != expected:
+        raise ConfigurationError(
+            f"{path} has {found:,} bytes, and the flash of {board.id} {expected:,}: it is no file of "
+            "`stonechat firmware run --flash` for this board. Name another, or a new one, which is made."
+        )
 
 
 def _require_room(data: bytes, kib: int, what: str, board: Board) -> None:
