@@ -26,7 +26,7 @@ class Budget:
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
         self._day, self._spent = self._today(), dict[str, int]()
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             kept = json.loads(path.read_bytes())
             self._day = max(self._day, str(kept["day"]))  # a clock that was set back gives no second budget
             if kept["day"] == self._day:

@@ -142,7 +142,8 @@ class Escalator:
                 answer = FarAnswer(text, answer.where, answer.model, answer.usage, answer.confidence)
         except StonechatError as error:
             log.info("%s gave no answer: %s", name, error)
-            return Outcome(failed=f"{name}: {error}")
+            said = str(error)
+            return Outcome(failed=said if said.startswith(name) else f"{name}: {said}")
         except Exception as error:  # the local answer must go out, whatever this was
             log.error("asking %s failed: %s", name, type(error).__name__)
             log.debug("details", exc_info=error)

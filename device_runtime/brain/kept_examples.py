@@ -52,7 +52,7 @@ class KeptLines:
         with self._lock:
             found = []
             for line in self._lines():
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     entry = json.loads(line)
                     if isinstance(entry, dict):
                         found.append(entry)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from device_runtime.brain.budget import Budget
 from device_runtime.brain.kept_examples import KeptLines
 from device_runtime.client.records import kept_records
 from device_runtime.errors import StonechatError
@@ -136,5 +137,17 @@ def test_the_file_is_bounded_and_forgets(tmp_path: Path) -> None:
         file.write('{"n": 10')  # a power cut
     again = KeptLines(tmp_path / "r.jsonl", 10)
     assert [entry["n"] for entry in again.entries()][-1] == 99
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write("\n" + "[" * 100_000 + "\n")
+    assert [entry["n"] for entry in KeptLines(tmp_path / "r.jsonl", 11).entries()][-1] == 99
     again.keep_only(lambda entry: entry["n"] > 97)
     assert [entry["n"] for entry in KeptLines(tmp_path / "r.jsonl", 10).entries()] == [98, 99]
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"day": "2000-01-01"', '{"day": "2999-01-01", "spent": {"a": Infinity}}', "[" * 100_000]
+)
+def test_a_damaged_budget_is_begun_again(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "budget.json").write_text(damage)
+    assert Budget(tmp_path / "budget.json").spend("a", 1)
+    assert not Budget(tmp_path / "budget.json").spend("a", 1)
