@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
     from toolkit.signing.keys import SigningKey
 
-__all__ = ["Container", "Signed", "contain", "model_container", "wrap"]
+__all__ = ["Container", "Signed", "board_of", "contain", "model_container", "wrap"]
 
 _HEADER = struct.Struct("<IIHHIIBBHII")  # magic, load address, sizes, flags, version, padding
 _TAGS = struct.Struct("<HH")  # magic, bytes with this; or tag, bytes
@@ -97,6 +97,19 @@ def wrap(
     if key is None:
         return container.signed()
     return container.signed([Signed(key.private.sign(container.digest), key.public.raw)])
+
+
+def board_of(data: bytes) -> str | None:
+    """The board that an image is for; None: it does not say. `data` is whole (`toolkit.flash.mcuboot.read_image`)."""
+    _, _, header, protected, payload, *_ = _HEADER.unpack_from(data)
+    at, end = header + payload + _TAGS.size, header + payload + protected
+    while at < end:
+        tag, size = _TAGS.unpack_from(data, at)
+        at += _TAGS.size
+        if tag == _BOARD:
+            return data[at : at + size].decode(errors="replace")
+        at += size
+    return None
 
 
 def _tag(tag: int, value: bytes) -> bytes:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from boards import Board
-from device_runtime.errors import FlashError, RolledBackError, StonechatError, UnreachableError
+from device_runtime.errors import DoesNotFitError, FlashError, RolledBackError, StonechatError, UnreachableError
+from toolkit.firmware.container import board_of
 from toolkit.firmware.layout import FlashLayout
 from toolkit.flash.flasher import Part, Report, Result, require_room
 from toolkit.flash.images import Image, require_kind
@@ -45,6 +46,11 @@ class OwnSlots:
             require_kind(firmware, ("mcuboot",), self._board.name)
             firmware = firmware.joined()
             read_image(firmware.data, firmware.name)
+            if (found := board_of(firmware.data)) not in (None, self._board.id):
+                raise DoesNotFitError(
+                    f"{firmware.name} is firmware for {found}, not for {self._board.id}; "
+                    f"make one with `stonechat firmware build BUNDLE --board {self._board.id}`."
+                )
             parts.append(Part("firmware", firmware, 0, self._layout.firmware_bytes))
             require_room(parts[-1], "firmware.update.firmware_kib")
         if model is not None:
@@ -150,6 +156,11 @@ class OwnSlots:
             return (
                 f"The board refused {what}: {reason}. It takes images that its key has signed (--key), whose "
                 "security counter is no lower than that of those it has kept. It runs what it ran before."
+            )
+        if reason.startswith("HASH_NOT_FOUND"):  # it lists only what it could start
+            return (
+                f"The board refused {what}: {reason}. It does not take the image for one of its own: check that "
+                f"{self._board.id} is the board on this port. It runs what it ran before."
             )
         return f"The board refused {what}: {reason}. {_HALF_DONE}"
 

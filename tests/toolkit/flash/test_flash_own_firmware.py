@@ -18,7 +18,7 @@ from converters.emit.c.bundle import write_bundle_image
 from device_runtime.bridge.link import Link
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry
-from device_runtime.errors import FlashError, RolledBackError
+from device_runtime.errors import DoesNotFitError, FlashError, RolledBackError
 from toolkit.firmware.container import wrap
 from toolkit.firmware.layout import layout_of
 from toolkit.firmware.slots import bundled_model_image, model_image
@@ -132,6 +132,18 @@ def test_what_is_not_signed_or_older_is_refused(program: Path, flash: Path, file
         update(board, file, new=firmware("1.2.0", key, counter=5))
         with pytest.raises(FlashError, match="security counter is no lower"):
             update(board, file, new=firmware("1.3.0", key, counter=4))
+        assert name_of(board)[0] == "boiler-advisor"
+
+
+def test_firmware_for_another_board_is_refused_before_and_by_the_board(
+    program: Path, flash: Path, file: Board, key: SigningKey
+) -> None:
+    other = wrap(b"program" * 900, "firmware", version="1.1.0", security_counter=0, board="mps3-an547", key=key)
+    with HostBoard(program, flash) as board:
+        with pytest.raises(DoesNotFitError, match="is firmware for mps3-an547, not for host"):
+            update(board, file, new=other)
+        with pytest.raises(FlashError, match="check that mps3-an547 is the board on this port"):
+            update(board, replace(file, id="mps3-an547"), new=other)
         assert name_of(board)[0] == "boiler-advisor"
 
 
