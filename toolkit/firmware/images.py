@@ -23,6 +23,7 @@ def image_for(
 
     Raises:
         BundleError: the bundle is not for microcontrollers.
+        ConfigurationError: it writes no text.
         GraphError: its graph has something that the C engine has no call for.
         SchemaError: a board cannot hold an answer to one of `schemas`.
     """
@@ -31,6 +32,7 @@ def image_for(
             f"{bundle.path} has the profile {bundle.manifest.profile!r}; a microcontroller needs one that was "
             "converted with --profile micro."
         )
+    bundle.manifest.require_task("generate")  # the C engine writes text
     own = bundle.path / IMAGE
     if own.is_file() and not schemas and (not current or _is_current(own)):
         return own

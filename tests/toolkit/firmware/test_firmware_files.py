@@ -56,3 +56,11 @@ def test_a_board_without_firmware_is_refused() -> None:
 def test_a_path_that_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["firmware", "size", str(tmp_path), "--board", "mps2-an386"]) == 2
     assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_an_encoder_is_refused_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = Path(__file__).parents[2] / "data" / "encoders" / "bert-classify"
+    assert main(["convert", str(encoder), "--profile", "micro", "--fast", "-o", str(tmp_path / "encoder")]) == 0
+    build = ["firmware", "build", str(tmp_path / "encoder"), "--board", "mps2-an386", "-o", str(tmp_path / "out")]
+    assert main(build) == 2
+    assert "it chooses labels and writes nothing" in capsys.readouterr().err
