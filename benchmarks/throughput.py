@@ -44,7 +44,8 @@ else:  # before the service had a room of its own
 
 class Answer:
     result = SimpleNamespace(text="x", finish="stop", prompt_tokens=1, cached_tokens=0, completion_tokens=1,
-                             ttft_ms=0.1, tokens_per_s=1000.0)
+                             ttft_ms=0.1, tokens_per_s=1000.0, confidence=None, unfamiliar=(), embedding=None,
+                             probabilities=None)
     def __iter__(self):
         return iter(["x"])
     def cancel(self):
