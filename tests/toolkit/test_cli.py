@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -55,8 +56,11 @@ CHANGING = [
 ]
 
 
+STATE = tempfile.TemporaryDirectory()  # roll-outs of this machine's user are none of these tests' business
+
+
 def stonechat(*arguments: object, cwd: Path | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "80", "PYTHONUTF8": "1"}
+    environment = os.environ | {"COLUMNS": "80", "PYTHONUTF8": "1", "XDG_STATE_HOME": STATE.name}
     command = [sys.executable, "-m", "toolkit", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, input=text)
 

@@ -12,8 +12,9 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
+from converters.emit.c.bundle import renew_image
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MANIFEST
+from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import read_examples
@@ -123,9 +124,15 @@ def measured(
 
 
 def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:
-    """Write what a bundle was trained for into its manifest."""
+    """Write what a bundle was trained for into its manifest, and the answer's schema into its image for boards."""
     manifest = replace(Bundle.open(folder).manifest, purpose=purpose)
+    _replace_manifest(folder, manifest)
+    if IMAGE in manifest.files:
+        _replace_manifest(folder, renew_image(Bundle.open(folder)))
+    return Bundle.open(folder)
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
     part = folder / f".{MANIFEST}.part"
     part.write_text(manifest.to_json(), encoding="utf-8")
     part.replace(folder / MANIFEST)
-    return Bundle.open(folder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from converters.emit.c.schema import schema_section
 from converters.emit.c.sentencepiece import sentencepiece_table
 from converters.emit.c.tokenizer import Flag
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE, MODEL, Manifest
+from device_runtime.bundle.manifest import IMAGE, MODEL, EngineMemory, FileEntry, Manifest
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.errors import BackendMissingError, ConfigurationError, SchemaError
 from device_runtime.micro.library import CEngine
 from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["write_bundle_image"]
+__all__ = ["renew_image", "write_bundle_image"]
 
 _SELF_TEST_TOKENS = 8
 
@@ -60,6 +62,17 @@ def write_bundle_image(
     _add_section(path, SectionKind.SELF_TEST, self_test_section(tokens, logits))
     CEngine(path).self_test()
     return written
+
+
+def renew_image(bundle: Bundle) -> Manifest:
+    """Write a bundle's `model.image` again, and return the manifest that describes it, which is the caller's to write.
+
+    For a bundle whose manifest has changed in what an image holds, such as the answer's schema of its task.
+    """
+    image = write_bundle_image(bundle)
+    data = (bundle.path / IMAGE).read_bytes()
+    files = {**bundle.manifest.files, IMAGE: FileEntry(hashlib.sha256(data).hexdigest(), len(data))}
+    return replace(bundle.manifest, files=files, engine=EngineMemory(image.arena_bytes, image.kv_bytes))
 
 
 def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,9 +30,9 @@ def call(url: str, path: str = "/v1/chat/completions", body: object = ASK, metho
     """(status, headers, parsed body) of one request."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(
-        method or ("GET" if data is None else "POST"), path, data, {k.replace("_", "-"): v for k, v in headers.items()}
-    )
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with suppress(BrokenPipeError):  # a refusal comes before all of a large body is sent
+        connection.request(method or ("GET" if data is None else "POST"), path, data, named)
     response = connection.getresponse()
     text = response.read()
     connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,9 +21,13 @@ import jax.numpy as jnp
 from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
+from converters.emit.c.bundle import renew_image
+from converters.emit.c.image import SectionKind, read_image
 from converters.network.decoder import decoder
 from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
+from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.manifest import IMAGE, MANIFEST
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Network, load
 from toolkit.examples.readings import generated
@@ -30,6 +35,7 @@ from toolkit.train import network
 from toolkit.train.cases import Cases, part_of, tokenized
 from toolkit.train.checkpoint import write_folder
 from toolkit.train.optimize import Schedule, _by_length, optimize
+from toolkit.train.pipeline import write_purpose
 from toolkit.train.vocabulary import answer_text, train_vocabulary
 
 ROOT = Path(__file__).parents[3]
@@ -66,6 +72,20 @@ def test_readings_that_are_almost_the_same_are_never_on_both_sides() -> None:
     assert part_of({"text": "Kitchen light on!"}, home) == part_of({"text": "on, kitchen light"}, home)
     parts = [part_of({"text": f"command {'ab' * i}"}, home) for i in range(300)]
     assert set(parts) == {"train", "calibrate", "test"}
+
+
+def test_the_image_for_boards_holds_the_answers_schema_of_the_purpose(tmp_path: Path) -> None:
+    """It was written before the bundle had a purpose: a board could not hold an answer to it."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(ROOT / "examples/home-commands/bundle", folder)
+    manifest = Bundle.open(folder).manifest
+    assert manifest.purpose is not None
+    (folder / MANIFEST).write_text(replace(manifest, purpose=None).to_json())
+    (folder / MANIFEST).write_text(renew_image(Bundle.open(folder)).to_json())
+    assert SectionKind.SCHEMA not in read_image((folder / IMAGE).read_bytes())
+    write_purpose(folder, dict(manifest.purpose))
+    assert SectionKind.SCHEMA in read_image((folder / IMAGE).read_bytes())
+    Bundle.open(folder, verify=True)
 
 
 def test_only_what_follows_the_prompt_is_learnt() -> None:
