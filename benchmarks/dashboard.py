@@ -41,6 +41,10 @@ from toolkit.demo.processes import Processes
 from toolkit.rollout.files import RolloutFiles
 from toolkit.rollout.rollout import Plan, Rollout
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the tests know of the page
+
+from tests.page_timing import FIRST_VIEW, FRAMES
+
 BOARDS = ("Raspberry Pi 5 Model B Rev 1.0", "Raspberry Pi Zero 2 W Rev 1.0", "Raspberry Pi 4 Model B Rev 1.4")
 FLEET = """\
 schema: 1
@@ -59,17 +63,6 @@ links:
     when: temp_c > 35
     prompt: "{{ temp_c }} °C. What now?"
     to: hall/{{ topic[1] }}/advice
-"""
-FIRST_VIEW = "return (performance.getEntriesByName('first-view')[0] || {}).startTime"
-FRAMES = """
-window.worst = 0;
-let before;
-const frame = (now) => {
-  window.worst = Math.max(window.worst, now - before);
-  before = now;
-  requestAnimationFrame(frame);
-};
-requestAnimationFrame((now) => { before = now; requestAnimationFrame(frame); });
 """
 
 

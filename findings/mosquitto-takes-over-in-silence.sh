@@ -1,5 +1,5 @@
 #!/bin/sh
-# mosquitto 2.0.11 (Debian 12), MQTT 5: a second client comes with the client id of one that is connected
+# mosquitto 2.0.11-1.2+deb12u2 (Debian 12), MQTT 5: a second client comes with the client id of one that is connected
 #
 # MQTT 5 has a reason code for this, 0x8E "Session taken over", and says that the broker sends it in a DISCONNECT to the
 # first client. This broker closes the first connection without a packet. So the first client cannot tell a takeover
@@ -15,7 +15,8 @@ trap 'kill "$broker" 2>/dev/null || true; rm -rf "$folder"' EXIT
 broker=
 cd "$folder"
 chmod 755 .
-apt-get -qq download mosquitto libmosquitto1 libcjson1 libwebsockets17 libev4 libuv1 libdlt2 libwrap0 >/dev/null
+version=2.0.11-1.2+deb12u2
+apt-get -qq download mosquitto=$version libmosquitto1=$version libcjson1 libwebsockets17 libev4 libuv1 libdlt2 libwrap0 >/dev/null
 for package in *.deb; do dpkg -x "$package" root; done
 LD_LIBRARY_PATH=$(find "$PWD/root" -name '*.so.*' -printf '%h\n' | sort -u | paste -sd:)
 export LD_LIBRARY_PATH

@@ -98,8 +98,10 @@ class _Sampler:
 
     def _of_type(self, kind: Any, node: Mapping[str, Any], depth: int) -> str | None:
         match kind:
-            case "null" | "boolean":
-                return {"null": "null", "boolean": "true"}[kind]
+            case "null":
+                return "null"
+            case "boolean":
+                return "true"
             case "integer" | "number":
                 return _number(node, kind == "integer")
             case "string":

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from device_runtime.fleet import file
+from tests.page_timing import FIRST_VIEW, FRAMES
 from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
 from tests.toolkit.dashboard.conftest import FLEET
@@ -327,19 +328,6 @@ class TestSlowly:
                     name = f"hall-{number // 50}-{number % 50:02d}"
                     last = client.client.publish(f"stonechat/1/{name}/out/{what}", b"", qos=1, retain=True)
             last.wait_for_publish(30)
-
-
-FIRST_VIEW = "return (performance.getEntriesByName('first-view')[0] || {}).startTime"
-FRAMES = """
-window.worst = 0;
-let before;
-const frame = (now) => {
-  window.worst = Math.max(window.worst, now - before);
-  before = now;
-  requestAnimationFrame(frame);
-};
-requestAnimationFrame((now) => { before = now; requestAnimationFrame(frame); });
-"""
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,7 @@
  * they are, and VPMADDWD multiplies with the multiplier and adds in one. */
 #include <immintrin.h>
 
-typedef int8_t sc_block_x;
-
-static inline const sc_block_x *sc_block_ordered_s8(const int8_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
-
-static inline const int16_t *sc_block_ordered_s16(const int16_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
+#include "blocks_as_they_are.h"
 
 static inline int32_t sc_block_word(const uint8_t *four) {
     int32_t word;

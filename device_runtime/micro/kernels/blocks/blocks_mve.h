@@ -1,17 +1,7 @@
 /* Cortex-M55, M85: Helium. */
 #include <arm_mve.h>
 
-typedef int8_t sc_block_x;
-
-static inline const sc_block_x *sc_block_ordered_s8(const int8_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
-
-static inline const int16_t *sc_block_ordered_s16(const int16_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
+#include "blocks_as_they_are.h"
 
 static inline int32_t sc_block_dot_s8(int32_t dot, const uint8_t *w, int8x16_t x0, int8x16_t x1) {
     uint8x16_t bytes = vldrbq_u8(w);

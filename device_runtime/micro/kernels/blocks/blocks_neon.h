@@ -1,17 +1,7 @@
 /* ARM with NEON, 32 and 64 bits: 16 low and 16 high halves are a register each. */
 #include <arm_neon.h>
 
-typedef int8_t sc_block_x;
-
-static inline const sc_block_x *sc_block_ordered_s8(const int8_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
-
-static inline const int16_t *sc_block_ordered_s16(const int16_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
+#include "blocks_as_they_are.h"
 
 static inline int8x16_t sc_block_low(uint8x16_t bytes) { return vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))); }
 

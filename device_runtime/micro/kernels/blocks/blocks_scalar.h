@@ -1,15 +1,5 @@
 /* Any processor. */
-typedef int8_t sc_block_x;
-
-static inline const sc_block_x *sc_block_ordered_s8(const int8_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
-
-static inline const int16_t *sc_block_ordered_s16(const int16_t *x, int16_t *scratch, uint32_t columns) {
-    (void)scratch, (void)columns;
-    return x;
-}
+#include "blocks_as_they_are.h"
 
 static inline void sc_block_sums_s8(const sc_block_x *x, const int32_t *starts, const uint8_t *w,
                                     const uint8_t *multipliers, uint32_t blocks, int32_t sums[SC_BLOCK_ROWS]) {
