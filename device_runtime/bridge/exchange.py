@@ -6,6 +6,7 @@ number, and its prompt and its answer have offsets.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from device_runtime.bridge.frames import LARGEST_BODY, OVERHEAD
@@ -38,6 +39,8 @@ __all__ = ["Exchange", "prompt_room"]
 SPARE_BYTES = 64  # of the board's buffer, for a Resume or a Cancel after a part of the prompt
 PART_HEADER = 9  # bytes of a Prompt before its data
 MOST_TEXT = 65_536  # bytes of an answer in text
+
+log = logging.getLogger("stonechat.bridge")
 
 
 def prompt_room(hello: Hello) -> int:
@@ -168,13 +171,19 @@ class Exchange:
             new = new[: len(new) // TOKEN_BYTES * TOKEN_BYTES]
         if not new:
             return
+        at = len(request.answer)
         request.answer += new
         self.progress += 1
+        again = len(request.told) - at  # bytes that are no news
+        if again > 0 and not request.told.startswith(new[:again], at):
+            self.fail(_changed())
+            return
         most = MOST_TEXT if request.ask.text else TOKEN_BYTES * (request.ask.max_new or MOST_TEXT)
         if len(request.answer) > most:
             self.fail(StonechatError(f"the board answers with more than the {most} bytes it was allowed; reset it."))
             return
-        self._report(Chunk(new))
+        if news := new[max(0, again) :]:
+            self._report(Chunk(news))
         self._wait(now_s)
 
     def _done(self, message: Done, now_s: float) -> None:
@@ -185,6 +194,9 @@ class Exchange:
             return
         if message.length < request.offset:
             self.fail(StonechatError("the board takes back a part of its answer; reset it."))
+            return
+        if len(request.answer) < len(request.told):
+            self.fail(_changed())
             return
         count = message.completion_tokens
         rate = (count - 1) * 1000 / message.decode_ms if count > 1 and message.decode_ms else 0.0
@@ -206,11 +218,10 @@ class Exchange:
         request.resets += 1
         if request.cancelled_s is not None:
             self.end_cancelled()
-        elif (request.ask.text or request.ask.schema) and request.answer:
-            self.fail(UnavailableError("the board was reset in the middle of its answer; ask again."))
         elif request.resets > self._timing.tries:
             self.fail(UnavailableError(f"the board was reset {request.resets} times during one answer."))
         else:
+            log.info("the board was reset in the middle of a request; it is asked for the rest")
             self._continue(now_s)
 
     def _compare(self, message: Status, now_s: float) -> None:
@@ -224,8 +235,12 @@ class Exchange:
     # what to send
 
     def _continue(self, now_s: float) -> None:
-        """Ask a board that has forgotten the request for the rest: what it has said becomes a part of the prompt."""
+        """Ask a board that has forgotten the request for the rest."""
         request = self._request
+        if request.ask.text or request.ask.schema:
+            self._begin_anew(now_s)
+            return
+        # what it has said becomes a part of the prompt
         whole = len(request.answer) // TOKEN_BYTES * TOKEN_BYTES
         del request.answer[whole:]
         if request.ask.max_new and whole == request.ask.max_new * TOKEN_BYTES:
@@ -234,6 +249,17 @@ class Exchange:
         request.number, request.before = self._number(), whole
         request.prompt = request.ask.prompt + bytes(request.answer)
         request.stage, request.taken, request.tries = Stage.START, 0, 0
+        self._ask_again(now_s)
+
+    def _begin_anew(self, now_s: float) -> None:
+        """Ask for all of it: text has no tokens to append, and a schema is followed from its first byte.
+
+        The same prompt and the same seed give the same answer, whose beginning is known.
+        """
+        request = self._request
+        request.told = max(request.told, bytes(request.answer), key=len)
+        request.answer.clear()
+        request.number, request.stage, request.taken, request.tries = self._number(), Stage.START, 0, 0
         self._ask_again(now_s)
 
     def _ask_again(self, now_s: float) -> None:
@@ -282,3 +308,10 @@ class Exchange:
     def _end(self, event: Ended | Failed) -> None:
         self.over = True
         self._report(event)
+
+
+def _changed() -> UnavailableError:
+    return UnavailableError(
+        "the board was reset in the middle of its answer, and now answers otherwise: its model or its firmware is "
+        "another; ask again."
+    )

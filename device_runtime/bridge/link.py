@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from device_runtime.bridge.messages import Hello
 from device_runtime.bridge.request import Ask, Event
 from device_runtime.bridge.session import Phase, Session
+from device_runtime.bridge.tcp_port import TcpPort
 from device_runtime.bridge.timing import Timing
 from device_runtime.errors import ConfigurationError, UnreachableError
 
@@ -144,7 +146,9 @@ class Link:
                 self._lose(None)
 
     def _read(self) -> bytes:
-        """Wait for a byte, and take what is there. Of a TCP port, pyserial knows only whether there is more."""
+        """Wait for a byte, and take what is there."""
+        if isinstance(self._port, TcpPort):
+            return self._port.read(READ_S)
         data = bytes(self._port.read(1))
         while data and len(data) < LARGEST_READ and (waiting := self._port.in_waiting):
             data += self._port.read(waiting)
@@ -167,10 +171,13 @@ class Link:
             remote = self.url.startswith(("socket://", "rfc2217://"))
             if remote and urlsplit(self.url).port is None:
                 raise ValueError("the TCP port is missing")
-            # exclusive: two bridges on one port would each take half of what the board says. A server has one client,
-            # and pyserial no timeout for writing to it.
+            # exclusive: two bridges on one port would each take half of what the board says. A server has one client.
             own: dict[str, Any] = {} if remote else {"write_timeout": 2.0, "exclusive": True}
-            port = serial_for_url(self.url, self.baud, timeout=READ_S, **own)
+            if self.url.startswith("socket://"):
+                port: Any = TcpPort(self.url)
+                port.open()
+            else:
+                port = serial_for_url(self.url, self.baud, timeout=READ_S, **own)
         except ValueError as error:
             raise ConfigurationError(f"{self.url} with {self.baud} baud is no port ({error}); {expected}") from None
         except (SerialException, OSError) as error:
@@ -238,6 +245,8 @@ def _reason(error: Exception) -> str:
     import os
 
     number = getattr(error, "errno", None)
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror)
     if number:
         return os.strerror(number)
     if "configure port" in str(error):

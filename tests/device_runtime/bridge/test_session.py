@@ -158,23 +158,58 @@ def test_a_board_that_stays_away_fails_the_request_after_its_grace():
         gone.session.ask(ask(), gone.now_s)
 
 
-def test_a_text_that_a_reset_cuts_is_a_clear_error():
-    class Spelling(CountingEngine):
-        def start(self, prompt: bytes, start: Start) -> None:
-            self.count = 0
+class Spelling(CountingEngine):
+    """Four letters a step, for 100 steps: words of text, or tokens."""
 
+    words = b"abcd", b"efgh", b"ijkl", b"mnop"
+
+    def start(self, prompt: bytes, start: Start) -> None:
+        self.count = 0
+
+    def step(self):
+        self.count += 1
+        return self.words[self.count % 4], Finish.STOP if self.count == 100 else None
+
+
+SPELT = b"".join(Spelling.words[count % 4] for count in range(1, 101))
+TEXT_BOARD = replace(HELLO, capabilities=Capability.TEXT | Capability.SCHEMAS, schema_count=1, schemas=(7,))
+
+
+@pytest.mark.parametrize("asked", [{"text": True}, {"schema": 7}])
+@pytest.mark.parametrize("resets", [[60], [60, 40, 110], [1, 2, 3, 200]])
+def test_an_answer_that_has_no_tokens_to_append_begins_anew_after_a_reset_and_only_its_rest_is_news(asked, resets):
+    """A schema is followed from its first byte, so its answers begin anew although they are tokens."""
+    cut = Line(0, hello=TEXT_BOARD, engine=Spelling, resets=resets)
+    cut.until_up()
+    data, end = cut.answer(Ask(b"uhello\0", text="text" in asked, schema=asked.get("schema", 0)))
+    assert isinstance(end, Ended) and end.finish is Finish.STOP
+    assert data == SPELT
+
+
+@pytest.mark.parametrize("seed", FEW_AND_MANY)
+def test_a_bad_line_and_resets_lose_and_double_no_text(seed):
+    bad = Line(0, hello=TEXT_BOARD, engine=Spelling, resets=[30, 90], seed=seed, drop=0.04, damage=0.04, double=0.04)
+    bad.until_up()
+    data, end = bad.answer(Ask(b"uhello\0", text=True))
+    assert (data, end.finish) == (SPELT, Finish.STOP)
+
+
+@pytest.mark.parametrize("after", [b"other words", b"ab"])
+def test_a_board_that_answers_otherwise_after_a_reset_is_found_out(after):
+    """Another model, or one that stops before it has said again what it had said."""
+
+    class Changed(Spelling):
         def step(self):
             self.count += 1
-            return b"ab", Finish.STOP if self.count == 100 else None
+            return after, Finish.STOP
 
-    board = Hello(**{**vars(HELLO), "capabilities": Capability.TEXT})
-    cut = Line(0, hello=board, engine=Spelling, resets=[60])
+    engines = iter([Spelling, Changed])
+    cut = Line(0, hello=TEXT_BOARD, engine=lambda whole: next(engines)(whole), resets=[60])
     cut.until_up()
     data, end = cut.answer(Ask(b"uhello\0", text=True))
-    assert data and set(data) == set(b"ab")
-    assert isinstance(end, Failed) and "reset in the middle of its answer" in str(end.error)
-    data, end = cut.answer(Ask(b"uhello\0", text=True))
-    assert (data, end.finish) == (b"ab" * 100, Finish.STOP)
+    assert data and SPELT.startswith(data)
+    assert isinstance(end, Failed) and isinstance(end.error, UnavailableError)
+    assert "now answers otherwise" in str(end.error)
 
 
 def test_what_the_engine_refuses_is_told():
