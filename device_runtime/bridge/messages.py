@@ -157,7 +157,7 @@ class Start(Message):
     ] = ()
     form: Annotated[Form, U8, "what prompt and answer are made of", Since(2)] = Form.TOKENS
     schema: Annotated[int, U64, "the schema of the image that holds the answer, by its identity; 0: none", Since(2)] = 0
-    softness_count: Annotated[int, U8, f"at most {MAX_FIELDS}; 0: 1 for every field", Since(3)] = 0
+    softness_count: Annotated[int, U8, f"at most {MAX_FIELDS}; 0: those of the image, or 1", Since(3)] = 0
     softness: Annotated[
         tuple[float, ...],
         Repeated(F32, "softness_count", MAX_FIELDS),

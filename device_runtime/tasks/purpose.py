@@ -78,6 +78,10 @@ class Purpose:
             asked = next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
         return self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
 
+    def asked(self, given: Mapping[str, Any]) -> str:
+        """An input as somebody asks it, which `prompt` reads."""
+        return str(given["text"]) if self.inputs.text is not None else json.dumps(given)
+
     def conversation(self, shown: Sequence[Example], asked: str) -> list[Message]:
         """For a model that talks: what the task is, examples as turns, and an input's prompt."""
         turns: list[Message] = [{"role": "system", "content": self.instruction}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from device_runtime.bridge.model import SerialModel
 from device_runtime.bundle.folder import Bundle
@@ -47,12 +46,13 @@ def _score(model: SerialModel, bundle: Bundle, wanted: TrialScore) -> float | No
     if purpose is None:
         return None
     examples = [Example(row["input"], row["answer"]) for row in wanted.examples]
-    return score(purpose, examples, [_answer(model, example.input) for example in examples]).accuracy
+    said = [_answer(model, purpose.asked(example.input)) for example in examples]
+    return score(purpose, examples, said).accuracy
 
 
-def _answer(model: SerialModel, given: Any) -> TypedAnswer:
+def _answer(model: SerialModel, asked: str) -> TypedAnswer:
     """As `Answerer.answer`, by the board: the bridge's side reads the input, and abstains where it lacks something."""
-    answer = model.generate(json.dumps(given))
+    answer = model.generate(asked)
     try:
         text = "".join(answer)
         found = json.loads(text)

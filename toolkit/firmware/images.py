@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.folder import Bundle, read_signature
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.errors import BundleError
 
@@ -34,7 +34,7 @@ def image_for(
         )
     bundle.manifest.require_task("generate")  # the C engine writes text
     own = bundle.path / IMAGE
-    if own.is_file() and not schemas and (not current or _is_current(own)):
+    if own.is_file() and not schemas and (not current or _is_current(own, bundle)):
         return own
     from converters.emit.c.bundle import write_bundle_image  # loads the converter
 
@@ -44,8 +44,16 @@ def image_for(
     return path
 
 
-def _is_current(image: Path) -> bool:
-    """Whether it says whose it is; images of before the firmware did not, and had other tables of chat roles."""
+def _is_current(image: Path, bundle: Bundle) -> bool:
+    """Whether it says whose it is; images of before the firmware did not, and had other tables of chat roles.
+
+    One without its tasks' calibration is made again too, unless its maker has signed it as it is.
+    """
+    from converters.emit.c.bundle import calibration
     from converters.emit.c.image import SectionKind, read_image
 
-    return SectionKind.IDENTITY in read_image(image.read_bytes(), str(image))
+    sections = read_image(image.read_bytes(), str(image))
+    if SectionKind.IDENTITY not in sections:
+        return False
+    signed = read_signature(bundle.path) is not None
+    return signed or SectionKind.CALIBRATION in sections or not calibration(bundle.manifest)

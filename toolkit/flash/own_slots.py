@@ -12,13 +12,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from boards import Board
-from device_runtime.errors import DoesNotFitError, FlashError, RolledBackError, StonechatError, UnreachableError
+from device_runtime.errors import (
+    ConfigurationError,
+    DoesNotFitError,
+    FlashError,
+    RolledBackError,
+    StonechatError,
+    UnreachableError,
+)
 from toolkit.firmware.container import board_of
 from toolkit.firmware.layout import FlashLayout
 from toolkit.flash.flasher import Part, Report, Result, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.mcuboot import SignedImage, read_image
-from toolkit.flash.smp_line.line import FIRMWARE, MODEL, RESTART_TIMEOUT_S, SmpLine
+from toolkit.flash.smp_line.line import BAUD, FIRMWARE, MODEL, RESTART_TIMEOUT_S, SmpLine
 
 if TYPE_CHECKING:
     from smp.image_management import ImageState
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OwnSlots"]
 
 _REFUSED = ("INVALID_TLV", "CURRENT_VERSION_IS_NEWER", "EBADSTATE")  # of an image by its signature or its counter
+_NAME_WAIT_S = 1.2  # a board is greeted twice a second
 _NUMBERS = {"firmware": FIRMWARE, "model": MODEL}
 _HALF_DONE = (
     "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
@@ -68,9 +76,11 @@ class OwnSlots:
 
         Raises:
             RolledBackError: one of them did not start or did not prove itself; the board runs what it ran before.
+            DoesNotFitError: the board says that it is another.
             FlashError: the board refused one, or fell silent.
             UnreachableError: it does not answer.
         """
+        self._check_name(port)
         line = SmpLine(self._board, port, self._refused, _HALF_DONE)
         images: dict[str, SignedImage] = {part.what: read_image(part.image.data, part.image.name) for part in parts}
         data: dict[str, bytes] = {part.what: part.image.data for part in parts}
@@ -89,6 +99,25 @@ class OwnSlots:
             for what, image in images.items()
         )
         return Result(port, "; ".join(words))
+
+    def _check_name(self, port: str) -> None:
+        """A firmware names its board in its tags, and a model none: so the board is asked what it is.
+
+        One that does not say is taken at the user's word: its boot loader, without a firmware, only takes updates.
+        """
+        from device_runtime.bridge.link import Link
+        from device_runtime.bridge.messages import MAX_NAME
+
+        try:
+            with Link(port, self._board.flash.baud or BAUD) as link:
+                found = link.open(_NAME_WAIT_S).board
+        except (UnreachableError, ConfigurationError):
+            return
+        if found and found != self._board.id[:MAX_NAME]:
+            raise DoesNotFitError(
+                f"The board on {port} is {found}, not {self._board.id}. Nothing was written. Give --board {found}, or "
+                "the port of the other."
+            )
 
     async def _start(
         self, line: SmpLine, images: dict[str, SignedImage], data: dict[str, bytes], report: Report

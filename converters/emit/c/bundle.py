@@ -18,15 +18,16 @@ from converters.emit.c.model import ModelImage, self_test_section, write_model_i
 from converters.emit.c.schema import schema_section
 from converters.emit.c.sentencepiece import sentencepiece_table
 from converters.emit.c.tokenizer import Flag
+from device_runtime.bridge.messages import MAX_FIELDS
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MODEL, EngineMemory, FileEntry, Manifest
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.errors import BackendMissingError, ConfigurationError, SchemaError
 from device_runtime.micro.library import CEngine
-from device_runtime.tasks.purpose import Purpose
+from device_runtime.tasks.purpose import purposes_of
 
-__all__ = ["renew_image", "write_bundle_image"]
+__all__ = ["calibration", "renew_image", "write_bundle_image"]
 
 _SELF_TEST_TOKENS = 8
 
@@ -36,7 +37,8 @@ def write_bundle_image(
 ) -> ModelImage:
     """Write `model.image` into a bundle's folder, or to `path`. The manifest is the caller's.
 
-    It holds answers to `schemas`, and to that of the task that the bundle was trained for, where the board can.
+    It holds answers to `schemas`, and to those of the tasks that the bundle was trained for, where the board can, and
+    has the temperatures that their confidence was fitted with.
 
     A tokenizer that the C engine has no table for is left out: the image then takes and gives tokens only. So are a
     chat template that is more than a table of roles, and the self-test where there is no C compiler to compute it with.
@@ -48,6 +50,8 @@ def write_bundle_image(
     path = path or bundle.path / IMAGE
     sections = {**_text_sections(bundle), SectionKind.IDENTITY: _identity(bundle.manifest)}
     sections |= _schemas(bundle.manifest, schemas, SectionKind.TOKENIZER in sections)
+    if SectionKind.SCHEMA in sections and (fitted := calibration(bundle.manifest)):
+        sections[SectionKind.CALIBRATION] = fitted
     written = write_model_image(bundle.model_path, path, sections)
     try:
         engine = CEngine(path)
@@ -114,12 +118,29 @@ def _schemas(manifest: Manifest, asked: Sequence[Mapping[str, Any]], has_tokeniz
             "without --schema and --task."
         )
     found = {schema_identity(schema): schema for schema in asked}
-    purpose = Purpose.of_manifest(manifest)
-    if purpose is not None and has_tokenizer:
+    for purpose in purposes_of(manifest) if has_tokenizer else ():
         with suppress(SchemaError):  # one that a board cannot hold is left to bigger machines
             schema_section([purpose.answer])
             found.setdefault(schema_identity(purpose.answer), purpose.answer)
     return {SectionKind.SCHEMA: schema_section(list(found.values()))} if found else {}
+
+
+def calibration(manifest: Manifest) -> bytes:
+    """What a bundle's tasks have fitted their confidence with; nothing where it is to be taken as it is.
+
+    u32 number of schemas; for each its identity (u64), u32 number of fields, and a temperature (f32) for each of these
+    in the answer's order.
+    """
+    entries = []
+    for purpose in purposes_of(manifest):
+        names = list(purpose.answer.get("properties", ()))[:MAX_FIELDS]
+        fitted = [purpose.temperatures.get(name, 1.0) for name in names]
+        all_come = set(names) == set(purpose.answer.get("required", ()))  # else the n-th field may be any
+        if all_come and any(temperature != 1.0 for temperature in fitted):
+            entries.append(
+                struct.pack(f"<QI{len(fitted)}f", schema_identity(purpose.answer), len(fitted), *fitted)
+            )  # fmt: skip
+    return struct.pack("<I", len(entries)) + b"".join(entries) if entries else b""
 
 
 def _add_section(path: Path, kind: SectionKind, data: bytes) -> None:

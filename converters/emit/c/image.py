@@ -39,6 +39,7 @@ class SectionKind(enum.IntEnum):
     CHAT = 17  # what comes before and after each role's words
     SCHEMA = 18  # the table that holds answers to a JSON schema
     IDENTITY = 19  # the graph's sha256, the bundle's name, the tokens that end an answer
+    CALIBRATION = 20  # the temperatures of the confidence of each schema's fields
 
 
 def write_image(path: Path, sections: Mapping[SectionKind, Buffer]) -> None:

@@ -96,6 +96,13 @@ static void say_last(sc_console *c) {
         sc_console_say(c, "; confidence ");
         sc_console_say_number(c, (e->confidence * 100u + 32767u) / 65535u);
         sc_console_say(c, " %");
+        for (uint32_t i = 0, any = 0; i < e->share_count; i++) {
+            if (e->shares[i] < 0.0f) continue; /* a text of the model's own */
+            sc_console_say(c, any ? ", " : "; by field ");
+            sc_console_say_number(c, (uint32_t)(e->shares[i] * 100.0f + 0.5f));
+            sc_console_say(c, " %");
+            any = 1;
+        }
     }
 }
 

@@ -184,6 +184,26 @@ static void text_out(void *context, const uint8_t *utf8, size_t bytes) {
     g->out_size += (uint32_t)bytes;
 }
 
+/* The temperatures that a task's confidence was fitted with, where the image has them for this schema. */
+static void read_calibration(sc_generator *g, uint64_t identity) {
+    const sc_section s = sc_image_section(&g->image, SC_SECTION_CALIBRATION);
+    if (s.bytes == NULL || s.size < 4) return;
+    uint32_t entries = sc_u32(s.bytes);
+    for (size_t at = 4; entries > 0 && s.size - at >= 12; entries--) {
+        const uint64_t found = (uint64_t)sc_u32(s.bytes + at) | (uint64_t)sc_u32(s.bytes + at + 4) << 32;
+        const uint32_t count = sc_u32(s.bytes + at + 8);
+        at += 12;
+        if (count > (s.size - at) / 4) return;
+        for (uint32_t i = 0; found == identity && i < count && i < SC_WIRE_MAX_FIELDS; i++) {
+            float softness;
+            const uint32_t bits = sc_u32(s.bytes + at + 4 * (size_t)i);
+            memcpy(&softness, &bits, sizeof softness);
+            g->softness[i] = softness > 0.0f ? softness : 1.0f;
+        }
+        at += 4 * (size_t)count;
+    }
+}
+
 static uint8_t begin_typed(sc_generator *g, uint64_t identity, const char **why) {
     sc_status status = SC_BAD_ARGUMENT;
     uint32_t i = 0;
@@ -225,6 +245,7 @@ uint8_t sc_generator_begin(sc_generator *g, const sc_wire_start *start, const ui
     const uint32_t room = g->needs.context - all + 1; /* the last token of an answer is never fed back */
     g->max_new = start->max_new != 0 && start->max_new < room ? start->max_new : room;
     if (g->typed && (code = begin_typed(g, start->schema, why)) != 0) return code;
+    if (g->typed && start->softness_count == 0) read_calibration(g, start->schema);
     sc_sampler_begin(&g->sampler, &sampling);
     sc_sampler_skip(&g->sampler, start->drawn);
     /* the last token is fed again: its logits are gone */

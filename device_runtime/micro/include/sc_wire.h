@@ -213,7 +213,7 @@ typedef struct {
     uint32_t stop_tokens[8]; /* each ends the answer; it is counted and not sent */
     uint8_t form; /* what prompt and answer are made of */
     uint64_t schema; /* the schema of the image that holds the answer, by its identity; 0: none */
-    uint8_t softness_count; /* at most 16; 0: 1 for every field */
+    uint8_t softness_count; /* at most 16; 0: those of the image, or 1 */
     float softness[16]; /* the temperature at which the confidence of each of the answer's fields is taken */
 } sc_wire_start;
 

@@ -22,7 +22,8 @@ enum {
     SC_SECTION_TOKENIZER = 16,
     SC_SECTION_CHAT = 17, /* what comes before and after each role's words */
     SC_SECTION_SCHEMA = 18, /* the table that holds answers to a JSON schema */
-    SC_SECTION_IDENTITY = 19 /* u32 count, u32 tokens that end an answer, the graph's SHA-256, the bundle's name */
+    SC_SECTION_IDENTITY = 19, /* u32 count, u32 tokens that end an answer, the graph's SHA-256, the bundle's name */
+    SC_SECTION_CALIBRATION = 20 /* u32 count; for each schema u64 identity, u32 count, f32 temperatures of its fields */
 };
 
 typedef struct {

@@ -20,7 +20,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.schema.identity import canonical_schema
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, PORTS
 from device_runtime.mqtt.messages import ErrorReply, Final, Info, State, parse_reply
-from device_runtime.tasks.answering import Answerer, confidence_of
+from device_runtime.tasks.answering import Answerer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "boiler-advisor" / "bundle"
 FIRMWARE = PORTS.parent / "firmware"
@@ -141,8 +141,7 @@ def test_a_typed_request_is_answered_as_the_library_answers_it(board: Board, ans
     assert reply.qos == 1 and not reply.retain and json.loads(reply.payload)["id"] == "a"
     final = reply.reply
     assert isinstance(final, Final) and final.finish == "stop" and final.text == expected.text
-    plain = {name: confidence_of(choices, 1.0) for name, choices in expected.choices.items()}
-    assert final.confidence == pytest.approx(plain, abs=6e-5, rel=2e-3)  # four decimals
+    assert final.confidence == pytest.approx(expected.confidence, abs=6e-5, rel=2e-3)  # four decimals
     assert final.usage.prompt_tokens > 0 and final.usage.completion_tokens > 1
 
 

@@ -31,6 +31,17 @@ def test_a_purpose_comes_back_from_a_manifest_in_its_own_order(name: str) -> Non
     assert found.temperatures == purpose.temperatures and found.none == task.none
 
 
+@pytest.mark.parametrize("name", ["boiler-advisor", "fall-alert", "home-commands", "log-triage"])
+def test_what_is_asked_for_an_input_is_read_as_that_input(name: str) -> None:
+    """A task that reads a text is asked the text, not JSON with the text in it."""
+    manifest = Manifest.from_json((EXAMPLES / name / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+    purpose = Purpose.of_manifest(manifest)
+    assert purpose is not None
+    names = purpose.inputs.fields
+    given = {"text": 'a "door"'} if names is None else {f: k.one_of[0] if k.one_of else 7.5 for f, k in names.items()}
+    assert purpose.prompt(purpose.asked(given)) == purpose.inputs.prompt(given)
+
+
 def test_a_bundle_without_a_task_has_none() -> None:
     assert Purpose.of_manifest(replace(MANIFEST, purpose=None)) is None
 

@@ -104,6 +104,19 @@ def test_a_model_and_then_a_firmware_are_updated_and_kept(
         assert name_of(board)[0] == "fall-alert"
 
 
+def test_a_board_that_calls_itself_something_else_gets_nothing(
+    program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes]
+) -> None:
+    """A model names no board, and would run: in a fleet file this is another device."""
+    new = model_image(images["fall-alert"], FALL.manifest, file, key)
+    with HostBoard(program, flash) as board:
+        before = flash.read_bytes()
+        with pytest.raises(DoesNotFitError, match=r"is host, not mps3-an547\. Nothing was written\. Give --board host"):
+            update(board, replace(file, id="mps3-an547"), model=new)
+        assert flash.read_bytes() == before
+        assert "the model 1.0.0+0" in update(board, file, model=new)
+
+
 def test_what_another_tool_left_on_the_line_does_not_make_the_board_deaf(
     program: Path, flash: Path, file: Board, key: SigningKey, images: dict[str, bytes]
 ) -> None:
@@ -136,12 +149,13 @@ def test_what_is_not_signed_or_older_is_refused(program: Path, flash: Path, file
 
 
 def test_firmware_for_another_board_is_refused_before_and_by_the_board(
-    program: Path, flash: Path, file: Board, key: SigningKey
+    program: Path, flash: Path, file: Board, key: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = wrap(b"program" * 900, "firmware", version="1.1.0", security_counter=0, board="mps3-an547", key=key)
     with HostBoard(program, flash) as board:
         with pytest.raises(DoesNotFitError, match="is firmware for mps3-an547, not for host"):
             update(board, file, new=other)
+        monkeypatch.setattr(OwnSlots, "_check_name", lambda self, port: None)  # as a board that has not said its name
         with pytest.raises(FlashError, match="check that mps3-an547 is the board on this port"):
             update(board, replace(file, id="mps3-an547"), new=other)
         assert name_of(board)[0] == "boiler-advisor"

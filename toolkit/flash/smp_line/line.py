@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from smp.image_management import ImageState
     from smpclient import SMPClient
 
-__all__ = ["FIRMWARE", "MODEL", "RESTART_TIMEOUT_S", "SmpLine", "line_troubles", "states_read"]
+__all__ = ["BAUD", "FIRMWARE", "MODEL", "RESTART_TIMEOUT_S", "SmpLine", "line_troubles", "states_read"]
 
 FIRMWARE, MODEL = 0, 1  # SMP's numbers of images; MCUboot's servers know the first alone
 RESTART_TIMEOUT_S = 120.0  # swapping two slots of a large flash takes a minute
-_BAUD = 115200
+BAUD = 115200
 _TIMEOUT_S = 2.5
 _ERASE_TIMEOUT_S = 40.0  # the first packet of an upload makes the server erase the slot
 _RESTART_AGAIN_S = 5.0  # from a request to restart until a board that still runs the old image is taken to have lost it
@@ -171,7 +171,7 @@ class SmpLine:
 
             transport: TolerantTransport = SocketTransport()
         else:
-            transport = TolerantTransport(baudrate=self._board.flash.baud or _BAUD, exclusive=True)
+            transport = TolerantTransport(baudrate=self._board.flash.baud or BAUD, exclusive=True)
         if self._board.firmware is not None:
             transport.before = _END_OF_FRAME
         return SMPClient(transport, self.port, _TIMEOUT_S)
