@@ -89,6 +89,7 @@ class Options:
     weights: WeightType = "int8"  # of the layers
     schemas: tuple[Mapping[str, Any], ...] = ()  # of answers, that a microcontroller is to hold them to
     needs_image: bool = False  # refuse a micro graph that the C engine has no calls for; else its image is left out
+    purpose: Mapping[str, Any] | None = None  # what it was trained for; an image has the answer's schema, where it can
 
 
 def convert(
@@ -364,6 +365,7 @@ def _manifest(
         instruction=options.instruction,
         quality=quality,
         source={"name": checkpoint.name, "sha256": checkpoint.sha256},
+        purpose=None if options.purpose is None else dict(options.purpose),
         converter=__version__,
         security_counter=0,
         files={p.name: _entry(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")},

@@ -40,6 +40,11 @@ def read_examples(path: Path, inputs: Inputs, schema: Mapping[str, Any], *, need
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f'{path} is not there; expected a file of lines such as {{"input": {{…}}, "answer": {{…}}}}. '
+            "Write it, or name another one."
+        ) from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:

@@ -131,8 +131,10 @@ def _check(args: argparse.Namespace) -> int:
     from device_runtime.tasks.examples import read_examples
     from device_runtime.tasks.file import load
     from device_runtime.tasks.rules import Truth
+    from toolkit.examples.sources import calibration_examples
 
     task = load(args.task)
+    calibrate = len(calibration_examples(task))
     truth = Truth(task) if task.truth else None
     count, against, strange = 0, [], []
     for name in task.examples:
@@ -147,10 +149,17 @@ def _check(args: argparse.Namespace) -> int:
             ):  # fmt: skip
                 against.append({"file": name, "input": example.input, "answer": example.answer, "rules": said})
     if args.json:
-        found = {"task": task.name, "examples": count, "against_rules": against, "unfamiliar": strange}
+        found = {
+            "task": task.name,
+            "examples": count,
+            "calibrate": calibrate,
+            "against_rules": against,
+            "unfamiliar": strange,
+        }
         print(json.dumps(found, ensure_ascii=False))
         return 0
-    print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples")
+    more_examples = f", {calibrate} to calibrate on" if task.calibrate else ""
+    print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples{more_examples}")
     for case in strange[:_SHOWN]:
         print(f"warning: {case['file']}: {case['why']}, in {json.dumps(case['input'], ensure_ascii=False)}")
     for case in against[:_SHOWN]:

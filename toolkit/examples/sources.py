@@ -11,7 +11,7 @@ from device_runtime.tasks.examples import Example, parse_examples, read_examples
 from device_runtime.tasks.file import Task
 from toolkit.examples.readings import generated
 
-__all__ = ["all_examples", "generated_examples"]
+__all__ = ["all_examples", "calibration_examples", "generated_examples"]
 
 
 def all_examples(task: Task, count: int, seed: int) -> Iterator[Example]:
@@ -24,6 +24,15 @@ def all_examples(task: Task, count: int, seed: int) -> Iterator[Example]:
         yield from read_examples(task.folder / name, task.inputs, task.answer)
     if task.generate.program is not None or task.truth:
         yield from generated_examples(task, count, seed)
+
+
+def calibration_examples(task: Task) -> list[Example]:
+    """Those that the task file says confidence is calibrated on; none where it names no file.
+
+    Raises:
+        ConfigurationError: a file is not there, or has a fault.
+    """
+    return [e for name in task.calibrate for e in read_examples(task.folder / name, task.inputs, task.answer)]
 
 
 def generated_examples(task: Task, count: int, seed: int) -> Iterator[Example]:

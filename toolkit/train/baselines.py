@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.tree import DecisionTreeClassifier
 
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
@@ -19,7 +20,7 @@ from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
-__all__ = ["MOST", "MOST_ASKED", "SHOWN", "baselines", "general_baseline"]
+__all__ = ["MOST", "MOST_ASKED", "SHOWN", "baselines", "general_baseline", "open_general"]
 
 MOST = 60_000  # cases that the tree is fitted on
 MOST_ASKED = 200  # cases that a general model is asked: one takes it half a second and more
@@ -48,6 +49,23 @@ def baselines(task: Task, train: Sequence[Example], test: Sequence[Example]) -> 
     return {"commonest answer": common, "decision tree": tree}
 
 
+def open_general(path: Path) -> Bundle:
+    """The bundle of an untrained general model.
+
+    Raises:
+        ConfigurationError: it was trained for a task, or does not write text.
+        BundleError: there is none at `path`, or it cannot be read.
+    """
+    bundle = open_bundle(path)
+    bundle.manifest.require_task("generate")
+    if bundle.manifest.purpose is not None:
+        raise ConfigurationError(
+            f"{path} was trained for a task; --baseline wants a general model as it came, such as a conversion of "
+            "SmolLM2-135M-Instruct."
+        )
+    return bundle
+
+
 def general_baseline(
     task: Task, path: Path, shown: Sequence[Example], test: Sequence[Example], progress: Callable[[float], None]
 ) -> dict[str, dict[str, float]]:
@@ -57,15 +75,9 @@ def general_baseline(
     input that says nothing.
 
     Raises:
-        ConfigurationError: the bundle was trained for a task.
+        ConfigurationError, BundleError: see `open_general`.
     """
-    bundle = open_bundle(path)
-    bundle.manifest.require_task("generate")
-    if bundle.manifest.purpose is not None:
-        raise ConfigurationError(
-            f"{path} was trained for a task; --baseline wants a general model as it came, such as a conversion of "
-            "SmolLM2-135M-Instruct."
-        )
+    bundle = open_general(path)
     answerer = Answerer(bundle, Purpose.of_task(task), shown=shown)
     answers = []
     for number, example in enumerate(test):

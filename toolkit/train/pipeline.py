@@ -12,22 +12,21 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
-from converters.emit.c.bundle import renew_image
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest
+from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
-from device_runtime.tasks.examples import read_examples
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import reliability, score
-from toolkit.train.baselines import MOST, MOST_ASKED, SHOWN, baselines, general_baseline
+from toolkit.examples.sources import calibration_examples
+from toolkit.train.baselines import MOST, MOST_ASKED, SHOWN, baselines, general_baseline, open_general
 from toolkit.train.calibrate import fit_temperatures, longest_pieces
 from toolkit.train.cases import calibration_rows, tokenized
 from toolkit.train.checkpoint import write_folder
 from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
 
-__all__ = ["Measures", "measured", "train", "write_purpose"]
+__all__ = ["Measures", "measured", "purpose_of", "require_measures", "train", "write_purpose"]
 
 _CALIBRATED = 1200  # cases that temperatures are fitted on, at most
 _TESTED = 1000  # cases that the report is measured on, at most
@@ -46,6 +45,7 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = sil
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
+    require_measures([task], settings.baseline)
     work = work_folder(folder)
     trained = train_weights(task, work, settings, progress)
     tokenizer = SentencePieceProcessor(model_proto=trained.vocabulary)
@@ -54,12 +54,28 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = sil
     shown = tokenized(task, read_cases(work, "train", _RANGES), tokenizer)
     held = tokenized(task, read_cases(work, "calibrate", _MEASURED), tokenizer)
     options = Options(
-        settings.profile, context, windows=calibration_rows(shown), heldout={task.name: calibration_rows(held)}
+        settings.profile,
+        context,
+        windows=calibration_rows(shown),
+        heldout={task.name: calibration_rows(held)},
+        purpose=purpose_of(task, task.kind).to_json(),
     )
     convert(open_checkpoint(work / task.name), folder, options, progress)
     measures = Measures(settings.baseline, trained.cases, asdict(settings))
     purpose = measured(task, task.kind, folder, tokenizer.encode, work, measures, progress)
     return write_purpose(folder, purpose.to_json())
+
+
+def require_measures(tasks: Sequence[Task], baseline: Path | None) -> None:
+    """Name what a report cannot be made of before the work, which may take hours.
+
+    Raises:
+        ConfigurationError, BundleError: the baseline is no untrained general model, or examples have faults.
+    """
+    if baseline is not None:
+        open_general(baseline)
+    for task in tasks:
+        calibration_examples(task)
 
 
 @dataclass(frozen=True)
@@ -73,9 +89,17 @@ class Measures:
     tested: int = _TESTED
 
 
+Kind = Literal["tiny", "classify", "tune"]
+
+
+def purpose_of(task: Task, kind: Kind) -> Purpose:
+    """What a bundle is trained for, before anything is calibrated or measured."""
+    return replace(Purpose.of_task(task), kind=kind)
+
+
 def measured(
     task: Task,
-    kind: Literal["tiny", "classify", "tune"],
+    kind: Kind,
     folder: Path,
     encode: Callable[[str], Sequence[int]],
     work: Path,
@@ -85,17 +109,17 @@ def measured(
     """Fit confidence on one part of the cases, and measure on another.
 
     Args:
-        folder: the bundle, which says nothing of the task yet, or of others.
+        folder: the bundle, which says no more of the task than `purpose_of`.
         encode: tokens of a prompt's text.
         work: where the cases are.
     """
-    purpose = replace(Purpose.of_task(task), kind=kind)
+    purpose = purpose_of(task, kind)
     if task.inputs.text is not None:
         texts = [task.inputs.prompt(example.input).text for example in read_cases(work, "train", _FAMILIAR)]
         purpose = replace(purpose, longest_pieces=longest_pieces(encode, texts))
     answerer = Answerer(Bundle.open(folder), purpose)
-    examples = [e for name in task.calibrate for e in read_examples(task.folder / name, task.inputs, task.answer)]
-    examples = (examples or read_cases(work, "calibrate", measures.calibrated))[: measures.calibrated]
+    examples = calibration_examples(task) or read_cases(work, "calibrate", measures.calibrated)
+    examples = examples[: measures.calibrated]
     answers = []
     for number, example in enumerate(examples):
         answers.append(answerer.answer(example.input))
@@ -124,15 +148,8 @@ def measured(
 
 
 def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:
-    """Write what a bundle was trained for into its manifest, and the answer's schema into its image for boards."""
-    manifest = replace(Bundle.open(folder).manifest, purpose=purpose)
-    _replace_manifest(folder, manifest)
-    if IMAGE in manifest.files:
-        _replace_manifest(folder, renew_image(Bundle.open(folder)))
-    return Bundle.open(folder)
-
-
-def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write what a bundle was trained for into its manifest; its image for boards has the answer's schema already."""
     part = folder / f".{MANIFEST}.part"
-    part.write_text(manifest.to_json(), encoding="utf-8")
+    part.write_text(replace(Bundle.open(folder).manifest, purpose=purpose).to_json(), encoding="utf-8")
     part.replace(folder / MANIFEST)
+    return Bundle.open(folder)

@@ -153,19 +153,24 @@ def read_cases(work: Path, part: Part, most: int | None = None) -> list[Example]
         return [Example(line["input"], line["answer"]) for line in lines]
 
 
-def described(task: Task) -> dict[str, Any]:
-    """What a training's result depends on of its task."""
+def described(task: Task, *, network: bool = True) -> dict[str, Any]:
+    """What a training's result depends on of its task.
+
+    Args:
+        network: whether the network that the task names is what is trained, or a checkpoint's.
+    """
     files = [task.folder / name for name in task.examples]
     if task.generate.program is not None:  # and what it may read
         files += sorted([*task.folder.glob("*.py"), *task.folder.glob("*.yaml")])
-    what = [task.name, task.kind, task.inputs.to_json(), task.answer, [asdict(rule) for rule in task.truth]]
-    what += [asdict(task.generate), asdict(task.network)]
+    what = [task.name, task.inputs.to_json(), task.answer, [asdict(rule) for rule in task.truth], asdict(task.generate)]
+    what += [task.kind, asdict(task.network)] if network else []
     usual = {name: field.usual for name, field in (task.inputs.fields or {}).items()}
+    embeddings = task.network.embeddings if network else None
     return {
         "task": hashlib.sha256(json.dumps([*what, usual], sort_keys=True).encode()).hexdigest(),
         "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()},
         # Named before hours of work, if it is not there.
-        **({"encoder": open_words(task.folder / task.network.embeddings).sha256} if task.network.embeddings else {}),
+        **({"encoder": open_words(task.folder / embeddings).sha256} if embeddings else {}),
     }
 
 

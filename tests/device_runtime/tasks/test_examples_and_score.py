@@ -37,6 +37,11 @@ def test_lines_are_read_with_their_answers(tmp_path: Path) -> None:
     assert read(tmp_path, f"\ufeff{line}\n\n{line}\n") == [Example({"bar": 1}, answer)] * 2
 
 
+def test_a_file_that_is_not_there_says_what_belongs_into_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r'cases\.jsonl is not there; expected .*"answer".* Write it, or name'):
+        read_examples(tmp_path / "cases.jsonl", READING, SCHEMA)
+
+
 def test_an_answer_may_be_missing_or_in_part_where_only_questions_are_asked(tmp_path: Path) -> None:
     text = '{"input": {"bar": 1}}\n{"input": {"bar": 1}, "answer": {"level": "warn"}}\n'
     assert [e.answer for e in read(tmp_path, text, need_answers=False)] == [None, {"level": "warn"}]

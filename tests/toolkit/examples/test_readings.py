@@ -100,6 +100,15 @@ examples: cases.jsonl
         assert main(["task", "check", str(folder)]) == 0
         return capsys.readouterr().out.splitlines()
 
+    def test_files_to_calibrate_on_are_checked_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.check(tmp_path, capsys, (6, "idle", "alarm"))
+        (tmp_path / "task.yaml").write_text(self.TASK + "calibrate: held.jsonl\n", encoding="utf-8")
+        assert main(["task", "check", str(tmp_path)]) == 2
+        assert "held.jsonl is not there" in capsys.readouterr().err
+        (tmp_path / "held.jsonl").write_bytes((tmp_path / "cases.jsonl").read_bytes())
+        assert main(["task", "check", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == "pump: no faults, 2 rules, 1 examples, 1 to calibrate on\n"
+
     def test_slips_are_shown_with_what_was_expected(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         good = (6, "idle", "alarm")
         assert self.check(tmp_path, capsys, good) == ["pump: no faults, 2 rules, 1 examples"]

@@ -74,7 +74,7 @@ def test_soft_targets_take_their_share_of_each_decision() -> None:
     assert [tokenizer.id_to_piece(token) for token in soft.heads[0]] == ['"ok"', '"warn"', '"alarm"']
 
 
-@pytest.mark.parametrize("kind", ["tiny", "classify"])
+@pytest.mark.parametrize("kind", [pytest.param("tiny", marks=pytest.mark.slow), "classify"])
 def test_a_student_learns_the_teachers_doubt(kind: str, tmp_path: Path) -> None:
     """One case alone, all of whose decision is soft: the network's shares come to be the teacher's."""
     if kind == "tiny":

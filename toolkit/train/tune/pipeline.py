@@ -28,7 +28,7 @@ from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
-from toolkit.train.pipeline import Measures, measured, write_purpose
+from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
 from toolkit.train.tune import layers
 from toolkit.train.tune.conversations import Conversation, conversations
 from toolkit.train.tune.layers import Adapter, Run
@@ -76,6 +76,7 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigurationError("Two of the tasks have the same name; a bundle knows its tasks by their names.")
+    require_measures(tasks, settings.baseline)
     checkpoint = finite_weights(open_checkpoint(settings.checkpoint))
     plan = _plan(checkpoint, settings)
     work = work_folder(folder)
@@ -104,7 +105,11 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
         found.append(
             measured(task, "tune", folder, tokenizer.encode_inside, work / task.name, measures, progress).to_json()
         )
-    return write_purpose(folder, found[0] if len(found) == 1 else {"tasks": found})
+    return write_purpose(folder, _together(found))
+
+
+def _together(purposes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return purposes[0] if len(purposes) == 1 else {"tasks": list(purposes)}
 
 
 def _plan(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
@@ -119,10 +124,10 @@ def _plan(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
 
 def _begin(work: Path, tasks: Sequence[Task], checkpoint: Checkpoint, settings: TuneSettings) -> None:
     kept = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "checkpoint")}
-    shown = {"checkpoint": checkpoint.sha256, "tasks": [described(task) for task in tasks], **kept}
+    shown = {"checkpoint": checkpoint.sha256, "tasks": [described(task, network=False) for task in tasks], **kept}
     begin(work, shown, ("below.npz", "trained.npz"))
     for task in tasks:
-        begin(work / task.name, {**described(task), "cases": settings.cases, "seed": settings.seed}, ())
+        begin(work / task.name, {**described(task, network=False), "cases": settings.cases, "seed": settings.seed}, ())
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -214,6 +219,7 @@ def _convert(
         instruction=Purpose.of_task(tasks[0]).instruction if len(tasks) == 1 else None,
         windows=_windows([cases[i] for i in rng.permutation(len(cases))], _WINDOWS),
         heldout={"+".join(task.name for task in tasks): _windows(held, _REPORT_WINDOWS)},
+        purpose=_together([purpose_of(task, "tune").to_json() for task in tasks]),
     )
     convert(merged, folder, options, progress)
 
