@@ -12,8 +12,9 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
+from converters.emit.c.bundle import add_calibration
 from device_runtime.bundle.folder import Bundle
-from device_runtime.bundle.manifest import MANIFEST
+from device_runtime.bundle.manifest import IMAGE, MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.file import Task
@@ -148,8 +149,12 @@ def measured(
 
 
 def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:
-    """Write what a bundle was trained for into its manifest; its image for boards has the answer's schema already."""
+    """Write what a bundle was trained for into its manifest, and its calibration into its image for boards, which has
+    the answer's schema already."""
+    bundle = Bundle.open(folder)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, purpose=purpose))
+    manifest = add_calibration(bundle) if IMAGE in bundle.manifest.files else bundle.manifest
     part = folder / f".{MANIFEST}.part"
-    part.write_text(replace(Bundle.open(folder).manifest, purpose=purpose).to_json(), encoding="utf-8")
+    part.write_text(manifest.to_json(), encoding="utf-8")
     part.replace(folder / MANIFEST)
     return Bundle.open(folder)

@@ -27,7 +27,7 @@ from device_runtime.errors import BackendMissingError, ConfigurationError, Schem
 from device_runtime.micro.library import CEngine
 from device_runtime.tasks.purpose import purposes_of
 
-__all__ = ["calibration", "renew_image", "write_bundle_image"]
+__all__ = ["add_calibration", "calibration", "renew_image", "write_bundle_image"]
 
 _SELF_TEST_TOKENS = 8
 
@@ -74,9 +74,29 @@ def renew_image(bundle: Bundle) -> Manifest:
     For a bundle whose manifest has changed in what an image holds, such as the answer's schema of its task.
     """
     image = write_bundle_image(bundle)
+    return replace(_with_image(bundle), engine=EngineMemory(image.arena_bytes, image.kv_bytes))
+
+
+def add_calibration(bundle: Bundle) -> Manifest:
+    """Put what a bundle's tasks have fitted their confidence with into its `model.image`, which is as it was otherwise.
+
+    Returns:
+        the manifest that describes it, which is the caller's to write.
+    """
+    with (bundle.path / IMAGE).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        sections = read_image(whole, str(bundle.path / IMAGE))
+        holds_answers = SectionKind.SCHEMA in sections
+        for view in sections.values():
+            view.release()
+    if holds_answers and (fitted := calibration(bundle.manifest)):
+        _add_section(bundle.path / IMAGE, SectionKind.CALIBRATION, fitted)
+    return _with_image(bundle)
+
+
+def _with_image(bundle: Bundle) -> Manifest:
     data = (bundle.path / IMAGE).read_bytes()
     files = {**bundle.manifest.files, IMAGE: FileEntry(hashlib.sha256(data).hexdigest(), len(data))}
-    return replace(bundle.manifest, files=files, engine=EngineMemory(image.arena_bytes, image.kv_bytes))
+    return replace(bundle.manifest, files=files)
 
 
 def _text_sections(bundle: Bundle) -> dict[SectionKind, bytes]:

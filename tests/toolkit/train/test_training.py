@@ -21,6 +21,7 @@ from sentencepiece import SentencePieceProcessor
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
+from converters.emit.c.bundle import calibration, write_bundle_image
 from converters.emit.c.image import SectionKind, read_image
 from converters.emit.c.schema import schema_section
 from converters.network.decoder import decoder
@@ -76,7 +77,7 @@ def test_readings_that_are_almost_the_same_are_never_on_both_sides() -> None:
 
 
 def test_the_image_for_boards_holds_the_answers_schema_from_the_start(tmp_path: Path) -> None:
-    """The conversion knows the task, so nothing writes the image again when all has been measured."""
+    """The conversion knows the task; when all has been measured, its calibration comes to it."""
     examples, vocabulary = boiler_cases(5)
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
     weights = network.initial(SMALL, tokenizer.vocab_size(), 3)
@@ -88,10 +89,15 @@ def test_the_image_for_boards_holds_the_answers_schema_from_the_start(tmp_path: 
     bundle = convert(open_checkpoint(tmp_path / "hf"), tmp_path / "bundle", options)
     image = (bundle.path / IMAGE).read_bytes()
     assert read_image(image)[SectionKind.SCHEMA] == schema_section([BOILER.answer])
-    measured = write_purpose(bundle.path, {**purpose, "temperatures": {"severity": 2.0}})
-    assert (bundle.path / IMAGE).read_bytes() == image
-    found = Purpose.of_manifest(Bundle.open(measured.path, verify=True).manifest)
+    assert SectionKind.CALIBRATION not in read_image(image)
+    measured = Bundle.open(write_purpose(bundle.path, {**purpose, "temperatures": {"severity": 2.0}}).path, verify=True)
+    found = Purpose.of_manifest(measured.manifest)
     assert found is not None and found.temperatures == {"severity": 2.0} and found.fields == BOILER.fields
+    calibrated = read_image((bundle.path / IMAGE).read_bytes())
+    assert calibrated.pop(SectionKind.CALIBRATION) == calibration(measured.manifest) != b""
+    assert calibrated == read_image(image)
+    write_bundle_image(measured, path=tmp_path / "whole.image")  # from its graph, all at once
+    assert (tmp_path / "whole.image").read_bytes() == (bundle.path / IMAGE).read_bytes()
 
 
 def test_only_what_follows_the_prompt_is_learnt() -> None:
