@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from device_runtime.brain.budget import Budget
-from device_runtime.brain.far_side import FarAnswer, FarQuestion, FarSide
+from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
 from device_runtime.engine.schema.acceptance import accepted
 from device_runtime.errors import StonechatError
 from device_runtime.fleet.policies.escalation import Escalation, Reason

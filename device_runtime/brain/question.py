@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.brain.far_side import FarQuestion
+from device_runtime.brain.far.side import FarQuestion
+from device_runtime.brain.redacted_schema import schema_for_far_side
+from device_runtime.brain.redaction import Redactor
 
 if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
@@ -20,6 +22,8 @@ def far_question(
     *,
     system: str | None,
     purpose: Purpose | None,
+    redactor: Redactor,
+    secrets: Mapping[str, str],
     max_new: int | None = None,
     hops: int = 0,
 ) -> FarQuestion:
@@ -30,14 +34,19 @@ def far_question(
         schema: that was asked for; None takes the task's.
         system: the policy's instruction, in place of one made of the task.
         purpose: of the model that was asked here; None: it was trained for no task.
+        redactor: takes what is withheld out of the schema and the instruction.
+        secrets: of the messages, see `Redactor.secrets`.
+
+    Raises:
+        CannotRedactError: the schema demands something that is withheld.
     """
     if schema is None and purpose is not None:
         schema = purpose.answer
     if system is None and purpose is not None:
         system = purpose.instruction
     if system is not None and not any(message["role"] == "system" for message in messages):
-        messages = ({"role": "system", "content": system}, *messages)
-    return FarQuestion(tuple(messages), schema, max_new, hops)
+        messages = ({"role": "system", "content": redactor.text(system, secrets)}, *messages)
+    return FarQuestion(tuple(messages), schema_for_far_side(redactor, schema, secrets), max_new, hops)
 
 
 def last_of_user(messages: Sequence[Mapping[str, str]]) -> str:

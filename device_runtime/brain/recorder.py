@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.brain.kept_examples import KeptLines
+from device_runtime.brain.redacted_schema import schema_for_record, secrets_of
 from device_runtime.brain.redaction import Redactor
 from device_runtime.errors import CannotRedactError, StonechatError
 from device_runtime.fleet.policies.recording import Recording
@@ -65,13 +66,15 @@ class Recorder:
             began_s: when the question came, on the monotonic clock.
         """
         redactor = self.redactor_of(asked.redactor)
-        secrets = redactor.secrets_of(asked.messages) if asked.secrets is None else asked.secrets
+        secrets = asked.secrets
+        if secrets is None:
+            secrets = secrets_of(redactor, asked.messages, asked.schema)
         final = _without(final, redactor, secrets) if redactor else final
         found: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "device": self._device.config.device, "model": asked.model, "bundle": self._bundle(asked.model),
-            "link": asked.link, "reading": redactor.value(asked.reading), **self._prompt(asked, redactor),
-            "schema": redactor.cleaned(asked.schema, secrets), "text": final.text, "finish": final.finish,
+            "link": asked.link, "reading": redactor.value(asked.reading), **self._prompt(asked, redactor, secrets),
+            "schema": schema_for_record(redactor, asked.schema, secrets), "text": final.text, "finish": final.finish,
             "confidence": final.confidence, "unfamiliar": final.unfamiliar, "reason": final.reason,
             "route": None if final.route is None else write(final.route),
             "usage": write(final.usage), "took_ms": round((time.monotonic() - began_s) * 1000, 1),
@@ -87,16 +90,16 @@ class Recorder:
         limit = oldest.strftime("%Y-%m-%dT%H:%M:%SZ")
         self.kept.keep_only(lambda entry: str(entry.get("time", "")) >= limit)
 
-    def _prompt(self, asked: Asked, redactor: Redactor) -> dict[str, Any]:
+    def _prompt(self, asked: Asked, redactor: Redactor, secrets: Mapping[str, str]) -> dict[str, Any]:
         """The prompt as the model's tokens: of what is left of it, where something is withheld. A link's was made
         without that, but for its other messages."""
         try:
             if asked.withheld:
                 raise CannotRedactError(asked.withheld)
             if asked.secrets is None:
-                messages = redactor.messages(asked.messages) if redactor else [dict(m) for m in asked.messages]
+                messages = redactor.messages(asked.messages, secrets) if redactor else [dict(m) for m in asked.messages]
             else:
-                messages = [{**m, "content": redactor.text(m["content"], asked.secrets)} for m in asked.messages]
+                messages = [{**m, "content": redactor.text(m["content"], secrets)} for m in asked.messages]
         except StonechatError as error:
             return {"withheld": str(error)}
         tokens = self._device.runner.encode(asked.model, messages)

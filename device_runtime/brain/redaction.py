@@ -45,9 +45,13 @@ class Redactor:
         """The fields that are withheld or replaced."""
         return frozenset(self._fields)
 
-    def value(self, value: Any) -> Any:
-        """A JSON value without what is withheld."""
-        return self.cleaned(self._without(value), self.secrets(value))
+    def instead_of(self, name: str) -> str | None:
+        """What takes the place of a field's values; None: it is not withheld."""
+        return (self._fields[name] or WITHHELD) if name in self._fields else None
+
+    def value(self, value: Any, secrets: Mapping[str, str] | None = None) -> Any:
+        """A JSON value without what is withheld, and without other `secrets`."""
+        return self.cleaned(self._without(value), {**(secrets or {}), **self.secrets(value)})
 
     def secrets(self, value: Any) -> dict[str, str]:
         """The texts of fields that are withheld or replaced, each with what takes its place where it comes again."""
@@ -78,14 +82,19 @@ class Redactor:
             found["topic"] = hidden if "topic" in self._fields else [self.text(level, secrets) for level in topic]
         return found
 
-    def messages(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    def messages(
+        self, messages: Sequence[Mapping[str, str]], secrets: Mapping[str, str] | None = None
+    ) -> list[dict[str, str]]:
         """A conversation that somebody has written, of JSON objects or of texts: what one message withholds is taken
         out of the others too.
+
+        Args:
+            secrets: of the question; None: look for them in the messages.
 
         Raises:
             CannotRedactError: fields are to be withheld, and a message is no JSON object.
         """
-        secrets = self.secrets_of(messages)
+        secrets = self.secrets_of(messages) if secrets is None else secrets
         return [{**message, "content": self._message(message["content"], secrets)} for message in messages]
 
     def secrets_of(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:

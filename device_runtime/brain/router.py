@@ -8,6 +8,7 @@ them goes to a model that was trained for no task, if there is one.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ class Chosen:
 
 
 class Router:
-    """The router of one device. For one thread."""
+    """The router of one device. May be used from any thread."""
 
     def __init__(self, routing: Routing, models: Sequence[str], purpose_of: Callable[[str], Purpose | None]) -> None:
         """Read the classifier, if there is one.
@@ -48,6 +49,7 @@ class Router:
         self._rules = [(number, Expression(rule.when), rule.model) for number, rule in enumerate(routing.rules, 1)]
         self._models, self._purpose_of = list(models), purpose_of
         self._classifier: TextClassifier | None = None
+        self._lock = threading.Lock()
         if routing.file is not None:
             from device_runtime.brain.text_classifier import TextClassifier
 
@@ -60,6 +62,10 @@ class Router:
             asked: a text, or a JSON object.
             topic: the levels of the topic of a link's reading.
         """
+        with self._lock:
+            return self._choose(asked, topic)
+
+    def _choose(self, asked: str, topic: Sequence[str]) -> Chosen:
         reading = _object(asked)
         names: dict[str, Any] = {**(reading or {}), "reading": reading or {}, "text": asked, "topic": list(topic)}
         for number, expression, model in self._rules:

@@ -8,7 +8,7 @@ listens to, and is called when one of their messages comes, when the device has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paho.mqtt.matcher import MQTTMatcher
@@ -20,6 +20,7 @@ from device_runtime.device.lifecycle import Lifecycle
 from device_runtime.device.queue import JobQueue
 from device_runtime.device.rate_limit import RateLimiter
 from device_runtime.device.runner import ModelRunner
+from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import Info
@@ -48,6 +49,20 @@ class Device:
     lifecycle: Lifecycle
     router: Router | None = None  # finds the model for what names none; None: the first answers
     announce: Callable[[], None] = lambda: None  # publish `out/info` and what else is retained, from any thread
+
+    def answering(self, link: Link, model: str | None = None) -> Link:
+        """A link with the schema of the bundle that answers it now, where it has none of its own: after an update, or
+        where the router finds the model, that is another than at the start.
+
+        Args:
+            model: that answers; None: the link's own, or the device's first.
+        """
+        name = model or link.model or self.runner.names[0]
+        if not link.answer_of_model or self.runner.manifest_of(name) is None:
+            return link
+        purpose = self.runner.purpose_of(name)
+        answer = None if purpose is None else purpose.answer
+        return link if answer == link.answer else replace(link, answer=answer)
 
 
 @dataclass(frozen=True)

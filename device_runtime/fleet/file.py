@@ -146,7 +146,9 @@ class Fleet:
             return tuple(own)
         trained = {name: _answer_of(Path(model.bundle)) for name, model in self.models_of(device).items()}
         asked = {link.name: trained.get(link.model or entry.models[0]) for link in own if link.answer is None}
-        return tuple(replace(link, answer=asked.get(link.name, link.answer)) for link in own)
+        return tuple(
+            replace(link, answer=asked[link.name], answer_of_model=True) if link.name in asked else link for link in own
+        )
 
     def models_of(self, device: str) -> Mapping[str, ModelEntry]:
         """The models of a device by name, their bundle paths made absolute; the first is its default.

@@ -89,6 +89,7 @@ class Link:
     decide: Mapping[str, str] = field(default_factory=dict)  # fields of the answer that expressions give
     unsure: Unsure | None = None  # what becomes of an answer of which the model is not sure; None: nothing
     escalate: Escalation | None = None  # where its questions go on to; None: where the device's do, if they do
+    answer_of_model: bool = False  # `answer` is that of the bundle that answers, and changes with it
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,14 @@ class Wakeup:
     secrets: Mapping[str, str] = field(default_factory=dict)  # texts to withhold, with what takes the place of each
     kept: Question | None = None  # the question as it may be in a record; None: as it is
     cannot_keep: str = ""  # why there is no such question
+
+    def of(self, link: Link) -> Wakeup:
+        """The same, where another bundle answers the link with another schema. Nothing is decided in such a link."""
+        if link.answer == self.link.answer:
+            return self
+        questions = {name: getattr(self, name) for name in ("question", "outside", "kept")}
+        changed = {n: None if q is None else replace(q, schema=link.answer) for n, q in questions.items()}
+        return replace(self, link=link, **changed)
 
 
 class Windows:
@@ -139,6 +148,9 @@ class Windows:
         self._redactor = redactor or None
         self._kept_redactor = kept_redactor or None
         self._redacted = _outside.from_string(link.prompt)
+        self._without_it = {
+            each: Questions(link, self._redacted, self._decider, each) for each in (redactor, kept_redactor) if each
+        }
 
     def consider(self, reading: Reading) -> Wakeup | None:
         """A wakeup if `reading` passes the guard. The reading is an earlier one for those that follow.
@@ -182,11 +194,13 @@ class Windows:
     def _without(self, names: Mapping[str, Any], redactor: Redactor) -> tuple[Question | None, str]:
         """The question without what is to be withheld, or why there is none."""
         try:
-            known = redactor.names_of(names)
-            prompt = redactor.text(self._redacted.render(known), redactor.secrets(names))
+            known, secrets = redactor.names_of(names), redactor.secrets(names)
+            prompt = redactor.text(self._redacted.render(known), secrets)
         except (LinkError, *_TEMPLATE_ERRORS) as e:
             return None, f"the prompt cannot be made without {', '.join(sorted(redactor.names))}: {in_words(e)}"
-        return self._questions.about(prompt, known["decided"]), ""
+        question = self._without_it[redactor].about(prompt, known["decided"])
+        before = [{**said, "content": redactor.text(said["content"], secrets)} for said in question.messages[:-1]]
+        return replace(question, messages=(*before, question.messages[-1])), ""
 
     def _remember(self, reading: Reading) -> list[Mapping[str, Any]]:
         window = self.link.window

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
+from device_runtime.brain.redaction import Redactor
 from device_runtime.engine.typed.form import field_forms
 from device_runtime.errors import LinkError
 from device_runtime.fleet.expression import Expression
@@ -80,19 +81,31 @@ class Decider:
 class Questions:
     """The questions of one link."""
 
-    def __init__(self, link: Link, template: jinja2.Template, decider: Decider) -> None:
+    def __init__(
+        self, link: Link, template: jinja2.Template, decider: Decider, redactor: Redactor | None = None
+    ) -> None:
         """Prepare.
+
+        Args:
+            redactor: what it withholds is in neither the instruction nor the examples. An example that is a prompt, in
+                which no field can be found, is left out where fields are withheld.
 
         Raises:
             LinkError: an example cannot be rendered.
         """
         self._schema = link.answer
-        self._before = [{"role": "system", "content": link.system}] if link.system else []
+        clean = redactor or Redactor(())
+        self._before = [{"role": "system", "content": clean.text(link.system, {})}] if link.system else []
         for example in link.examples:
-            text, decided = _asked(link, example, template, decider)
+            if example.reading is None and clean.names:
+                continue
+            text, decided, secrets = _asked(link, example, template, decider, clean)
             answer = example.answer
             if isinstance(answer, Mapping):
                 answer = {**decided, **{name: answer[name] for name in self._order(decided) if name in answer}}
+                answer = clean.value(answer, secrets)
+            else:
+                answer = clean.text(answer, secrets) if isinstance(answer, str) else answer
             self._before += example_turns(text, answer)
         self._template, self._head = link.prompt, _literal_head(link.prompt)
         self._nothing: str | None = None  # made at the first question
@@ -138,16 +151,18 @@ def typed_names(schema: Mapping[str, Any] | None) -> list[str]:
 
 
 def _asked(
-    link: Link, example: LinkExample, template: jinja2.Template, decider: Decider
-) -> tuple[str, Mapping[str, Any]]:
-    """The prompt of an example, and what is decided about its reading."""
+    link: Link, example: LinkExample, template: jinja2.Template, decider: Decider, redactor: Redactor
+) -> tuple[str, Mapping[str, Any], Mapping[str, str]]:
+    """The prompt of an example, what is decided about its reading, and what is withheld of that."""
     if example.reading is None:
-        return example.prompt or "", {}
+        return redactor.text(example.prompt or "", {}), {}, {}
     topic = (example.topic or link.source.replace("+", "example").replace("#", "example")).split("/")
     names = {**example.reading, "reading": example.reading, "topic": topic, "window": []}
     try:
-        decided = decider.decided(names)
-        return template.render({**names, "decided": decided}), decided
+        names["decided"] = decider.decided(names)
+        secrets = redactor.secrets(names)
+        known = redactor.names_of(names) if redactor else names
+        return redactor.text(template.render(known), secrets), known["decided"], secrets
     except (LinkError, jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise LinkError(f"an example's reading {shown(example.reading, 80)} cannot be used: {error}") from None
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from device_runtime.errors import MessageError
 from device_runtime.records import typed_json
+from device_runtime.records.printable import shown
 
 __all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read"]
 
@@ -28,32 +29,37 @@ _COMMAND = typed_json.Manner(unknown_fields_refused=True, null_is_absent=True, q
 _REPORT = typed_json.Manner(null_is_absent=True, quotes_values=False)
 
 
-def parse(payload: bytes) -> Any:
+def parse(
+    payload: bytes, *, what: str = "payload", most_bytes: int = MAX_PAYLOAD_BYTES, most_levels: int = MAX_DEPTH
+) -> Any:
     """The JSON value in `payload`.
+
+    Args:
+        what: it is, for errors.
 
     Raises:
         MessageError: it is too large, not UTF-8, not JSON, or nested too deep.
     """
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise MessageError(f"the payload has {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are read.")
+    if len(payload) > most_bytes:
+        raise MessageError(f"the {what} has {len(payload)} bytes; at most {most_bytes} are read.")
     try:
         source = payload.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise MessageError(f"the payload is not UTF-8: byte {e.start} is 0x{payload[e.start]:02x}.") from None
+        raise MessageError(f"the {what} is not UTF-8: byte {e.start} is 0x{payload[e.start]:02x}.") from None
     if not source.strip():
-        raise MessageError("the payload is empty, which is not JSON.")
-    _check_depth(source)
+        raise MessageError(f"the {what} is empty, which is not JSON.")
+    _check_depth(source, what, most_levels)
     try:
         value = json.loads(
             source, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats
         )
     except json.JSONDecodeError as e:
-        raise MessageError(f"the payload is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from None
+        raise MessageError(f"the {what} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from None
     except ValueError as e:
         if isinstance(e, MessageError):
-            raise
-        raise MessageError("the payload holds a number with too many digits.") from None
-    _check_surrogates(source, value)
+            raise MessageError(f"the {what} {e}") from None
+        raise MessageError(f"the {what} holds a number with too many digits.") from None
+    _check_surrogates(source, value, what)
     return value
 
 
@@ -79,7 +85,7 @@ def read(kind: Any, value: Any, what: str, *, strict: bool = True) -> Any:
         raise MessageError(str(error)) from None
 
 
-def _check_depth(source: str) -> None:
+def _check_depth(source: str, what: str, most_levels: int) -> None:
     depth, in_string = 0, False
     for token in _ESCAPE_QUOTE_OR_BRACKET.findall(source):
         if token == '"':
@@ -88,33 +94,35 @@ def _check_depth(source: str) -> None:
             continue
         elif token in "[{":
             depth += 1
-            if depth > MAX_DEPTH:
-                raise MessageError(f"the payload nests deeper than {MAX_DEPTH} levels.")
+            if depth > most_levels:
+                raise MessageError(f"the {what} nests deeper than {most_levels} levels.")
         else:
             depth -= 1
 
 
-def _check_surrogates(source: str, value: Any) -> None:
+def _check_surrogates(source: str, value: Any, what: str) -> None:
     if "\\u" in source:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise MessageError("the payload holds half of a surrogate pair, which is no character.") from None
+            raise MessageError(f"the {what} holds half of a surrogate pair, which is no character.") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise MessageError(f"the payload holds {name}, which is not JSON.")
+    raise MessageError(f"holds {name}, which is not JSON.")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise MessageError("the payload holds a number beyond the range of a double.")
+        raise MessageError("holds a number beyond the range of a double.")
     return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise MessageError("the payload names a field twice.")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise MessageError(f"names the field {shown(repr(twice), 60)} twice.")
     return fields

@@ -32,6 +32,7 @@ class Purpose:
     none: Mapping[str, Any] = field(default_factory=dict)  # what an answer says when nothing was asked
     temperatures: Mapping[str, float] = field(default_factory=dict)  # of each field's choice; 1 where there is none
     longest_pieces: float | None = None  # tokens for each character; a text with more has words nobody trained on
+    ordinary: Mapping[str, Any] = field(default_factory=dict)  # a value of each field as most readings have it
     report: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -127,6 +128,7 @@ class Purpose:
             "none": dict(self.none),
             "temperatures": dict(self.temperatures),
             **({} if self.longest_pieces is None else {"longest_pieces": self.longest_pieces}),
+            **({"ordinary": dict(self.ordinary)} if self.ordinary else {}),
             "report": dict(self.report),
         }
 
@@ -177,6 +179,7 @@ _PURPOSE = Record(
         "none": Field(Plain("a mapping"), default={}),
         "temperatures": Field(MapOf(Text("a field"), Number(0.01, 100.0)), default={}),
         "longest_pieces": Field(Number(0, 100), default=None),
+        "ordinary": Field(Plain("a mapping"), default={}),
         "report": Field(Plain("a mapping"), default={}),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 
 from device_runtime.engine.opening import open_model
 from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.examples import Example
+from device_runtime.tasks.file import load
 from toolkit.cli import main
+from toolkit.train.pipeline import ordinary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -36,6 +40,26 @@ def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixtu
     first, *others = found["moved_by"]
     assert first["left_out"] == "temp_c" and first["answer"]["severity"] == "ok" and first["change"] == 1
     assert all(other["change"] < 1 for other in others)
+
+
+def test_what_stands_in_for_a_field_is_ordinary(capsys: pytest.CaptureFixture[str]) -> None:
+    """The middle of the boiler's ranges, 450 °C and 45 bar, would be a sensor's fault."""
+    found = said(capsys, "explain", EXAMPLES / "boiler-advisor" / "bundle", '{"temp_c": 99, "bar": 1, "flow_l_min": 9}')
+    assert found["instead"] == {"temp_c": 46.0, "bar": 1.72, "flow_l_min": 16.2}
+    first, *others = found["moved_by"]
+    assert first["left_out"] == "temp_c" and first["answer"]["cause"] != "sensor_fault"
+    assert all(other["answer"]["cause"] == "overheat" for other in others)
+
+
+def test_ordinary_values_are_those_of_readings_without_an_answer() -> None:
+    task = load(EXAMPLES / "fall-alert")
+    quiet = [{"peak_g": g, "posture_after": "sitting", "still_s": 9, "heart_bpm": 70} for g in (1, 2, 9)]
+    loud = [{"peak_g": 50, "posture_after": "lying", "still_s": 900, "heart_bpm": 30}] * 5
+    examples = [Example(reading, {"level": "none", "reason": "none"}) for reading in quiet]
+    examples += [Example(reading, {"level": "call_help", "reason": "heart"}) for reading in loud]
+    assert ordinary(task, examples) == {"peak_g": 2, "posture_after": "sitting", "still_s": 9, "heart_bpm": 70}
+    assert ordinary(replace(task, none={}), examples)["peak_g"] == 50
+    assert ordinary(load(EXAMPLES / "log-triage"), []) == {}
 
 
 def test_what_is_no_reading_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ class Moved:
 def moves(ask: Ask, given: Mapping[str, Any]) -> tuple[TypedAnswer, list[Moved]]:
     """The answer, and what each part of the input does to it, the strongest first.
 
-    A field of numbers cannot be missing for most tasks, so it is set to the middle of its range by the caller's `ask`
+    A field of numbers cannot be missing for most tasks, so it is set to an ordinary value by the caller's `ask`
     where it is None; of a text each word is left out.
     """
     whole = ask(given)

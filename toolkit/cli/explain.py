@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instead", metavar="JSON", default="{}",
         help="values in place of fields that are left out, such as those of an ordinary reading "
-        "(default: the middle of each field's range)",
+        "(default: those that the bundle keeps of its training)",
     )  # fmt: skip
     add_json(parser)
 
@@ -49,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
         if unknown := sorted(set(instead) - set(answerer.purpose.inputs.fields or {})):
             known = ", ".join(answerer.purpose.inputs.fields or {}) or "none: it reads a text"
             raise ConfigurationError(f"--instead names {', '.join(unknown)[:60]}; the bundle's fields are {known}.")
-        middle = {
-            name: field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2
+        known = answerer.purpose.ordinary
+        middle = {  # of its range, where a bundle was trained before it kept that
+            name: known.get(name, field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2)
             for name, field in (answerer.purpose.inputs.fields or {}).items()
         } | instead
         whole, found = moves(lambda inputs: answerer.answer({**middle, **inputs} if middle else inputs), given)

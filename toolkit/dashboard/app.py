@@ -25,14 +25,14 @@ from toolkit.dashboard.session import Sessions
 from toolkit.gateway.app import Gateway, answer_to
 from toolkit.gateway.fleet import FleetModels
 from toolkit.gateway.replies import event, status_of
-from toolkit.gateway.requests import parse_body
+from toolkit.gateway.requests import MAX_BODY, parse_body
 from toolkit.web.guard import Guard, read_body
 from toolkit.web.listen import Listen
 from toolkit.web.stream import Stream
 
 __all__ = ["Dashboard"]
 
-MAX_BODY = 1 << 20
+
 STATIC = Path(__file__).parent / "static"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 PAGES = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.suffix in TYPES}

@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from device_runtime.errors import IncompleteError, RefusedError, UnreachableError
 from device_runtime.mqtt.messages import Final, Request, Usage
 from toolkit.gateway import requests
 from toolkit.gateway.replies import Shape, embedding_list, error_body, event, model, model_list, status_of
-from toolkit.gateway.requests import Asked
+from toolkit.gateway.requests import MAX_BODY, Asked
 from toolkit.gateway.source import Answering, Card, Source
 from toolkit.web.guard import Guard, bearer, read_body, same_token
 from toolkit.web.listen import Listen
@@ -27,7 +27,6 @@ from toolkit.web.stream import Stream, until_gone
 
 __all__ = ["Gateway", "answer_to"]
 
-MAX_BODY = 1 << 20
 FIRST_S = 10.0  # until a stream begins without a piece; what fails before has a status of its own
 ALIVE_S = 15.0  # between comments that keep a silent stream open
 
@@ -49,7 +48,7 @@ class Gateway:
         ]
         routes = [*self.routes, Route("/health", self._health, methods=["GET"])]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _not_here, Exception: _failed})
-        self.app: ASGIApp = Guard(app, listen, answer_to)
+        self.app: ASGIApp = Guard(_WithoutSlash(app), listen, answer_to)
 
     def end(self) -> None:
         """End the answers that are under way."""
@@ -215,6 +214,18 @@ class Gateway:
         if answer in self._under_way:
             self._under_way.discard(answer)
             answer.cancel()
+
+
+class _WithoutSlash:
+    """A path with a slash at its end is the same: clients do not follow a redirection with their body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(path := scope["path"]) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        await self._app(scope, receive, send)
 
 
 def answer_to(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:

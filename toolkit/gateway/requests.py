@@ -6,7 +6,6 @@ Clients send more than a small model can use. What changes nothing but taste is 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import Any
 
 from device_runtime.errors import RefusedError
 from device_runtime.mqtt.messages import Request
-from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.mqtt.strict_json import MessageError, parse
 
-__all__ = ["Asked", "Embed", "chat", "completion", "embeddings", "parse_body"]
+__all__ = ["MAX_BODY", "Asked", "Embed", "chat", "completion", "embeddings", "parse_body"]
 
+MAX_BODY = 1 << 20  # bytes
+_MAX_LEVELS = 64  # of lists and objects: a schema lies deep in a body
 MAX_INPUTS = 2048  # texts of one request for vectors, as OpenAI has it
 _ANY_OBJECT = {"type": "object", "additionalProperties": True}
 _READ = {
@@ -52,15 +53,15 @@ class Embed:
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object, as RFC 8259 has it: without NaN, and no name twice.
 
     Raises:
         RefusedError: it is none.
     """
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"the body is not JSON: {str(error)[:200]}.", reason="invalid_json") from None
+        value = parse(body, what="body", most_bytes=MAX_BODY, most_levels=_MAX_LEVELS)
+    except MessageError as error:
+        raise RefusedError(str(error), reason="invalid_json") from None
     if not isinstance(value, dict):
         raise RefusedError(f"the body is {_kind(value)}; expected a JSON object.", reason="invalid_json")
     return value
@@ -82,7 +83,7 @@ def chat(body: Mapping[str, Any]) -> Asked:
         raise _no("modalities", "answers are texts")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise RefusedError("messages is missing; expected a list of {role, content}.", param="messages")
+        raise RefusedError(f"messages is {_kind(messages)}; expected a list of {{role, content}}.", param="messages")
     fields = {
         "messages": [_message(message, number) for number, message in enumerate(messages)],
         "schema": _schema(body.get("response_format")),
@@ -166,7 +167,9 @@ def _asked(body: Mapping[str, Any], fields: dict[str, Any], ignored: tuple[str, 
 def _model(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise RefusedError("model is missing; GET /v1/models lists what there is.", param="model")
+        raise RefusedError(
+            f"model is {_kind(model)}; expected a name: GET /v1/models lists what there is.", param="model"
+        )
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
+from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import reliability, score
@@ -27,7 +29,7 @@ from toolkit.train.cases import calibration_rows, tokenized
 from toolkit.train.checkpoint import write_folder
 from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
 
-__all__ = ["Measures", "measured", "purpose_of", "require_measures", "train", "write_purpose"]
+__all__ = ["Measures", "measured", "ordinary", "purpose_of", "require_measures", "train", "write_purpose"]
 
 _CALIBRATED = 1200  # cases that temperatures are fitted on, at most
 _TESTED = 1000  # cases that the report is measured on, at most
@@ -115,6 +117,7 @@ def measured(
         work: where the cases are.
     """
     purpose = purpose_of(task, kind)
+    purpose = replace(purpose, ordinary=ordinary(task, read_cases(work, "train", _FAMILIAR)))
     if task.inputs.text is not None:
         texts = [task.inputs.prompt(example.input).text for example in read_cases(work, "train", _FAMILIAR)]
         purpose = replace(purpose, longest_pieces=longest_pieces(encode, texts))
@@ -146,6 +149,22 @@ def measured(
         "training": {name: str(v) if isinstance(v, Path) else v for name, v in measures.settings.items()},
     }
     return replace(purpose, report=report)
+
+
+def ordinary(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
+    """A value of each field as ordinary readings have it: the median, of words the commonest.
+
+    Ordinary are those with the answer `none`, where the task has one.
+    """
+    quiet = [example for example in examples if task.none and task.none.items() <= example.answer.items()]
+    found: dict[str, Any] = {}
+    for name, field in (task.inputs.fields or {}).items():
+        values = [example.input[name] for example in quiet or examples if example.input.get(name) is not None]
+        if field.one_of and values:
+            found[name] = Counter(values).most_common(1)[0][0]
+        elif numbers := sorted(value for value in values if isinstance(value, int | float)):
+            found[name] = numbers[len(numbers) // 2]
+    return found
 
 
 def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:

@@ -11,10 +11,10 @@ from typing import Any
 
 from device_runtime.brain.budget import Budget
 from device_runtime.brain.escalator import Escalator, Outcome, Passed
-from device_runtime.brain.far_device import FarDevice
-from device_runtime.brain.far_side import FarAnswer, FarQuestion, FarSide
+from device_runtime.brain.far.device import FarDevice
+from device_runtime.brain.far.openai_server import OpenAIServer
+from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
 from device_runtime.brain.kept_examples import FILE, KeptLines
-from device_runtime.brain.openai_server import OpenAIServer
 from device_runtime.brain.question import far_question, input_of
 from device_runtime.brain.redaction import Redactor
 from device_runtime.device.extension import Device, Extension
@@ -180,6 +180,7 @@ class Escalations(Extension):
         schema: Mapping[str, Any] | None,
         *,
         model: str | None,
+        secrets: Mapping[str, str],
         max_new: int | None = None,
         hops: int = 0,
     ) -> FarQuestion:
@@ -187,10 +188,13 @@ class Escalations(Extension):
 
         Args:
             model: of this device, that would answer.
+
+        Raises:
+            CannotRedactError: the schema demands something that is withheld.
         """
         return far_question(
             messages, schema, system=desk.policy.system, purpose=self._device.runner.purpose_of(model),
-            max_new=max_new, hops=hops,
+            redactor=desk.redactor, secrets=secrets, max_new=max_new, hops=hops,
         )  # fmt: skip
 
     def cancel(self, key: Hashable) -> bool:

@@ -59,6 +59,7 @@ class HomeAssistant(Extension):
         self._gone = {  # components of an earlier start, until Home Assistant has had the time to remove them
             key: platform for key, platform in places.components.items()
         }
+        self._known: dict[str, str] = {}  # components that the last message has, with their platforms
         self._clean_s = time.monotonic() + CLEAN_S
         self._next_s = 0.0
 
@@ -93,12 +94,16 @@ class HomeAssistant(Extension):
         self._described = self._places.places()
         message = b""
         if config.home_assistant:
-            components = components_of(info, config.links, self._described)
+            links = [self._device.answering(link) for link in config.links]
+            components = components_of(info, links, self._described)
+            if gone := self._known.keys() - components.keys():  # another bundle has another answer
+                self._gone |= {key: self._known[key] for key in gone}
+                self._clean_s = time.monotonic() + CLEAN_S
             self._gone = {key: platform for key, platform in self._gone.items() if key not in components}
             removed = {key: {"platform": platform} for key, platform in self._gone.items()}
             message = describe(info, components | removed)
-            known = {key: component["platform"] for key, component in components.items()}
-            self._places.described(known | self._gone)
+            self._known = {key: component["platform"] for key, component in components.items()}
+            self._places.described(self._known | self._gone)
         self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
 
     def _status(self, message: Incoming) -> None:

@@ -15,7 +15,7 @@ from device_runtime.brain.recorder import Asked
 from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import StonechatError
+from device_runtime.errors import CannotRedactError, StonechatError
 from device_runtime.fleet.links import Link, Wakeup
 from device_runtime.fleet.payload import read_payload
 from device_runtime.fleet.policies.escalation import Reason
@@ -61,7 +61,7 @@ class ReadingJob(Job):
     def goes_elsewhere(self) -> bool:
         """Pass it on before it waits, where the device is too busy; in the network thread."""
         why = self._desk.overrun() if self._desk is not None else None
-        return why is not None and self._pass_on(*why)
+        return why is not None and (self._routed() or self._pass_on(*why))
 
     def run(self) -> None:
         """Have the model answer, and deliver the answer."""
@@ -69,6 +69,8 @@ class ReadingJob(Job):
         log.info("link %s woke on %s", link.name, reading.topic)
         if self._routed():
             return None
+        self._wakeup = self._wakeup.of(self._device.answering(self.link, self._model))
+        link = self.link
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
         try:
@@ -139,11 +141,17 @@ class ReadingJob(Job):
         desk, wakeup = self._desk, self._wakeup
         if desk is None or self._elsewhere is not None:
             return False
-        if wakeup.cannot_leave:
-            self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=wakeup.cannot_leave)
-            return False
+        wakeup = self._wakeup = wakeup.of(self._device.answering(self.link, self._model))
         asked = wakeup.outside or wakeup.question
-        question = self._links.escalations.question(desk, asked.messages, asked.schema, model=self._model)
+        try:
+            if wakeup.cannot_leave:
+                raise CannotRedactError(wakeup.cannot_leave)
+            question = self._links.escalations.question(
+                desk, asked.messages, asked.schema, model=self._model, secrets=wakeup.secrets
+            )
+        except CannotRedactError as error:
+            self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=str(error))
+            return False
 
         def done(final: Final | None, route: Route) -> None:
             if final is not None:

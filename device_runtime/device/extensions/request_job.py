@@ -10,6 +10,7 @@ from typing import Any
 
 from device_runtime.brain.question import last_of_user
 from device_runtime.brain.recorder import Asked, Recorder
+from device_runtime.brain.redacted_schema import secrets_of
 from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
@@ -130,7 +131,7 @@ class RequestJob(Job):
     def goes_elsewhere(self) -> bool:
         """Pass it on before it waits, where the device is too busy; in the network thread."""
         why = self._desk.overrun() if self._desk is not None else None
-        return why is not None and self._pass_on(*why)
+        return why is not None and (self._routed() or self._pass_on(*why))
 
     def queue(self) -> bool:
         """Have it wait for the model; whether there is a place. From any thread."""
@@ -207,14 +208,15 @@ class RequestJob(Job):
             return False
         messages: Sequence[Mapping[str, str]] = asked.messages
         try:
+            secrets = secrets_of(desk.redactor, messages, asked.schema)
             if desk.redactor:
-                messages = desk.redactor.messages(messages)
+                messages = desk.redactor.messages(messages, secrets)
+            question = self._escalations.question(
+                desk, messages, asked.schema, model=asked.model, secrets=secrets, max_new=asked.max_new, hops=asked.hops
+            )
         except ConfigurationError as error:
             self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
             return False
-        question = self._escalations.question(
-            desk, messages, asked.schema, model=asked.model, max_new=asked.max_new, hops=asked.hops
-        )
 
         def done(final: Final | None, route: Route) -> None:
             if final is not None:
@@ -225,7 +227,7 @@ class RequestJob(Job):
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
             purpose=self._device.runner.purpose_of(asked.model), key=self.key,
-            secrets=desk.redactor.secrets_of(asked.messages),
+            secrets=secrets,
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:

@@ -14,10 +14,10 @@ from device_runtime.engine.schema.references import referenced
 from device_runtime.errors import SchemaError
 from device_runtime.records.typed_json import shortened
 
-__all__ = ["closed"]
+__all__ = ["AS_ONE", "BY_NAME", "closed"]
 
-_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")  # hold schemas by name
-_ONE = ("additionalItems", "additionalProperties", "contains", "else", "if", "items", "then", "unevaluatedItems")
+BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")  # hold schemas by name
+AS_ONE = ("additionalItems", "additionalProperties", "contains", "else", "if", "items", "then", "unevaluatedItems")
 _SAYS_OTHERS = ("additionalProperties", "unevaluatedProperties")
 _COUNTS_OTHERS = (
     "maxProperties",
@@ -26,8 +26,9 @@ _COUNTS_OTHERS = (
 )  # without `properties`, they mean names of any kind
 _NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum")
 _KEYWORDS = (
-    *_NAMED, *_ONE, *_SAYS_OTHERS, *_COUNTS_OTHERS, *_NUMBERS, "allOf", "anyOf", "const", "enum", "format", "maxItems",
-    "maxLength", "minItems", "minLength", "multipleOf", "oneOf", "pattern", "prefixItems", "required", "type",
+    *BY_NAME, *AS_ONE, *_SAYS_OTHERS, *_COUNTS_OTHERS, *_NUMBERS, "allOf", "anyOf", "const", "enum", "format",
+    "maxItems", "maxLength", "minItems", "minLength", "multipleOf", "oneOf", "pattern", "prefixItems", "required",
+    "type",
 )  # fmt: skip
 _MOST = 20_000  # schemas within a schema, once references in `allOf` are written out
 
@@ -56,11 +57,11 @@ def _require_sense(root: Mapping[str, Any]) -> None:
         if count > _MOST:
             raise SchemaError(f"The schema cannot be used: it has more than {_MOST} parts; simplify it.")
         for key, value in node.items():
-            if key in _NAMED:
+            if key in BY_NAME:
                 if not isinstance(value, Mapping):
                     raise _nonsense(key, value, "an object, from names to schemas")
                 rest += [part for part in value.values() if isinstance(part, Mapping)]
-            elif key in _ONE and isinstance(value, Mapping):
+            elif key in AS_ONE and isinstance(value, Mapping):
                 rest.append(value)
             elif key in ("allOf", "anyOf", "items", "oneOf", "prefixItems") and isinstance(value, list):
                 rest += [part for part in value if isinstance(part, Mapping)]
@@ -110,9 +111,9 @@ class _Closer:
         in_branches = close and bool(branches) and bool(names)  # each branch is closed over its own names and these
         out: dict[str, Any] = {}
         for key, value in node.items():
-            if key in _NAMED and isinstance(value, Mapping):
+            if key in BY_NAME and isinstance(value, Mapping):
                 out[key] = {name: self.close(item) for name, item in value.items()}
-            elif key in _ONE and isinstance(value, Mapping):
+            elif key in AS_ONE and isinstance(value, Mapping):
                 out[key] = self.close(value)
             elif key in ("items", "prefixItems") and isinstance(value, list):
                 out[key] = [self.close(item) for item in value]

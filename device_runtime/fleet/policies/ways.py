@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from device_runtime.brain.redacted_schema import schema_for_far_side
+from device_runtime.brain.redaction import Redactor
+from device_runtime.errors import CannotRedactError
 from device_runtime.fleet.policies.escalation import Escalation
 from device_runtime.fleet.yaml_schema import Path_, Report, nearest
 
@@ -33,6 +36,9 @@ def check_ways(fleet: Fleet, report: Report) -> None:
                     f"device {device!r}"
                 )
                 report.add_at(("links", number, "unsure"), text)
+            if (policy := link.escalate or entry.escalate) is not None and _demands_withheld(link.answer, policy):
+                text = "it demands values that `redact` withholds, so that no question of this link could go on"
+                report.add_at(("links", number, "answer"), text)
     for number, link in enumerate(fleet.links):
         served_by = [name for name, entry in fleet.devices.items() if link.name in entry.links]
         if not served_by and link.unsure is not None and link.unsure.do == "escalate" and link.escalate is None:
@@ -61,6 +67,14 @@ def _faults(fleet: Fleet, device: str, policy: Escalation) -> Iterator[str]:
             yield f"no device of this file is in the pool {to.pool!r}"
         elif device in members:
             yield f"device {device!r} is in the pool {to.pool!r} itself; name a pool of larger models"
+
+
+def _demands_withheld(answer: Mapping[str, Any] | None, policy: Escalation) -> bool:
+    try:
+        schema_for_far_side(Redactor(policy.redact), answer, {})
+    except CannotRedactError:
+        return True
+    return False
 
 
 def _leads_to(fleet: Fleet, policy: Escalation, device: str) -> bool:

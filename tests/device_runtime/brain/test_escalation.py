@@ -15,7 +15,7 @@ import pytest
 from device_runtime.device.extensions import escalation as desks
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
-from device_runtime.fleet.questions import Unsure
+from device_runtime.fleet.questions import LinkExample, Unsure
 from tests.brokers import free_port
 from tests.device_runtime.conftest import OnAir
 from tests.far_server import FarServer
@@ -157,6 +157,21 @@ class TestLinks:
         device.client.publish("in/7/note", {"note": "Ann is late", "name": "Ann"})
         assert listener.next()[1]["answer"] == {"who": "Ann", "kind": "b"}
         assert b"Ann" not in far.raw[0] and far.asked[0]["messages"][0]["content"] == "Note: [withheld] is late of N/A"
+
+    def test_instruction_and_examples_say_nothing_of_what_is_withheld(self, start: Start, far: FarServer) -> None:
+        link = replace(
+            LINK, prompt="{{ note }} by {{ badge }}", system="Ask B-7 at +49 170 1234567.",
+            examples=(
+                LinkExample({"kind": "a"}, {"note": "B-8 is in", "badge": "B-8"}),
+                LinkExample({"kind": "b"}, prompt="B-9"),
+            ),
+        )  # fmt: skip
+        redact = (Redaction("badge"), Redaction(pattern=r"\+[0-9 ]{9,}", replace="<phone>"))
+        device, listener = start(model(0.1), policy(far, redact=redact), link)
+        device.client.publish("in/7/note", {"note": "late", "badge": "B-7"})
+        assert listener.next()[1]["answer"] == THEIRS
+        said = [message["content"] for message in far.asked[0]["messages"]]
+        assert said == ["Ask [withheld] at <phone>.", "[withheld] is in by N/A", '{"kind": "a"}', "late by N/A"]
 
 
 class TestFaults:
@@ -343,6 +358,21 @@ class TestRequests:
         far.say = lambda body: json.dumps(THEIRS)
         said = self.ask(device, prompt=json.dumps({"badge": "1234", "note": "1234 is late"}))
         assert json.loads(said["text"]) == THEIRS and b"1234" not in far.raw[0]
+
+    def test_a_schema_of_the_request_says_nothing_of_what_is_withheld(
+        self, on_air: Callable[..., OnAir], far: FarServer
+    ) -> None:
+        far.say = lambda body: json.dumps(THEIRS)
+        device = on_air(model(0.4), escalate=policy(far, redact=(Redaction("badge"),)))
+        prompt = json.dumps({"badge": "B-1234", "note": "late"})
+        about = {"description": "of B-1234", "examples": [{"badge": "B-77", "kind": "a"}], "title": "B-77 too"}
+        said = self.ask(device, prompt=prompt, schema={**ANSWER, **about})
+        assert json.loads(said["text"]) == THEIRS
+        assert b"B-1234" not in far.raw[0] and b"B-77" not in far.raw[0]
+        label = {"type": "object", "properties": {"kind": {"enum": ["a", "B-1234"]}}, "required": ["kind"]}
+        said = self.ask(device, prompt=prompt, schema=label)
+        assert json.loads(said["text"]) == OURS and "the answer's schema demands" in said["route"]["failed"]
+        assert len(far.asked) == 1
 
     def test_a_cancel_reaches_a_question_that_was_passed_on(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
         far.wait_s = 20.0

@@ -52,6 +52,16 @@ def test_a_request_gets_the_record_of_its_answer(on_air: Callable[..., OnAir]) -
     }  # fmt: skip
 
 
+def test_its_schema_says_nothing_of_what_is_withheld(on_air: Callable[..., OnAir]) -> None:
+    device = on_air(model(), recording=Recording(redact=(Redaction("badge"),)))
+    label = {"type": "object", "properties": {"kind": {"enum": ["a", "B-77"]}}, "description": "B-77 or B-78"}
+    prompt = json.dumps({"badge": "B-77", "note": "x"})
+    reply_to = device.ask(schema={**label, "default": {"badge": "B-78"}}, prompt=prompt, record=True)
+    record = device.client.until(lambda topic, value: topic == reply_to)[-1][1]["record"]
+    assert record["schema"]["properties"] == {"kind": {"enum": ["a", "[withheld]"]}}
+    assert "B-77" not in json.dumps(record) and "B-78" not in json.dumps(record)
+
+
 def test_they_can_be_switched_off(on_air: Callable[..., OnAir]) -> None:
     device = on_air(model(), recording=Recording(on_request=False))
     assert "record" not in ask(device, prompt="hello", record=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.brain.far_side import FarQuestion
-from device_runtime.brain.openai_server import OpenAIServer
+from device_runtime.brain.far.openai_server import OpenAIServer
+from device_runtime.brain.far.side import FarQuestion
 from device_runtime.brain.site import connect, is_local_address, is_local_name
 from device_runtime.errors import OffSiteError, UnreachableError
 from device_runtime.fleet.policies.escalation import Target

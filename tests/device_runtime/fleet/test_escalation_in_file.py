@@ -109,3 +109,9 @@ def test_a_device_of_a_pool_does_not_ask_its_pool() -> None:
                 "model: large, pool: herd", "model: large"
             ),
         )
+
+
+@pytest.mark.parametrize("rule", ["kind", "{pattern: ^a$, with: x}"])
+def test_an_answer_that_demands_what_is_withheld_would_never_go_on(rule: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"fleet.yaml:13:.*demands values that `redact` withholds"):
+        read(f"{{to: {{pool: herd}}, redact: [{rule}]}}")

@@ -53,7 +53,7 @@ PAYLOADS = st.binary(max_size=64) | (JSON | st.dictionaries(FIELDS, JSON, max_si
         (b'{"temperature": 1e999}', "beyond the range of a double"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
         (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"prompt": "a", "prompt": "b"}', "names a field twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "names the field .prompt. twice"),
         (b"[" * 17, "nests deeper than 16"),
         (b'{"a":' * 5000, "nests deeper than 16"),
         (b" " * (MAX_PAYLOAD_BYTES + 1), "has 65537 bytes; at most 65536"),

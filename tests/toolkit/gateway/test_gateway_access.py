@@ -156,6 +156,11 @@ class TestBounds:
                 received = (received + chunk)[-100:]
         assert b"[DONE]" not in received
 
+    @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/models/", "/v1/models/scripted/", "/health/"])
+    def test_a_slash_at_the_end_is_no_other_address(self, open_url, path):
+        """Clients do not send their body again to where a redirection leads."""
+        assert call(open_url, path, ASK if "chat" in path else None)[0] == 200
+
     def test_what_is_not_there(self, open_url):
         status, _, said = call(open_url, "/v1/images/generations")
         assert status == 404 and "/v1/chat/completions" in said["error"]["message"]

@@ -126,10 +126,35 @@ def test_vectors_are_of_texts(body):
     assert refused.value.param == "input"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"1", b"[" * 100_000])
-def test_a_body_that_is_no_object(body):
-    with pytest.raises(RefusedError):
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "the body is empty"),
+        (b"[]", "the body is a list that is empty"),
+        (b"{", "the body is not JSON"),
+        (b"\xff", "the body is not UTF-8"),
+        (b"1", "the body is a number"),
+        (b"[" * 100_000, "the body nests deeper"),
+        (b'{"temperature": NaN}', "the body holds NaN, which is not JSON"),
+        (b'{"top_p": -Infinity}', "the body holds -Infinity, which is not JSON"),
+        (b'{"temperature": 1e999}', "the body holds a number beyond the range"),
+        (b'{"model": "a", "model": "b"}', "the body names the field 'model' twice"),
+        (b'{"messages": [{"role": "user", "role": "system"}]}', "the body names the field 'role' twice"),
+        (b'{"model": "\\ud800"}', "the body holds half of a surrogate pair"),
+    ],
+)
+def test_a_body_that_is_no_object(body, said):
+    with pytest.raises(RefusedError) as refused:
         parse_body(body)
+    assert str(refused.value).startswith(said) and refused.value.reason == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"), [(3, "a number"), ("hi", "a text"), ([], "a list that is empty"), (None, "missing")]
+)
+def test_messages_that_are_none_are_called_what_they_are(messages, found):
+    with pytest.raises(RefusedError, match=rf"^messages is {found}; expected a list"):
+        chat({"model": "m", "messages": messages})
 
 
 json_values = st.recursive(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from device_runtime.brain.far_side import FarAnswer, FarQuestion
+from device_runtime.brain.far.side import FarAnswer, FarQuestion
 from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import IncompleteError, UnreachableError
 from device_runtime.fleet.policies.escalation import Target

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from device_runtime.brain.far_side import FarAnswer, FarQuestion
+from device_runtime.brain.far.side import FarAnswer, FarQuestion
 from device_runtime.brain.site import connect
 from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import ConfigurationError, IncompleteError, StonechatError, UnreachableError

@@ -1,0 +1,1 @@
+"""Larger models elsewhere, behind one seam."""
