@@ -51,7 +51,7 @@ def test_a_fleet_file_becomes_device_configurations(tmp_path):
     assert config.links == (
         Link(
             "hot", "plant/+/boiler", "{{ temp_c }} °C", "plant/{{ topic[1] }}/advice", "temp_c > 80", Window(30, 5),
-            deadline_s=2.5, overload="every",
+            deadline_s=2.5, overload="every", answer_of_model=True,
         ),
     )  # fmt: skip
     assert config.models == (ModelSettings("small", "Be brief.", 48),)
