@@ -1,1 +1,1 @@
-"""Larger models elsewhere, behind one seam."""
+"""Larger models elsewhere: the seam, and what fits it."""
