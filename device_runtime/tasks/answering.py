@@ -26,9 +26,10 @@ from device_runtime.engine.structured import Constraint, SchemaCompiler
 from device_runtime.engine.typed.choice import Choice, by_field, confidence_of
 from device_runtime.engine.typed.form import free_texts
 from device_runtime.engine.typed.generation import TypedGeneration
-from device_runtime.errors import IncompleteError, SchemaError
+from device_runtime.errors import ContextOverflowError, IncompleteError, SchemaError
 from device_runtime.tasks.classify import Heads
 from device_runtime.tasks.examples import Example
+from device_runtime.tasks.inputs import Prompt
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 
@@ -41,7 +42,9 @@ _LONGEST = 200  # tokens of an answer
 class TypedAnswer:
     """What a model says of one input."""
 
-    answer: Mapping[str, Any] | None  # None where the input lacks what the task needs, or the text is no answer
+    answer: (
+        Mapping[str, Any] | None
+    )  # None where the input lacks what the task needs or is too long, or none was written
     confidence: Mapping[str, float]  # by field; texts have none
     unfamiliar: tuple[str, ...]  # why the input is not like those of the training
     text: str = ""  # as the model wrote it
@@ -102,15 +105,24 @@ class Answerer:
         return cls(bundle, purpose or own, backend=backend, threads=threads)  # type: ignore[arg-type]
 
     def answer(self, given: Mapping[str, Any]) -> TypedAnswer:
-        """Answer one input.
+        """Answer one input. One that is longer than a trained bundle's context is not answered.
 
         Raises:
-            ContextOverflowError: the input is longer than the bundle's context.
+            ContextOverflowError: a general model has no room for its examples and the input.
         """
         prompt = self.purpose.inputs.prompt(given)
-        strange = prompt.unfamiliar
         if not prompt.readable:
-            return TypedAnswer(None, {}, strange)
+            return TypedAnswer(None, {}, prompt.unfamiliar)
+        try:
+            return self._answer(prompt)
+        except ContextOverflowError as error:
+            if self.purpose.kind == "none":
+                raise
+            why = f"it has {error.tokens} tokens; the model has room for {error.context}"
+            return TypedAnswer(None, {}, (*prompt.unfamiliar, why))
+
+    def _answer(self, prompt: Prompt) -> TypedAnswer:
+        strange = prompt.unfamiliar
         if self._model is not None:
             return self._converse(self._model, prompt.text, strange)
         tokens, room = self._prompts.plan(prompt.text, None)

@@ -110,6 +110,16 @@ def test_all_fields_of_a_log_line_are_decided_in_one_run_and_alike_in_a_request(
         assert json.loads("".join(model.generate([{"role": "user", "content": line}]))) == expected
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_is_too_long_for_the_model_is_not_answered_and_stops_nothing(name: str) -> None:
+    found = ask(name, text="x~" * 2000)  # each character is a token
+    assert found.answer is None and "tokens; the model has room for" in found.unfamiliar[-1]
+    assert found.to_json()["answer"] is None and found.to_json()["unfamiliar"]
+    for odd in ("", "   ", "🔥🔥🔥", "\0\7 kernel", "Тревога", "5" * 200, "link is down\n\nlink is up"):
+        answer = ask(name, text=odd).answer
+        assert answer is None or answer.keys() == answerer(name).purpose.fields.keys()
+
+
 def test_a_broken_sensor_is_answered_and_not_unfamiliar() -> None:
     for broken in ({"temp_c": 999}, {"bar": -3}, {"flow_l_min": 1e6}):
         found = ask("boiler-advisor", **{"temp_c": 60, "bar": 1.5, "flow_l_min": 8, **broken})
