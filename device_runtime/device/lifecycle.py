@@ -22,6 +22,7 @@ class Lifecycle:
         self.state = DeviceState.INIT
         self.stopping = threading.Event()  # the service ends, or has ended
         self.failure: Exception | None = None  # that ended it
+        self.is_open = threading.Event()  # the models have been opened
         self.seen = threading.Event()  # the broker has confirmed a state in which requests are answered
         self._topics, self._boot, self._client = topics, boot, client
         self._lock = threading.Lock()
@@ -32,6 +33,13 @@ class Lifecycle:
             if state is not self.state and self.state.may_become(state):
                 self.state = state
                 self._publish()
+
+    def opened(self) -> None:
+        """The models are open; a trial at the start has ended. `connected` comes next, and publishes it."""
+        with self._lock:
+            if self.state is DeviceState.UPDATING:
+                self.state = DeviceState.READY
+            self.is_open.set()
 
     def connected(self, listening: bool) -> None:
         """Publish the state after a (re)connect: the last will may have replaced it at the broker.

@@ -106,6 +106,11 @@ class DeviceModels:
         paths = {name: Path(entry.bundle) for name, entry in self.entries.items()}
         return {name: path for name, path in paths.items() if is_slot_folder(path)}
 
+    @property
+    def trial_is_due(self) -> bool:
+        """Whether `ready` has a trial to hold."""
+        return any(read_state(path).trial is not None for path in self.slot_folders.values())
+
     def check(
         self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
     ) -> None:

@@ -117,8 +117,8 @@ class Service:
             announce=self._publish_info,
         )
         self._extensions = _extensions(self._device, statistics, updates, extensions)
-        self._routes = [route for extension in self._extensions for route in extension.routes()]
-        self._table = RoutingTable(self._routes)
+        self._table = RoutingTable([route for extension in self._extensions for route in extension.routes()])
+        self._heard: list[Extension] = []  # whose topics are subscribed to
 
     def run(self, *, wait_for_broker: bool = False) -> None:
         """Connect, open the models and serve until `stop` is called.
@@ -146,7 +146,8 @@ class Service:
             worker = self._threads["worker"] = threading.Thread(target=self._work, name="stonechat-worker")
             worker.start()
             try:
-                self._client.subscribe(*(route.subscription for route in self._routes))
+                device.lifecycle.opened()
+                self._listen()
                 while not device.lifecycle.stopping.wait(TICK_S):
                     self._tick()
             finally:
@@ -164,6 +165,15 @@ class Service:
             self._client.tell_confirmed()
             self._outbox.close()
 
+    def say_trying(self) -> None:
+        """For `open_model` at the start: say that a new model is tried, until it is open.
+
+        Requests wait in the queue meanwhile, as in any update; the pool is joined afterwards.
+        """
+        if self._device.lifecycle.state is DeviceState.INIT:
+            self._device.lifecycle.enter(DeviceState.UPDATING)
+            self._listen(joined=False)
+
     def stop(self) -> None:
         """End `run`: the running answer is cut, waiting requests are refused, and the state becomes `disconnected`."""
         self._device.lifecycle.stopping.set()
@@ -174,6 +184,17 @@ class Service:
         return self._device.lifecycle.stopping.is_set()
 
     # the thread of `run`
+
+    def _listen(self, *, joined: bool = True) -> None:
+        """Subscribe to what is not subscribed to yet; the pool only where it is `joined`."""
+        later = () if joined else (PoolMember,)
+        due = [e for e in self._extensions if e not in self._heard and not isinstance(e, later)]
+        self._heard += due
+        subscriptions = [route.subscription for extension in due for route in extension.routes()]
+        if subscriptions:
+            self._client.subscribe(*subscriptions)
+        else:
+            self._announce(True)
 
     def _tick(self) -> None:
         self._client.tell_confirmed()

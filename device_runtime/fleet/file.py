@@ -79,6 +79,7 @@ class Device:
     escalate: Escalation | None = None  # where what its models should not answer alone goes on to
     records: Recording | None = None  # what is kept of its answers; None: nothing
     router: Routing | None = None  # which of its models answers what names none; None: the first
+    by_itself: bool = False  # a microcontroller whose firmware has an MQTT client, without a bridge
 
 
 @dataclass(frozen=True)
@@ -335,6 +336,7 @@ def check_fleet(fleet: Fleet, report: Report) -> None:
     """What concerns several fields."""
     links = {link.name: link for link in fleet.links}
     for device, entry in fleet.devices.items():
+        _check_by_itself(device, entry, report)
         for number, rule in enumerate(entry.router.rules if entry.router is not None else ()):
             if rule.model not in entry.models:
                 text = f"this device has no model {rule.model!r}; it has {', '.join(entry.models)}"
@@ -348,6 +350,18 @@ def check_fleet(fleet: Fleet, report: Report) -> None:
     for number, names in circles(fleet.links):
         text = f"its answers come back to it by way of {', '.join(map(repr, names))}, and so without end"
         report.add_at(("links", number, "to"), text)
+
+
+def _check_by_itself(device: str, entry: Device, report: Report) -> None:
+    """What a firmware's own MQTT client does not do: it answers requests, and nothing else."""
+    if not entry.by_itself:
+        return
+    bridge = "a board on MQTT by itself answers requests only; put `stonechat bridge` at its serial line, or"
+    for name in ("links", "pool", "escalate", "records", "router"):
+        if getattr(entry, name):
+            report.add_at(("devices", device, name), f"{bridge} leave out `{name}`")
+    if len(entry.models) > 1:
+        report.add_at(("devices", device, "model"), f"{bridge} give it one model: it has {len(entry.models)} here")
 
 
 def expand(text: str) -> str:
@@ -431,6 +445,7 @@ FLEET = Record(
                         "escalate": Field(ESCALATION, None),
                         "router": Field(ROUTING, None),
                         "records": Field(RECORDING, None),
+                        "by_itself": Field(Boolean(), False),
                     },
                     "a mapping such as {model: assistant, links: [too-hot]}",
                 ),

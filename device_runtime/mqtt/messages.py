@@ -70,7 +70,7 @@ class DeviceState(Enum):
 
 
 _NEXT = {
-    DeviceState.INIT: {DeviceState.READY, DeviceState.DISCONNECTED},
+    DeviceState.INIT: {DeviceState.READY, DeviceState.UPDATING, DeviceState.DISCONNECTED},
     DeviceState.READY: {
         DeviceState.BUSY,
         DeviceState.UPDATING,

@@ -73,7 +73,7 @@ def bridge(
         raise ConfigurationError("--certs is for a bridge without a fleet file; with one, name the folder there.")
     fleet = load(path) if path is not None else None
     models = _models(device, fleet, bundle, keys)
-    updates = None
+    updates: BoardUpdates | None = None
     if models.slot_folders:
         try:
             updates = BoardUpdates.find(port, baud, board, wait_s=wait_s, keys=models.trust.keys)
@@ -84,7 +84,14 @@ def bridge(
             log.info("no updates over the air for the board on %s: %s", port, error)
     elif board is not None:
         raise ConfigurationError("--board is for updates, which need a slot folder as --bundle: docs/guides/bridge.md.")
-    runs = _bundle(models, manager)
+    else:
+        log.info(
+            "no updates over the air for the board on %s: the bridge has no slot folder to keep bundles in; make one "
+            "with `stonechat slots install`, and name it with --bundle",
+            port,
+        )
+    # what is wrong with a bundle is said before the broker is asked; a trial is held where it is seen
+    runs = None if models.trial_is_due else _bundle(models, manager)
     state_dir = state_dir or default_state_dir(device)
     if fleet is not None:
         config = fleet.device(device, fleet.address(device, broker_url, password_file), state_dir)
@@ -97,6 +104,8 @@ def bridge(
 
     def open_board(_: str) -> SerialModel:
         with model.updating():
+            if models.trial_is_due:
+                service.say_trying()
             now = _bundle(models, manager)
             if updates is not None and now is not None and not _runs(port, baud, now, wait_s):
                 log.info("the board on %s runs something else than %s; it is brought there", port, now.manifest.name)

@@ -18,6 +18,11 @@ from toolkit.rollout.sender import Received, Sender
 __all__ = ["Runner"]
 
 ROLL_CALL_S = 2.0  # for the states that the broker keeps
+_NO_SLOTS = "it takes no updates over the air: its model lies in no slot folder (`stonechat slots install`)"
+_NO_BRIDGE = (
+    "it is a board on MQTT by itself, which takes updates over its serial line: `stonechat deploy BUNDLE --port PORT`, "
+    "or `stonechat bridge` in front of it"
+)
 _ON_TRIAL = 5  # after the quarters 0 to 4
 _ON_AIR = (DeviceState.READY, DeviceState.BUSY, DeviceState.UPDATING)
 
@@ -38,6 +43,7 @@ class Runner:
         self._files, self._sender, self._say, self._wait_s = files, sender, say, wait_s
         self._states: dict[str, DeviceState] = {}
         self._infos: dict[str, Info] = {}
+        self._on_their_own: set[str] = set()  # boards with an MQTT client in their firmware
         self._heard_s: dict[str, float] = {}  # device -> when its update last reported
         self._quarters: dict[str, int] = {}  # device -> how much of its files was reported to the operator
         self._stops = 0  # how often `stop` was called
@@ -114,7 +120,7 @@ class Runner:
         self._heard_s[device] = time.monotonic()
         model = self.rollout.plan.model or info.models[0] if info.models else "default"
         if "ota" not in info.capabilities:
-            self._fail(device, "it takes no updates over the air: its model lies in no slot folder")
+            self._fail(device, _NO_BRIDGE if device in self._on_their_own else _NO_SLOTS)
         elif model not in info.models:
             self._fail(device, f"it has no model {model!r}; it has {', '.join(info.models)}")
         else:
@@ -132,6 +138,8 @@ class Runner:
         device, said = heard
         match said:
             case State():
+                if said.mqtt == 3:  # a firmware's client, of MQTT 3.1.1
+                    self._on_their_own.add(device)
                 was_there = self._states.get(device) in _ON_AIR
                 self._states[device] = said.state
                 if said.state in _ON_AIR and not was_there:

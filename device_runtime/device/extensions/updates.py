@@ -155,6 +155,9 @@ class Updates(Extension):
 
     def _run(self, order: Order) -> None:
         following: Order | None = order
+        while not self._device.lifecycle.is_open.wait(0.2):  # a trial of before the start is being held
+            if self._stopping.is_set():
+                return
         while following is not None:
             report = self._carry_out(following)
             if self._stopping.is_set():

@@ -413,3 +413,18 @@ class TestTheAnswerOfATrainedBundle:
         f.check_model("pi", "trained", manifest, lambda schema, limit: None)
         with pytest.raises(ConfigurationError, match="has `unsure` and no `answer`, and the bundle of 'trained'"):
             f.check_model("pi", "trained", replace(manifest, purpose=None), lambda schema, limit: None)
+
+
+def test_a_board_on_mqtt_by_itself_is_asked_for_nothing_but_answers():
+    def read(**more):
+        links = [{"name": "hot", "from": "plant/+/air", "prompt": "x", "to": "plant/advice"}]
+        device = {"model": "tiny", "by_itself": True, **more}
+        whole = {"schema": 1, "models": {name: {"bundle": name} for name in ("tiny", "other")}, "links": links}
+        text = json.dumps(whole | {"devices": {"boiler-room": device}})
+        return yaml_schema.loads(text, fleet.FLEET, fleet.check_fleet, file="f.yaml")
+
+    assert read(groups=["north"]).devices["boiler-room"].by_itself
+    for name, value in (("links", ["hot"]), ("pool", "herd"), ("model", ["tiny", "other"]), ("records", {})):
+        with pytest.raises(ConfigurationError, match="answers requests only; put `stonechat bridge`") as caught:
+            read(**{name: value})
+        assert "f.yaml:1:" in str(caught.value)
