@@ -29,6 +29,7 @@ KINDS = (
     "programs", "int8 matmuls", "int16 matmuls", "stores", "attention", "int8 by int4 matmuls", "int16 by int4 matmuls",
 )  # fmt: skip
 POSITION, TOKENS = 128, 200
+STORIES = ROOT.parents[0] / "shared" / "data" / "stories260K.bin"
 
 
 def engine_defines(image: Path, memory: int) -> dict[str, int]:
@@ -40,12 +41,17 @@ def engine_defines(image: Path, memory: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def layer(folder: Path) -> None:
-    """Shares of the calls in a token of one layer."""
+def layer_image(folder: Path) -> Path:
+    """The model image of one layer of SmolLM2's shape, with random weights."""
     network = random_network(
         vocabulary=256, width=576, layers=1, heads=9, kv_heads=3, head_dim=64, ffn_width=1536, max_context=512
     )
-    image = micro_bundle(folder / "layer", network, context=256).path / IMAGE
+    return micro_bundle(folder / "layer", network, context=256).path / IMAGE
+
+
+def layer(folder: Path) -> None:
+    """Shares of the calls in a token of one layer."""
+    image = layer_image(folder)
     for core in ("M4", "M7", "M55"):
         board = BOARDS[core]
         defines = {**engine_defines(image, board.memory), "POSITION": POSITION}
@@ -58,10 +64,15 @@ def layer(folder: Path) -> None:
         print(f"{core:4} matmuls {matmuls / total:.1%} of them; {stack:,} bytes of stack were used")
 
 
+def stories_image(folder: Path, checkpoint: Path) -> Path:
+    """The model image of stories260K."""
+    bundle = convert(open_checkpoint(checkpoint), folder / "stories", Options("micro", context=256, fast=True))
+    return bundle.path / IMAGE
+
+
 def stories(folder: Path, checkpoint: Path) -> None:
     """The engine beside the float loop."""
-    bundle = convert(open_checkpoint(checkpoint), folder / "stories", Options("micro", context=256, fast=True))
-    image = bundle.path / IMAGE
+    image = stories_image(folder, checkpoint)
     for core in ("M4", "M7"):
         board = BOARDS[core]
         defines = {**engine_defines(image, board.memory), "TOKENS": TOKENS}
@@ -82,7 +93,7 @@ def main() -> None:
     """Both."""
     if missing := missing_tools():
         sys.exit(f"micro_tokens: {missing}")
-    checkpoint = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT.parents[0] / "shared" / "data" / "stories260K.bin"
+    checkpoint = Path(sys.argv[1]) if len(sys.argv) > 1 else STORIES
     with tempfile.TemporaryDirectory() as folder:
         layer(Path(folder))
         if checkpoint.is_file():

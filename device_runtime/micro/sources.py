@@ -10,7 +10,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOT = Path(__file__).parent
-_FOLDERS = ("runtime", "kernels", "kernels/blocks", "tokenizer", "chat", "sampler", "schema")
+_KERNELS = ("kernels", "kernels/blocks", "kernels/dot", "kernels/floats")
+_FOLDERS = ("runtime", *_KERNELS, "tokenizer", "chat", "sampler", "schema")
 INCLUDES = (_ROOT / "include", *(_ROOT / folder for folder in _FOLDERS))
 PORTS = _ROOT / "ports"
 THIRD_PARTY = _ROOT / "third_party"

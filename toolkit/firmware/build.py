@@ -212,7 +212,9 @@ class _Compiler:
         return [self._done[source] for source in sources]
 
     def _one(self, source: Path) -> Path:
-        out = self._folder / f"{source.parent.name}-{source.stem}.o"
+        # `firmware size` adds up by the word before the hyphen
+        part = "kernels" if "kernels" in source.parts else source.parent.name
+        out = self._folder / f"{part}-{source.stem}.o"
         _run([*self._command, "-c", str(source), "-o", str(out)])
         return out
 

@@ -2,6 +2,7 @@
  * int16 probabilities by int8 values. Only positions that the query sees are computed: in the reference, the masked
  * ones come out of the softmax as 0. */
 #include "dot.h"
+#include "floats.h"
 #include "graph.h"
 #include "numbers.h"
 
@@ -14,20 +15,18 @@ static void score(const uint32_t *call, const sc_memory *m, const int16_t *query
     uint32_t count = last - oldest + 1;
 #ifdef SC_HAS_SCORES
     if (dim <= SC_NARROW && dim % 8 == 0 && scale.high_multiplier != 0) {
-        int16_t scratch[SC_NARROW];
+        int16_t scratch[SC_NARROW] __attribute__((aligned(8)));
         sc_scores(sc_ordered(query, scratch, dim), keys, dim, count, &scale, scores);
         return;
     }
 #endif
     if (dim <= SC_NARROW && dim % 16 == 0) {
-        int16_t scratch[SC_NARROW];
+        int16_t scratch[SC_NARROW] __attribute__((aligned(8)));
         const int16_t *ordered = sc_ordered(query, scratch, dim);
-        SC_PASSES(count, dim) {
-            int32_t sums[SC_ROWS];
-            sc_dot_narrow(ordered, keys + (size_t)first * dim, pitch, dim, sums);
-            for (uint32_t r = 0; r < pass_rows; r++) {
-                scores[first + r] = (int16_t)sc_scaled(sums[r], &scale);
-            }
+        SC_GROUPS(count) {
+            int32_t sums[SC_GROUP];
+            sc_sums_narrow(ordered, keys + (size_t)first * dim, dim, dim, group_rows, sums);
+            sc_scale_many(sums, group_rows, &scale, scores + first);
         }
         return;
     }
@@ -48,20 +47,22 @@ static void score(const uint32_t *call, const sc_memory *m, const int16_t *query
     }
 }
 
-/* In place: `count` int16 scores become int16 probabilities, in the upper half of the scratch and then the lower. */
-static void softmax(const int16_t *scores, float *exps, int16_t *shares, uint32_t count, float step, float share_step) {
+/* `count` int16 scores, `before` positions after the start of the scratch's, become int16 probabilities in the order of
+ * sc_ordered, `used` of them: 0 where there is no score. */
+static void softmax(const int16_t *scores, uint32_t count, uint32_t before, uint32_t used, float step, float share_step,
+                    float *exps, int16_t *shares) {
+    uint32_t after = before + count, end = (after + 3) & ~3u;
     float sum;
-    int16_t largest = scores[0];
-    for (uint32_t i = 1; i < count; i++) {
-        largest = scores[i] > largest ? scores[i] : largest;
+    sum = sc_exps_below(scores, step, (float)sc_largest(scores, count) * step, exps + before, count);
+    for (uint32_t i = 0; i < before; i++) {
+        exps[i] = 0.0f;
     }
-    sum = sc_exps_below(scores, step, (float)largest * step, exps, count);
-    for (uint32_t i = 0; i < count; i++) { /* graph.c keeps the steps within bounds: 0 to 2^16, and always a number */
-        float steps = exps[i] / sum / share_step;
-        int32_t whole = (int32_t)steps;
-        float rest = steps - (float)whole;
-        whole += (int32_t)(rest + rest);
-        shares[i] = (int16_t)(whole < 32767 ? whole : 32767);
+    for (; after < end; after++) {
+        exps[after] = 0.0f;
+    }
+    sc_shares(exps, sum, share_step, shares, end);
+    for (; end < used; end++) {
+        shares[end] = 0;
     }
 }
 
@@ -79,15 +80,17 @@ void sc_run_attention(const uint32_t *call, const sc_memory *m) {
     int16_t *scores = (int16_t *)(void *)(scratch + 4 * (size_t)stride) - count; /* the last `count` of the scratch */
     for (uint32_t head = 0; head < call[SC_ATTEND_HEADS]; head++) {
         score(call, m, queries + (size_t)head * dim, oldest, scores);
-        softmax(scores, exps, shares, count, sc_float_of(call[SC_ATTEND_SCORE_STEP]),
-                sc_float_of(call[SC_ATTEND_SHARE_STEP]));
-        /* values are read in groups of 16 positions: those that the query does not see have the probability 0 */
-        if (oldest != start) {
-            memmove(shares + (oldest - start), shares, count * sizeof *shares);
-            memset(shares, 0, (oldest - start) * sizeof *shares);
+        /* values are read in groups of 16 positions */
+        softmax(scores, count, oldest - start, used, sc_float_of(call[SC_ATTEND_SCORE_STEP]),
+                sc_float_of(call[SC_ATTEND_SHARE_STEP]), exps, shares);
+        if (used <= SC_NARROW) {
+            SC_GROUPS(dim) {
+                int32_t sums[SC_GROUP];
+                sc_sums_narrow(shares, values + (size_t)first * stride, stride, used, group_rows, sums);
+                sc_scale_many(sums, group_rows, &mixed, out + (size_t)head * dim + first);
+            }
+            continue;
         }
-        memset(shares + (oldest - start) + count, 0, (used - (oldest - start) - count) * sizeof *shares);
-        sc_ordered(shares, shares, used);
         SC_PASSES(dim, stride) {
             int64_t sums[SC_ROWS];
             sc_dot_ordered(shares, values + (size_t)first * stride, pitch, used, sums);

@@ -16,12 +16,10 @@ void sc_run_matmul_s16(const uint32_t *call, const sc_memory *m) {
         bias = (const int64_t *)(const void *)(constants + call[SC_MATMUL_BIAS]);
     }
     if (columns <= SC_NARROW && bias == NULL) {
-        SC_PASSES(rows, columns) {
-            int32_t sums[SC_ROWS];
-            sc_dot_narrow(x, weights + (size_t)first * columns, pitch, columns, sums);
-            for (uint32_t r = 0; r < pass_rows; r++) {
-                out[first + r] = (int16_t)sc_scaled_once(sums[r], scales[first + r]);
-            }
+        SC_GROUPS(rows) {
+            int32_t sums[SC_GROUP];
+            sc_sums_narrow(x, weights + (size_t)first * columns, columns, columns, group_rows, sums);
+            sc_scale_each(sums, group_rows, scales + first, out + first);
         }
         return;
     }

@@ -26,10 +26,6 @@ static inline uint32_t sc_high(uint32_t a, uint32_t b) { return (uint32_t)((uint
  * and infinity above 88.7. */
 float sc_exp(float x);
 
-/* exps[i] = sc_exp(scores[i] * step - most), none of which is above 0 or not a number; returns their sum. `exps` may
- * lie over scores that have been read. */
-float sc_exps_below(const int16_t *scores, float step, float most, float *exps, uint32_t count);
-
 /* 1 / (1 + exp(-x)), cut off where TensorFlow Lite's reference kernel cuts it off. */
 static inline float sc_logistic(float x) {
     if (x > 16.619047164916992188f) {

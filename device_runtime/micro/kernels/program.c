@@ -1,10 +1,23 @@
 /* Elementwise programs: what lies between two matmuls, a norm or a rotation or a gated activation with the quantize
  * and dequantize at its edges, in one pass over a row and without a tensor between the operations. Each operation runs
  * over a block of columns before the next one starts, so the switch costs little. */
+#include "floats.h"
 #include "graph.h"
 #include "numbers.h"
 
-enum { BLOCK = 32 }; /* columns at a time: 8 registers of them are 1 KiB of stack */
+/* Columns at a time. 8 registers of 32 are 1 KiB of stack; where an operation on them takes fewer instructions than what
+ * surrounds it, twice as many. */
+#ifdef SC_FOURS_ONLY
+enum { BLOCK = 64 };
+#else
+enum { BLOCK = 32 };
+#endif
+
+#ifdef SC_FOURS_ONLY
+#define READ_IN_PLACE(count) ((count) % 4 == 0)
+#else
+#define READ_IN_PLACE(count) 1
+#endif
 
 static const uint8_t SIZES[] = {4, 1, 2}; /* bytes, by type */
 
@@ -28,23 +41,19 @@ static const float *loaded(const uint32_t *op, const sc_memory *m, uint32_t row,
         from += (size_t)column * SIZES[type];
     }
     if (type == SC_TYPE_FLOAT) {
-        if (read == count) {
+        if (read == count && READ_IN_PLACE(count)) {
             return (const float *)(const void *)from;
         }
-        to[0] = *(const float *)(const void *)from;
+        sc_copy(to, (const float *)(const void *)from, read);
     } else if (type == SC_TYPE_S8) {
         const int8_t *stored = (const int8_t *)from;
-        for (uint32_t i = 0; i < read; i++) {
-            to[i] = (float)(stored[i] - zero_point) * scale;
-        }
+        sc_from_s8(stored, zero_point, scale, to, read);
     } else {
         const int16_t *stored = (const int16_t *)(const void *)from;
-        for (uint32_t i = 0; i < read; i++) {
-            to[i] = (float)(stored[i] - zero_point) * scale;
-        }
+        sc_from_s16(stored, zero_point, scale, to, read);
     }
-    for (uint32_t i = read; i < count; i++) {
-        to[i] = to[0];
+    if (read < count) {
+        sc_fill(to, to[0], count);
     }
     return to;
 }
@@ -57,55 +66,11 @@ static void store(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t
     float scale = sc_float_of(op[SC_AT_SCALE]);
     int32_t zero_point = (int32_t)op[SC_AT_ZERO_POINT];
     if (type == SC_TYPE_FLOAT) {
-        for (uint32_t i = 0; i < count; i++) {
-            ((float *)(void *)to)[i] = from[i];
-        }
+        sc_copy((float *)(void *)to, from, count);
     } else if (type == SC_TYPE_S8) {
-        for (uint32_t i = 0; i < count; i++) {
-            ((int8_t *)to)[i] = (int8_t)(sc_rounded(from[i] / scale, -128 - zero_point, 127 - zero_point) + zero_point);
-        }
+        sc_to_s8(from, scale, zero_point, (int8_t *)to, count);
     } else {
-        for (uint32_t i = 0; i < count; i++) {
-            ((int16_t *)(void *)to)[i] =
-                (int16_t)(sc_rounded(from[i] / scale, -32768 - zero_point, 32767 - zero_point) + zero_point);
-        }
-    }
-}
-
-#define EACH(expression)                   \
-    for (uint32_t i = 0; i < count; i++) { \
-        r[i] = (expression);               \
-    }                                      \
-    break
-
-/* Four at a time where that saves the loop's own instructions; a result may be one of its operands. */
-#define EACH_BINARY(operator)                                               \
-    for (; i + 4 <= count; i += 4) {                                        \
-        float p = a[i] operator b[i], q = a[i + 1] operator b[i + 1];       \
-        float s = a[i + 2] operator b[i + 2], t = a[i + 3] operator b[i + 3]; \
-        r[i] = p, r[i + 1] = q, r[i + 2] = s, r[i + 3] = t;                 \
-    }                                                                       \
-    for (; i < count; i++) {                                                \
-        r[i] = a[i] operator b[i];                                          \
-    }                                                                       \
-    break
-
-static void compute(uint32_t code, float *r, const float *a, const float *b, uint32_t count) {
-    uint32_t i = 0;
-    switch (code) {
-    case SC_OP_ADD: EACH_BINARY(+);
-    case SC_OP_SUB: EACH_BINARY(-);
-    case SC_OP_MUL: EACH_BINARY(*);
-    case SC_OP_DIV: EACH_BINARY(/);
-    case SC_OP_MAX: EACH(a[i] > b[i] ? a[i] : b[i]);
-    case SC_OP_MIN: EACH(a[i] < b[i] ? a[i] : b[i]);
-    case SC_OP_LOGISTIC: EACH(sc_logistic(a[i]));
-    case SC_OP_TANH: EACH(sc_tanh(a[i]));
-    case SC_OP_EXP: EACH(sc_exp(a[i]));
-    case SC_OP_SQRT: EACH(sqrtf(a[i]));
-    case SC_OP_RSQRT: EACH(1.0f / sqrtf(a[i]));
-    case SC_OP_NEG: EACH(-a[i]);
-    default: break;
+        sc_to_s16(from, scale, zero_point, (int16_t *)(void *)to, count);
     }
 }
 
@@ -120,24 +85,38 @@ static const float *loaded_rows(const uint32_t *op, const sc_memory *m, uint32_t
     if (step && stride == columns * SIZES[type]) { /* nothing between them */
         return loaded(op, m, row, 0, rows * columns, to);
     }
-    for (uint32_t r = 0; r < rows; r++, from += stride) {
-        const uint8_t *at = from;
-        uint32_t end = i + columns;
+    for (uint32_t r = 0; r < rows; r++, from += stride, i += columns) {
+        const uint32_t read = step ? columns : 1;
         if (type == SC_TYPE_FLOAT) {
-            for (; i < end; i++, at += 4 * step) {
-                to[i] = *(const float *)(const void *)at;
-            }
+            sc_copy(to + i, (const float *)(const void *)from, read);
         } else if (type == SC_TYPE_S8) {
-            for (; i < end; i++, at += step) {
-                to[i] = (float)(*(const int8_t *)at - zero_point) * scale;
-            }
+            sc_from_s8((const int8_t *)from, zero_point, scale, to + i, read);
         } else {
-            for (; i < end; i++, at += 2 * step) {
-                to[i] = (float)(*(const int16_t *)(const void *)at - zero_point) * scale;
-            }
+            sc_from_s16((const int16_t *)(const void *)from, zero_point, scale, to + i, read);
+        }
+        if (!step) {
+            sc_fill(to + i, to[i], columns);
         }
     }
     return to;
+}
+
+/* The operation that ends a program: `count` columns of each of some rows are stored, or their sum is when it is whole. */
+static inline void finish(const uint32_t *op, const sc_memory *m, uint32_t row, uint32_t rows, uint32_t column,
+                          uint32_t count, uint32_t columns, const float *a, float *sum) {
+    uint32_t code = op[0] & 255;
+    for (uint32_t end = row + rows; row < end; row++, a += count) {
+        if (code == SC_OP_STORE) {
+            store(op, m, row, column, count, a);
+            continue;
+        }
+        *sum = sc_sum(a, *sum, count);
+        if (column + count == columns) {
+            *sum = code == SC_OP_MEAN ? *sum / (float)columns : *sum;
+            store(op, m, row, 0, 1, sum);
+            *sum = 0.0f;
+        }
+    }
 }
 
 /* With `together`, as many whole rows as fit a block go through it at a time. Compiled for each of the two. */
@@ -154,47 +133,34 @@ __attribute__((always_inline)) static inline void run_program(const uint32_t *ca
         for (uint32_t column = 0; column < columns; column += BLOCK) {
             const uint32_t *op = call + SC_PROGRAM_BODY;
             uint32_t count = together ? rows * columns : columns - column < BLOCK ? columns - column : BLOCK;
-            for (uint32_t n = call[SC_PROGRAM_OPS]; n > 0; n--) {
+            int exactly = 0;
+            sc_flags_clear();
+            for (;;) {
                 uint32_t code = op[0] & 255;
                 uint32_t result = op[0] >> 8 & 255;
                 float *r = registers[result];
                 const float *a = values[op[0] >> 16 & 255];
-                switch (code) {
-                case SC_OP_LOAD:
+                if (code == SC_OP_LOAD) {
                     values[result] = together ? loaded_rows(op, m, row, rows, columns, r)
                                               : loaded(op, m, row, column, count, r);
                     op += SC_AT_WORDS;
-                    break;
-                case SC_OP_CONST:
-                    for (uint32_t i = 0; i < count; i++) {
-                        r[i] = sc_float_of(op[1]);
-                    }
+                } else if (code == SC_OP_CONST) {
+                    sc_fill(r, sc_float_of(op[1]), count);
                     values[result] = r;
                     op += 2;
-                    break;
-                case SC_OP_STORE:
-                    for (uint32_t done = 0; done < rows; done++) {
-                        store(op, m, row + done, column, together ? columns : count, a + (size_t)done * columns);
+                } else if (code < SC_OP_STORE) {
+                    if (exactly) {
+                        sc_each_exact(code, r, a, values[op[0] >> 24], count);
+                    } else {
+                        sc_each(code, r, a, values[op[0] >> 24], count);
                     }
-                    break;
-                case SC_OP_MEAN:
-                case SC_OP_SUM:
-                    for (uint32_t done = 0; done < rows; done++) {
-                        uint32_t summed = together ? columns : count;
-                        for (uint32_t i = 0; i < summed; i++) {
-                            sum += *a++;
-                        }
-                        if (column + summed == columns) {
-                            sum = code == SC_OP_MEAN ? sum / (float)columns : sum;
-                            store(op, m, row + done, 0, 1, &sum);
-                            sum = 0.0f;
-                        }
-                    }
-                    break;
-                default:
-                    compute(code, r, a, values[op[0] >> 24], count);
                     values[result] = r;
                     op++;
+                } else if (!exactly && sc_flags_set()) { /* nothing has been stored yet: the block once more */
+                    exactly = 1;
+                    op = call + SC_PROGRAM_BODY;
+                } else {
+                    finish(op, m, row, rows, column, together ? columns : count, columns, a, &sum);
                     break;
                 }
             }

@@ -183,7 +183,8 @@ static int store_is_right(const uint32_t *call, const limits *l) {
                   l->kv_cache, 1);
 }
 
-enum { LARGEST_SCORE_STEP = 0x6f800000 /* 2^96 */, SMALLEST_SHARE_STEP = 0x37800000 /* 2^-16 */, ONE = 0x3f800000 };
+/* 2^-64, below which a product with a score may be no normal number; 2^96; 2^-16 */
+enum { SMALLEST_SCORE_STEP = 0x1f800000, LARGEST_SCORE_STEP = 0x6f800000, SMALLEST_SHARE_STEP = 0x37800000, ONE = 0x3f800000 };
 
 static int attention_is_right(const uint32_t *call, const limits *l) {
     uint64_t heads = call[SC_ATTEND_HEADS], dim = call[SC_ATTEND_HEAD_DIM], stride = call[SC_ATTEND_VALUE_STRIDE];
@@ -195,7 +196,8 @@ static int attention_is_right(const uint32_t *call, const limits *l) {
         return 0;
     }
     /* float words of positive numbers are in order: no difference of scores overflows, and no share has 2^16 steps */
-    if (call[SC_ATTEND_SCORE_STEP] > LARGEST_SCORE_STEP || call[SC_ATTEND_SHARE_STEP] < SMALLEST_SHARE_STEP ||
+    if (call[SC_ATTEND_SCORE_STEP] - SMALLEST_SCORE_STEP > LARGEST_SCORE_STEP - SMALLEST_SCORE_STEP ||
+        call[SC_ATTEND_SHARE_STEP] < SMALLEST_SHARE_STEP ||
         call[SC_ATTEND_SHARE_STEP] > ONE) {
         return 0;
     }

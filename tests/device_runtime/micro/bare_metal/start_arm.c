@@ -28,6 +28,7 @@ static void fault(void) {
 }
 
 void start(void);
+void on_tick(void);
 void start(void) {
     *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* CPACR: floating point and vectors */
     __asm__ volatile("dsb\n\tisb");
@@ -40,11 +41,13 @@ void start(void) {
     semi_exit(main());
 }
 
+__attribute__((weak)) void on_tick(void) { fault(); }
+
 typedef struct {
     uint32_t *stack;
     void (*handlers[15])(void);
 } vector_table;
 
 __attribute__((section(".vectors"), used)) static const vector_table vectors = {
-    stack_top, {start, fault, fault, fault, fault, fault},
+    stack_top, {start, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, on_tick},
 };

@@ -78,6 +78,49 @@ static inline void sc_dot_s16(const int16_t *x, const int8_t *w, size_t stride, 
     }
 }
 
+enum { SC_GROUP = 8 * SC_ROWS }; /* rows whose sums are made before they are scaled, all at once */
+
+/* For each group of `rows` rows: `first` is its first row, `group_rows` how many it has. Where too few are left for a
+ * pass, some of those before them are taken again. */
+#define SC_GROUPS(rows)                                                                                  \
+    for (uint32_t first = 0, group_rows = sc_group(&first, rows); group_rows > 0;                        \
+         first += group_rows, group_rows = sc_group(&first, rows))
+
+static inline uint32_t sc_group(uint32_t *first, uint32_t rows) {
+    uint32_t left = rows - *first;
+    if (left > 0 && left < SC_ROWS && rows >= SC_ROWS) {
+        *first = rows - SC_ROWS;
+        return SC_ROWS;
+    }
+    return left < SC_GROUP ? left : SC_GROUP;
+}
+
+/* sc_dot_narrow of up to SC_GROUP rows */
+static inline void sc_sums_narrow(const int16_t *x, const int8_t *w, uint32_t stride, uint32_t columns, uint32_t rows,
+                                  int32_t sums[SC_GROUP]) {
+    SC_PASSES(rows, stride) {
+        sc_dot_narrow(x, w + (size_t)first * stride, pitch, columns, sums + first);
+    }
+}
+
+#ifndef SC_HAS_SCALE_MANY
+/* sc_scaled of each sum */
+static inline void sc_scale_many(const int32_t *sums, uint32_t count, const sc_scale *scale, int16_t *out) {
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = (int16_t)sc_scaled(sums[i], scale);
+    }
+}
+#endif
+
+#ifndef SC_HAS_SCALE_EACH
+/* sc_scaled_once of each sum */
+static inline void sc_scale_each(const int32_t *sums, uint32_t count, const uint32_t *scales, int16_t *out) {
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = (int16_t)sc_scaled_once(sums[i], scales[i]);
+    }
+}
+#endif
+
 #ifndef SC_HAS_REQUANTIZE
 /* bias may be NULL */
 static inline void sc_requantize_s8(const int32_t *sums, const int32_t *bias, const int32_t *multipliers,

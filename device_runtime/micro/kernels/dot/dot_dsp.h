@@ -130,24 +130,48 @@ static inline void sc_dot_narrow(const int16_t *x, const int8_t *w, size_t strid
 
 /* One key after the other: a head_dim is short, and what surrounds a pass of three would be most of the work. */
 #define SC_HAS_SCORES
+static inline int16_t sc_score(int32_t sum, int32_t multiplier, int32_t shift, int32_t half) {
+    __asm__("smmla %0, %0, %1, %2" : "+r"(sum) : "r"(multiplier), "r"(half));
+    __asm__("ssat %0, #16, %1" : "=r"(sum) : "r"(sum >> shift));
+    return (int16_t)sum;
+}
+
+/* A head_dim of 8: the query stays in registers. */
+static inline void sc_scores_of_8(const int16_t *ordered, const int8_t *keys, const sc_scale *scale, int16_t *scores,
+                                  const int16_t *end) {
+    const int32_t multiplier = scale->high_multiplier, shift = (int32_t)scale->high_shift, half = 1 << (shift - 1);
+    const uint32_t x0 = sc_word_at(ordered), x1 = sc_word_at(ordered + 2);
+    const uint32_t x2 = sc_word_at(ordered + 4), x3 = sc_word_at(ordered + 6);
+    while (scores < end) {
+        uint32_t four = sc_word_at(keys), more = sc_word_at(keys + 4);
+        int32_t sum = sc_two_products(x0, sc_even_bytes(four), 0);
+        sum = sc_two_products(x1, sc_odd_bytes(four), sum);
+        sum = sc_two_products(x2, sc_even_bytes(more), sum);
+        *scores++ = sc_score(sc_two_products(x3, sc_odd_bytes(more), sum), multiplier, shift, half);
+        keys += 8;
+    }
+}
+
 static inline void sc_scores(const int16_t *ordered, const int8_t *keys, uint32_t dim, uint32_t count,
                              const sc_scale *scale, int16_t *scores) {
     const int32_t multiplier = scale->high_multiplier, shift = (int32_t)scale->high_shift, half = 1 << (shift - 1);
+    if (dim == 8) {
+        sc_scores_of_8(ordered, keys, scale, scores, scores + count);
+        return;
+    }
     for (const int16_t *end = scores + count; scores < end; scores++) {
         const int16_t *x = ordered;
         uint32_t left = dim;
-        int32_t sum = 0, high;
+        int32_t sum = 0;
         __asm__ volatile(
             "1:\n\t"
             "ldm %0!, {r1, r2, r3, r4}\n\t" SC_ROW("%1", "%2")
             "subs %3, #8\n\t"
             "bne 1b\n\t"
-            : "+r"(x), "+r"(keys), "+r"(sum), "+r"(left)
+            : "+&r"(x), "+&r"(keys), "+&r"(sum), "+&r"(left)
             :
             : "r1", "r2", "r3", "r4", "r5", "r6", "r12", "cc", "memory");
-        __asm__("smmul %0, %1, %2" : "=r"(high) : "r"(sum), "r"(multiplier));
-        __asm__("ssat %0, #16, %1" : "=r"(high) : "r"((high + half) >> shift));
-        *scores = (int16_t)high;
+        *scores = sc_score(sum, multiplier, shift, half);
     }
 }
 

@@ -1,0 +1,28 @@
+"""Softmax and the operations of programs give the same bits on every processor, of denormal numbers and halves too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bare_metal import BOARDS, compile_for, missing_tools, run_on
+from c_programs import SANITIZED, compile_program, run
+
+from device_runtime.micro.library import compiler
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
+def test_loops_over_floats_give_the_bits_of_one_after_the_other(tmp_path: Path) -> None:
+    flags = next(iter(SANITIZED.values()))
+    program = compile_program(tmp_path / "run", Path(__file__).with_name("check_floats.c"), flags=flags)
+    assert run(program) == (0, b"0\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("core", BOARDS)
+def test_so_do_they_on_an_emulated_board(core: str, tmp_path: Path) -> None:
+    board = BOARDS[core]
+    if missing := missing_tools(board.family):
+        pytest.skip(missing)
+    program = compile_for(board, tmp_path / "check.elf", "check_floats_bare.c", {})
+    assert run_on(board, program) == "0"
