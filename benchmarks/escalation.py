@@ -72,7 +72,7 @@ def device(name: str, port: int, folder: Path, policy: Escalation | None, *, rou
 
 def ask(remote: RemoteModel, prompt: str, model: str | None = None) -> Any:
     """The final reply; None where there is an error instead."""
-    answer = remote.generate(prompt, model=model, stream=False, timeout_s=60)
+    answer = remote.generate(prompt, model=model, stream=False, timeout_s=600)
     try:
         for _ in answer:
             pass
@@ -123,12 +123,15 @@ def main() -> None:
     parser.add_argument("--below", type=float, default=0.8)
     parser.add_argument("--far", metavar="URL")
     parser.add_argument("--far-model", default="far")
+    parser.add_argument("--far-timeout", metavar="S", type=float, default=30.0, help="that the far side may take")
     args = parser.parse_args()
     cases = mixed(args.each)
     with tempfile.TemporaryDirectory() as name, mosquitto(Path(name)) as port, far_server() as server:
         folder, broker = Path(name), BrokerAddress("127.0.0.1", port)
         server.say = rules
-        policy = Escalation(Target(url=args.far or server.url, model=args.far_model), below=args.below, timeout_s=30)
+        policy = Escalation(
+            Target(url=args.far or server.url, model=args.far_model), below=args.below, timeout_s=args.far_timeout
+        )
         with (
             device("plain", port, folder, None, routed=False),
             device("brain", port, folder, policy, routed=True) as house,

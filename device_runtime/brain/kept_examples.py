@@ -1,4 +1,4 @@
-"""Answers of a larger model, kept as examples for the next training: a bounded file of JSON lines."""
+"""Answers of larger models and of people, kept as examples for the next training: a bounded file of JSON lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from device_runtime.update import durable
 
-__all__ = ["FILE", "KeptLines"]
+__all__ = ["BY_PERSON", "FILE", "KeptLines"]
+
+BY_PERSON = "person"  # in `by` of a correction; else it is where the larger model is
 
 FILE = "examples.jsonl"  # in the state folder
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept

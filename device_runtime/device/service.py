@@ -23,6 +23,7 @@ from device_runtime.brain.router import Router
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.delivery import Delivery
 from device_runtime.device.extension import Device, Extension, RoutingTable
+from device_runtime.device.extensions.corrections import Corrections
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.health import HealthReports
 from device_runtime.device.extensions.home_assistant import HomeAssistant
@@ -333,6 +334,7 @@ def _extensions(
     recorder = Recorder(device)
     requests = Requests(device, escalations, recorder)
     extensions: list[Extension] = [escalations, requests, RecordsReader(device, recorder, escalations.examples)]
+    extensions.append(Corrections(device, escalations, recorder))
     if device.pool is not None:
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:

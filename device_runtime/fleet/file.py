@@ -92,6 +92,7 @@ class Fleet:
     links: tuple[Link, ...] = ()
     schema: int = 1
     home_assistant: bool = True  # devices show up there by discovery
+    router: Routing | None = None  # which model, of all of its devices, answers what names none
     keys: str | None = None  # a folder of public keys: only what they have signed runs; relative to the fleet file
     path: Path = Path()
 
@@ -123,7 +124,17 @@ class Fleet:
         Raises:
             ConfigurationError: the file has no such device, or the path needs a variable that is not set.
         """
-        routing = self._entry(device).router
+        return self._routed_by(self._entry(device).router)
+
+    def routing_of_all(self) -> Routing | None:
+        """The same for the whole fleet."""
+        return self._routed_by(self.router)
+
+    def served_models(self) -> Mapping[str, ModelEntry]:
+        """The models that a device of the file has, by name, their bundle paths made absolute."""
+        return {name: entry for device in self.devices for name, entry in self.models_of(device).items()}
+
+    def _routed_by(self, routing: Routing | None) -> Routing | None:
         if routing is None or routing.file is None:
             return routing
         return replace(routing, file=str(self._beside(routing.file)))
@@ -335,6 +346,10 @@ def load(path: Path | str) -> Fleet:
 def check_fleet(fleet: Fleet, report: Report) -> None:
     """What concerns several fields."""
     links = {link.name: link for link in fleet.links}
+    served = {name for entry in fleet.devices.values() for name in entry.models}
+    for number, rule in enumerate(fleet.router.rules if fleet.router is not None else ()):
+        if rule.model not in served:
+            report.add_at(("router", "rules", number, "model"), f"no device has the model {rule.model!r}")
     for device, entry in fleet.devices.items():
         _check_by_itself(device, entry, report)
         for number, rule in enumerate(entry.router.rules if entry.router is not None else ()):
@@ -401,6 +416,7 @@ FLEET = Record(
         "schema": Field(Integer(1, 1)),
         "home_assistant": Field(Boolean(), True),
         "keys": Field(Text("the path of a folder with public keys"), None),
+        "router": Field(ROUTING, None),
         "broker": Field(
             Record(
                 Broker,

@@ -33,7 +33,7 @@ from device_runtime.records.printable import shown
 
 __all__ = [
     "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
-    "parsed", "read", "shape", "variables_of",
+    "parsed", "prompt_of", "read", "shape", "variables_of",
 ]  # fmt: skip
 
 Overload = Literal["newest", "oldest", "every"]
@@ -112,9 +112,10 @@ class Wakeup:
         """The same, where another bundle answers the link with another schema. Nothing is decided in such a link."""
         if link.answer == self.link.answer:
             return self
-        questions = {name: getattr(self, name) for name in ("question", "outside", "kept")}
-        changed = {n: None if q is None else replace(q, schema=link.answer) for n, q in questions.items()}
-        return replace(self, link=link, **changed)
+        outside = None if self.outside is None else replace(self.outside, schema=link.answer)
+        kept = None if self.kept is None else replace(self.kept, schema=link.answer)
+        question = replace(self.question, schema=link.answer)
+        return replace(self, link=link, question=question, outside=outside, kept=kept)
 
 
 class Windows:
@@ -224,6 +225,37 @@ class Windows:
         self._bytes -= self._earlier[topic].popleft()[1]
         if not self._earlier[topic]:
             del self._earlier[topic]
+
+
+def prompt_of(
+    link: Link, topic: str | None, value: Any, window: Sequence[Any], redactor: Redactor
+) -> tuple[str, dict[str, str]]:
+    """The prompt of a reading without what is withheld, and the texts that are: for what comes after its answer.
+
+    Args:
+        topic: of the reading; None: the link's filter with `example` for what it leaves open.
+        window: the earlier readings.
+
+    Raises:
+        LinkError: the reading has not what the prompt needs.
+    """
+    reading = value if isinstance(value, Mapping) else {"value": value}
+    levels = (topic or link.source.replace("+", "example").replace("#", "example")).split("/")
+    earlier = [entry for entry in window if isinstance(entry, Mapping)]
+    names = {**reading, "reading": reading, "topic": levels, "window": earlier, "decided": {}}
+    try:
+        names["decided"] = Decider(link).decided(names)
+        secrets = redactor.secrets(names)
+        known = redactor.names_of(names) if redactor else names
+        template = (_outside if redactor else _texts).from_string(link.prompt)
+        prompt = redactor.text(template.render(known), secrets)
+    except LinkError:
+        raise
+    except _TEMPLATE_ERRORS as error:
+        raise LinkError(f"the prompt of link {link.name!r} cannot be made: {in_words(error)}") from None
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise LinkError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
+    return prompt, secrets
 
 
 def _fields_of(value: Mapping[str, Any]) -> str:

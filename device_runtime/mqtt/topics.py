@@ -3,6 +3,7 @@
     stonechat/1/<device>/in/{generate,cancel}/<client>   commands of one client, never retained
     stonechat/1/<device>/in/{generate,cancel}            the same, at brokers that do not know their users
     stonechat/1/<device>/in/records[/<client>]           queries for what is kept of answers
+    stonechat/1/<device>/in/correct[/<client>]           right answers in place of wrong ones
     stonechat/1/<device>/in/ota                          updates, never retained
     stonechat/1/<device>/in/ota/piece                    parts of an update
     stonechat/1/<device>/out/{state,info,health,event}   what the device says of itself
@@ -55,7 +56,7 @@ HOME_ASSISTANT_STATUS = f"{HOME_ASSISTANT}/status"  # says `online` when Home As
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
-_COMMANDS = frozenset({"generate", "cancel", "ota", "records"})
+_COMMANDS = frozenset({"generate", "cancel", "ota", "records", "correct"})
 _OUTPUTS = frozenset({"state", "info", "health", "event", "ota", "instance"})
 
 
@@ -150,6 +151,15 @@ class DeviceTopics(_Replies):
     def records_by(self, client: str) -> str:
         """The queries of one client; `+` is any."""
         return f"{self.records}/{client}"
+
+    @property
+    def correct(self) -> str:
+        """Corrections of answers come in here."""
+        return f"{ROOT}/{self.device}/in/correct"
+
+    def correct_by(self, client: str) -> str:
+        """The corrections of one client; `+` is any."""
+        return f"{self.correct}/{client}"
 
     @property
     def ota(self) -> str:
@@ -304,7 +314,9 @@ def parse(topic: str) -> TopicParts | None:
             return None
         case [device, "in", command] if is_id(device) and command in _COMMANDS:
             return TopicParts("device", device, command)
-        case [device, "in", ("generate" | "cancel" | "records") as command, client] if is_id(device) and is_id(client):
+        case [device, "in", ("generate" | "cancel" | "records" | "correct") as command, client] if is_id(
+            device
+        ) and is_id(client):
             return TopicParts("device", device, command, client)
         case [device, "in", "ota", "piece"] if is_id(device):
             return TopicParts("device", device, "piece")

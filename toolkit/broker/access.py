@@ -41,6 +41,10 @@ _OPERATOR = (
 )
 
 
+def _corrects(name: str) -> str:
+    return f"write {_ANY.correct_by(name)}"
+
+
 def _reads_records(name: str) -> tuple[str, ...]:
     """What devices have kept of their answers: for those who operate them."""
     return f"write {_ANY.records_by(name)}", f"read {_ANY.replies(name)}"
@@ -103,12 +107,13 @@ class Access:
         self.add(name, _client(name))
 
     def add_dashboard(self, name: str) -> None:
-        """The page: it asks devices as a client does, and sees how far updates are. It can order none."""
-        self.add(name, [*_client(name), f"read {_ANY.ota_report}"])
+        """The page: it asks devices as a client does, corrects answers, and sees how far updates are. It can order
+        none."""
+        self.add(name, [*_client(name), f"read {_ANY.ota_report}", _corrects(name)])
 
     def add_operator(self, name: str) -> None:
         """A user who updates devices over the air, and does not ask them."""
-        self.add(name, (*_OPERATOR, *_reads_records(name)))
+        self.add(name, (*_OPERATOR, *_reads_records(name), _corrects(name)))
 
     def add_home_assistant(self, name: str) -> None:
         """Home Assistant, which finds devices and reads what they publish."""

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--password-file", metavar="FILE", type=Path, help="the password at the broker")
     parser.add_argument(
-        "--operator", metavar="NAME", help="let the page resume roll-outs, as this operator at the broker"
+        "--operator",
+        metavar="NAME",
+        help="let the page resume roll-outs and read records, as this operator at the broker",
     )
     parser.add_argument("--read-only", action="store_true", help="show, but ask and change nothing")
     parser.add_argument(
@@ -53,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.dashboard.app import Dashboard
     from toolkit.dashboard.dry_run import DryRun
     from toolkit.dashboard.editor import FleetEditor
+    from toolkit.dashboard.kept_there import KeptThere
     from toolkit.dashboard.live import LiveFleet
     from toolkit.dashboard.rollouts import Rollouts
     from toolkit.gateway.fleet import FleetModels
+    from toolkit.gateway.fleet_router import FleetRouter
     from toolkit.web.listen import listen_of
     from toolkit.web.server import WebServer
 
@@ -69,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         live = LiveFleet(fleet, broker, client)
         live.open()
         stack.callback(live.close)
-        models = FleetModels(broker, client, watch=live.watch)
+        router = FleetRouter(fleet) if fleet.router is not None else None
+        models = FleetModels(broker, client, watch=live.watch, router=router)
         stack.callback(models.close)
         rollouts = Rollouts(_operator(args, fleet))
         rollouts.watch(lambda found: live.put("rollouts", found))
@@ -77,8 +82,13 @@ def run(args: argparse.Namespace) -> int:
         live.put("links", editor.links())
         live.put("fleet", {"name": args.fleet.name, "broker": str(broker)})
         dry_run = DryRun(broker, client)
+        reader = None
+        if args.operator is not None:
+            operator = fleet.address_for(check_id("operator", args.operator), args.broker, args.password_file)
+            reader = operator, args.operator
+        kept = KeptThere(broker, client, reader)
         dashboard = Dashboard(
-            live, editor, rollouts, models, dry_run, listen, read_only=args.read_only, timeout_s=args.timeout
+            live, editor, rollouts, models, dry_run, kept, listen, read_only=args.read_only, timeout_s=args.timeout
         )
         server = WebServer(dashboard.app, listen, dashboard.end)
         say(f"the dashboard of {args.fleet} is at {server.url}" + ("" if listen.token else "; for this machine alone"))

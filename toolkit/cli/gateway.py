@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whom = fleet.add_mutually_exclusive_group()
     whom.add_argument("--device", metavar="ID", help="ask this device alone (default: all that the broker knows)")
     whom.add_argument("--pool", metavar="GROUP", help="ask whichever device of this pool is free")
+    fleet.add_argument(
+        "--fleet", metavar="FLEET.yaml", type=Path, help="its broker, and its router for the model `auto`"
+    )
     add_broker_access(fleet)
     add_runtime(parser)
     parser.add_argument(
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
     from device_runtime.errors import ConfigurationError
 
-    of_a_fleet = args.broker is not None or args.device is not None or args.pool is not None
+    of_a_fleet = any(given is not None for given in (args.broker, args.device, args.pool, args.fleet))
     if of_a_fleet == bool(args.bundles):
         raise ConfigurationError(
             "Say what to serve: either bundles on this machine (`stonechat gateway BUNDLE`), or the devices of a "
@@ -84,8 +87,16 @@ def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
     if of_a_fleet:
         from toolkit.gateway.fleet import FleetModels
 
+        router = None
+        if args.fleet is not None:
+            from device_runtime.fleet.file import load
+            from toolkit.gateway.fleet_router import FleetRouter
+
+            file = load(args.fleet)
+            args.broker = args.broker or file.broker.url
+            router = FleetRouter(file) if args.device is None and args.pool is None else None
         broker, name = broker_access(args)
-        return FleetModels(broker, name, device=args.device, pool=args.pool)
+        return FleetModels(broker, name, device=args.device, pool=args.pool, router=router)
     from toolkit.gateway.bundles import Bundles, by_name
     from toolkit.packed import as_folder
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="train a router on the examples of each task", allow_abbrev=False)
     train.add_argument("fleet", metavar="FLEET.yaml", type=Path)
-    train.add_argument("--device", metavar="ID", required=True, help="whose models it is to choose from")
+    train.add_argument("--device", metavar="ID", help="whose models it is to choose from (default: the whole fleet's)")
     train.add_argument(
         "--task", metavar="MODEL=TASK", action="append", default=[],
         help="the task file of a model (default: task.yaml beside its bundle); may be repeated",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(train)
     ask = actions.add_parser("ask", help="say which model a text or a reading would go to, and why", allow_abbrev=False)
     ask.add_argument("fleet", metavar="FLEET.yaml", type=Path)
-    ask.add_argument("--device", metavar="ID", required=True)
+    ask.add_argument("--device", metavar="ID", help="whose models (default: the whole fleet's)")
     ask.add_argument("asked", metavar="TEXT", help="a text, or a reading as a JSON object")
     add_json(ask)
 
@@ -54,10 +54,12 @@ def _train(args: argparse.Namespace) -> int:
     from toolkit.cli.output import say, show
     from toolkit.examples.sources import all_examples
 
-    entries = load(args.fleet).models_of(args.device)
+    fleet = load(args.fleet)
+    entries = fleet.served_models() if args.device is None else fleet.models_of(args.device)
+    whose = args.device or "the fleet"
     named = dict(pair.partition("=")[::2] for pair in args.task)
     if unknown := sorted(set(named) - set(entries)):
-        raise ConfigurationError(f"--task names {unknown[0]!r}; {args.device} has {', '.join(entries)}.")
+        raise ConfigurationError(f"--task names {unknown[0]!r}; {whose} has {', '.join(entries)}.")
     texts: dict[str, list[str]] = {}
     for name, purpose in _purposes(entries).items():
         if purpose is None or purpose.inputs.text is None:  # found by its fields, or for what is for none
@@ -68,18 +70,18 @@ def _train(args: argparse.Namespace) -> int:
         say(f"{name}: examples of {path}")
         texts[name] = [str(case.input["text"]) for case in all_examples(load_task(path), args.cases, 1)]
     if not texts:
-        raise ConfigurationError(
-            f"No model of {args.device} was trained to read texts; readings are found by their fields."
-        )
+        raise ConfigurationError(f"No model of {whose} was trained to read texts; readings are found by their fields.")
     others = [line for path in args.other for line in lines_of(path)]
     trained = train_router(texts, [*others, *background_texts()])
     part = args.output.with_name(args.output.name + ".part")
     part.write_text(trained.classifier.to_json(), encoding="utf-8")
     part.replace(args.output)
+    named_in = f"router: {{file: {args.output.name}}}"
+    named_in = named_in if args.device is None else f"devices: {{{args.device}: {{{named_in}}}}}"
     fields = {"file": str(args.output), "models": list(texts), "right": trained.right, "count": trained.count}
     return show(args, fields, [
         f"{args.output}: {', '.join(texts)}; {trained.right} of {trained.count} texts held back were right",
-        f"name it in the fleet file: devices: {{{args.device}: {{router: {{file: {args.output.name}}}}}}}",
+        f"name it in the fleet file: {named_in}",
     ])  # fmt: skip
 
 
@@ -90,12 +92,16 @@ def _ask(args: argparse.Namespace) -> int:
     from toolkit.cli.output import show
 
     fleet = load(args.fleet)
-    entries = fleet.models_of(args.device)
+    entries = fleet.served_models() if args.device is None else fleet.models_of(args.device)
+    routing = fleet.routing_of_all() if args.device is None else fleet.routing(args.device)
     purposes = _purposes(entries)
-    router = Router(fleet.routing(args.device) or Routing(), list(entries), lambda name: purposes[name])
+    router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
     chosen = router.choose(args.asked)
+    having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
     fields = {"model": None if chosen.stray else chosen.model, "why": chosen.why}
-    return show(args, fields, [chosen.why if chosen.stray else f"{chosen.model}: {chosen.why}"])
+    fields |= {} if args.device is not None or chosen.stray else {"devices": having}
+    where = f" (on {', '.join(having)})" if "devices" in fields else ""
+    return show(args, fields, [chosen.why if chosen.stray else f"{chosen.model}{where}: {chosen.why}"])
 
 
 def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:

@@ -17,8 +17,10 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from device_runtime.errors import RefusedError, StonechatError
+from device_runtime.fleet.file import Fleet
 from toolkit.dashboard.dry_run import DryRun
-from toolkit.dashboard.editor import FleetEditor
+from toolkit.dashboard.editor import Change, FleetEditor
+from toolkit.dashboard.kept_there import KeptThere
 from toolkit.dashboard.live import LiveFleet
 from toolkit.dashboard.rollouts import Rollouts
 from toolkit.dashboard.session import Sessions
@@ -61,6 +63,7 @@ class Dashboard:
         rollouts: Rollouts,
         models: FleetModels,
         dry_run: DryRun,
+        kept: KeptThere,
         listen: Listen,
         *,
         read_only: bool = False,
@@ -68,7 +71,7 @@ class Dashboard:
     ) -> None:
         """`read_only`: nobody asks, changes links or touches roll-outs from here."""
         self._live, self._editor, self._rollouts, self._dry_run = live, editor, rollouts, dry_run
-        self._sessions = Sessions(listen)
+        self._kept, self._sessions = kept, Sessions(listen)
         self._read_only = read_only
         self._gateway = Gateway(models, Listen(), timeout_s)
         asking = [
@@ -84,6 +87,9 @@ class Dashboard:
             Route("/api/links/check", self._api(self._check, writes=True), methods=["POST"]),
             Route("/api/links/try", self._api(self._try, writes=True), methods=["POST"]),
             Route("/api/links/save", self._api(self._save, writes=True), methods=["POST"]),
+            Route("/api/links/delete", self._api(self._delete, writes=True), methods=["POST"]),
+            Route("/api/correct", self._api(self._correct, writes=True), methods=["POST"]),
+            Route("/api/devices/{id}/records", self._api(self._records), methods=["GET"]),
             Route("/api/rollouts/{id}/{action}", self._api(self._rollout, writes=True), methods=["POST"]),
             Mount("/api", routes=asking),
             Route("/{path:path}", _page, methods=["GET"]),
@@ -171,11 +177,31 @@ class Dashboard:
         change = await asyncio.to_thread(self._editor.change, *_wanted(body))
         if change.fleet is None:
             return JSONResponse({"faults": list(change.faults)}, 400)
+        return await self._saved(change, change.fleet, body)
+
+    async def _delete(self, request: Request) -> Response:
+        body = await _body(request)
+        if not isinstance(name := body.get("was"), str):
+            raise RefusedError("expected {was: the name of a link, base: …}.")
+        change = await asyncio.to_thread(self._editor.removal, name)
+        if change.fleet is None:
+            return JSONResponse({"faults": list(change.faults)}, 400)
+        return await self._saved(change, change.fleet, body)
+
+    async def _saved(self, change: Change, fleet: Fleet, body: dict[str, Any]) -> Response:
         await asyncio.to_thread(self._editor.save, change, str(body.get("base", "")))
-        self._live.plan(change.fleet)
+        self._live.plan(fleet)
         links = await asyncio.to_thread(self._editor.links)
         self._live.put("links", links)
         return JSONResponse(links)
+
+    async def _correct(self, request: Request) -> Response:
+        body = await _body(request)
+        device = body.pop("device", None)
+        return JSONResponse(await asyncio.to_thread(self._kept.correct, device, body))
+
+    async def _records(self, request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(self._kept.records, request.path_params["id"]))
 
     async def _rollout(self, request: Request) -> Response:
         of = request.path_params

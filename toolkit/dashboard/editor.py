@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
 from device_runtime.update import durable
+from toolkit.dashboard.kept_layout import dumped, only_what_changed, parser, without_entry
 
 __all__ = ["Change", "FleetEditor"]
 
@@ -31,9 +31,6 @@ __all__ = ["Change", "FleetEditor"]
 _TEXTS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Text | Choice | Reference))
 _NUMBERS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Number))
 _CHARACTERS = 200_000  # of one field
-_LIST = re.compile(
-    r"^( *)[\w-]+:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE
-)  # a list below its key
 _PLACE = re.compile(r"^[^:]*:(\d+):(\d+): (.*)$")
 
 
@@ -73,6 +70,7 @@ class FleetEditor:
             "file": self._path.name,
             "base": _sha256(text),
             "models": list(data.get("models") or {}),
+            "router": bool(data.get("router")),
             "devices": {name: list((entry or {}).get("links") or ()) for name, entry in devices.items()},
             "links": [_shown(link) for link in data.get("links") or () if isinstance(link, Mapping)],
         }
@@ -93,9 +91,37 @@ class FleetEditor:
         wanted, faults = _values(fields)
         link = _put(data, was, wanted)
         _serve(data, was, str(wanted.get("name", "")), devices)
-        out = io.StringIO()
-        yaml.dump(data, out)
-        new = _only_what_changed(text, out.getvalue())
+        return self._change(text, only_what_changed(text, dumped(yaml, data)), wanted, faults, link)
+
+    def removal(self, name: str) -> Change:
+        """What the file would be without a link: no device serves it, and all comments outside of its lines stay.
+
+        Raises:
+            RefusedError: there is no such link any more.
+        """
+        text = self._read()
+        yaml, data = self._parsed(text)
+        links = data.get("links")
+        place = _place_of(links, name)
+        _serve(data, name, "", [])
+        served = only_what_changed(text, dumped(yaml, data))
+        links = self._parsed(served)[1]["links"]
+        first = links.lc.item(place)[0]  # 0 is the file's first line
+        begin = served.splitlines(keepends=True)[first] if not links.fa.flow_style() else ""
+        if len(links) > 1 and begin.lstrip().startswith("- "):
+            new = without_entry(served, first, len(begin) - len(begin.lstrip()))
+        else:  # the last one, or all on one line
+            yaml, data = self._parsed(served)
+            del data["links"][place]
+            if not data["links"]:
+                data["links"] = CommentedSeq()
+                data["links"].fa.set_flow_style()
+            new = only_what_changed(served, dumped(yaml, data))
+        return self._change(text, new, {}, [], CommentedMap())
+
+    def _change(
+        self, text: str, new: str, wanted: Mapping[str, Any], faults: list[dict[str, Any]], link: CommentedMap
+    ) -> Change:
         fleet = None
         if not faults:
             try:
@@ -134,7 +160,7 @@ class FleetEditor:
 
     def _parsed(self, text: str) -> tuple[YAML, CommentedMap]:
         try:
-            yaml = _parser(text)
+            yaml = parser(text)
             data = yaml.load(text)
         except (YAMLError, RecursionError) as error:
             raise ConfigurationError(f"{self._path} is not YAML: {error}; mend it in an editor.") from None
@@ -151,27 +177,15 @@ class FleetEditor:
             raise ConfigurationError(f"{self._path} is not in UTF-8; save it so in an editor.") from None
 
 
+def _place_of(links: Any, name: str) -> int:
+    found = [at for at, link in enumerate(links or ()) if isinstance(link, Mapping) and link.get("name") == name]
+    if not found:
+        raise RefusedError(f"the fleet file has no link {name[:64]!r} any more; load the page again.", status=409)
+    return found[0]
+
+
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _parser(text: str) -> YAML:
-    """A reader and writer that lays lists out as the file does."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 20
-    if (found := _LIST.search(text)) is not None:
-        offset = len(found[2]) - len(found[1])
-        yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
-    return yaml
-
-
-@lru_cache(maxsize=2)  # a page asks for each key that is typed
-def _rewritten(text: str) -> str:
-    """A file as the writer lays it out."""
-    yaml, out = _parser(text), io.StringIO()
-    yaml.dump(yaml.load(text), out)
-    return out.getvalue()
 
 
 def _shown(link: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,10 +250,7 @@ def _put(data: CommentedMap, was: str | None, wanted: Mapping[str, Any]) -> Comm
         link = CommentedMap(wanted)
         links.append(link)
         return link
-    found = [link for link in links if isinstance(link, CommentedMap) and link.get("name") == was]
-    if not found:
-        raise RefusedError(f"the fleet file has no link {was[:64]!r} any more; load the page again.", status=409)
-    link = found[0]
+    link: CommentedMap = links[_place_of(links, was)]
     for name in [name for name in link if name in LINK.fields and name not in wanted]:
         del link[name]
     for name, value in wanted.items():
@@ -273,33 +284,6 @@ def _serve(data: CommentedMap, was: str | None, name: str, devices: list[str]) -
         else:
             entry["links"] = CommentedSeq(new)
             entry["links"].fa.set_flow_style()
-
-
-def _only_what_changed(before: str, after: str) -> str:
-    """`after`, but lines that only the writer has laid out in another way stay as they were.
-
-    The writer folds, quotes and aligns a little differently from a person. What it makes of the file without a
-    change is compared with what it makes of it with one; only that difference goes into the file.
-    """
-    written = _rewritten(before)
-    if written == before:
-        return after
-    lines, theirs, wanted = (text.splitlines(keepends=True) for text in (before, written, after))
-    place: dict[int, int] = {}  # of a line of theirs -> of the file
-    for a, b, size in difflib.SequenceMatcher(None, theirs, lines, autojunk=False).get_matching_blocks():
-        place |= {a + n: b + n for n in range(size)}
-    result: list[str] = []
-    done = 0
-    for tag, a, b, c, d in difflib.SequenceMatcher(None, theirs, wanted, autojunk=False).get_opcodes():
-        if tag == "equal":
-            continue
-        begin = place.get(a) if a < len(theirs) else len(lines)
-        end = place.get(b) if b < len(theirs) else len(lines)
-        if begin is None or end is None or begin < done:
-            return after  # the change touches what the writer lays out in its own way
-        result += lines[done:begin] + wanted[c:d]
-        done = end
-    return "".join(result + lines[done:])
 
 
 def _by_field(faults: str, text: str, name: str, link: CommentedMap) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ MAX_DEVICES = 5_000  # a broker may be full of retained nonsense
 MAX_LINKS = 1_000
 _HEALTH = (
     "tps_p50", "temperature_c", "throttled", "queue", "answers", "errors", "rss_mb", "uptime_s", "ttft_ms_p95",
-    "board_uptime_s", "arena_bytes",
+    "board_uptime_s", "arena_bytes", "energy_j", "energy_mwh_answer", "energy_how",
 )  # fmt: skip
 
 

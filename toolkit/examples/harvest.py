@@ -1,4 +1,4 @@
-"""Examples out of what devices have kept of a larger model's answers: distillation in the field."""
+"""Examples out of what devices have kept of the answers of larger models and people: distillation in the field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.brain.kept_examples import FILE
+from device_runtime.brain.kept_examples import BY_PERSON, FILE
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.file import Task
@@ -23,10 +23,11 @@ class Harvest:
 
     examples: list[Example] = field(default_factory=list)  # the newest answer of each input
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
+    by_people: int = 0  # of the examples, those that a person has corrected
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"examples": len(self.examples), "left_out": dict(self.left_out)}
+        return {"examples": len(self.examples), "by_people": self.by_people, "left_out": dict(self.left_out)}
 
 
 def read_kept(paths: Sequence[Path]) -> list[Mapping[str, Any]]:
@@ -59,13 +60,14 @@ def read_kept(paths: Sequence[Path]) -> list[Mapping[str, Any]]:
 
 
 def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bool = False) -> Harvest:
-    """The examples of a task.
+    """The examples of a task: the newest answer of each input, a person's before any model's.
 
     Args:
         corrected: only those where the device had said something else, or nothing.
     """
     result = Harvest()
     by_input: dict[str, Example] = {}
+    by_people: set[str] = set()  # inputs that a person has answered: what a model says later does not count
     for entry in entries:
         given, answer = entry.get("input"), entry.get("answer")
         if entry.get("task") != task.name:
@@ -76,14 +78,18 @@ def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bo
             result.left_out["whose input the task cannot read"] += 1
         elif answer_faults(answer, task.answer):
             result.left_out["whose answer does not fit the task"] += 1
-        elif corrected and _agreed(entry, answer):
+        elif corrected and entry.get("by") != BY_PERSON and _agreed(entry, answer):
             result.left_out["which the device had right itself"] += 1
         else:
-            key = json.dumps(given, sort_keys=True)
-            result.left_out["answered again later"] += key in by_input
+            key, by_person = json.dumps(given, sort_keys=True), entry.get("by") == BY_PERSON
+            result.left_out["answered again later"] += key in by_input and not (key in by_people and not by_person)
+            if key in by_people and not by_person:
+                result.left_out["which a person has answered"] += 1
+                continue
             by_input[key] = Example(dict(given), dict(answer))
+            by_people |= {key} if by_person else set()
     result.left_out = +result.left_out
-    result.examples = list(by_input.values())
+    result.examples, result.by_people = list(by_input.values()), len(by_people)
     return result
 
 

@@ -12,11 +12,13 @@ from device_runtime.client.roll_call import DeviceReport, FleetWatch
 from device_runtime.errors import RefusedError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, Info, Request
+from toolkit.gateway.fleet_router import FleetRouter, RoutedAnswer
 from toolkit.gateway.source import Card
 
 __all__ = ["FleetModels"]
 
 MAX_CONNECTIONS = 32  # to the broker, one for each device or pool that was asked lately
+FLEET = "fleet"  # the owner of the model that the fleet's router chooses
 AUTO = "auto"  # the name of the model that the device's router chooses, or else its first
 _GONE = (DeviceState.LOST, DeviceState.DISCONNECTED)
 
@@ -34,6 +36,7 @@ class FleetModels:
         device: str | None = None,
         pool: str | None = None,
         watch: FleetWatch | None = None,
+        router: FleetRouter | None = None,
     ) -> None:
         """Prepare; `open` connects.
 
@@ -43,10 +46,11 @@ class FleetModels:
             pool: ask whichever of this pool is free.
                 Without either, names are DEVICE/MODEL and pool/GROUP/MODEL.
             watch: somebody else's, who opens and closes it; None makes one.
+            router: finds device and model for what asks for the model `auto`.
         """
         self._broker, self._client, self._device, self._pool = broker, client, device, pool
         self._watch = watch or FleetWatch(broker, client=client, device=device or "+")
-        self._own_watch = watch is None
+        self._own_watch, self._router = watch is None, router
         self._started = int(time.time())
         self._connections: OrderedDict[tuple[str | None, str | None], RemoteModel] = OrderedDict()
         self._lock = threading.Lock()
@@ -74,12 +78,10 @@ class FleetModels:
 
     def cards(self) -> list[Card]:
         """The models of all devices that are there."""
-        present = [
-            (device, report.info)
-            for device, report in self._watch.devices().items()
-            if report.info is not None and not _is_gone(report)
-        ]
+        present = [(device, report.info) for device, report in self._present().items() if report.info is not None]
         found: dict[str, Card] = {}
+        if self._router is not None and present:
+            found[AUTO] = Card(AUTO, "generate", self._started, FLEET, chosen_there=True)
         for device, info in present:
             if self._pool is None:
                 prefix = "" if self._device else f"{device}/"
@@ -92,19 +94,32 @@ class FleetModels:
                     found.setdefault(prefix + model, self._card(prefix + model, model, info, f"pool/{info.pool}"))
         return list(found.values())
 
+    def _present(self) -> dict[str, DeviceReport]:
+        return {device: report for device, report in self._watch.devices().items() if not _is_gone(report)}
+
     def _card(self, name: str, model: str, info: Info, owner: str) -> Card:
         chosen_there = model == AUTO and model not in info.models
         task = dict(info.tasks or {}).get(model, "generate")
         return Card(name, task, self._started, owner, chosen_there)
 
-    async def ask(self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float) -> RemoteAnswer:
-        """Ask the device or the pool that a model belongs to.
+    async def ask(
+        self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float
+    ) -> RemoteAnswer | RoutedAnswer:
+        """Ask the device or the pool that a model belongs to, or the one that the fleet's router finds.
 
         Raises:
-            UnreachableError: there is no broker.
+            RefusedError: it is for no model of the fleet.
+            UnreachableError: there is no broker, or no device with the model is online.
         """
         if raw:
             raise RefusedError("devices are asked in messages; use /v1/chat/completions.", reason="unsupported")
+        if card.owner == FLEET and self._router is not None:
+            device, chosen = await asyncio.to_thread(self._router.choose, request, self._present())
+            there = Card(f"{device}/{chosen.model}", owner=device)
+            return RoutedAnswer(await self._ask(there, request, timeout_s), device, chosen)
+        return await self._ask(card, request, timeout_s)
+
+    async def _ask(self, card: Card, request: Request, timeout_s: float) -> RemoteAnswer:
         pool = card.owner.removeprefix("pool/") if card.owner.startswith("pool/") else None
         device = card.owner if pool is None else None
         remote = await asyncio.to_thread(self._connection, device, pool)

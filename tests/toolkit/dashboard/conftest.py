@@ -22,6 +22,7 @@ from tests.device_runtime.conftest import on_air, peer, port  # noqa: F401 (fixt
 from toolkit.dashboard.app import Dashboard
 from toolkit.dashboard.dry_run import DryRun
 from toolkit.dashboard.editor import FleetEditor
+from toolkit.dashboard.kept_there import KeptThere
 from toolkit.dashboard.live import LiveFleet
 from toolkit.dashboard.rollouts import Rollouts
 from toolkit.gateway.fleet import FleetModels
@@ -89,7 +90,9 @@ def dashboard(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         live.put("links", editor.links())
         live.put("fleet", {"name": path.name, "broker": str(broker)})
         where = Listen(**listen)
-        app = Dashboard(live, editor, rollouts, models, DryRun(broker, None), where, read_only=read_only)
+        app = Dashboard(
+            live, editor, rollouts, models, DryRun(broker, None), KeptThere(broker, None), where, read_only=read_only
+        )
         server = WebServer(app.app, where, app.end)
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -10,7 +10,11 @@ from dataclasses import replace
 
 import pytest
 
+from device_runtime.client.records import kept_records
 from device_runtime.fleet import file
+from device_runtime.fleet.links import Link
+from device_runtime.fleet.policies.recording import Recording
+from device_runtime.mqtt.address import BrokerAddress
 from tests.page_timing import FIRST_VIEW, FRAMES
 from tests.scripted_fleet import wait_until
 from tests.scripted_model import ScriptedModel
@@ -131,7 +135,7 @@ def test_the_fleet_is_shown_and_stays_current(dashboard, browser, peer):
     detail = browser.one("dialog")
     browser.until(lambda: "boiler-advisor 3" in detail.text and "throttled" in detail.text)
     loaded = browser.driver.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
-    assert len(loaded) > 8 and all(name.startswith(page.url) for name in loaded)  # nothing from elsewhere
+    assert len(loaded) > 10 and all(name.startswith(page.url) for name in loaded)  # nothing from elsewhere
     detail.send_keys(Keys.ESCAPE)
     browser.until(lambda: not browser.all("dialog"))
     assert browser.faults() == []
@@ -237,6 +241,55 @@ class TestSlowly:
         browser.one(".card", "cold")
         fleet = file.load(page.fleet)
         assert fleet.links[1].name == "cold" and fleet.devices["north"].links == ("hot", "cold")
+
+    def test_a_link_is_deleted_and_the_page_says_what_remains(self, dashboard, browser):
+        page = dashboard()
+        browser.open(f"{page.url}/#links")
+        browser.one(".card", "hot")
+        browser.one("button", "Edit").click()
+        browser.one("dialog button.danger", "Delete").send_keys(Keys.ENTER)
+        assert file.load(page.fleet).links  # asked once more
+        browser.one("dialog button.danger", "Delete hot for good?").send_keys(Keys.ENTER)
+        remains = browser.one(".remains", "Link hot is deleted")
+        assert "stonechat device init USER@HOST --device north --fleet fleet.yaml" in remains.text
+        fleet = file.load(page.fleet)
+        assert fleet.links == () and fleet.devices["north"].links == ()
+        assert "# The hall's devices. This comment stays." in page.fleet.read_text(encoding="utf-8")
+        browser.one(".empty", "No links")
+        assert browser.faults() == []
+
+    def test_an_answer_is_corrected_and_records_and_energy_are_shown(self, dashboard, browser, on_air):
+        script = ScriptedModel(['{"severity": "ok"}'])
+        script.confidence = {"severity": 0.71}
+        answer = {"type": "object", "properties": {"severity": {"enum": ["ok", "alarm"]}}}
+        link = Link(name="hot", source="plant/+/boiler", prompt="{{ temp_c }}", to="plant/advice", answer=answer)
+        device = on_air(script, device="north", links=(link,), recording=Recording(keep=5))
+        page = dashboard()
+        browser.open(f"{page.url}/#links")
+        device.client.publish("plant/3/boiler", {"temp_c": 97})
+        browser.until(lambda: "severity ok" in browser.one(".card", "hot").text.replace("\n", " "))
+        browser.one("button[aria-label^='Correct']").send_keys(Keys.ENTER)
+        browser.write("dialog .form label:nth-child(1) input", "warm")
+        browser.write("dialog .form label:nth-child(2) input", "anna")
+        browser.one("dialog footer button", "Keep it").click()
+        browser.one("dialog .fault", "expected")  # what the device says
+        browser.write("dialog .form label:nth-child(1) input", "alarm")
+        browser.one("dialog footer button", "Keep it").click()
+        browser.one("dialog .kept", "Kept on north")
+        (example,) = kept_records(BrokerAddress("127.0.0.1", device.client.port), "north", "examples")
+        assert example["answer"] == {"severity": "alarm"} and example["who"] == "anna"
+        browser.one("dialog").send_keys(Keys.ESCAPE)
+        energy = {"energy_j": 7200, "energy_mwh_answer": 0.0251, "energy_how": "computed: 6 W"}
+        device.client.publish("stonechat/1/north/out/health", {"answers": 1, **energy})
+        browser.open(f"{page.url}/#fleet")
+        browser.one("td.device button", "north").click()
+        browser.until(
+            lambda: "0.0251 mWh computed: 6 W" in browser.one("dialog").text and "2.00 Wh" in browser.one("dialog").text
+        )
+        browser.one("dialog button", "Show what it has kept").click()
+        record = browser.one("dialog .records")
+        assert "temp_c 97" in record.text and "71" in record.text
+        assert [fault for fault in browser.faults() if "/api/correct" not in fault] == []  # that one was refused
 
     def test_roll_outs_are_paused_and_aborted(self, dashboard, browser, tmp_path):
         files = RolloutFiles(default_folder())  # the test's own

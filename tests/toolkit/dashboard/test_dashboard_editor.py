@@ -198,3 +198,79 @@ def test_whatever_is_typed_is_taken_or_has_faults(tmp_path_factory, given_fields
         prompt = given_fields.get("prompt")
         if prompt and prompt.strip():
             assert change.fleet.links[0].prompt.strip() == prompt.replace("\r\n", "\n").strip()
+
+
+TWO = (
+    FLEET.replace("links: [hot]", "links: [hot, cold]")
+    + """\
+
+  # The cold ones.
+  - name: cold
+    from: plant/+/air
+    prompt: "{{ temp_c }} °C."
+
+    # Where it goes.
+    to: plant/cold
+
+# The end.
+"""
+)
+
+
+class TestRemoval:
+    @pytest.fixture
+    def two(self, tmp_path: Path) -> FleetEditor:
+        (tmp_path / "fleet.yaml").write_text(TWO, encoding="utf-8")
+        return FleetEditor(tmp_path / "fleet.yaml")
+
+    @pytest.mark.parametrize("name", ["hot", "cold"])
+    def test_a_link_goes_from_the_list_and_from_its_devices(self, two: FleetEditor, tmp_path: Path, name: str):
+        other = {"hot": "cold", "cold": "hot"}[name]
+        two.save(two.removal(name), two.links()["base"])
+        fleet = file.load(tmp_path / "fleet.yaml")
+        assert [link.name for link in fleet.links] == [other] and fleet.devices["north"].links == (other,)
+        text = (tmp_path / "fleet.yaml").read_text(encoding="utf-8")
+        for comment in (
+            "# The hall's devices. This comment stays.",
+            "# made elsewhere",
+            "# The cold ones.",
+            "# The end.",
+        ):
+            assert comment in text
+        kept = {"hot": "# Where it goes.", "cold": "# Most readings never wake the model."}
+        assert kept[name] in text and kept[other] not in text
+
+    def test_only_its_lines_change(self, two: FleetEditor):
+        difference = two.removal("cold").difference.splitlines()[2:]
+        assert [line for line in difference if line[:1] == "+"] == ["+  north: {model: advisor, links: [hot]}"]
+        assert len([line for line in difference if line[:1] == "-"]) == 7
+
+    def test_the_last_one(self, editor: FleetEditor, tmp_path: Path):
+        editor.save(editor.removal("hot"), editor.links()["base"])
+        fleet = file.load(tmp_path / "fleet.yaml")
+        assert fleet.links == () and fleet.devices["north"].links == ()
+        assert "# The hall's devices. This comment stays." in (tmp_path / "fleet.yaml").read_text(encoding="utf-8")
+        change = editor.change(None, NEW, ["north"])
+        assert change.fleet is not None and [link.name for link in change.fleet.links] == ["cold"]
+
+    def test_one_that_is_not_there(self, editor: FleetEditor):
+        with pytest.raises(RefusedError, match="no link 'warm' any more"):
+            editor.removal("warm")
+
+    @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+    def test_each_link_of_the_examples(self, path: Path, tmp_path: Path):
+        copy = tmp_path / "fleet.yaml"
+        copy.write_bytes(path.read_bytes())
+        editor = FleetEditor(copy)
+        for link in editor.links()["links"]:
+            change = editor.removal(link["name"])
+            assert change.fleet is not None, change.faults
+            assert link["name"] not in {left.name for left in change.fleet.links}
+            assert len(change.fleet.links) == len(editor.fleet().links) - 1
+
+    def test_a_list_on_one_line(self, tmp_path: Path):
+        text = "schema: 1\nmodels: {m: {bundle: b}}\ndevices: {d: {model: m, links: [a, b]}}\nlinks: [LINKS]\n"
+        entries = ", ".join(f'{{name: {n}, from: in/{n}, prompt: "x", to: out/{n}}}' for n in "ab")
+        (tmp_path / "fleet.yaml").write_text(text.replace("LINKS", entries))
+        change = FleetEditor(tmp_path / "fleet.yaml").removal("a")
+        assert change.fleet is not None and [link.name for link in change.fleet.links] == ["b"]

@@ -18,7 +18,8 @@ function targets() {
       if (row.pool) pools.set(`pool/${row.pool}/${model}`, true);
     }
   }
-  return [...[...pools.keys()].sort(), ...found.sort()];
+  const auto = state.links && state.links.router && found.length ? ["auto"] : [];
+  return [...auto, ...[...pools.keys()].sort(), ...found.sort()];
 }
 
 export function Ask({ preset }) {
@@ -97,7 +98,7 @@ export function Ask({ preset }) {
 }
 
 function End({ end }) {
-  return html`<span>${end.device ? ` · by ${end.device}` : ""}${end.usage ? ` · ${end.usage.completion_tokens} tokens` : ""}${end.tokens_per_s ? ` · ${end.tokens_per_s.toFixed(1)} tok/s` : ""}${end.finish === "length" ? " · cut at its limit" : ""}
+  return html`<span>${end.device ? ` · by ${end.device}` : ""}${end.usage ? ` · ${end.usage.completion_tokens} tokens` : ""}${end.tokens_per_s ? ` · ${end.tokens_per_s.toFixed(1)} tok/s` : ""}${end.energy ? html` · <span title=${end.energy.how}>${end.energy.mwh} mWh</span>` : ""}${end.finish === "length" ? " · cut at its limit" : ""}
     ${end.confidence && Object.entries(end.confidence).map(([name, share]) => html`<span class="field apart" key=${name}><span class="label">${name}</span> <${Sure} share=${share} /></span>`)}
     ${end.unfamiliar && html`<span class="flag" title=${end.reason}>unfamiliar</span>`}</span>`;
 }

@@ -2,6 +2,8 @@
 
 import { Component, html, useEffect, useMemo, useRef, useState } from "./vendor/preact-htm.js";
 import { Answer, Badge, Dialog, ago, none, number, span } from "./parts.js";
+import { CorrectButton } from "./correct.js";
+import { Records } from "./records.js";
 import { state } from "./store.js";
 
 const PAGE = 120; // rows that are drawn; more when one scrolls there
@@ -91,6 +93,8 @@ export function Devices() {
   </section>`;
 }
 
+const energy = (joules) => (joules < 3600 ? `${joules.toFixed(1)} J` : `${(joules / 3600).toFixed(2)} Wh`);
+
 function Detail({ row, onClose }) {
   const of = health(row);
   const answers = [...state.answers.values()].flat().filter((answer) => answer.device === row.id).slice(0, 8);
@@ -100,6 +104,8 @@ function Detail({ row, onClose }) {
     ["Running for", of.uptime_s === undefined ? "" : span(of.uptime_s)],
     ["Memory", of.rss_mb === undefined ? "" : `${of.rss_mb.toFixed(0)} MB`],
     ["Answers", of.answers], ["Errors", of.errors], ["First token, p95", of.ttft_ms_p95 === undefined ? "" : `${of.ttft_ms_p95.toFixed(0)} ms`],
+    ["Energy an answer", of.energy_mwh_answer === undefined ? "" : html`${of.energy_mwh_answer.toPrecision(3)} mWh <span class="quiet">${of.energy_how || ""}</span>`],
+    ["Energy since the start", of.energy_j === undefined ? "" : energy(of.energy_j)],
     ["Last health", row.health_at ? ago(Date.now() / 1000 - row.health_at) : "not yet"],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return html`<${Dialog} title=${row.id} onClose=${onClose}>
@@ -115,6 +121,7 @@ function Detail({ row, onClose }) {
       ${(row.tasks || {})[name] !== "embed" && html`<a href=${`#ask/${row.id}/${name}`} onClick=${onClose}>ask it</a>`}</li>`)}</ul>
     ${row.update && html`<h3>Update</h3><p>${row.update.phase.replace("_", " ")} ${row.update.version || ""} ${row.update.message || ""}</p>`}
     <dl class="facts">${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    ${answers.length > 0 && html`<h3>Last answers</h3><ul class="answers">${answers.map((answer) => html`<li key=${answer.number}><span class="label">${answer.link}</span> <${Answer} ...${answer} /></li>`)}</ul>`}
+    ${answers.length > 0 && html`<h3>Last answers</h3><ul class="answers">${answers.map((answer) => html`<li key=${answer.number}><span class="label">${answer.link}</span> <${Answer} ...${answer} /> <${CorrectButton} of=${answer} /></li>`)}</ul>`}
+    <${Records} device=${row.id} />
   </${Dialog}>`;
 }

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Answer, Dialog, Doing, ago, compact } from "./parts.js";
+import { CorrectButton } from "./correct.js";
 import { call, changed, state } from "./store.js";
 
 const SHOWN = 4;
@@ -10,6 +11,7 @@ const NEW = { name: "", from: "", when: "", prompt: "", to: "", answer: "" };
 export function Links() {
   const [editing, setEditing] = useState(null);
   const [filter, setFilter] = useState("");
+  const [saved, setSaved] = useState(null);
   const file = state.links;
   const planned = file ? file.links : [];
   const names = new Set(planned.map((link) => link.name));
@@ -20,10 +22,19 @@ export function Links() {
   return html`<section aria-label="Links">
     <div class="tools"><input type="search" aria-label="Filter links" placeholder="Filter by name or topic" value=${filter} onInput=${(event) => setFilter(event.target.value)} />
       ${may && html`<button class="main" onClick=${() => setEditing({ was: null, link: NEW })}>New link</button>`}</div>
+    ${saved && html`<${Remains} of=${saved} onClose=${() => setSaved(null)} />`}
     ${shown.length === 0 && html`<p class="empty">No links. A link joins a sensor's topic to a model: its readings wake it, and its answers go to another topic.</p>`}
     <div class="cards wide">${shown.map((link) => html`<${Card} key=${link.name} link=${link} devices=${file ? Object.keys(file.devices).filter((name) => file.devices[name].includes(link.name)) : []} onEdit=${may && !link.stranger ? () => setEditing({ was: link.name, link }) : null} />`)}</div>
-    ${editing && html`<${Editor} ...${editing} onClose=${() => setEditing(null)} />`}
+    ${editing && html`<${Editor} ...${editing} onClose=${() => setEditing(null)} onSaved=${setSaved} />`}
   </section>`;
+}
+
+// What is left to do for a change that is saved: the file here is not yet the one that the devices read.
+function Remains({ of, onClose }) {
+  return html`<aside class="card remains" role="status"><header><h3>${of.what}</h3><button class="plain close" aria-label="Close" onClick=${onClose}>✕</button></header>
+    ${of.devices.length === 0 ? html`<p>No device serves it, so nothing more is to be done.</p>` : html`<p>Saved in ${state.links.file}. ${of.devices.length === 1 ? "This device goes" : "These devices go"} on as before until the file is there and the service has started again:</p>
+    <ul>${of.devices.map((name) => html`<li key=${name}><code>${`stonechat device init USER@HOST --device ${name} --fleet ${state.links.file}`}</code></li>`)}</ul>
+    <p class="quiet">Where <code>stonechat serve</code> reads this very file, start it again.</p>`}</aside>`;
 }
 
 function Card({ link, devices, onEdit }) {
@@ -36,7 +47,7 @@ function Card({ link, devices, onEdit }) {
     ${answers.length === 0 ? html`<p class="quiet">No answer yet.</p>` : html`<ul class="answers">
       ${answers.slice(0, more ? 30 : SHOWN).map((of) => html`<li key=${of.number}>
         <p class="reading"><span class="label">${of.topic || of.device}</span> ${compact(of.reading)}<time>${of.time ? ago((Date.now() - Date.parse(of.time)) / 1000) : ""}</time></p>
-        <${Answer} ...${of} /></li>`)}</ul>
+        <${Answer} ...${of} /> <${CorrectButton} of=${of} /></li>`)}</ul>
       ${answers.length > SHOWN && html`<button class="plain more" onClick=${() => setMore(!more)}>${more ? "fewer" : `${answers.length - SHOWN} earlier`}</button>`}`}
   </article>`;
 }
@@ -67,7 +78,7 @@ function recorded(name) {
     .map((of) => JSON.stringify({ ...(of.topic ? { topic: of.topic } : {}), reading: of.reading })).join("\n");
 }
 
-function Editor({ was, link, onClose }) {
+function Editor({ was, link, onClose, onSaved }) {
   const file = state.links;
   const [fields, setFields] = useState({ ...link });
   const [devices, setDevices] = useState(Object.keys(file.devices).filter((name) => was ? file.devices[name].includes(was) : Object.keys(file.devices).length === 1));
@@ -106,10 +117,19 @@ function Editor({ was, link, onClose }) {
   const save = async () => {
     const saved = await call("links/save", body());
     if (saved.faults) return setChecked({ ...checked, faults: saved.faults });
+    return end(saved, `Link ${fields.name.trim()} is saved`, [...new Set([...served, ...devices])]);
+  };
+  const remove = async () => {
+    const saved = await call("links/delete", { was, base: base.current });
+    if (saved.faults) throw new Error(saved.faults.map((fault) => fault.text).join("; "));
+    return end(saved, `Link ${was} is deleted`, served);
+  };
+  const served = Object.keys(file.devices).filter((name) => was && file.devices[name].includes(was));
+  const end = (saved, what, concerned) => {
     state.links = saved;
     changed();
     onClose();
-    return undefined;
+    onSaved({ what, devices: concerned });
   };
   return html`<${Dialog} title=${was ? `Link ${was}` : "New link"} onClose=${onClose} wide=${true}>
     <div class="editor">
@@ -130,7 +150,8 @@ function Editor({ was, link, onClose }) {
       </div>
     </div>
     <footer class="row"><${Doing} label="Save" kind="main" what=${save} disabled=${!checked || faults.length > 0 || !checked.difference} />
-      <span class="quiet">Devices use it once the file is deployed, or their service restarts.</span></footer>
+      ${was && html`<${Doing} label="Delete" kind="danger" confirm=${`Delete ${was} for good?`} what=${remove} />`}
+      <span class="quiet">What remains to be done for the devices is said after it.</span></footer>
   </${Dialog}>`;
 }
 

@@ -77,6 +77,17 @@ export async function call(path, body) {
   return value;
 }
 
+// What the server knows; an Error as `call` has it.
+export async function get(path) {
+  const response = await fetch(`api/${path}`, { headers: { "X-Stonechat": "page" } });
+  const value = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    if (response.status === 401) await who();
+    throw new Error(value.error ? value.error.message : `the server answered ${response.status}`);
+  }
+  return value;
+}
+
 // An answer as it comes: calls `onPiece` with each text, returns what the last chunk says.
 export async function ask(body, onPiece, signal) {
   const response = await fetch("api/v1/chat/completions", {

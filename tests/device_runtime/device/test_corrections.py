@@ -1,0 +1,121 @@
+"""A person corrects an answer over MQTT; it is kept for the next training, and `task harvest` takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_runtime.client.corrections import correct
+from device_runtime.client.records import kept_records
+from device_runtime.errors import StonechatError
+from device_runtime.fleet.links import Link, Window
+from device_runtime.fleet.policies.escalation import Redaction
+from device_runtime.fleet.policies.recording import Recording
+from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.update.slots import open_bundle
+from tests.device_runtime.conftest import OnAir
+from tests.scripted_fleet import wait_until
+from tests.scripted_model import ScriptedModel
+from toolkit.cli import main
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+RIGHT, WRONG = {"category": "network", "priority": "high"}, {"category": "none", "priority": "low"}
+LOGS = Link(name="logs", source="logs/+", prompt="{{ value }}", to="out/logs", parse="text", answer_of_model=True)
+Correct = Callable[..., Mapping[str, Any]]
+
+
+def model(task: str = "log-triage") -> ScriptedModel:
+    made = ScriptedModel([json.dumps(WRONG)])
+    made.manifest = open_bundle(EXAMPLES / task / "bundle").manifest  # type: ignore[attr-defined]
+    return made
+
+
+def kept(device: OnAir) -> list[dict[str, Any]]:
+    return list(kept_records(broker(device), device.topics.device, "examples"))
+
+
+def broker(device: OnAir) -> BrokerAddress:
+    return BrokerAddress("127.0.0.1", device.client.port)
+
+
+def send(device: OnAir, answer: Mapping[str, Any] = RIGHT, **fields: Any) -> Mapping[str, Any]:
+    return correct(broker(device), device.topics.device, {"answer": answer, **fields})
+
+
+def test_what_the_page_sends_of_a_link_is_kept_and_harvested(on_air: Callable[..., OnAir], tmp_path: Path) -> None:
+    device = on_air(model(), links=(LOGS,))
+    said = send(device, link="logs", topic="logs/a", reading="eth3: link down", said=WRONG, who="anna")
+    assert said["kept"] is True and said["task"] == "log-triage"
+    (example,) = kept(device)
+    assert example["input"] == {"text": "eth3: link down"} and example["answer"] == RIGHT
+    assert (example["by"], example["who"], example["vouched"], example["why"]) == ("person", "anna", False, "corrected")
+    assert json.loads(example["local"]["text"]) == WRONG and example["time"].endswith("Z")
+    state, out = device.service.config.state_dir, tmp_path / "corrected.jsonl"
+    assert main(["task", "harvest", str(EXAMPLES / "log-triage"), "--from", str(state), "-o", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"input": {"text": "eth3: link down"}, "answer": RIGHT}
+
+
+def test_a_name_that_the_broker_vouches_for_counts_more_than_what_somebody_says(on_air: Callable[..., OnAir]) -> None:
+    device = on_air(model(), links=(LOGS,))
+    found = {"answer": RIGHT, "prompt": "disk full", "who": "somebody else"}
+    device.client.publish(device.topics.correct_by("anna"), found)  # nobody waits for a reply
+    wait_until(lambda: kept(device))
+    (example,) = kept(device)
+    assert (example["who"], example["vouched"], example["input"]) == ("anna", True, {"text": "disk full"})
+
+
+def test_a_reading_with_earlier_ones(on_air: Callable[..., OnAir]) -> None:
+    link = Link(
+        name="boiler", source="plant/+", prompt="{{ dict(reading, window=window) | tojson }}", to="out/b",
+        window=Window(), answer_of_model=True,
+    )  # fmt: skip
+    device = on_air(model("boiler-advisor"), links=(link,))
+    reading = {"temp_c": 99, "bar": 1.4, "flow_l_min": 12}
+    answer = {"severity": "alarm", "cause": "overheat", "advice": "Switch it off."}
+    send(device, answer, link="boiler", reading=reading, window=[{**reading, "temp_c": 90}])
+    assert kept(device)[0]["input"] == {**reading, "window": [{**reading, "temp_c": 90}]}
+
+
+def test_what_is_withheld_is_not_kept(on_air: Callable[..., OnAir]) -> None:
+    link = replace(LOGS, prompt="{{ note }} by {{ badge }}", parse="json")
+    device = on_air(model(), links=(link,), recording=Recording(redact=(Redaction("badge"),)))
+    send(device, link="logs", reading={"note": "B-77 is late", "badge": "B-77"}, said={**WRONG, "category": "B-77"})
+    with pytest.raises(StonechatError, match="badge cannot be found in it"):
+        send(device, prompt="by B-77")
+    assert "B-77" not in json.dumps(kept(device)) and len(kept(device)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"answer": {"category": "unheard", "priority": "high"}, "prompt": "x"}, "category is \"unheard\"; expected"),
+        ({"answer": {"category": "network"}, "prompt": "x"}, "'priority' is missing"),
+        ({"answer": RIGHT}, "needs either link and reading, or prompt"),
+        ({"answer": RIGHT, "prompt": "x", "link": "logs"}, "needs either link and reading, or prompt"),
+        ({"answer": RIGHT, "link": "log", "reading": "x"}, "no link 'log'; it has logs"),
+        ({"answer": RIGHT, "link": "logs"}, "needs the reading"),
+        ({"answer": RIGHT, "prompt": "x", "model": "m"}, "no model 'm'; it has default"),
+        ({"prompt": "x"}, "answer"),
+        ({"answer": RIGHT, "prompt": "x", "anwser": 1}, "anwser"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_nothing_is_kept(
+    on_air: Callable[..., OnAir], fields: dict[str, Any], said: str
+) -> None:
+    device = on_air(model(), links=(LOGS,))
+    with pytest.raises(StonechatError, match=said.replace("(", r"\(")):
+        correct(broker(device), device.topics.device, fields)
+    assert kept(device) == []
+
+
+def test_a_device_may_take_none(on_air: Callable[..., OnAir]) -> None:
+    device = on_air(model(), links=(LOGS,), recording=Recording(corrections=0))
+    device.client.publish(device.topics.correct, {"answer": RIGHT, "prompt": "x"})
+    device.ask(prompt="y")
+    device.client.until(lambda topic, value: "done" in value)
+    assert not (device.service.config.state_dir / "examples.jsonl").exists()

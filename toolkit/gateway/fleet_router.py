@@ -1,0 +1,99 @@
+"""Finds the model that a question is for among those of all devices of a fleet, and a device that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from device_runtime.brain.question import last_of_user
+from device_runtime.brain.router import Chosen, Router
+from device_runtime.client.roll_call import DeviceReport
+from device_runtime.errors import RefusedError, UnreachableError
+from device_runtime.fleet.policies.routing import Routing
+from device_runtime.mqtt.messages import DeviceState, Final, Request, Route
+
+if TYPE_CHECKING:
+    from device_runtime.client.remote import RemoteAnswer
+    from device_runtime.fleet.file import Fleet
+    from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["FleetRouter", "RoutedAnswer"]
+
+
+class FleetRouter:
+    """The router of a fleet file. May be used from any thread."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Read what the bundles on this machine were trained for.
+
+        Raises:
+            ConfigurationError: a bundle or the router's file is not here, or cannot be read.
+        """
+        entries = fleet.served_models()
+        purposes = {name: _purpose(entry.bundle) for name, entry in entries.items()}
+        self._router = Router(fleet.routing_of_all() or Routing(), list(entries), purposes.__getitem__)
+
+    def choose(self, request: Request, present: Mapping[str, DeviceReport]) -> tuple[str, Chosen]:
+        """A device, and the model to ask there: of several devices that where fewest wait.
+
+        Args:
+            present: the devices that are online.
+
+        Raises:
+            RefusedError: the question is for no model of the fleet.
+            UnreachableError: no device that has the model is online.
+        """
+        chosen = self._router.choose(last_of_user(request.messages))
+        if chosen.stray:
+            raise RefusedError(
+                "this is for no model of the fleet; name one, see /v1/models.", status=422, reason="no_model"
+            )
+        having = {name: of for name, of in present.items() if of.info is not None and chosen.model in of.info.models}
+        if not having:
+            raise UnreachableError(f"this is for {chosen.model} ({chosen.why}), and no device that has it is online.")
+        return min(having, key=lambda name: _load(having[name])), chosen
+
+
+class RoutedAnswer:
+    """An answer of a device that was chosen; it says so."""
+
+    def __init__(self, answer: RemoteAnswer, device: str, chosen: Chosen) -> None:
+        self._answer, self._device, self._chosen = answer, device, chosen
+
+    def __aiter__(self) -> RoutedAnswer:
+        return self
+
+    async def __anext__(self) -> str:
+        return await self._answer.__anext__()
+
+    @property
+    def final(self) -> Final:
+        """As the device has sent it, with the reason for that device."""
+        final = self._answer.final
+        there = final.route or Route()
+        where = f"device {self._device}" if there.where == "here" else f"device {self._device}, {there.where}"
+        why = "; ".join(filter(None, (self._chosen.why, there.why)))
+        route = replace(there, where=where, model=there.model or self._chosen.model, why=why)
+        return replace(final, route=route)
+
+    @property
+    def device(self) -> str | None:
+        """Who answers."""
+        return self._device
+
+    def cancel(self) -> None:
+        """See `RemoteAnswer.cancel`."""
+        self._answer.cancel()
+
+
+def _purpose(bundle: str) -> Purpose | None:
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.slots import open_bundle
+
+    return Purpose.of_manifest(open_bundle(bundle).manifest)
+
+
+def _load(report: DeviceReport) -> tuple[bool, int]:
+    busy = report.state is not None and report.state.state is not DeviceState.READY
+    return busy, report.health.queue or 0 if report.health is not None else 0
