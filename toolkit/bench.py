@@ -6,14 +6,16 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from device_runtime.errors import StonechatError
 from device_runtime.machine.power import Power
 
-__all__ = ["FIGURES", "Run", "measure", "measure_once", "spread"]
+__all__ = ["FIGURES", "Run", "cost_of_an_answer", "measure", "measure_once", "spread"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,33 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
             decode_tokens_per_s=result.tokens_per_s,
             peak_rss_mb=peak_rss_mb(),
         )
+
+
+def cost_of_an_answer(bundle: Path, task: str, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an answer of a trained bundle takes here, on average: `ms`, and the fields of `energy_fields` where they are
+    known.
+
+    Args:
+        task: whose, of a bundle of several.
+        inputs: to be asked, one at least.
+    """
+    from device_runtime.machine.power import energy_fields, find_meter
+    from device_runtime.tasks.answering import Answerer
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.slots import open_bundle
+
+    opened = open_bundle(bundle)
+    answerer, meter = Answerer(opened, Purpose.of_manifest(opened.manifest, task)), find_meter(_power_here())
+    try:
+        answerer.answer(inputs[0])  # the first one opens what all need
+        begun_s, begun_j = time.monotonic(), meter.joules() if meter is not None else 0.0
+        for given in inputs:
+            answerer.answer(given)
+        took_ms = (time.monotonic() - begun_s) * 1000 / len(inputs)
+        spent = {} if meter is None else energy_fields((meter.joules() - begun_j) / len(inputs), meter.how)
+    finally:
+        answerer.close()
+    return {"ms": round(took_ms, 3), **spent}
 
 
 def _power_here() -> Power | None:

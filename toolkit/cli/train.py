@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from toolkit.progress import ProgressBar
 
 __all__ = ["HELP", "add_arguments", "run"]
+
+_TIMED = 50  # inputs that say what an answer costs here
 
 HELP = "train a small model for one task, and convert it to a bundle"
 _THREADS = 2
@@ -95,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     tasks = [with_kind(load(p), args.kind) if args.kind in ("tiny", "classify") else load(p) for p in args.tasks]
     started_s = time.monotonic()
     try:
+        from toolkit.bench import cost_of_an_answer
+        from toolkit.examples.sources import all_examples
         from toolkit.progress import ProgressBar
         from toolkit.train.report import write_report
 
@@ -109,9 +114,14 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started_s
     purpose = bundle.manifest.purpose or {}
     tests = [part["report"]["test"] for part in purpose.get("tasks", [purpose])]
-    pages = [write_report(bundle, task) for task in tasks]
+    costs = []
+    for task in tasks:
+        asked = [example.input for example in islice(all_examples(task, _TIMED, 1), _TIMED)]
+        costs.append(cost_of_an_answer(bundle.path, task.name, asked) if asked else None)
+    pages = [write_report(bundle, task, cost) for task, cost in zip(tasks, costs, strict=True)]
     if args.json:
-        found = [{"report": str(page), "test": test} for page, test in zip(pages, tests, strict=True)]
+        parts = zip(pages, tests, costs, strict=True)
+        found = [{"report": str(page), "test": test, "an_answer": cost} for page, test, cost in parts]
         named = found[0] if len(found) == 1 else {"tasks": dict(zip([t.name for t in tasks], found, strict=True))}
         result = {"bundle": str(args.output), "seconds": round(seconds, 1), **named}
         print(json.dumps(result, ensure_ascii=False))

@@ -20,16 +20,21 @@ svg text{font:12px system-ui,sans-serif}
 """
 
 
-def write_report(bundle: Bundle, task: Task) -> Path:
+def write_report(bundle: Bundle, task: Task, cost: Mapping[str, Any] | None = None) -> Path:
     """Write `<bundle>.report.html` beside the bundle folder, from what its manifest says; of a bundle of several tasks
-    `<bundle>.<task>.report.html`."""
+    `<bundle>.<task>.report.html`.
+
+    Args:
+        cost: of an answer, as `cost_of_an_answer` measures it. It is not in the bundle, or no two trainings would end
+            with the same one.
+    """
     whole = bundle.manifest.purpose or {}
     several = whole.get("tasks")
     purpose = next(p for p in several if p["name"] == task.name) if several else whole
     report = purpose.get("report", {})
     test = report.get("test", {})
     parts = [f"<h1>{_text(task.name)}</h1>", f"<p>{_text(task.about)}</p>"]
-    parts += [_summary(bundle, report)]
+    parts += [_summary(bundle, report, cost)]
     parts += ["<h2>Against simpler answers</h2>", _baselines(report)]
     for name, field in test.get("fields", {}).items():
         parts += [f"<h2>{_text(name)}</h2>", _line(field), _confusion(field["confusion"]), _rare(field["confusion"])]
@@ -45,7 +50,7 @@ def write_report(bundle: Bundle, task: Task) -> Path:
     return page
 
 
-def _summary(bundle: Bundle, report: Mapping[str, Any]) -> str:
+def _summary(bundle: Bundle, report: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
     test, cases = report.get("test", {}), report.get("cases", {})
     size = sum(entry.size_bytes for entry in bundle.manifest.files.values())
     rows = [
@@ -54,12 +59,24 @@ def _summary(bundle: Bundle, report: Mapping[str, Any]) -> str:
         ("`none` recognized", "–" if test["none_recognized"] is None else _percent(test["none_recognized"])),
         ("calibration error of the worst field", f"{test['calibration_error']:.3f}"),
         ("test cases", str(test["count"])),
+        *_of_an_answer(cost),
         ("cases trained on", f"{cases.get('train', 0):,}"),
         ("bundle", f"{size / 1e6:.2f} MB, profile {bundle.manifest.profile}, context {bundle.manifest.context}"),
         ("training", ", ".join(f"{k} {v}" for k, v in report.get("training", {}).items() if v is not None)),
     ]
     note = "<p>The test cases come from the task's own examples and generator; training has not seen them.</p>"
     return note + _table(["", ""], rows)
+
+
+def _of_an_answer(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What an answer took on this machine; energy where it says it, or its board file does."""
+    if not found:
+        return []
+    energy = "no meter, and no figure of its board" if "j" not in found else f"{found['mwh']:g} mWh ({found['how']})"
+    return [
+        ("an answer on the machine that trained", f"{found['ms']:.1f} ms"),
+        ("its energy there", energy),
+    ]
 
 
 def _baselines(report: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
 from device_runtime.client.remote import RemoteModel
 from device_runtime.device.service import Service
@@ -35,6 +36,8 @@ def port(tmp_path: Path) -> Iterator[int]:
     access = Access()
     access.add_fleet(yaml_schema.loads(FILE, FLEET, check_fleet, file="f"))
     access.add_operator("olga")
+    access.add_dashboard("wall")
+    access.add_client("phone")
     (tmp_path / "acl").write_text(access_list(access))
     with mosquitto(tmp_path, "user root", f"acl_file {tmp_path / 'acl'}") as port:
         yield port
@@ -68,3 +71,18 @@ def test_what_is_delivered(port: int, large: None) -> None:
     assert json.loads(json.dumps(found))[0]["text"] == "yes"
     with pytest.raises(UnreachableError):
         list(kept_records(BrokerAddress("127.0.0.1", port, user="small"), "large", client="small", timeout_s=1))
+
+
+def test_who_may_correct(port: int, large: None) -> None:
+    right = {"prompt": "x", "answer": {"kind": "a"}}
+
+    def by(user: str, client: str) -> None:
+        correct(BrokerAddress("127.0.0.1", port, user=user), "large", right, client=client, timeout_s=1)
+
+    by("olga", "olga")
+    by("wall", "wall")
+    for user, client in (("small", "small"), ("phone", "phone"), ("wall", "olga")):  # nor in another's name
+        with pytest.raises(UnreachableError):
+            by(user, client)
+    found = kept_records(BrokerAddress("127.0.0.1", port, user="olga"), "large", "examples", client="olga")
+    assert [(example["who"], example["vouched"]) for example in found] == [("olga", True), ("wall", True)]

@@ -21,6 +21,7 @@ from toolkit.gateway.bundles import Bundles
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 hub = pytest.importorskip("huggingface_hub")
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 SCHEMA = {
     "type": "object",
     "properties": {"hot": {"type": "boolean"}, "what": {"enum": ["pump", "valve"]}},
@@ -213,6 +214,33 @@ class TestHuggingFace:
         wanted = {"type": "json_schema", "json_schema": {"name": "reading", "schema": SCHEMA}}
         said = other.chat_completion(MESSAGES, model="chat", response_format=wanted)
         assert set(json.loads(said.choices[0].message.content)) == {"hot", "what"}
+
+
+@pytest.mark.slow
+class TestLangChain:
+    """`pip install langchain-openai`; what a chain sends is more than what our own tests think of. About 10 s."""
+
+    @pytest.fixture
+    def chain(self, serving: Callable[..., str]) -> object:
+        langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+        url = serving(Bundles({"log-triage": EXAMPLES / "log-triage" / "bundle"}, threads=1))
+        return langchain.ChatOpenAI(base_url=f"{url}/v1", api_key="none", model="log-triage", max_retries=0)
+
+    def test_a_call_its_stream_and_several_at_once(self, chain):
+        said = chain.invoke("kernel: eth3: Link is Down").content
+        assert json.loads(said)["category"] == "network"
+        assert "".join(piece.content for piece in chain.stream("kernel: eth3: Link is Down")) == said
+        found = [json.loads(message.content)["category"] for message in chain.batch(["disk full on /dev/sda"] * 2)]
+        assert found == ["storage", "storage"]
+
+    def test_a_class_is_filled_in(self, chain):
+        pydantic = pytest.importorskip("pydantic")
+        labels = Literal["none", "network", "storage", "memory", "auth", "hardware", "application"]
+        triage = pydantic.create_model(
+            "Triage", category=(labels, ...), priority=(Literal["low", "normal", "high"], ...)
+        )
+        found = chain.with_structured_output(triage, method="json_schema").invoke("kernel: eth3: Link is Down")
+        assert found == triage(category="network", priority="high")
 
 
 def ask_once_of(client: openai.OpenAI, max_tokens: int) -> str:

@@ -33,6 +33,8 @@ from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task, load
 from device_runtime.tasks.purpose import Purpose, purposes_of
+from toolkit.bench import cost_of_an_answer
+from toolkit.examples.sources import all_examples
 from toolkit.train.pipeline import train as train_bundle
 from toolkit.train.report import write_report
 from toolkit.train.tune import layers, optimize
@@ -269,7 +271,13 @@ def test_the_report_compares_with_the_untrained_model(bundles: dict[str, Path], 
     assert name == f"{Bundle.open(bundles['general']).manifest.name}, untrained, 8 examples shown ({asked} asked)"
     assert set(purpose.report["baselines"][name]) == {"lamp"}  # what is an enum; a level has no labels to be scored
     page = write_report(bundle, task).read_text(encoding="utf-8")
-    assert name in page and "No general model was asked" not in page
+    assert name in page and "No general model was asked" not in page and "an answer on the machine" not in page
+    cost = cost_of_an_answer(bundles["one"], task.name, [e.input for e in all_examples(task, 2, 1)])
+    assert cost["ms"] > 0
+    page = write_report(bundle, task, {**cost, "j": 0.36, "mwh": 0.1, "how": "computed: 6 W"}).read_text(
+        encoding="utf-8"
+    )
+    assert "an answer on the machine that trained" in page and "0.1 mWh (computed: 6 W)" in page
 
 
 @pytest.mark.parametrize("name", ["one", "nothing"])
