@@ -3,24 +3,27 @@
 
 #include "blocks_as_they_are.h"
 
-static inline int32_t sc_block_dot_s8(int32_t dot, const uint8_t *w, int8x16_t x0, int8x16_t x1) {
+static inline int32_t sc_block_dot_s8(const uint8_t *w, int8x16_t x0, int8x16_t x1) {
     uint8x16_t bytes = vldrbq_u8(w);
-    dot = vmladavaq_s8(dot, vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), x0);
+    int32_t dot = vmladavq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), x0);
     return vmladavaq_s8(dot, vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), x1);
 }
 
+/* The dots of four rows become one vector, so that a start and a multiplier are an instruction for all. */
 static inline void sc_block_sums_s8(const sc_block_x *x, const int32_t *starts, const uint8_t *w,
                                     const uint8_t *multipliers, uint32_t blocks, int32_t sums[SC_BLOCK_ROWS]) {
-    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    int32x4_t all = vdupq_n_s32(0);
     for (; blocks > 0; blocks--, x += SC_BLOCK, w += SC_GROUP_BYTES, multipliers += SC_BLOCK_ROWS) {
         int8x16_t x0 = vldrbq_s8(x), x1 = vldrbq_s8(x + SC_BLOCK_BYTES);
-        int32_t start = *starts++;
-        s0 += multipliers[0] * sc_block_dot_s8(start, w, x0, x1);
-        s1 += multipliers[1] * sc_block_dot_s8(start, w + SC_BLOCK_BYTES, x0, x1);
-        s2 += multipliers[2] * sc_block_dot_s8(start, w + 2 * SC_BLOCK_BYTES, x0, x1);
-        s3 += multipliers[3] * sc_block_dot_s8(start, w + 3 * SC_BLOCK_BYTES, x0, x1);
+        int32_t d0 = sc_block_dot_s8(w, x0, x1), d1 = sc_block_dot_s8(w + SC_BLOCK_BYTES, x0, x1);
+        int32_t d2 = sc_block_dot_s8(w + 2 * SC_BLOCK_BYTES, x0, x1), d3 = sc_block_dot_s8(w + 3 * SC_BLOCK_BYTES, x0, x1);
+        int32x4_t dots;
+        /* the first register goes to the lower of the two elements */
+        __asm__("vmov %q0[2], %q0[0], %1, %3\n\tvmov %q0[3], %q0[1], %2, %4" : "=w"(dots) : "r"(d0), "r"(d1), "r"(d2), "r"(d3));
+        dots = vaddq_n_s32(dots, *starts++);
+        all = vaddq_s32(all, vmulq_s32(dots, vreinterpretq_s32_u32(vldrbq_u32(multipliers))));
     }
-    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
+    vstrwq_s32(sums, all);
 }
 
 /* Eight bytes are widened as they are loaded. */

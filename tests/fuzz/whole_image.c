@@ -1,0 +1,69 @@
+/* A model image from outside, as a firmware opens it: tokenizer, chat roles, schemas, identity and calibration too. What
+ * it is then asked for is a message, plain tokens, and an answer that a schema holds, of a few steps each. */
+#include "fuzzed_image.h"
+#include "generator.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+enum { STEPS = 12, WORK = 4096, MOST_VOCABULARY = 1 << 12, MOST_CONTEXT = 1 << 10 };
+
+static void answer(sc_generator *g, const sc_wire_start *start, const uint8_t *prompt, uint32_t bytes) {
+    const char *why;
+    uint8_t out[64];
+    uint32_t written;
+    if (sc_generator_begin(g, start, prompt, bytes, &why) != 0) return;
+    for (int i = 0; i < STEPS && sc_generator_step(g, out, sizeof out, &written, &why) == SC_STEP_MORE; i++) {
+    }
+}
+
+static void ask(sc_generator *g) {
+    static const uint8_t words[] = "sab\0uhe said\0", tokens[] = {1, 0, 0, 0, 2, 0, 0, 0};
+    sc_wire_start start;
+    uint64_t identities[SC_WIRE_MAX_SCHEMAS];
+    uint32_t schemas = sc_generator_schemas(g, identities), name_size;
+    uint8_t model[8];
+    (void)sc_generator_name(g, model, &name_size);
+    memset(&start, 0, sizeof start);
+    start.request = 1, start.max_new = STEPS;
+    start.prompt_bytes = sizeof tokens;
+    answer(g, &start, tokens, sizeof tokens);
+    start.form = SC_WIRE_FORM_TEXT;
+    start.prompt_bytes = sizeof words - 1;
+    start.temperature = 1.0f, start.top_p = 0.9f, start.top_k = 5, start.seed = 3;
+    answer(g, &start, words, sizeof words - 1);
+    for (uint32_t i = 0; i < schemas && i < 2; i++) {
+        start.schema = identities[i];
+        answer(g, &start, words, sizeof words - 1);
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    void *image_owner, *arena_owner, *cache_owner;
+    uint8_t *image = aligned_copy(&image_owner, data, size);
+    sc_needs needs;
+    hash_again(image, size);
+    if (is_small(image, size, &needs) && needs.vocabulary <= MOST_VOCABULARY && needs.context <= MOST_CONTEXT) {
+        static sc_generator g;
+        memset(&g, 0, sizeof g);
+        g.memory.arena = aligned_copy(&arena_owner, NULL, needs.arena_bytes);
+        g.memory.kv_cache = aligned_copy(&cache_owner, NULL, needs.kv_cache_bytes);
+        g.memory.arena_bytes = needs.arena_bytes, g.memory.kv_bytes = needs.kv_cache_bytes;
+        g.memory.context = needs.context, g.memory.vocabulary = needs.vocabulary;
+        g.memory.prompt = malloc(needs.context * sizeof *g.memory.prompt);
+        g.memory.held = malloc(needs.context * sizeof *g.memory.held);
+        g.memory.logits = malloc(needs.vocabulary * sizeof *g.memory.logits);
+        g.memory.work = malloc(WORK);
+        g.memory.work_bytes = WORK;
+        if (sc_generator_open(&g, image, size) == SC_OK) {
+            ask(&g);
+        }
+        free(g.memory.prompt);
+        free(g.memory.held);
+        free(g.memory.logits);
+        free(g.memory.work);
+        free(arena_owner);
+        free(cache_owner);
+    }
+    free(image_owner);
+    return 0;
+}
