@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OwnSlots"]
 
 _REFUSED = ("INVALID_TLV", "CURRENT_VERSION_IS_NEWER", "EBADSTATE")  # of an image by its signature or its counter
-_NAME_WAIT_S = 1.2  # a board is greeted twice a second
+_NAME_WAIT_S = 5.0  # for a board that has answered just now
 _NUMBERS = {"firmware": FIRMWARE, "model": MODEL}
 _HALF_DONE = (
     "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
@@ -80,7 +80,6 @@ class OwnSlots:
             FlashError: the board refused one, or fell silent.
             UnreachableError: it does not answer.
         """
-        self._check_name(port)
         line = SmpLine(self._board, port, self._refused, _HALF_DONE)
         images: dict[str, SignedImage] = {part.what: read_image(part.image.data, part.image.name) for part in parts}
         data: dict[str, bytes] = {part.what: part.image.data for part in parts}
@@ -103,7 +102,7 @@ class OwnSlots:
     def _check_name(self, port: str) -> None:
         """A firmware names its board in its tags, and a model none: so the board is asked what it is.
 
-        One that does not say is taken at the user's word: its boot loader, without a firmware, only takes updates.
+        One that does not say is taken at the user's word.
         """
         from device_runtime.bridge.link import Link
         from device_runtime.bridge.messages import MAX_NAME
@@ -124,6 +123,8 @@ class OwnSlots:
     ) -> bool:
         """Upload what the board lacks, and start what does not run; whether there was anything to start."""
         slots = await line.first_answer()
+        if any(slot.active and slot.image == FIRMWARE for slot in slots):  # the boot loader alone only takes updates
+            self._check_name(line.port)
         new = {what: image for what, image in images.items() if not _runs(slots, what, image)}
         for what, image in new.items():
             if not any(slot.hash == image.digest and slot.bootable for slot in slots):  # else it lacks a signature

@@ -98,16 +98,16 @@ def claim(port: str) -> None:
 def silent(board: Board, port: str, what: str) -> UnreachableError:
     """What to say when a board does not answer; `what` names what was tried."""
     button = board.flash.boot_loader
-    return UnreachableError(
-        f"{board.name} does not answer on {port} ({what}). "
-        + (f"Bring it into its boot loader by hand: {button}; then try again. " if button else "")
-        + (
-            f"If that does not help, check that something serves {port}, and that no other program (a bridge, a chat) "
-            "is connected to it: a line has one at a time."
-            if "://" in port
-            else "If that does not help, check the cable (some only charge) and --port."
-        )
+    by_hand = "Check"
+    if button:
+        by_hand = f"Bring it into its boot loader by hand: {button}; then try again. If that does not help, check"
+    where = (
+        f"that something serves {port}, and that no other program (a bridge, a chat) is connected to it: a line has "
+        "one at a time."
+        if "://" in port
+        else "the cable (some only charge) and --port."
     )
+    return UnreachableError(f"{board.name} does not answer on {port} ({what}). {by_hand} {where}")
 
 
 def _require_address(port: str) -> None:
