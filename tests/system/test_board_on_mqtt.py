@@ -19,7 +19,7 @@ from device_runtime.client.remote import RemoteModel
 from device_runtime.client.roll_call import roll_call
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState
-from device_runtime.tasks.answering import Answerer, confidence_of
+from device_runtime.tasks.answering import Answerer
 from tests.brokers import free_port, mosquitto
 from toolkit.firmware.build import build_firmware
 from toolkit.firmware.images import image_for
@@ -104,8 +104,7 @@ def test_a_board_is_a_device_of_the_fleet_by_itself(site: Site) -> None:
             prompt = answerer.purpose.inputs.prompt(reading).text
             answer = model.generate(prompt, schema=answerer.purpose.answer)
             assert "".join(answer) == expected.text
-            plain = {name: confidence_of(choices, 1.0) for name, choices in expected.choices.items()}
-            assert answer.final.confidence == pytest.approx(plain, abs=6e-5, rel=2e-3)  # four decimals
+            assert answer.final.confidence == pytest.approx(expected.confidence, abs=6e-5, rel=2e-3)  # four decimals
     assert b"bytes lost 0" in b"".join(emulator.ask("/status"))  # its console is there beside it
     emulator.reset()
     await_state(heard, ("ready", 2), 90)  # the old connection is taken over; the boot counter tells them apart
