@@ -6,10 +6,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph.h"
 #include "sha256.h"
 #include "stonechat.h"
 
-enum { MOST_MEMORY = 1 << 20, MOST_WORK = 1 << 22 };
+enum { MOST_MEMORY = 1 << 20, MOST_WORK = 1 << 20 };
+
+/* With MUST_RUN, a target ends at the first image that it does not run: the corpus must not be refused in silence. */
+static inline void must(int holds) {
+#ifdef MUST_RUN
+    if (!holds) abort();
+#else
+    (void)holds;
+#endif
+}
 
 static inline void *aligned_copy(void **owner, const uint8_t *from, size_t size) {
     uint8_t *memory = *owner = malloc(size + 32);
@@ -18,20 +28,6 @@ static inline void *aligned_copy(void **owner, const uint8_t *from, size_t size)
     memory += (16 - (uintptr_t)memory % 16) % 16;
     if (from != NULL) memcpy(memory, from, size);
     return memory;
-}
-
-/* Whether a step is short enough to run: the fuzzer looks for wrong accesses, not for long loops. */
-static inline int is_short(const uint8_t *image, size_t size) {
-    uint64_t work = 0;
-    for (size_t at = 0; at + 24 <= size; at += 4) { /* rows by columns of anything that may be a call */
-        uint32_t words[6];
-        memcpy(words, image + at, sizeof words);
-        if ((words[0] & 0xffff) >= 1 && (words[0] & 0xffff) <= 7 && words[0] >> 16 >= 4 && words[0] >> 16 < 200) {
-            uint64_t a = (words[0] & 0xffff) == 1 ? words[1] : words[3], b = (words[0] & 0xffff) == 1 ? words[2] : words[4];
-            work += (a & 0xffffff) * (b & 0xffff);
-        }
-    }
-    return work < MOST_WORK;
 }
 
 /* Make the hash right, so that what lies behind it is reached. */
@@ -47,10 +43,33 @@ static inline void hash_again(uint8_t *image, size_t size) {
     sc_sha256_finish(&hash, image + 16);
 }
 
-/* Whether the engine takes it, and it needs little. */
+/* Elements that a step computes, of a call list that the engine has checked. */
+static inline uint64_t work_of(const uint8_t *image, size_t size) {
+    sc_image whole;
+    sc_graph graph;
+    uint64_t work = 0;
+    if (sc_image_open_trusted(&whole, image, size) != SC_OK || sc_graph_open(&graph, &whole) != SC_OK) return UINT64_MAX;
+    const uint32_t *call = graph.calls;
+    for (uint32_t i = 0; i < graph.head[SC_HEAD_CALLS]; i++, call += call[0] >> 16) {
+        switch (call[0] & 0xffff) {
+        case SC_CALL_PROGRAM:
+            work += (uint64_t)call[SC_PROGRAM_ROWS] * call[SC_PROGRAM_COLUMNS] * call[SC_PROGRAM_OPS];
+            break;
+        case SC_CALL_STORE: work += call[SC_STORE_COUNT]; break;
+        case SC_CALL_ATTENTION:
+            work += (uint64_t)call[SC_ATTEND_HEADS] * call[SC_ATTEND_HEAD_DIM] * call[SC_ATTEND_VALUE_STRIDE];
+            break;
+        default: work += (uint64_t)call[SC_MATMUL_ROWS] * call[SC_MATMUL_COLUMNS]; break;
+        }
+    }
+    return work;
+}
+
+/* Whether the engine takes it, and a step needs little memory and is short enough to run: the fuzzer looks for wrong
+ * accesses, not for long loops. */
 static inline int is_small(const uint8_t *image, size_t size, sc_needs *needs) {
     return sc_measure(image, size, SC_CHECK_HASH, needs) == SC_OK && needs->arena_bytes < MOST_MEMORY &&
-           needs->kv_cache_bytes < MOST_MEMORY && is_short(image, size);
+           needs->kv_cache_bytes < MOST_MEMORY && work_of(image, size) < MOST_WORK;
 }
 
 #endif

@@ -9,11 +9,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *image = aligned_copy(&image_owner, data, size);
     sc_needs needs;
     hash_again(image, size);
-    if (is_small(image, size, &needs)) {
+    const int small = is_small(image, size, &needs);
+    must(small);
+    if (small) {
         void *arena = aligned_copy(&arena_owner, NULL, needs.arena_bytes);
         void *cache = aligned_copy(&cache_owner, NULL, needs.kv_cache_bytes);
         sc_model *model;
-        if (sc_open(&model, image, size, SC_TRUST_HASH, arena, needs.arena_bytes, cache, needs.kv_cache_bytes) == SC_OK) {
+        const int opened =
+            sc_open(&model, image, size, SC_TRUST_HASH, arena, needs.arena_bytes, cache, needs.kv_cache_bytes) == SC_OK;
+        must(opened);
+        if (opened) {
             sc_feed(model, needs.vocabulary - 1);
             sc_feed(model, needs.vocabulary);
             sc_greedy(model);

@@ -5,19 +5,22 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { STEPS = 12, WORK = 4096, MOST_VOCABULARY = 1 << 12, MOST_CONTEXT = 1 << 10 };
+enum { STEPS = 30, WORK = 4096, MOST_VOCABULARY = 1 << 12, MOST_CONTEXT = 1 << 10 };
 
 static void answer(sc_generator *g, const sc_wire_start *start, const uint8_t *prompt, uint32_t bytes) {
     const char *why;
     uint8_t out[64];
     uint32_t written;
-    if (sc_generator_begin(g, start, prompt, bytes, &why) != 0) return;
+    const int begun = sc_generator_begin(g, start, prompt, bytes, &why) == 0;
+    must(begun);
+    if (!begun) return;
     for (int i = 0; i < STEPS && sc_generator_step(g, out, sizeof out, &written, &why) == SC_STEP_MORE; i++) {
     }
 }
 
 static void ask(sc_generator *g) {
-    static const uint8_t words[] = "sab\0uhe said\0", tokens[] = {1, 0, 0, 0, 2, 0, 0, 0};
+    /* the prefix of the corpus is 0 1 */
+    static const uint8_t words[] = "ua\0", tokens[] = {0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0};
     sc_wire_start start;
     uint64_t identities[SC_WIRE_MAX_SCHEMAS];
     uint32_t schemas = sc_generator_schemas(g, identities), name_size;
@@ -42,7 +45,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *image = aligned_copy(&image_owner, data, size);
     sc_needs needs;
     hash_again(image, size);
-    if (is_small(image, size, &needs) && needs.vocabulary <= MOST_VOCABULARY && needs.context <= MOST_CONTEXT) {
+    const int small = is_small(image, size, &needs);
+    must(small);
+    if (small && needs.vocabulary <= MOST_VOCABULARY && needs.context <= MOST_CONTEXT) {
         static sc_generator g;
         memset(&g, 0, sizeof g);
         g.memory.arena = aligned_copy(&arena_owner, NULL, needs.arena_bytes);
@@ -54,9 +59,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         g.memory.logits = malloc(needs.vocabulary * sizeof *g.memory.logits);
         g.memory.work = malloc(WORK);
         g.memory.work_bytes = WORK;
-        if (sc_generator_open(&g, image, size) == SC_OK) {
-            ask(&g);
-        }
+        const int opened = sc_generator_open(&g, image, size) == SC_OK;
+        must(opened);
+        if (opened) ask(&g);
         free(g.memory.prompt);
         free(g.memory.held);
         free(g.memory.logits);

@@ -136,8 +136,10 @@ def test_damaged_images_stay_inside_of_their_memory(target: str, tmp_path_factor
     if target == "whole_image":
         sources += [path for path in firmware_sources() if path.stem in ("generator", "fields")]
         flags += [f"-I{include}" for include in FIRMWARE_INCLUDES]
-    program = compile_program(folder / target, *sources, flags=flags)
     dice, files = random.Random(7), sorted((FUZZ / "corpus" / target).iterdir())
+    strict = compile_program(folder / "strict", *sources, flags=[*flags, "-DMUST_RUN"])
+    assert run(strict, *files) == (0, b"%d\n" % len(files))  # what is not damaged is run, not refused
+    program = compile_program(folder / target, *sources, flags=flags)
     for whole in [file.read_bytes() for file in files]:
         for number in range(40 if target == "image" else 150):
             damaged = bytearray(whole)
