@@ -156,7 +156,7 @@ def ordinary(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
 
     Ordinary are those with the answer `none`, where the task has one.
     """
-    quiet = [example for example in examples if task.none and task.none.items() <= example.answer.items()]
+    quiet = [example for example in examples if task.none and task.none.items() <= (example.answer or {}).items()]
     found: dict[str, Any] = {}
     for name, field in (task.inputs.fields or {}).items():
         values = [example.input[name] for example in quiet or examples if example.input.get(name) is not None]
