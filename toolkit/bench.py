@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.machine.power import Power
 
 __all__ = ["FIGURES", "Run", "cost_of_an_answer", "measure", "measure_once", "spread"]
@@ -115,6 +115,9 @@ def cost_of_an_answer(bundle: Path, task: str, inputs: Sequence[Mapping[str, Any
     Args:
         task: whose, of a bundle of several.
         inputs: to be asked, one at least.
+
+    Raises:
+        ConfigurationError: the bundle was trained for something else.
     """
     from device_runtime.machine.power import energy_fields, find_meter
     from device_runtime.tasks.answering import Answerer
@@ -122,7 +125,10 @@ def cost_of_an_answer(bundle: Path, task: str, inputs: Sequence[Mapping[str, Any
     from device_runtime.update.slots import open_bundle
 
     opened = open_bundle(bundle)
-    answerer, meter = Answerer(opened, Purpose.of_manifest(opened.manifest, task)), find_meter(_power_here())
+    purpose = Purpose.of_manifest(opened.manifest, task)
+    if purpose is None:
+        raise ConfigurationError(f"{bundle} was not trained for {task}.")
+    answerer, meter = Answerer(opened, purpose), find_meter(_power_here())
     try:
         answerer.answer(inputs[0])  # the first one opens what all need
         begun_s, begun_j = time.monotonic(), meter.joules() if meter is not None else 0.0

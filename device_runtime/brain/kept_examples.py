@@ -12,11 +12,12 @@ from typing import Any
 
 from device_runtime.update import durable
 
-__all__ = ["BY_PERSON", "FILE", "KeptLines"]
+__all__ = ["BY_PERSON", "CORRECTIONS", "FILE", "KeptLines"]
 
 BY_PERSON = "person"  # in `by` of a correction; else it is where the larger model is
 
-FILE = "examples.jsonl"  # in the state folder
+FILE = "examples.jsonl"  # in the state folder: answers of larger models
+CORRECTIONS = "corrections.jsonl"  # there, too: answers of people
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
 
 log = logging.getLogger("stonechat.serve")

@@ -333,8 +333,9 @@ def _extensions(
     escalations = Escalations(device)
     recorder = Recorder(device)
     requests = Requests(device, escalations, recorder)
-    extensions: list[Extension] = [escalations, requests, RecordsReader(device, recorder, escalations.examples)]
-    extensions.append(Corrections(device, escalations, recorder))
+    corrections = Corrections(device, escalations, recorder)
+    reader = RecordsReader(device, recorder, escalations.examples, corrections.kept)
+    extensions: list[Extension] = [escalations, requests, corrections, reader]
     if device.pool is not None:
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:

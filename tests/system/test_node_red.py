@@ -19,6 +19,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.brokers import await_ready, free_port, mosquitto
+from tests.scripted_fleet import wait_until
 
 ROOT = Path(__file__).parents[2]
 FLOW = ROOT / "examples" / "node-red" / "flow.json"
@@ -113,3 +114,46 @@ def test_the_flow_asks_and_passes_the_answer_on(site: int) -> None:
     answer = json.loads(heard[0].payload)
     assert answer["text"].strip() == "THE NORTH GREENHOUSE HAS 38 °C. WHAT SHOULD THE GARDENER DO?"
     assert answer["id"].startswith("north-")
+
+
+@pytest.mark.slow
+def test_its_own_http_node_asks_the_gateway(tmp_path: Path, node_red: Path) -> None:
+    """An `http request` node posts what a person writes into a flow, and reads the answer's fields. About 30 s."""
+    with mosquitto(tmp_path) as port:
+        at, bundle = free_port(), ROOT / "examples" / "log-triage" / "bundle"
+        asked = {"model": "log-triage", "messages": [{"role": "user", "content": "kernel: eth3: Link is Down"}]}
+        broker = {"id": "b", "type": "mqtt-broker", "broker": "127.0.0.1", "port": str(port), "protocolVersion": "4"}
+        nodes = [
+            {"id": "f", "type": "tab", "label": "ask"}, broker,
+            {"id": "i", "type": "inject", "z": "f", "props": [{"p": "payload"}], "payload": json.dumps(asked),
+             "payloadType": "json", "once": True, "repeat": "5", "wires": [["h"]]},
+            {"id": "h", "type": "http request", "z": "f", "method": "POST", "ret": "obj", "wires": [["c"]],
+             "url": f"http://127.0.0.1:{at}/v1/chat/completions"},
+            {"id": "c", "type": "change", "z": "f", "wires": [["m"]], "rules": [
+                {"t": "set", "p": "payload", "pt": "msg", "to": "payload.choices[0].message.content", "tot": "msg"}]},
+            {"id": "m", "type": "mqtt out", "z": "f", "topic": "said", "qos": "1", "retain": "true", "broker": "b"},
+        ]  # fmt: skip
+        (tmp_path / "flow.json").write_text(json.dumps(nodes))
+        (tmp_path / "settings.js").write_text(
+            f'module.exports = {{flowFile: "flow.json", uiHost: "127.0.0.1", uiPort: {free_port()}, '
+            "httpAdminRoot: false, httpNodeRoot: false, telemetry: {enabled: false}};\n"
+        )
+        heard: list[bytes] = []
+        client = paho.Client(CallbackAPIVersion.VERSION2)
+        client.on_message = lambda c, u, message: heard.append(message.payload)
+        client.connect("127.0.0.1", port)
+        client.subscribe("said", 1)
+        client.loop_start()
+        with (tmp_path / "log").open("wb") as log:
+            gateway = [sys.executable, "-m", "toolkit", "gateway", str(bundle), "--port", str(at)]
+            processes = [subprocess.Popen(gateway, cwd=ROOT, stdout=log, stderr=log)]
+            processes += [subprocess.Popen(["node", str(node_red), "--userDir", str(tmp_path)], stdout=log, stderr=log)]
+        try:
+            wait_until(lambda: bool(heard), START_S, "Node-RED said nothing")
+        finally:
+            client.loop_stop()
+            for process in processes:
+                process.terminate()
+                process.wait(60)
+            print((tmp_path / "log").read_text()[-3000:])
+        assert json.loads(heard[0]) == {"category": "network", "priority": "high"}

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
         if unknown := sorted(set(instead) - set(answerer.purpose.inputs.fields or {})):
             known = ", ".join(answerer.purpose.inputs.fields or {}) or "none: it reads a text"
             raise ConfigurationError(f"--instead names {', '.join(unknown)[:60]}; the bundle's fields are {known}.")
-        known = answerer.purpose.ordinary
+        ordinary = answerer.purpose.ordinary
         middle = {  # of its range, where a bundle was trained before it kept that
-            name: known.get(name, field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2)
+            name: ordinary.get(name, field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2)
             for name, field in (answerer.purpose.inputs.fields or {}).items()
         } | instead
         whole, found = moves(lambda inputs: answerer.answer({**middle, **inputs} if middle else inputs), given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.options import add_json, whole_number
 
@@ -98,7 +98,7 @@ def _ask(args: argparse.Namespace) -> int:
     router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
     chosen = router.choose(args.asked)
     having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
-    fields = {"model": None if chosen.stray else chosen.model, "why": chosen.why}
+    fields: dict[str, Any] = {"model": None if chosen.stray else chosen.model, "why": chosen.why}
     fields |= {} if args.device is not None or chosen.stray else {"devices": having}
     where = f" (on {', '.join(having)})" if "devices" in fields else ""
     return show(args, fields, [chosen.why if chosen.stray else f"{chosen.model}{where}: {chosen.why}"])

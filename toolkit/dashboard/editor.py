@@ -246,11 +246,12 @@ def _put(data: CommentedMap, was: str | None, wanted: Mapping[str, Any]) -> Comm
         links = data["links"] = CommentedSeq()
     elif links.fa.flow_style() and not links:
         links.fa.set_block_style()
+    link: CommentedMap
     if was is None:
         link = CommentedMap(wanted)
         links.append(link)
         return link
-    link: CommentedMap = links[_place_of(links, was)]
+    link = links[_place_of(links, was)]
     for name in [name for name in link if name in LINK.fields and name not in wanted]:
         del link[name]
     for name, value in wanted.items():

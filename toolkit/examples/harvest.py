@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.brain.kept_examples import BY_PERSON, FILE
+from device_runtime.brain.kept_examples import BY_PERSON, CORRECTIONS, FILE
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.file import Task
@@ -38,25 +38,31 @@ def read_kept(paths: Sequence[Path]) -> list[Mapping[str, Any]]:
     """
     found: list[Mapping[str, Any]] = []
     for path in paths:
-        file = path / FILE if path.is_dir() else path
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{file} cannot be read: {error}. Expected the state folder of a device that escalates, or its {FILE}."
-            ) from None
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError):
-                if number == len(lines):  # a power cut has halved it
-                    continue
-                raise ConfigurationError(
-                    f"{file}:{number}: not JSON; expected a line that a device has kept."
-                ) from None
-            if isinstance(entry, Mapping):
-                found.append(entry)
+        files = [path]
+        if path.is_dir():
+            files = [file for name in (FILE, CORRECTIONS) if (file := path / name).exists()] or [path / FILE]
+        for file in files:
+            found += _entries(file)
     return sorted(found, key=lambda entry: str(entry.get("time", "")))
+
+
+def _entries(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{file} cannot be read: {error}. Expected the state folder of a device that escalates, or takes "
+            f"corrections, or its {FILE}."
+        ) from None
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            if number == len(lines):  # a power cut has halved it
+                continue
+            raise ConfigurationError(f"{file}:{number}: not JSON; expected a line that a device has kept.") from None
+        if isinstance(entry, Mapping):
+            yield entry
 
 
 def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bool = False) -> Harvest:

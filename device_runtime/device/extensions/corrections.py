@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from device_runtime.brain.kept_examples import BY_PERSON
+from device_runtime.brain.kept_examples import BY_PERSON, CORRECTIONS, KeptLines
 from device_runtime.brain.question import input_of
 from device_runtime.brain.recorder import Recorder
 from device_runtime.device.extension import Device, Extension, Route
@@ -53,7 +53,8 @@ class Corrections(Extension):
 
     def __init__(self, device: Device, escalations: Escalations, recorder: Recorder) -> None:
         self._device, self._escalations, self._replies = device, escalations, Replies(device)
-        self._redactor_of, self._kept = recorder.redactor_of, escalations.examples
+        self._redactor_of = recorder.redactor_of
+        self.kept = KeptLines(device.config.state_dir / CORRECTIONS, recorder.recording.corrections)
         self.capabilities = ("correct",) if recorder.recording.corrections else ()
 
     def routes(self) -> Sequence[Route]:
@@ -72,7 +73,7 @@ class Corrections(Extension):
             value = parse(message.payload)
             address = self._address(message, value, vouched)
             entry = self._entry(read(Correction, value, "a correction"), vouched)
-            self._kept.add(entry)
+            self.kept.add(entry)
         except (MessageError, ConfigurationError, LinkError) as error:
             log.info("refused a correction on %s: %s", message.topic, type(error).__name__)
             if address is not None:

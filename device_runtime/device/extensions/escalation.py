@@ -20,7 +20,6 @@ from device_runtime.brain.redaction import Redactor
 from device_runtime.device.extension import Device, Extension
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Reason
-from device_runtime.fleet.policies.recording import Recording
 from device_runtime.machine.machine import temperature_c
 from device_runtime.mqtt.messages import Final, Route
 from device_runtime.tasks.purpose import Purpose
@@ -159,7 +158,6 @@ class Escalations(Extension):
         self._budget = Budget(config.state_dir / BUDGET)
         policies = {"device": config.escalate, **{f"link {link.name}": link.escalate for link in config.links}}
         keep = max((policy.keep for policy in policies.values() if policy is not None), default=0)
-        keep = max(keep, (config.recording or Recording()).corrections)
         self.examples = KeptLines(config.state_dir / FILE, keep)
         self._escalators: dict[str, Escalator] = {}
         self._desks: dict[str, Desk] = {}

@@ -39,9 +39,10 @@ class RecordsReader(Extension):
 
     capabilities = ("records",)
 
-    def __init__(self, device: Device, recorder: Recorder, examples: KeptLines) -> None:
+    def __init__(self, device: Device, recorder: Recorder, *examples: KeptLines) -> None:
+        """`examples`: of larger models and of people."""
         self._device, self._recorder, self._replies = device, recorder, Replies(device)
-        self._sources = {"answers": recorder.kept, "examples": examples}
+        self._sources = {"answers": (recorder.kept,), "examples": examples}
         self._next_expiry_s = 0.0
 
     def routes(self) -> Sequence[Route]:
@@ -77,7 +78,7 @@ class RecordsReader(Extension):
         except MessageError as error:
             self._replies.turn_away(address, error.code, str(error))
             return
-        entries = self._sources[query.kind].entries()
+        entries = [entry for kept in self._sources[query.kind] for entry in kept.entries()]
         page: list[Any] = []
         size = 0
         for entry in entries[query.after : query.after + query.limit]:

@@ -118,4 +118,4 @@ def test_a_device_may_take_none(on_air: Callable[..., OnAir]) -> None:
     device.client.publish(device.topics.correct, {"answer": RIGHT, "prompt": "x"})
     device.ask(prompt="y")
     device.client.until(lambda topic, value: "done" in value)
-    assert not (device.service.config.state_dir / "examples.jsonl").exists()
+    assert not list(device.service.config.state_dir.glob("*.jsonl"))
