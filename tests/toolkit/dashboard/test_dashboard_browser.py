@@ -263,8 +263,8 @@ class TestSlowly:
         script.confidence = {"severity": 0.71}
         answer = {"type": "object", "properties": {"severity": {"enum": ["ok", "alarm"]}}}
         link = Link(name="hot", source="plant/3/boiler", prompt="{{ temp_c }}", to="plant/advice", answer=answer)
-        device = on_air(script, device="north", links=(link,), recording=Recording(keep=5))
-        page = dashboard()
+        device = on_air(script, device="hall", links=(link,), recording=Recording(keep=5))
+        page = dashboard(FLEET.replace("north", "hall"))
         browser.open(f"{page.url}/#links")
         device.client.publish("plant/3/boiler", {"temp_c": 97})
         browser.until(lambda: "severity ok" in browser.one(".card", "hot").text.replace("\n", " "))
@@ -275,14 +275,14 @@ class TestSlowly:
         browser.one("dialog .fault", "expected")  # what the device says
         browser.write("dialog .form label:nth-child(1) input", "alarm")
         browser.one("dialog footer button", "Keep it").click()
-        browser.one("dialog .kept", "Kept on north")
-        (example,) = kept_records(BrokerAddress("127.0.0.1", device.client.port), "north", "examples")
+        browser.one("dialog .kept", "Kept on hall")
+        (example,) = kept_records(BrokerAddress("127.0.0.1", device.client.port), "hall", "examples")
         assert example["answer"] == {"severity": "alarm"} and example["who"] == "anna"
         browser.one("dialog").send_keys(Keys.ESCAPE)
         energy = {"energy_j": 7200, "energy_mwh_answer": 0.0251, "energy_how": "computed: 6 W"}
-        device.client.publish("stonechat/1/north/out/health", {"answers": 1, **energy})
+        device.client.publish("stonechat/1/hall/out/health", {"answers": 1, **energy})
         browser.open(f"{page.url}/#fleet")
-        browser.one("td.device button", "north").click()
+        browser.one("td.device button", "hall").click()
         browser.until(
             lambda: "0.0251 mWh computed: 6 W" in browser.one("dialog").text and "2.00 Wh" in browser.one("dialog").text
         )
@@ -291,7 +291,7 @@ class TestSlowly:
         assert "temp_c 97" in record.text and "71" in record.text
         assert [fault for fault in browser.faults() if "/api/correct" not in fault] == []  # that one was refused
         own = device.client.client  # the broker is the next test's, too
-        own.publish("stonechat/1/north/out/link/hot", b"", qos=1, retain=True).wait_for_publish(9)
+        own.publish("stonechat/1/hall/out/link/hot", b"", qos=1, retain=True).wait_for_publish(9)
 
     def test_roll_outs_are_paused_and_aborted(self, dashboard, browser, tmp_path):
         files = RolloutFiles(default_folder())  # the test's own
