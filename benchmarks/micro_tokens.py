@@ -2,9 +2,9 @@
 
     python benchmarks/micro_tokens.py [STORIES260K.bin]
 
-First one layer of SmolLM2-135M's shape (random weights) at position 128: which calls take how much, and how deep the
-stack went. Then, with the checkpoint of llama2.c's stories260K (../shared/data/ by default), 200 greedy tokens beside
-the plain float loop of benchmarks/micro/float_loop.c, by the same compiler with the same flags.
+First one layer of SmolLM2-135M's shape (random weights, int8 and int4) at position 128: which calls take how much, and
+how deep the stack went. Then, with the checkpoint of llama2.c's stories260K (../shared/data/ by default), 200 greedy
+tokens beside the plain float loop of benchmarks/micro/float_loop.c, by the same compiler with the same flags.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from micro_bundles import micro_bundle, random_network
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
+from converters.profiles import WeightType
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine
 
@@ -29,6 +30,7 @@ KINDS = (
     "programs", "int8 matmuls", "int16 matmuls", "stores", "attention", "int8 by int4 matmuls", "int16 by int4 matmuls",
 )  # fmt: skip
 POSITION, TOKENS = 128, 200
+WEIGHTS: tuple[WeightType, ...] = ("int8", "int4")
 STORIES = ROOT.parents[0] / "shared" / "data" / "stories260K.bin"
 
 
@@ -41,27 +43,34 @@ def engine_defines(image: Path, memory: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def layer_image(folder: Path) -> Path:
+def layer_image(folder: Path, weights: WeightType = "int8") -> Path:
     """The model image of one layer of SmolLM2's shape, with random weights."""
     network = random_network(
         vocabulary=256, width=576, layers=1, heads=9, kv_heads=3, head_dim=64, ffn_width=1536, max_context=512
     )
-    return micro_bundle(folder / "layer", network, context=256).path / IMAGE
+    return micro_bundle(folder / f"layer-{weights}", network, context=256, weights=weights).path / IMAGE
 
 
 def layer(folder: Path) -> None:
-    """Shares of the calls in a token of one layer."""
-    image = layer_image(folder)
+    """Shares of the calls in a token of one layer, with int8 and with int4 weights."""
+    images = {weights: layer_image(folder, weights) for weights in WEIGHTS}
     for core in ("M4", "M7", "M55"):
-        board = BOARDS[core]
-        defines = {**engine_defines(image, board.memory), "POSITION": POSITION}
-        program = compile_for(board, folder / "calls.elf", "count_calls.c", defines)
-        *taken, stack = map(int, run_on(board, program, {board.memory: image}).split())
-        total = sum(taken)
-        shares = ", ".join(f"{name} {n / total:.1%}" for name, n in zip(KINDS, taken, strict=True))
-        print(f"{core:4} one layer of SmolLM2, position {POSITION}: {total:,} instructions: {shares}")
-        matmuls = sum(n for name, n in zip(KINDS, taken, strict=True) if "matmuls" in name)
-        print(f"{core:4} matmuls {matmuls / total:.1%} of them; {stack:,} bytes of stack were used")
+        totals = []
+        for weights, image in images.items():
+            board = BOARDS[core]
+            defines = {**engine_defines(image, board.memory), "POSITION": POSITION}
+            program = compile_for(board, folder / "calls.elf", "count_calls.c", defines)
+            *taken, stack = map(int, run_on(board, program, {board.memory: image}).split())
+            total = sum(taken)
+            totals.append(total)
+            shares = ", ".join(f"{name} {n / total:.1%}" for name, n in zip(KINDS, taken, strict=True) if n)
+            print(
+                f"{core:4} one layer of SmolLM2, {weights}, position {POSITION}: {total:,} instructions: {shares}; "
+                f"{stack:,} bytes of stack were used"
+            )
+            matmuls = sum(n for name, n in zip(KINDS, taken, strict=True) if "matmuls" in name)
+            print(f"{core:4} matmuls with weights {matmuls / total:.1%} of them")
+        print(f"{core:4} instructions with int4 weights : int8 {totals[1] / totals[0]:.2f}")
 
 
 def stories_image(folder: Path, checkpoint: Path) -> Path:
