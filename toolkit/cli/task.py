@@ -131,9 +131,12 @@ def _check(args: argparse.Namespace) -> int:
     from device_runtime.tasks.examples import read_examples
     from device_runtime.tasks.file import load
     from device_runtime.tasks.rules import Truth
+    from toolkit.examples.readings import never_met
     from toolkit.examples.sources import calibration_examples
 
     task = load(args.task)
+    from_rules = task.truth and task.inputs.fields and task.generate.program is None
+    unmet = never_met(task) if from_rules else []
     calibrate = len(calibration_examples(task))
     truth = Truth(task) if task.truth else None
     count, against, strange = 0, [], []
@@ -154,12 +157,18 @@ def _check(args: argparse.Namespace) -> int:
             "examples": count,
             "calibrate": calibrate,
             "against_rules": against,
+            "rules_never_met": unmet,
             "unfamiliar": strange,
         }
         print(json.dumps(found, ensure_ascii=False))
         return 0
     more_examples = f", {calibrate} to calibrate on" if task.calibrate else ""
     print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples{more_examples}")
+    for condition in unmet:
+        print(
+            f"warning: no generated case meets the rule `{condition or 'the last one'}`, so no model learns it; is it "
+            "possible within the fields' ranges, and comes no wider rule before it?"
+        )
     for case in strange[:_SHOWN]:
         print(f"warning: {case['file']}: {case['why']}, in {json.dumps(case['input'], ensure_ascii=False)}")
     for case in against[:_SHOWN]:

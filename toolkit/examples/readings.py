@@ -18,7 +18,7 @@ from device_runtime.tasks.file import Task
 from device_runtime.tasks.inputs import InputField
 from device_runtime.tasks.rules import Truth
 
-__all__ = ["Borders", "drawn", "generated"]
+__all__ = ["Borders", "drawn", "generated", "never_met"]
 
 Case = dict[str, Any]  # {"input": {…}, "answer": {…}}
 _TRIES = 60  # draws for each case that is wanted, before a rule is taken for one that hardly ever holds
@@ -87,6 +87,17 @@ def generated(task: Task, count: int, seed: int) -> Iterator[Case]:
         yield {"input": given, "answer": dict(task.truth[number].answer)}
 
 
+def never_met(task: Task, cases: int = 300) -> list[str]:
+    """The conditions of rules that none of so many generated cases meets, so that no model would learn them.
+
+    Raises:
+        ConfigurationError: as `generated`.
+    """
+    truth = Truth(task)
+    met = {truth.rule(case["input"]) for case in generated(task, cases, 0)}
+    return [rule.when or "" for number, rule in enumerate(task.truth) if number not in met]
+
+
 def _reading(task: Task, borders: Borders, rng: random.Random) -> Case:
     fields = task.inputs.fields or {}
     near = task.generate.near_borders
@@ -127,6 +138,7 @@ def _earlier(task: Task, given: Case, borders: Borders, rng: random.Random) -> l
         chance = rng.random()
         if borders.others and chance < 0.5:
             drift = rng.choice(borders.others) + rng.choice((-1, 0, 1)) * _distance(field.step, 5.0, rng)
+            drift *= rng.choice((-1, 1))  # a rule may be about a loss as well as a gain
         else:
             drift = rng.choice((-1, 1)) * _distance(field.step, float((field.high or 0) - (field.low or 0)) / 20, rng)
         drifts[name] = drift

@@ -12,7 +12,7 @@ from device_runtime.tasks.examples import answer_faults
 from device_runtime.tasks.file import Generate, load, loads
 from device_runtime.tasks.rules import Truth
 from toolkit.cli import main
-from toolkit.examples.readings import Borders, generated
+from toolkit.examples.readings import Borders, generated, never_met
 from toolkit.examples.sources import generated_examples
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -81,6 +81,36 @@ def test_a_program_that_fails_says_with_what(tmp_path: Path) -> None:
     (tmp_path / "g.py").write_text(f"print({json.dumps(json.dumps({'input': {}, 'answer': {}}))})", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"the output of g.py:1: 'action' is missing"):
         list(generated_examples(task, 1, 0))
+
+
+FALLING = """task: 1
+name: tank
+input:
+  fields: {litres: {from: 0, to: 500, step: 1, usual: [100, 400]}}
+  window: 4
+  features: {lost: {value: "window[0].litres - litres if window else null", from: -500, to: 500, step: 1}}
+answer: {type: object, additionalProperties: false, required: [leak], properties: {leak: {enum: ["no", "yes"]}}}
+none: {leak: "no"}
+truth:
+  - {when: window and lost >= 90, answer: {leak: "yes"}}
+  - {answer: {leak: "no"}}
+"""
+
+
+def test_a_rule_about_a_loss_has_its_cases_as_one_about_a_gain_has(tmp_path: Path) -> None:
+    """Earlier readings came from below alone: of 8,000 cases none had lost as much as the rule asks for."""
+    (tmp_path / "task.yaml").write_text(FALLING, encoding="utf-8")
+    task = load(tmp_path)
+    leaks = sum(case["answer"]["leak"] == "yes" for case in generated(task, 400, 0))
+    assert leaks >= 0.2 * 400
+    assert never_met(task) == []
+
+
+def test_a_rule_that_no_case_can_meet_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "task.yaml").write_text(FALLING.replace("lost >= 90", "litres > 900"), encoding="utf-8")
+    assert main(["task", "check", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "warning: no generated case meets the rule `window and litres > 900`, so no model learns it" in out
 
 
 class TestCheckOfExamples:
