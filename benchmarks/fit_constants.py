@@ -101,8 +101,7 @@ def pi_constants(folder: Path) -> Iterator[Constant]:
     factors, rests = [], []
     for bundle in bundles("pi", folder):
         counts, known = bundle.manifest.counts["pi"], known_part(bundle)
-        windows = len(footprint.cache_windows(bundle.manifest.context))
-        operators, rows = windows * counts.operators, windows * counts.signatures * counts.rows
+        operators, rows = counts.operators, counts.signatures * counts.rows
         records = operators * footprint._SIGNATURE_OPERATOR + int(rows * footprint._SIGNATURE_ROW)
         in_graph = known.graph - footprint._LITERT_MODEL - records  # the FlatBuffer's own pages
         factors.append((1, operators, rows))

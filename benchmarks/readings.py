@@ -1,15 +1,15 @@
 """Readings answered a minute: two links in turn, answers of four fields, beside an earlier stonechat and llama.cpp.
 
-    python benchmarks/readings.py BUNDLE [--against TREE] [--llama Q8_0.gguf] [--readings 12] [--rounds 3] [--sentence]
-        [--json]
+    python benchmarks/readings.py BUNDLE [--against TREE --against-bundle BUNDLE] [--llama Q8_0.gguf] [--readings 12]
+        [--rounds 3] [--sentence] [--json]
 
 Each link has an instruction of about fifty tokens; their readings come in turn, so that each displaces the other's
 prompt. Every round is a process of its own for each contestant, one thread, and they take turns, so that the machine's
 moods reach all of them; what counts is the ratio, of the clock's time and of the processor's, which is the one to read
-on a busy machine. TREE is a checkout of an earlier commit (`git worktree add`), which opens the same bundle. llama.cpp
-answers through llama-cpp-python's `response_format`, with its prompt cache; `make peers` builds it and makes the file.
-With --sentence each answer has a free sentence of about 40 tokens as well, and the figure is the time for each of its
-tokens, the prompt's time included.
+on a busy machine. TREE is a checkout of an earlier commit (`git worktree add`), which opens a bundle that it has made
+of the same checkpoint. llama.cpp answers through llama-cpp-python's `response_format`, with its prompt cache; `make
+peers` builds it and makes the file. With --sentence each answer has a free sentence of about 40 tokens as well, and the
+figure is the time for each of its tokens, the prompt's time included.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="readings answered a minute, two links in turn")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", metavar="TREE", type=Path)
+    parser.add_argument("--against-bundle", metavar="BUNDLE", type=Path, help="which that tree opens; else the same")
     parser.add_argument("--llama", metavar="GGUF", type=Path)
     parser.add_argument("--llama-python", metavar="PYTHON", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--readings", type=int, default=12)
@@ -132,7 +133,9 @@ def main() -> None:
     worker = [sys.executable, script, "--work", "stonechat", bundle, count, *more]
     contestants = {"stonechat": (worker, ROOT)}
     if args.against is not None:
-        contestants["stonechat before"] = (worker, args.against.resolve())
+        other = str((args.against_bundle or args.bundle).resolve())
+        before = [part if part != bundle else other for part in worker]
+        contestants["stonechat before"] = (before, args.against.resolve())
     if args.llama is not None:
         command = [str(args.llama_python), script, "--work", "llama.cpp", str(args.llama.resolve()), count, *more]
         contestants["llama.cpp"] = (command, ROOT)

@@ -165,11 +165,21 @@ class Subgraph:
         return Tensor(len(self._tensors) - 1, name, tuple(shape), dtype, quantization)
 
     def input(
-        self, name: str, shape: Sequence[int], dtype: npt.DTypeLike, quantization: Quantization | None = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        quantization: Quantization | None = None,
+        *,
+        resizable: int | None = None,
     ) -> Tensor:
-        """Declare an input; `name` is its name in the signature."""
-        self.inputs[name] = self._tensor(name, shape, dtype, quantization)
-        return self.inputs[name]
+        """Declare an input; `name` is its name in the signature, `resizable` an axis of which a run may have more or
+        less than `shape` says."""
+        made = self.inputs[name] = self._tensor(name, shape, dtype, quantization)
+        if resizable is not None:
+            sizes = [-1 if axis == resizable else size for axis, size in enumerate(shape)]
+            self._tensors[made.index].shapeSignature = np.array(sizes, np.int32)
+        return made
 
     def output(self, name: str, tensor: Tensor) -> None:
         """Declare an output; `name` is its name in the signature."""

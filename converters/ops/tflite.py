@@ -47,6 +47,8 @@ class TfliteOps:
         }
     )  # fmt: skip
 
+    any_rows = False  # whether a run may have more or fewer rows than the shapes here say
+
     def __init__(self, graph: Subgraph, norms: Mapping[str, FloatArray]) -> None:
         self._graph, self._norms = graph, norms
 
@@ -87,16 +89,23 @@ class TfliteOps:
         x = inputs[0]
         return self._op(code, inputs, name, shape, options, version, x.dtype, x.quantization)
 
-    def _reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _reshape(self, x: Tensor, shape: tuple[int, ...], rows: int | None = None) -> Tensor:
+        """`rows` is the axis of `shape` whose size follows the rows of a run, where there may be any number of them."""
         if x.shape == shape:
             return x
+        written = [-1 if self.any_rows and axis == rows else size for axis, size in enumerate(shape)]
         options = schema.ReshapeOptionsT()
-        options.newShape = np.array(shape, np.int32)
-        return self._moved(Op.RESHAPE, [x, self._ints(shape)], x.name, shape, options)
+        options.newShape = np.array(written, np.int32)
+        return self._moved(Op.RESHAPE, [x, self._ints(written)], x.name, shape, options)
 
     def _columns(self, x: Tensor, start: int, size: int, name: str = "") -> Tensor:
         """Elements start … start + size of the last axis."""
         return self._part(x, len(x.shape) - 1, start, size, name)
+
+    def _swapped(self, x: Tensor) -> Tensor:
+        """The halves of the last axis, the second before the first."""
+        half = x.shape[-1] // 2
+        return self._concat([self._columns(x, half, half), self._columns(x, 0, half)], "rope.swap")
 
     def _part(self, x: Tensor, axis: int, start: int, size: int, name: str = "") -> Tensor:
         """Elements start … start + size of one axis."""
@@ -145,7 +154,7 @@ class TfliteOps:
     def _embed_rows(self, tokens: Tensor, rows: Constant, scale: Constant, name: str = "embed") -> Tensor:
         """int8 rows times their scales: (tokens, width)."""
         floats = self._cast(self._gather(rows, tokens, f"{name}_rows"), f"{name}_float")
-        scales = self._reshape(self._gather(scale, tokens, f"{name}_scale"), (*tokens.shape, 1))
+        scales = self._reshape(self._gather(scale, tokens, f"{name}_scale"), (*tokens.shape, 1), rows=0)
         return self._binary(Op.MUL, floats, scales, name)
 
     def _norm(self, x: Tensor, norm: Norm, name: str) -> Tensor:
@@ -195,45 +204,37 @@ class TfliteOps:
 
     def _norm_heads(self, x: Tensor, norm: Norm, name: str, heads: int) -> Tensor:
         """(tokens, heads * size), each head normed by itself."""
-        parts = self._reshape(x, (x.shape[0], heads, x.shape[1] // heads))
-        return self._reshape(self._norm(parts, norm, name), x.shape)
+        parts = self._reshape(x, (x.shape[0], heads, x.shape[1] // heads), rows=0)
+        return self._reshape(self._norm(parts, norm, name), x.shape, rows=0)
 
     def _rotated_heads(self, x: Tensor, cos: Tensor, sin: Tensor, name: str = "rope") -> Tensor:
-        """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, rotated), see `rope_tables`."""
+        """RoPE. x: (tokens, heads, head_dim); cos, sin: (tokens, 1, rotated), see `rope_tables`; or all of them with
+        the heads first."""
         size = cos.shape[-1]
         if size < x.shape[-1]:  # what lies after it stays as it is
             rest = self._columns(x, size, x.shape[-1] - size, "rope.rest")
             first = self._rotated_heads(self._columns(x, 0, size, "rope.part"), cos, sin, "rope.rotated")
             return self._concat([first, rest], name)
-        half = size // 2
-        swapped = self._concat([self._columns(x, half, half), self._columns(x, 0, half)], "rope.swap")
-        across = self._binary(Op.MUL, swapped, sin, "rope.sin")
+        across = self._binary(Op.MUL, self._swapped(x), sin, "rope.sin")
         return self._binary(Op.ADD, self._binary(Op.MUL, x, cos, "rope.cos"), across, name)
 
     def _window_mask(self, position: Tensor, window: int, newest: int) -> Tensor:
         """0 where the cache holds a position up to `position - 1 + newest`, far below 0 after: (1, 1, 1, window)."""
         here = self._cast(position, "position_float")
         slots = self._float("slots", np.arange(1 - newest, window + 1 - newest).reshape(1, 1, 1, -1))
-        behind = self._binary(Op.SUB, self._reshape(here, (1, 1, 1, 1)), slots, "slot_age")
-        options = schema.MaximumMinimumOptionsT()
-        clipped = self._op(Op.MINIMUM, [behind, self._float("zero", [0.0])], "slot_future", behind.shape, options)
-        self._age = behind
-        return self._binary(Op.MUL, clipped, self._float("masked", [MASKED]), "mask")
+        self._age = self._binary(Op.SUB, self._reshape(here, (1, 1, 1, 1)), slots, "slot_age")
+        return self._masked_below_zero(self._age)
 
-    def _sliding_mask(self, mask: Tensor, visible: int, offsets: npt.NDArray[np.float32] | None = None) -> Tensor:
-        """`mask`, and far below 0 for slots whose age (see `_window_mask`) is above `visible`.
-
-        Args:
-            offsets: (rows, 1), by how many positions each row's token is after the first.
-        """
-        options = schema.MaximumMinimumOptionsT()
-        age = self._age
-        if offsets is not None:
-            age = self._binary(Op.ADD, age, self._float("row_offsets", offsets[None, None]), "row_age")
+    def _sliding_mask(self, mask: Tensor, age: Tensor, visible: int) -> Tensor:
+        """`mask`, and far below 0 where `age` (see `_window_mask`) is above `visible`."""
         left = self._binary(Op.SUB, self._float("visible", [visible]), age, "slot_left")
-        clipped = self._op(Op.MINIMUM, [left, self._float("zero", [0.0])], "slot_past", left.shape, options)
-        past = self._binary(Op.MUL, clipped, self._float("masked", [MASKED]), "mask_past")
-        return self._binary(Op.ADD, past, mask, "mask_sliding")
+        return self._binary(Op.ADD, self._masked_below_zero(left), mask, "mask_sliding")
+
+    def _masked_below_zero(self, x: Tensor) -> Tensor:
+        """0 where `x`, which holds whole numbers, is not below 0, and far below 0 where it is."""
+        options = schema.MaximumMinimumOptionsT()
+        below = self._op(Op.MINIMUM, [x, self._float("zero", [0.0])], f"{x.name}.below", x.shape, options)
+        return self._binary(Op.MUL, below, self._float("masked", [MASKED]), f"{x.name}.masked")
 
     def _activation(self, x: Tensor, kind: ActivationKind) -> Tensor:
         """The activation function, by element."""

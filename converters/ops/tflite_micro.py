@@ -151,7 +151,7 @@ class MicroOps(MicroParts):
             return self._mask
         if attention.window not in self._masks:  # the slot of this token has age 0
             mask = self._reshape(self._mask, (1, 1, 1, self._context))
-            sliding = self._sliding_mask(mask, attention.window - 1)
+            sliding = self._sliding_mask(mask, self._age, attention.window - 1)
             self._masks[attention.window] = self._reshape(sliding, (1, self._context))
         return self._masks[attention.window]
 

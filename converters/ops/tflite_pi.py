@@ -1,7 +1,9 @@
 """Ops that emit the `pi` profile: float32 between matmuls whose weights are int8 and per channel, or int4 in blocks.
 
-The kernel quantizes each row of activations on the fly. One reading emits one signature, for a fixed
-number of tokens and a fixed window of the cache; all signatures of a model share their constants.
+The kernel quantizes each row of activations on the fly. One graph serves runs for one token, for a few and for many,
+and a cache of any size: before a run its inputs are made as long as is needed. `tokens` come one after the other, at
+`positions`; `rows` are the tokens whose logits are wanted; `k_0`, `v_0` … are the cache, and `slots` counts its
+positions from one.
 
 Attention reads the cache as it was before these tokens and the new keys and values beside it, and the
 cache is updated only at the end of the graph. So everything up to the logits is one unbroken stretch
@@ -20,7 +22,7 @@ from ai_edge_litert import schema_py_generated as schema
 from converters.emit.tflite_write import Constant, Subgraph, Tensor
 from converters.network.config import Attention, NetworkConfig, Rope
 from converters.network.weights import FloatArray
-from converters.ops.tflite import MASKED, Op
+from converters.ops.tflite import Op
 from converters.ops.tflite_pi_parts import PiParts, QuantizedMatmul, Value
 
 __all__ = ["EmbeddingRows", "PiConstants", "PiOps"]
@@ -53,65 +55,97 @@ class PiOps(PiParts):
 
     SUPPORTS = PiParts.SUPPORTS | {"turned head"}
 
+    any_rows = True
+
     def __init__(
-        self,
-        graph: Subgraph,
-        constants: PiConstants,
-        config: NetworkConfig,
-        tokens: int,
-        window: int,
-        every_row: bool = False,
+        self, graph: Subgraph, constants: PiConstants, config: NetworkConfig, tokens: int, window: int, context: int
     ) -> None:
-        """`every_row` gives logits of all tokens, not of the one that the input `row` names."""
+        """A graph for at most `tokens` tokens a run and `context` positions; `window` is what it is written with."""
         super().__init__(graph, constants.norms, constants.matmuls)
         self._constants = constants
-        self._count, self._window = tokens, window
-        self._tokens = graph.input("tokens", (tokens,), np.int32)
-        self._position = graph.input("position", (1,), np.int32)
-        self._row = graph.input("row", (1,), np.int32) if tokens > 1 and not every_row else None
+        self._count, self._context = tokens, context
+        self._tokens = graph.input("tokens", (tokens,), np.int32, resizable=0)
+        self._positions = graph.input("positions", (tokens,), np.int32, resizable=0)
+        self._rows = graph.input("rows", (1,), np.int32, resizable=0)
+        slots = graph.input("slots", (window,), np.float32, resizable=0)
         self._cache = []
         for i, block in enumerate(config.blocks):
             shape = (1, block.attention.kv_heads, window, block.attention.head_dim)
-            keys, values = (graph.input(f"{kind}_{i}", shape, np.float32) for kind in "kv")
+            keys, values = (graph.input(f"{kind}_{i}", shape, np.float32, resizable=2) for kind in "kv")
             self._cache.append((keys, values))
         self._fresh: list[tuple[Tensor, Tensor]] = []
-        self._rows = self._positions() if config.ropes or config.embedding.positions else None
+        self._by_head: dict[int, Tensor] = {}  # what `_heads` has made, by the tensor that it was made of
+        self._fillings: dict[tuple[int, ...], Tensor] = {}  # zeros, by their shape
+        self._masks: dict[tuple[int, int | None], Tensor] = {}  # by query heads a key head, and sliding window
         self._turns = {rope: self._rotation(*tables) for rope, tables in constants.ropes.items()}
-        self._mask = self._window_mask(self._position, window, newest=0)
-        self._masks: dict[int, Tensor] = {}  # of sliding windows, by their size
+        self._position = self._part(self._positions, 0, 0, 1, "position")
+        self._mask_parts(slots)
         self._first_epsilon(config)
 
     # -- what all layers read ----------------------------------------------------------------------
 
-    def _positions(self) -> Tensor:
-        """The positions of these tokens, int32 (tokens,)."""
-        if self._count == 1:
-            return self._position
-        offsets = self._graph.constant("offsets", np.arange(self._count, dtype=np.int32))
-        (rows,) = self._graph.operator(
-            Op.ADD, [self._position, offsets], [("positions", (self._count,), np.int32, None)], schema.AddOptionsT()
-        )
-        return rows
+    def _part(self, x: Tensor, axis: int, start: int, size: int, name: str = "") -> Tensor:
+        """Says of the other axes only that they are taken whole, however long they are."""
+        if (start, size) == (0, x.shape[axis]):
+            return x
+        return self._cut(x, axis, start, start + size, name)
+
+    def _cut(self, x: Tensor, axis: int, start: int, stop: int | None, name: str) -> Tensor:
+        """`start` to `stop`, or to the end, of one axis, and all of the others."""
+        rank, shape = len(x.shape), list(x.shape)
+        begin, end = [0] * rank, [0] * rank
+        shape[axis] = (x.shape[axis] if stop is None else stop) - start
+        begin[axis], end[axis] = start, stop or 0
+        options = schema.StridedSliceOptionsT()
+        options.beginMask = options.endMask = (1 << rank) - 1
+        options.beginMask -= (start > 0) << axis
+        options.endMask -= (stop is not None) << axis
+        operands = [x, self._ints(begin), self._ints(end), self._ints([1] * rank)]
+        return self._moved(Op.STRIDED_SLICE, operands, name or x.name, tuple(shape), options)
 
     def _rotation(self, cos_table: Constant, sin_table: Constant) -> tuple[Tensor, Tensor]:
-        """cos and sin of these tokens' positions, (tokens, 1, rotated)."""
-        assert self._rows is not None
-        cos, sin = self._gather(cos_table, self._rows, "cos"), self._gather(sin_table, self._rows, "sin")
-        shape = (self._count, 1, cos_table.shape[1])
-        return self._reshape(cos, shape), self._reshape(sin, shape)
+        """cos and sin of these tokens' positions, (1, tokens, rotated)."""
+        cos, sin = self._gather(cos_table, self._positions, "cos"), self._gather(sin_table, self._positions, "sin")
+        shape = (1, self._count, cos_table.shape[1])
+        return self._reshape(cos, shape, rows=1), self._reshape(sin, shape, rows=1)
+
+    def _mask_parts(self, slots: Tensor) -> None:
+        """What the masks of all layers are made of: ages, in positions."""
+        here = self._cast(self._positions, "positions_float")
+        rows = self._reshape(here, (1, 1, self._count, 1), rows=2)
+        first = self._reshape(self._cast(self._position, "first_float"), (1, 1, 1, 1))
+        self._behind_first = self._binary(Op.SUB, rows, first, "behind_first")  # (1, 1, tokens, 1)
+        places = self._float("places", np.arange(self._count).reshape(1, 1, 1, -1))
+        self._age_of_new = self._binary(Op.SUB, self._behind_first, places, "new_age")  # (1, 1, tokens, `tokens`)
+        filled = self._reshape(slots, (1, 1, 1, slots.shape[0]), rows=3)
+        self._age_of_old = self._binary(Op.SUB, first, filled, "slot_age")  # (1, 1, 1, window), of the first token
 
     def _mask_of(self, attention: Attention) -> Tensor:
-        """What is added to scores against the cache."""
-        if attention.window is None or attention.window >= self._window + self._count:
-            return self._mask
-        if attention.window not in self._masks:
-            # The newest slot has age 0 and is one position before the first of these tokens.
-            group = attention.heads // attention.kv_heads
-            offsets = np.tile(np.arange(self._count, dtype=np.float32), group)[:, None]
-            self._masks[attention.window] = self._sliding_mask(
-                self._mask, attention.window - 2, offsets if self._count > 1 else None
-            )
-        return self._masks[attention.window]
+        """What is added to scores, (1, 1, rows, `tokens` + window): against the new keys and against the cache.
+
+        Rows are (query head of a key head, token).
+        """
+        sliding = attention.window
+        if sliding is not None and sliding >= self._context:
+            sliding = None
+        heads = attention.heads // attention.kv_heads
+        if (heads, sliding) not in self._masks:
+            zeros = self._binary(Op.MUL, self._behind_first, self._float("zero", [0.0]), "no_mask")
+            old = self._binary(Op.ADD, self._masked_below_zero(self._age_of_old), zeros, "mask_old")
+            new = self._masked_below_zero(self._age_of_new)
+            if sliding is not None:
+                # The newest slot has age 0 and is one position before the first of these tokens.
+                age = self._binary(Op.ADD, self._age_of_old, self._behind_first, "row_age")
+                old = self._sliding_mask(old, age, sliding - 2)
+                new = self._sliding_mask(new, self._age_of_new, sliding - 1)
+            mask = self._concat([new, old], "mask_tokens")
+            if heads > 1:
+                options = schema.ConcatenationOptionsT()
+                options.axis = 2
+                shape = (1, 1, heads * self._count, mask.shape[3])
+                mask = self._moved(Op.CONCATENATION, [mask] * heads, "mask", shape, options)
+            self._masks[heads, sliding] = mask
+        return self._masks[heads, sliding]
 
     # -- Ops ---------------------------------------------------------------------------------------
 
@@ -124,69 +158,73 @@ class PiOps(PiParts):
         elif c.embedding_map is not None:
             x = self._fully_connected(x, self._graph.constant("embed_map", c.embedding_map), None, "embed")
         if c.positions is not None:
-            assert self._rows is not None
-            positions = self._embed_rows(self._rows, c.positions.rows, c.positions.scale, "positions")
+            positions = self._embed_rows(self._positions, c.positions.rows, c.positions.scale, "positions")
             x = self._binary(Op.ADD, x, positions, "embed_positions")
         return self._whole(x)
 
     def rope(self, q: Value, k: Value, attention: Attention) -> tuple[Value, Value]:
-        """q and k turn together when they are neighbours in one tensor."""
+        """q and k turn together when they are neighbours in one tensor. The results are (heads, tokens, head_dim)."""
         if q.tensor is k.tensor and q.start + q.width == k.start:
             both = self._rotate(Value(q.tensor, q.start, q.width + k.width), attention)
             return Value(both, 0, q.width), Value(both, q.width, k.width)
         return Value(self._rotate(q, attention), 0, q.width), Value(self._rotate(k, attention), 0, k.width)
 
-    def _head_rows(self, value: Value, heads: int, a: Attention) -> Tensor:
-        """(1, kv_heads, heads / kv_heads * tokens, head_dim): what belongs to a key head, as rows (head, token)."""
-        target = (1, a.kv_heads, heads // a.kv_heads * self._count, a.head_dim)
+    def _heads(self, value: Value, head_dim: int) -> Tensor:
+        """(heads, tokens, head_dim); all of the value's tensor is turned, once."""
         if len(value.tensor.shape) == 3:
-            t = self._part(value.tensor, 1, value.start // a.head_dim, heads)
+            t = value.tensor
+        elif value.tensor.index in self._by_head:
+            t = self._by_head[value.tensor.index]
         else:
-            t = self._materialize(value)
-        if self._count > 1:  # one token's heads are in order already
-            t = self._heads_first(self._reshape(t, (self._count, heads, a.head_dim)))
-        return self._reshape(t, target)
+            apart = (self._count, value.tensor.shape[1] // head_dim, head_dim)
+            t = self._heads_first(self._reshape(value.tensor, apart, rows=0))
+            self._by_head[value.tensor.index] = t
+        return self._part(t, 0, value.start // head_dim, value.width // head_dim)
+
+    def _head_rows(self, value: Value, a: Attention) -> Tensor:
+        """(1, kv_heads, heads / kv_heads * tokens, head_dim): what belongs to a key head, as rows (head, token)."""
+        heads = value.width // a.head_dim
+        target = (1, a.kv_heads, heads // a.kv_heads * self._count, a.head_dim)
+        return self._reshape(self._heads(value, a.head_dim), target, rows=2)
 
     def _rotate(self, value: Value, a: Attention) -> Tensor:
-        x = self._reshape(self._materialize(value), (self._count, value.width // a.head_dim, a.head_dim))
         assert a.rope is not None
-        return self._rotated_heads(x, *self._turns[a.rope])
+        return self._rotated_heads(self._heads(value, a.head_dim), *self._turns[a.rope])
 
     def attend(self, q: Value, k: Value, v: Value, attention: Attention, layer: int) -> Value:
-        """Scores against the cache and against the new keys, one softmax over both.
+        """Scores against the new keys and against the cache, one softmax over both.
 
-        The scale of the scores is part of the weights of q, or of its norm's gain.
+        A slice begins at a fixed place, and both parts may have any length: so the new keys are filled up with zeros,
+        which the mask hides. The scale of the scores is part of the weights of q, or of its norm's gain.
         """
         c, name = attention, f"layers.{layer}"
-        rows = self._count * c.heads // c.kv_heads  # queries that share a key head
-        queries = self._head_rows(q, c.heads, c)
-        keys, values = self._head_rows(k, c.kv_heads, c), self._head_rows(v, c.kv_heads, c)
+        queries, keys, values = (self._head_rows(x, c) for x in (q, k, v))
         self._fresh.append((keys, values))
         cached_keys, cached_values = self._cache[layer]
+        new = self._batch_matmul(queries, self._filled_up(keys), True, f"{name}.scores_new")
         old = self._batch_matmul(queries, cached_keys, True, f"{name}.scores_old")  # (1, kv_heads, rows, window)
+        scores = self._concat([new, old], f"{name}.scores")
         if c.softcap is not None:
-            old = self._softcap(old, c.softcap, f"{name}.scores_capped")
-        old = self._binary(Op.ADD, old, self._mask_of(c), f"{name}.scores_masked")
-        new = self._batch_matmul(queries, keys, True, f"{name}.scores_new")  # (1, kv_heads, rows, tokens)
-        if c.softcap is not None:
-            new = self._softcap(new, c.softcap, f"{name}.new_capped")
-        if self._count > 1:
-            causal = np.triu(np.full((self._count, self._count), -MASKED, np.float32), 1)
-            if c.window is not None:
-                causal += np.tril(np.full((self._count, self._count), -MASKED, np.float32), -c.window)
-            tiled = np.tile(causal, (rows // self._count, 1))  # rows are (query head, token)
-            new = self._binary(Op.ADD, new, self._float("causal", tiled[None, None]), f"{name}.scores_causal")
-        scores = self._concat([old, new], f"{name}.scores")
+            scores = self._softcap(scores, c.softcap, f"{name}.scores_capped")
+        scores = self._binary(Op.ADD, scores, self._mask_of(c), f"{name}.scores_masked")
         weights = self._softmax(scores, f"{name}.probabilities")
-        from_old = self._batch_matmul(self._columns(weights, 0, self._window), cached_values, False, f"{name}.from_old")
-        from_new = self._batch_matmul(
-            self._columns(weights, self._window, self._count), values, False, f"{name}.from_new"
-        )
+        of_new = self._cut(weights, 3, 0, self._count, f"{name}.probabilities_new")
+        of_old = self._cut(weights, 3, self._count, None, f"{name}.probabilities_old")
+        from_new = self._batch_matmul(of_new, self._filled_up(values), False, f"{name}.from_new")
+        from_old = self._batch_matmul(of_old, cached_values, False, f"{name}.from_old")
         mixed = self._binary(Op.ADD, from_old, from_new, f"{name}.attention")  # (1, kv_heads, rows, head_dim)
-        if self._count > 1:
-            mixed = self._reshape(mixed, (c.heads, self._count, c.head_dim))
-            mixed = self._heads_first(mixed)
-        return self._whole(self._reshape(mixed, (self._count, c.q_width)))
+        mixed = self._heads_first(self._reshape(mixed, (c.heads, self._count, c.head_dim), rows=1))
+        return self._whole(self._reshape(mixed, (self._count, c.q_width), rows=0))
+
+    def _filled_up(self, x: Tensor) -> Tensor:
+        """(1, kv_heads, tokens of a run, head_dim) and zeros, up to the most tokens that a run may have."""
+        if x.shape not in self._fillings:
+            self._fillings[x.shape] = self._float("filling", np.zeros(x.shape))
+        options = schema.ConcatenationOptionsT()
+        options.axis = 2
+        longer = (*x.shape[:2], 2 * self._count, x.shape[3])
+        both = self._moved(Op.CONCATENATION, [x, self._fillings[x.shape]], f"{x.name}.longer", longer, options)
+        return self._cut(both, 2, 0, self._count, f"{x.name}.filled")
 
     def turn(self, x: Value, name: str) -> Value:
         """A matmul with float32 weights."""
@@ -195,14 +233,15 @@ class PiOps(PiParts):
         return self._whole(self._fully_connected(self._materialize(x), weight, None, name))
 
     def select_rows(self, x: Value) -> Value:
-        """Where the graph has the input `row`, only the row that it names goes on to the head."""
-        if self._row is None:
-            return x
+        """Only the rows that the input `rows` names go on to the head."""
         t = self._materialize(x)
-        (row,) = self._graph.operator(
-            Op.GATHER, [t, self._row], [("last", (1, t.shape[1]), np.float32, None)], schema.GatherOptionsT()
+        (chosen,) = self._graph.operator(
+            Op.GATHER,
+            [t, self._rows],
+            [("chosen", (*self._rows.shape, t.shape[1]), np.float32, None)],
+            schema.GatherOptionsT(),
         )
-        return self._whole(row)
+        return self._whole(chosen)
 
     def finish(self, logits: Value) -> None:
         """Declare the outputs: the logits, and the caches with the new rows in them."""

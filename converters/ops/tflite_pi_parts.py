@@ -78,6 +78,19 @@ class PiParts(TfliteOps):
             Op.TRANSPOSE, [x, self._ints([1, 0, 2])], x.name, (heads, tokens, dim), schema.TransposeOptionsT()
         )
 
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The halves of the last axis, by one operator."""
+        half = (*x.shape[:-1], x.shape[-1] // 2)
+        options = schema.SplitOptionsT()
+        options.numSplits = 2
+        axis = self._graph.constant("axis", np.array(len(half) - 1, np.int32))
+        outputs = [(f"{x.name}.{name}", half, x.dtype, None) for name in ("first", "second")]
+        first, second = self._graph.operator(Op.SPLIT, [axis, x], outputs, options)
+        return first, second
+
+    def _swapped(self, x: Tensor) -> Tensor:
+        return self._concat([*reversed(self._halves(x))], "rope.swap")
+
     def _materialize(self, value: Value) -> Tensor:
         return self._columns(value.tensor, value.start, value.width)
 
@@ -120,7 +133,7 @@ class PiParts(TfliteOps):
         block = t.shape[1] // blocks
         weight = self._graph.constant(f"{name}.weight", columns.weight, BlockQuantization(columns.scale, block))
         product = self._fully_connected(t, weight, bias, name, version=12)
-        parts = self._reshape(t, (t.shape[0], blocks, block))
+        parts = self._reshape(t, (t.shape[0], blocks, block), rows=0)
         means = self._op(
             Op.MEAN, [parts, self._ints([2])], f"{name}.means", (t.shape[0], blocks), schema.ReducerOptionsT()
         )
@@ -144,7 +157,10 @@ class PiParts(TfliteOps):
 
     def gated(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
         """As in `Ops`, float32."""
-        g, u = self._materialize(gate), self._materialize(up)
+        if gate.tensor is up.tensor and gate.width == up.width == gate.tensor.shape[-1] / 2:
+            g, u = self._halves(gate.tensor)  # the gate comes first, see `Role`
+        else:
+            g, u = self._materialize(gate), self._materialize(up)
         return self._whole(self._binary(Op.MUL, self._activation(g, kind), u, "gated"))
 
     def _gelu(self, x: Tensor, kind: ActivationKind) -> Tensor:

@@ -15,6 +15,7 @@ from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.records import typed_json
 
 __all__ = [
+    "DECODER",
     "FORMAT",
     "IMAGE",
     "MANIFEST",
@@ -41,6 +42,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.tflite"
 PREFIX = "prefix.npz"
 TABLE = "tokenizer.table"  # of a tokenizer.json, where the engine can do without that
+DECODER = "decoder"  # the signature of a `pi` graph
 IMAGE = "model.image"  # of a micro graph, for the C engine
 MAX_MANIFEST_BYTES = 2**20
 _COMMANDS = {  # task -> the command that asks such a bundle, and what it does
@@ -68,12 +70,12 @@ class GraphShape:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    windows: tuple[int, ...]  # kv_cache sizes with a signature of their own, ascending; the last is the context
-    prefill: int  # tokens that one prefill signature takes in; 0 where there is none
+    windows: tuple[int, ...]  # sizes that the kv_cache grows to, ascending; the last is the context
+    prefill: int  # tokens that one run takes in at most; 0: one
     kv_cache_element_bytes: int  # 4: float32, 1: int8
     weight_bytes: int  # weights that one decode step reads
     rotated: bool  # the residual stream is in the basis of converters/quantize/rotation.py
-    several: int = 0  # tokens of the signature that gives logits for each of a few; 0 where there is none
+    several: int = 0  # tokens of a run that gives the logits after each, unless the processor likes more; 0: one
 
     def bytes_per_token(self, positions: int) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
@@ -94,11 +96,11 @@ class ActivationPeak:
 class GraphCounts:
     """What the graph consists of, as its emitter counted it; `machine/memory.py` computes from this.
 
-    Where there are several kv_cache windows, each has signatures of its own, alike but for the positions.
+    Where there are several kv_cache windows, each signature serves all of them.
     """
 
-    signatures: int  # of one window
-    operators: int  # of all signatures of one window
+    signatures: int
+    operators: int  # of all signatures
     tensors: int  # likewise, constants included
     rows: int  # of constant weights of matmuls, each row with a scale; where columns are cut, once for each range
     matmul_bytes: int  # constant weights that matmuls read, those of an embedding map included

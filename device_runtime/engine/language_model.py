@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.chat import Message
-from device_runtime.engine.drafts import EarlierAnswers
+from device_runtime.engine.drafts import EarlierAnswers, guesses_pay
 from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
@@ -65,7 +65,7 @@ class LanguageModel:
             self._tasks = OpenedTasks(bundle.manifest, tokenizer)
         self.states = PromptStates(default_keep_bytes() if keep_bytes is None else keep_bytes)
         self._cache = KvCache(backend, bundle.manifest.prefix_tokens, self.states)
-        self._earlier = EarlierAnswers()
+        self._earlier = EarlierAnswers() if guesses_pay(bundle.manifest.weight_bits) else None
         self._beginnings: OrderedDict[str, list[int]] = OrderedDict()  # tokens of what several prompts begin with
 
     @classmethod

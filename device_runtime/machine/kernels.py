@@ -23,13 +23,15 @@ class KernelFamily:
     features: tuple[str, ...]  # that it needs, by the names of board files or of /proc/cpuinfo
     int8: str  # what multiplies int8 weights
     int4: str  # and int4 weights in blocks
-    chunk_runs: int = 10  # runs for a few tokens, int8, that take as long as one for 64; 10 where it was not measured
+    rows: int = 4  # that it multiplies at once: so many tokens take little more time than one with int8 weights
+    # Times that a run for four tokens takes as long as one for one, with int4 weights; with int8 it is about 1.2.
+    four_by_int4: float = 3.2
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 _FAMILIES = {
     "x86_64": (
-        KernelFamily("AVX-512 VNNI", "Zen 4, Ice Lake", (*_AVX512, "avx512_vnni"), "vpdpbusd, 64 rows", "AVX2", 6),
+        KernelFamily("AVX-512 VNNI", "Zen 4, Ice Lake", (*_AVX512, "avx512_vnni"), "vpdpbusd, 64 rows", "AVX2", 5, 1.9),
         KernelFamily("AVX-VNNI", "Alder Lake, N100", ("avx2", "avx_vnni"), "vpdpbusd, 8 rows", "AVX2"),
         KernelFamily("AVX-512", "Skylake-X", _AVX512, "vpmaddwd, 16 rows", "AVX2"),
         KernelFamily("AVX2", "Zen 3, Haswell", ("avx2", "fma"), "vpmaddwd, 8 rows", "AVX2"),

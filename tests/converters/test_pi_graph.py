@@ -119,11 +119,11 @@ def tokens() -> list[int]:
     return [int(token) for token in np.random.default_rng(7).integers(3, 384, LONG)]
 
 
-def test_windows_grow_by_four_up_to_the_context(tame_bundle: Bundle) -> None:
-    assert tame_bundle.manifest.graph.windows == (256, 1024, 1100)
+def test_windows_double_up_to_the_context(tame_bundle: Bundle) -> None:
+    assert tame_bundle.manifest.graph.windows == (256, 512, 1024, 1100)
     assert cache_windows(256) == (256,)
     assert cache_windows(20) == (20,)
-    assert cache_windows(5000) == (256, 1024, 4096, 5000)
+    assert cache_windows(5000) == (256, 512, 1024, 2048, 4096, 5000)
 
 
 def test_a_network_without_sharp_attention_is_within_5_percent(

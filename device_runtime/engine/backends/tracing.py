@@ -23,7 +23,7 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
     """Run `tokens` after the bundle's prefix and collect tensors.
 
     Args:
-        names: tensors of the graph's first decode signature, float32 of shape (1, width) each.
+        names: tensors of the graph's first signature, float32 of shape (1, width) each for one token.
 
     Returns:
         name -> (tokens, width).
@@ -40,6 +40,9 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
                 experimental_preserve_all_tensors=True,
                 num_threads=1,
             )
+            for given in interpreter.get_input_details():
+                if given["name"] in ("tokens", "positions"):  # of any number
+                    interpreter.resize_tensor_input(given["index"], [1])
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
@@ -68,10 +71,14 @@ def _run(interpreter: Any, bundle: Bundle, tokens: Sequence[int], wanted: list[i
             rows = (keys if name[0] == "k" else values)[int(name[2:])]  # (positions, kv_heads, head_dim)
             cache[name][0, :, :prefix] = rows.swapaxes(0, 1)
     collected: list[list[Any]] = [[] for _ in wanted]
-    token_input = "tokens" if "tokens" in inputs else "token"
+    if "rows" in inputs:
+        interpreter.set_tensor(inputs["rows"]["index"], np.array([0], np.int32))
+        slots = np.arange(1, inputs["slots"]["shape"][0] + 1, dtype=np.float32)
+        interpreter.set_tensor(inputs["slots"]["index"], slots)
+    token_input, position_input = ("tokens", "positions") if "tokens" in inputs else ("token", "position")
     for position, token in enumerate(tokens, prefix):
         interpreter.set_tensor(inputs[token_input]["index"], np.array([token], np.int32))
-        interpreter.set_tensor(inputs["position"]["index"], np.array([position], np.int32))
+        interpreter.set_tensor(inputs[position_input]["index"], np.array([position], np.int32))
         for name in cached:
             interpreter.set_tensor(inputs[name]["index"], cache[name])
         interpreter.invoke()
