@@ -89,11 +89,13 @@ def _ask(args: argparse.Namespace) -> int:
     from device_runtime.brain.router import Router
     from device_runtime.fleet.file import load
     from device_runtime.fleet.policies.routing import Routing
-    from toolkit.cli.output import show
+    from toolkit.cli.output import say, show
 
     fleet = load(args.fleet)
     entries = fleet.served_models() if args.device is None else fleet.models_of(args.device)
     routing = fleet.routing_of_all() if args.device is None else fleet.routing(args.device)
+    if args.device is None and routing is None:
+        say(f"{args.fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device")
     purposes = _purposes(entries)
     router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
     chosen = router.choose(args.asked)

@@ -76,6 +76,11 @@ def test_the_command_says_which_devices_have_the_model(fleet: Path, capsys: pyte
     }  # fmt: skip
 
 
+def test_a_file_without_a_router_for_all_is_said_to_be_one(capsys: pytest.CaptureFixture[str]):
+    assert main(["router", "ask", str(EXAMPLES / "router" / "fleet.yaml"), "blinds down please"]) == 0
+    assert "has no `router` for the whole fleet" in capsys.readouterr().err
+
+
 def test_a_rule_for_a_model_that_no_device_has(fleet: Path):
     fleet.write_text(FLEET.replace("  ward: {model: falls}\n", "").replace("model: boiler}]", "model: falls}]"))
     with pytest.raises(ConfigurationError, match=r"fleet.yaml:10:.*no device has the model 'falls'"):
