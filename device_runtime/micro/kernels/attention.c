@@ -64,6 +64,9 @@ static void softmax(const int16_t *scores, uint32_t count, uint32_t before, uint
     for (; end < used; end++) {
         shares[end] = 0;
     }
+#ifndef SC_SHARES_ORDERED
+    sc_ordered(shares, shares, used);
+#endif
 }
 
 void sc_run_attention(const uint32_t *call, const sc_memory *m) {

@@ -4,8 +4,8 @@
  *   sc_largest        of int16 scores, at least one
  *   sc_exps_below     exps[i] = sc_exp(scores[i] * step - most), none of which is above 0; returns their sum in the order
  *                     of i. `exps` may lie over scores that have been read. step is 2^-64 to 2^96 (graph.c).
- *   sc_shares         exps[i] / sum / step, 0 to 2^16 (graph.c), as int16 in the order that sc_ordered gives; count a
- *                     multiple of 4. `shares` may lie over exps that have been read.
+ *   sc_shares         exps[i] / sum / step, 0 to 2^16 (graph.c), as int16, count a multiple of 4; with SC_SHARES_ORDERED
+ *                     in the order that sc_ordered gives. `shares` may lie over exps that have been read.
  *   sc_from_s8, s16   (stored - zero_point) * scale
  *   sc_copy, sc_fill  floats; one float, `count` times
  *   sc_to_s8, s16     x / scale + zero_point, rounded as sc_rounded does; may lie over x that has been read
@@ -32,7 +32,8 @@
 
 #if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && !defined(SC_SCALAR)
 #include "floats_mve.h"
-#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__ARM_FP) && !defined(SC_SCALAR)
+#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__ARM_FP) && !defined(__ARM_FEATURE_MVE) && \
+    !defined(SC_SCALAR) /* the order of its shares is that of dot_dsp.h, which integer Helium does not take */
 #include "floats_dsp.h"
 #else
 #define sc_largest sc_largest_exact
