@@ -33,9 +33,9 @@ from device_runtime.device.service import Service  # noqa: E402
 from device_runtime.errors import StonechatError  # noqa: E402
 from device_runtime.fleet.settings import DeviceConfig  # noqa: E402
 from device_runtime.mqtt.address import BrokerAddress  # noqa: E402
-from tests.broker_clusters import CLUSTERS, PASSWORD  # noqa: E402
-from tests.brokers import await_ready  # noqa: E402
-from tests.scripted_model import ScriptedModel  # noqa: E402
+from tests.support.broker_clusters import CLUSTERS, PASSWORD  # noqa: E402
+from tests.support.brokers import await_ready  # noqa: E402
+from tests.support.scripted_model import ScriptedModel  # noqa: E402
 
 REQUESTS = 20
 USERS = ("at-0", "at-1", "in-0", "in-1", "anna", "probe", "victim", "watcher")

@@ -43,7 +43,7 @@ from toolkit.rollout.rollout import Plan, Rollout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the tests know of the page
 
-from tests.page_timing import FIRST_VIEW, FRAMES
+from tests.support.page_timing import FIRST_VIEW, FRAMES
 
 BOARDS = ("Raspberry Pi 5 Model B Rev 1.0", "Raspberry Pi Zero 2 W Rev 1.0", "Raspberry Pi 4 Model B Rev 1.4")
 FLEET = """\

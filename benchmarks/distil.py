@@ -20,8 +20,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from heldout_readings import HELD_OUT  # noqa: E402
 from train_budget import stonechat  # noqa: E402
+
+from tests.support.heldout_readings import HELD_OUT  # noqa: E402
 
 STUDENT = {"layers": 2, "width": 48, "heads": 4, "ffn": 128, "vocabulary": 400}
 

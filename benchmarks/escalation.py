@@ -34,8 +34,8 @@ from device_runtime.errors import StonechatError
 from device_runtime.fleet.file import load
 from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import await_ready, mosquitto
-from tests.far_server import far_server
+from tests.support.brokers import await_ready, mosquitto
+from tests.support.far_server import far_server
 
 WARM_UP, INTERLEAVED = 10, 100
 

@@ -29,7 +29,7 @@ from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.machine.memory import Footprint, arena, memory, model_bytes
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for tests/random_checkpoint.py
+sys.path.insert(0, str(ROOT))  # for tests/support/random_checkpoint.py
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def rows(checkpoint: Checkpoint, folder: Path, plan: list[tuple[str, int]], fast
 
 def main() -> None:
     """Print the table."""
-    from tests.random_checkpoint import random_checkpoint
+    from tests.support.random_checkpoint import random_checkpoint
 
     middle = random_checkpoint(
         vocabulary=16000, width=512, layers=12, heads=8, kv_heads=4, head_dim=64, ffn_width=1536, max_context=4096

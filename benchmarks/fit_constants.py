@@ -67,7 +67,7 @@ def least_squares(factors: Sequence[Sequence[float]], rests: Sequence[float]) ->
 
 def bundles(profile: Literal["pi", "micro"], folder: Path) -> Iterator[Bundle]:
     """Each network, converted."""
-    from tests.random_checkpoint import random_checkpoint
+    from tests.support.random_checkpoint import random_checkpoint
 
     for i, (vocabulary, width, layers, heads, kv_heads, head_dim, ffn_width, context) in enumerate(NETWORKS):
         checkpoint = random_checkpoint(

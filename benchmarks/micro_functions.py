@@ -16,11 +16,11 @@ from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bare_metal import BOARDS, compile_for, missing_tools, run_on
 from micro_tokens import POSITION, STORIES, TOKENS, engine_defines, layer_image, stories_image
+
+from tests.support.bare_metal import BOARDS, compile_for, missing_tools, run_on
 
 INTERVAL_INSTRUCTIONS = 1000
 LEAST = 0.004  # share of a function that gets a line

@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bare_metal import BOARDS, compile_for, missing_tools, run_on
+from tests.support.bare_metal import BOARDS, compile_for, missing_tools, run_on
 
 SHAPES = [(576, 1536), (1536, 576), (64, 64)]  # rows, columns
 

@@ -13,17 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from bare_metal import BOARDS, compile_for, missing_tools, run_on
-from micro_bundles import micro_bundle, random_network
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
 from converters.profiles import WeightType
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine
+from tests.support.bare_metal import BOARDS, compile_for, missing_tools, run_on
+from tests.support.micro_bundles import micro_bundle, random_network
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (

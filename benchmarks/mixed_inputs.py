@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
 
-from heldout_readings import HELD_OUT, _boiler_truth  # noqa: E402
+from tests.support.heldout_readings import HELD_OUT, _boiler_truth  # noqa: E402
 
 __all__ = ["TASKS", "Mixed", "boiler_truth", "mixed"]
 

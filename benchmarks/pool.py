@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT)]
 from device_runtime.client.remote import RemoteModel  # noqa: E402
 from device_runtime.errors import StonechatError  # noqa: E402
 from device_runtime.mqtt.address import BrokerAddress  # noqa: E402
-from tests.brokers import await_ready, mosquitto  # noqa: E402
+from tests.support.brokers import await_ready, mosquitto  # noqa: E402
 
 IN_A_PROCESS = 16
 

@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from heldout_readings import HELD_OUT  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from device_runtime.tasks.answering import Answerer  # noqa: E402
 from device_runtime.tasks.examples import Example, read_examples  # noqa: E402
@@ -30,6 +28,7 @@ from device_runtime.tasks.file import Task, load  # noqa: E402
 from device_runtime.tasks.purpose import Purpose  # noqa: E402
 from device_runtime.tasks.score import score  # noqa: E402
 from device_runtime.update.slots import open_bundle  # noqa: E402
+from tests.support.heldout_readings import HELD_OUT  # noqa: E402
 from toolkit.examples.sources import all_examples  # noqa: E402
 
 TASKS = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")

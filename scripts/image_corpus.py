@@ -13,10 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from micro_bundles import micro_bundle, random_network
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
@@ -27,6 +24,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.micro.library import CEngine
+from tests.support.micro_bundles import micro_bundle, random_network
 
 TESTS = Path(__file__).parents[1] / "tests"
 CHECKPOINT = TESTS / "data" / "checkpoints" / "gqa-tied"

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from engine_cases import block_matmuls, reference_tensors, traced_buffers
-from micro_bundles import micro_bundle, random_network
 
 from converters.emit.c.calls import Buffer, Scratch
 from converters.emit.c.model import ModelImage, write_model_image
 from device_runtime.micro.library import CEngine
+from tests.support.engine_cases import block_matmuls, reference_tensors, traced_buffers
+from tests.support.micro_bundles import micro_bundle, random_network
 
 OUT = Path(__file__).parents[1] / "tests" / "data" / "kernel_vectors"
 CORPUS = Path(__file__).parents[1] / "tests" / "fuzz" / "corpus" / "image"

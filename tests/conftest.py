@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from c_objects import kept_folder
 from hypothesis import HealthCheck, settings
+
+from tests.support.c_objects import kept_folder
 
 # The same examples on every machine, so that a change is judged by what it changes; and a busy machine is no fault of
 # what is tested. `pytest --hypothesis-profile=search` draws new examples each time, and prints how to repeat one.

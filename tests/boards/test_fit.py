@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_bundles import micro_bundle, random_network
-from random_checkpoint import random_checkpoint
 
 from boards import Board, board_ids, load_board
 from boards.fit import Subject, advised_context, explain, fit, largest_context, largest_parameters, require_fit
@@ -32,6 +30,8 @@ from device_runtime.machine.machine import cpu_features
 from device_runtime.machine.memory import arena, at_context, at_pointer_size, memory
 from device_runtime.machine.requirements import memory_bytes, require_room
 from device_runtime.micro.library import CEngine
+from tests.support.micro_bundles import micro_bundle, random_network
+from tests.support.random_checkpoint import random_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from fit import arena_row, memory_rows, rows, size_row

@@ -24,12 +24,12 @@ import transformers
 from draw_families import Draw, flag, pick
 from family_checkpoints import COLUMNS, golden, write_folder
 from peft import LoraConfig, get_peft_model
-from random_checkpoint import float_logits
 from transformers import AutoModelForCausalLM
 
 from converters.checkpoints import open_checkpoint
 from converters.checkpoints.lora import merge_adapter
 from device_runtime.errors import StonechatError
+from tests.support.random_checkpoint import float_logits
 
 _LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MODULES = {

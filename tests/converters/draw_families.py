@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import transformers
 from family_checkpoints import weights_of
-from random_checkpoint import CHECKPOINTS
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
@@ -35,6 +34,7 @@ from converters.network.weights import CanonicalWeights
 from converters.ops.numpy import NumpyOps
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ArchitectureError
+from tests.support.random_checkpoint import CHECKPOINTS
 
 MOST = {"pi": 0.15, "micro": 0.2}  # see test_families.py; layers of width 8 have few values to average over
 Draw = np.random.Generator

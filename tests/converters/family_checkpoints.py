@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_checkpoint import CHECKPOINTS
 from safetensors.numpy import save_file
+
+from tests.support.random_checkpoint import CHECKPOINTS
 
 __all__ = ["COLUMNS", "VARIANTS", "golden", "weights_of", "write_folder"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import gguf
 import numpy as np
 from family_checkpoints import VARIANTS, weights_of
-from gguf_files import add_tokenizer, permuted
-from random_checkpoint import CHECKPOINTS
+
+from tests.support.gguf_files import add_tokenizer, permuted
+from tests.support.random_checkpoint import CHECKPOINTS
 
 __all__ = ["ARCHITECTURES", "NOT_IN_GGUF", "write_family_gguf"]
 

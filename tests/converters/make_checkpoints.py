@@ -21,7 +21,6 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf_files import add_tokenizer, write_gguf
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,6 +29,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from converters.checkpoints import open_checkpoint
+from tests.support.gguf_files import add_tokenizer, write_gguf
 
 DATA = Path(__file__).parent.parent / "data"
 LENGTH = 96  # tokens of the golden logits: longer than the original context of the RoPE scalings

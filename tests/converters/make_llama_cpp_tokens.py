@@ -14,7 +14,15 @@ import tempfile
 from pathlib import Path
 
 from llama_cpp import Llama
-from tokenizer_files import MORE_PRE, PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
+
+from tests.support.tokenizer_files import (
+    MORE_PRE,
+    PRE_OF,
+    TEXTS,
+    small_sentencepiece,
+    write_bpe_gguf,
+    write_sentencepiece_gguf,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 

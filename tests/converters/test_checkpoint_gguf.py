@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from gguf_files import add_tokenizer, permuted, write_gguf
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.checkpoints.gguf import ENCODINGS
@@ -21,6 +20,7 @@ from converters.checkpoints.tensors import StoredTensor
 from converters.network.config import NetworkConfig
 from converters.network.tensors import tensors
 from device_runtime.errors import ArchitectureError, CheckpointError
+from tests.support.gguf_files import add_tokenizer, permuted, write_gguf
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
 

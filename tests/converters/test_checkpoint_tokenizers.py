@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tokenizer_files import MORE_PRE, PRE_OF, TEXTS, small_sentencepiece, write_bpe_gguf, write_sentencepiece_gguf
 from tokenizers import Tokenizer
 
 from converters.checkpoints import TokenizerFile, open_checkpoint
@@ -22,6 +21,14 @@ from device_runtime.engine.tokenizer import read_tokenizer as read_tokenizer_fil
 from device_runtime.errors import CheckpointError
 from tests.converters.tokenizer_folders import CASES, write_folder
 from tests.converters.tokenizer_folders import TEXTS as FOLDER_TEXTS
+from tests.support.tokenizer_files import (
+    MORE_PRE,
+    PRE_OF,
+    TEXTS,
+    small_sentencepiece,
+    write_bpe_gguf,
+    write_sentencepiece_gguf,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 CHECKPOINTS = DATA / "checkpoints"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import CHECKPOINTS, random_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
+from tests.support.random_checkpoint import CHECKPOINTS, random_checkpoint
 from toolkit.cli import main
 
 QUICK = Options("pi", fast=True)

@@ -11,12 +11,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_bundles import random_network
 
 from converters.emit.lint import RULES, check_graph, measured_arena, require_clean
 from converters.emit.tflite_write import GraphWriter, Quantization, Subgraph, Tensor
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, GraphError
+from tests.support.micro_bundles import random_network
 
 Op = schema.BuiltinOperator
 GRID = Quantization.per_tensor(0.1)

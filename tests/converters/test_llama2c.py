@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import permuted
-from random_checkpoint import float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.network.tensors import tensors
 from device_runtime.errors import CheckpointError
+from tests.support.gguf_files import permuted
+from tests.support.random_checkpoint import float_logits, random_checkpoint
 
 LETTERS = [chr(0x4E00 + i) for i in range(384 - 259)]
 TOKENS = [1, 300, 12, 270, 5, 301]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from family_checkpoints import COLUMNS, DATA, golden, write_folder
 from family_gguf import write_family_gguf
-from random_checkpoint import float_logits
 from safetensors.numpy import load_file, save_file
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.checkpoints.lora import merge_adapter
 from device_runtime.errors import StonechatError
+from tests.support.random_checkpoint import float_logits
 
 ADAPTERS = DATA / "adapters"
 BASES = {

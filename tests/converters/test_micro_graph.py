@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from micro_bundles import Network, micro_bundle, random_network, relative_error
 
 from converters.network.decoder import decoder, hidden
 from converters.network.weights import CanonicalWeights
@@ -22,6 +21,7 @@ from converters.quantize.rotation import RotatedWeights, rotation_matrix
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.interpreter import LiteRtBackend
 from device_runtime.engine.backends.tracing import trace_tensors
+from tests.support.micro_bundles import Network, micro_bundle, random_network, relative_error
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 160, 24)]
 NETWORKS = {

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from random_checkpoint import float_logits, random_checkpoint
 
 from boards import load_board
 from boards.fit import Subject, fit
@@ -19,6 +18,7 @@ from device_runtime.bundle.manifest import IMAGE
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import BackendError
 from device_runtime.micro.library import CEngine, compiler
+from tests.support.random_checkpoint import float_logits, random_checkpoint
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import CHECKPOINTS, checkpoint_of, float_logits, random_checkpoint
 
 from converters import convert as convert_module
 from converters.checkpoints import Checkpoint, open_checkpoint
@@ -24,6 +23,7 @@ from converters.quantize.rotation import RotatedWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ArchitectureError
+from tests.support.random_checkpoint import CHECKPOINTS, checkpoint_of, float_logits, random_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PLAIN = random_checkpoint().config

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
@@ -17,6 +16,7 @@ from converters.network.config import Block, Rope
 from converters.profiles.pi import cache_windows
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
+from tests.support.random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 
 FOLDERS = ["gqa-tied", "mha-untied-sharded", "llama3-rope", "yarn-biases", "linear-rope"]
 LONG = 400  # tokens: past the window of 256, into that of 1,024

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint
 from converters.convert import Options, convert
@@ -19,6 +18,7 @@ from converters.quantize.observers import ChannelPeaks
 from converters.quantize.own_grid import GridWeights, has_own_grid
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import open_backend
+from tests.support.random_checkpoint import float_logits, random_checkpoint
 
 TOKENS = [int(token) for token in np.random.default_rng(2).integers(3, 384, 90)]
 # int8 rounding of the activations, as in test_pi_graph.py; weights are the same integers in both readings.

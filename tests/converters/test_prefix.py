@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_bundles import relative_error
-from random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
@@ -26,6 +24,8 @@ from device_runtime.engine.chat import render_chat
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError, ConfigurationError
+from tests.support.micro_bundles import relative_error
+from tests.support.random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
 from toolkit.cli import main
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import CHECKPOINTS, float_logits
 from safetensors.numpy import save_file
 
 from converters.architectures import qwen3
@@ -18,6 +17,7 @@ from converters.checkpoints.fields import Fields
 from converters.convert import Options, convert
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ArchitectureError
+from tests.support.random_checkpoint import CHECKPOINTS, float_logits
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCABULARY = 48, 4, 2, 16, 80, 2, 384
 KEYS = {

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from family_checkpoints import VARIANTS, write_folder
 from family_gguf import write_family_gguf
-from random_checkpoint import CHECKPOINTS
 from safetensors.numpy import load_file, save_file
 
 from converters.architectures import FAMILIES
 from converters.checkpoints import open_checkpoint
 from device_runtime.errors import StonechatError
+from tests.support.random_checkpoint import CHECKPOINTS
 
 # name -> (config.json, what it is, the key that says so)
 UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {

@@ -19,7 +19,7 @@ from converters.quantize.observers import ChannelPeaks
 from converters.quantize.rotation import RotatedWeights, folded
 from converters.quantize.smoothing import norm_factors
 from device_runtime.engine.backends import open_backend
-from tests.random_checkpoint import checkpoint_of, float_logits, random_checkpoint
+from tests.support.random_checkpoint import checkpoint_of, float_logits, random_checkpoint
 
 LARGE, TIMES = slice(0, 8), 300.0  # channels, and how much larger they are
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 384, 24)]

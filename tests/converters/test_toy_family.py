@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import CHECKPOINTS, float_logits
 from safetensors.numpy import save_file
 from toy_family import FAMILY
 
@@ -18,6 +17,7 @@ from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ArchitectureError, CheckpointError
+from tests.support.random_checkpoint import CHECKPOINTS, float_logits
 
 WIDTH, HEADS, LAYERS, VOCABULARY, POSITIONS = 48, 4, 3, 384, 64
 TOKENS = [int(t) for t in np.random.default_rng(8).integers(0, VOCABULARY, 20)]

@@ -16,10 +16,10 @@ from device_runtime.device.service import Service
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.topics import DeviceTopics
-from tests.brokers import mosquitto
-from tests.mqtt_peer import Peer
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import mosquitto
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 
 _numbers = itertools.count(1)
 

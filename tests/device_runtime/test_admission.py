@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from signed_bundles import plain_bundle
 
 from device_runtime.bundle.admission import check_admission, warn_if_expired
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest, Trial, utc_time
 from device_runtime.errors import BundleError, DoesNotFitError, SignatureError
+from tests.support.signed_bundles import plain_bundle
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DATED: dict[str, Any] = {"issued": "2026-03-01T00:00:00Z", "expires": "2026-07-01T00:00:00Z"}

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from signed_bundles import FILES, Workshop, entry_span
 
 from device_runtime.bundle import archive as archive_module
 from device_runtime.bundle.archive import HEAD_BYTES, MODEL_ALIGNMENT, Archive, layout, pack, read_head
@@ -23,6 +22,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError, StonechatError
+from tests.support.signed_bundles import FILES, Workshop, entry_span
 from toolkit.signing.bundles import edited
 
 

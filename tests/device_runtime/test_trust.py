@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from signed_bundles import Workshop, plain_bundle
 
 from device_runtime.bundle import trust as trust_module
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import PublicKey, TrustStore, device_keys, parse_signatures, read_key, trusted
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError
+from tests.support.signed_bundles import Workshop, plain_bundle
 from toolkit.signing.keys import retire
 
 # RFC 8032, section 7.1, test 1

@@ -17,8 +17,8 @@ from device_runtime.engine.encoder.encoder_model import EncoderModel
 from device_runtime.engine.encoder.translator import Translator
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import mosquitto
-from tests.mqtt_peer import Peer
+from tests.support.brokers import mosquitto
+from tests.support.mqtt_peer import Peer
 
 DEVICE = "test-pi"
 FLEET = """\

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heldout_readings import HELD_OUT
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
@@ -18,6 +17,7 @@ from device_runtime.tasks.examples import Example, read_examples
 from device_runtime.tasks.file import load
 from device_runtime.tasks.rules import Truth
 from device_runtime.tasks.score import Score, score
+from tests.support.heldout_readings import HELD_OUT
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bare_metal import BOARDS, missing_tools, run_image
-from micro_bundles import micro_bundle, random_network
 
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine, compiler
+from tests.support.bare_metal import BOARDS, missing_tools, run_image
+from tests.support.micro_bundles import micro_bundle, random_network
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,7 +20,7 @@ from device_runtime.client.roll_call import roll_call
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState
 from device_runtime.tasks.answering import Answerer
-from tests.brokers import free_port, mosquitto
+from tests.support.brokers import free_port, mosquitto
 from toolkit.firmware.build import build_firmware
 from toolkit.firmware.images import image_for
 from toolkit.firmware.lwip import find_lwip, network_of

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port, mosquitto
-from tests.ssh_boards import FLEET
-from tests.ssh_servers import SshServer
-from tests.systemd_board import systemd_board
+from tests.support.brokers import free_port, mosquitto
+from tests.support.ssh_boards import FLEET
+from tests.support.ssh_servers import SshServer
+from tests.support.systemd_board import systemd_board
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from boards import load_board
 from device_runtime.bundle.folder import Bundle
 from device_runtime.client.remote import RemoteModel
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import await_ready, mosquitto
+from tests.support.brokers import await_ready, mosquitto
 from toolkit.cli import main
 from toolkit.firmware.build import build_firmware
 from toolkit.firmware.qemu import Emulator

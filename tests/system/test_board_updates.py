@@ -26,7 +26,7 @@ from device_runtime.client.roll_call import roll_call
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Info
-from tests.brokers import await_ready, mosquitto
+from tests.support.brokers import await_ready, mosquitto
 from toolkit.cli import main
 from toolkit.rollout.files import RolloutFiles, default_folder
 

@@ -15,7 +15,7 @@ from device_runtime.bridge.link import Link
 from device_runtime.bridge.model import SerialModel
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
-from tests.brokers import free_port
+from tests.support.brokers import free_port
 from toolkit.cli import main
 from toolkit.firmware.build import build_firmware
 from toolkit.firmware.qemu import Emulator

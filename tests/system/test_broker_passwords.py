@@ -21,7 +21,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.brokers import await_ready, free_port, made_broker
+from tests.support.brokers import await_ready, free_port, made_broker
 from toolkit.cli import main
 
 pytest.importorskip("cryptography", reason="cryptography is not installed (the extra `sign`)")

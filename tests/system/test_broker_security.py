@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress, Certificates
 from device_runtime.mqtt.client import Client
-from tests.brokers import free_port, made_broker
+from tests.support.brokers import free_port, made_broker
 from toolkit.broker.access import access_list, is_current, parse_list
 from toolkit.cli import main
 

@@ -20,8 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from device_runtime.mqtt.address import Certificates
-from tests.brokers import free_port, made_broker
-from tests.scripted_fleet import wait_until
+from tests.support.brokers import free_port, made_broker
+from tests.support.scripted_fleet import wait_until
 from toolkit.cli import main
 
 for package in ("cryptography", "starlette", "uvicorn", "ruamel.yaml"):

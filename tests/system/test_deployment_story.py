@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from device_runtime.update.slots import read_state
-from tests.brokers import free_port, made_broker, mosquitto_path
-from tests.ssh_boards import SUPERVISOR, link_environment
-from tests.ssh_servers import SshServer, ssh_server
+from tests.support.brokers import free_port, made_broker, mosquitto_path
+from tests.support.ssh_boards import SUPERVISOR, link_environment
+from tests.support.ssh_servers import SshServer, ssh_server
 
 STONECHAT = Path(sys.executable).with_name("stonechat")
 HERD = tuple(f"pi-{n}" for n in range(1, 6))

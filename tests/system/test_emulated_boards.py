@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import mosquitto
-from tests.signed_bundles import Workshop
-from tests.ssh_boards import FLEET, Board
-from tests.ssh_servers import ssh_server
+from tests.support.brokers import mosquitto
+from tests.support.signed_bundles import Workshop
+from tests.support.ssh_boards import FLEET, Board
+from tests.support.ssh_servers import ssh_server
 from toolkit.signing.bundles import sign_bundle
 
 pytestmark = [

@@ -19,8 +19,8 @@ from paho.mqtt.properties import Properties
 from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import UnreachableError
 from device_runtime.mqtt.address import BrokerAddress, Protocol
-from tests.brokers import mosquitto
-from tests.scripted_fleet import Device, resident_mb
+from tests.support.brokers import mosquitto
+from tests.support.scripted_fleet import Device, resident_mb
 
 ROOT = Path(__file__).parents[2]
 GENERATE, CANCEL = "stonechat/1/greenhouse-pi/in/generate", "stonechat/1/greenhouse-pi/in/cancel"

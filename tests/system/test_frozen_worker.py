@@ -9,8 +9,8 @@ import pytest
 
 from device_runtime.client.remote import RemoteModel
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import mosquitto
-from tests.scripted_fleet import Device, fleet_file
+from tests.support.brokers import mosquitto
+from tests.support.scripted_fleet import Device, fleet_file
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import yaml
 from device_runtime.device.extensions.link_places import place_of
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Address, Request
-from tests.brokers import free_port, mosquitto
+from tests.support.brokers import free_port, mosquitto
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples" / "home-assistant" / "stonechat.yaml"

@@ -14,11 +14,11 @@ import pytest
 
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Target
-from tests.brokers import free_port
 from tests.device_runtime import conftest
 from tests.device_runtime.conftest import OnAir
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 ANSWER = {
     "type": "object", "required": ["kind", "urgent"], "additionalProperties": False,

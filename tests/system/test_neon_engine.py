@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_programs import compile_program
-from micro_bundles import micro_bundle, random_network
 
 from converters.profiles import WeightType
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine, compiler
+from tests.support.c_programs import compile_program
+from tests.support.micro_bundles import micro_bundle, random_network
 
 pytestmark = [
     pytest.mark.slow,

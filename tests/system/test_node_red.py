@@ -18,8 +18,8 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.brokers import await_ready, free_port, mosquitto
-from tests.scripted_fleet import wait_until
+from tests.support.brokers import await_ready, free_port, mosquitto
+from tests.support.scripted_fleet import wait_until
 
 ROOT = Path(__file__).parents[2]
 FLOW = ROOT / "examples" / "node-red" / "flow.json"

@@ -32,8 +32,8 @@ from device_runtime.mqtt import backoff as patience
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.topics import DeviceTopics
-from tests.brokers import free_port, mosquitto
-from tests.scripted_fleet import Device, await_state, fleet_file, wait_until
+from tests.support.brokers import free_port, mosquitto
+from tests.support.scripted_fleet import Device, await_state, fleet_file, wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "toolkit" / "scripted_device.py"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import mosquitto
-from tests.mqtt_peer import Peer
+from tests.support.brokers import mosquitto
+from tests.support.mqtt_peer import Peer
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
 DEVICE = "test-pi"

@@ -14,8 +14,8 @@ import pytest
 
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state, resolve
-from tests.brokers import mosquitto
-from tests.update_bundles import confirm, contents, variant
+from tests.support.brokers import mosquitto
+from tests.support.update_bundles import confirm, contents, variant
 
 
 @pytest.mark.parametrize(("expect", "version"), [("", "2"), ("Paris", "1")])

@@ -22,8 +22,8 @@ from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state
-from tests.brokers import mosquitto
-from tests.update_bundles import confirm, variant
+from tests.support.brokers import mosquitto
+from tests.support.update_bundles import confirm, variant
 from toolkit.rollout.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key

@@ -15,8 +15,8 @@ import pytest
 from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import free_port, mosquitto
-from tests.scripted_fleet import Device, fleet_file, resident_mb
+from tests.support.brokers import free_port, mosquitto
+from tests.support.scripted_fleet import Device, fleet_file, resident_mb
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ import pytest
 
 from device_runtime.client.records import kept_records
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import await_ready, free_port, mosquitto
-from tests.far_server import far_server
-from tests.mqtt_peer import Peer
-from tests.scripted_fleet import wait_until
+from tests.support.brokers import await_ready, free_port, mosquitto
+from tests.support.far_server import far_server
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_fleet import wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bare_metal import BOARDS, missing_tools
 
 from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
+from tests.support.bare_metal import BOARDS, missing_tools
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing_tools() is not None, reason=missing_tools() or "")]
 # These call themselves: to SC_SCHEMA_DEPTH (checked when a table is opened), to DEEPEST, and once.

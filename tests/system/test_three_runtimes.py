@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_bundles import Network, micro_bundle, random_network, relative_error
 
 from converters.network.weights import CanonicalWeights
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend
 from device_runtime.engine.backends.interpreter import LiteRtBackend
+from tests.support.micro_bundles import Network, micro_bundle, random_network, relative_error
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [11, 42, 99, 7]

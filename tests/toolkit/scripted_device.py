@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from device_runtime.device import models  # noqa: E402
-from tests.scripted_model import ScriptedAnswer, ScriptedModel  # noqa: E402
+from tests.support.scripted_model import ScriptedAnswer, ScriptedModel  # noqa: E402
 from toolkit.cli import serve  # noqa: E402
 
 PIECE_S = float(os.environ.get("STONECHAT_SCRIPT_PIECE_S", "0.005"))

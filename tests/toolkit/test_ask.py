@@ -18,8 +18,8 @@ from device_runtime.client.remote import RemoteModel
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.strict_json import dump
-from tests.brokers import free_port, mosquitto
-from tests.scripted_fleet import Device, fleet_file
+from tests.support.brokers import free_port, mosquitto
+from tests.support.scripted_fleet import Device, fleet_file
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]

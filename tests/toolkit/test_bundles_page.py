@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from signed_bundles import FILES, plain_bundle
 
 from device_runtime.bundle.archive import Archive
 from device_runtime.bundle.manifest import MAX_MANIFEST_BYTES
 from device_runtime.bundle.trust import MAX_SIGNATURE_BYTES
+from tests.support.signed_bundles import FILES, plain_bundle
 from toolkit.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "bundles.md").read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from random_checkpoint import random_checkpoint
 
 from converters.checkpoints import open_checkpoint
 from converters.convert import Options, convert
+from tests.support.random_checkpoint import random_checkpoint
 from toolkit.cli import main
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.brokers import free_port, mosquitto
+from tests.support.brokers import free_port, mosquitto
 from toolkit import doctor as module
 from toolkit.doctor import Level, examine
 

@@ -19,8 +19,8 @@ from device_runtime.mqtt.messages import DeviceState, HealthReport, Info, LinkAn
 from device_runtime.mqtt.strict_json import dump
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.records.typed_json import write
-from tests.brokers import mosquitto
-from tests.scripted_fleet import Device, fleet_file
+from tests.support.brokers import mosquitto
+from tests.support.scripted_fleet import Device, fleet_file
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]

@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from brokers import free_port, mosquitto
-from power_cut import recorded
-from signed_bundles import Workshop, plain_bundle
 
 from device_runtime.bundle.archive import Archive
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import parse_signatures
 from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.fleet import file as fleet
+from tests.support.brokers import free_port, mosquitto
+from tests.support.power_cut import recorded
+from tests.support.signed_bundles import Workshop, plain_bundle
 from toolkit.cli import main
 from toolkit.signing import bundles
 from toolkit.signing.bundles import expiry, golden_answer, pack_bundle, sign_bundle

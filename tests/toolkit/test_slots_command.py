@@ -23,7 +23,7 @@ import pytest
 
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state, resolve
-from tests.update_bundles import confirm, contents, variant
+from tests.support.update_bundles import confirm, contents, variant
 
 QUESTION = "hello"
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.far_server import FarServer, far_server
+from tests.support.far_server import FarServer, far_server
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from device_runtime.device.extensions import escalation as desks
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
 from device_runtime.fleet.questions import LinkExample, Unsure
-from tests.brokers import free_port
 from tests.device_runtime.conftest import OnAir
-from tests.far_server import FarServer
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.far_server import FarServer
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 ANSWER = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
 OURS, THEIRS = {"kind": "a"}, {"kind": "b"}

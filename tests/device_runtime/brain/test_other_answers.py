@@ -22,10 +22,10 @@ from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
-from tests.far_server import FarServer
-from tests.mqtt_peer import Peer
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.far_server import FarServer
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 
 BUNDLE = Path(__file__).parents[3] / "examples" / "log-triage" / "bundle"
 KIND = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}

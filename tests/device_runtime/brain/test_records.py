@@ -20,9 +20,9 @@ from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
-from tests.far_server import FarServer
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.far_server import FarServer
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 ANSWER = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}}
 LINK = Link(name="sort", source="in/note", prompt="Note: {{ note }} by {{ badge }}", to="out/kind", answer=ANSWER)

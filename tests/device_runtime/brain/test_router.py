@@ -23,9 +23,9 @@ from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
-from tests.far_server import FarServer
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.far_server import FarServer
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 NAMES = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")

@@ -19,7 +19,7 @@ from device_runtime.brain.far.side import FarQuestion
 from device_runtime.brain.site import connect, is_local_address, is_local_name
 from device_runtime.errors import OffSiteError, UnreachableError
 from device_runtime.fleet.policies.escalation import Target
-from tests.far_server import FarServer
+from tests.support.far_server import FarServer
 
 ROOT = Path(__file__).parents[3]
 
@@ -105,8 +105,8 @@ from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 import threading
 
 port, url, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])

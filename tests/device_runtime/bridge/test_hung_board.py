@@ -22,7 +22,7 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.topics import DeviceTopics
-from tests.brokers import mosquitto
+from tests.support.brokers import mosquitto
 from toolkit.emulate import model_board as peer
 
 WATCHDOG_S = 1.6

@@ -28,8 +28,8 @@ from device_runtime.errors import (
     UnavailableError,
     UnreachableError,
 )
-from tests.serial_server import rfc2217_server
-from tests.update_bundles import variant
+from tests.support.serial_server import rfc2217_server
+from tests.support.update_bundles import variant
 
 QUESTION = [{"role": "user", "content": "how are you"}]
 DRAW = Sampling(temperature=1.0, top_k=50, top_p=0.95, seed=2**40 + 7)

@@ -14,7 +14,7 @@ from device_runtime.client import pool as failover
 from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 
 POOL = "stonechat/1/pool/herd/generate"
 

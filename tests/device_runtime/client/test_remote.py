@@ -12,8 +12,8 @@ from device_runtime.client.remote import RemoteModel
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import free_port
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.scripted_model import ScriptedModel
 
 
 @pytest.fixture

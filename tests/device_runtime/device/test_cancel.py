@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from device_runtime.engine.language_model import Completion
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 
 
 class Looking:

@@ -19,8 +19,8 @@ from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -11,7 +11,7 @@ from device_runtime.device.statistics import Statistics
 from device_runtime.errors import ContextOverflowError
 from device_runtime.machine import machine
 from device_runtime.mqtt.messages import Final, Usage
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 
 
 def answer(tps: float = 10.0, ttft_ms: float = 50.0, tokens: int = 5) -> Final:

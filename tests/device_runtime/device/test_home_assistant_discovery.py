@@ -22,8 +22,8 @@ from device_runtime.device.extensions.link_places import place_of
 from device_runtime.fleet.links import Link
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic, parse
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 
 TEXT = {"type": "string", "minLength": 1}
 COMPONENT = {

@@ -14,7 +14,7 @@ DEVICE = """
 import sys
 sys.path[:0] = sys.argv[3:]
 from pathlib import Path
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.device.service import Service, stop_on_signals

@@ -22,9 +22,9 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import free_port, mosquitto
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port, mosquitto
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 ROOT = Path(__file__).parents[3]
 LINK = Link(name="hot", source="plant/+/air", prompt="{{ t }}", to="plant/advice")

@@ -17,9 +17,9 @@ from device_runtime.device.service import Service
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import free_port
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 
 
 def replies(device):

@@ -10,8 +10,8 @@ from typing import Any
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.questions import LinkExample, Unsure
 from tests.device_runtime.conftest import OnAir
-from tests.mqtt_peer import Peer
-from tests.scripted_model import ScriptedModel
+from tests.support.mqtt_peer import Peer
+from tests.support.scripted_model import ScriptedModel
 
 ANSWER = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "why": {"type": "string"}}}
 LINK = Link(name="sort", source="in/note", prompt="Note: {{ value }}", to="out/kind", answer=ANSWER)

@@ -38,7 +38,7 @@ from device_runtime.update.slots import lock, read_state
 from device_runtime.update.staging import Staging
 from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, try_pending
-from tests.update_bundles import confirm, variant
+from tests.support.update_bundles import confirm, variant
 from toolkit.rollout.sender import Sender
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey, new_key

@@ -14,8 +14,8 @@ from device_runtime.device.watchdog import ServiceManager
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.topics import DeviceTopics
-from tests.mqtt_relay import PUBACK, relay
-from tests.scripted_model import ScriptedModel
+from tests.support.mqtt_relay import PUBACK, relay
+from tests.support.scripted_model import ScriptedModel
 
 WATCHDOG_S = 1.0
 

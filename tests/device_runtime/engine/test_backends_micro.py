@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from micro_bundles import micro_bundle, random_network, relative_error
 
 from converters.emit.tflite_write import GraphWriter
 from device_runtime.bundle.folder import Bundle
@@ -22,6 +21,7 @@ from device_runtime.engine.backends.interpreter import LiteRtBackend, TfliteRunt
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.errors import BackendError, BackendMissingError
 from device_runtime.micro.library import compiler
+from tests.support.micro_bundles import micro_bundle, random_network, relative_error
 
 NETWORK = random_network(prefix_tokens=(4, 8))
 CONTEXT = 40

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime.engine.backends.native_log import captured_stderr, own_stderr
-from tests.update_bundles import variant
+from tests.support.update_bundles import variant
 
 
 def native(text: str) -> None:

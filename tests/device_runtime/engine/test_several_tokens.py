@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_checkpoint import random_checkpoint
 
 from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
@@ -16,6 +15,7 @@ from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.drafts import EarlierAnswers, Repetition
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import LanguageModel
+from tests.support.random_checkpoint import random_checkpoint
 
 TOKENS = [int(token) for token in np.random.default_rng(4).integers(3, 384, 300)]
 # The kernels quantize each row by itself, so a row's integers are the same in both; only float sums are in another

@@ -22,8 +22,8 @@ from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.structured import Constraint, SchemaCompiler, check_schema
 from device_runtime.errors import IncompleteError, SchemaError
-from tests.random_checkpoint import random_checkpoint
-from tests.tokenizer_files import small_sentencepiece
+from tests.support.random_checkpoint import random_checkpoint
+from tests.support.tokenizer_files import small_sentencepiece
 from toolkit.cli import main
 
 pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")

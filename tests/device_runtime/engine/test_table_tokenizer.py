@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_files import TEXTS
 
 from converters.emit.tokenizer_table import write_tokenizer_table
 from device_runtime.bundle.manifest import TABLE
@@ -16,6 +15,7 @@ from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.text.table_tokenizer import TableTokenizer
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import BundleError
+from tests.support.tokenizer_files import TEXTS
 
 CHECKPOINTS = Path(__file__).parents[2] / "data" / "checkpoints"
 FOLDERS = ["mha-untied-sharded", "gqa-tied", "llama3-rope", "yarn-biases"]  # GPT-2, SmolLM, Llama 3, Qwen 2

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from c_programs import compile_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from device_runtime.engine.schema.identity import canonical_schema
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, PORTS
 from device_runtime.mqtt.messages import ErrorReply, Final, Info, State, parse_reply
 from device_runtime.tasks.answering import Answerer
+from tests.support.c_programs import compile_program
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "boiler-advisor" / "bundle"
 FIRMWARE = PORTS.parent / "firmware"

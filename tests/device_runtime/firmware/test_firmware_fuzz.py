@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZED, compile_program, run
 
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, firmware_sources, update_sources
+from tests.support.c_programs import SANITIZED, compile_program, run
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
 

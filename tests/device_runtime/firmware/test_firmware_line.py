@@ -6,13 +6,13 @@ import ctypes
 from pathlib import Path
 
 import pytest
-from c_programs import compile_program
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.bridge.frames import FrameReader, frame
 from device_runtime.bridge.messages import Fault, Greet, Hello, Message, parse
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, PORTS
+from tests.support.c_programs import compile_program
 
 DATA = Path(__file__).parents[2] / "data"
 FIRMWARE = PORTS.parent / "firmware"

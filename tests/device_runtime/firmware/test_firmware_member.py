@@ -1,5 +1,5 @@
-"""The firmware as a process of this machine (tests/host_boards.py) answers as the library does: on its console, behind
-the bridge in tokens and in text, held to a schema, drawn with a seed."""
+"""The firmware as a process of this machine (tests/support/host_boards.py) answers as the library does: on its console,
+behind the bridge in tokens and in text, held to a schema, drawn with a seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import serial
-from host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 
 from converters.emit.c.bundle import write_bundle_image
 from converters.emit.c.image import SectionKind, read_image
@@ -27,6 +26,7 @@ from device_runtime.engine.sampler import Sampling
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.errors import SchemaError
 from device_runtime.tasks.answering import Answerer, confidence_of
+from tests.support.host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 from toolkit.cli import main
 from toolkit.firmware.container import wrap
 from toolkit.firmware.slots import model_image

@@ -13,12 +13,12 @@ import tty
 from pathlib import Path
 
 import pytest
-from host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 
 from device_runtime.bridge.link import Link
 from device_runtime.bridge.model import SerialModel
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
+from tests.support.host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 from toolkit.cli import main
 from toolkit.firmware.container import wrap
 from toolkit.firmware.slots import model_image

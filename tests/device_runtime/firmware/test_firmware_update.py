@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from c_programs import compile_program
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.bundle.trust import PublicKey
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, update_sources
+from tests.support.c_programs import compile_program
 from toolkit.firmware.container import wrap
 from toolkit.signing.keys import SigningKey
 

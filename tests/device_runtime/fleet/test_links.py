@@ -18,7 +18,7 @@ from device_runtime.fleet.link_faults import faults
 from device_runtime.fleet.links import Link, LinkError, Reading, Window, Windows, check_template, read, shape
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.strict_json import MessageError
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 
 
 def link(**fields):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_programs import SANITIZED, compile_program, compiler, run
-from engine_cases import NETWORKS, reference_logits, reference_tensors, stored_logits, traced_buffers
-from micro_bundles import micro_bundle
 
 from converters.emit.c.model import ModelImage, write_model_image
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import BackendError
 from device_runtime.micro.library import CEngine
+from tests.support.c_programs import SANITIZED, compile_program, compiler, run
+from tests.support.engine_cases import NETWORKS, reference_logits, reference_tensors, stored_logits, traced_buffers
+from tests.support.micro_bundles import micro_bundle
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tflite_micro") is None, reason="tflite-micro is not installed (x86_64 only)"

@@ -8,7 +8,6 @@ import struct
 from pathlib import Path
 
 import pytest
-from c_programs import SANITIZED, compile_program, compiler, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import BundleError
 from device_runtime.micro.library import CEngine
 from device_runtime.micro.sources import FIRMWARE_INCLUDES, firmware_sources
+from tests.support.c_programs import SANITIZED, compile_program, compiler, run
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*/bundle/model.image"))
 FUZZ = Path(__file__).parents[2] / "fuzz"

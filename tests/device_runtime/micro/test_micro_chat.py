@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from c_programs import compile_program, sources_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from converters.emit.c.chat_roles import chat_roles
 from device_runtime.engine.chat import Message, render_segments
 from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import ConfigurationError
+from tests.support.c_programs import compile_program, sources_of
 
 TOKENIZER = Path(__file__).parents[2] / "data" / "checkpoints" / "gqa-tied" / "tokenizer.json"
 ROLES = ["system", "user", "assistant"]

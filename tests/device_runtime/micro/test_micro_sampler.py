@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_programs import compile_program, sources_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from device_runtime.engine.sampler import Sampler, Sampling
+from tests.support.c_programs import compile_program, sources_of
 
 DRAWS = 8
 SOURCE = Path(__file__).parent / "sampler_library.c"

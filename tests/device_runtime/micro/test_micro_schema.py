@@ -12,7 +12,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from c_programs import SANITIZED, compile_program, run, sources_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -22,6 +21,7 @@ from converters.emit.c.schema import schema_section
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.engine.schema.rules import closed
 from device_runtime.errors import SchemaError
+from tests.support.c_programs import SANITIZED, compile_program, run, sources_of
 
 llguidance = pytest.importorskip("llguidance")
 

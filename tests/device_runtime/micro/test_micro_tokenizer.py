@@ -13,12 +13,9 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from c_programs import SANITIZED, compile_program, run, sources_of
-from c_tokenizer import CTokenizer, Refused, tokenizer_library
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
-from tokenizer_files import TEXTS
 from tokenizers import Tokenizer
 
 from converters.emit.c.byte_level_bpe import byte_level_table
@@ -26,6 +23,9 @@ from converters.emit.c.sentencepiece import sentencepiece_table
 from device_runtime.engine.text.segments import Segment
 from device_runtime.engine.tokenizer import read_tokenizer
 from device_runtime.errors import ConfigurationError
+from tests.support.c_programs import SANITIZED, compile_program, run, sources_of
+from tests.support.c_tokenizer import CTokenizer, Refused, tokenizer_library
+from tests.support.tokenizer_files import TEXTS
 from toolkit.train.words import open_words, word_vocabulary
 
 TESTS = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-/* The tokenizer for tests in Python (tests/c_tokenizer.py). Counts below zero are a status with its sign changed. */
+/* The tokenizer for tests in Python (tests/support/c_tokenizer.py). Counts below zero are a status with its sign changed. */
 #include <stdint.h>
 #include <stdlib.h>
 

@@ -21,7 +21,7 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import LAG_MESSAGES, Client
 from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.tolerant_paho import without_user_properties
-from tests.brokers import free_port, mosquitto
+from tests.support.brokers import free_port, mosquitto
 
 
 def nothing(message: object) -> None:

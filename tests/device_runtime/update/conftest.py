@@ -9,7 +9,7 @@ import pytest
 
 from device_runtime.update.install import install
 from device_runtime.update.slots import lock
-from tests.update_bundles import confirm, tiny_bundle
+from tests.support.update_bundles import confirm, tiny_bundle
 
 SlotFolder = Callable[..., Path]
 

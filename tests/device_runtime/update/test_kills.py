@@ -26,8 +26,8 @@ from device_runtime.update.install import install
 from device_runtime.update.slots import Slots, lock, read_state, resolve
 from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, roll_back
-from tests.power_cut import Killer
-from tests.update_bundles import confirm, contents, variant
+from tests.support.power_cut import Killer
+from tests.support.update_bundles import confirm, contents, variant
 
 QUESTION = "hello"
 # What durable.py asks of the kernel; the write of a file is pwrite64, so that what is printed does not count.

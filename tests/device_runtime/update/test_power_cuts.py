@@ -16,8 +16,8 @@ from device_runtime.update.install import install
 from device_runtime.update.slots import SLOTS, STATE, Slots, lock, resolve
 from device_runtime.update.state import Last
 from device_runtime.update.trial import roll_back
-from tests.power_cut import Recorder, Write, recorded
-from tests.update_bundles import confirm, contents
+from tests.support.power_cut import Recorder, Write, recorded
+from tests.support.update_bundles import confirm, contents
 
 
 def give_back(slots: Slots) -> None:

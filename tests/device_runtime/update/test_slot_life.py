@@ -25,8 +25,8 @@ from device_runtime.update.install import install
 from device_runtime.update.slots import Slots, lock, read_state, resolve
 from device_runtime.update.state import Last
 from device_runtime.update.trial import roll_back
-from tests.power_cut import Write, recorded
-from tests.update_bundles import confirm, contents, variant
+from tests.support.power_cut import Write, recorded
+from tests.support.update_bundles import confirm, contents, variant
 
 COUNTERS = {"1": 1, "2": 2, "3": 2}
 CUT = st.none() | st.tuples(st.floats(0, 1), st.randoms(use_true_random=False))

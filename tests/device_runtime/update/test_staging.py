@@ -16,8 +16,8 @@ from device_runtime.update.policy import Admitted, Policy
 from device_runtime.update.slots import lock, read_state, resolve
 from device_runtime.update.staging import Missing, Staging
 from device_runtime.update.state import TrialLimits
-from tests.power_cut import Killer
-from tests.update_bundles import confirm, contents
+from tests.support.power_cut import Killer
+from tests.support.update_bundles import confirm, contents
 
 
 def head(bundle: Path) -> Admitted:

@@ -18,8 +18,8 @@ from device_runtime.fleet.file import FLEET, check_fleet
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.settings import DeviceConfig
 from device_runtime.mqtt.address import BrokerAddress
-from tests.brokers import await_ready, mosquitto
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import await_ready, mosquitto
+from tests.support.scripted_model import ScriptedModel
 from toolkit.broker.access import Access, access_list
 
 FILE = """schema: 1

@@ -15,9 +15,9 @@ from device_runtime.fleet import file
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.address import BrokerAddress
-from tests.page_timing import FIRST_VIEW, FRAMES
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.page_timing import FIRST_VIEW, FRAMES
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from tests.toolkit.dashboard.conftest import FLEET
 from toolkit.rollout.files import RolloutFiles, default_folder
 from toolkit.rollout.rollout import Plan, Rollout

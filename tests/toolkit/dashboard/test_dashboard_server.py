@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from device_runtime.bundle.folder import Bundle
-from tests.brokers import free_port
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from tests.toolkit.dashboard.conftest import FLEET
 from toolkit.broker.access import Access
 from toolkit.cli import main

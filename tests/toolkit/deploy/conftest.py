@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import mosquitto
-from tests.ssh_boards import Board, new_board
-from tests.ssh_servers import SshServer, ssh_server
+from tests.support.brokers import mosquitto
+from tests.support.ssh_boards import Board, new_board
+from tests.support.ssh_servers import SshServer, ssh_server
 
 
 @pytest.fixture(scope="session")

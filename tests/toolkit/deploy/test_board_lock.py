@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from device_runtime.errors import UpdateError
-from tests.ssh_servers import SshServer, ssh_server
+from tests.support.ssh_servers import SshServer, ssh_server
 from toolkit.device.layout import Layout
 from toolkit.ssh.board_lock import only_one
 from toolkit.ssh.ssh import Remote, RemoteError, Target

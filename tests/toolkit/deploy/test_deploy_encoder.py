@@ -15,7 +15,7 @@ import pytest
 from converters.encoders.checkpoint import open_encoder
 from converters.encoders.convert import EncoderOptions, convert_encoder
 from device_runtime.engine.encoder.encoder_model import EncoderModel
-from tests.ssh_boards import Board
+from tests.support.ssh_boards import Board
 
 ENCODERS = Path(__file__).parents[2] / "data" / "encoders"
 TEXT = "The pump is hot."

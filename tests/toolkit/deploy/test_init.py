@@ -13,9 +13,9 @@ import pytest
 import boards
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file as fleet
-from tests.brokers import free_port
-from tests.ssh_boards import Board
-from tests.ssh_servers import ssh_server
+from tests.support.brokers import free_port
+from tests.support.ssh_boards import Board
+from tests.support.ssh_servers import ssh_server
 from toolkit.device.layout import Layout
 
 

@@ -26,8 +26,8 @@ from device_runtime.update.install import install
 from device_runtime.update.slots import lock, read_state
 from device_runtime.update.staging import peek
 from device_runtime.update.trial import try_pending
-from tests.brokers import mosquitto
-from tests.update_bundles import variant
+from tests.support.brokers import mosquitto
+from tests.support.update_bundles import variant
 from toolkit.cli import main
 from toolkit.rollout.back import way_back
 from toolkit.rollout.files import RolloutFiles

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigurationError, UnreachableError
-from tests.brokers import free_port
-from tests.ssh_servers import SshServer, make_key, ssh_server
+from tests.support.brokers import free_port
+from tests.support.ssh_servers import SshServer, make_key, ssh_server
 from toolkit.ssh.copy import copy_file, file_sha256, put_text
 from toolkit.ssh.ssh import Remote, RemoteError, Target
 

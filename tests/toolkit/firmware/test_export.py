@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_objects import object_files
-from c_programs import compiler, link
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
 from device_runtime.micro.sources import FLAGS, WARNINGS
+from tests.support.c_objects import object_files
+from tests.support.c_programs import compiler, link
 from toolkit.firmware.export import export
 from toolkit.firmware.recipes import RECIPES
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_programs import compile_program, compiler, run
-from micro_bundles import micro_bundle, random_network
 
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine
+from tests.support.c_programs import compile_program, compiler, run
+from tests.support.micro_bundles import micro_bundle, random_network
 from toolkit.cli import main
 
 MAIN = """

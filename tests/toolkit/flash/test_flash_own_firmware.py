@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import serial
-from host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 
 from boards import Board
 from converters.emit.c.bundle import write_bundle_image
@@ -19,6 +18,7 @@ from device_runtime.bridge.link import Link
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MANIFEST, FileEntry
 from device_runtime.errors import DoesNotFitError, FlashError, RolledBackError
+from tests.support.host_boards import HostBoard, build_host_board, host_board_file, write_host_flash
 from toolkit.firmware.container import wrap
 from toolkit.firmware.layout import layout_of
 from toolkit.firmware.slots import bundled_model_image, model_image

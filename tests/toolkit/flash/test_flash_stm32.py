@@ -11,7 +11,7 @@ from flash_boards import board
 from intelhex import IntelHex
 
 from device_runtime.errors import DoesNotFitError, FlashError, ImageError, UnreachableError
-from tests.serial_server import rfc2217_server
+from tests.support.serial_server import rfc2217_server
 from tests.toolkit.flash.peers.serial_line import SocketPeer
 from tests.toolkit.flash.peers.stm32 import Faults, Stm32Peer
 from toolkit.flash import an3155, stm32

@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn", reason="the extra `gateway` is not installed")
 
 from tests.device_runtime.conftest import on_air, peer, port  # noqa: F401 (fixtures)
 from tests.encoders.conftest import bundles  # noqa: F401 (a fixture)
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel
 from toolkit.gateway.app import Gateway
 from toolkit.gateway.bundles import Bundles
 from toolkit.gateway.source import Source

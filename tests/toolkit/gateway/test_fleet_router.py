@@ -11,8 +11,8 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from toolkit.cli import main
 from toolkit.gateway.fleet import FleetModels
 from toolkit.gateway.fleet_router import FleetRouter

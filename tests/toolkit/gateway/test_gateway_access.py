@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.brokers import free_port
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.brokers import free_port
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from toolkit.cli import main
 
 TOKEN = "a-token-of-these-tests"

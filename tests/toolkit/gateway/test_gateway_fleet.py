@@ -6,8 +6,8 @@ import pytest
 
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from tests.scripted_fleet import wait_until
-from tests.scripted_model import ScriptedModel
+from tests.support.scripted_fleet import wait_until
+from tests.support.scripted_model import ScriptedModel
 from toolkit.gateway.fleet import FleetModels
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")

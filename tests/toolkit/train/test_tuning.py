@@ -20,7 +20,6 @@ pytest.importorskip("jax", reason="needs the extra [train]")
 pytest.importorskip("optax", reason="needs the extra [train]")
 
 import jax.numpy as jnp
-from random_checkpoint import CHECKPOINTS, checkpoint_of, float_logits
 
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
@@ -33,6 +32,7 @@ from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task, load
 from device_runtime.tasks.purpose import Purpose, purposes_of
+from tests.support.random_checkpoint import CHECKPOINTS, checkpoint_of, float_logits
 from toolkit.bench import cost_of_an_answer
 from toolkit.examples.sources import all_examples
 from toolkit.train.pipeline import train as train_bundle

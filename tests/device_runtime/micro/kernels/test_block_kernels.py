@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_cases import block_matmuls, stored_logits, traced_buffers
-from micro_bundles import Network, micro_bundle, random_network, relative_error
 
 from converters.emit.c.calls import BlockMatmul
 from converters.emit.c.model import write_model_image
 from device_runtime.bundle.manifest import IMAGE
 from device_runtime.micro.library import CEngine, compiler
+from tests.support.engine_cases import block_matmuls, stored_logits, traced_buffers
+from tests.support.micro_bundles import Network, micro_bundle, random_network, relative_error
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
 NETWORKS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bare_metal import BOARDS, compile_for, missing_tools, run_on
-from c_programs import SANITIZED, compile_program, run
 
 from device_runtime.micro.library import compiler
+from tests.support.bare_metal import BOARDS, compile_for, missing_tools, run_on
+from tests.support.c_programs import SANITIZED, compile_program, run
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")

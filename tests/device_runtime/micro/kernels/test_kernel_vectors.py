@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bare_metal import BOARDS, compile_for, missing_tools, run_on
-from c_programs import SANITIZED, compile_program, run
 
 from device_runtime.micro.library import CEngine, compiler
+from tests.support.bare_metal import BOARDS, compile_for, missing_tools, run_on
+from tests.support.c_programs import SANITIZED, compile_program, run
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[2] / "data" / "kernel_vectors"

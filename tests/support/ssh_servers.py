@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port
+from tests.support.brokers import free_port
 
 __all__ = ["SshServer", "make_key", "ssh_server", "sshd_path"]
 

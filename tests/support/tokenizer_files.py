@@ -7,8 +7,9 @@ from pathlib import Path
 
 import gguf
 import sentencepiece
-from gguf_files import add_tokenizer
 from sentencepiece import sentencepiece_model_pb2
+
+from tests.support.gguf_files import add_tokenizer
 
 __all__ = ["MORE_PRE", "PRE_OF", "TEXTS", "small_sentencepiece", "write_bpe_gguf", "write_sentencepiece_gguf"]
 

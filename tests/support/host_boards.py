@@ -14,9 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from c_objects import object_files
-from c_programs import SANITIZERS, compiler, link
-
 from boards import Board, load_board
 from boards.board import UpdateSlots
 from device_runtime.bundle.trust import PublicKey
@@ -31,12 +28,14 @@ from device_runtime.micro.sources import (
     engine_sources,
     firmware_sources,
 )
+from tests.support.c_objects import object_files
+from tests.support.c_programs import SANITIZERS, compiler, link
 from toolkit.firmware.layout import layout_of
 from toolkit.firmware.slots import write_flash
 
 __all__ = ["HostBoard", "build_host_board", "host_board_file", "write_host_flash"]
 
-FOLDER = Path(__file__).parent / "host_board"
+FOLDER = Path(__file__).parents[1] / "host_board"
 FIRMWARE = PORTS.parent / "firmware"
 RUN_BYTES = 60 * 1024
 

@@ -18,7 +18,7 @@ from converters.ops.numpy import NumpyOps
 
 __all__ = ["CHECKPOINTS", "checkpoint_of", "float_logits", "random_checkpoint"]
 
-CHECKPOINTS = Path(__file__).parent / "data" / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
 
 
 def random_checkpoint(seed: int = 1, **changes: Any) -> Checkpoint:

@@ -1,5 +1,5 @@
 # Starts systemd as the first process of a container, on a copy-on-write view of this machine's files.
-#   unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh tests/systemd_board.sh FOLDER
+#   unshare --fork --kill-child --pid --mount --uts --ipc --cgroup sh tests/support/systemd_board.sh FOLDER
 # FOLDER/etc is laid over /etc. Nothing is written outside of FOLDER; the network is the machine's.
 set -eu
 folder=$1

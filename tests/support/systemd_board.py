@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import free_port
-from tests.ssh_servers import SshServer, make_key, sshd_path
+from tests.support.brokers import free_port
+from tests.support.ssh_servers import SshServer, make_key, sshd_path
 
 __all__ = ["systemd_board"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from c_objects import object_files
 
 from device_runtime.micro.sources import FLAGS, INCLUDES, THIRD_PARTY, WARNINGS, engine_sources
+from tests.support.c_objects import object_files
 
 __all__ = ["SANITIZED", "SANITIZERS", "compile_program", "compiler", "link", "run", "sources_of"]
 

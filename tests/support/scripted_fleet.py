@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 __all__ = ["Device", "await_state", "fleet_file", "resident_mb", "wait_until"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "toolkit" / "scripted_device.py"
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from micro_bundles import random_network
 
 from converters.emit.c.model import ModelImage
 from converters.emit.tflite_read import TfliteFile
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.micro.library import CEngine
+from tests.support.micro_bundles import random_network
 
 __all__ = [
     "NETWORKS", "block_matmuls", "reference_logits", "reference_tensors", "stored_logits", "traced_buffers",

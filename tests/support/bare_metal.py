@@ -14,7 +14,7 @@ from device_runtime.micro.sources import FLAGS, INCLUDES, WARNINGS, engine_sourc
 
 __all__ = ["BOARDS", "Board", "compile_for", "missing_tools", "run_image", "run_on"]
 
-FOLDER = Path(__file__).parent / "device_runtime" / "micro" / "bare_metal"
+FOLDER = Path(__file__).parents[1] / "device_runtime" / "micro" / "bare_metal"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.brokers import free_port
+from tests.support.brokers import free_port
 
 __all__ = ["CLUSTERS", "PASSWORD", "ejabberd_pair", "rabbitmq_pair"]
 

@@ -6,11 +6,11 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from c_programs import compile_program, sources_of
+from tests.support.c_programs import compile_program, sources_of
 
 __all__ = ["CTokenizer", "Refused", "tokenizer_library"]
 
-SOURCE = Path(__file__).parent / "device_runtime" / "micro" / "tokenizer_library.c"
+SOURCE = Path(__file__).parents[1] / "device_runtime" / "micro" / "tokenizer_library.c"
 
 
 class Refused(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 __all__ = ["kept_folder", "object_files"]
 
-_KEPT = Path(__file__).parents[1] / ".cache" / "tests"  # git ignores it; may be deleted at any time
+_KEPT = Path(__file__).parents[2] / ".cache" / "tests"  # git ignores it; may be deleted at any time
 _UNUSED_S = 14 * 24 * 3600  # what no run has asked for since then goes
 
 

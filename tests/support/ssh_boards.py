@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.ssh_servers import SshServer
+from tests.support.ssh_servers import SshServer
 from toolkit.ssh.wheel import write_wheel
 
 __all__ = ["FLEET", "Board", "new_board"]
