@@ -185,7 +185,7 @@ class Exchange:
                     if "error" in value:
                         reply = parse_reply(message.payload)
                         assert isinstance(reply, ErrorReply)
-                        raise to_error(f"the query on {topic}", reply)
+                        raise to_error(f"device {parts.id!r}" if (parts := parse(topic)) else topic, reply)
                     return value
         finally:
             self.forget(session)

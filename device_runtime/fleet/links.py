@@ -246,9 +246,9 @@ def prompt_of(
     try:
         names["decided"] = Decider(link).decided(names)
         secrets = redactor.secrets(names)
-        known = redactor.names_of(names) if redactor else names
-        template = (_outside if redactor else _texts).from_string(link.prompt)
-        prompt = redactor.text(template.render(known), secrets)
+        prompt = _rendered(link, names, redactor)
+        if redactor:
+            prompt = redactor.text(_outside.from_string(link.prompt).render(redactor.names_of(names)), secrets)
     except LinkError:
         raise
     except _TEMPLATE_ERRORS as error:
@@ -256,6 +256,21 @@ def prompt_of(
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise LinkError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
     return prompt, secrets
+
+
+def _rendered(link: Link, names: Mapping[str, Any], redactor: Redactor) -> str:
+    """The prompt as the link makes it.
+
+    Raises:
+        jinja2.UndefinedError: it needs a name that the reading lacks, and that is not withheld: a record's reading has
+            nothing of those.
+    """
+    try:
+        return _texts.from_string(link.prompt).render(names)
+    except jinja2.UndefinedError as error:
+        if not any(f"'{name}'" in str(error) for name in redactor.names):
+            raise
+        return ""
 
 
 def _fields_of(value: Mapping[str, Any]) -> str:

@@ -84,12 +84,14 @@ def answer_faults(answer: Mapping[str, Any], schema: Mapping[str, Any], *, whole
     """
     fields = schema.get("properties", {})
     faults = [f"{name!r} is missing" for name in fields if whole and name not in answer]
-    faults += [
-        f"{name!r} is not one of the answer's fields, {', '.join(fields)}" for name in answer if name not in fields
-    ]
+    known = (
+        f"one of the answer's fields, {', '.join(fields)}" if fields else "known: the answer's schema names no fields"
+    )
+    faults += [f"{name!r} is not {known}" for name in answer if name not in fields]
     for name, value in answer.items():
         if name in fields and (fault := _value_fault(value, fields[name])):
-            faults.append(f"{name} is {json.dumps(value, ensure_ascii=False):.60}; expected {fault}")
+            written = json.dumps(value, ensure_ascii=False)
+            faults.append(f"{name} is {written if len(written) <= 60 else written[:59] + '…'}; expected {fault}")
     return faults
 
 

@@ -25,8 +25,8 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = (
     "get", "families", "convert", "task", "train", "run", "chat", "embed", "classify", "translate", "inspect", "eval",
     "audit", "try", "bench", "trace", "check", "boards", "flash", "firmware", "native", "serve", "bridge", "ask",
-    "fleet", "router", "records", "explain", "compare", "gateway", "dashboard", "broker", "key", "bundle", "slots",
-    "device", "deploy", "rollout", "doctor",
+    "fleet", "router", "records", "correct", "explain", "compare", "gateway", "dashboard", "broker", "key", "bundle",
+    "slots", "device", "deploy", "rollout", "doctor",
 )  # fmt: skip
 _ANSWERING = ("run", "chat", "try", "embed", "classify", "translate", "serve", "bridge")
 _NO_FIELDS: Mapping[str, object] = {}

@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         part = args.output.with_name(args.output.name + ".part")
         part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in found), encoding="utf-8")
         part.replace(args.output)
-        say(f"{args.output}: {len(found)} of {len(devices) - len(silent)} devices")
+        asked = len(devices) - len(silent)
+        what = "examples" if args.examples else "records"
+        say(f"{args.output}: {len(found)} {what} of {asked} {'device' if asked == 1 else 'devices'}")
         if args.json:
             print_json({"file": str(args.output), "records": len(found), "silent": silent})
     elif args.json:

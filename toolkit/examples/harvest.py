@@ -50,8 +50,9 @@ def _entries(file: Path) -> Iterator[Mapping[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigurationError(
-            f"{file} cannot be read: {error}. Expected the state folder of a device that escalates, or takes "
+            f"{file} cannot be read: {why}. Expected the state folder of a device that escalates, or takes "
             f"corrections, or its {FILE}."
         ) from None
     for number, line in enumerate(lines, 1):

@@ -18,7 +18,8 @@ from device_runtime.brain.recorder import Recorder
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies
-from device_runtime.errors import ConfigurationError, LinkError
+from device_runtime.engine.schema.acceptance import accepted
+from device_runtime.errors import ConfigurationError, IncompleteError, LinkError, SchemaError
 from device_runtime.fleet.links import Link, prompt_of
 from device_runtime.mqtt.messages import Address, AddressFields
 from device_runtime.mqtt.packets import Incoming, Subscription
@@ -70,6 +71,8 @@ class Corrections(Extension):
         vouched = "" if message.topic == self._device.topics.correct else message.topic.rpartition("/")[2]
         address: Address | None = None
         try:
+            if message.response_topic:  # known before the payload is, so that a payload that is no JSON is answered too
+                address = self._address(message, None, vouched)
             value = parse(message.payload)
             address = self._address(message, value, vouched)
             entry = self._entry(read(Correction, value, "a correction"), vouched)
@@ -118,16 +121,20 @@ class Corrections(Extension):
             said = [{"role": "user", "content": correction.prompt or ""}]
             secrets = redactor.secrets_of(said)
             prompt = redactor.messages(said, secrets)[0]["content"] if redactor else said[0]["content"]
-        schema = link.answer if link is not None else purpose.answer if purpose is not None else None
-        if schema is not None and (faults := answer_faults(correction.answer, schema)):
+        given = input_of([{"role": "user", "content": prompt}], purpose)
+        if purpose is not None and not (found := purpose.inputs.prompt(given)).readable:
+            raise MessageError(f"{model} cannot read what is corrected: {'; '.join(found.unfamiliar)}.")
+        if link is not None and not link.answer_of_model:
+            _check_answer(correction.answer, link.answer)
+        elif purpose is not None and (faults := answer_faults(correction.answer, purpose.answer)):
             raise MessageError(f"the answer does not fit: {'; '.join(faults)}.")
         local = None if correction.said is None else redactor.value(correction.said, secrets)
         entry = {
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "link": correction.link,
             "model": model, "task": None if purpose is None else purpose.name,
-            "input": input_of([{"role": "user", "content": prompt}], purpose),
-            "answer": redactor.value(correction.answer, secrets), "by": BY_PERSON, "who": vouched or correction.who,
-            "vouched": bool(vouched), "why": "corrected",
+            "input": given, "answer": redactor.value(correction.answer, secrets), "by": BY_PERSON,
+            "who": vouched or (correction.who and redactor.text(correction.who, secrets)), "vouched": bool(vouched),
+            "why": "corrected",
             "local": None if local is None else {"text": json.dumps(local, ensure_ascii=False)},
         }  # fmt: skip
         if len(dump(entry)) > _MAX_KEPT_BYTES:
@@ -142,3 +149,22 @@ class Corrections(Extension):
         if correction.reading is None:
             raise MessageError("a correction of a link needs the reading, as the link's answer has it.")
         return links[correction.link]
+
+
+def _check_answer(answer: Mapping[str, Any], schema: Mapping[str, Any] | None) -> None:
+    """Hold an answer to a link's own schema, which may say more than a task's: nested fields, some that may be absent.
+
+    Raises:
+        MessageError: it does not fit.
+    """
+    if schema is None:
+        return
+    faults = [f"{name!r} is missing" for name in schema.get("required", ()) if name not in answer]
+    faults += answer_faults(answer, schema, whole=False)
+    try:
+        accepted(dump(answer).decode(), schema)
+    except IncompleteError as error:
+        raise MessageError(f"the answer does not fit: {'; '.join(faults) or error}") from None
+    except SchemaError as error:  # no grammars on this machine: its board holds its answers to the schema
+        if faults:
+            raise MessageError(f"the answer does not fit: {'; '.join(faults)}.") from error

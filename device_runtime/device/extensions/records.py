@@ -62,8 +62,13 @@ class RecordsReader(Extension):
         if message.retained or not self._device.limiter.admits("requests"):
             return
         vouched = "" if message.topic == self._device.topics.records else message.topic.rpartition("/")[2]
+        value: Any = None
+        problem: MessageError | None = None  # to be said, where there is an address beside the payload
         try:
             value = parse(message.payload)
+        except MessageError as error:
+            problem = error
+        try:
             address = Address.find(value, message.response_topic, message.correlation_data)
             client = self._replies.client_of(address.reply_to)
             if client is None or (vouched and client != vouched):
@@ -71,9 +76,11 @@ class RecordsReader(Extension):
                 return
             address = replace(address, client=vouched)
         except MessageError as error:
-            log.info("refused a query on %s: %s", message.topic, error)
+            log.info("refused a query on %s: %s", message.topic, problem or error)
             return
         try:
+            if problem is not None:
+                raise problem
             query: RecordsQuery = read(RecordsQuery, value, "a query for records")
         except MessageError as error:
             self._replies.turn_away(address, error.code, str(error))

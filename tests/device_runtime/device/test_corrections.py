@@ -102,6 +102,8 @@ def test_what_is_withheld_is_not_kept(on_air: Callable[..., OnAir]) -> None:
         ({"answer": RIGHT, "prompt": "x", "model": "m"}, "no model 'm'; it has default"),
         ({"prompt": "x"}, "answer"),
         ({"answer": RIGHT, "prompt": "x", "anwser": 1}, "anwser"),
+        ({"answer": RIGHT, "link": "logs", "reading": " "}, "default cannot read what is corrected: there is no text"),
+        ({"answer": RIGHT, "link": "logs", "reading": {"temp": 3}}, "'value' is undefined"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_nothing_is_kept(
@@ -111,6 +113,89 @@ def test_what_is_wrong_is_said_and_nothing_is_kept(
     with pytest.raises(StonechatError, match=said.replace("(", r"\(")):
         correct(broker(device), device.topics.device, fields)
     assert kept(device) == []
+
+
+def test_what_is_no_json_is_answered_too(on_air: Callable[..., OnAir]) -> None:
+    device = on_air(model(), links=(LOGS,))
+    reply = device.topics.reply("me", "1")
+    for topic in (device.topics.correct, device.topics.records):
+        device.client.publish(topic, b"not json", ResponseTopic=reply)
+        *_, (_, refused) = device.client.until(lambda topic, value: topic == reply)
+        assert "the payload is not JSON" in refused["error"]["message"]
+
+
+def test_a_reading_without_a_field_is_refused_also_where_others_are_withheld(on_air: Callable[..., OnAir]) -> None:
+    link = replace(LOGS, prompt="{{ note }} by {{ badge }}", parse="json")
+    device = on_air(model(), links=(link,), recording=Recording(redact=(Redaction("badge"),)))
+    with pytest.raises(StonechatError, match="'note' is undefined"):
+        send(device, link="logs", reading={"badge": "B-77"})
+    send(device, link="logs", reading={"note": "late"}, who="B-77")  # as a record has it: without the badge
+    send(device, link="logs", reading={"note": "late", "badge": "B-77"}, who="B-77")
+    first, second = kept(device)
+    assert first["input"] == second["input"] == {"text": "late by N/A"} and second["who"] == "[withheld]"
+
+
+def test_a_links_own_schema_is_held_to_in_all_its_depth(on_air: Callable[..., OnAir]) -> None:
+    inner = {"type": "object", "properties": {"kind": {"enum": ["leak", "noise"]}}, "required": ["kind"]}
+    schema = {"type": "object", "properties": {"fault": inner, "note": {"type": "string"}}, "required": ["fault"]}
+    device = on_air(ScriptedModel(["{}"]), links=(replace(LOGS, answer=schema, answer_of_model=False),))
+    for wrong, said in (
+        ({"fault": {"kind": "lek"}}, "does not fit the schema with fault, note"),
+        ({"note": "x"}, "'fault' is missing"),
+        ({"fault": {"kind": "leak"}, "note": 3}, "note is 3; expected string"),
+    ):
+        with pytest.raises(StonechatError, match=said):
+            send(device, wrong, link="logs", reading="drip")
+    assert kept(device) == []
+    assert (
+        send(device, {"fault": {"kind": "leak"}}, link="logs", reading="drip")["kept"] is True
+    )  # `note` may be absent
+
+
+class TestTheCommand:
+    """`stonechat correct`, against a device on a broker."""
+
+    def run(self, device: OnAir, *words: str) -> int:
+        own = ["--device", device.topics.device, "--broker", f"mqtt://127.0.0.1:{device.client.port}"]
+        return main(["correct", *own, *words])
+
+    def test_the_last_answer_with_another_field(self, on_air: Callable[..., OnAir], capsys: Any) -> None:
+        device = on_air(model(), links=(LOGS,))
+        device.client.publish("logs/a", b"eth3: link down")
+        device.client.until(lambda topic, value: topic == device.topics.link("logs"))
+        assert self.run(device, "--link", "logs", "category=network") == 0
+        (example,) = kept(device)
+        assert example["input"] == {"text": "eth3: link down"} and example["answer"] == {**WRONG, "category": "network"}
+        assert json.loads(example["local"]["text"]) == WRONG
+        assert "kept on" in capsys.readouterr().out
+        device.client.client.publish(device.topics.link("logs"), b"", qos=1, retain=True).wait_for_publish(9)
+
+    def test_a_reading_or_a_prompt_that_is_named(self, on_air: Callable[..., OnAir]) -> None:
+        device = on_air(model(), links=(LOGS,))
+        words = ["category=network", "priority=high"]
+        assert self.run(device, "--link", "logs", "--reading", "eth3: link down", *words) == 0
+        assert self.run(device, "--prompt", "eth4: link down", json.dumps(RIGHT)) == 0
+        assert [entry["input"]["text"] for entry in kept(device)] == ["eth3: link down", "eth4: link down"]
+        assert [entry["answer"] for entry in kept(device)] == [RIGHT, RIGHT]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--link", "none", "a=1"], "no answer of link 'none'"),
+            (["--prompt", "x", "a"], "'a' is no part of an answer; expected FIELD=VALUE"),
+            (["--prompt", "x", "a=1", "a=2"], "'a' is given twice"),
+            (["--prompt", "x", '{"a":'], "the answer is not JSON"),
+            (["--prompt", "x", "--reading", "y", "a=1"], "--reading is of a link"),
+            (["--link", "logs", "--topic", "logs/a", "a=1"], "--topic is the topic of --reading"),
+            (["--prompt", "x", "category=netwrk", "priority=low"], "expected one of none, network"),
+        ],
+    )
+    def test_what_is_wrong(
+        self, on_air: Callable[..., OnAir], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        device = on_air(model(), links=(LOGS,))
+        assert self.run(device, *words) == 2
+        assert said in capsys.readouterr().err and kept(device) == []
 
 
 def test_a_device_may_take_none(on_air: Callable[..., OnAir]) -> None:
