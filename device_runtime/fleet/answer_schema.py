@@ -1,7 +1,8 @@
 """The JSON schema of a link's answer, as it is in a fleet file.
 
 JSON Schema takes a word that it does not know for a remark, so that a misspelt `properties` would hold an answer to
-nothing at all. Here it is a fault with its place.
+nothing at all, and so would the fields of an answer without `properties` around them. Here both are faults with their
+places.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ class Answer:
 
 def _check_words(schema: yaml.MappingNode, path: Path_, report: Report) -> None:
     fields = {key.value: value for key, value in schema.value if isinstance(key, yaml.ScalarNode)}
+    before = len(report.faults)
     for key, _ in schema.value:
         word = str(key.value)
         if word in _KNOWN or len(report.faults) > MAX_HINTS:
             continue
         if near := get_close_matches(word[:100], [w for w in _WORDS if w not in fields], n=1, cutoff=0.75):
             report.add(key, path, f"unknown keyword {word!r}; did you mean {near[0]!r}?")
+    if fields and not _KNOWN & set(fields) and len(report.faults) == before:  # any answer would fit it
+        report.add(schema, path, f"{', '.join(map(str, fields))[:80]}: no keyword of JSON Schema; expected {_EXPECTED}")
     properties, required = fields.get("properties"), fields.get("required")
     if isinstance(properties, yaml.MappingNode) and isinstance(required, yaml.SequenceNode):
         names = {str(key.value): None for key, _ in properties.value}

@@ -112,6 +112,8 @@ links:
         ("{properties: {valve: {}}, required: [valv]}", "'valv' is none of the properties; did you mean 'valve'"),
         ("{type: objet}", "answer: The schema cannot be used"),
         ("[1]", "answer: a JSON schema, a mapping such as"),
+        ("{valve: {enum: [on, off]}}", "5:50: .*answer: valve: no keyword of JSON Schema; expected .*{type: object"),
+        ("{properties: {valve: {choices: [on, off]}}}", "answer.properties.valve: choices: no keyword of JSON Schema"),
         ("{type: object, type: array}", "'type' is here twice"),
     ],
 )
