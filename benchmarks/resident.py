@@ -1,6 +1,7 @@
 """What the memory of a process that answers consists of: `python benchmarks/resident.py BUNDLE [--tokens 192]`.
 
-Resident bytes by mapping (proc(5), smaps), after each step of a start and after a prompt and an answer, one thread.
+Resident bytes by mapping (proc(5), smaps), after each step of a start, after a prompt and an answer, and after runs of
+each length, one thread; no states of prompts are kept.
 `heap and anonymous` holds what no file has: Python's objects, LiteRT's records, activations, the kv_cache.
 """
 
@@ -30,13 +31,19 @@ def main() -> None:
     from device_runtime.engine.language_model import LanguageModel
 
     steps["our modules"] = resident_kb()
-    with LanguageModel.open(args.bundle, threads=1) as model:
+    with LanguageModel.open(args.bundle, threads=1, keep_bytes=0) as model:
         steps["opened"] = resident_kb()
         prompt = [i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(64)]
         model.measure(prompt, 1)
         steps["64 tokens"] = resident_kb()
         model.measure(prompt, max(1, args.tokens - 64))
         steps[f"{args.tokens} tokens"] = resident_kb()
+        for count in range(1, 65):
+            model.measure(prompt[:count], 1)
+        for count in range(1, model.backend.several + 1):
+            model.backend.rewind(0)
+            model.backend.decode_several(prompt[:count])
+        steps["each length"] = resident_kb()
     names = {name for found in steps.values() for name, kb in found.items() if kb >= _LEAST_KB}
     print(f"{'kB':<44}" + "".join(f"{step:>13}" for step in steps))
     last = list(steps.values())[-1]

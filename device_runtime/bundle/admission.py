@@ -39,7 +39,9 @@ def check_admission(
     Raises:
         SignatureError: downgraded or expired, or the clock does not know.
         DoesNotFitError: it is meant for other boards.
+        BundleError: only an earlier stonechat runs it.
     """
+    manifest.require_present_graph()
     check_counter(manifest, security_counter)
     check_expiry(manifest, now)
     check_board(manifest, board)

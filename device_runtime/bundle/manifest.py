@@ -261,6 +261,19 @@ class Manifest:
                 f"Use `stonechat {command}`, or a bundle of the task {' or '.join(tasks)} here."
             )
 
+    def require_present_graph(self) -> None:
+        """Raise a `BundleError` if only an earlier stonechat runs such a graph.
+
+        Not when a manifest is read: what lies in a device's other slot may be of before an upgrade.
+        """
+        counts = self.counts.get(self.profile)
+        if self.task == "generate" and self.profile == "pi" and counts is not None and counts.signatures > 1:
+            raise BundleError(
+                f"{self.name} {self.version} was made by an earlier stonechat: its graph has {counts.signatures} "
+                f"signatures for each size of the kv_cache, and this one runs graphs with a single {DECODER!r}. Convert "
+                "the checkpoint again; a device that was upgraded takes the new bundle with `stonechat deploy`."
+            )
+
     def _check(self) -> None:
         needed = {MODEL, self.tokenizer.file, *([PREFIX] if self.prefix_tokens else [])}
         if missing := needed - self.files.keys():

@@ -112,7 +112,7 @@ def roll_back(slots: Slots, trust: TrustStore | None = None) -> None:
         ConfigurationError: there is nothing to go back to.
         SignatureError: the earlier bundle has a smaller security_counter than one that was confirmed, or nobody who
             is trusted has signed it: its key may have been retired.
-        BundleError: it is damaged.
+        BundleError: it is damaged, or of before an upgrade of stonechat that no longer runs its graph.
     """
     state = slots.state
     if state.trial is not None and state.last is not None:
@@ -121,6 +121,7 @@ def roll_back(slots: Slots, trust: TrustStore | None = None) -> None:
     if state.previous is None or state.active is None:
         raise ConfigurationError(f"{slots.folder} has no earlier bundle to go back to; install one.")
     earlier = Bundle.open(slots.path(state.previous), verify=True, trust=trust).manifest
+    earlier.require_present_graph()
     if earlier.security_counter < state.security_counter:
         raise SignatureError(
             f"the earlier bundle, version {earlier.version}, has security_counter {earlier.security_counter}; one with "

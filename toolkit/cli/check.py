@@ -113,9 +113,12 @@ def _manifest(path: Path) -> Manifest:
     from device_runtime.update.slots import open_bundle
 
     if path.is_dir():
-        return open_bundle(path).manifest
-    with Archive.open(path) as archive:
-        return archive.manifest
+        manifest = open_bundle(path).manifest
+    else:
+        with Archive.open(path) as archive:
+            manifest = archive.manifest
+    manifest.require_present_graph()
+    return manifest
 
 
 def _against_baseline(args: argparse.Namespace, result: Fit) -> list[str]:
@@ -160,6 +163,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
                     elsewhere[name] = str(path)
                     continue
                 bundle = Bundle.open(path)
+                bundle.manifest.require_present_graph()
                 plan.check_model(device, name, bundle.manifest, schema_check(bundle))
                 warnings += _warnings(plan, device, name, bundle.manifest)
         except ConfigurationError as error:

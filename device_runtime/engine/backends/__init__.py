@@ -76,8 +76,10 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
         ConfigurationError: there is no such backend, or the bundle writes no text.
         BackendError: it does not serve the bundle's profile, or refused the graph.
         BackendMissingError: the package it needs is not installed.
+        BundleError: only an earlier stonechat runs it.
     """
     bundle.manifest.require_task("generate")
+    bundle.manifest.require_present_graph()
     profile = bundle.manifest.profile
     of_profile = [known for known, (_, _, profiles) in BACKENDS.items() if profile in profiles]
     only = bundle.manifest.backends

@@ -28,6 +28,7 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
     Returns:
         name -> (tokens, width).
     """
+    bundle.manifest.require_present_graph()
     with captured_stderr() as log:
         try:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
