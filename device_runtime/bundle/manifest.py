@@ -270,8 +270,8 @@ class Manifest:
         if self.task == "generate" and self.profile == "pi" and counts is not None and counts.signatures > 1:
             raise BundleError(
                 f"{self.name} {self.version} was made by an earlier stonechat: its graph has {counts.signatures} "
-                f"signatures for each size of the kv_cache, and this one runs graphs with a single {DECODER!r}. Convert "
-                "the checkpoint again; a device that was upgraded takes the new bundle with `stonechat deploy`."
+                f"signatures for each size of the kv_cache, and this one runs graphs with a single {DECODER!r}. "
+                "Convert the checkpoint again; a device that was upgraded takes the new bundle with `stonechat deploy`."
             )
 
     def _check(self) -> None:

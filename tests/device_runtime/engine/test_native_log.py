@@ -58,7 +58,7 @@ def test_chatter_about_errors_is_chatter() -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda graph: graph.replace(b"decode_", b"decude_"),
+        lambda graph: graph.replace(b"decoder", b"decuder"),
         lambda graph: graph[: len(graph) // 2],
         lambda graph: bytes(len(graph)),
     ],

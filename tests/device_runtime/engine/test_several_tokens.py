@@ -19,9 +19,9 @@ from tests.support.random_checkpoint import random_checkpoint
 
 TOKENS = [int(token) for token in np.random.default_rng(4).integers(3, 384, 300)]
 # The kernels quantize each row by itself, and float sums are in another order. That is below a millionth of the logits'
-# size, until a value lies on the border between two of its int8 steps and is rounded the other way: 8 of 1,029 rows were
-# off by up to 0.017, where the int8 network is off the float one by up to 0.084. A draft row in the wrong place is off by
-# the logits' whole size.
+# size, until a value on the border between two of its int8 steps is rounded the other way: 8 of 1,029 rows were off by
+# up to 0.017, where the int8 network is off the float one by up to 0.084. A draft row in the wrong place is off by the
+# logits' whole size.
 TOLERANCE = 0.03
 
 
