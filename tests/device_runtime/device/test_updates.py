@@ -462,8 +462,11 @@ class Alone:
     def device(self) -> SimpleNamespace:
         """As much of a device as updates use before a trial."""
         publish = lambda topic, payload, qos: self.said.append(payload)  # noqa: E731
+        is_open = threading.Event()
+        is_open.set()  # no trial of before the start is being held
         return SimpleNamespace(
             config=SimpleNamespace(state_dir=self.state_dir),
+            lifecycle=SimpleNamespace(is_open=is_open),
             topics=DeviceTopics("alone"),
             client=SimpleNamespace(publish=publish),
         )

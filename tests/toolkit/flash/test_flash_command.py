@@ -261,10 +261,10 @@ def test_an_address_that_lacks_its_host_or_port_is_refused(port: str) -> None:
 
 def test_a_silent_address_is_not_blamed_on_a_cable() -> None:
     board = load_board("mps2-an386")
-    assert "check that something serves socket://127.0.0.1:1, and that no other program" in str(
+    assert "Check that something serves socket://127.0.0.1:1, and that no other program" in str(
         ports.silent(board, "socket://127.0.0.1:1", "x")
     )
-    assert "check the cable" in str(ports.silent(board, "/dev/ttyACM0", "x"))
+    assert "Check the cable" in str(ports.silent(board, "/dev/ttyACM0", "x"))
 
 
 def test_a_port_without_permission_says_which_group_to_join() -> None:

@@ -170,7 +170,9 @@ class TestBounds:
         url, model = scripted(ScriptedModel(["a", "b"], gated=True), queue=1)
         results: list[tuple] = []
         threads = [threading.Thread(target=lambda: results.append(call(url))) for _ in range(4)]
-        for thread in threads:
+        threads[0].start()
+        wait_until(lambda: bool(model.asked))  # one is being answered, one waits, and two find no place
+        for thread in threads[1:]:
             thread.start()
         wait_until(lambda: len(results) == 2)
         for status, sent, said in results:
