@@ -36,7 +36,11 @@ class ProgressBar:
                 self._bar.close()
             self._step = step
             self._bar = tqdm(
-                total=100, desc=step, bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}{postfix}", leave=True
+                total=100,
+                desc=step,
+                bar_format="{desc:>12} {bar} {percentage:3.0f}% {elapsed}{postfix}",
+                leave=True,
+                miniters=1,  # of its own accord it waits, after a jump (an upload that goes on), for one as large
             )
         if detail:
             self._bar.set_postfix_str(detail, refresh=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,6 +192,18 @@ def test_firmware_and_model_are_flashed_onto_a_board_that_run_serves(
             assert board.wait(20) != 0
     with pytest.raises(UnreachableError):  # and QEMU has ended with it
         Link(url).open(0.5)
+
+
+def test_a_served_board_whose_qemu_was_killed_says_how_it_ended(bundle: Bundle, tmp_path: Path) -> None:
+    needs("mps2-an386")
+    run = ["firmware", "run", str(bundle.path), "--board", "mps2-an386", "--serve", "0", "-o", str(tmp_path)]
+    command = [sys.executable, "-m", "toolkit", *run]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None and served.stdout.readline().startswith("socket://")
+        (qemu,) = Path(f"/proc/{served.pid}/task/{served.pid}/children").read_text().split()
+        os.kill(int(qemu), signal.SIGKILL)
+        _, said = served.communicate(timeout=20)
+    assert served.returncode == 1 and said.endswith("stonechat: qemu-system-arm has ended: by signal 9.\n")
 
 
 def test_the_boiler_demo_answers_over_mqtt_as_the_library_does() -> None:

@@ -39,7 +39,7 @@ from toolkit.firmware.slots import bundled_model_image
 from toolkit.flash.flasher import Report
 from toolkit.flash.images import Image
 from toolkit.flash.own_slots import OwnSlots
-from toolkit.flash.ports import usable_port
+from toolkit.flash.ports import held_port
 
 __all__ = ["BoardUpdates", "hello_of"]
 
@@ -139,7 +139,8 @@ class BoardUpdates:
                 before += sizes[what] if share >= 1 else 0
             self._report(step, share)
 
-        return self._slots.flash(parts, usable_port(self.board, self._port), report, prove).verified
+        with held_port(self.board, self._port) as port:
+            return self._slots.flash(parts, port, report, prove).verified
 
     def tried(self, bundle: Bundle, limits: TrialLimits) -> tuple[Measured, str]:
         """Bring a bundle, with its trial on the board; what it did there, and what the board has confirmed."""

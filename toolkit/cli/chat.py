@@ -170,7 +170,15 @@ def _serial(args: argparse.Namespace) -> Iterator[_Ask]:
 
     bundle = open_bundle(args.bundle) if args.bundle is not None else None
     options: dict[str, Any] = {"max_new": args.max_new, "sampling": sampling(args), "stop": args.stop}
-    model = SerialModel(Link(args.port, args.baud), bundle).open(args.timeout)
+    link = Link(args.port, args.baud)
+    model = SerialModel(link, bundle).open(args.timeout)
+    schemas = len(link.session.hello.schemas) if link.session.hello is not None else 0
+    if bundle is None and schemas:
+        say(
+            f"stonechat: the model was made for answers to a JSON schema (its image has {schemas}), and nothing holds "
+            "them to it here: it may repeat itself. Name its bundle, which does where it has a task "
+            f"(`stonechat chat BUNDLE --port {args.port}`), or use `/schema 1` on the board's own console."
+        )
     try:
         yield lambda messages: model.generate(messages, **options)
     finally:

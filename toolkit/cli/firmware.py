@@ -225,7 +225,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.serve is not None:
             say(f"{board.name} starts when its line is opened, with --port; Ctrl-C ends it:")
             print(emulator.url, flush=True)
-            return emulator.process.wait()
+            emulator.wait_until_ended()
+            return 0
         print(f"{emulator.wait_until_ready()} ({board.id})", file=sys.stderr)
         for line in [args.prompt] if args.prompt is not None else sys.stdin:
             if not line.strip():

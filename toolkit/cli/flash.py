@@ -64,19 +64,19 @@ def _flash(flasher: Flasher, parts: list[Part], port: str | None) -> Result:
     """Write with a progress bar; after Ctrl-C say what state the board is in."""
     from toolkit.progress import ProgressBar
 
-    begun = False
-    with ProgressBar() as bar:
+    at = ""
+    try:
+        with ProgressBar() as bar:
 
-        def report(step: str, share: float) -> None:
-            nonlocal begun
-            begun = True
-            bar.update(step, share)
+            def report(step: str, share: float) -> None:
+                nonlocal at
+                at = f"Stopped in the step {step!r}, at {share:.0%}."
+                bar.update(step, share)
 
-        try:
             return flasher.flash(parts, port, report)
-        except KeyboardInterrupt:
-            say(f"\nstonechat: {flasher.half_done if begun else 'Nothing was written.'}")
-            raise
+    except KeyboardInterrupt:
+        say(f"stonechat: {at} {flasher.half_done}" if at else "stonechat: Nothing was written.")
+        raise
 
 
 def _show(args: argparse.Namespace, board: str, parts: list[Part], result: Result) -> int:

@@ -75,5 +75,6 @@ def default_state_dir(device: str) -> Path:
     """Where systemd says (STATE_DIRECTORY), else where the XDG base directory specification says."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
-    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(root) / "stonechat" / device
+    from device_runtime.machine.state_home import state_home
+
+    return state_home() / "stonechat" / device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -197,13 +198,18 @@ class Emulator:
                 yield held[:safe]
                 held = held[safe:]
 
+    def wait_until_ended(self) -> None:
+        """Raises a `BackendError` that says why, unless QEMU ended of its own accord."""
+        if (code := self.process.wait()) != 0:
+            raise self._ended(f"by signal {-code}" if code < 0 else f"with code {code}")
+
     def _ended(self, why: object) -> BackendError:
         """What to raise when QEMU has closed the line; it says itself why it ended."""
         self._process.kill()
         self._process.wait()
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").splitlines()
-        said = "; ".join(line.strip().rstrip(".") for line in lines if ": info: " not in line)
+        said = "; ".join(line.strip().rstrip(".") for line in lines if not re.search(": (info|warning): ", line))
         return BackendError(f"{self._command[0]} has ended: {said or why}.")
 
 

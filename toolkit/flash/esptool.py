@@ -19,7 +19,7 @@ from device_runtime.errors import DoesNotFitError, FlashError, StonechatError, U
 from toolkit.flash.esp_image import boot_loader_offset, check_image
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, kind_of, require_kind
-from toolkit.flash.ports import silent, usable_port
+from toolkit.flash.ports import held_port, silent
 
 __all__ = ["Flasher"]
 
@@ -58,7 +58,10 @@ class Flasher:
         """See `toolkit.flash.flasher.Flasher`."""
         if importlib.util.find_spec("esptool") is None:
             raise ModuleNotFoundError(name="esptool")
-        port = usable_port(self._board, port)
+        with held_port(self._board, port) as held:
+            return self._flash(parts, held, report)
+
+    def _flash(self, parts: Sequence[Part], port: str, report: Report) -> Result:
         with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
             files = []
             for number, part in enumerate(parts):

@@ -44,7 +44,10 @@ class Result:
 class Flasher(Protocol):
     """One way to get software onto a microcontroller."""
 
-    half_done: str  # what a board is like whose flashing was broken off, and how to go on
+    @property
+    def half_done(self) -> str:
+        """What the board is like if flashing is broken off now, and how to go on."""
+        ...
 
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """Say where each goes.

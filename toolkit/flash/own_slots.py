@@ -35,9 +35,13 @@ __all__ = ["OwnSlots"]
 _REFUSED = ("INVALID_TLV", "CURRENT_VERSION_IS_NEWER", "EBADSTATE")  # of an image by its signature or its counter
 _NAME_WAIT_S = 5.0  # for a board that has answered just now
 _NUMBERS = {"firmware": FIRMWARE, "model": MODEL}
-_HALF_DONE = (
-    "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
-    "Run the same command again; the upload goes on where it stopped."
+_UPLOADING = (
+    "The board runs what it ran before: an upload goes into the slot that is not in use. Run the same command again; "
+    "the upload goes on where it stopped, or at the beginning if the board was restarted."
+)
+_TESTING = (
+    "It was all uploaded and is not kept yet: the board runs it for a test, now or after its next restart, and the "
+    "restart after that brings back what ran before. Run the same command again, which tests it and keeps it."
 )
 
 
@@ -46,6 +50,7 @@ class OwnSlots:
 
     def __init__(self, board: Board, layout: FlashLayout) -> None:
         self._board, self._layout = board, layout
+        self.half_done = _UPLOADING  # see `toolkit.flash.flasher.Flasher`; what it says changes as the update goes on
 
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """See `toolkit.flash.flasher.Flasher`."""
@@ -80,7 +85,8 @@ class OwnSlots:
             FlashError: the board refused one, or fell silent.
             UnreachableError: it does not answer.
         """
-        line = SmpLine(self._board, port, self._refused, _HALF_DONE)
+        self.half_done = _UPLOADING
+        line = SmpLine(self._board, port, self._refused, lambda: self.half_done)
         images: dict[str, SignedImage] = {part.what: read_image(part.image.data, part.image.name) for part in parts}
         data: dict[str, bytes] = {part.what: part.image.data for part in parts}
         started = asyncio.run(self._start(line, images, data, report))
@@ -129,6 +135,7 @@ class OwnSlots:
         for what, image in new.items():
             if not any(slot.hash == image.digest and slot.bootable for slot in slots):  # else it lacks a signature
                 await line.upload(data[what], _NUMBERS[what], report, f"upload {what}")
+        self.half_done = _TESTING
         if not new:
             return False
         for image in new.values():
@@ -162,7 +169,9 @@ class OwnSlots:
         slots = await line.confirm()
         for what, image in images.items():
             if not any(slot.confirmed for slot in slots if slot.active and slot.hash == image.digest):
-                raise FlashError(f"The board does not say that it has kept the {what} {image.version}. {_HALF_DONE}")
+                raise FlashError(
+                    f"The board does not say that it has kept the {what} {image.version}. {self.half_done}"
+                )
 
     async def _go_back(self, line: SmpLine) -> None:
         """End the test of whatever is not confirmed, by a restart."""
@@ -189,10 +198,11 @@ class OwnSlots:
             )
         if reason.startswith("HASH_NOT_FOUND"):  # it lists only what it could start
             return (
-                f"The board refused {what}: {reason}. It does not take the image for one of its own: check that "
-                f"{self._board.id} is the board on this port. It runs what it ran before."
+                f"The board refused {what}: {reason}. It does not take what its slot has for an image of its own: "
+                f"check that {self._board.id} is the board on this port, and that nothing else uploads to it. It runs "
+                "what it ran before."
             )
-        return f"The board refused {what}: {reason}. {_HALF_DONE}"
+        return f"The board refused {what}: {reason}. {self.half_done}"
 
 
 def _runs(slots: Sequence[ImageState], what: str, image: SignedImage) -> bool:

@@ -1,4 +1,6 @@
-"""The serial port of a board: found by the USB ids of its board file, and what to say when it cannot be opened."""
+"""The serial port of a board: found by the USB ids of its board file, held while it is flashed, and what to say when it
+cannot be opened.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,16 @@ import fcntl
 import os
 import stat
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from boards import Board
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.machine.process_lock import process_lock
+from device_runtime.machine.state_home import state_home
 
-__all__ = ["claim", "find_port", "silent", "usable_port"]
+__all__ = ["claim", "find_port", "held_port", "silent"]
 
 
 class _Port(Protocol):
@@ -25,8 +30,12 @@ class _Port(Protocol):
     description: str
 
 
-def usable_port(board: Board, port: str | None) -> str:
+@contextmanager
+def held_port(board: Board, port: str | None) -> Iterator[str]:
     """The port to flash through: the one that was asked for, or the one that `find_port` finds. It can be opened.
+
+    While this lasts no other flashing of this user on this machine gets it: the methods open and close it between their
+    requests, and another one in between would upload into the same slot.
 
     Raises:
         ConfigurationError: there is no such port, it may not be opened, or several boards are plugged in.
@@ -35,7 +44,30 @@ def usable_port(board: Board, port: str | None) -> str:
     if port is None:
         port = find_port(board)
     claim(port)
-    return port
+    with _alone_on(port):
+        yield port
+
+
+def _alone_on(port: str) -> AbstractContextManager[object]:
+    real = port if "://" in port else os.path.realpath(port)
+    try:
+        folder = state_home() / "stonechat" / "ports"
+        folder.mkdir(parents=True, exist_ok=True)
+        locked = process_lock(
+            folder / f"{urllib.parse.quote(real, safe='')}.lock",
+            unwritable=OSError,
+            taken=lambda pid: UnreachableError(
+                f"{port} is being flashed by another program (process {pid}). Nothing was written. Wait until it has "
+                "ended, and try again."
+            ),
+        )
+        stack = ExitStack()
+        stack.enter_context(locked)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, UnreachableError):
+            raise
+        return nullcontext()  # a service without a home: nobody but it flashes there
+    return stack
 
 
 def find_port(board: Board, ports: Iterable[_Port] | None = None) -> str:

@@ -24,7 +24,7 @@ from toolkit.flash.flasher import Part, Report, Result, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.mcuboot import SignedImage, read_image
 from toolkit.flash.own_slots import OwnSlots
-from toolkit.flash.ports import usable_port
+from toolkit.flash.ports import held_port
 from toolkit.flash.smp_line.line import FIRMWARE, RESTART_TIMEOUT_S, SmpLine, states_read
 
 if TYPE_CHECKING:
@@ -34,19 +34,25 @@ __all__ = ["Flasher"]
 
 _OCCUPIED = ("NO_FREE_SLOT", "IMAGE_ALREADY_PENDING")  # refusals for a test that was begun and not ended
 
+_HALF_DONE = (
+    "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never kept. "
+    "Run the same command again; the upload goes on where it stopped."
+)
+
 
 class Flasher:
     """Uploads an image, tests it, and confirms it."""
 
-    half_done = (
-        "The board runs what it ran before, or will after the next reset: an image that is not confirmed is never "
-        "kept. Run the same command again; the upload goes on where it stopped."
-    )
-
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._half_done = _HALF_DONE
         layout = layout_of(board)  # of stonechat's own firmware; None: somebody else's, under MCUboot
         self._own = OwnSlots(board, layout) if layout is not None else None
+
+    @property
+    def half_done(self) -> str:
+        """See `toolkit.flash.flasher.Flasher`."""
+        return self._own.half_done if self._own is not None else self._half_done
 
     def check(self, firmware: Image | None, model: Image | None) -> list[Part]:
         """See `toolkit.flash.flasher.Flasher`."""
@@ -75,10 +81,13 @@ class Flasher:
         Raises:
             RolledBackError: MCUboot refused the image, or it ran and did not stay.
         """
-        port = usable_port(self._board, port)
+        with held_port(self._board, port) as held:
+            return self._flash(parts, held, report)
+
+    def _flash(self, parts: Sequence[Part], port: str, report: Report) -> Result:
         if self._own is not None:
             return self._own.flash(parts, port, report)
-        line = SmpLine(self._board, port, self._refused, self.half_done)
+        line = SmpLine(self._board, port, self._refused, lambda: self.half_done)
         results = [
             asyncio.run(self._update(line, part.image.data, read_image(part.image.data, part.image.name), report))
             for part in parts
@@ -105,11 +114,10 @@ class Flasher:
         """Replace the program through MCUboot's serial recovery; it lists only what it has checked."""
         button = self._board.flash.boot_loader
         back = f" ({button})" if button else ""
-        self.half_done = (
+        self._half_done = (
             "The board's only program is partly written, so it does not start. MCUboot itself is whole: bring the "
             f"board back into its recovery{back} and flash again, from the beginning."
         )
-        line = SmpLine(self._board, line.port, self._refused, self.half_done)
         if not any(slot.slot == 0 and slot.hash == image.digest for slot in slots):
             await line.upload(data, FIRMWARE, report)
             slots = (await line.ask(states_read(), "listing the images")).images

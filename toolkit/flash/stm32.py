@@ -21,7 +21,7 @@ from device_runtime.errors import (
 from toolkit.flash.an3155 import MAX_TRANSFER_BYTES, BootLoader
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
-from toolkit.flash.ports import silent, usable_port
+from toolkit.flash.ports import held_port, silent
 
 __all__ = ["CHIPS", "Chip", "Flasher"]
 
@@ -92,7 +92,10 @@ class Flasher:
 
     def flash(self, parts: Sequence[Part], port: str | None, report: Report) -> Result:
         """See `toolkit.flash.flasher.Flasher`."""
-        port = usable_port(self._board, port)
+        with held_port(self._board, port) as held:
+            return self._flash(parts, held, report)
+
+    def _flash(self, parts: Sequence[Part], port: str, report: Report) -> Result:
         with self._boot_loader(port) as loader:
             try:
                 product = loader.connect()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.machine.state_home import state_home
 from device_runtime.records import typed_json
 from device_runtime.update import durable
 from toolkit.rollout.rollout import Device, DevicePhase, Plan, Rollout, Stage
@@ -29,9 +30,8 @@ Wish = Literal["pause", "abort"]
 
 
 def default_folder() -> Path:
-    """Where the XDG base directory specification says."""
-    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(root) / "stonechat" / "rollouts"
+    """This user's."""
+    return state_home() / "stonechat" / "rollouts"
 
 
 class RolloutFiles:

@@ -39,12 +39,14 @@ _END_OF_FRAME = b"\0\n"
 class SmpLine:
     """The server on a port."""
 
-    def __init__(self, board: Board, port: str, refused: Callable[[str, str], str], half_done: str) -> None:
+    def __init__(
+        self, board: Board, port: str, refused: Callable[[str, str], str], half_done: Callable[[], str]
+    ) -> None:
         """Prepare; each request opens the port and closes it.
 
         Args:
             refused: what to say of a step that the server refuses, and why it does.
-            half_done: what the board is like when a step is broken off.
+            half_done: what the board is like when the step is broken off that is under way.
         """
         for name in ("smpclient", "smp"):  # they log what we raise
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -92,7 +94,8 @@ class SmpLine:
                 failures += 1
                 if failures == _ATTEMPTS_WITHOUT_PROGRESS:
                     raise FlashError(
-                        f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_words(error)}. {self._half_done}"
+                        f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_words(error)}. "
+                        f"{self._half_done()}"
                     ) from None
             except _upload_error() as error:
                 raise FlashError(self._refused("the upload", _words(error))) from None
@@ -154,7 +157,7 @@ class SmpLine:
             except line_troubles() as error:
                 if attempt < _ATTEMPTS_WITHOUT_PROGRESS - 1:
                     continue
-                raise FlashError(f"The board fell silent at {what}: {_words(error)}. {self._half_done}") from None
+                raise FlashError(f"The board fell silent at {what}: {_words(error)}. {self._half_done()}") from None
             if success(answer):
                 return answer
             raise FlashError(self._refused(what, _reason(answer)))
