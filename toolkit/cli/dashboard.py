@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.dashboard.app import Dashboard
     from toolkit.dashboard.dry_run import DryRun
     from toolkit.dashboard.editor import FleetEditor
+    from toolkit.dashboard.file_watch import FileWatch
     from toolkit.dashboard.kept_there import KeptThere
     from toolkit.dashboard.live import LiveFleet
     from toolkit.dashboard.rollouts import Rollouts
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         rollouts = Rollouts(_operator(args, fleet))
         rollouts.watch(lambda found: live.put("rollouts", found))
         stack.callback(rollouts.close)
-        live.put("links", editor.links())
+        file = FileWatch(editor, args.fleet)
+        file.start(live.links)
+        stack.callback(file.close)
         live.put("fleet", {"name": args.fleet.name, "broker": str(broker)})
         dry_run = DryRun(broker, client)
         reader = None

@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from device_runtime.client.roll_call import DeviceReport, FleetWatch
@@ -61,6 +61,12 @@ class LiveFleet:
             for device, row in self._rows.items():
                 self._add_plan(device, row)
                 self._changed("device", device)
+
+    def links(self, links: Mapping[str, Any], fleet: Fleet | None) -> None:
+        """Take over what `FileWatch` says of the fleet file."""
+        self.put("links", links)
+        if fleet is not None:
+            self.plan(fleet)
 
     def open(self) -> None:
         """Connect, and see who is there.

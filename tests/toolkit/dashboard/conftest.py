@@ -22,6 +22,7 @@ from tests.device_runtime.conftest import on_air, peer, port  # noqa: F401 (fixt
 from toolkit.dashboard.app import Dashboard
 from toolkit.dashboard.dry_run import DryRun
 from toolkit.dashboard.editor import FleetEditor
+from toolkit.dashboard.file_watch import FileWatch
 from toolkit.dashboard.kept_there import KeptThere
 from toolkit.dashboard.live import LiveFleet
 from toolkit.dashboard.rollouts import Rollouts
@@ -87,7 +88,8 @@ def dashboard(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         models = FleetModels(broker, None, watch=live.watch)
         rollouts = Rollouts(operator)
         rollouts.watch(lambda found: live.put("rollouts", found))
-        live.put("links", editor.links())
+        file = FileWatch(editor, path)
+        file.start(live.links)
         live.put("fleet", {"name": path.name, "broker": str(broker)})
         where = Listen(**listen)
         app = Dashboard(
@@ -101,6 +103,7 @@ def dashboard(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             server.stop()
             thread.join(30)
             rollouts.close()
+            file.close()
             models.close()
             live.close()
             assert not thread.is_alive()

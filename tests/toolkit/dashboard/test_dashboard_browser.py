@@ -224,6 +224,36 @@ class TestSlowly:
         assert "when: temp_c > 95" in text and "# Most readings never wake the model." in text
         assert file.load(page.fleet).links[0].answer is not None
 
+    def test_the_page_follows_the_file_that_somebody_edits(self, dashboard, browser):
+        page = dashboard()
+        browser.open(f"{page.url}/#links")
+        browser.one(".card", "hot")
+        browser.one("button", "Edit").click()
+        browser.write("input[aria-label^='When']", "temp_c > 95")
+        save = browser.one("dialog footer button", "Save")
+        browser.one(".difference .plus", "temp_c > 95")
+        good = page.fleet.read_text(encoding="utf-8")
+        page.fleet.write_text(good.replace("}}/advice", "}}/elsewhere") + "# by hand\n", encoding="utf-8")
+        browser.until(lambda: "}}/elsewhere" in browser.text())
+        browser.until(lambda: save.is_enabled())
+        save.click()
+        browser.one("dialog .fault", "fleet.yaml has changed meanwhile")
+        assert "95" not in page.fleet.read_text(encoding="utf-8")
+        browser.driver.refresh()
+        browser.one("button", "Edit").click()
+        browser.write("input[aria-label^='When']", "temp_c > 95")
+        browser.one(".difference .plus", "temp_c > 95")
+        save = browser.one("dialog footer button", "Save")
+        browser.until(lambda: save.is_enabled())
+        save.click()
+        browser.until(lambda: not browser.all("dialog"))
+        text = page.fleet.read_text(encoding="utf-8")
+        assert "temp_c > 95" in text and "}}/elsewhere" in text and "# by hand" in text
+        page.fleet.write_text(text + "  : [\n", encoding="utf-8")
+        browser.one("[role=alert]", "is not YAML")
+        page.fleet.write_text(text, encoding="utf-8")
+        browser.until(lambda: not browser.all("[role=alert]"))
+
     def test_a_link_is_added_with_the_keyboard_alone(self, dashboard, browser):
         page = dashboard()
         browser.open(f"{page.url}/#links")
