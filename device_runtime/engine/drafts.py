@@ -1,8 +1,9 @@
 """Guesses of what comes next, which one run of the graph checks together with the next token.
 
 Answers of small models repeat their prompt and each other: the same names of fields, the same words for the same
-readings. A guess costs nothing where a run for a few tokens takes no longer than one for one, and changes no answer,
-because each token is chosen from the logits that single steps would have given.
+readings. A guess costs nothing where a run for a few tokens takes no longer than one for one, and decides nothing: each
+token is chosen from the logits after those before it. They are those of single steps but for int8 values that a run of
+another length rounds the other way (benchmarks/lengths.py).
 
 With int4 weights such a run takes longer, on some processors more than guesses gain (two tokens a run on average):
 there a run takes in several tokens only where they have to follow.
