@@ -230,9 +230,14 @@ class Link:
         if self.session.phase is Phase.CLOSED:
             return "the port was closed from the other end; check what is connected there."
         if not reader.received:
+            cable = (
+                "that no other program (a flash, a bridge, a chat) is connected to it, since a line has one at a time"
+                if "://" in self.url
+                else f"the cable and --baud {self.baud}"
+            )
             return (
-                f"nothing answers within {wait_s:g} s. Check the cable and --baud {self.baud}, that the firmware "
-                "speaks docs/reference/serial-protocol.md, and reset the board."
+                f"nothing answers within {wait_s:g} s. Check {cable}, that the firmware speaks "
+                "docs/reference/serial-protocol.md, and reset the board."
             )
         return (
             f"{reader.received} bytes came in {wait_s:g} s, and none of them is a frame of stonechat's serial "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import struct
 import threading
 import tty
@@ -280,6 +281,13 @@ class TestPortsWithoutABoard:
             Link(os.ttyname(others)).open(0.3)
         os.close(own)
         os.close(others)
+
+    def test_a_line_that_another_program_has_says_nothing_to_the_next_one(self):
+        """The system accepts the connection; the board's server, which has one client, does not."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(UnreachableError, match=r"Check that no other program \(a flash, a bridge, a chat\)"):
+                Link(f"socket://127.0.0.1:{port}").open(0.3)
 
     def test_something_else_talks(self, desk):
         desk.spoil = lambda data: b"$GPGGA,123519,4807.038,N\r\n" * (len(data) // 20)
