@@ -23,7 +23,7 @@ from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
 from device_runtime.update import durable
-from toolkit.dashboard.kept_layout import dumped, only_what_changed, parser, without_entry
+from toolkit.dashboard.kept_layout import between_entries, dumped, only_what_changed, parser, without_entry
 
 __all__ = ["Change", "FleetEditor"]
 
@@ -87,11 +87,36 @@ class FleetEditor:
             RefusedError: a field is none of a link's, or is no text.
         """
         text = self._read()
-        yaml, data = self._parsed(text)
+        base, after, place = text, "", None
+        if was is not None:
+            links = self._parsed(text)[1].get("links")
+            place = _place_of(links, was)
+            base, after = self._apart(text, place)
+        yaml, data = self._parsed(base)
         wanted, faults = _values(fields)
         link = _put(data, was, wanted)
         _serve(data, was, str(wanted.get("name", "")), devices)
-        return self._change(text, only_what_changed(text, dumped(yaml, data)), wanted, faults, link)
+        new = only_what_changed(base, dumped(yaml, data))
+        if after and place is not None:
+            lines = new.splitlines(keepends=True)
+            at = between_entries(new, *self._begin(new, place))[0]
+            new = "".join([*lines[:at], after, *lines[at:]])
+        return self._change(text, new, wanted, faults, link)
+
+    def _apart(self, text: str, place: int) -> tuple[str, str]:
+        """The file without the comments and blank lines after a link, and these: none where all are on one line."""
+        first, indent = self._begin(text, place)
+        lines = text.splitlines(keepends=True)
+        if not lines[first].lstrip().startswith("- "):
+            return text, ""
+        begin, end = between_entries(text, first, indent)
+        return "".join(lines[:begin] + lines[end:]), "".join(lines[begin:end])
+
+    def _begin(self, text: str, place: int) -> tuple[int, int]:
+        """The first line of a link, and the blanks before it."""
+        first = self._parsed(text)[1]["links"].lc.item(place)[0]
+        line = text.splitlines()[first]
+        return first, len(line) - len(line.lstrip())
 
     def removal(self, name: str) -> Change:
         """What the file would be without a link: no device serves it, and all comments outside of its lines stay.

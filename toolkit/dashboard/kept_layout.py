@@ -10,7 +10,7 @@ from functools import lru_cache
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-__all__ = ["dumped", "only_what_changed", "parser", "without_entry"]
+__all__ = ["between_entries", "dumped", "only_what_changed", "parser", "without_entry"]
 
 _LIST = re.compile(
     r"^( *)[\w-]+:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE
@@ -44,6 +44,32 @@ def without_entry(text: str, first: int, indent: int) -> str:
     while end > first + 1 and not lines[end - 1].strip():  # blank lines belong to what follows
         end -= 1
     return "".join(lines[:first] + lines[end:])
+
+
+def between_entries(text: str, first: int, indent: int) -> tuple[int, int]:
+    """The comments and blank lines after one entry of a list in block style: from which line to which. They speak of
+    what follows, but the writer would have them at the entry's last field.
+
+    Args:
+        first: the entry's first line; 0 is the file's.
+        indent: blanks before its dash.
+    """
+    lines = text.splitlines(keepends=True)
+    end = first + 1
+    while end < len(lines) and (_says_nothing(lines[end]) or _indent(lines[end]) > indent):
+        end += 1
+    begin = end
+    while begin > first + 1 and _says_nothing(lines[begin - 1]) and _indent(lines[begin - 1]) <= indent + 2:
+        begin -= 1  # further in, it may be a text of several lines
+    return begin, end
+
+
+def _says_nothing(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip()) if line.strip() else 0
 
 
 @lru_cache(maxsize=2)  # a page asks for each key that is typed

@@ -115,6 +115,46 @@ def test_a_field_that_was_emptied_goes(editor):
     assert "-    when: temp_c > 80" in added(change) and change.fleet.links[0].when is None
 
 
+COMMENTED = """\
+schema: 1
+models: {small: {bundle: a}}
+devices: {pi: {model: small, links: [one, two]}}
+links:
+  - name: one
+    from: a/+
+    prompt: "{{ value }}"
+    to: u
+    deadline_s: 9   # nine
+
+  # The second one.
+  - name: two
+    from: b/+
+    prompt: "{{ value }}"
+    to: v
+    system: |
+      Be short.
+      # no comment
+# the end
+"""
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+@pytest.mark.parametrize(
+    "changed", [{"when": "value > 3"}, {"deadline_s": "", "system": ""}, {"deadline_s": "8", "system": "Be brief."}]
+)
+def test_what_is_said_of_the_next_link_stays_before_it(tmp_path, name, changed):
+    path = tmp_path / "fleet.yaml"
+    path.write_text(COMMENTED, encoding="utf-8")
+    editor = FleetEditor(path)
+    asked = {**fields(editor, name), **changed}
+    change = editor.change(name, asked, ["pi"])
+    assert change.faults == ()
+    assert "\n\n  # The second one.\n  - name: two\n" in change.text
+    assert change.text.endswith("\n# the end\n") and change.text.count("# the end") == 1
+    path.write_text(change.text, encoding="utf-8")
+    assert {k: v.strip() for k, v in fields(editor, name).items()} == {k: v.strip() for k, v in asked.items() if v}
+
+
 @pytest.mark.parametrize(
     ("wrong", "field", "word"),
     [

@@ -22,7 +22,7 @@ export function Links() {
   return html`<section aria-label="Links">
     <div class="tools"><input type="search" aria-label="Filter links" placeholder="Filter by name or topic" value=${filter} onInput=${(event) => setFilter(event.target.value)} />
       ${may && html`<button class="main" onClick=${() => setEditing({ was: null, link: NEW })}>New link</button>`}</div>
-    ${file && file.fault && html`<p class="fault" role="alert">${file.fault} Mend it in an editor; the page shows what could be read.</p>`}
+    ${file && file.fault && html`<p class="fault" role="alert">${file.fault} (The page shows what could be read.)</p>`}
     ${saved && html`<${Remains} of=${saved} onClose=${() => setSaved(null)} />`}
     ${shown.length === 0 && html`<p class="empty">No links. A link joins a sensor's topic to a model: its readings wake it, and its answers go to another topic.</p>`}
     <div class="cards wide">${shown.map((link) => html`<${Card} key=${link.name} link=${link} devices=${file ? Object.keys(file.devices).filter((name) => file.devices[name].includes(link.name)) : []} onEdit=${may && !link.stranger ? () => setEditing({ was: link.name, link }) : null} />`)}</div>
