@@ -94,7 +94,7 @@ class SmpLine:
                 failures += 1
                 if failures == _ATTEMPTS_WITHOUT_PROGRESS:
                     raise FlashError(
-                        f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_words(error)}. "
+                        f"The upload stopped at byte {max(best, 0)} of {len(data)}: {_sentence(error)} "
                         f"{self._half_done()}"
                     ) from None
             except _upload_error() as error:
@@ -157,7 +157,7 @@ class SmpLine:
             except line_troubles() as error:
                 if attempt < _ATTEMPTS_WITHOUT_PROGRESS - 1:
                     continue
-                raise FlashError(f"The board fell silent at {what}: {_words(error)}. {self._half_done()}") from None
+                raise FlashError(f"The board fell silent at {what}: {_sentence(error)} {self._half_done()}") from None
             if success(answer):
                 return answer
             raise FlashError(self._refused(what, _reason(answer)))
@@ -220,10 +220,15 @@ def _reason(answer: Any) -> str:
     return f"{code.name} ({code.value})" if code is not None else str(answer)
 
 
+def _sentence(error: Exception) -> str:
+    words = _words(error)
+    return words if words.endswith((".", "?")) else f"{words}."
+
+
 def _words(error: Exception) -> str:
     """An exception in one line."""
     if isinstance(error, TimeoutError):  # smpclient's message has the whole request
-        return "no answer"
+        return "no answer; has it power, and did another program take the line?"
     cause = error.args[0] if error.args else ""
     if hasattr(cause, "header"):  # an SMP error response
         return _reason(cause)
