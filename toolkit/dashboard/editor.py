@@ -23,7 +23,14 @@ from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
 from device_runtime.update import durable
-from toolkit.dashboard.kept_layout import between_entries, dumped, only_what_changed, parser, without_entry
+from toolkit.dashboard.kept_layout import (
+    dumped,
+    only_what_changed,
+    parser,
+    with_remarks,
+    without_entry,
+    without_remarks,
+)
 
 __all__ = ["Change", "FleetEditor"]
 
@@ -87,36 +94,14 @@ class FleetEditor:
             RefusedError: a field is none of a link's, or is no text.
         """
         text = self._read()
-        base, after, place = text, "", None
-        if was is not None:
-            links = self._parsed(text)[1].get("links")
-            place = _place_of(links, was)
-            base, after = self._apart(text, place)
-        yaml, data = self._parsed(base)
+        self._parsed(text)  # its faults have the file's own lines
+        bare, remarks = without_remarks(text)
+        yaml, data = self._parsed(bare)
         wanted, faults = _values(fields)
         link = _put(data, was, wanted)
         _serve(data, was, str(wanted.get("name", "")), devices)
-        new = only_what_changed(base, dumped(yaml, data))
-        if after and place is not None:
-            lines = new.splitlines(keepends=True)
-            at = between_entries(new, *self._begin(new, place))[0]
-            new = "".join([*lines[:at], after, *lines[at:]])
+        new = with_remarks(bare, only_what_changed(bare, dumped(yaml, data)), remarks)
         return self._change(text, new, wanted, faults, link)
-
-    def _apart(self, text: str, place: int) -> tuple[str, str]:
-        """The file without the comments and blank lines after a link, and these: none where all are on one line."""
-        first, indent = self._begin(text, place)
-        lines = text.splitlines(keepends=True)
-        if not lines[first].lstrip().startswith("- "):
-            return text, ""
-        begin, end = between_entries(text, first, indent)
-        return "".join(lines[:begin] + lines[end:]), "".join(lines[begin:end])
-
-    def _begin(self, text: str, place: int) -> tuple[int, int]:
-        """The first line of a link, and the blanks before it."""
-        first = self._parsed(text)[1]["links"].lc.item(place)[0]
-        line = text.splitlines()[first]
-        return first, len(line) - len(line.lstrip())
 
     def removal(self, name: str) -> Change:
         """What the file would be without a link: no device serves it, and all comments outside of its lines stay.
@@ -125,11 +110,11 @@ class FleetEditor:
             RefusedError: there is no such link any more.
         """
         text = self._read()
-        yaml, data = self._parsed(text)
-        links = data.get("links")
-        place = _place_of(links, name)
+        place = _place_of(self._parsed(text)[1].get("links"), name)
+        bare, remarks = without_remarks(text)
+        yaml, data = self._parsed(bare)
         _serve(data, name, "", [])
-        served = only_what_changed(text, dumped(yaml, data))
+        served = with_remarks(bare, only_what_changed(bare, dumped(yaml, data)), remarks)
         links = self._parsed(served)[1]["links"]
         first = links.lc.item(place)[0]  # 0 is the file's first line
         begin = served.splitlines(keepends=True)[first] if not links.fa.flow_style() else ""
@@ -306,10 +291,22 @@ def _serve(data: CommentedMap, was: str | None, name: str, devices: list[str]) -
         if new == names:
             continue
         if isinstance(links, CommentedSeq):
-            links[:] = new
+            _made(links, new)
         else:
             entry["links"] = CommentedSeq(new)
             entry["links"].fa.set_flow_style()
+
+
+def _made(links: CommentedSeq, new: list[str]) -> None:
+    """Make a list say `new`, changing no more than that: what is said beside an entry stays beside it."""
+    for at in reversed(range(len(links))):
+        if links[at] not in new and len(links) > len(new):
+            del links[at]
+    for at, name in enumerate(new):
+        if at == len(links):
+            links.append(name)
+        elif links[at] != name:
+            links[at] = name
 
 
 def _by_field(faults: str, text: str, name: str, link: CommentedMap) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from functools import lru_cache
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.tokens import ScalarToken
 
-__all__ = ["between_entries", "dumped", "only_what_changed", "parser", "without_entry"]
+__all__ = ["dumped", "only_what_changed", "parser", "with_remarks", "without_entry", "without_remarks"]
 
 _LIST = re.compile(
     r"^( *)[\w-]+:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE
@@ -19,18 +20,18 @@ _LIST = re.compile(
 
 def parser(text: str) -> YAML:
     """A reader and writer that lays lists out as the file does."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 20
+    made = YAML()
+    made.preserve_quotes = True
+    made.width = 1 << 20
     if (found := _LIST.search(text)) is not None:
         offset = len(found[2]) - len(found[1])
-        yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
-    return yaml
+        made.indent(mapping=2, sequence=offset + 2, offset=offset)
+    return made
 
 
-def dumped(yaml: YAML, data: CommentedMap) -> str:
+def dumped(writer: YAML, data: CommentedMap) -> str:
     out = io.StringIO()
-    yaml.dump(data, out)
+    writer.dump(data, out)
     return out.getvalue()
 
 
@@ -46,37 +47,44 @@ def without_entry(text: str, first: int, indent: int) -> str:
     return "".join(lines[:first] + lines[end:])
 
 
-def between_entries(text: str, first: int, indent: int) -> tuple[int, int]:
-    """The comments and blank lines after one entry of a list in block style: from which line to which. They speak of
-    what follows, but the writer would have them at the entry's last field.
+def without_remarks(text: str) -> tuple[str, list[tuple[int, str]]]:
+    """A file without its lines of comments and blank lines, and these: before which of the remaining lines they were.
 
-    Args:
-        first: the entry's first line; 0 is the file's.
-        indent: blanks before its dash.
+    They speak of what follows, but the writer would have them at the field before: with it they go, and what is added
+    after it comes under them.
     """
-    lines = text.splitlines(keepends=True)
-    end = first + 1
-    while end < len(lines) and (_says_nothing(lines[end]) or _indent(lines[end]) > indent):
-        end += 1
-    begin = end
-    while begin > first + 1 and _says_nothing(lines[begin - 1]) and _indent(lines[begin - 1]) <= indent + 2:
-        begin -= 1  # further in, it may be a text of several lines
-    return begin, end
+    inside: set[int] = set()  # lines of texts of several lines
+    for token in YAML(typ="safe", pure=True).scan(text):
+        if isinstance(token, ScalarToken):
+            inside |= set(range(token.start_mark.line + 1, token.end_mark.line + (token.end_mark.column > 0)))
+    kept: list[str] = []
+    remarks: list[tuple[int, str]] = []
+    for number, line in enumerate(text.splitlines(keepends=True)):
+        if number in inside or (line.strip() and not line.lstrip().startswith("#")):
+            kept.append(line)
+        else:
+            remarks.append((len(kept), line))
+    return "".join(kept), remarks
 
 
-def _says_nothing(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip()) if line.strip() else 0
+def with_remarks(before: str, after: str, remarks: list[tuple[int, str]]) -> str:
+    """`after` with the lines that `without_remarks` has taken out of what became `before`: each before the line that it
+    was before, or what is there now."""
+    theirs, ours = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    place = {len(theirs): len(ours)}
+    for _, a, b, c, d in difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
+        place |= {a + n: c + min(n, d - c) for n in range(b - a)}
+    found: dict[int, str] = {}
+    for number, line in remarks:
+        found[place[number]] = found.get(place[number], "") + line
+    return "".join(found.get(n, "") + line for n, line in enumerate([*ours, ""]))
 
 
 @lru_cache(maxsize=2)  # a page asks for each key that is typed
 def _rewritten(text: str) -> str:
     """A file as the writer lays it out."""
-    yaml, out = parser(text), io.StringIO()
-    yaml.dump(yaml.load(text), out)
+    writer, out = parser(text), io.StringIO()
+    writer.dump(writer.load(text), out)
     return out.getvalue()
 
 

@@ -253,6 +253,7 @@ class TestSlowly:
         browser.one("[role=alert]", "is not YAML")
         page.fleet.write_text(text, encoding="utf-8")
         browser.until(lambda: not browser.all("[role=alert]"))
+        assert [fault for fault in browser.faults() if "/api/links/save" not in fault] == []  # that one was refused
 
     def test_a_link_is_added_with_the_keyboard_alone(self, dashboard, browser):
         page = dashboard()

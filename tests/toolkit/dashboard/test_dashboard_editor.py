@@ -155,6 +155,60 @@ def test_what_is_said_of_the_next_link_stays_before_it(tmp_path, name, changed):
     assert {k: v.strip() for k, v in fields(editor, name).items()} == {k: v.strip() for k, v in asked.items() if v}
 
 
+REMARKED = """\
+schema: 1
+models: {small: {bundle: a}}
+devices:
+  pi:
+    model: small
+    links:
+      - one   # first
+      - two   # second
+  # The rack.
+  rack:
+    model: small
+
+# Links of the fleet.
+links:
+  - name: one
+    from: a/+
+    prompt: "{{ value }}"
+    to: u
+  # The second one.
+  - name: two
+    from: b/+
+    prompt: "{{ value }}"
+    to: v
+
+# The broker.
+broker: {url: mqtt://localhost:1883}
+"""
+
+
+@pytest.mark.parametrize(
+    ("link", "devices", "gone"),
+    [
+        ("two", [], ["# second"]), ("one", [], ["# first"]), ("one", ["pi", "rack"], []), (None, ["pi"], []),
+        ("-two", [], ["# second"]), ("-one", [], ["# first"]),
+    ],
+)  # fmt: skip
+def test_comments_stay_before_what_they_speak_of(tmp_path, link, devices, gone):
+    path = tmp_path / "fleet.yaml"
+    path.write_text(REMARKED, encoding="utf-8")
+    editor = FleetEditor(path)
+    if link is not None and link.startswith("-"):
+        change = editor.removal(link[1:])
+    else:
+        change = editor.change(link, {**NEW, "when": ""} if link is None else fields(editor, link), devices)
+    assert change.faults == ()
+    for remark, what in (
+        ("# The rack.", "  rack:"), ("\n# Links of the fleet.", "links:"), ("\n# The broker.", "broker:"),
+        ("  # The second one.", "\n" if link == "-two" else "  - name: two"),
+    ):  # fmt: skip
+        assert f"{remark}\n{what}" in change.text
+    assert [remark for remark in ("# first", "# second") if remark not in change.text] == gone
+
+
 @pytest.mark.parametrize(
     ("wrong", "field", "word"),
     [
