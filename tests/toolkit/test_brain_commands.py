@@ -30,6 +30,8 @@ def test_the_router_says_which_model_and_why(capsys: pytest.CaptureFixture[str])
     assert found["model"] == "home-commands" and found["why"].startswith("the router's classifier")
     found = said(capsys, "router", "ask", fleet, "--device", "house", '{"ph": 7}')
     assert found == {"model": None, "why": "no model of this device is for it"}
+    found = said(capsys, "router", "ask", fleet, '{"ph": 7}')
+    assert found == {"model": None, "why": "no model of the fleet is for it"}
 
 
 def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,10 +100,11 @@ def _ask(args: argparse.Namespace) -> int:
     router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
     chosen = router.choose(args.asked)
     having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
-    fields: dict[str, Any] = {"model": None if chosen.stray else chosen.model, "why": chosen.why}
+    why = "no model of the fleet is for it" if chosen.stray and args.device is None else chosen.why
+    fields: dict[str, Any] = {"model": None if chosen.stray else chosen.model, "why": why}
     fields |= {} if args.device is not None or chosen.stray else {"devices": having}
     where = f" (on {', '.join(having)})" if "devices" in fields else ""
-    return show(args, fields, [chosen.why if chosen.stray else f"{chosen.model}{where}: {chosen.why}"])
+    return show(args, fields, [why if chosen.stray else f"{chosen.model}{where}: {why}"])
 
 
 def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:
