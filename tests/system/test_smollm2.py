@@ -17,7 +17,9 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
 
 CHECKPOINT = os.environ.get("STONECHAT_SMOLLM2", "")
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# Each token of its answer is surer than the next by a nat: "What is the capital of France?" is a tie of 0.1 even to the
+# float network, which runs of another length decide another way.
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 ROOT = Path(__file__).parents[2]
 # Texts that leave a language model little choice: in benchmarks/runtimes.py the best token leads by 0.7 or more.
