@@ -76,9 +76,8 @@ class Request:
     prompt: bytes = b""  # of this part: after a reset, what was answered before belongs to it
     before: int = 0  # bytes of the answer that came before a reset of the board
     answer: bytearray = field(default_factory=bytearray)
-    told: bytes = (
-        b""  # of the answer, before a reset after which all of it is asked for: it comes again, and is no news
-    )
+    # of the answer, before a reset after which all of it is asked for: it comes again, and is no news
+    told: bytes = b""
     due_s: float = 0.0  # when to send again
     tries: int = 0
     cancelled_s: float | None = None  # when

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
-    from device_runtime.fleet.file import ModelEntry
+    from device_runtime.fleet.file import Fleet, ModelEntry
     from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     from toolkit.examples.sources import all_examples
 
     fleet = load(args.fleet)
-    entries = fleet.served_models() if args.device is None else fleet.models_of(args.device)
+    entries = _models_of(fleet, args.device)
     whose = args.device or "the fleet"
     named = dict(pair.partition("=")[::2] for pair in args.task)
     if unknown := sorted(set(named) - set(entries)):
@@ -92,7 +92,7 @@ def _ask(args: argparse.Namespace) -> int:
     from toolkit.cli.output import say, show
 
     fleet = load(args.fleet)
-    entries = fleet.served_models() if args.device is None else fleet.models_of(args.device)
+    entries = _models_of(fleet, args.device)
     routing = fleet.routing_of_all() if args.device is None else fleet.routing(args.device)
     if args.device is None and routing is None:
         say(f"{args.fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device")
@@ -105,6 +105,11 @@ def _ask(args: argparse.Namespace) -> int:
     fields |= {} if args.device is not None or chosen.stray else {"devices": having}
     where = f" (on {', '.join(having)})" if "devices" in fields else ""
     return show(args, fields, [why if chosen.stray else f"{chosen.model}{where}: {why}"])
+
+
+def _models_of(fleet: Fleet, device: str | None) -> Mapping[str, ModelEntry]:
+    """Those of one device, or of all."""
+    return fleet.served_models() if device is None else fleet.models_of(device)
 
 
 def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:

@@ -30,6 +30,7 @@ def parser(text: str) -> YAML:
 
 
 def dumped(writer: YAML, data: CommentedMap) -> str:
+    """The text of what a reader has read."""
     out = io.StringIO()
     writer.dump(data, out)
     return out.getvalue()
@@ -83,9 +84,8 @@ def with_remarks(before: str, after: str, remarks: list[tuple[int, str]]) -> str
 @lru_cache(maxsize=2)  # a page asks for each key that is typed
 def _rewritten(text: str) -> str:
     """A file as the writer lays it out."""
-    writer, out = parser(text), io.StringIO()
-    writer.dump(writer.load(text), out)
-    return out.getvalue()
+    writer = parser(text)
+    return dumped(writer, writer.load(text))
 
 
 def only_what_changed(before: str, after: str) -> str:

@@ -89,10 +89,10 @@ def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bo
             result.left_out["which the device had right itself"] += 1
         else:
             key, by_person = json.dumps(given, sort_keys=True), entry.get("by") == BY_PERSON
-            result.left_out["answered again later"] += key in by_input and not (key in by_people and not by_person)
             if key in by_people and not by_person:
                 result.left_out["which a person has answered"] += 1
                 continue
+            result.left_out["answered again later"] += key in by_input
             by_input[key] = Example(dict(given), dict(answer))
             by_people |= {key} if by_person else set()
     result.left_out = +result.left_out

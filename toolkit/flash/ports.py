@@ -10,7 +10,7 @@ import os
 import stat
 import urllib.parse
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from boards import Board
@@ -48,8 +48,9 @@ def held_port(board: Board, port: str | None) -> Iterator[str]:
         yield port
 
 
-def _alone_on(port: str) -> AbstractContextManager[object]:
+def _alone_on(port: str) -> ExitStack:
     real = port if "://" in port else os.path.realpath(port)
+    held = ExitStack()
     try:
         folder = state_home() / "stonechat" / "ports"
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,13 +62,12 @@ def _alone_on(port: str) -> AbstractContextManager[object]:
                 "ended, and try again."
             ),
         )
-        stack = ExitStack()
-        stack.enter_context(locked)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, UnreachableError):
-            raise
-        return nullcontext()  # a service without a home: nobody but it flashes there
-    return stack
+        held.enter_context(locked)
+    except UnreachableError:
+        raise
+    except (OSError, RuntimeError):
+        pass  # a service without a home: nobody but it flashes there
+    return held
 
 
 def find_port(board: Board, ports: Iterable[_Port] | None = None) -> str:

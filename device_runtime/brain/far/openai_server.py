@@ -132,16 +132,14 @@ class OpenAIServer:
                     raise StonechatError(f"{self._name} sent more than {MAX_ANSWER_BYTES >> 10} KiB.")
         except StonechatError:
             raise
-        except TimeoutError:
-            raise UnreachableError(f"{self._name} did not answer in time.") from None
-        except ssl.SSLError as error:
-            if time.monotonic() >= end_s:
-                raise UnreachableError(f"{self._name} did not answer in time.") from None
-            raise UnreachableError(f"{self._name} does not prove who it is: {error.reason or error}.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if time.monotonic() >= end_s:
-                raise UnreachableError(f"{self._name} did not answer in time.") from None
-            raise UnreachableError(f"{self._name} broke off: {error or type(error).__name__}.") from None
+            if isinstance(error, TimeoutError) or time.monotonic() >= end_s:
+                what = "did not answer in time"
+            elif isinstance(error, ssl.SSLError):
+                what = f"does not prove who it is: {error.reason or error}"
+            else:
+                what = f"broke off: {error or type(error).__name__}"
+            raise UnreachableError(f"{self._name} {what}.") from None
         finally:
             end.cancel()
             with self._lock:

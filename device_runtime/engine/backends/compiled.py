@@ -153,18 +153,21 @@ class _Graph:
         self._index = model.get_signature_index(DECODER)
         self._cache: dict[str, Any] = {}
         self._runs: dict[tuple[int, int], _Run] = {}
-        self._shared: dict[tuple[str, int], Any] = {}  # buffers that several runs have: by name, and rows of logits
+        self._logits: dict[int, Any] = {}  # a buffer for so many rows of logits, which several runs have
+        self._slots: Any = None  # the input that all runs have, written once for each window
         self._sizes: dict[str, int] = {}  # what `tokens`, `positions` and `rows` have now
 
     def allocate(self, window: int, positions: int = 0) -> None:
         """Create the buffers for a cache of this size, which starts as zeros, because masked garbage could still be
         NaN; the first positions of the one before are taken over, layer by layer, so that there are never two."""
         self._runs.clear()  # which hold buffers too
-        self._shared.clear()
+        self._logits.clear()
         before, self.window = self.window, window
         for name in self.names:
             self._resize(name, self._cache_shape(window))
         self._resize("slots", (window,))
+        self._slots = self._model.create_input_buffer_by_name(DECODER, "slots")
+        self._slots.write(np.arange(1, window + 1, dtype=np.float32))
         for name in self.names:
             rows = np.zeros((self._shape.kv_heads, 0, self._shape.head_dim), np.float32)
             if name in self._cache:
@@ -209,12 +212,9 @@ class _Graph:
         }
         named["rows"].write(np.arange(count - rows, count, dtype=np.int32))
         # Logits of a large vocabulary are 200 KB: with buffers of its own for each length, a run's would add up.
-        if ("logits", rows) not in self._shared:
-            self._shared["logits", rows] = self._model.create_output_buffer_by_name(DECODER, "logits")
-        if ("slots", 0) not in self._shared:
-            self._shared["slots", 0] = self._model.create_input_buffer_by_name(DECODER, "slots")
-            self._shared["slots", 0].write(np.arange(1, self.window + 1, dtype=np.float32))
-        named["slots"], logits = self._shared["slots", 0], self._shared["logits", rows]
+        if rows not in self._logits:
+            self._logits[rows] = self._model.create_output_buffer_by_name(DECODER, "logits")
+        named["slots"], logits = self._slots, self._logits[rows]
         inputs = [named.get(name) or self._cache[name] for name in self._inputs]
         outputs = [self._cache.get(name, logits) for name in self._outputs]
         return _Run(named, logits, inputs, outputs)
