@@ -40,6 +40,7 @@ class Asked:
     secrets: Mapping[str, str] | None = None  # of a link; None: look for them in the messages
     withheld: str = ""  # why the prompt cannot be kept
     redacted: bool = False  # whether something is left out of the messages already
+    window: Any = None  # the earlier readings that a link's question looks at
 
 
 class Recorder:
@@ -73,7 +74,8 @@ class Recorder:
         found: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "device": self._device.config.device, "model": asked.model, "bundle": self._bundle(asked.model),
-            "link": asked.link, "reading": redactor.value(asked.reading), **self._prompt(asked, redactor, secrets),
+            "link": asked.link, "reading": redactor.value(asked.reading, secrets),
+            "window": redactor.value(asked.window, secrets), **self._prompt(asked, redactor, secrets),
             "schema": schema_for_record(redactor, asked.schema, secrets), "text": final.text, "finish": final.finish,
             "confidence": final.confidence, "unfamiliar": final.unfamiliar, "reason": final.reason,
             "route": None if final.route is None else write(final.route),

@@ -22,7 +22,7 @@ import simpleeval
 from device_runtime.errors import ConfigurationError, LinkError, UndefinedNameError
 from device_runtime.records.printable import shown
 
-__all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic", "in_words", "kind_of"]
+__all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic", "in_words", "kind_of", "names_in"]
 
 MAX_CHARACTERS = 1000
 
@@ -70,6 +70,11 @@ class Expression:
             self._evaluator.nodes[kind] = partial(self._placed, self._evaluator.nodes[kind])
         self._tree = _parse(source)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that it needs: those of a reading, `window`, `topic` …"""
+        return names_in(self._tree)
+
     def value(self, names: Mapping[str, Any]) -> Any:
         """What the expression is with these names.
 
@@ -103,6 +108,14 @@ class Expression:
         if isinstance(value, Mapping) and node.attr in value:
             return value[node.attr]
         raise UndefinedNameError(f"{ast.unparse(node)!r} is undefined")
+
+
+def names_in(tree: ast.AST) -> frozenset[str]:
+    """The names that an expression needs: without those that its own `for` gives, and without functions."""
+    nodes = list(ast.walk(tree))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    names -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return frozenset(names - {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)})
 
 
 def arithmetic(sign: str, left: Any, right: Any) -> Any:

@@ -11,6 +11,7 @@ import jinja2
 from jinja2.defaults import DEFAULT_NAMESPACE
 
 from device_runtime.errors import ConfigurationError, LinkError
+from device_runtime.fleet.expression import names_in
 from device_runtime.fleet.links import Link, Windows, parsed, shape, variables_of
 from device_runtime.fleet.questions import typed_names
 from device_runtime.mqtt.topics import check_topic, matches
@@ -181,16 +182,13 @@ def _template_uses(source: str) -> tuple[Set[str], Set[int]]:
 
 def _expression_uses(source: str) -> tuple[Set[str], Set[int]]:
     """The same for an expression."""
-    nodes = list(ast.walk(ast.parse(source.strip(), mode="eval")))
+    tree = ast.parse(source.strip(), mode="eval")
     indices = set()
-    for node in nodes:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "topic":
             with contextlib.suppress(ValueError):
                 indices.add(ast.literal_eval(node.slice))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    names -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}  # of `for`
-    names -= {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    return names, {index for index in indices if isinstance(index, int)}
+    return names_in(tree), {index for index in indices if isinstance(index, int)}
 
 
 def _literal_results(node: ast.expr) -> list[object]:

@@ -8,6 +8,7 @@ and are only ever values in them.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import OrderedDict, deque
@@ -32,8 +33,8 @@ from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.records.printable import shown
 
 __all__ = [
-    "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "check_expression", "check_template",
-    "parsed", "prompt_of", "read", "shape", "variables_of",
+    "Asking", "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "asking_of",
+    "check_expression", "check_template", "looks_back", "parsed", "read", "shape", "variables_of",
 ]  # fmt: skip
 
 Overload = Literal["newest", "oldest", "every"]
@@ -41,6 +42,7 @@ Overload = Literal["newest", "oldest", "every"]
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
 MAX_WINDOW_BYTES = 8 * 2**20  # of memory that a link's earlier readings take; all links of a device share
 MAX_WINDOWS_BYTES = 64 * 2**20  # this
+MAX_TOLD_BYTES = 16_384  # of the earlier readings that are told with an answer
 MAX_PROMPT_CHARACTERS = 32_768
 MAX_ALTERNATIVES = 64  # that the conditions in a link's `to` may make
 
@@ -107,6 +109,9 @@ class Wakeup:
     secrets: Mapping[str, str] = field(default_factory=dict)  # texts to withhold, with what takes the place of each
     kept: Question | None = None  # the question as it may be in a record; None: as it is
     cannot_keep: str = ""  # why there is no such question
+    window: bytes | None = (
+        None  # the earlier readings that the question was made of, as JSON; None: of none, or too many
+    )
 
     def of(self, link: Link) -> Wakeup:
         """The same, where another bundle answers the link with another schema. Nothing is decided in such a link."""
@@ -145,6 +150,7 @@ class Windows:
         self._prompt = _texts.from_string(link.prompt)
         self._to = _levels.from_string(link.to)
         self._decider = Decider(link)
+        self._looks_back = looks_back(link)
         self._questions = Questions(link, self._prompt, self._decider)
         self._redactor = redactor or None
         self._kept_redactor = kept_redactor or None
@@ -182,7 +188,8 @@ class Windows:
                 f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
             )
         question = self._questions.about(prompt, decided)
-        wakeup = Wakeup(self.link, reading, prompt, to, question, decided)
+        window = _told(names["window"]) if self._looks_back else None
+        wakeup = Wakeup(self.link, reading, prompt, to, question, decided, window=window)
         if self._redactor is not None:
             outside, reason = self._without(names, self._redactor)
             wakeup = replace(wakeup, outside=outside, cannot_leave=reason, secrets=self._redactor.secrets(names))
@@ -227,10 +234,29 @@ class Windows:
             del self._earlier[topic]
 
 
-def prompt_of(
-    link: Link, topic: str | None, value: Any, window: Sequence[Any], redactor: Redactor
-) -> tuple[str, dict[str, str]]:
-    """The prompt of a reading without what is withheld, and the texts that are: for what comes after its answer.
+def looks_back(link: Link) -> bool:
+    """Whether a link's question is made of earlier readings, too."""
+    sources = [Expression(source).names for source in link.decide.values()]
+    return link.window is not None and any("window" in names for names in (variables_of(link.prompt), *sources))
+
+
+def _told(window: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Earlier readings as they are told with an answer; None where they are too many."""
+    told = json.dumps(window, ensure_ascii=False, separators=(",", ":")).encode()
+    return told if len(told) <= MAX_TOLD_BYTES else None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a link asks about a reading, for what comes after its answer."""
+
+    prompt: str  # as it is asked; empty where the reading lacks what is withheld, as that of a record does
+    kept: str  # without what is withheld
+    secrets: Mapping[str, str]  # texts to withhold, with what takes the place of each
+
+
+def asking_of(link: Link, topic: str | None, value: Any, window: Sequence[Any], redactor: Redactor) -> Asking:
+    """Make the prompt of a reading again.
 
     Args:
         topic: of the reading; None: the link's filter with `example` for what it leaves open.
@@ -239,31 +265,35 @@ def prompt_of(
     Raises:
         LinkError: the reading has not what the prompt needs.
     """
-    reading = value if isinstance(value, Mapping) else {"value": value}
+    reading = _fields(value)
     levels = (topic or link.source.replace("+", "example").replace("#", "example")).split("/")
-    earlier = [entry for entry in window if isinstance(entry, Mapping)]
-    names = {**reading, "reading": reading, "topic": levels, "window": earlier, "decided": {}}
+    names = {**reading, "reading": reading, "topic": levels, "window": [*map(_fields, window)], "decided": {}}
     try:
         names["decided"] = Decider(link).decided(names)
         secrets = redactor.secrets(names)
-        prompt = _rendered(link, names, redactor)
+        prompt = kept = _rendered(link, names, redactor)
         if redactor:
-            prompt = redactor.text(_outside.from_string(link.prompt).render(redactor.names_of(names)), secrets)
+            kept = redactor.text(_outside.from_string(link.prompt).render(redactor.names_of(names)), secrets)
     except LinkError:
         raise
     except _TEMPLATE_ERRORS as error:
         raise LinkError(f"the prompt of link {link.name!r} cannot be made: {in_words(error)}") from None
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise LinkError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
-    return prompt, secrets
+    if (length := max(len(prompt), len(kept))) > MAX_PROMPT_CHARACTERS:
+        raise LinkError(f"the prompt has {length} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
+    return Asking(prompt, kept, secrets)
+
+
+def _fields(value: Any) -> Mapping[str, Any]:
+    """A reading's fields, where it is a bare value, too."""
+    return value if isinstance(value, Mapping) else {"value": value}
 
 
 def _rendered(link: Link, names: Mapping[str, Any], redactor: Redactor) -> str:
-    """The prompt as the link makes it.
+    """The prompt as the link makes it; empty where it needs a name that is withheld, and that a record's reading has
+    not.
 
     Raises:
-        jinja2.UndefinedError: it needs a name that the reading lacks, and that is not withheld: a record's reading has
-            nothing of those.
+        jinja2.UndefinedError: it needs another name that the reading lacks.
     """
     try:
         return _texts.from_string(link.prompt).render(names)

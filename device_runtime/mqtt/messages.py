@@ -473,6 +473,7 @@ class LinkAnswer:
     reason: Annotated[str | None, "why it is unsure or unfamiliar, or has no answer"] = None
     route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
     reading: Annotated[Any, "what woke the link"] = None
+    window: Annotated[Any, "the earlier readings that it was asked with, where its question looks at them"] = None
     link: Annotated[str | None, "its name"] = None
     device: Annotated[str | None, "who answered"] = None
     topic: Annotated[str | None, "the reading's topic"] = None

@@ -31,9 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reading", metavar="READING",
         help="of the link, as JSON or a text (default: that of its last answer, whose other fields then stay)",
     )  # fmt: skip
+    parser.add_argument(
+        "--window", metavar="READINGS",
+        help="the readings before --reading, as a JSON list, the oldest first, where the link's prompt looks at them",
+    )  # fmt: skip
     parser.add_argument("--topic", metavar="TOPIC", help="of --reading, where the link's prompt uses it")
     parser.add_argument(
-        "--model", metavar="NAME", help="which of its models was asked (default: the link's, or the first)"
+        "--model", metavar="NAME", help="which of its models was asked (default: the one that answered, or would)"
     )
     parser.add_argument("--timeout", metavar="S", type=positive_number, default=10.0, help="(default 10)")
     add_broker_access(parser)
@@ -50,8 +54,12 @@ def run(args: argparse.Namespace) -> int:
     check_id("device", args.device)
     if args.reading is not None and args.link is None:
         raise ConfigurationError("--reading is of a link: name it with --link, or say what was asked with --prompt.")
-    if args.topic is not None and args.reading is None:
-        raise ConfigurationError("--topic is the topic of --reading: give that, too, or leave out both.")
+    for flag, value in (("--topic", args.topic), ("--window", args.window)):
+        if value is not None and args.reading is None:
+            raise ConfigurationError(f"{flag} goes with --reading: give that, too, or leave out both.")
+    window = _value(args.window) if args.window is not None else None
+    if not isinstance(window, list | None):
+        raise ConfigurationError(f"--window is {args.window[:80]}; expected a JSON list of readings, the oldest first.")
     given = _fields(args.answer)
     broker, name = broker_access(args)
     correction: dict[str, Any] = {"prompt": args.prompt} if args.link is None else {"link": args.link}
@@ -64,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
         correction |= last
         shown = json.dumps(last["reading"], ensure_ascii=False)
         say(f"{args.link}: {shown}, answered {json.dumps(said, ensure_ascii=False) if said else 'nothing'}")
-    correction |= {"topic": args.topic} if args.topic is not None else {}
-    answer = {**said, **{field: _as_before(text, said.get(field)) for field, text in given.items()}}
-    correction |= {"answer": answer, "model": args.model}
+    correction |= {name: of for name, of in (("topic", args.topic), ("window", window)) if of is not None}
+    answer: dict[str, Any] = {field: _as_before(text, said.get(field)) for field, text in given.items()}
+    answer = answer if _is_whole(args.answer) else {**said, **answer}
+    correction |= {"answer": answer} | ({"model": args.model} if args.model is not None else {})
     kept = correct(
         broker, args.device, {key: value for key, value in correction.items() if value is not None},
         client=name, timeout_s=args.timeout,
@@ -79,7 +88,7 @@ def _fields(words: Sequence[str]) -> dict[str, Any]:
     """What `FIELD=VALUE …` or a JSON object says; a VALUE is a text still."""
     from device_runtime.errors import ConfigurationError
 
-    if len(words) == 1 and words[0].lstrip().startswith("{"):
+    if _is_whole(words):
         try:
             found = json.loads(words[0])
         except (ValueError, RecursionError) as error:
@@ -93,6 +102,11 @@ def _fields(words: Sequence[str]) -> dict[str, Any]:
     if twice := [field for field in named if named.count(field) > 1]:
         raise ConfigurationError(f"{twice[0]!r} is given twice; an answer has one value for each field.")
     return {field: _Text(value) for field, _, value in pairs}
+
+
+def _is_whole(words: Sequence[str]) -> bool:
+    """Whether they are an answer as one JSON object, of whose fields none stays as it was."""
+    return len(words) == 1 and words[0].lstrip().startswith("{")
 
 
 class _Text(str):
@@ -142,4 +156,8 @@ def _last(broker: BrokerAddress, name: str | None, device: str, link: str, timeo
             f"the last answer of link {link!r} is a text, or says no reading; answers that are data can be corrected."
         )
     said = dict(last.answer) if isinstance(last.answer, Mapping) else None
-    return {"reading": last.reading, "topic": last.topic, "said": said}
+    here = last.route is not None and last.route.where == "here"
+    return {
+        "reading": last.reading, "window": last.window, "topic": last.topic, "said": said,
+        "model": last.route.model if here and last.route is not None else None,
+    }  # fmt: skip

@@ -15,12 +15,13 @@ from typing import Annotated, Any
 from device_runtime.brain.kept_examples import BY_PERSON, CORRECTIONS, KeptLines
 from device_runtime.brain.question import input_of
 from device_runtime.brain.recorder import Recorder
+from device_runtime.brain.redaction import Redactor
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies
 from device_runtime.engine.schema.acceptance import accepted
 from device_runtime.errors import ConfigurationError, IncompleteError, LinkError, SchemaError
-from device_runtime.fleet.links import Link, prompt_of
+from device_runtime.fleet.links import MAX_TOLD_BYTES, Asking, Link, asking_of, looks_back
 from device_runtime.mqtt.messages import Address, AddressFields
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump, parse, read
@@ -42,9 +43,11 @@ class Correction(AddressFields):
     link: Annotated[str | None, Length(64), "whose answer it was"] = None
     reading: Annotated[Any, "of the link, as its answer has it"] = None
     topic: Annotated[str | None, Length(1024), "of the reading"] = None
-    window: Annotated[tuple[Any, ...], "the earlier readings, where the link's prompt looks at them"] = ()
+    window: Annotated[
+        tuple[Any, ...] | None, "the earlier readings, the oldest first; needed where the link's question looks at them"
+    ] = None
     prompt: Annotated[str | None, Length(32_768), "what was asked, in place of `link`"] = None
-    model: Annotated[str | None, Length(64), "that was asked; without it the device's first"] = None
+    model: Annotated[str | None, Length(64), "that answered; without it the link's, the router's or the first"] = None
     said: Annotated[Mapping[str, Any] | None, "the answer that was wrong"] = None
     who: Annotated[str | None, Length(64), "who corrects, at a broker that does not know its users"] = None
 
@@ -110,18 +113,13 @@ class Corrections(Extension):
         link = self._link(correction) if correction.link is not None else None
         desk = self._escalations.of(link)
         redactor = self._redactor_of(None if desk is None else desk.redactor)
-        model = correction.model or (link.model if link is not None else None) or self._device.runner.names[0]
+        asking = _asking(correction, link, redactor)
+        model, secrets = correction.model or self._answering(correction, link, asking), asking.secrets
         if model not in self._device.runner.names:
             raise MessageError(f"this device has no model {model!r}; it has {', '.join(self._device.runner.names)}.")
         purpose = self._device.runner.purpose_of(model)
-        if link is not None:
-            link = self._device.answering(link, model)
-            prompt, secrets = prompt_of(link, correction.topic, correction.reading, correction.window, redactor)
-        else:
-            said = [{"role": "user", "content": correction.prompt or ""}]
-            secrets = redactor.secrets_of(said)
-            prompt = redactor.messages(said, secrets)[0]["content"] if redactor else said[0]["content"]
-        given = input_of([{"role": "user", "content": prompt}], purpose)
+        link = None if link is None else self._device.answering(link, model)
+        given = input_of([{"role": "user", "content": asking.kept}], purpose)
         if purpose is not None and not (found := purpose.inputs.prompt(given)).readable:
             raise MessageError(f"{model} cannot read what is corrected: {'; '.join(found.unfamiliar)}.")
         if link is not None and not link.answer_of_model:
@@ -141,6 +139,18 @@ class Corrections(Extension):
             raise MessageError(f"the correction has more than {_MAX_KEPT_BYTES} bytes.")
         return entry
 
+    def _answering(self, correction: Correction, link: Link | None, asking: Asking) -> str:
+        """The model that answers what is corrected, where the correction names none."""
+        if link is not None and link.model is not None:
+            return link.model
+        if self._device.router is None:
+            return self._device.runner.names[0]
+        topic = (correction.topic or "").split("/") if link is not None else ()
+        chosen = self._device.router.choose(asking.prompt or asking.kept, topic)
+        if chosen.stray:
+            raise MessageError(f"{chosen.why}, so no training could use it; name a model that ought to take it.")
+        return chosen.model
+
     def _link(self, correction: Correction) -> Link:
         links = {link.name: link for link in self._device.config.links}
         if correction.link not in links:
@@ -148,7 +158,24 @@ class Corrections(Extension):
             raise MessageError(f"this device has no link {correction.link!r}; it has {known}.")
         if correction.reading is None:
             raise MessageError("a correction of a link needs the reading, as the link's answer has it.")
-        return links[correction.link]
+        link = links[correction.link]
+        if correction.window is None and looks_back(link):
+            raise MessageError(
+                f"link {link.name!r} asks about earlier readings, too: give them as `window`, the oldest first. Its "
+                f"answer on {self._device.topics.link(link.name)} has them, unless they take more than "
+                f"{MAX_TOLD_BYTES // 1024} KiB."
+            )
+        return link
+
+
+def _asking(correction: Correction, link: Link | None, redactor: Redactor) -> Asking:
+    """What the answer that is corrected was given to."""
+    if link is not None:
+        return asking_of(link, correction.topic, correction.reading, correction.window or (), redactor)
+    said = [{"role": "user", "content": correction.prompt or ""}]
+    secrets = redactor.secrets_of(said)
+    kept = redactor.messages(said, secrets)[0] if redactor else said[0]
+    return Asking(said[0]["content"], kept["content"], secrets)
 
 
 def _check_answer(answer: Mapping[str, Any], schema: Mapping[str, Any] | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.link_places import LinkPlaces, place_of, varies
-from device_runtime.fleet.links import Link
+from device_runtime.fleet.links import Link, looks_back
 from device_runtime.fleet.questions import typed_names
 from device_runtime.fleet.settings import HEALTH_INTERVAL_S
 from device_runtime.mqtt.messages import DeviceState, Info
@@ -201,6 +201,8 @@ def _own(topics: DeviceTopics) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:
     about = {"state_topic": topic, "json_attributes_topic": topic}
+    if looks_back(link):  # Home Assistant keeps no attributes of more than 16 KiB
+        about["json_attributes_template"] = "{{ dict(value_json.items() | rejectattr(0, 'eq', 'window')) | tojson }}"
     properties = _properties(link.answer)
     if not properties:
         value = "value_json.text" if link.answer is None else "value_json.answer | tojson"

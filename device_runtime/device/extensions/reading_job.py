@@ -21,7 +21,7 @@ from device_runtime.fleet.payload import read_payload
 from device_runtime.fleet.policies.escalation import Reason
 from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.messages import Final, Request, Route
-from device_runtime.mqtt.strict_json import dump
+from device_runtime.mqtt.strict_json import MessageError, dump, parse
 from device_runtime.records.typed_json import write
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class ReadingJob(Job):
         self._record(final, route, value)
         about |= {"link": link.name, "device": self._device.config.device, "topic": reading.topic, "time": _now()}
         payload = dump(answer | {"reading": value} | about)
+        told = self._with_window(payload) if link.answer is not None else payload
         if held_back:
             self._links.count(link, "unsure")
         elif why := self._device.delivery.deliver(self._wakeup.to, payload):
@@ -199,8 +200,20 @@ class ReadingJob(Job):
         topics += [self._device.topics.link(link.name, place)] if place is not None else []
         for topic in topics:
             if self._links.is_newest(topic, reading.received_s):
-                self._device.delivery.deliver(topic, payload, retain=True)
+                self._device.delivery.deliver(topic, told, retain=True)
         log.info("link %s answered: %d tokens, %.1f tok/s", link.name, final.usage.completion_tokens, final.tps)
+
+    def _with_window(self, payload: bytes) -> bytes:
+        """An answer with the earlier readings that it was given to, so that it can be corrected. Not where nobody could
+        read it then."""
+        if self._wakeup.window is None:
+            return payload
+        told = payload[:-1] + b',"window":' + self._wakeup.window + b"}"
+        try:
+            parse(told)
+        except MessageError:
+            return payload
+        return told
 
     def _record(self, final: Final, route: Route | None, value: Any) -> None:
         recorder, wakeup = self._links.recorder, self._wakeup
@@ -210,6 +223,7 @@ class ReadingJob(Job):
             about = Asked(
                 asked.messages, asked.schema, self._model, self.link.name, value, redactor, wakeup.secrets,
                 wakeup.cannot_keep, asked.messages != wakeup.question.messages,
+                None if wakeup.window is None else json.loads(wakeup.window),
             )  # fmt: skip
             recorder.record(about, replace(final, route=route), self._wakeup.reading.received_s)
 

@@ -13,9 +13,11 @@ import pytest
 from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
 from device_runtime.errors import StonechatError
-from device_runtime.fleet.links import Link, Window
+from device_runtime.fleet.links import MAX_TOLD_BYTES, Link, Window
 from device_runtime.fleet.policies.escalation import Redaction
 from device_runtime.fleet.policies.recording import Recording
+from device_runtime.fleet.policies.routing import RouteRule, Routing
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
@@ -26,6 +28,10 @@ from toolkit.cli import main
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RIGHT, WRONG = {"category": "network", "priority": "high"}, {"category": "none", "priority": "low"}
 LOGS = Link(name="logs", source="logs/+", prompt="{{ value }}", to="out/logs", parse="text", answer_of_model=True)
+BOILER = Link(
+    name="boiler", source="plant/+", prompt="{{ dict(reading, window=window) | tojson }}", to="out/b",
+    window=Window(), answer_of_model=True,
+)  # fmt: skip
 Correct = Callable[..., Mapping[str, Any]]
 
 
@@ -70,15 +76,74 @@ def test_a_name_that_the_broker_vouches_for_counts_more_than_what_somebody_says(
 
 
 def test_a_reading_with_earlier_ones(on_air: Callable[..., OnAir]) -> None:
-    link = Link(
-        name="boiler", source="plant/+", prompt="{{ dict(reading, window=window) | tojson }}", to="out/b",
-        window=Window(), answer_of_model=True,
-    )  # fmt: skip
-    device = on_air(model("boiler-advisor"), links=(link,))
+    device = on_air(model("boiler-advisor"), links=(BOILER,))
     reading = {"temp_c": 99, "bar": 1.4, "flow_l_min": 12}
     answer = {"severity": "alarm", "cause": "overheat", "advice": "Switch it off."}
     send(device, answer, link="boiler", reading=reading, window=[{**reading, "temp_c": 90}])
     assert kept(device)[0]["input"] == {**reading, "window": [{**reading, "temp_c": 90}]}
+
+
+def test_an_answer_tells_the_earlier_readings_that_it_is_about(on_air: Callable[..., OnAir], tmp_path: Path) -> None:
+    device = on_air(model("boiler-advisor"), links=(BOILER,))
+    device.client.subscribe("out/b")
+    reading = {"temp_c": 99, "bar": 1.4, "flow_l_min": 12}
+    for temp_c in (80, 90, 99):
+        device.client.publish("plant/1", {**reading, "temp_c": temp_c})
+        heard = dict(device.client.until(lambda topic, value: topic == device.topics.link("boiler")))
+        told, sent = heard[device.topics.link("boiler")], heard["out/b"]
+        assert "window" not in sent  # who listens for answers has no use for it
+    assert told["window"] == [{**reading, "temp_c": 80}, {**reading, "temp_c": 90}]
+    answer = {"severity": "alarm", "cause": "overheat", "advice": "Switch it off."}
+    assert TestTheCommand().run(device, "--link", "boiler", json.dumps(answer)) == 0
+    state, out = device.service.config.state_dir, tmp_path / "corrected.jsonl"
+    assert main(["task", "harvest", str(EXAMPLES / "boiler-advisor"), "--from", str(state), "-o", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"input": {**reading, "window": told["window"]}, "answer": answer}
+    device.client.client.publish(device.topics.link("boiler"), b"", qos=1, retain=True).wait_for_publish(9)
+
+
+def test_earlier_readings_that_are_too_many_are_not_told_and_have_to_be_named(on_air: Callable[..., OnAir]) -> None:
+    device = on_air(model("boiler-advisor"), links=(BOILER,))
+    reading = {"temp_c": 99, "bar": 1.4, "flow_l_min": 12}
+    for padding in (MAX_TOLD_BYTES, 0):
+        device.client.publish("plant/1", {**reading, "note": "x" * padding})
+        _, told = device.client.until(lambda topic, value: topic == device.topics.link("boiler"))[-1]
+    assert "window" not in told and told["answer"] == WRONG
+    answer = {"severity": "alarm", "cause": "overheat", "advice": "Switch it off."}
+    with pytest.raises(StonechatError, match=r"give them as `window`, the oldest first.*more than 16 KiB"):
+        send(device, answer, link="boiler", reading=reading)
+    words = ["--link", "boiler", "--reading", json.dumps(reading), "--window", "[]", json.dumps(answer)]
+    assert TestTheCommand().run(device, *words) == 0
+    assert kept(device)[0]["input"] == {**reading, "window": []}
+    device.client.client.publish(device.topics.link("boiler"), b"", qos=1, retain=True).wait_for_publish(9)
+
+
+def test_what_is_withheld_of_earlier_readings_is_neither_recorded_nor_kept(on_air: Callable[..., OnAir]) -> None:
+    link = replace(LOGS, parse="json", window=Window(), prompt="{{ note }} after {{ window | tojson }}")
+    device = on_air(model(), links=(link,), recording=Recording(keep=9, redact=(Redaction("badge"),)))
+    for note in ("came", "B-77 went"):
+        device.client.publish("logs/a", {"note": note, "badge": "B-77"})
+        _, told = device.client.until(lambda topic, value: topic == device.topics.link("logs"))[-1]
+    send(device, link="logs", **{name: told[name] for name in ("reading", "topic", "window")})
+    _, record = kept_records(broker(device), device.topics.device)
+    assert record["reading"] == {"note": "[withheld] went"} and record["window"] == [{"note": "came"}]
+    assert kept(device)[0]["input"] == {"text": '[withheld] went after [{"note": "came"}]'}
+    assert "B-77" not in json.dumps([record, *kept(device)])
+    device.client.client.publish(device.topics.link("logs"), b"", qos=1, retain=True).wait_for_publish(9)
+
+
+def test_a_device_with_a_router_takes_what_its_router_would(on_air: Callable[..., OnAir]) -> None:
+    rules = (RouteRule("topic[0] == 'logs'", "triage"), RouteRule("'link' in text", "triage"))
+    models = {"home": model("home-commands"), "triage": model()}
+    names = (ModelSettings("home"), ModelSettings("triage"))
+    device = on_air(models=names, scripts=models, links=(LOGS,), routing=Routing(rules))
+    assert send(device, prompt="eth3: link down")["task"] == "log-triage"
+    assert send(device, link="logs", topic="logs/a", reading="eth3 is down")["task"] == "log-triage"
+    assert [(entry["model"], entry["input"]) for entry in kept(device)] == [
+        ("triage", {"text": "eth3: link down"}), ("triage", {"text": "eth3 is down"}),
+    ]  # fmt: skip
+    for fields in ({"prompt": "what is the time?"}, {"link": "logs", "topic": "other/a", "reading": "the time?"}):
+        with pytest.raises(StonechatError, match="no model of this device is for it, so no training could use it"):
+            send(device, **fields)
 
 
 def test_what_is_withheld_is_not_kept(on_air: Callable[..., OnAir]) -> None:
@@ -186,7 +251,9 @@ class TestTheCommand:
             (["--prompt", "x", "a=1", "a=2"], "'a' is given twice"),
             (["--prompt", "x", '{"a":'], "the answer is not JSON"),
             (["--prompt", "x", "--reading", "y", "a=1"], "--reading is of a link"),
-            (["--link", "logs", "--topic", "logs/a", "a=1"], "--topic is the topic of --reading"),
+            (["--link", "logs", "--topic", "logs/a", "a=1"], "--topic goes with --reading"),
+            (["--link", "logs", "--window", "[]", "a=1"], "--window goes with --reading"),
+            (["--link", "logs", "--reading", "x", "--window", "{}", "a=1"], "--window is {}; expected a JSON list"),
             (["--prompt", "x", "category=netwrk", "priority=low"], "expected one of none, network"),
         ],
     )

@@ -19,7 +19,7 @@ from jinja2.nativetypes import NativeEnvironment
 from device_runtime.device.extensions import home_assistant
 from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, components_of, config_topic, describe
 from device_runtime.device.extensions.link_places import place_of
-from device_runtime.fleet.links import Link
+from device_runtime.fleet.links import Link, Window
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic, parse
 from tests.support.scripted_fleet import wait_until
@@ -28,6 +28,7 @@ from tests.support.scripted_model import ScriptedModel
 TEXT = {"type": "string", "minLength": 1}
 COMPONENT = {
     "name": TEXT, "unique_id": TEXT, "state_topic": TEXT, "value_template": TEXT, "json_attributes_topic": TEXT,
+    "json_attributes_template": TEXT,
     "entity_category": {"enum": ["config", "diagnostic"]}, "expire_after": {"type": "integer", "minimum": 0},
     "availability": {"$ref": "#/$defs/availability"},
 }  # fmt: skip
@@ -196,6 +197,18 @@ class TestLinks:
         components = described(HELD)["components"]
         assert state(components["link_decide_severity"], said) is None
         assert state(components["confidence_link_decide"], said) is None
+
+    def test_earlier_readings_are_no_attributes(self) -> None:
+        """Its recorder keeps none of an entity that has more than 16 KiB of them."""
+        looking_back = replace(HELD, window=Window(), prompt="{{ window | tojson }}")
+        components = described(looking_back)["components"].values()
+        (template, *others) = {c["json_attributes_template"] for c in components if "json_attributes_topic" in c}
+        said = {"answer": {"open": True}, "reading": {"t": "21 °C < 3"}, "window": [{"t": 3}]}
+        shown = NativeEnvironment().from_string(template).render(value_json=said)
+        assert json.loads(shown if isinstance(shown, str) else json.dumps(shown)) == {
+            name: value for name, value in said.items() if name != "window"
+        }
+        assert not others and "json_attributes_template" not in described(HELD)["components"]["link_decide_severity"]
 
     def test_the_least_confidence_is_shown(self) -> None:
         said = {"answer": {}, "confidence": {"severity": 0.914, "open": 0.5}}

@@ -32,6 +32,8 @@ function Correct({ of, onClose }) {
     }
     const body = { device: of.device, link: of.link, reading: of.reading, answer };
     if (of.topic) body.topic = of.topic;
+    if (of.window) body.window = of.window;
+    if (of.route && of.route.where === "here" && of.route.model) body.model = of.route.model;
     if (of.answer) body.said = of.answer;
     if (who.trim()) body.who = who.trim();
     localStorage.setItem("who", who.trim());
