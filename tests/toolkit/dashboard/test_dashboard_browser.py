@@ -12,7 +12,7 @@ import pytest
 
 from device_runtime.client.records import kept_records
 from device_runtime.fleet import file
-from device_runtime.fleet.links import Link
+from device_runtime.fleet.links import Link, Window
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.mqtt.address import BrokerAddress
 from tests.support.page_timing import FIRST_VIEW, FRAMES
@@ -293,11 +293,16 @@ class TestSlowly:
         script = ScriptedModel(['{"severity": "ok"}'])
         script.confidence = {"severity": 0.71}
         answer = {"type": "object", "properties": {"severity": {"enum": ["ok", "alarm"]}}}
-        link = Link(name="hot", source="plant/3/boiler", prompt="{{ temp_c }}", to="plant/advice", answer=answer)
+        link = Link(
+            name="hot", source="plant/3/boiler", prompt="{{ temp_c }} after {{ window | map(attribute='temp_c') | list }}",
+            to="plant/advice", answer=answer, window=Window(),
+        )  # fmt: skip
         device = on_air(script, device="hall", links=(link,), recording=Recording(keep=5))
         page = dashboard(FLEET.replace("north", "hall"))
         browser.open(f"{page.url}/#links")
-        device.client.publish("plant/3/boiler", {"temp_c": 97})
+        for temp_c in (91, 97):
+            device.client.publish("plant/3/boiler", {"temp_c": temp_c})
+            browser.until(lambda: f"temp_c {temp_c}" in browser.one(".card", "hot").text.replace("\n", " "))  # noqa: B023
         browser.until(lambda: "severity ok" in browser.one(".card", "hot").text.replace("\n", " "))
         browser.one("button[aria-label^='Correct']").send_keys(Keys.ENTER)
         browser.write("dialog .form label:nth-child(1) input", "warm")
@@ -308,6 +313,7 @@ class TestSlowly:
         browser.one("dialog footer button", "Keep it").click()
         browser.one("dialog .kept", "Kept on hall")
         (example,) = kept_records(BrokerAddress("127.0.0.1", device.client.port), "hall", "examples")
+        assert example["input"] == {"prompt": "97 after [91]"}
         assert example["answer"] == {"severity": "alarm"} and example["who"] == "anna"
         browser.one("dialog").send_keys(Keys.ESCAPE)
         energy = {"energy_j": 7200, "energy_mwh_answer": 0.0251, "energy_how": "computed: 6 W"}
