@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from device_runtime.engine.states.store import PromptStates
     from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete"]
+__all__ = ["Answer", "CancellableRun", "Model", "ModelRunner", "incomplete", "options_of"]
 
 _NO_HINTS: Mapping[str, str] = {}
 # what a request may have beyond a prompt, and the tasks that it is for
@@ -314,7 +314,7 @@ class ModelRunner:
         name = self._name(request)
         if name not in self._models:  # it could not be opened again
             self._models[name] = self._open_model(name)
-        options = _options(request, self._models[name])
+        options = options_of(request, self._models[name])
         settings, messages = self._settings[name], request.messages
         if request.examples:
             shown = [turn for example in request.examples for turn in example_turns(example.prompt, example.answer)]
@@ -333,7 +333,7 @@ class ModelRunner:
         )
 
 
-def _options(request: Request, model: Model) -> dict[str, Any]:
+def options_of(request: Request, model: Model) -> dict[str, Any]:
     """What a request asks of one task alone.
 
     Raises:

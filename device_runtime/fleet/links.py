@@ -42,7 +42,7 @@ Overload = Literal["newest", "oldest", "every"]
 MAX_WINDOWS = 1024  # topics whose earlier readings are kept
 MAX_WINDOW_BYTES = 8 * 2**20  # of memory that a link's earlier readings take; all links of a device share
 MAX_WINDOWS_BYTES = 64 * 2**20  # this
-MAX_TOLD_BYTES = 16_384  # of the earlier readings that are told with an answer
+MAX_SENT_BYTES = 16_384  # of the earlier readings that go out with an answer
 MAX_PROMPT_CHARACTERS = 32_768
 MAX_ALTERNATIVES = 64  # that the conditions in a link's `to` may make
 
@@ -188,7 +188,7 @@ class Windows:
                 f"the answer would go to {shown(repr(to), 200)}, where it could wake this link or command a device."
             )
         question = self._questions.about(prompt, decided)
-        window = _told(names["window"]) if self._looks_back else None
+        window = _as_sent(names["window"]) if self._looks_back else None
         wakeup = Wakeup(self.link, reading, prompt, to, question, decided, window=window)
         if self._redactor is not None:
             outside, reason = self._without(names, self._redactor)
@@ -240,10 +240,10 @@ def looks_back(link: Link) -> bool:
     return link.window is not None and any("window" in names for names in (variables_of(link.prompt), *sources))
 
 
-def _told(window: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Earlier readings as they are told with an answer; None where they are too many."""
-    told = json.dumps(window, ensure_ascii=False, separators=(",", ":")).encode()
-    return told if len(told) <= MAX_TOLD_BYTES else None
+def _as_sent(window: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Earlier readings as they go out with an answer; None where they are too many."""
+    sent = json.dumps(window, ensure_ascii=False, separators=(",", ":")).encode()
+    return sent if len(sent) <= MAX_SENT_BYTES else None
 
 
 @dataclass(frozen=True)

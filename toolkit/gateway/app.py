@@ -15,11 +15,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from device_runtime.errors import IncompleteError, RefusedError, UnreachableError
+from device_runtime.errors import IncompleteError, RefusedError, StonechatError, UnreachableError
 from device_runtime.mqtt.messages import Final, Request, Usage
 from toolkit.gateway import requests
 from toolkit.gateway.replies import Shape, embedding_list, error_body, event, model, model_list, status_of
-from toolkit.gateway.requests import MAX_BODY, Asked
+from toolkit.gateway.requests import MAX_BODY, Asked, Embed
 from toolkit.gateway.source import Answering, Card, Source
 from toolkit.web.guard import Guard, bearer, read_body, same_token
 from toolkit.web.listen import Listen
@@ -112,17 +112,19 @@ class Gateway:
             raise RefusedError(f"{card.id} gives vectors; use /v1/embeddings.", param="model")
         if asked.raw and (not self._source.raw or card.task != "generate"):
             raise RefusedError(f"{card.id} is asked in messages; use /v1/chat/completions.", param="model")
-        shape = Shape(card.id, asked.raw, asked.usage_in_stream, asked.ignored)
-        answer = await self._ask(request, card, asked.request, asked.raw)
-        if asked.stream:
-            return await self._streamed(request, answer, shape)
         try:
-            final = await until_gone(request, self._drained(answer))
-        finally:
-            self._forget(answer)
-        return JSONResponse(shape.whole(final, answer.device))
+            answer = await self._ask(request, card, asked.request, asked.raw)
+            if asked.stream:
+                return await self._streamed(request, answer, asked)
+            try:
+                final = await until_gone(request, self._drained(answer))
+            finally:
+                self._forget(answer)
+        except StonechatError as error:
+            raise asked.in_their_words(error) from None
+        return JSONResponse(_shape(asked).whole(final, answer.device))
 
-    async def _streamed(self, request: HttpRequest, answer: Answering, shape: Shape) -> Response:
+    async def _streamed(self, request: HttpRequest, answer: Answering, asked: Asked) -> Response:
         """A stream; but an error that comes before its beginning is an answer of its own."""
         coming = asyncio.ensure_future(answer.__anext__())
         try:
@@ -135,9 +137,10 @@ class Gateway:
             coming.cancel()
             self._forget(answer)
             raise
-        return Stream(self._events(answer, shape, coming), {"X-Accel-Buffering": "no"})
+        return Stream(self._events(answer, asked, coming), {"X-Accel-Buffering": "no"})
 
-    async def _events(self, answer: Answering, shape: Shape, coming: asyncio.Future[str]) -> AsyncIterator[bytes]:
+    async def _events(self, answer: Answering, asked: Asked, coming: asyncio.Future[str]) -> AsyncIterator[bytes]:
+        shape = _shape(asked)
         try:
             yield shape.first()
             count = 0
@@ -161,7 +164,7 @@ class Gateway:
             self._under_way.discard(answer)
             if status_of(error) == 500:
                 log.error("an answer broke off: %s", error)
-            yield event(error_body(error))
+            yield event(error_body(asked.in_their_words(error) if isinstance(error, StonechatError) else error))
         finally:
             coming.cancel()
             self._forget(answer)
@@ -173,7 +176,7 @@ class Gateway:
             raise RefusedError(f"{card.id} is a model to {card.task}, and gives no vectors.", param="model")
 
         async def all_of_them() -> list[Final]:
-            return [await self._vector(request, card, text) for text in asked.inputs]
+            return [await self._vector(request, card, asked, text) for text in asked.inputs]
 
         finals = await until_gone(request, all_of_them())
         width = len(finals[0].embedding or ())
@@ -183,9 +186,11 @@ class Gateway:
             )
         return JSONResponse(embedding_list(card.id, finals, asked.base64, asked.ignored))
 
-    async def _vector(self, request: HttpRequest, card: Card, text: str) -> Final:
-        asked = Request(({"role": "user", "content": text},), task="embed")
-        answer = await self._ask(request, card, asked, raw=False)
+    async def _vector(self, request: HttpRequest, card: Card, asked: Embed, text: str) -> Final:
+        one = Request(
+            ({"role": "user", "content": text},), task="embed", truncate=asked.truncate, prompt_name=asked.prompt_name
+        )
+        answer = await self._ask(request, card, one, raw=False)
         try:
             return await self._drained(answer)
         finally:
@@ -214,6 +219,10 @@ class Gateway:
         if answer in self._under_way:
             self._under_way.discard(answer)
             answer.cancel()
+
+
+def _shape(asked: Asked) -> Shape:
+    return Shape(asked.model, asked.raw, asked.usage_in_stream, asked.ignored)
 
 
 class _WithoutSlash:

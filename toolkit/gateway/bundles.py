@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.device.queue import Job, JobQueue
-from device_runtime.device.runner import CancellableRun
+from device_runtime.device.runner import CancellableRun, options_of
 from device_runtime.errors import ConfigurationError, DamagedWeightsError, StonechatError, UnreachableError
 from device_runtime.mqtt.messages import Final, Request
 from toolkit.gateway.source import Card
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Bundles", "by_name"]
 
 _FIRST_GUESS_S = 2.0  # how long an answer takes, before there was one
-_SAYS = ("prompt_name", "to", "truncate")  # what belongs to encoders and translators alone
 
 log = logging.getLogger("stonechat.gateway")
 
@@ -144,9 +143,6 @@ class Bundles:
         from device_runtime.engine.sampler import Sampling
 
         model = self._models[name]
-        task = model.manifest.task
-        if request.task not in (None, task):
-            raise ConfigurationError(f"{name} is a model to {task}, and was asked to {request.task}; ask another.")
         generate: Any = model.generate
         return generate(
             request.messages[-1]["content"] if raw else request.messages,
@@ -154,7 +150,7 @@ class Bundles:
             sampling=Sampling(request.temperature, request.top_k, request.top_p, request.seed),
             stop=request.stop,
             schema=request.schema,
-            **{field: getattr(request, field) for field in _SAYS if getattr(request, field)},
+            **options_of(request, model),
         )
 
     def _work(self) -> None:

@@ -134,6 +134,8 @@ class FleetModels:
             stop=request.stop,
             schema=request.schema,
             task=request.task,
+            prompt_name=request.prompt_name,
+            to=request.to,
             truncate=request.truncate,
             stream=request.stream,
             timeout_s=timeout_s,

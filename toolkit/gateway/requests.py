@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from device_runtime.errors import RefusedError
+from device_runtime.errors import RefusedError, StonechatError
 from device_runtime.mqtt.messages import Request
 from device_runtime.mqtt.strict_json import MessageError, parse
 
@@ -24,8 +24,9 @@ _ANY_OBJECT = {"type": "object", "additionalProperties": True}
 _READ = {
     "model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
     "top_p", "top_k", "seed", "stop", "response_format", "n", "best_of", "echo", "suffix", "logprobs", "top_logprobs",
-    "tools", "tool_choice", "functions", "function_call", "modalities",
+    "tools", "tool_choice", "functions", "function_call", "modalities", "to", "truncate",
 }  # fmt: skip
+_READ_OF_EMBEDDINGS = {"model", "input", "encoding_format", "dimensions", "truncate", "prompt_name"}
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {}, "auto", "default", "none")  # asks for nothing
 
 
@@ -39,6 +40,12 @@ class Asked:
     usage_in_stream: bool = False
     raw: bool = False  # continue the text as it is
     ignored: tuple[str, ...] = ()  # parameters that were left out
+    limit_name: str = "max_tokens"  # what the client calls the limit of the answer's tokens
+
+    def in_their_words(self, error: StonechatError) -> StonechatError:
+        """An error of the model or the device, with the client's name for what it has sent."""
+        error.args = tuple(text.replace("max_new", self.limit_name) for text in map(str, error.args))
+        return error
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Embed:
     inputs: tuple[str, ...]
     base64: bool = False
     dimensions: int | None = None
+    truncate: bool = False  # cut off the end of a text that is too long
+    prompt_name: str | None = None  # what the texts are for
     ignored: tuple[str, ...] = ()
 
 
@@ -132,8 +141,13 @@ def embeddings(body: Mapping[str, Any]) -> Embed:
     if how not in ("float", "base64"):
         raise RefusedError(f"encoding_format is {how!r}; expected float or base64.", param="encoding_format")
     dimensions = _whole(body, "dimensions")
-    ignored = tuple(name for name in body if name not in ("model", "input", "encoding_format", "dimensions"))
-    return Embed(_model(body), tuple(inputs), how == "base64", dimensions, ignored)
+    purpose = body.get("prompt_name")
+    if purpose is not None and not isinstance(purpose, str):
+        raise RefusedError(f"prompt_name is {_kind(purpose)}; expected a text.", param="prompt_name")
+    ignored = tuple(name for name in body if name not in _READ_OF_EMBEDDINGS)
+    return Embed(
+        _model(body), tuple(inputs), how == "base64", dimensions, _truth(body, "truncate"), purpose or None, ignored
+    )
 
 
 def _asked(body: Mapping[str, Any], fields: dict[str, Any], ignored: tuple[str, ...], raw: bool = False) -> Asked:
@@ -144,6 +158,7 @@ def _asked(body: Mapping[str, Any], fields: dict[str, Any], ignored: tuple[str, 
     seed = _whole(body, "seed")
     limit = _whole(body, "max_completion_tokens")
     top_p = body.get("top_p")
+    limit_name = "max_tokens" if limit is None else "max_completion_tokens"
     fields |= {
         "max_new": _whole(body, "max_tokens") if limit is None else limit,
         "temperature": body.get("temperature"),
@@ -152,16 +167,18 @@ def _asked(body: Mapping[str, Any], fields: dict[str, Any], ignored: tuple[str, 
         "seed": None if seed is None else seed % 2**63,
         "stop": [stop] if isinstance(stop, str) else stop,
         "stream": True,
+        "to": body.get("to"),
+        "truncate": _truth(body, "truncate"),
     }
     stream = _truth(body, "stream")
     try:
         request = Request.from_value({name: value for name, value in fields.items() if value not in (None, [])})
     except MessageError as error:
-        text = _in_their_words(str(error))
+        text = str(error).replace("max_new", limit_name).replace("schema", "response_format")
         raise RefusedError(text, param=_named_by(text, body)) from None
     options = body.get("stream_options") or {}
     usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
-    return Asked(_model(body), request, stream, usage, raw, ignored)
+    return Asked(_model(body), request, stream, usage, raw, ignored, limit_name)
 
 
 def _model(body: Mapping[str, Any]) -> str:
@@ -266,14 +283,7 @@ def _truth(body: Mapping[str, Any], name: str) -> bool:
 def _named_by(text: str, body: Mapping[str, Any]) -> str | None:
     """The parameter that a fault is about: it begins with it, as in `stop[0] is an empty string.`"""
     name = re.split(r"[ .\[]", text, maxsplit=1)[0]
-    if name == "max_tokens" and body.get("max_completion_tokens") is not None:
-        return "max_completion_tokens"
     return name if name in body else None
-
-
-def _in_their_words(text: str) -> str:
-    """The fault of a request of ours, with the name that the client gave to the field."""
-    return text.replace("max_new", "max_tokens").replace("schema", "response_format")
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,7 @@ from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies
 from device_runtime.engine.schema.acceptance import accepted
 from device_runtime.errors import ConfigurationError, IncompleteError, LinkError, SchemaError
-from device_runtime.fleet.links import MAX_TOLD_BYTES, Asking, Link, asking_of, looks_back
+from device_runtime.fleet.links import MAX_SENT_BYTES, Asking, Link, asking_of, looks_back
 from device_runtime.mqtt.messages import Address, AddressFields
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump, parse, read
@@ -163,7 +163,7 @@ class Corrections(Extension):
             raise MessageError(
                 f"link {link.name!r} asks about earlier readings, too: give them as `window`, the oldest first. Its "
                 f"answer on {self._device.topics.link(link.name)} has them, unless they take more than "
-                f"{MAX_TOLD_BYTES // 1024} KiB."
+                f"{MAX_SENT_BYTES // 1024} KiB."
             )
         return link
 

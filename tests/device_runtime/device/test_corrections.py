@@ -13,7 +13,7 @@ import pytest
 from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
 from device_runtime.errors import StonechatError
-from device_runtime.fleet.links import MAX_TOLD_BYTES, Link, Window
+from device_runtime.fleet.links import MAX_SENT_BYTES, Link, Window
 from device_runtime.fleet.policies.escalation import Redaction
 from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.policies.routing import RouteRule, Routing
@@ -104,7 +104,7 @@ def test_an_answer_tells_the_earlier_readings_that_it_is_about(on_air: Callable[
 def test_earlier_readings_that_are_too_many_are_not_told_and_have_to_be_named(on_air: Callable[..., OnAir]) -> None:
     device = on_air(model("boiler-advisor"), links=(BOILER,))
     reading = {"temp_c": 99, "bar": 1.4, "flow_l_min": 12}
-    for padding in (MAX_TOLD_BYTES, 0):
+    for padding in (MAX_SENT_BYTES, 0):
         device.client.publish("plant/1", {**reading, "note": "x" * padding})
         _, told = device.client.until(lambda topic, value: topic == device.topics.link("boiler"))[-1]
     assert "window" not in told and told["answer"] == WRONG

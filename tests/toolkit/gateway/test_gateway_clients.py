@@ -121,6 +121,16 @@ class TestOpenAI:
                 list(said)
             assert "token" in str(refused.value)
 
+    @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_an_error_speaks_of_the_limit_as_the_client_does(self, client, name, stream):
+        schema = {"type": "string", "enum": ["an answer that is much longer than three tokens"]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        with pytest.raises(openai.APIError, match=f"raise {name}, or ask for less"):
+            list(client.chat.completions.create(
+                model="chat", messages=MESSAGES, response_format=wanted, stream=stream, **{name: 3}
+            ))  # fmt: skip
+
     def test_sampling_repeats_with_a_seed(self, client):
         def ask(seed: int) -> str:
             said = client.chat.completions.create(
@@ -157,6 +167,20 @@ class TestOpenAI:
         raw = client.embeddings.with_raw_response.create(model="vectors", input="calm", encoding_format="base64")
         packed = base64.b64decode(json.loads(raw.http_response.content)["data"][0]["embedding"])
         np.testing.assert_allclose(struct.unpack(f"<{len(packed) // 4}f", packed), wanted[1], atol=1e-6)
+
+    def test_what_is_asked_of_encoders_alone(self, client):
+        long = "calm " * 3000
+        with pytest.raises(openai.BadRequestError, match="truncate"):
+            client.embeddings.create(model="vectors", input=long)
+        assert client.embeddings.create(model="vectors", input=long, extra_body={"truncate": True}).data[0].embedding
+        plain, query = (
+            client.embeddings.create(model="vectors", input="calm", extra_body=more).data[0].embedding
+            for more in ({}, {"prompt_name": "query"})
+        )
+        assert plain != query
+        for name, value in (("to", "fr"), ("truncate", True)):
+            with pytest.raises(openai.BadRequestError, match=f"{name} belongs to"):
+                client.chat.completions.create(model="chat", messages=MESSAGES, extra_body={name: value})
 
     def test_a_model_of_the_wrong_kind(self, client):
         with pytest.raises(openai.BadRequestError, match="/v1/embeddings"):
