@@ -32,6 +32,7 @@
     │   └── UndefinedNameError                 1  … because it lacks a field
     ├── EmulatedFaultError                     1  an emulated board cannot serve a request
     ├── IncompleteError                        1  an answer ended before it fitted its schema
+    ├── UnfamiliarError                        1  a question that no model is for
     └── PartFailedError                        1  a process of the demo ended by itself
 
 The text of each names what was found, what was expected (with its unit) and the next step. What a program may need is
@@ -75,6 +76,7 @@ __all__ = [
     "StonechatError",
     "UnavailableError",
     "UndefinedNameError",
+    "UnfamiliarError",
     "UnreachableError",
     "UpdateError",
 ]
@@ -325,6 +327,12 @@ class EmulatedFaultError(StonechatError):
         super().__init__(reason)
         self.fault = fault  # device_runtime.bridge.messages.FaultCode
         self.reason = reason
+
+
+class UnfamiliarError(StonechatError):
+    """No model is for a question, and nobody to whom it could be passed on has answered."""
+
+    code = "unfamiliar"
 
 
 class IncompleteError(StonechatError):

@@ -22,6 +22,7 @@ from device_runtime.errors import (
     IncompleteError,
     SchemaError,
     StonechatError,
+    UnfamiliarError,
     UnreachableError,
 )
 from device_runtime.mqtt.address import BrokerAddress
@@ -300,6 +301,8 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
         return ContextOverflowError(text)
     if reply.code == IncompleteError.code:
         return IncompleteError(text)
+    if reply.code == UnfamiliarError.code:
+        return UnfamiliarError(text)
     if reply.code == SchemaError.code:
         return SchemaError(text)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

@@ -108,6 +108,7 @@ class RemoteModel:
         timeout_s: float = 60.0,
         on_wait: Callable[[str], None] = lambda text: None,
         hops: int = 0,
+        unfamiliar: bool = False,
     ) -> RemoteAnswer:
         """Ask; the request is sent when the answer is iterated.
 
@@ -126,6 +127,7 @@ class RemoteModel:
             timeout_s: the device's deadline; what is ready by then is the answer. A pool is asked again until then.
             on_wait: gets a sentence each time that a pool has to be asked again: what is waited for.
             hops: how often the question was passed on before.
+            unfamiliar: no model of the device is for it; it is to pass it on.
 
         Raises:
             ConfigurationError: an argument is out of its bounds.
@@ -137,7 +139,7 @@ class RemoteModel:
             "model": model, "max_new": max_new, "stop": list(stop), "schema": schema, "stream": stream,
             "examples": list(examples), "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "task": task, "prompt_name": prompt_name, "to": to, "truncate": truncate,
-            "deadline_ms": max(1, round(timeout_s * 1000)), "hops": hops,
+            "deadline_ms": max(1, round(timeout_s * 1000)), "hops": hops, "unfamiliar": unfamiliar,
         }  # fmt: skip
         try:
             request = Request.from_value(fields)

@@ -192,6 +192,9 @@ class Request:
     accept: Annotated[bool, "say at once who has taken the request, see [Pools](#pools)"] = False
     record: Annotated[bool, "with the answer, its record: see [records.md](../guides/records.md)"] = False
     hops: Annotated[int, Range(0, 8), "how often it was passed on by a device that was unsure of its answer"] = 0
+    unfamiliar: Annotated[
+        bool, "no model is for it, as who asks has found: the device passes it on by its `escalate`, or refuses it"
+    ] = False
 
     @classmethod
     def from_value(cls, value: Any) -> Request:

@@ -100,11 +100,23 @@ def _ask(args: argparse.Namespace) -> int:
     router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
     chosen = router.choose(args.asked)
     having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
-    why = "no model of the fleet is for it" if chosen.stray and args.device is None else chosen.why
+    why = _no_model(fleet, args.device) if chosen.stray else chosen.why
     fields: dict[str, Any] = {"model": None if chosen.stray else chosen.model, "why": why}
     fields |= {} if args.device is not None or chosen.stray else {"devices": having}
     where = f" (on {', '.join(having)})" if "devices" in fields else ""
     return show(args, fields, [why if chosen.stray else f"{chosen.model}{where}: {why}"])
+
+
+def _no_model(fleet: Fleet, device: str | None) -> str:
+    """What becomes of a question that no model is for."""
+    from toolkit.gateway.fleet_router import passing_on
+
+    passing = passing_on(fleet)
+    if device is not None:
+        whose, goes = "this device", [passing[device]] if device in passing else []
+    else:
+        whose, goes = "the fleet", [f"{to}, by way of {name}" for name, to in passing.items()]
+    return f"no model of {whose} is for it" + (f"; it goes on to {' or '.join(goes)}" if goes else "")
 
 
 def _models_of(fleet: Fleet, device: str | None) -> Mapping[str, ModelEntry]:

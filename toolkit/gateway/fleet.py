@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 
 from device_runtime.client.remote import RemoteAnswer, RemoteModel
 from device_runtime.client.roll_call import DeviceReport, FleetWatch
@@ -115,7 +116,8 @@ class FleetModels:
             raise RefusedError("devices are asked in messages; use /v1/chat/completions.", reason="unsupported")
         if card.owner == FLEET and self._router is not None:
             device, chosen = await asyncio.to_thread(self._router.choose, request, self._present())
-            there = Card(f"{device}/{chosen.model}", owner=device)
+            there = Card(f"{device}/{chosen.model}", owner=device, chosen_there=chosen.stray)
+            request = replace(request, unfamiliar=chosen.stray)
             return RoutedAnswer(await self._ask(there, request, timeout_s), device, chosen)
         return await self._ask(card, request, timeout_s)
 
@@ -139,6 +141,7 @@ class FleetModels:
             truncate=request.truncate,
             stream=request.stream,
             timeout_s=timeout_s,
+            unfamiliar=request.unfamiliar,
         )
 
     def _connection(self, device: str | None, pool: str | None) -> RemoteModel:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from device_runtime.fleet.file import Fleet
     from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["FleetRouter", "RoutedAnswer"]
+__all__ = ["FleetRouter", "RoutedAnswer", "passing_on"]
 
 
 class FleetRouter:
@@ -32,27 +32,43 @@ class FleetRouter:
         """
         entries = fleet.served_models()
         purposes = {name: _purpose(entry.bundle) for name, entry in entries.items()}
+        self._passing = passing_on(fleet)
         self._router = Router(fleet.routing_of_all() or Routing(), list(entries), purposes.__getitem__)
 
     def choose(self, request: Request, present: Mapping[str, DeviceReport]) -> tuple[str, Chosen]:
-        """A device, and the model to ask there: of several devices that where fewest wait.
+        """A device, and the model to ask there: of several devices that where fewest wait. What is for no model goes to
+        a device that passes such questions on.
 
         Args:
             present: the devices that are online.
 
         Raises:
-            RefusedError: the question is for no model of the fleet.
-            UnreachableError: no device that has the model is online.
+            RefusedError: the question is for no model of the fleet, and none of its devices passes it on.
+            UnreachableError: no device that has the model, or that passes on, is online.
         """
         chosen = self._router.choose(last_of_user(request.messages))
-        if chosen.stray:
+        if chosen.stray and not self._passing:
             raise RefusedError(
-                "this is for no model of the fleet; name one, see /v1/models.", status=422, reason="no_model"
+                "this is for no model of the fleet, and no device has `escalate` for what is unfamiliar; name a model, "
+                "see /v1/models.", status=422, reason="no_model",
+            )  # fmt: skip
+        if chosen.stray:
+            having = {name: of for name, of in present.items() if name in self._passing}
+            missing = (
+                f"this is for no model of the fleet, and {' or '.join(self._passing)}, to pass it on, is not online."
             )
-        having = {name: of for name, of in present.items() if of.info is not None and chosen.model in of.info.models}
+        else:
+            having = {name: of for name, of in present.items() if of.info and chosen.model in of.info.models}
+            missing = f"this is for {chosen.model} ({chosen.why}), and no device that has it is online."
         if not having:
-            raise UnreachableError(f"this is for {chosen.model} ({chosen.why}), and no device that has it is online.")
+            raise UnreachableError(missing)
         return min(having, key=lambda name: _load(having[name])), chosen
+
+
+def passing_on(fleet: Fleet) -> dict[str, str]:
+    """The devices that pass on what is for no model, and where to."""
+    policies = {name: entry.escalate for name, entry in fleet.devices.items()}
+    return {name: of.to.name for name, of in policies.items() if of is not None and "unfamiliar" in of.when}
 
 
 class RoutedAnswer:
@@ -73,6 +89,8 @@ class RoutedAnswer:
         final = self._answer.final
         there = final.route or Route()
         where = f"device {self._device}" if there.where == "here" else f"device {self._device}, {there.where}"
+        if self._chosen.stray:  # the device knows, and says so
+            return replace(final, route=replace(there, where=where))
         why = "; ".join(filter(None, (self._chosen.why, there.why)))
         route = replace(there, where=where, model=there.model or self._chosen.model, why=why)
         return replace(final, route=route)

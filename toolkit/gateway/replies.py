@@ -17,6 +17,7 @@ from device_runtime.errors import (
     RefusedError,
     SchemaError,
     StonechatError,
+    UnfamiliarError,
     UnreachableError,
 )
 from device_runtime.mqtt.messages import Final
@@ -153,6 +154,8 @@ def status_of(error: BaseException) -> int:
     match error:
         case RefusedError():
             return error.status
+        case UnfamiliarError():
+            return 422
         case UnreachableError():
             return 429 if error.retry_after_ms is not None else 503
         case ConfigurationError():

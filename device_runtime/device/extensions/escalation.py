@@ -179,7 +179,7 @@ class Escalations(Extension):
         messages: Sequence[Mapping[str, str]],
         schema: Mapping[str, Any] | None,
         *,
-        model: str | None,
+        purpose: Purpose | None,
         secrets: Mapping[str, str],
         max_new: int | None = None,
         hops: int = 0,
@@ -187,13 +187,13 @@ class Escalations(Extension):
         """What the larger model is asked; see `far_question`.
 
         Args:
-            model: of this device, that would answer.
+            purpose: of the model that would answer here; None: it was trained for no task, or none is for it.
 
         Raises:
             CannotRedactError: the schema demands something that is withheld.
         """
         return far_question(
-            messages, schema, system=desk.policy.system, purpose=self._device.runner.purpose_of(model),
+            messages, schema, system=desk.policy.system, purpose=purpose,
             redactor=desk.redactor, secrets=secrets, max_new=max_new, hops=hops,
         )  # fmt: skip
 

@@ -142,12 +142,12 @@ class ReadingJob(Job):
         if desk is None or self._elsewhere is not None:
             return False
         wakeup = self._wakeup = wakeup.of(self._device.answering(self.link, self._model))
-        asked = wakeup.outside or wakeup.question
+        asked, purpose = wakeup.outside or wakeup.question, self._device.runner.purpose_of(self._model)
         try:
             if wakeup.cannot_leave:
                 raise CannotRedactError(wakeup.cannot_leave)
             question = self._links.escalations.question(
-                desk, asked.messages, asked.schema, model=self._model, secrets=wakeup.secrets
+                desk, asked.messages, asked.schema, purpose=purpose, secrets=wakeup.secrets
             )
         except CannotRedactError as error:
             self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=str(error))
@@ -161,7 +161,7 @@ class ReadingJob(Job):
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
-            purpose=self._device.runner.purpose_of(self._model), secrets=wakeup.secrets,
+            purpose=purpose, secrets=wakeup.secrets,
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:

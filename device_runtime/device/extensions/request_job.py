@@ -15,7 +15,7 @@ from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError, UnfamiliarError
 from device_runtime.fleet.links import memory_bytes
 from device_runtime.fleet.policies.escalation import Reason
 from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request, Route
@@ -23,6 +23,7 @@ from device_runtime.mqtt.strict_json import dump
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
 
+NO_MODEL = "no model is for it"
 SHUTTING_DOWN = "the device is shutting down; ask again later."
 
 log = logging.getLogger("stonechat.serve")
@@ -129,7 +130,12 @@ class RequestJob(Job):
         return self._request.schema is not None or self._device.runner.purpose_of(self._request.model) is not None
 
     def goes_elsewhere(self) -> bool:
-        """Pass it on before it waits, where the device is too busy; in the network thread."""
+        """Pass it on before it waits, where the device is too busy or has no model for it; in the network thread."""
+        if self._request.unfamiliar:
+            if not self._pass_on("unfamiliar", NO_MODEL):
+                failed = self._elsewhere.failed or "this device passes on nothing that is unfamiliar"
+                self._replies.turn_away(self._address, UnfamiliarError.code, f"{NO_MODEL}, and {failed}.")
+            return True
         why = self._desk.overrun() if self._desk is not None else None
         return why is not None and (self._routed() or self._pass_on(*why))
 
@@ -185,6 +191,11 @@ class RequestJob(Job):
         self._elsewhere = replace(self._elsewhere, model=chosen.model, why=chosen.why)
         return False
 
+    @property
+    def _has_model(self) -> bool:
+        """Whether a model here is for it, as far as is known: the first is, where nobody has looked."""
+        return self._request.model is not None or (self._device.router is None and not self._request.unfamiliar)
+
     def _judge(self, desk: Desk, final: Final) -> None:
         """Send the answer, or pass the question on."""
         cut = self._request.schema is not None and final.finish == "length"
@@ -207,12 +218,13 @@ class RequestJob(Job):
         if desk is None or self._escalations is None or self._elsewhere.failed is not None:
             return False
         messages: Sequence[Mapping[str, str]] = asked.messages
+        purpose = self._device.runner.purpose_of(asked.model) if self._has_model else None
         try:
             secrets = secrets_of(desk.redactor, messages, asked.schema)
             if desk.redactor:
                 messages = desk.redactor.messages(messages, secrets)
             question = self._escalations.question(
-                desk, messages, asked.schema, model=asked.model, secrets=secrets, max_new=asked.max_new, hops=asked.hops
+                desk, messages, asked.schema, purpose=purpose, secrets=secrets, max_new=asked.max_new, hops=asked.hops
             )
         except ConfigurationError as error:
             self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
@@ -226,8 +238,7 @@ class RequestJob(Job):
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
-            purpose=self._device.runner.purpose_of(asked.model), key=self.key,
-            secrets=secrets,
+            purpose=purpose, key=self.key, secrets=secrets,
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:

@@ -20,6 +20,7 @@ from device_runtime.fleet.file import FLEET, check_fleet, load
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.fleet.policies.routing import RouteRule, Routing
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.slots import open_bundle
 from tests.device_runtime.conftest import OnAir
@@ -28,6 +29,7 @@ from tests.support.mqtt_peer import Peer
 from tests.support.scripted_model import ScriptedModel
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+LOGS = ModelSettings("log-triage")
 NAMES = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")
 CLASSIFIER = TextClassifier.open(EXAMPLES / "router" / "router.json")
 ROUTER = Routing(file=str(EXAMPLES / "router" / "router.json"))
@@ -115,8 +117,6 @@ def test_the_fleet_file_names_models_of_the_device() -> None:
 def test_a_request_and_a_reading_find_their_model(
     on_air: Callable[..., OnAir], peer: Callable[..., Peer], far: FarServer
 ) -> None:
-    from device_runtime.fleet.settings import ModelSettings
-
     routing = Routing((RouteRule("'bar' in reading", "boiler"),))
     link = Link(name="all", source="in/#", prompt="{{ reading | tojson }}", to="out/all")
     scripts = {"general": ScriptedModel(["general"]), "boiler": ScriptedModel(["boiler"])}
@@ -134,11 +134,41 @@ def test_a_request_and_a_reading_find_their_model(
     assert final["text"] == "general" and "why" not in final["route"]  # a model that is named is asked
 
 
+def test_a_stray_question_goes_on_as_it_is_and_not_as_one_of_the_first_model(
+    on_air: Callable[..., OnAir], far: FarServer
+) -> None:
+    model = ScriptedModel(["{}"])
+    model.manifest = open_bundle(EXAMPLES / "log-triage" / "bundle").manifest  # type: ignore[attr-defined]
+    far.say = lambda body: "Lisbon."
+    device = on_air(model, models=(LOGS,), routing=ROUTER, escalate=Escalation(Target(url=far.url, model="m")))
+    for number, more in enumerate(({}, {"unfamiliar": True})):
+        reply_to = device.ask(
+            prompt="What is the capital of Portugal?", session=str(number), correlation=b"%d" % number, **more
+        )
+        final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]  # noqa: B023
+        assert final["text"] == "Lisbon." and final["route"]["where"] == far.url.removesuffix("/v1")
+        (message,) = far.asked[-1]["messages"]
+        assert message["role"] == "user" and "response_format" not in far.asked[-1]
+    assert not model.asked and not (device.service.config.state_dir / "examples.jsonl").exists()
+
+
+@pytest.mark.parametrize("when", [None, ("unsure",)])
+def test_a_question_that_somebody_knows_to_be_for_no_model_is_refused_where_nothing_is_passed_on(
+    on_air: Callable[..., OnAir], far: FarServer, when: tuple[str, ...] | None
+) -> None:
+    policy = None if when is None else Escalation(Target(url=far.url, model="m"), when=when)  # type: ignore[arg-type]
+    device = on_air(models=(LOGS,), escalate=policy)
+    reply_to = device.ask(prompt="What is the capital of Portugal?", unfamiliar=True)
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert (
+        final["error"]["code"] == "unfamiliar" and "passes on nothing that is unfamiliar" in final["error"]["message"]
+    )
+    assert not device.model.asked and not far.asked
+
+
 @pytest.mark.parametrize("status", [200, 500])
 def test_a_stray_question_goes_to_a_larger_model(on_air: Callable[..., OnAir], far: FarServer, status: int) -> None:
     far.say, far.status = (lambda body: "Lisbon."), status
-    from device_runtime.fleet.settings import ModelSettings
-
     bundle = open_bundle(EXAMPLES / "log-triage" / "bundle")
     model = ScriptedModel([json.dumps({"category": "none", "priority": "low"})])
     model.manifest = bundle.manifest  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `gateway` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `gateway` is not installed")
 
+from tests.device_runtime.brain.conftest import far  # noqa: F401 (a fixture)
 from tests.device_runtime.conftest import on_air, peer, port  # noqa: F401 (fixtures)
 from tests.encoders.conftest import bundles  # noqa: F401 (a fixture)
 from tests.support.scripted_model import ScriptedModel

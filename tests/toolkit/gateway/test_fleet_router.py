@@ -9,6 +9,7 @@ import pytest
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import file
+from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from tests.support.scripted_fleet import wait_until
@@ -67,6 +68,39 @@ def test_a_question_to_the_fleet_finds_its_device(on_air, serving, port, fleet: 
     falls = '{"peak_g": 5, "posture_after": "lying", "still_s": 400, "heart_bpm": 90}'
     with pytest.raises(openai.InternalServerError, match=r"this is for falls .* no device that has it is online"):
         ask(falls)
+
+
+def test_what_is_for_no_model_is_passed_on_by_a_device_that_does_so(on_air, serving, port, fleet: Path, far, capsys):
+    passing = f"rack: {{model: logs, escalate: {{to: {{url: {far.url}, model: m}}}}}}"
+    fleet.write_text(FLEET.replace("rack: {model: logs}", passing))
+    models = FleetModels(BrokerAddress("127.0.0.1", port), None, router=FleetRouter(file.load(fleet)))
+    client = openai.OpenAI(base_url=f"{serving(models)}/v1", api_key="none", max_retries=0)
+
+    def ask(text: str, **more):
+        return client.chat.completions.create(model="auto", messages=[{"role": "user", "content": text}], **more)
+
+    cellar = on_air(ScriptedModel(["cellar"]), device="cellar", models=(ModelSettings("boiler"),))
+    wait_until(lambda: "cellar/boiler" in {card.id for card in models.cards()})
+    with pytest.raises(
+        openai.InternalServerError, match="no model of the fleet, and rack, to pass it on, is not online"
+    ):
+        ask('{"ph": 7}')
+    policy = Escalation(Target(url=far.url, model="m"))
+    rack = on_air(ScriptedModel(["rack"]), device="rack", models=(ModelSettings("logs"),), escalate=policy)
+    wait_until(lambda: "rack/logs" in {card.id for card in models.cards()})
+    far.say = lambda body: "Acidic? No: neutral."
+    said, pieces = ask('{"ph": 7}'), list(ask('{"ph": 7}', stream=True))
+    assert said.choices[0].message.content == "Acidic? No: neutral."
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Acidic? No: neutral."
+    where = f"device rack, {far.url.removesuffix('/v1')}"
+    for stonechat in (said.stonechat, pieces[-1].stonechat):
+        assert stonechat["route"] == {"where": where, "model": "m", "why": "unfamiliar: no model is for it"}
+    far.status = 500
+    with pytest.raises(openai.UnprocessableEntityError, match="answers unfamiliar: no model is for it; and http"):
+        ask('{"ph": 7}')
+    assert not rack.model.asked and not cellar.model.asked
+    assert main(["router", "ask", str(fleet), '{"ph": 7}']) == 0
+    assert f"it goes on to {far.url.removesuffix('/v1')}, by way of rack" in capsys.readouterr().out
 
 
 def test_the_command_says_which_devices_have_the_model(fleet: Path, capsys: pytest.CaptureFixture[str]):
