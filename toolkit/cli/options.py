@@ -86,6 +86,11 @@ def percent(text: str) -> float:
     return _number(text, lambda value: 0 <= value < float("inf"), "a number of percent, at least 0")
 
 
+def share(text: str) -> float:
+    """An argparse type: a number above 0, at most 1."""
+    return _number(text, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+
+
 def amount(text: str) -> float:
     """An argparse type: a number of at least 0."""
     return _number(text, lambda value: 0 <= value < 1e12, "a number, at least 0")

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.options import add_json, require_extra, share, whole_number
 
 if TYPE_CHECKING:
     from device_runtime.bundle.folder import Bundle
@@ -53,11 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=whole_number(1), help="cases a step (default: 128; tune: 16)")
     parser.add_argument(
         "--cases",
-        metavar="N",
-        type=whole_number(1),
-        help="generated cases (default: the task's; tune: 500)",
+        metavar="[TASK=]N",
+        type=_cases,
+        action="append",
+        default=[],
+        help="generated cases (default: the task's; tune: 500); of several tasks, TASK=N is for one of them",
     )
     parser.add_argument("--epochs", metavar="N", type=whole_number(1), help="of tune: times each case (default: 6)")
+    parser.add_argument(
+        "--rate", metavar="X", type=share, help="of tune: learning rate at its highest (default: 0.001; rank 0: 0.0001)"
+    )
     parser.add_argument("--layers", metavar="N", type=whole_number(1), help="of tune: upper layers (default: a third)")
     parser.add_argument(
         "--rank", metavar="N", type=whole_number(0), help="of tune: of its factors (default: 16); 0: all weights"
@@ -82,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _cases(text: str) -> tuple[str | None, int]:
+    name, equals, number = text.rpartition("=")
+    return (name if equals else None), whole_number(1)(number)
+
+
 def run(args: argparse.Namespace) -> int:
     """Train."""
     import json
@@ -94,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from device_runtime.tasks.file import load, with_kind
 
-    _check(args)
     tasks = [with_kind(load(p), args.kind) if args.kind in ("tiny", "classify") else load(p) for p in args.tasks]
+    _check(args, tasks)
     started_s = time.monotonic()
     try:
         from toolkit.bench import cost_of_an_answer
@@ -136,11 +146,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_OF_TUNE = ("checkpoint", "epochs", "layers", "rank")
+_OF_TUNE = ("checkpoint", "epochs", "layers", "rank", "rate")
 _OF_OTHERS = ("steps", "weights_only")
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, tasks: list[Task]) -> None:
     """Refuse what does not go together, all of it at once."""
     from device_runtime.errors import ConfigurationError
 
@@ -152,8 +162,11 @@ def _check(args: argparse.Namespace) -> None:
         faults.append("--kind tune needs --from CHECKPOINT, such as a GGUF file (stonechat get smollm2-135m)")
     if args.kind != "tune" and len(args.tasks) > 1:
         faults.append(f"{len(args.tasks)} tasks: only --kind tune makes one bundle for several")
-    if args.kind != "tune" and args.cases is not None and args.cases < _FEWEST:
-        faults.append(f"--cases is {args.cases}; expected at least {_FEWEST}")
+    for name, count in args.cases:
+        if args.kind != "tune" and count < _FEWEST:
+            faults.append(f"--cases is {count}; expected at least {_FEWEST}")
+        if name is not None and name not in (named := [task.name for task in tasks]):
+            faults.append(f"--cases {name}={count}: there is no such task; expected one of {', '.join(named)}")
     if faults:
         raise ConfigurationError("; ".join(faults) + ".")
 
@@ -163,8 +176,15 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
     from toolkit.train.weights import Settings, train_weights, work_folder
 
     steps, batch = args.steps or _STEPS, args.batch or _BATCH
+    cases = dict(args.cases)
     settings = Settings(
-        args.seed, steps, batch, args.cases, args.profile or "micro", args.baseline, args.kind == "distil"
+        args.seed,
+        steps,
+        batch,
+        cases.get(task.name, cases.get(None)),
+        args.profile or "micro",
+        args.baseline,
+        args.kind == "distil",
     )
     if args.weights_only:
         train_weights(task, work_folder(args.output), settings, bar.update)
@@ -175,6 +195,9 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
 def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
     from toolkit.train.tune.pipeline import TuneSettings, tune_bundle
 
-    names = ("seed", "cases", "epochs", "batch", "layers", "rank", "profile", "baseline")
+    names = ("seed", "epochs", "batch", "layers", "rank", "rate", "profile", "baseline")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    cases = dict(args.cases)
+    given |= {"cases": cases.pop(None)} if None in cases else {}
+    given["cases_of"] = cases
     return tune_bundle(tasks, args.output, TuneSettings(args.checkpoint, **given), bar.update)

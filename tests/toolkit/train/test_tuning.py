@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from device_runtime.tasks.file import Task, load
 from device_runtime.tasks.purpose import Purpose, purposes_of
 from tests.support.random_checkpoint import CHECKPOINTS, checkpoint_of, float_logits
 from toolkit.bench import cost_of_an_answer
+from toolkit.cli import main
 from toolkit.examples.sources import all_examples
 from toolkit.train.pipeline import train as train_bundle
 from toolkit.train.report import write_report
@@ -258,8 +260,30 @@ def bundles(folder: Path) -> dict[str, Path]:
     tasks = [load(folder / name) for name in ("lamp", "fan")]
     convert(open_checkpoint(folder / "checkpoint"), folder / "general", Options("pi", 700, fast=True))
     tune_bundle(tasks[:1], folder / "one", replace(settings, baseline=folder / "general"))
-    tune_bundle(tasks, folder / "two", settings)
+    tune_bundle(tasks, folder / "two", replace(settings, cases_of={"fan": 24}))
     return {name: folder / name for name in ("general", "one", "two")}
+
+
+def test_a_task_may_have_its_own_number_of_cases(bundles: dict[str, Path]) -> None:
+    trained = {p.name: p.report["cases"]["train"] for p in purposes_of(Bundle.open(bundles["two"]).manifest)}
+    assert trained == {"lamp": 16, "fan": 24}
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--cases", "fam=20"], "--cases fam=20: there is no such task; expected one of lamp, fan"),
+        (["--cases", "fan=0"], "'0' is not a whole number of at least 1"),
+        (["--rate", "2"], "'2' is not a number above 0, at most 1"),
+    ],
+)
+def test_flags_of_tuning_that_cannot_be_are_refused(
+    flags: list[str], fault: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(folder / "lamp"), str(folder / "fan"), "--kind", "tune", "--from", "x", "-o"]
+    with contextlib.suppress(SystemExit):
+        assert main([*command, str(tmp_path / "b"), *flags]) == 2
+    assert fault in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_the_report_compares_with_the_untrained_model(bundles: dict[str, Path], task: Task) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -54,6 +54,7 @@ class TuneSettings:
     checkpoint: Path
     seed: int = 0
     cases: int = 500  # of each task, to train on, at most
+    cases_of: Mapping[str, int] = field(default_factory=dict)  # of a task by its name, where it is another number
     epochs: int = 6
     batch: int = 16  # cases a step
     layers: int | None = None  # how many of the upper ones; None: a third
@@ -61,6 +62,10 @@ class TuneSettings:
     rate: float | None = None  # learning rate; None: the usual one
     profile: Literal["micro", "pi"] = "pi"
     baseline: Path | None = None  # a bundle that the report compares with
+
+    def cases_for(self, task: Task) -> int:
+        """How many cases of a task are trained on, at most."""
+        return self.cases_of.get(task.name, self.cases)
 
 
 def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, progress: Progress = silent) -> Bundle:
@@ -82,7 +87,7 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
     work = work_folder(folder)
     _begin(work, tasks, checkpoint, settings)
     for task in tasks:
-        expected = max(_FEWEST, round(settings.cases / (1 - 2 * _HELD) * 1.1))
+        expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
         keep_cases(task, expected, settings.seed, work / task.name, progress, _HELD)
     tokenizer = _tokenizer(checkpoint)
     cases = _conversations(tasks, "train", checkpoint, tokenizer, work, settings)
@@ -127,7 +132,11 @@ def _begin(work: Path, tasks: Sequence[Task], checkpoint: Checkpoint, settings: 
     shown = {"checkpoint": checkpoint.sha256, "tasks": [described(task, network=False) for task in tasks], **kept}
     begin(work, shown, ("below.npz", "trained.npz"))
     for task in tasks:
-        begin(work / task.name, {**described(task, network=False), "cases": settings.cases, "seed": settings.seed}, ())
+        begin(
+            work / task.name,
+            {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed},
+            (),
+        )
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -148,7 +157,7 @@ def _conversations(
 ) -> list[Conversation]:
     found: list[Conversation] = []
     for number, task in enumerate(tasks):
-        examples = read_cases(work / task.name, part, settings.cases)
+        examples = read_cases(work / task.name, part, settings.cases_for(task))
         found += conversations(number, task, examples, checkpoint.tokenizer, tokenizer, settings.seed)
     return found
 
