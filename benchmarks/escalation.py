@@ -1,12 +1,13 @@
 """Router and escalation on the four example tasks, mixed with 20 % of inputs that are for none of them.
 
-    python benchmarks/escalation.py [--each 60] [--below 0.8] [--far URL --far-model NAME]
+    python benchmarks/escalation.py [--each 200] [--below 0.8] [--far URL --far-model NAME]
 
 One real device (four bundles, a router, `escalate`) on a real mosquitto is asked by `RemoteModel`. Without --far, the
 far side is a small OpenAI-compatible server that has the exact rules of the boiler, and no answer to all else: that
-comes back as it was, marked. Printed are the share that left the device beside the share that is
-unfamiliar or that it had wrong, the errors on what left before and after, and what router and escalation add to an
-answer that stays here (medians of interleaved requests, on one machine).
+comes back as it was, marked. A second device has the router and no `escalate`: what it has wrong is what the first is
+held against. Printed are the share that left the device beside the share that is unfamiliar or that was wrong, the
+errors on what left before and after, and what router and escalation add to an answer that stays here (medians of
+interleaved requests, on one machine).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from mixed_inputs import ROOT, TASKS, Mixed, boiler_truth, mixed
 
+from device_runtime.brain.router import Router
 from device_runtime.client.remote import RemoteModel
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.service import Service
@@ -34,6 +36,7 @@ from device_runtime.errors import StonechatError
 from device_runtime.fleet.file import load
 from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.tasks.purpose import Purpose
 from tests.support.brokers import await_ready, mosquitto
 from tests.support.far_server import far_server
 
@@ -87,14 +90,27 @@ def passed_on(service: Service) -> int:
     return sum(found.health()["escalations"]["device"].values())
 
 
-def wrong(case: Mixed, final: Any) -> int:
-    """Fields of the right answer that the reply has otherwise."""
+def wrong(case: Mixed, final: Any, purposes: Mapping[str, Purpose]) -> int:
+    """Fields of the right answer that the reply has otherwise. Any task's words may say that nothing was asked."""
     try:
         said = json.loads(final.text) if final is not None else None
     except ValueError:
         said = None
     said = said if isinstance(said, dict) else {}
-    return sum(said.get(name) != value for name, value in (case.answer or {}).items())
+    right = case.answer or {}
+    if case.task is not None and purposes[case.task].asks_nothing(right):
+        own = (purpose for purpose in purposes.values() if set(said) == set(purpose.answer["properties"]))
+        if any(purpose.asks_nothing(said) for purpose in own):
+            return 0
+    return sum(said.get(name) != value for name, value in right.items())
+
+
+def routed_right(case: Mixed, final: Any, router: Router) -> bool:
+    """Whether the right model was asked, or for an input that is for none of them, none or one that passed it on."""
+    if final is not None and final.route.where == "here" and final.route.failed is None:
+        return bool(final.route.model == case.task)
+    chosen = router.choose(case.prompt)
+    return case.task is None if chosen.stray else case.task in (chosen.model, None if chosen.doubtful else chosen.model)
 
 
 def overhead(plain: RemoteModel, brain: RemoteModel, cases: list[Mixed]) -> None:
@@ -119,7 +135,7 @@ def overhead(plain: RemoteModel, brain: RemoteModel, cases: list[Mixed]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", type=int, default=60)
+    parser.add_argument("--each", type=int, default=200)
     parser.add_argument("--below", type=float, default=0.8)
     parser.add_argument("--far", metavar="URL")
     parser.add_argument("--far-model", default="far")
@@ -134,34 +150,40 @@ def main() -> None:
         )
         with (
             device("plain", port, folder, None, routed=False),
+            device("alone", port, folder, None, routed=True),
             device("brain", port, folder, policy, routed=True) as house,
             RemoteModel(broker, "plain") as plain,
+            RemoteModel(broker, "alone") as alone,
             RemoteModel(broker, "brain") as brain,
         ):
             counts: Counter[str] = Counter()
             passed = 0
+            router = house._device.router
+            purposes = {task: house._device.runner.purpose_of(task) for task in TASKS}
             for case in cases:
-                local = wrong(case, ask(plain, case.prompt, case.task)) if case.task is not None else 0
+                local = wrong(case, ask(alone, case.prompt), purposes) if case.task is not None else 0
                 final = ask(brain, case.prompt)
                 route = final.route if final is not None else None
                 passed, before = passed_on(house), passed
                 left = passed > before
+                counts["routed right"] += routed_right(case, final, router)
                 counts["unfamiliar or wrong"] += case.task is None or local > 0
                 counts["left"] += left
                 if case.task is not None:
                     counts["wrong fields"] += local
-                    counts["wrong fields with escalation"] += wrong(case, final)
+                    counts["wrong fields with escalation"] += wrong(case, final, purposes)
                     if left:
                         counts[f"left {case.task}"] += 1
                         counts["wrong fields of what left"] += local
-                        counts["the same, with escalation"] += wrong(case, final)
+                        counts["the same, with escalation"] += wrong(case, final, purposes)
                         counts["no answer from the far side"] += route is None or route.failed is not None
                 else:
                     counts["unfamiliar that left"] += left
             for what in (
-                "unfamiliar or wrong", "left", "unfamiliar that left", *(f"left {task}" for task in TASKS),
+                "routed right", "unfamiliar or wrong", "left", "unfamiliar that left",
+                *(f"left {task}" for task in TASKS),
                 "wrong fields", "wrong fields with escalation", "wrong fields of what left",
-                "the same, with escalation",                "no answer from the far side",
+                "the same, with escalation", "no answer from the far side",
             ):  # fmt: skip
                 print(f"{what:30} {counts[what]:4} of {len(cases)} inputs")
             print(f"left / unfamiliar or wrong: {counts['left'] / counts['unfamiliar or wrong']:.2f} (at most 1.2)")

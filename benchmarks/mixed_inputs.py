@@ -64,9 +64,9 @@ def _of_task(name: str, count: int) -> Iterator[Mixed]:
         for case in HELD_OUT[name](count, 4711):
             yield Mixed(json.dumps(case["input"]), name, case["answer"])
         return
-    lines = [(ROOT / "examples" / name / f"heldout{number}.jsonl").read_text() for number in ("-2", "")]
-    rows = [json.loads(line) for line in "\n".join(lines).splitlines() if line]
-    for row in rows[:count]:
+    files = sorted((ROOT / "examples" / name).glob("heldout-*.jsonl"))  # heldout.jsonl calibrates the bundles
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    for row in random.Random(4711).sample(rows, min(count, len(rows))):
         yield Mixed(row["input"]["text"], name, row["answer"])
 
 

@@ -31,11 +31,13 @@ def main() -> None:
     router = Router(routing, list(bundles), lambda name: purposes[name])
     cases = mixed(args.each)
     right: Counter[str] = Counter()
+    doubtful = 0
     begin_s = time.perf_counter()
     for case in cases:
         chosen = router.choose(case.prompt)
-        found = None if chosen.stray else chosen.model
+        found = None if chosen.stray or (chosen.doubtful and case.task is None) else chosen.model
         right[case.task or "none of them"] += found == case.task
+        doubtful += chosen.doubtful
         if args.wrong and found != case.task:
             print(f"{case.task} -> {found}: {case.prompt[:100]}")
     took_ms = (time.perf_counter() - begin_s) * 1000 / len(cases)
@@ -44,6 +46,7 @@ def main() -> None:
     total = right.total()
     low, high = interval(total, len(cases))
     print(f"all             {total:4} of {len(cases)}: {total / len(cases):.1%} ({low:.1%} to {high:.1%})")
+    print(f"of these, {doubtful} rather for none: what the model is not sure of goes on")
     print(f"{took_ms:.2f} ms an input")
 
 

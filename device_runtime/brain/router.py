@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Router"]
 
+_SECOND = 0.05  # the least probability of a class that is worth a second opinion
+_DOUBTFUL = 0.2  # of one that is worth asking though the text is rather for none
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -31,6 +34,8 @@ class Chosen:
     model: str
     why: str
     stray: bool = False  # no model of the device is for it; `model` is the first, for want of a better one
+    doubtful: bool = False  # it is rather for no model; an answer counts if the model is sure that something was asked
+    second: Chosen | None = None  # which other model it may be for
 
 
 class Router:
@@ -75,8 +80,9 @@ class Router:
             except LinkError:  # it is about something else
                 continue
         purposes = {name: self._purpose_of(name) for name in self._models}
-        found = self._by_fields(reading, purposes) if reading is not None else self._by_text(asked, purposes)
-        return found or self._for_none(purposes)
+        if reading is not None:
+            return self._by_fields(reading, purposes) or self._for_none(purposes)
+        return self._by_text(asked, purposes)
 
     def _by_fields(self, reading: Mapping[str, Any], purposes: Mapping[str, Purpose | None]) -> Chosen | None:
         """The model that knows all its fields there; of several, the one that knows most."""
@@ -88,15 +94,24 @@ class Router:
         most = [name for name, count in known.items() if count == max(known.values())]
         return Chosen(most[0], "its fields are those of the task") if len(most) == 1 else None
 
-    def _by_text(self, text: str, purposes: Mapping[str, Purpose | None]) -> Chosen | None:
+    def _by_text(self, text: str, purposes: Mapping[str, Purpose | None]) -> Chosen:
         takes = [name for name, purpose in purposes.items() if purpose is not None and purpose.inputs.text is not None]
-        if self._classifier is not None:
-            if not any(character.isalnum() for character in text):  # it has no words to be like anything
-                return None
-            name, share = self._classifier.choose(text)
-            return Chosen(name, f"the router's classifier, {share:.2f}") if name in self._models else None
-        general = any(purpose is None for purpose in purposes.values())
-        return Chosen(takes[0], "it is the model for texts") if len(takes) == 1 and not general else None
+        if self._classifier is None:
+            general = any(purpose is None for purpose in purposes.values())
+            if len(takes) == 1 and not general:
+                return Chosen(takes[0], "it is the model for texts")
+            return self._for_none(purposes)
+        if not any(character.isalnum() for character in text):  # it has no words to be like anything
+            return self._for_none(purposes)
+        (name, share), *others = self._classifier.ranked(text)
+        next_name, next_share = others[0] if others and others[0][0] in self._models else ("", 0.0)
+        if name in self._models:
+            second = Chosen(next_name, f"the router's second, {next_share:.2f}") if next_share >= _SECOND else None
+            return Chosen(name, f"the router's classifier, {share:.2f}", second=second)
+        for_none = self._for_none(purposes)
+        if for_none.stray and next_share >= _DOUBTFUL:
+            return Chosen(next_name, f"the router's classifier, {next_share:.2f}", doubtful=True)
+        return for_none
 
     def _for_none(self, purposes: Mapping[str, Purpose | None]) -> Chosen:
         general = next((name for name, purpose in purposes.items() if purpose is None), None)

@@ -41,13 +41,18 @@ class TextClassifier:
         return dict(zip(self.classes, (shares / shares.sum()).tolist(), strict=True))
 
     def choose(self, text: str) -> tuple[str, float]:
-        """The class of a text, and its probability. A text is for no model that knows only few of its words."""
+        """The class of a text, and its probability; see `ranked`."""
+        return self.ranked(text)[0]
+
+    def ranked(self, text: str) -> list[tuple[str, float]]:
+        """The classes of a text, the likeliest first. A text is for no model that knows only few of its words."""
         found = self.probabilities(text)
-        best = max(found, key=lambda name: found[name])
         words = word_ids(text)
+        ranked = sorted(found.items(), key=lambda entry: -entry[1])
+        best, share = ranked[0]
         if best != NONE and words and self.known[self.classes.index(best), words].mean() < _LEAST_KNOWN:
-            return NONE, 1 - found[best]
-        return best, found[best]
+            return [(NONE, 1 - share), ranked[0], *(entry for entry in ranked[1:] if entry[0] != NONE)]
+        return ranked
 
     def to_json(self) -> str:
         """As a file: the weights as int8 with a scale for each class."""

@@ -11,14 +11,23 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["ComputedEnergy", "EnergyMeter", "Power", "energy_fields", "find_meter", "grams_co2", "pmic_watts"]
+__all__ = [
+    "ComputedEnergy",
+    "EnergyMeter",
+    "Power",
+    "energy_fields",
+    "energy_of_both",
+    "find_meter",
+    "grams_co2",
+    "pmic_watts",
+]
 
 _SYS = Path("/sys")
 _SAMPLE_S = 0.1
@@ -133,6 +142,13 @@ def pmic_watts(text: str) -> float:
 def energy_fields(joules: float, how: str) -> dict[str, Any]:
     """As replies and records have it."""
     return {"j": round(joules, 4), "mwh": round(joules / _J_PER_MWH, 5), "how": how}
+
+
+def energy_of_both(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Of two answers of this machine, where the second took the place of the first; see `energy_fields`."""
+    if first is None or second is None:
+        return second
+    return energy_fields(first["j"] + second["j"], second["how"])
 
 
 def grams_co2(joules: float, g_per_kwh: float) -> float:

@@ -111,6 +111,10 @@ class Purpose:
             "prompt: '{{ dict(reading, window=window) | tojson }}'."
         )
 
+    def asks_nothing(self, answer: Mapping[str, Any]) -> bool:
+        """Whether an answer is the task's `none`: that nothing was asked."""
+        return bool(self.none) and all(answer.get(name) == value for name, value in self.none.items())
+
     def to_json(self) -> dict[str, Any]:
         """As it is in the manifest, whose names may come back in any order: the model knows one alone."""
         order = {

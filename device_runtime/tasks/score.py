@@ -111,9 +111,9 @@ def score(purpose: Purpose, examples: Sequence[Example], answers: Sequence[Typed
             row[answered] = row.get(answered, 0) + 1
             if name in given.confidence:
                 sure[name].append((given.confidence[name], right))
-        if purpose.none and all(example.answer.get(name) == value for name, value in purpose.none.items()):
+        if purpose.asks_nothing(example.answer):
             none_asked += 1
-            none_recognized += all(said.get(name) == value for name, value in purpose.none.items())
+            none_recognized += purpose.asks_nothing(said)
     for name in typed:
         fields[name].calibration_error = calibration_error(sure[name])
     unfamiliar = sum(bool(given.unfamiliar) for given in answers)

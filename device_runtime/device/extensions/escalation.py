@@ -17,6 +17,7 @@ from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
 from device_runtime.brain.kept_examples import FILE, KeptLines
 from device_runtime.brain.question import far_question, input_of
 from device_runtime.brain.redaction import Redactor
+from device_runtime.brain.router import Chosen
 from device_runtime.device.extension import Device, Extension
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Reason
@@ -65,20 +66,49 @@ class Desk:
             return "busy", f"{waiting} wait already"
         return None
 
-    def doubt(self, final: Final, below: float | None = None) -> tuple[Reason, str] | None:
+    def doubt(
+        self,
+        final: Final,
+        below: float | None = None,
+        chosen: Chosen | None = None,
+        purpose: Purpose | None = None,
+    ) -> tuple[Reason, str] | None:
         """Why a local answer should not go out alone.
 
         Args:
             below: the link's own limit, in place of the policy's.
+            chosen: how the router found the model, where it did.
+            purpose: of the model.
         """
         below = self.policy.below if below is None else below
         if final.unfamiliar:
             return ("unfamiliar", final.reason or "it is unfamiliar") if "unfamiliar" in self.policy.when else None
         confidence = final.confidence or {}
         name = min(confidence, key=lambda field: confidence[field], default=None)
-        if name is None or confidence[name] >= below or "unsure" not in self.policy.when:
-            return None
-        return "unsure", f"the confidence in {name} is {confidence[name]:.2f}, below {below:g}"
+        if name is not None and confidence[name] < below and "unsure" in self.policy.when:
+            return "unsure", f"the confidence in {name} is {confidence[name]:.2f}, below {below:g}"
+        if chosen is not None and chosen.doubtful and "unfamiliar" in self.policy.when:
+            return None if self.settles(final, below, purpose) else ("unfamiliar", f"rather for no model: {chosen.why}")
+        return None
+
+    def settled(self, reason: Reason, local: Final | None, below: float | None = None) -> dict[str, Any]:
+        """The fields of an unsure answer that it is sure of: the larger model is not asked for them.
+
+        Args:
+            below: the link's own limit, in place of the policy's.
+        """
+        if reason != "unsure" or local is None or self.policy.decides == "all":
+            return {}
+        below = self.policy.below if below is None else below
+        said, confidence = json.loads(local.text), local.confidence or {}
+        return {name: value for name, value in said.items() if confidence.get(name, 0.0) >= below}
+
+    def settles(self, final: Final, below: float | None, purpose: Purpose | None) -> bool:
+        """Whether a model is sure of its answer, and that something was asked of it: that it is the right model."""
+        below = self.policy.below if below is None else below
+        if final.finish != "stop" or final.unfamiliar or not final.confidence or purpose is None:
+            return False
+        return min(final.confidence.values()) >= below and not purpose.asks_nothing(json.loads(final.text))
 
     def pass_on(
         self,
@@ -181,6 +211,7 @@ class Escalations(Extension):
         *,
         purpose: Purpose | None,
         secrets: Mapping[str, str],
+        settled: Mapping[str, Any],
         max_new: int | None = None,
         hops: int = 0,
     ) -> FarQuestion:
@@ -188,13 +219,14 @@ class Escalations(Extension):
 
         Args:
             purpose: of the model that would answer here; None: it was trained for no task, or none is for it.
+            settled: fields that are decided already.
 
         Raises:
             CannotRedactError: the schema demands something that is withheld.
         """
         return far_question(
             messages, schema, system=desk.policy.system, purpose=purpose,
-            redactor=desk.redactor, secrets=secrets, max_new=max_new, hops=hops,
+            redactor=desk.redactor, secrets=secrets, settled=settled, max_new=max_new, hops=hops,
         )  # fmt: skip
 
     def cancel(self, key: Hashable) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime.brain.question import last_of_user
 from device_runtime.brain.recorder import Asked
+from device_runtime.brain.router import Chosen
 from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
@@ -20,11 +21,13 @@ from device_runtime.fleet.links import Link, Wakeup
 from device_runtime.fleet.payload import read_payload
 from device_runtime.fleet.policies.escalation import Reason
 from device_runtime.fleet.questions import answer_fields, is_decided
+from device_runtime.machine.power import energy_of_both
 from device_runtime.mqtt.messages import Final, Request, Route
 from device_runtime.mqtt.strict_json import MessageError, dump, parse
 from device_runtime.records.typed_json import write
 
 if TYPE_CHECKING:
+    from device_runtime.device.extensions.escalation import Desk
     from device_runtime.device.extensions.link_runner import LinkRunner
 
 __all__ = ["ReadingJob"]
@@ -43,6 +46,7 @@ class ReadingJob(Job):
         self._deadline_s = received_s + wakeup.link.deadline_s
         self._desk = None if is_decided(wakeup.link, wakeup.decided) else links.escalations.of(wakeup.link)
         self._routes: tuple[str, str] | tuple[()] = ()  # the model that the router found, and why
+        self._chosen: Chosen | None = None  # by the router
         self._elsewhere: Route | None = None  # set when it was passed on, and in vain
         self.start_by_s = self._deadline_s
         if self._desk is not None:
@@ -93,10 +97,34 @@ class ReadingJob(Job):
             )
         if self._desk is None:
             return self._deliver(final, self._here)
-        below = link.unsure.below if link.unsure is not None else None
-        if (doubt := self._desk.doubt(final, below)) and self._pass_on(*doubt, local=final):
-            return None
+        purpose = self._device.runner.purpose_of(self._model)
+        if doubt := self._desk.doubt(final, self._below, self._chosen, purpose):
+            if doubt[0] == "unsure" and (other := self._second_opinion(self._desk, final, ": ".join(doubt))):
+                return self._deliver(other, self._here)
+            if self._pass_on(*doubt, local=final):
+                return None
         return self._deliver(final, self._here)
+
+    @property
+    def _below(self) -> float | None:
+        """The link's own limit, under which it is unsure."""
+        return self.link.unsure.below if self.link.unsure is not None else None
+
+    def _second_opinion(self, desk: Desk, first: Final, why: str) -> Final | None:
+        """The answer of the model that the router would have taken next, where that is sure of it."""
+        second, before = self._chosen.second if self._chosen else None, (self._wakeup, self._routes)
+        if second is None:
+            return None
+        self._routes = second.model, f"{why}; {second.why}"
+        self._wakeup = self._wakeup.of(self._device.answering(self.link, second.model))
+        try:
+            final = self._answer()
+            if desk.settles(final, self._below, self._device.runner.purpose_of(second.model)):
+                return replace(final, energy=energy_of_both(first.energy, final.energy))
+        except StonechatError:  # it does not fit that model
+            pass
+        self._wakeup, self._routes = before
+        return None
 
     def _routed(self) -> bool:
         """Find the model, where the link names none; whether it went on because no model here is for it."""
@@ -106,7 +134,7 @@ class ReadingJob(Job):
         chosen = router.choose(last_of_user(wakeup.question.messages), wakeup.reading.topic.split("/"))
         if chosen.stray and self._pass_on("unfamiliar", chosen.why):
             return True
-        self._routes = chosen.model, chosen.why
+        self._routes, self._chosen = (chosen.model, chosen.why), chosen
         return False
 
     @property
@@ -147,8 +175,9 @@ class ReadingJob(Job):
             if wakeup.cannot_leave:
                 raise CannotRedactError(wakeup.cannot_leave)
             question = self._links.escalations.question(
-                desk, asked.messages, asked.schema, purpose=purpose, secrets=wakeup.secrets
-            )
+                desk, asked.messages, asked.schema, purpose=purpose, secrets=wakeup.secrets,
+                settled=desk.settled(reason, local, self._below),
+            )  # fmt: skip
         except CannotRedactError as error:
             self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=str(error))
             return False

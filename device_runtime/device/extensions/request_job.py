@@ -11,6 +11,7 @@ from typing import Any
 from device_runtime.brain.question import last_of_user
 from device_runtime.brain.recorder import Asked, Recorder
 from device_runtime.brain.redacted_schema import secrets_of
+from device_runtime.brain.router import Chosen
 from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
@@ -18,6 +19,7 @@ from device_runtime.device.runner import CancellableRun, incomplete
 from device_runtime.errors import ConfigurationError, StonechatError, UnfamiliarError
 from device_runtime.fleet.links import memory_bytes
 from device_runtime.fleet.policies.escalation import Reason
+from device_runtime.machine.power import energy_of_both
 from device_runtime.mqtt.messages import Accepted, Address, ErrorReply, Final, Piece, Request, Route
 from device_runtime.mqtt.strict_json import dump
 
@@ -124,6 +126,7 @@ class RequestJob(Job):
             self._streams, local_s = False, self._desk.late_s(arrived_s, deadline_s)
         self.start_by_s = min((t for t in (local_s, expires_s) if t is not None), default=None)
         self._run = CancellableRun(local_s)
+        self._chosen: Chosen | None = None  # by the router
 
     @property
     def _is_typed(self) -> bool:
@@ -186,7 +189,7 @@ class RequestJob(Job):
         chosen = router.choose(last_of_user(self._request.messages))
         if chosen.stray and self._pass_on("unfamiliar", chosen.why):
             return True
-        self._request = replace(self._request, model=chosen.model)
+        self._request, self._chosen = replace(self._request, model=chosen.model), chosen
         self._streams = self._streams and not (self._desk is not None and self._is_typed)
         self._elsewhere = replace(self._elsewhere, model=chosen.model, why=chosen.why)
         return False
@@ -203,9 +206,30 @@ class RequestJob(Job):
             return
         if cut and self._pass_on("malformed", incomplete(final)):
             return
-        if final.finish == "stop" and (doubt := desk.doubt(final)) and self._pass_on(*doubt, local=final):
-            return
+        purpose = self._device.runner.purpose_of(self._request.model)
+        if final.finish == "stop" and (doubt := desk.doubt(final, None, self._chosen, purpose)):
+            if doubt[0] == "unsure" and (other := self._second_opinion(desk, final, ": ".join(doubt))):
+                self._conclude(other)
+                return
+            if self._pass_on(*doubt, local=final):
+                return
         self._conclude(replace(final, route=self._elsewhere))
+
+    def _second_opinion(self, desk: Desk, first: Final, why: str) -> Final | None:
+        """The answer of the model that the router would have taken next, where that is sure of it."""
+        second, runner = self._chosen.second if self._chosen else None, self._device.runner
+        if second is None:
+            return None
+        request = replace(self._request, model=second.model)
+        try:
+            final = runner.generate(request, self._run, lambda text: None)
+        except StonechatError:  # it does not fit that model
+            return None
+        if not desk.settles(final, None, runner.purpose_of(second.model)):
+            return None
+        self._request = request
+        route = Route(model=second.model, why=f"{why}; {second.why}")
+        return replace(final, route=route, energy=energy_of_both(first.energy, final.energy))
 
     @property
     def _is_early(self) -> bool:
@@ -224,8 +248,9 @@ class RequestJob(Job):
             if desk.redactor:
                 messages = desk.redactor.messages(messages, secrets)
             question = self._escalations.question(
-                desk, messages, asked.schema, purpose=purpose, secrets=secrets, max_new=asked.max_new, hops=asked.hops
-            )
+                desk, messages, asked.schema, purpose=purpose, secrets=secrets,
+                settled=desk.settled(reason, local), max_new=asked.max_new, hops=asked.hops,
+            )  # fmt: skip
         except ConfigurationError as error:
             self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
             return False

@@ -54,6 +54,7 @@ class Escalation:
     to: Target  # where the larger model is
     when: tuple[Reason, ...] = REASONS  # the reasons that count
     below: float = 0.8  # the least confidence of an answer's fields, under which it is unsure
+    decides: Literal["unsure", "all"] = "unsure"  # which fields of an unsure answer the larger model decides
     late_s: float | None = None  # what the answer of this device may take; None: half of the deadline
     hot_c: float = 80.0  # from this temperature of the processor on, the device is spared
     busy: int | None = None  # from so many that wait on, new ones go on; None: where the queue is full
@@ -151,6 +152,7 @@ ESCALATION = Record(
         ),
         "when": Field(ListOf(Choice(REASONS), f"a list of {', '.join(REASONS)}"), REASONS),
         "below": Field(Number(0, 1), 0.8),
+        "decides": Field(Choice(("unsure", "all")), "unsure"),
         "late_s": Field(Number(0.001, 86_400, "s"), None),
         "hot_c": Field(Number(0, 150, "°C"), 80.0),
         "busy": Field(Integer(1, 10_000, "that wait"), None),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,6 +80,22 @@ class TestLinks:
         form = far.asked[0]["response_format"]["json_schema"]
         assert form["strict"] is True and form["schema"] == {**ANSWER, "additionalProperties": False}
         assert counts(device) == {"unsure": 1}
+
+    @pytest.mark.parametrize("decides", ["unsure", "all"])
+    def test_what_it_is_sure_of_stays_unless_the_larger_model_decides_all(
+        self, start: Start, far: FarServer, decides: Literal["unsure", "all"]
+    ) -> None:
+        levels = {"enum": ["low", "high"]}
+        answer = {**ANSWER, "properties": {**ANSWER["properties"], "level": levels}, "required": ["kind", "level"]}
+        script = model(pieces=[json.dumps({"kind": "a", "level": "low"})])
+        script.confidence = {"kind": 0.9, "level": 0.5}
+        device, listener = start(script, policy(far, decides=decides), replace(LINK, answer=answer))
+        theirs = {"kind": "a" if decides == "unsure" else "b", "level": "high"}
+        far.say = lambda body: json.dumps(theirs)
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["answer"] == theirs
+        asked = far.asked[0]["response_format"]["json_schema"]["schema"]["properties"]
+        assert asked == {"kind": {"enum": ["a"] if decides == "unsure" else ["a", "b"]}, "level": levels}
 
     def test_a_sure_one_stays_here_and_says_so(self, start: Start, far: FarServer) -> None:
         device, listener = start(model(0.9), policy(far))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from device_runtime.brain.router import Router
 from device_runtime.brain.text_classifier import NONE, TextClassifier
 from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
+from device_runtime.engine.opening import open_model
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.file import FLEET, check_fleet, load
@@ -185,3 +187,78 @@ def test_a_stray_question_goes_to_a_larger_model(on_air: Callable[..., OnAir], f
     else:
         assert final["error"]["code"] == "unfamiliar" and "500" in final["error"]["message"]
         assert "no model of this device is for it" in final["error"]["message"] and not model.asked
+
+
+MISTAKEN = "fan 1 works again"  # the classifier says home-commands, which is not sure of it
+STRAY = "toner low and fuser unit near end of life"  # the classifier says that it is for none
+
+
+@pytest.fixture(scope="module")
+def two_models() -> Iterator[dict[str, Any]]:
+    names = ("home-commands", "log-triage")
+    opened = {name: open_model(EXAMPLES / name / "bundle", threads=1) for name in names}
+    yield opened
+    for model in opened.values():
+        model.close()
+
+
+def test_the_classifier_names_a_second_model_only_where_it_may_be_that(purposes: dict[str, Purpose | None]) -> None:
+    router = Router(ROUTER, NAMES, lambda name: purposes[name])
+    found = router.choose(MISTAKEN)
+    assert found.second is not None and (found.model, found.second.model) == ("home-commands", "log-triage")
+    assert router.choose("put the blinds down in the kitchen").second is None
+    assert router.choose('{"temp_c": 96, "bar": 1.4, "flow_l_min": 12}').second is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "why"),
+    [
+        (MISTAKEN, {"category": "hardware", "priority": "low"}, "unsure: the confidence in action is 0."),
+        (STRAY, {"category": "hardware", "priority": "normal"}, "the router's classifier, 0.4"),
+    ],
+)
+@pytest.mark.parametrize("by", ["request", "link"])
+def test_a_sure_answer_of_the_model_that_it_is_rather_not_for_counts(
+    on_air: Callable[..., OnAir],
+    peer: Callable[..., Peer],
+    far: FarServer,
+    two_models: dict[str, Any],
+    asked: str,
+    answer: dict[str, str],
+    why: str,
+    by: str,
+) -> None:
+    from device_runtime.fleet.settings import ModelSettings
+
+    models = tuple(ModelSettings(name) for name in two_models)
+    link = Link(name="all", source="in/#", prompt="{{ value }}", to="out/all", answer_of_model=True)
+    policy = Escalation(Target(url=far.url, model="m"))
+    device = on_air(scripts=two_models, models=models, routing=ROUTER, links=(link,), escalate=policy)
+    if by == "request":
+        reply_to = device.ask(prompt=asked)
+        final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+        found, route = json.loads(final["text"]), final["route"]
+    else:
+        listener = peer()
+        listener.subscribe("out/all")
+        device.client.publish("in/x", asked)
+        said = listener.next()[1]
+        found, route = said["answer"], said["route"]
+    assert found == answer and far.asked == []
+    assert (route["where"], route["model"]) == ("here", "log-triage")
+    assert route["why"].startswith(why)
+
+
+def test_where_neither_is_sure_the_question_goes_on_as_the_first_model_s(
+    on_air: Callable[..., OnAir], far: FarServer, two_models: dict[str, Any]
+) -> None:
+    from device_runtime.fleet.settings import ModelSettings
+
+    far.say = lambda body: json.dumps({"action": "off", "device": "fan", "room": "none", "value": None})
+    models = tuple(ModelSettings(name) for name in two_models)
+    policy = Escalation(Target(url=far.url, model="m"), below=1.0)
+    device = on_air(scripts=two_models, models=models, routing=ROUTER, escalate=policy)
+    reply_to = device.ask(prompt=MISTAKEN)
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["route"]["where"] != "here" and len(far.asked) == 1
+    assert set(far.asked[0]["response_format"]["json_schema"]["schema"]["properties"]) == set(json.loads(final["text"]))
