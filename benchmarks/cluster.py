@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from device_runtime.client.remote import RemoteModel  # noqa: E402
+from device_runtime.client.roll_call import roll_call  # noqa: E402
 from device_runtime.device.service import Service  # noqa: E402
 from device_runtime.errors import StonechatError  # noqa: E402
 from device_runtime.fleet.settings import DeviceConfig  # noqa: E402
@@ -110,7 +111,7 @@ def requests_at_a_node(rig: Rig) -> str:
 
 
 def requests_across(rig: Rig) -> str:
-    """Each device is asked from the other node; the client looks for its retained state first."""
+    """Each device is asked from the other node; the client looks for its retained state first, then asks for it."""
     for number in (0, 1):
         rig.ask(number)
     return "both devices answered a client of the other node"
@@ -124,6 +125,14 @@ def retained_across(rig: Rig) -> str:
             continue
         raise AssertionError("who subscribes at the other node gets only what is published from then on")
     return "retained states were given at the other node"
+
+
+def found_across(rig: Rig) -> str:
+    """A client lists the devices of both nodes, as the dashboard and the gateway do."""
+    for port in rig.ports:
+        found = {name for name, of in roll_call(rig.broker(port, "anna"), client="anna").items() if of.info is not None}
+        assert {"at-0", "at-1"} <= found, f"only {', '.join(sorted(found)) or 'none'} of the devices was found"
+    return "a client of either node found the devices of both"
 
 
 def pool_across(rig: Rig) -> str:
@@ -172,7 +181,7 @@ def _until(holds: Callable[[], bool], why: str) -> None:
 
 FEATURES = {
     "at one node": requests_at_a_node, "live, and will": last_will_across, "retained": retained_across,
-    "requests across": requests_across, "pool across": pool_across,
+    "found across": found_across, "requests across": requests_across, "pool across": pool_across,
 }  # fmt: skip
 
 

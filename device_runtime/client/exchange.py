@@ -31,11 +31,12 @@ from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.strict_json import parse as parse_json
-from device_runtime.mqtt.topics import DeviceTopics, PoolTopics, parse
+from device_runtime.mqtt.topics import ANNOUNCE, DeviceTopics, PoolTopics, parse
 
 __all__ = ["GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
 
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
+ASKED_AFTER_S = 0.5  # without a device's retained state, which follows the subscription at once, it is asked for it
 MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
 _NOT_OPEN = "the connection is not open; enter the model's context first, or call `open`."
 _CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
@@ -240,7 +241,11 @@ class Exchange:
         if not self._open:
             raise UnreachableError(_NOT_OPEN)
         with self._news:
-            if not self._news.wait_for(lambda: device in self._states, timeout_s):
+            known = self._news.wait_for(lambda: device in self._states, min(ASKED_AFTER_S, timeout_s))
+            if not known:  # a cluster's node may keep nothing of a device at another
+                self._client.publish(ANNOUNCE, device.encode())
+                known = self._news.wait_for(lambda: device in self._states, max(0.0, timeout_s - ASKED_AFTER_S))
+            if not known:
                 raise UnreachableError(
                     f"no device {device!r} is known to the broker at {self.broker}. "
                     "Check the id, or start it with: stonechat serve"

@@ -14,7 +14,7 @@ from device_runtime.mqtt.messages import HealthReport, Info, LinkAnswer, State
 from device_runtime.mqtt.ota_messages import Report, parse_report
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
-from device_runtime.mqtt.topics import DevicePatterns, is_id, parse
+from device_runtime.mqtt.topics import ANNOUNCE, DevicePatterns, is_id, parse
 
 __all__ = ["DeviceReport", "FleetWatch", "roll_call"]
 
@@ -66,12 +66,13 @@ class FleetWatch:
             broker,
             f"{client or 'fleet'}-{secrets.token_hex(4)}",
             on_message=self._receive,
-            on_subscribed=lambda _: self.listening.set(),
+            on_subscribed=self._subscribed,
             on_connection=on_connection,
         )
         topics = DevicePatterns(device)
         filters = [topics.state, topics.info, topics.health, topics.latest_of_links]
         self._client.subscribe(*map(Subscription, filters + [topics.ota_report] * updates))
+        self._whom = b"" if device == "+" else device.encode()
 
     def open(self) -> None:
         """Connect.
@@ -98,6 +99,11 @@ class FleetWatch:
         """All that is known, by id."""
         with self._lock:
             return dict(sorted(self._found.items()))
+
+    def _subscribed(self, listening: bool) -> None:
+        """Have devices say that they are there: the node of a cluster may keep nothing of those at another."""
+        self._client.publish(ANNOUNCE, self._whom)
+        self.listening.set()
 
     def _receive(self, message: Incoming) -> None:
         with self._lock:

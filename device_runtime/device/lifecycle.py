@@ -54,6 +54,11 @@ class Lifecycle:
             serving = self.state in (DeviceState.READY, DeviceState.BUSY)
             self._publish(self._confirmed if serving else None)
 
+    def repeat(self) -> None:
+        """Publish the state again, for who has not been given it."""
+        with self._lock:
+            self._publish()
+
     def fail(self, error: Exception) -> None:
         """End the service with an error."""
         self.failure = error

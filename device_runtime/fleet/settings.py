@@ -34,7 +34,7 @@ class RateLimits:
     cancels: float = 500.0
     readings: float = 5000.0  # a reading costs about 0.14 ms of a desk machine's core
     refusals: float = 50.0  # error replies to, and log lines about, what was not accepted: junk is not amplified
-    announcements: float = 1.0  # to Home Assistant, when it reports that it has started
+    announcements: float = 1.0  # to Home Assistant, when it has started, and to clients that ask who is there
     updates: float = 10.0  # requests for one; of their chunks only those are read that were asked for
 
 

@@ -12,6 +12,7 @@
     stonechat/1/<device>/out/link/<name>                 what a link has answered last
     stonechat/1/<device>/out/link/<name>/<place>         the same, for one of the topics that it reads
     stonechat/1/<device>/out/reply/<client>/<session>    answers
+    stonechat/1/announce                                 asks all devices, or one, to say again that they are there
     stonechat/1/pool/<group>/generate[/<client>]         work that several devices share
     stonechat/1/pool/<group>/reply/<client>/<session>    answers to that work
 
@@ -31,6 +32,7 @@ from typing import Literal
 from device_runtime.errors import ConfigurationError
 
 __all__ = [
+    "ANNOUNCE",
     "HOME_ASSISTANT",
     "HOME_ASSISTANT_STATUS",
     "ID",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 ROOT = "stonechat/1"
+ANNOUNCE = f"{ROOT}/announce"
 HOME_ASSISTANT = "homeassistant"  # the root of its discovery
 HOME_ASSISTANT_STATUS = f"{HOME_ASSISTANT}/status"  # says `online` when Home Assistant has started
 MAX_TOPIC_BYTES = 65_535  # MQTT 5.0, section 1.5.4

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.topics import (
+    ANNOUNCE,
     HOME_ASSISTANT,
     HOME_ASSISTANT_STATUS,
     DevicePatterns,
@@ -69,6 +70,7 @@ def _device(name: str) -> tuple[str, ...]:
         f"read {own.instance}",
         f"write {home_assistant_config(name)}",
         f"read {HOME_ASSISTANT_STATUS}",
+        f"read {ANNOUNCE}",
     )
 
 
@@ -84,6 +86,7 @@ def _client(name: str) -> tuple[str, ...]:
         f"read {_ANY.health}",
         f"read {_ANY.event}",
         f"read {_ANY.links}",
+        f"write {ANNOUNCE}",
     )
 
 
@@ -113,7 +116,7 @@ class Access:
 
     def add_operator(self, name: str) -> None:
         """A user who updates devices over the air, and does not ask them."""
-        self.add(name, (*_OPERATOR, *_reads_records(name), _corrects(name)))
+        self.add(name, (*_OPERATOR, *_reads_records(name), _corrects(name), f"write {ANNOUNCE}"))
 
     def add_home_assistant(self, name: str) -> None:
         """Home Assistant, which finds devices and reads what they publish."""
@@ -150,7 +153,7 @@ def _asks(name: str, policy: Escalation) -> list[str]:
     if to.device is not None:
         other = DevicePatterns(to.device)
         rights = [f"write {other.generate_by(name)}", f"write {other.cancel_by(name)}"]
-        return [*rights, f"read {other.replies(name)}", f"read {other.state}"]
+        return [*rights, f"read {other.replies(name)}", f"read {other.state}", f"write {ANNOUNCE}"]
     if to.pool is None:
         return []
     pool = PoolPatterns(to.pool)

@@ -1,4 +1,7 @@
-"""Notices a second process that is the same device.
+"""Says that the device is there where somebody asks, and notices a second process that is the same device.
+
+A client finds devices by what they have published retained. A cluster of brokers may give that at one node alone; so
+the client asks, and each device publishes its state and what it is once more.
 
 A broker ends a connection when another client comes with its client id, and not every broker gives the reason. Two
 processes of one id then throw each other out for ever, which looks like a broker that restarts again and again. So a
@@ -16,6 +19,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError, dump, parse
+from device_runtime.mqtt.topics import ANNOUNCE
 
 __all__ = ["Instance"]
 
@@ -27,17 +31,30 @@ class Instance(Extension):
         self._device = device
         self._name = secrets.token_hex(8)
         self._connects = 0
+        self._info: Info | None = None  # as it was published last
         self._other: tuple[str, int] | None = None  # the name and the number that were seen last
 
     def routes(self) -> Sequence[Route]:
-        """What was left there, at each subscription."""
-        return [Route(Subscription(self._device.topics.instance), self._receive)]
+        """What was left there, at each subscription; and who asks."""
+        return [
+            Route(Subscription(self._device.topics.instance), self._receive),
+            Route(Subscription(ANNOUNCE, tell_retained=True), self._asked),
+        ]
 
     def announce(self, info: Info) -> None:
         """Leave the name of this process."""
+        self._info = info
         self._connects += 1
         payload = dump({"instance": self._name, "connects": self._connects})
         self._device.client.publish(self._device.topics.instance, payload, qos=1, retain=True)
+
+    def _asked(self, message: Incoming) -> None:
+        device, info = self._device, self._info
+        meant = message.payload in (b"", device.config.device.encode())
+        if message.retained or not meant or info is None or not device.limiter.admits("announcements"):
+            return
+        device.client.publish(device.topics.info, info.to_json(), qos=1, retain=True)
+        device.lifecycle.repeat()
 
     def _receive(self, message: Incoming) -> None:
         try:
