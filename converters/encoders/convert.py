@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,9 @@ class EncoderOptions:
     context: int | None = None  # tokens of the longest text; None: the model's own limit, 512 at most, or 64 in micro
     version: str = "1"  # of the bundle, for people
     fast: bool = False  # round weights to the nearest, and leave out smoothing and the report
+    purpose: Mapping[str, Any] | None = None  # of a classifier that was tuned for a task; None: by the checkpoint
+    sentences: Sequence[str] | None = None  # that ranges are chosen on; None: some that come with stonechat
+    heldout: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the report's, by their text's name; the same
 
 
 def context_of(checkpoint: EncoderCheckpoint, context: int | None, profile: ProfileName = "pi") -> int:
@@ -175,7 +178,10 @@ def convert_encoder(
             manifest = replace(manifest, arena=measured_encoder_arena(Bundle.open(work)))
             (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if not options.fast:
-            quality = encoder_quality(Bundle.open(work), checkpoint, lambda share: progress("measuring", share))
+            name, sentences = next(iter(options.heldout.items()), ("held-out texts", None))
+            quality = encoder_quality(
+                Bundle.open(work), checkpoint, lambda share: progress("measuring", share), sentences, name=name
+            )
             (work / MANIFEST).write_text(replace(manifest, quality=quality).to_json(), encoding="utf-8")
         work.chmod(0o755)
         put_in_place(work, folder)
@@ -193,18 +199,18 @@ def _write_graph(
     if options.profile == "micro":
         assert isinstance(config, EncoderConfig)  # `require_profile` refuses the others
         ranges = calibrate_encoder(
-            config, kept(read), _calibration_texts(checkpoint, context), keep_inputs=not options.fast
+            config, kept(read), _calibration_texts(checkpoint, context, options), keep_inputs=not options.fast
         )
         return write_micro_encoder(path, config, read, context, ranges, progress)
     smoothing: Mapping[int, FloatArray] = {}
     if isinstance(config, EncoderConfig) and not options.fast:  # a translator does without
-        smoothing = smoothing_factors(config, kept(read), _calibration_texts(checkpoint, context))
+        smoothing = smoothing_factors(config, kept(read), _calibration_texts(checkpoint, context, options))
     write_encoder(path, config, read, context, smoothing, progress)
     return count_encoder(config, context, smoothing)
 
 
-def _calibration_texts(checkpoint: EncoderCheckpoint, context: int) -> list[list[int]]:
-    texts = sentences_of("calibration", _CALIBRATION_SENTENCES)
+def _calibration_texts(checkpoint: EncoderCheckpoint, context: int, options: EncoderOptions) -> list[list[int]]:
+    texts = options.sentences or sentences_of("calibration", _CALIBRATION_SENTENCES)
     return [list(checkpoint.tokenizer.framed(text))[:context] for text in texts]
 
 
@@ -250,12 +256,12 @@ def _manifest(
             checkpoint.settings.default_prompt,
         ),
         translator=translator,
-        purpose=None if checkpoint.answer is None else _purpose(checkpoint),
+        purpose=None if checkpoint.answer is None else dict(options.purpose or _purpose(checkpoint)),
     )
 
 
 def _purpose(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
-    """As `stonechat train` writes it for a bundle of the kind classify."""
+    """Of a classifier that others trained: it reads a text as it is."""
     from device_runtime.tasks.inputs import Inputs
     from device_runtime.tasks.purpose import Purpose
 

@@ -17,6 +17,8 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.encoder.encoder_model import EncoderModel
 from device_runtime.engine.encoder.translator import Translator
 from device_runtime.engine.encoder.vocabulary import Vocabulary
+from device_runtime.tasks.classify import Heads
+from device_runtime.tasks.file import typed_fields
 
 __all__ = ["encoder_quality", "kept", "sentences_of"]
 
@@ -40,12 +42,14 @@ def encoder_quality(
     progress: Callable[[float], None] = lambda share: None,
     sentences: Sequence[str] | None = None,
     *,
+    name: str = "held-out texts",
     backend: str | None = None,
 ) -> dict[str, Any]:
     """Figures for the manifest.
 
     Args:
         sentences: to read; None takes some of the held-out texts.
+        name: what they are called.
         backend: see `EncoderModel.open`; a translator has one only.
     """
     config = checkpoint.config
@@ -57,16 +61,17 @@ def encoder_quality(
         return _translations(bundle, config, read, texts, progress)
     vocabulary = Vocabulary(bundle)
     cosines, agree, far = [], 0, 0.0
+    heads = None if checkpoint.answer is None else Heads.in_order(typed_fields(checkpoint.answer), config.head.labels)
     with EncoderModel.open(bundle.path, backend=backend) as model:
         for i, text in enumerate(texts):
             tokens = vocabulary.encode(text, truncate=True).tokens
             wanted = reference_sentence(config, read, tokens)
             found = model.read(tokens)
             cosines.append(float(wanted @ found / (np.linalg.norm(wanted) * np.linalg.norm(found))))
-            agree += int(np.argmax(wanted) == np.argmax(found))
+            agree += heads is not None and heads.decide(wanted)[0] == heads.decide(found)[0]
             far = max(far, float(np.abs(wanted - found).max()))
             progress((i + 1) / len(texts))
-    figures: dict[str, Any] = {"sentences": len(texts), "text": "held-out texts"}
+    figures: dict[str, Any] = {"sentences": len(texts), "text": name}
     if checkpoint.task == "embed":
         return figures | {"cosine": round(float(np.mean(cosines)), 6), "least_cosine": round(min(cosines), 6)}
     return figures | {"same_label": round(agree / len(texts), 4), "largest_logit_error": round(far, 4)}

@@ -18,9 +18,13 @@ __all__ = [
     "SentenceOps",
     "StackOps",
     "cross_rows",
+    "embedded",
     "encode",
+    "encoder_layer",
+    "final_rows",
     "next_logits",
     "sentence",
+    "sentence_of",
 ]
 
 Value = TypeVar("Value")
@@ -81,19 +85,36 @@ class DecoderOps(StackOps[Value], Protocol[Value]):
         """Attention to what was kept: (tokens, q_width)."""
 
 
+def embedded(ops: StackOps[Value], stack: Stack) -> Value:
+    """What a stack's first layer reads, (tokens, width)."""
+    x = ops.embed(stack)
+    return ops.norm(x, stack.norm, f"{stack.side}.embed_norm") if stack.embedding_norm else x
+
+
 def encode(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig) -> Value:
     """The encoder's rows, (tokens, width)."""
-    x, stack = _embedded(ops, config.encoder), config.encoder
+    x, stack = embedded(ops, config.encoder), config.encoder
     for i in range(stack.layers):
-        x = _part(ops, stack, i, "attention", x, lambda h, i=i: _attention(ops, config, stack, i, h))  # type: ignore[misc]
-        x = _part(ops, stack, i, "ffn", x, lambda h, i=i: _feed_forward(ops, config, stack, i, h))  # type: ignore[misc]
-    return _final(ops, stack, x)
+        x = encoder_layer(ops, config, i, x)
+    return final_rows(ops, stack, x)
+
+
+def encoder_layer(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig, i: int, x: Value) -> Value:
+    """The encoder's residual stream before and after one layer."""
+    stack = config.encoder
+    x = _part(ops, stack, i, "attention", x, lambda h: _attention(ops, config, stack, i, h))
+    return _part(ops, stack, i, "ffn", x, lambda h: _feed_forward(ops, config, stack, i, h))
 
 
 def sentence(ops: SentenceOps[Value], config: EncoderConfig) -> Value:
     """One vector of a text, or the logits of its labels: (1, width or labels)."""
+    return sentence_of(ops, config, encode(ops, config))
+
+
+def sentence_of(ops: SentenceOps[Value], config: EncoderConfig, x: Value) -> Value:
+    """The same, of the encoder's rows."""
     head = config.head
-    x = ops.pool(encode(ops, config), head.pooling)
+    x = ops.pool(x, head.pooling)
     if head.dense is not None:
         (x,) = ops.linear(x, linear(config, "dense"))
         x = ops.tanh(x) if head.dense == "tanh" else ops.activate(x, "relu")
@@ -114,24 +135,20 @@ def cross_rows(ops: KeepingOps[Value], config: TranslatorConfig) -> None:
 
 def next_logits(ops: DecoderOps[Value], config: TranslatorConfig) -> Value:
     """The logits after the tokens of this reading, (tokens, vocabulary)."""
-    x, stack = _embedded(ops, config.decoder), config.decoder
+    x, stack = embedded(ops, config.decoder), config.decoder
     for i in range(stack.layers):
         x = _part(ops, stack, i, "attention", x, lambda h, i=i: _attention(ops, config, stack, i, h))  # type: ignore[misc]
         x = _part(ops, stack, i, "cross", x, lambda h, i=i: _cross(ops, config, stack, i, h))  # type: ignore[misc]
         x = _part(ops, stack, i, "ffn", x, lambda h, i=i: _feed_forward(ops, config, stack, i, h))  # type: ignore[misc]
-    x = _final(ops, stack, x)
+    x = final_rows(ops, stack, x)
     if config.head_scale != 1:
         x = ops.scaled(x, config.head_scale)
     (logits,) = ops.linear(x, linear(config, "head"))
     return logits
 
 
-def _embedded(ops: StackOps[Value], stack: Stack) -> Value:
-    x = ops.embed(stack)
-    return ops.norm(x, stack.norm, f"{stack.side}.embed_norm") if stack.embedding_norm else x
-
-
-def _final(ops: StackOps[Value], stack: Stack, x: Value) -> Value:
+def final_rows(ops: StackOps[Value], stack: Stack, x: Value) -> Value:
+    """What a stack gives of the stream after its last layer."""
     return ops.norm(x, stack.norm, f"{stack.side}.final_norm") if stack.final_norm else x
 
 

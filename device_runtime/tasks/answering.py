@@ -4,7 +4,7 @@ A bundle that was trained for the task writes the answer under its schema; at ea
 choice, the probability of what it chose among what it could choose is kept. A field's confidence is their product over
 the field's value, softened by the temperature that was fitted on examples that training had not seen. A general model
 is shown examples, and its labels are scored, as in a link; so are those of a checkpoint that was tuned for the task,
-which needs no examples and is calibrated against nothing.
+which needs no examples and is calibrated against nothing. A sentence encoder has a head for each field.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
+from device_runtime.engine.encoder.encoder_model import EncoderModel
 from device_runtime.engine.language_model import NOTHING, LanguageModel
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
@@ -77,6 +78,11 @@ class Answerer:
         """
         self.purpose, self._shown = purpose, shown
         manifest = bundle.manifest
+        manifest.require_task("generate", "classify")
+        self._encoder: EncoderModel | None = None
+        if manifest.task == "classify":  # which has nothing of what follows
+            self._encoder = EncoderModel.of(bundle, backend=backend, threads=threads)
+            return
         self._tokenizer = tokenizer_of(bundle)
         self._prompts = PromptEncoder(manifest, self._tokenizer)
         self._schemas = SchemaCompiler(bundle)
@@ -114,6 +120,8 @@ class Answerer:
         if not prompt.readable:
             return TypedAnswer(None, {}, prompt.unfamiliar)
         try:
+            if self._encoder is not None:
+                return self._labelled(self._encoder, self._encoder.asked(given["text"]))
             return self._answer(prompt)
         except ContextOverflowError as error:
             if self.purpose.kind == "none":
@@ -137,6 +145,12 @@ class Answerer:
             return TypedAnswer(None, {}, strange, text)
         choices = by_field(answer, text, held.decisions, free_texts(self.purpose.answer))
         return TypedAnswer(answer, self._confidence(choices), strange, text, choices)
+
+    def _labelled(self, model: EncoderModel, prompt: Prompt) -> TypedAnswer:
+        found = model.decide(prompt)
+        strange = prompt.unfamiliar + self.purpose.unknown_words(prompt.text, model.inner_tokens(found.tokens))
+        text = json.dumps(found.answer, ensure_ascii=False)
+        return TypedAnswer(found.answer, self._confidence(found.choices), strange, text, found.choices)
 
     def _converse(self, model: LanguageModel, asked: str, strange: tuple[str, ...]) -> TypedAnswer:
         if self.purpose.kind == "tune":
@@ -171,7 +185,7 @@ class Answerer:
 
     def close(self) -> None:
         """Give back memory."""
-        self._backend.close()
+        (self._encoder or self._backend).close()
 
     def _confidence(self, choices: Mapping[str, Sequence[Choice]]) -> dict[str, float]:
         temperatures = self.purpose.temperatures

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 for name, shares in one.probabilities.items()
             },
             "cut": one.cut,
+            **({"unfamiliar": True, "reason": "; ".join(one.unfamiliar)} if one.unfamiliar else {}),
         }
         for text, one in zip(texts, found, strict=True)
     ]
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for text, one in zip(texts, found, strict=True):
         sure = one.confidence
         labels = list(one.answer.values())
-        if len(labels) > 1:  # several that may hold
+        if len(labels) > 1 and all(isinstance(label, bool) for label in labels):  # several that may hold
             labels = [name for name, holds in one.answer.items() if holds] or ["none"]
         lines.append((", ".join(map(str, labels)), f"{min(sure.values()):.3f}", text))
     return show(args, {"texts": fields}, table(lines, right=(1,)))

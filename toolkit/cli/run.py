@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, add_runtime, add_sampling, read_schema, sampling
 from toolkit.cli.output import print_json
+
+if TYPE_CHECKING:
+    from device_runtime.engine.encoder.encoder_model import EncoderModel
+    from device_runtime.engine.language_model import LanguageModel
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -30,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
-    from device_runtime.engine.language_model import LanguageModel, Markup
+    from device_runtime.engine.language_model import Markup
     from device_runtime.errors import ConfigurationError
     from toolkit.packed import as_folder
 
@@ -40,10 +45,7 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
     system = [{"role": "system", "content": args.system}] if args.system else []
     started_s = time.perf_counter()
-    with (
-        as_folder(args.bundle) as folder,
-        LanguageModel.open(folder, backend=args.backend, threads=args.threads) as model,
-    ):
+    with as_folder(args.bundle) as folder, _opened(folder, args) as model:
         loaded_s = time.perf_counter()
         raw = args.raw or model.manifest.chat_template is None
         plain = Markup(text) if args.raw else text  # --raw is for a template that was written by hand
@@ -67,3 +69,13 @@ def run(args: argparse.Namespace) -> int:
         result["peak_rss_mb"] = peak_rss_mb()
         print_json({k: round(v, 2) if isinstance(v, float) else v for k, v in result.items()})
     return 0
+
+
+def _opened(folder: Path, args: argparse.Namespace) -> LanguageModel | EncoderModel:
+    """What answers a prompt with words: a model that writes, or one that chooses the values of an answer."""
+    from device_runtime.engine.encoder.encoder_model import EncoderModel
+    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.update.slots import open_bundle
+
+    kind = EncoderModel if open_bundle(folder).manifest.task == "classify" else LanguageModel
+    return kind.open(folder, backend=args.backend, threads=args.threads)

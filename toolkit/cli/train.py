@@ -36,34 +36,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=["tiny", "classify", "tune", "distil"],
-        help="tune: a checkpoint's upper layers (with --from); distil: the task's kind, from the distributions of the "
-        "teacher that its `distil` names; the others are networks made for the task (default: the task's)",
+        help="tune: a checkpoint's upper layers, or a sentence encoder (with --from); distil: the task's kind, from "
+        "the distributions of the teacher that its `distil` names; the others are networks made for the task "
+        "(default: the task's)",
     )
     parser.add_argument(
         "--from",
         metavar="CHECKPOINT",
         type=Path,
         dest="checkpoint",
-        help="what tune begins with: GGUF or folder",
+        help="what tune begins with: GGUF or folder of a model that writes, or a sentence encoder's folder",
     )
     parser.add_argument("--baseline", metavar="BUNDLE", type=Path, help="an untrained general model, for the report")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="the same seed, the same bundle")
     parser.add_argument("--steps", metavar="N", type=whole_number(1), help="(default: 4000)")
-    parser.add_argument("--batch", metavar="N", type=whole_number(1), help="cases a step (default: 128; tune: 16)")
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=whole_number(1),
+        help="cases a step (default: 128; tune: 16, of an encoder 32)",
+    )
     parser.add_argument(
         "--cases",
         metavar="[TASK=]N",
         type=_cases,
         action="append",
         default=[],
-        help="generated cases (default: the task's; tune: 500); of several tasks, TASK=N is for one of them",
+        help="generated cases (default: the task's; tune: 500, of an encoder 12,000 at most); of several tasks, TASK=N "
+        "is for one of them",
     )
-    parser.add_argument("--epochs", metavar="N", type=whole_number(1), help="of tune: times each case (default: 6)")
     parser.add_argument(
-        "--rate", metavar="X", type=share, help="of tune: learning rate at its highest (default: 0.001; rank 0: 0.0001)"
+        "--epochs", metavar="N", type=whole_number(1), help="of tune: times each case (default: 6; of an encoder 1)"
     )
-    parser.add_argument("--layers", metavar="N", type=whole_number(1), help="of tune: upper layers (default: a third)")
+    parser.add_argument(
+        "--rate",
+        metavar="X",
+        type=share,
+        help="of tune: learning rate at its highest (default: 0.001; rank 0 and an encoder: 0.0001)",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="N",
+        type=whole_number(1),
+        help="of tune: upper layers (default: a third; of an encoder all)",
+    )
     parser.add_argument(
         "--rank", metavar="N", type=whole_number(0), help="of tune: of its factors (default: 16); 0: all weights"
     )
@@ -193,11 +210,27 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
 
 
 def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
-    from toolkit.train.tune.pipeline import TuneSettings, tune_bundle
+    from converters.encoders.checkpoint import open_encoder
 
-    names = ("seed", "epochs", "batch", "layers", "rank", "rate", "profile", "baseline")
+    names = ("seed", "epochs", "batch", "layers", "rate", "profile", "baseline")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     cases = dict(args.cases)
     given |= {"cases": cases.pop(None)} if None in cases else {}
-    given["cases_of"] = cases
-    return tune_bundle(tasks, args.output, TuneSettings(args.checkpoint, **given), bar.update)
+    encoder = open_encoder(args.checkpoint) if args.checkpoint.is_dir() else None
+    if encoder is None:
+        from toolkit.train.tune.pipeline import TuneSettings, tune_bundle
+
+        rank = {} if args.rank is None else {"rank": args.rank}
+        settings = TuneSettings(args.checkpoint, cases_of=cases, **given, **rank)
+        return tune_bundle(tasks, args.output, settings, bar.update)
+    from device_runtime.errors import ConfigurationError
+    from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle
+
+    wrong = [f"{len(tasks)} tasks"] if len(tasks) > 1 else []
+    wrong += ["--rank"] if args.rank is not None else []
+    wrong += [f"--cases {name}=N" for name in cases]
+    if wrong:
+        raise ConfigurationError(
+            f"{', '.join(wrong)}: {args.checkpoint} is an encoder, whose layers are tuned as they are, for one task."
+        )
+    return tune_encoder_bundle(tasks[0], encoder, args.output, EncoderSettings(**given), bar.update)

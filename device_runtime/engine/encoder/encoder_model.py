@@ -25,9 +25,12 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
+    from device_runtime.engine.typed.choice import Choice
     from device_runtime.tasks.classify import Heads
+    from device_runtime.tasks.inputs import Prompt
+    from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["Classification", "EncoderModel", "ReadText", "asked_text"]
+__all__ = ["Classification", "Decided", "EncoderModel", "ReadText", "asked_text"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -40,11 +43,22 @@ class Classification:
     probabilities: Mapping[str, Mapping[str, float]]  # of every value, by field; of each they sum to 1
     tokens: int  # of the text, its frame included
     cut: bool  # whether its end was left out
+    unfamiliar: tuple[str, ...] = ()  # why the text is unlike those that the bundle was tuned on
 
     @property
     def confidence(self) -> dict[str, float]:
         """The probability of what was chosen, by field."""
         return {name: self.probabilities[name][_spelled(value)] for name, value in self.answer.items()}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the heads say of a text, before it is calibrated."""
+
+    answer: Mapping[str, Any]  # by field
+    choices: Mapping[str, Sequence[Choice]]  # one of each field
+    tokens: int  # of the text, its frame included
+    cut: bool  # whether its end was left out
 
 
 class ReadText:
@@ -88,15 +102,14 @@ class EncoderModel:
         self._info = self.manifest.encoder
         self.position = 0  # how many texts were read; may be read from any thread
         self._heads: Heads | None = None
-        self._temperatures: Mapping[str, float] = {}
+        self._purpose: Purpose | None = None
         if self.manifest.purpose is not None:  # reading one needs YAML, which takes its time at start-up
             from device_runtime.tasks.classify import Heads
             from device_runtime.tasks.purpose import Purpose
 
-            purpose = Purpose.of_manifest(self.manifest)
-            assert purpose is not None
-            self._heads = Heads.in_order(purpose.fields, self._info.values)
-            self._temperatures = purpose.temperatures
+            self._purpose = Purpose.of_manifest(self.manifest)
+            assert self._purpose is not None
+            self._heads = Heads.in_order(self._purpose.fields, self._info.values)
 
     @classmethod
     def open(
@@ -123,7 +136,11 @@ class EncoderModel:
             BundleError: the bundle is damaged.
             BackendError: LiteRT cannot run it.
         """
-        bundle = open_bundle(path, verify=verify, trust=trust)
+        return cls.of(open_bundle(path, verify=verify, trust=trust), backend=backend, threads=threads)
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, backend: str | None = None, threads: int | None = None) -> EncoderModel:
+        """See `open`."""
         bundle.manifest.require_task("embed", "classify")
         vocabulary = Vocabulary(bundle)  # first: reading it takes and frees memory that the graph can then have
         return cls(bundle, open_sentences(bundle, backend, threads), vocabulary)
@@ -165,15 +182,40 @@ class EncoderModel:
             ContextOverflowError: the text is too long.
         """
         self.manifest.require_task("classify")
+        return self._classified(self.asked(text), truncate)
+
+    def asked(self, text: str) -> Prompt:
+        """What the network reads of a text: what its task says where it was tuned for one, else the text as it is."""
+        from device_runtime.tasks.inputs import Prompt
+
+        return self._purpose.inputs.prompt({"text": text}) if self._purpose and self._is_tuned else Prompt(text)
+
+    @property
+    def _is_tuned(self) -> bool:
+        """For a task, whose prompts it reads."""
+        return self._purpose is not None and self._purpose.kind == "tune"
+
+    def decide(self, prompt: Prompt, *, truncate: bool = False) -> Decided:
+        """What the heads say of it; see `classify`."""
         assert self._heads is not None  # the manifest of such a bundle has a purpose
+        text = prompt.text.strip() if self._is_tuned else prompt.text
         logits, tokens, cut = self._run(text, None, truncate)
-        answer, choices = self._heads.decide(logits)
+        return Decided(*self._heads.decide(logits), tokens, cut)
+
+    def inner_tokens(self, tokens: int) -> int:
+        """Without the frame."""
+        return tokens - len(self._info.start_ids) - len(self._info.end_ids)
+
+    def _classified(self, prompt: Prompt, truncate: bool) -> Classification:
+        assert self._heads is not None and self._purpose is not None
+        found = self.decide(prompt, truncate=truncate)
         probabilities = {}
-        for name, (choice,) in choices.items():
-            shares = choice.shares(self._temperatures.get(name, 1.0))
+        for name, (choice,) in found.choices.items():
+            shares = choice.shares(self._purpose.temperatures.get(name, 1.0))
             values = map(_spelled, self._heads.fields[name])
             probabilities[name] = dict(zip(values, map(float, shares), strict=True))
-        return Classification(answer, probabilities, tokens, cut)
+        strange = self._purpose.unknown_words(prompt.text, self.inner_tokens(found.tokens))
+        return Classification(found.answer, probabilities, found.tokens, found.cut, prompt.unfamiliar + strange)
 
     def generate(
         self,
@@ -213,9 +255,13 @@ class EncoderModel:
             raise ConfigurationError("prompt_name belongs to bundles of the task embed; leave it out.")
 
         def labels() -> tuple[str, int, dict[str, Any]]:
-            found = self.classify(text, truncate=truncate)
+            asked = self.asked(text)
+            if not asked.readable:  # a task's own way to say that there is nothing to answer
+                return "null", 0, {"confidence": {}, "unfamiliar": asked.unfamiliar}
+            found = self._classified(asked, truncate)
+            more = {"probabilities": found.probabilities, "confidence": found.confidence}
             answer = json.dumps(dict(found.answer), ensure_ascii=False)
-            return answer, found.tokens, {"probabilities": found.probabilities, "confidence": found.confidence}
+            return answer, found.tokens, {**more, "unfamiliar": found.unfamiliar}
 
         return ReadText(labels)
 

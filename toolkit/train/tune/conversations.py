@@ -23,7 +23,7 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["Batch", "Conversation", "batches_of", "conversations", "prefixes_of"]
+__all__ = ["Batch", "Conversation", "batch_lengths", "batches_of", "conversations", "prefixes_of"]
 
 _TEXT, _FORM = 0.25, 0.1  # weight of a token of a free text, and of the form, beside that of a decision
 _FORM_SLOTS = 2  # tokens of the form that are learnt of each case, beside its decisions
@@ -128,7 +128,7 @@ def batches_of(
         each batch with the numbers of its cases.
     """
     own = [len(case.tokens) - 1 - len(prefixes[case.task]) for case in cases]
-    lengths = _lengths(own)
+    lengths = batch_lengths(own)
     learnt = max(len(case.learnt) for case in cases)
     found = []
     for length, shorter in zip(lengths, [0, *lengths], strict=False):
@@ -141,7 +141,7 @@ def batches_of(
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def _lengths(own: Sequence[int]) -> list[int]:
+def batch_lengths(own: Sequence[int]) -> list[int]:
     """The lengths that batches have: up to six cases in ten are short, one in ten is long."""
     rounded = sorted(-(-length // _ROUND) * _ROUND for length in own)
     return sorted({rounded[max(0, round(len(rounded) * share) - 1)] for share in _SHARES})

@@ -20,7 +20,8 @@ from converters.network.config import NetworkConfig
 from converters.network.decoder import block, head
 from converters.network.tensors import linears, tensors
 from converters.network.weights import CanonicalWeights
-from toolkit.train.tune.ops_jax import JaxOps, Sequences, Tensors
+from toolkit.train.tune.jax_parts import Tensors
+from toolkit.train.tune.ops_jax import JaxOps, Sequences
 
 __all__ = ["Adapter", "Run", "above", "head_weights", "initial", "logits", "merged", "read_below", "runs_of", "stacked"]
 

@@ -7,20 +7,16 @@ then those of each sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from converters.network.config import ActivationKind, Attention, Feature, NetworkConfig, Norm
-from converters.network.tensors import Linear
+from converters.network.config import Attention, Feature, NetworkConfig
+from toolkit.train.tune.jax_parts import HIDDEN, JaxParts, Tensors
 
-__all__ = ["JaxOps", "Sequences", "Tensors"]
-
-Tensors = Mapping[str, jax.Array]
-_HIDDEN = -1e30  # the score of a position that is not seen; -inf has no gradient
+__all__ = ["JaxOps", "Sequences"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +34,14 @@ class Sequences:
         return jnp.concatenate([jnp.arange(self.prefix), jnp.tile(own, self.count)])
 
 
-class JaxOps:
+class JaxOps(JaxParts):
     """`Ops` on JAX arrays.
 
     Args:
         config: the network.
-        weights: the checkpoint's tensors by canonical name, as far as they are asked for.
+        weights, trained, scale: see `JaxParts`.
         rows: how the rows are laid out.
         tokens: (prefix + count * length,), for `embed`.
-        trained: what takes the place of a weight, by its name, or is added to it: `<matmul>.a` (rank, in) and
-            `<matmul>.b` (out, rank), times `scale`.
     """
 
     SUPPORTS = frozenset(get_args(Feature))
@@ -61,12 +55,8 @@ class JaxOps:
         trained: Tensors | None = None,
         scale: float = 1.0,
     ) -> None:
-        self._config, self._weights, self._rows, self._tokens = config, weights, rows, tokens
-        self._trained: Tensors = trained or {}
-        self._scale = scale
-
-    def _read(self, name: str) -> jax.Array:
-        return self._trained[name] if name in self._trained else self._weights[name]
+        super().__init__(weights, trained, scale)
+        self._config, self._rows, self._tokens = config, rows, tokens
 
     def embed(self) -> jax.Array:
         """As in `Ops`."""
@@ -75,28 +65,6 @@ class JaxOps:
         if embedding.positions:
             rows = rows + self._read("positions.weight")[self._rows.positions()]
         return jnp.asarray(rows)
-
-    def norm(self, x: jax.Array, norm: Norm, name: str, heads: int = 1) -> jax.Array:
-        """As in `Ops`."""
-        rows = x.reshape(len(x), heads, -1)
-        if norm.kind == "layer":
-            rows = rows - rows.mean(axis=-1, keepdims=True)
-        rows = rows * jax.lax.rsqrt(jnp.mean(rows * rows, axis=-1, keepdims=True) + norm.epsilon)
-        if norm.gain:
-            rows = rows * self._read(f"{name}.weight")
-        if norm.bias:
-            rows = rows + self._read(f"{name}.bias")
-        return rows.reshape(x.shape)
-
-    def linear(self, x: jax.Array, *matmuls: Linear) -> tuple[jax.Array, ...]:
-        """As in `Ops`."""
-        return tuple(self._matmul(x, matmul) for matmul in matmuls)
-
-    def _matmul(self, x: jax.Array, matmul: Linear) -> jax.Array:
-        y = x @ self._read(matmul.weight).T
-        if f"{matmul.name}.a" in self._trained:
-            y = y + (x @ self._trained[f"{matmul.name}.a"].T) @ self._trained[f"{matmul.name}.b"].T * self._scale
-        return y + self._read(f"{matmul.name}.bias") if matmul.bias else y
 
     def rope(self, q: jax.Array, k: jax.Array, attention: Attention) -> tuple[jax.Array, jax.Array]:
         """As in `Ops`."""
@@ -122,7 +90,7 @@ class JaxOps:
         mixed = []
         if p:
             scores = self._scores(jnp.einsum("pkgd,qkd->kgpq", q[:p].reshape(p, a.kv_heads, group, -1), before_k), a)
-            scores = jnp.where(self._seen(first, first, a), scores, _HIDDEN)
+            scores = jnp.where(self._seen(first, first, a), scores, HIDDEN)
             part = jnp.einsum("kgpq,qkd->pkgd", jax.nn.softmax(scores, axis=-1), before_v)
             mixed.append(part.reshape(p, -1))
         own = (rows.count, rows.length)
@@ -130,9 +98,9 @@ class JaxOps:
         own_k, own_v = k[p:].reshape(*own, *kv[1:]), v[p:].reshape(*own, *kv[1:])  # (B, T, KV, D)
         at = rows.begin + jnp.arange(rows.length)
         to_prefix = self._scores(jnp.einsum("btkgd,pkd->bkgtp", queries, before_k), a)
-        to_prefix = jnp.where(self._seen(at, first, a) & (first < rows.begin), to_prefix, _HIDDEN)
+        to_prefix = jnp.where(self._seen(at, first, a) & (first < rows.begin), to_prefix, HIDDEN)
         to_own = self._scores(jnp.einsum("btkgd,bskd->bkgts", queries, own_k), a)
-        to_own = jnp.where(self._seen(at, at, a), to_own, _HIDDEN)
+        to_own = jnp.where(self._seen(at, at, a), to_own, HIDDEN)
         shares = jax.nn.softmax(jnp.concatenate([to_prefix, to_own], axis=-1), axis=-1)
         out = jnp.einsum("bkgtp,pkd->btkgd", shares[..., :p], before_v)
         out = out + jnp.einsum("bkgts,bskd->btkgd", shares[..., p:], own_v)
@@ -147,26 +115,6 @@ class JaxOps:
         """Whether the position of a query sees that of a key: (queries, keys)."""
         back = queries[:, None] - keys[None, :]
         return (back >= 0) if attention.window is None else (back >= 0) & (back < attention.window)
-
-    def activate(self, x: jax.Array, kind: ActivationKind) -> jax.Array:
-        """As in `Ops`."""
-        if kind == "silu":
-            return jax.nn.silu(x)
-        if kind in ("gelu", "gelu_tanh"):
-            return jax.nn.gelu(x, approximate=kind == "gelu_tanh")
-        return jax.nn.relu(x) if kind == "relu" else jnp.square(jax.nn.relu(x))
-
-    def gated(self, gate: jax.Array, up: jax.Array, kind: ActivationKind) -> jax.Array:
-        """As in `Ops`."""
-        return self.activate(gate, kind) * up
-
-    def add(self, x: jax.Array, y: jax.Array, name: str) -> jax.Array:
-        """As in `Ops`."""
-        return x + y
-
-    def scaled(self, x: jax.Array, factor: float) -> jax.Array:
-        """As in `Ops`."""
-        return x * factor
 
     def softcap(self, x: jax.Array, cap: float) -> jax.Array:
         """As in `Ops`."""

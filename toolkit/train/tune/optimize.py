@@ -7,8 +7,6 @@ with the weights of one that was not.
 
 from __future__ import annotations
 
-import io
-import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +25,12 @@ from toolkit.train.tune import layers
 from toolkit.train.tune.conversations import Batch, Conversation, batches_of, prefixes_of
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import Sequences
+from toolkit.train.tune.steps import load, rates, save, write
 
 __all__ = ["Below", "Plan", "below", "tune"]
 
 Array = npt.NDArray[np.float32]
 _SAVE_S = 30.0  # between checkpoints
-_WARMUP = 0.06  # share of the steps
 _READ_TOGETHER = 16  # cases that the layers below are computed for at a time
 
 
@@ -96,7 +94,7 @@ def below(
         for row, i in enumerate(part):
             of_cases[starts[i] : starts[i + 1]] = values[row, : len(own[i])]
     found = Below(of_prefixes, np.array([len(p) for p in prefixes], np.int32), of_cases, starts)
-    _write(path, {"prefixes": found.prefixes, "begins": found.begins, "cases": of_cases, "starts": starts})
+    write(path, {"prefixes": found.prefixes, "begins": found.begins, "cases": of_cases, "starts": starts})
     return found
 
 
@@ -122,11 +120,11 @@ def tune(
     prefixes = [tuple(cases[_first(cases, t)].tokens[: int(begin)]) for t, begin in enumerate(states.begins)]
     steps = plan.epochs * len(_batches(cases, prefixes, plan, seed, 0))
     transform = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(_rates(plan, steps), b2=0.98, weight_decay=plan.decay)
+        optax.clip_by_global_norm(1.0), optax.adamw(rates(plan.peak, steps), b2=0.98, weight_decay=plan.decay)
     )
     leaves, tree = jax.tree.flatten((trained, transform.init(trained)))
     step = 0
-    if (kept := _load(checkpoint, leaves)) is not None:
+    if (kept := load(checkpoint, leaves)) is not None:
         step, leaves = kept
     trained, inner = jax.tree.unflatten(tree, leaves)
     places = states.prefixes.shape[1]
@@ -162,7 +160,7 @@ def tune(
         losses = [*losses[-19:], float(value)]
         log(step, steps, float(np.mean(losses)))
         if time.monotonic() - saved_s > _SAVE_S or step == steps:
-            _save(checkpoint, step, jax.tree.leaves((trained, inner)))
+            save(checkpoint, step, jax.tree.leaves((trained, inner)))
             saved_s = time.monotonic()
     return runs, [{name: np.asarray(value) for name, value in part.items()} for part in trained]
 
@@ -185,35 +183,3 @@ def _states(states: Below, batch: Batch, rows: Sequence[int]) -> Array:
         values = states.cases[states.starts[i] : states.starts[i + 1]]
         x[place, : len(values)] = values
     return np.concatenate([states.prefixes[batch.task], x.reshape(count * length, -1)])
-
-
-def _rates(plan: Plan, steps: int) -> optax.Schedule:
-    warmup = max(1, int(steps * _WARMUP))
-    return optax.warmup_cosine_decay_schedule(0.0, plan.peak, warmup, max(steps, warmup + 1), plan.peak * 0.02)
-
-
-def _save(path: Path, step: int, leaves: list[Any]) -> None:
-    _write(path, {"step": np.asarray(step), **{f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}})
-
-
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Whole or not at all: SIGKILL may come at any moment."""
-    held = io.BytesIO()
-    np.savez(held, **arrays)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as stream:
-        stream.write(held.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
-
-
-def _load(path: Path, like: list[Any]) -> tuple[int, list[Any]] | None:
-    try:
-        with np.load(path) as arrays:
-            step, leaves = int(arrays["step"]), [arrays[f"l{i:03}"] for i in range(len(like))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
-        return None
-    return step, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]

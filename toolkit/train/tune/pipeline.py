@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from toolkit.train.tune.conversations import Conversation, conversations
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import JaxOps
 from toolkit.train.tune.optimize import Plan, below, tune
+from toolkit.train.tune.steps import shown
 from toolkit.train.weights import Progress, begin, described, keep_cases, read_cases, silent, work_folder
 
 __all__ = ["TuneSettings", "merge", "tune_bundle"]
@@ -176,17 +176,7 @@ def _tuned(
     states = below(
         weights, cases, lower, tasks, work / "below.npz", lambda share: progress("reading", share, f"{lower} layers")
     )
-    begun: list[tuple[int, float]] = []
-
-    def log(step: int, steps: int, loss: float) -> None:
-        now_s = time.monotonic()
-        begun.append((step, now_s))
-        first, first_s = begun[min(1, len(begun) - 1)]  # the first step compiles
-        each_s = (now_s - first_s) / max(1, step - first)
-        left = f", {each_s * (steps - step) / 60:.0f} min left" if len(begun) > 3 else ""
-        progress("tuning", step / steps, f"loss {loss:.3f}{left}")
-
-    return tune(weights, cases, states, plan, seed, work / "trained.npz", log)
+    return tune(weights, cases, states, plan, seed, work / "trained.npz", shown(progress))
 
 
 def merge(
