@@ -1,0 +1,51 @@
+"""A bundle as tuning a sentence encoder leaves it, without training: the small BERT of tests/data, random heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.encoders.checkpoint import open_encoder
+from converters.encoders.convert import EncoderOptions, convert_encoder
+from converters.encoders.network import EncoderConfig, SentenceHead
+from device_runtime.tasks.inputs import Inputs
+from device_runtime.tasks.purpose import Purpose
+
+__all__ = ["PURPOSE", "tuned_encoder"]
+
+BERT = Path(__file__).parent.parent / "data" / "encoders" / "bert-embed"
+FIELDS = {"state": {"enum": ["none", "calm", "alarm"]}, "soon": {"enum": [False, True]}}
+ANSWER = {"type": "object", "properties": FIELDS, "required": list(FIELDS), "additionalProperties": False}
+PURPOSE = Purpose(
+    "pump-notes",
+    Inputs(text=60, numbers="short", words="apart"),
+    ANSWER,
+    kind="tune",
+    about="Says how a pump is.",
+    none={"state": "none"},
+    temperatures={"state": 2.0, "soon": 1.5},
+    longest_pieces=0.6,
+)
+
+
+def tuned_encoder(folder: Path, context: int = 62) -> Path:
+    """Make it at `folder`."""
+    checkpoint = open_encoder(BERT)
+    assert checkpoint is not None and isinstance(checkpoint.config, EncoderConfig)
+    rng = np.random.default_rng(0)
+    head = SentenceHead("mean", None, 5, normalized=False)
+    heads = {"head.weight": rng.normal(0, 0.5, (5, checkpoint.config.width)).astype(np.float32)}
+    heads["head.bias"] = np.zeros(5, np.float32)
+
+    def read(name: str) -> Any:
+        return heads[name] if name in heads else checkpoint.read(name)
+
+    tuned = replace(
+        checkpoint, name="bert+pump-notes", task="classify", config=replace(checkpoint.config, head=head),
+        answer=ANSWER, read=read,
+    )  # fmt: skip
+    convert_encoder(tuned, folder, EncoderOptions(fast=True, context=context, purpose=PURPOSE.to_json()))
+    return folder
