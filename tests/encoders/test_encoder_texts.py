@@ -310,6 +310,18 @@ def test_the_commands_print_one_object(bundles, capsys, tmp_path):
     assert written["completion_tokens"] == 4
 
 
+def test_a_classifier_that_others_trained_is_run_and_scored_on_texts_as_they_are(bundles, capsys, tmp_path):
+    bundle, text = bundles("bert-classify").path, "The pump is hot"
+    with EncoderModel.open(bundle) as model:
+        answer = dict(model.classify(text).answer)
+    assert main(["run", str(bundle), text]) == 0
+    assert json.loads(capsys.readouterr().out) == answer
+    (tmp_path / "held.jsonl").write_text(json.dumps({"input": {"text": text}, "answer": answer}) + "\n")
+    assert main(["eval", str(bundle), "--examples", str(tmp_path / "held.jsonl"), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["accuracy"] == 1.0 and scored["answers"][0]["label"] == answer["label"]
+
+
 def test_a_command_without_texts_says_how_to_give_them(bundles, capsys):
     assert main(["embed", str(bundles("bert-embed").path)]) == 2
     assert "--file FILE" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.address import BrokerAddress
 from tests.support.brokers import mosquitto
 from tests.support.mqtt_peer import Peer
+from tests.support.tuned_encoder import tuned_encoder
 
 DEVICE = "test-pi"
 FLEET = """\
@@ -28,14 +29,21 @@ models:
   labels: {{bundle: "{labels}", threads: 1}}
   vectors: {{bundle: "{vectors}", threads: 1}}
   words: {{bundle: "{words}", threads: 1, max_new: 6}}
+  notes: {{bundle: "{notes}", threads: 1}}
 devices:
-  test-pi: {{model: [labels, vectors, words], links: [mood]}}
+  test-pi: {{model: [labels, vectors, words, notes], links: [mood, notes]}}
 links:
   - name: mood
     from: plant/+/note
     prompt: "{{{{ text }}}}"
     answer: {{type: object, properties: {{label: {{enum: [calm, odd, alarm]}}}}, required: [label]}}
     to: plant/{{{{ topic[1] }}}}/mood
+  - name: notes
+    from: plant/+/said
+    model: notes
+    prompt: "{{{{ text }}}}"
+    unsure: {{below: 0.999, do: flag}}
+    to: plant/{{{{ topic[1] }}}}/notes
 """
 
 
@@ -45,6 +53,7 @@ def port(bundles: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("fleet")
     names = {"labels": "bert-classify", "vectors": "bert-embed", "words": "marian"}
     paths = {model: bundles(name).path for model, name in names.items()}
+    paths["notes"] = tuned_encoder(folder / "notes")
     with mosquitto(folder) as port, open(folder / "log", "w") as log:
         (folder / "fleet.yaml").write_text(FLEET.format(port=port, **paths))
         command = [sys.executable, "-m", "toolkit", "serve", str(folder / "fleet.yaml"), "--device", DEVICE]
@@ -108,6 +117,25 @@ def test_a_text_that_is_too_long_is_refused_or_cut(remote):
     with pytest.raises(ConfigurationError, match="94 at most"):
         asked(remote, "pump " * 200)
     assert asked(remote, "pump " * 200, truncate=True).usage.prompt_tokens == 96
+
+
+def test_an_encoder_that_was_tuned_for_a_task_answers_requests_as_any_trained_bundle(remote, port):
+    final = asked(remote, "The pump is HOT", model="notes")
+    assert json.loads(final.text).keys() == final.confidence.keys() == {"state", "soon"}
+    assert final.unfamiliar is None
+    nothing = asked(remote, "zqxj kwvz qqzx xjzk", model="notes")
+    assert nothing.unfamiliar and "none that the model was trained on" in nothing.reason
+
+
+def test_a_link_of_it_needs_no_answer_and_says_how_sure_it_is(port):
+    listening = Peer(port)
+    listening.subscribe("plant/+/notes")
+    listening.publish("plant/south/said", {"text": "valve closed"})
+    topic, message = listening.next()
+    listening.close()
+    assert topic == "plant/south/notes"
+    assert message["answer"].keys() == message["confidence"].keys() == {"state", "soon"}
+    assert message["unsure"] is True and "0.999" in message["reason"]
 
 
 def test_a_link_is_answered_by_a_classifier_as_by_any_model(port, bundles):
