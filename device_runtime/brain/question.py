@@ -13,7 +13,7 @@ from device_runtime.brain.redaction import Redactor
 if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["far_question", "input_of", "last_of_user", "with_settled"]
+__all__ = ["far_question", "input_of", "last_of_user"]
 
 
 def far_question(
@@ -24,7 +24,6 @@ def far_question(
     purpose: Purpose | None,
     redactor: Redactor,
     secrets: Mapping[str, str],
-    settled: Mapping[str, Any] | None = None,
     max_new: int | None = None,
     hops: int = 0,
 ) -> FarQuestion:
@@ -37,33 +36,17 @@ def far_question(
         purpose: of the model that was asked here; None: it was trained for no task.
         redactor: takes what is withheld out of the schema and the instruction.
         secrets: of the messages, see `Redactor.secrets`.
-        settled: fields that are decided already, with their values.
 
     Raises:
         CannotRedactError: the schema demands something that is withheld.
     """
     if schema is None and purpose is not None:
         schema = purpose.answer
-    if schema is not None and settled:
-        schema = with_settled(schema, settled)
     if system is None and purpose is not None:
         system = purpose.instruction
     if system is not None and not any(message["role"] == "system" for message in messages):
         messages = ({"role": "system", "content": redactor.text(system, secrets)}, *messages)
     return FarQuestion(tuple(messages), schema_for_far_side(redactor, schema, secrets), max_new, hops)
-
-
-def with_settled(schema: Mapping[str, Any], settled: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema with one value left of each field that is settled, where it says which values there are."""
-    fields = schema.get("properties")
-    if not isinstance(fields, Mapping):
-        return schema
-    left = {
-        name: {**fields[name], "enum": [value]}
-        for name, value in settled.items()
-        if isinstance(fields.get(name), Mapping) and value in fields[name].get("enum", ())
-    }
-    return {**schema, "properties": {**fields, **left}}
 
 
 def last_of_user(messages: Sequence[Mapping[str, str]]) -> str:

@@ -28,6 +28,7 @@ class FarServer:
         self.wait_s = 0.0
         self.drips = False  # a byte at a time
         self.finish = "stop"
+        self.extra: dict[str, Any] = {}  # that it says beside the answer
         self.port = 0
 
     @property
@@ -61,7 +62,7 @@ def far_server() -> Iterator[FarServer]:
                 {
                     "id": "1", "object": "chat.completion", "created": 1, "model": asked["model"],
                     "choices": [{**choice, "finish_reason": server.finish}],
-                    "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+                    "usage": {"prompt_tokens": 11, "completion_tokens": 7}, **server.extra,
                 },
             )  # fmt: skip
 

@@ -18,6 +18,7 @@ from device_runtime.brain.kept_examples import FILE, KeptLines
 from device_runtime.brain.question import far_question, input_of
 from device_runtime.brain.redaction import Redactor
 from device_runtime.brain.router import Chosen
+from device_runtime.brain.two_answers import surer_of_both
 from device_runtime.device.extension import Device, Extension
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Reason
@@ -91,18 +92,6 @@ class Desk:
             return None if self.settles(final, below, purpose) else ("unfamiliar", f"rather for no model: {chosen.why}")
         return None
 
-    def settled(self, reason: Reason, local: Final | None, below: float | None = None) -> dict[str, Any]:
-        """The fields of an unsure answer that it is sure of: the larger model is not asked for them.
-
-        Args:
-            below: the link's own limit, in place of the policy's.
-        """
-        if reason != "unsure" or local is None or self.policy.decides == "all":
-            return {}
-        below = self.policy.below if below is None else below
-        said, confidence = json.loads(local.text), local.confidence or {}
-        return {name: value for name, value in said.items() if confidence.get(name, 0.0) >= below}
-
     def settles(self, final: Final, below: float | None, purpose: Purpose | None) -> bool:
         """Whether a model is sure of its answer, and that something was asked of it: that it is the right model."""
         below = self.policy.below if below is None else below
@@ -120,6 +109,7 @@ class Desk:
         *,
         about: Mapping[str, Any],
         local: Final | None = None,
+        below: float | None = None,
         purpose: Purpose | None = None,
         key: Hashable | None = None,
         secrets: Mapping[str, str],
@@ -131,6 +121,7 @@ class Desk:
             done: called once, in any thread, with the answer and where it is from; with None where there is none.
             about: fields of the example that is kept of it.
             local: this device's own answer.
+            below: the link's own limit, in place of the policy's.
             secrets: texts that were withheld of the question, see `Redactor`: they are in no example either.
         """
         if reason not in self.policy.when or question.hops >= MAX_HOPS:
@@ -144,6 +135,9 @@ class Desk:
             answer = outcome.answer
             if answer is None:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
+            if reason == "unsure" and local is not None and self.policy.decides == "unsure":
+                limit = self.policy.below if below is None else below
+                answer = surer_of_both(local.text, local.confidence or {}, answer, limit)
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy
@@ -211,7 +205,6 @@ class Escalations(Extension):
         *,
         purpose: Purpose | None,
         secrets: Mapping[str, str],
-        settled: Mapping[str, Any],
         max_new: int | None = None,
         hops: int = 0,
     ) -> FarQuestion:
@@ -219,14 +212,13 @@ class Escalations(Extension):
 
         Args:
             purpose: of the model that would answer here; None: it was trained for no task, or none is for it.
-            settled: fields that are decided already.
 
         Raises:
             CannotRedactError: the schema demands something that is withheld.
         """
         return far_question(
             messages, schema, system=desk.policy.system, purpose=purpose,
-            redactor=desk.redactor, secrets=secrets, settled=settled, max_new=max_new, hops=hops,
+            redactor=desk.redactor, secrets=secrets, max_new=max_new, hops=hops,
         )  # fmt: skip
 
     def cancel(self, key: Hashable) -> bool:

@@ -175,9 +175,8 @@ class ReadingJob(Job):
             if wakeup.cannot_leave:
                 raise CannotRedactError(wakeup.cannot_leave)
             question = self._links.escalations.question(
-                desk, asked.messages, asked.schema, purpose=purpose, secrets=wakeup.secrets,
-                settled=desk.settled(reason, local, self._below),
-            )  # fmt: skip
+                desk, asked.messages, asked.schema, purpose=purpose, secrets=wakeup.secrets
+            )
         except CannotRedactError as error:
             self._elsewhere = Route(model=self._model, why=f"{reason}: {why}", failed=str(error))
             return False
@@ -190,6 +189,7 @@ class ReadingJob(Job):
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
+            below=self._below,
             purpose=purpose, secrets=wakeup.secrets,
         )  # fmt: skip
 

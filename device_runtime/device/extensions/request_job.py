@@ -248,9 +248,8 @@ class RequestJob(Job):
             if desk.redactor:
                 messages = desk.redactor.messages(messages, secrets)
             question = self._escalations.question(
-                desk, messages, asked.schema, purpose=purpose, secrets=secrets,
-                settled=desk.settled(reason, local), max_new=asked.max_new, hops=asked.hops,
-            )  # fmt: skip
+                desk, messages, asked.schema, purpose=purpose, secrets=secrets, max_new=asked.max_new, hops=asked.hops
+            )
         except ConfigurationError as error:
             self._elsewhere = replace(self._elsewhere, why=f"{reason}: {why}", failed=str(error))
             return False

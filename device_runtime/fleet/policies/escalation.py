@@ -54,7 +54,7 @@ class Escalation:
     to: Target  # where the larger model is
     when: tuple[Reason, ...] = REASONS  # the reasons that count
     below: float = 0.8  # the least confidence of an answer's fields, under which it is unsure
-    decides: Literal["unsure", "all"] = "unsure"  # which fields of an unsure answer the larger model decides
+    decides: Literal["unsure", "all"] = "unsure"  # what the larger model decides of an unsure answer
     late_s: float | None = None  # what the answer of this device may take; None: half of the deadline
     hot_c: float = 80.0  # from this temperature of the processor on, the device is spared
     busy: int | None = None  # from so many that wait on, new ones go on; None: where the queue is full

@@ -81,21 +81,44 @@ class TestLinks:
         assert form["strict"] is True and form["schema"] == {**ANSWER, "additionalProperties": False}
         assert counts(device) == {"unsure": 1}
 
-    @pytest.mark.parametrize("decides", ["unsure", "all"])
-    def test_what_it_is_sure_of_stays_unless_the_larger_model_decides_all(
-        self, start: Start, far: FarServer, decides: Literal["unsure", "all"]
+    @pytest.mark.parametrize(
+        ("decides", "surely", "answer"),
+        [
+            ("unsure", None, {"kind": "a", "level": "high"}),  # what the device is sure of stays
+            ("unsure", {"kind": 0.99, "level": 0.6}, {"kind": "a", "level": "high"}),
+            ("unsure", {"kind": 0.99, "level": 0.4}, {"kind": "a", "level": "low"}),  # nobody knows: the less unsure
+            ("all", {"kind": 0.99, "level": 0.4}, {"kind": "b", "level": "high"}),
+        ],
+    )
+    def test_the_surer_of_both_has_each_field_unless_the_larger_model_decides_all(
+        self,
+        start: Start,
+        far: FarServer,
+        decides: Literal["unsure", "all"],
+        surely: dict[str, float] | None,
+        answer: dict[str, str],
     ) -> None:
         levels = {"enum": ["low", "high"]}
-        answer = {**ANSWER, "properties": {**ANSWER["properties"], "level": levels}, "required": ["kind", "level"]}
+        form = {**ANSWER, "properties": {**ANSWER["properties"], "level": levels}, "required": ["kind", "level"]}
         script = model(pieces=[json.dumps({"kind": "a", "level": "low"})])
         script.confidence = {"kind": 0.9, "level": 0.5}
-        device, listener = start(script, policy(far, decides=decides), replace(LINK, answer=answer))
-        theirs = {"kind": "a" if decides == "unsure" else "b", "level": "high"}
-        far.say = lambda body: json.dumps(theirs)
+        device, listener = start(script, policy(far, decides=decides), replace(LINK, answer=form))
+        far.say = lambda body: json.dumps({"kind": "b", "level": "high"})
+        far.extra = {} if surely is None else {"stonechat": {"confidence": surely}}
         device.client.publish("in/7/note", "x")
-        assert listener.next()[1]["answer"] == theirs
-        asked = far.asked[0]["response_format"]["json_schema"]["schema"]["properties"]
-        assert asked == {"kind": {"enum": ["a"] if decides == "unsure" else ["a", "b"]}, "level": levels}
+        said = listener.next()[1]
+        assert said["answer"] == answer and said["route"]["where"] != "here"
+        if surely is not None and decides == "unsure":
+            assert said["confidence"] == {"kind": 0.9, "level": max(0.5, surely["level"])}
+        assert kept(device)[0]["answer"] == answer
+
+    @pytest.mark.parametrize("surely", [{"kind": 2}, {"kind": "much"}, [], "x", {"kind": None}])
+    def test_a_confidence_that_is_none_is_not_believed(self, start: Start, far: FarServer, surely: Any) -> None:
+        device, listener = start(model(0.5), policy(far))
+        far.extra = {"stonechat": {"confidence": surely}}
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == THEIRS and "confidence" not in said
 
     def test_a_sure_one_stays_here_and_says_so(self, start: Start, far: FarServer) -> None:
         device, listener = start(model(0.9), policy(far))
