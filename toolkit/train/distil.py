@@ -1,9 +1,9 @@
 """A teacher's distributions as soft targets (Hinton et al. 2015): of each enum field how likely each value is, not only
 which one is right.
 
-The teacher is a bundle: a general model, a checkpoint that was tuned, or one that was trained for the task. It is asked
-about as many cases as the task file says; its labels are scored. Where it writes field by field, what it says of a
-field holds for its own earlier values, and is used where those are right.
+The teacher is a bundle: a general model, a checkpoint or an encoder that was tuned, or a network of the task's own. It
+is asked about as many cases as the task file says; its labels are scored. Where it writes field by field, what it says
+of a field holds for its own earlier values, and is used where those are right.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _kept(path: Path) -> list[Shares]:
 def _teacher(task: Task, shown: Sequence[Example]) -> Answerer:
     assert task.distil is not None
     bundle = open_bundle(task.folder / task.distil.teacher)
-    bundle.manifest.require_task("generate")
+    bundle.manifest.require_task("generate", "classify")
     own = Purpose.of_manifest(bundle.manifest, task.name)
     if own is not None and own.fields != task.fields:
         raise ConfigurationError(
@@ -111,7 +111,7 @@ def _shares(answerer: Answerer, task: Task, example: Example) -> Shares:
         if values:
             shares = answerer.shares(said, name) if follows else None
             found.append(None if shares is None else [round(share, 5) for share in shares])
-        if answerer.purpose.kind != "classify":  # whose fields are decided side by side
+        if not answerer.decides_at_once:
             follows = follows and (said.answer or {}).get(name) == right.get(name)
     return found
 

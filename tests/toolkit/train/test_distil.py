@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from sentencepiece import SentencePieceProcessor
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Distil, Network, Task, load
+from tests.support.tuned_encoder import PURPOSE, tuned_encoder
 from toolkit.examples.readings import generated
 from toolkit.train import network
 from toolkit.train.cases import tokenized
@@ -59,6 +61,18 @@ def test_a_bundle_says_how_likely_each_value_is_and_is_asked_once(task: Task, tm
     kept.write_text(kept.read_text()[:-9])  # cut in the last line: only that one is asked again
     asked: list[float] = []
     assert ask_teacher(task, examples, kept, lambda step, share: asked.append(share)) == said and asked == [1.0]
+
+
+def test_a_tuned_encoder_is_a_teacher_whose_fields_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    tuned_encoder(tmp_path / "bundle")
+    task = replace(LOGS, name=PURPOSE.name, folder=tmp_path, inputs=PURPOSE.inputs, answer=PURPOSE.answer)
+    answerer = Answerer.open(tmp_path / "bundle")
+    said = answerer.answer({"text": "pump"})
+    other = next(value for value in task.fields["state"] or [] if value != (said.answer or {})["state"])
+    wrong = Example({"text": "pump"}, {"state": other, "soon": True})  # the first field is not what the teacher says
+    (found,) = ask_teacher(task, [wrong], tmp_path / "teacher.jsonl", lambda step, share: None)
+    assert found == [pytest.approx(answerer.shares(said, name), abs=1e-4) for name in ("state", "soon")]
+    answerer.close()
 
 
 def test_soft_targets_take_their_share_of_each_decision() -> None:
