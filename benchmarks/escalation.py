@@ -1,10 +1,12 @@
 """Router and escalation on the four example tasks, mixed with 20 % of inputs that are for none of them.
 
-    python benchmarks/escalation.py [--each 200] [--below 0.8] [--far URL --far-model NAME]
+    python benchmarks/escalation.py [--each 200] [--below 0.8]
+        [--far URL --far-model NAME | --far-bundle log-triage=DIR --far-bundle home-commands=DIR]
 
 One real device (four bundles, a router, `escalate`) on a real mosquitto is asked by `RemoteModel`. Without --far, the
 far side is a small OpenAI-compatible server that has the exact rules of the boiler, and no answer to all else: that
-comes back as it was, marked. A second device has the router and no `escalate`: what it has wrong is what the first is
+comes back as it was, marked. With --far-bundle it is another device on the same broker, which has these bundles and the
+same router. A second device has the router and no `escalate`: what it has wrong is what the first is
 held against. Printed are the share that left the device beside the share that is unfamiliar or that was wrong, the
 errors on what left before and after, and what router and escalation add to an answer that stays here (medians of
 interleaved requests, on one machine).
@@ -54,10 +56,21 @@ def rules(body: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def device(name: str, port: int, folder: Path, policy: Escalation | None, *, routed: bool) -> Iterator[Service]:
-    """A device with the four bundles."""
+def device(
+    name: str,
+    port: int,
+    folder: Path,
+    policy: Escalation | None,
+    *,
+    routed: bool,
+    bundles: Mapping[str, str] | None = None,
+) -> Iterator[Service]:
+    """A device with the four bundles, or with others in their place."""
     fleet = load(ROOT / "examples" / "router" / "fleet.yaml")
-    entries = fleet.models_of("house")
+    entries = {
+        name: replace(entry, bundle=(bundles or {}).get(name, entry.bundle))
+        for name, entry in fleet.models_of("house").items()
+    }
     config = fleet.device("house", BrokerAddress("127.0.0.1", port), folder / name)
     config = replace(
         config, device=name, escalate=policy, home_assistant=False, routing=config.routing if routed else None
@@ -139,16 +152,18 @@ def main() -> None:
     parser.add_argument("--below", type=float, default=0.8)
     parser.add_argument("--far", metavar="URL")
     parser.add_argument("--far-model", default="far")
+    parser.add_argument("--far-bundle", metavar="MODEL=DIR", action="append", default=[])
     parser.add_argument("--far-timeout", metavar="S", type=float, default=30.0, help="that the far side may take")
     args = parser.parse_args()
     cases = mixed(args.each)
     with tempfile.TemporaryDirectory() as name, mosquitto(Path(name)) as port, far_server() as server:
         folder, broker = Path(name), BrokerAddress("127.0.0.1", port)
         server.say = rules
-        policy = Escalation(
-            Target(url=args.far or server.url, model=args.far_model), below=args.below, timeout_s=args.far_timeout
-        )
+        bundles = dict(pair.split("=", 1) for pair in args.far_bundle)
+        target = Target(device="desk") if bundles else Target(url=args.far or server.url, model=args.far_model)
+        policy = Escalation(target, below=args.below, timeout_s=args.far_timeout)
         with (
+            device("desk", port, folder, None, routed=True, bundles=bundles) if bundles else contextlib.nullcontext(),
             device("plain", port, folder, None, routed=False),
             device("alone", port, folder, None, routed=True),
             device("brain", port, folder, policy, routed=True) as house,
