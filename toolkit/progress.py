@@ -1,20 +1,25 @@
-"""A progress bar on stderr, only where a person watches."""
+"""A progress bar on stderr; in a log, a line a minute."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 __all__ = ["ProgressBar"]
 
+_EVERY_S = 60.0  # between lines in a log
+
 
 class ProgressBar:
-    """One bar per step; silent when stderr is not a terminal."""
+    """One bar per step. Where stderr is no terminal, work of more than a minute says each minute how far it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._bar: Any = None
         self._step = ""
+        self._clock_s, self._said_s = clock_s, clock_s()
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -27,8 +32,13 @@ class ProgressBar:
 
     def update(self, step: str, share: float, detail: str = "") -> None:
         """Show that `share` (0 … 1) of `step` is done, and `detail` beside it."""
-        if not sys.stderr.isatty():
-            return
+        if sys.stderr.isatty():
+            self._show(step, share, detail)
+        elif (now_s := self._clock_s()) - self._said_s >= _EVERY_S:
+            self._said_s = now_s
+            print(f"{step}: {share:.0%}{', ' if detail else ''}{detail}", file=sys.stderr, flush=True)
+
+    def _show(self, step: str, share: float, detail: str) -> None:
         if step != self._step:
             from tqdm import tqdm
 
