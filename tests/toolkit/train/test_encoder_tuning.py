@@ -135,7 +135,7 @@ def test_each_case_is_in_one_batch_of_an_epoch_and_what_fills_up_counts_nothing(
     batches = batches_of(texts, 4, np.random.default_rng(0))
     found = [tuple(b.tokens[i, : b.lengths[i]]) for b in batches for i in range(4) if b.weights[i]]
     assert sorted(found) == sorted(tuple(tokens) for tokens in texts.tokens)
-    assert len({b.tokens.shape[1] for b in batches}) <= 3
+    assert len({b.tokens.shape[1] for b in batches}) <= 4
 
 
 @pytest.mark.slow  # 5 s of CPU

@@ -141,10 +141,10 @@ def batches_of(
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def batch_lengths(own: Sequence[int]) -> list[int]:
-    """The lengths that batches have: up to six cases in ten are short, one in ten is long."""
+def batch_lengths(own: Sequence[int], shares: Sequence[float] = _SHARES) -> list[int]:
+    """The lengths that batches have: these shares of the cases are at most so long."""
     rounded = sorted(-(-length // _ROUND) * _ROUND for length in own)
-    return sorted({rounded[max(0, round(len(rounded) * share) - 1)] for share in _SHARES})
+    return sorted({rounded[max(0, round(len(rounded) * share) - 1)] for share in shares})
 
 
 def _batch(cases: Sequence[Conversation], prefix: Sequence[int], size: int, length: int, learnt: int) -> Batch:

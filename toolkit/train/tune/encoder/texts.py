@@ -17,6 +17,8 @@ from toolkit.train.tune.conversations import batch_lengths
 
 __all__ = ["Batch", "Texts", "batches_of", "encoder_of", "texts_of"]
 
+_SHARES = (0.35, 0.75, 0.95, 1.0)  # of the cases, by their length: most texts are short, and a few are very long
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -61,7 +63,7 @@ def batches_of(texts: Texts, size: int, rng: np.random.Generator) -> list[Batch]
     The number of different lengths is small, since each is compiled. Cases and batches are in an order that is drawn.
     """
     own = [len(tokens) for tokens in texts.tokens]
-    lengths = batch_lengths(own)
+    lengths = batch_lengths(own, _SHARES)
     found = []
     for length, shorter in zip(lengths, [0, *lengths], strict=False):
         rows = [i for i, count in enumerate(own) if shorter < count <= length]
