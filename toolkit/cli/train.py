@@ -51,12 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="the same seed, the same bundle")
     parser.add_argument("--steps", metavar="N", type=whole_number(1), help="(default: 4000)")
-    parser.add_argument(
-        "--batch",
-        metavar="N",
-        type=whole_number(1),
-        help="cases a step (default: 128; tune: 16, of an encoder 32)",
-    )
+    parser.add_argument("--batch", metavar="N", type=whole_number(1), help="cases a step (default: 128; tune: 16)")
     parser.add_argument(
         "--cases",
         metavar="[TASK=]N",
@@ -73,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate",
         metavar="X",
         type=share,
-        help="of tune: learning rate at its highest (default: 0.001; rank 0 and an encoder: 0.0001)",
+        help="of tune: learning rate at its highest (default: 0.001; rank 0: 0.0001; of an encoder 0.0002)",
     )
     parser.add_argument(
         "--layers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -250,8 +251,9 @@ def train(task: Task, output: Path, kill: bool = False) -> dict[str, Any]:
     """The real command; killed when it has kept its first step, and then run again."""
     flags = ["--kind", "tune", "--from", ENCODERS / "bert-embed", "--cases", "240", "--epochs", "20", "--json"]
     command = [sys.executable, "-m", "toolkit", "train", task.folder, *flags, "-o", output]
+    env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # see conftest.py
     if kill:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until_s = time.monotonic() + 300
         while not output.with_name(f"{output.name}.training").joinpath("trained.npz").is_file():
             assert process.poll() is None and time.monotonic() < until_s
@@ -259,7 +261,7 @@ def train(task: Task, output: Path, kill: bool = False) -> dict[str, Any]:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not output.exists()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -35,8 +35,8 @@ class Plan:
     """How long and how hard to tune."""
 
     epochs: int = 1
-    batch: int = 32  # cases a step
-    peak: float = 1e-4  # learning rate
+    batch: int = 16  # cases a step
+    peak: float = 2e-4  # learning rate
     decay: float = 0.01  # weight decay
     average: float = 0.98  # of the running mean of the weights, which is what the bundle gets
     noise: float = 0.03  # share of a text's tokens that are exchanged for others, which differ at each step
