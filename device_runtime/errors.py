@@ -20,6 +20,7 @@
     ├── CheckpointError (ValueError)           1  a checkpoint that cannot be read
     │   └── ArchitectureError                  1  a model family that no converter supports
     ├── BundleError (ValueError)               1  a bundle that is damaged or too new
+    │   └── OutdatedBundleError                1  a bundle that only an earlier stonechat runs
     ├── ImageError (ValueError)                1  firmware, or a packed bundle to flash, that is damaged
     ├── FlashError                             1  a board refused an image, or holds something else than it
     ├── GraphError (ValueError)                1  a graph that TFLite Micro could not run, or a damaged one
@@ -67,6 +68,7 @@ __all__ = [
     "MissingExtraError",
     "NoAnswerError",
     "OffSiteError",
+    "OutdatedBundleError",
     "PartFailedError",
     "RefusedError",
     "RemoteError",
@@ -257,6 +259,10 @@ class BundleError(StonechatError, ValueError):
     """A bundle is incomplete, altered, or of a format this version does not read."""
 
     code = "bundle"
+
+
+class OutdatedBundleError(BundleError):
+    """A bundle of before an upgrade, whose graph this version does not run."""
 
 
 class ImageError(StonechatError, ValueError):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from device_runtime.errors import BundleError, ConfigurationError
+from device_runtime.errors import BundleError, ConfigurationError, OutdatedBundleError
 from device_runtime.records import typed_json
 
 __all__ = [
@@ -76,6 +76,11 @@ class GraphShape:
     weight_bytes: int  # weights that one decode step reads
     rotated: bool  # the residual stream is in the basis of converters/quantize/rotation.py
     several: int = 0  # tokens of a run that gives the logits after each, unless the processor likes more; 0: one
+
+    @property
+    def cache_type(self) -> Literal["int8", "float32"]:
+        """What the kv_cache's elements are; float32 where no `pi` graph has int8 yet."""
+        return "int8" if self.kv_cache_element_bytes == 1 else "float32"
 
     def bytes_per_token(self, positions: int) -> int:
         """Bytes that one decode step reads when the cache holds `positions`: weights, and the cache's window."""
@@ -262,13 +267,13 @@ class Manifest:
             )
 
     def require_present_graph(self) -> None:
-        """Raise a `BundleError` if only an earlier stonechat runs such a graph.
+        """Raise an `OutdatedBundleError` if only an earlier stonechat runs such a graph.
 
         Not when a manifest is read: what lies in a device's other slot may be of before an upgrade.
         """
         counts = self.counts.get(self.profile)
         if self.task == "generate" and self.profile == "pi" and counts is not None and counts.signatures > 1:
-            raise BundleError(
+            raise OutdatedBundleError(
                 f"{self.name} {self.version} was made by an earlier stonechat: its graph has {counts.signatures} "
                 f"signatures for each size of the kv_cache, and this one runs graphs with a single {DECODER!r}. "
                 "Convert the checkpoint again; a device that was upgraded takes the new bundle with `stonechat deploy`."

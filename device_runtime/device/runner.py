@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
-from device_runtime.errors import ConfigurationError, DamagedWeightsError, StonechatError
+from device_runtime.errors import ConfigurationError, DamagedWeightsError, OutdatedBundleError, StonechatError
 from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.machine.power import EnergyMeter, energy_fields
@@ -158,6 +158,7 @@ class ModelRunner:
         self._settings = {entry.name: entry for entry in settings}
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
         self._models: dict[str, Model] = {}
+        self._not_open: dict[str, str] = {}  # why, by model
         self._purposes: dict[str, tuple[Manifest, Purpose | None]] = {}  # by bundle
         self._lock = threading.Lock()
         self._current: CancellableRun | None = None
@@ -234,18 +235,33 @@ class ModelRunner:
             self._purposes[manifest.name] = manifest, purpose
         return purpose
 
+    @property
+    def not_open(self) -> dict[str, str]:
+        """By model: why it cannot be opened, where that is no reason to go offline."""
+        return dict(self._not_open)
+
     def open(self) -> None:
         """Open every model."""
         for name in self._settings:
-            self._models[name] = self._open_model(name)
+            self._try_to_open(name)
 
     def reopen(self, name: str) -> None:
         """Close a model, and open what its name stands for now; there is never memory needed for both."""
         try:
-            self._models.pop(name).close()
+            if (model := self._models.pop(name, None)) is not None:
+                model.close()
         except DamagedWeightsError as error:  # which go with it
             log.error("%s", error)
-        self._models[name] = self._open_model(name)
+        self._try_to_open(name)
+
+    def _try_to_open(self, name: str) -> None:
+        """A bundle of before an upgrade is none that a device ends for: then nobody could send it another."""
+        self._not_open.pop(name, None)
+        try:
+            self._models[name] = self._open_model(name)
+        except OutdatedBundleError as error:
+            log.error("%s: %s", name, error)
+            self._not_open[name] = str(error)
 
     def generate(
         self,

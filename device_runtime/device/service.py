@@ -308,6 +308,7 @@ class Service:
             models=names,
             pool=self.config.pool,
             bundles=self._bundles or None,
+            not_open=self._device.runner.not_open or None,
             tasks=self._device.runner.tasks or None,
             **hardware,
         )

@@ -399,6 +399,9 @@ class Info:
     firmware: Annotated[str | None, "its version, on a microcontroller"] = None
     pool: Annotated[str | None, "the pool whose requests it shares"] = None
     bundles: Annotated[Mapping[str, str] | None, "by model: name and version of the bundle that answers"] = None
+    not_open: Annotated[
+        Mapping[str, str] | None, "by model: why its bundle cannot be opened; the device takes another one"
+    ] = None
     tasks: Annotated[
         Mapping[str, str] | None, "of the models with another task than `generate`: `embed`, `classify`, `translate`"
     ] = None

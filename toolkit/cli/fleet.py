@@ -74,6 +74,7 @@ def _fields(report: DeviceReport, fleet: Fleet | None) -> dict[str, Any]:
         "board": info.board if info else None,
         "models": models,
         "bundles": dict(info.bundles) if info and info.bundles else {},
+        "not_open": dict(info.not_open) if info and info.not_open else {},
         "pool": info.pool if info and info.pool else planned.pool if planned else None,
         "planned": planned is not None if fleet else None,
         "answers": health.answers if health else None,
@@ -94,6 +95,10 @@ def _text(rows: list[dict[str, Any]]) -> Iterator[str]:
         models = ", ".join(f"{name} ({bundles[name]})" if name in bundles else name for name in row["models"])
         lines.append((row["device"], row["state"], row["version"] or "-", row["pool"] or "-", models or "-"))
     yield from table(lines, ("device", "state", "stonechat", "pool", "models"))
+    for row in rows:
+        for name, why in row["not_open"].items():
+            yield ""
+            yield f"{row['device']}: {name} is not open. {why}"
     answers = [(row["device"], link, answer) for row in rows for link, answer in row["links"].items()]
     if answers:
         yield ""

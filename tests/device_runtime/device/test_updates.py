@@ -244,6 +244,26 @@ def test_a_signed_bundle_is_fetched_tried_and_serves(operator, bundles):
     assert not (o.device.folder / "incoming").exists()
 
 
+def test_a_device_whose_bundle_is_of_before_an_upgrade_is_online_and_takes_the_next(operator, device, bundles, key):
+    first = device()
+    first.stop()
+    active = first.folder / read_state(first.folder).active
+    manifest = json.loads((active / "manifest.json").read_text())
+    manifest["counts"]["pi"]["signatures"] = 3  # as graphs had them
+    (active / "manifest.json").write_text(json.dumps(manifest))
+    sign_bundle(active, {}, [key])
+
+    o = operator(bundles["2"], device(first.name))
+    while not o.infos:
+        o.until(lambda said: isinstance(said, Info))
+    assert "3 signatures" in o.infos[-1].not_open["assistant"]
+    assert "stonechat deploy" in o.infos[-1].not_open["assistant"]
+    assert o.infos[-1].bundles is None
+    assert o.end_of(o.order()).phase is Phase.CONFIRMED
+    assert o.infos[-1].bundles == {"assistant": "gqa-tied 2"}
+    assert o.infos[-1].not_open is None
+
+
 def test_only_what_has_changed_travels(operator, bundles):
     o = operator(bundles["2"])
     sent: list[str] = []
