@@ -24,6 +24,7 @@ from converters.network.tensors import Role, by_role, linears, matmul_weights
 from converters.network.weights import CanonicalWeights, FloatArray
 from converters.profiles import PROFILES, GraphJob, Profile, WeightType, profile_of
 from converters.quantize.blocks import BLOCK
+from converters.quantize.cache_ranges import CachePeaks, cache_ranges
 from converters.quantize.calibrate import ActivationParams
 from converters.quantize.observers import ChannelPeaks, read_prefix_and_windows
 from converters.quantize.own_grid import GridWeights, around_one, has_own_grid
@@ -232,7 +233,7 @@ def _build(
     written = profile.write(work / MODEL, job)
     quality = {} if options.fast else _int16_quality(job, written.activations, tokenizer, file, options, progress)
     if logits is not None:
-        save_prefix(work / PREFIX, Prefix(job.prefix, logits))
+        save_prefix(work / PREFIX, Prefix(written.prefix, logits))
     counts = {**graph_counts(checkpoint.config, context, profile), profile.name: written.counts}
     manifest = _manifest(checkpoint, work, profile, context, options, tokens, quality, counts, own_grid)
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -288,23 +289,31 @@ def _job(
     """Read the prefix in float, find the large channels, and change the basis; also returns the prefix's logits."""
     canonical = CanonicalWeights(checkpoint.config, checkpoint.read)
     peaks = ChannelPeaks(checkpoint.config, BLOCK if own_grid else None)
+    of_cache = CachePeaks(checkpoint.config, rotated=not own_grid)
+
+    def observe(name: str, values: FloatArray) -> None:
+        peaks(name, values)
+        of_cache(name, values)
+
     cache, logits = read_prefix_and_windows(
         canonical,
         np.array(tokens, np.int64),
         windows[:_PEAK_WINDOWS],
-        peaks,
+        observe,
         lambda share: progress("calibrating", share),
     )
     canonical.release()
     report = lambda share: progress("quantizing", share)  # noqa: E731
     if own_grid:
         grid = GridWeights(canonical, peaks)
-        return GraphJob(grid, grid.cache(cache), windows, context, options.fast, report), logits
+        ranges = cache_ranges(checkpoint.config, grid.cache(of_cache.cache()), grid.cache(cache))
+        return GraphJob(grid, grid.cache(cache), windows, context, options.fast, ranges, report), logits
     order = sorted_channels(checkpoint.config, peaks)
     of_norms = norm_factors(checkpoint.config, peaks.peaks, canonical, profile.turns_head)
     of_down = _down_factors(checkpoint.config, peaks, order, profile)
     weights = RotatedWeights(canonical, order, of_down, of_norms, profile.turns_head)
-    return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, report), logits
+    ranges = cache_ranges(checkpoint.config, of_cache.cache(), weights.rotate_cache(cache))
+    return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, ranges, report), logits
 
 
 def _int16_quality(

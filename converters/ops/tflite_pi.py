@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.emit.tflite_write import Constant, Subgraph, Tensor
+from converters.emit.tflite_write import Constant, Quantization, Subgraph, Tensor
 from converters.network.config import Attention, NetworkConfig, Rope
 from converters.network.weights import FloatArray
 from converters.ops.tflite import Op
@@ -37,6 +37,15 @@ class EmbeddingRows:
 
 
 @dataclass(frozen=True)
+class CacheConstants:
+    """How a layer's keys and values are stored, see quantize/cache_ranges.py; the rest is part of the weights."""
+
+    key_offset: FloatArray  # (kv_heads, 1, head_dim), taken away from the keys after RoPE
+    key_scale: float
+    value_scale: float
+
+
+@dataclass(frozen=True)
 class PiConstants:
     """What all signatures of a model share."""
 
@@ -47,6 +56,7 @@ class PiConstants:
     positions: EmbeddingRows | None  # learned positions
     ropes: Mapping[Rope, tuple[Constant, Constant]]  # cos and sin, float32 (positions, rotated), see `rope_tables`
     norms: Mapping[str, FloatArray]  # gains that are not part of the weights, by tensor name
+    cache: tuple[CacheConstants, ...]  # of each layer
     head_basis: Constant | None = None  # float32 (width, width): what is read by a head in a basis of its own
 
 
@@ -71,7 +81,11 @@ class PiOps(PiParts):
         self._cache = []
         for i, block in enumerate(config.blocks):
             shape = (1, block.attention.kv_heads, window, block.attention.head_dim)
-            keys, values = (graph.input(f"{kind}_{i}", shape, np.float32, resizable=2) for kind in "kv")
+            scales = (constants.cache[i].key_scale, constants.cache[i].value_scale)
+            keys, values = (
+                graph.input(f"{kind}_{i}", shape, np.int8, Quantization.per_tensor(scale), resizable=2)
+                for kind, scale in zip("kv", scales, strict=True)
+            )
             self._cache.append((keys, values))
         self._fresh: list[tuple[Tensor, Tensor]] = []
         self._by_head: dict[int, Tensor] = {}  # what `_heads` has made, by the tensor that it was made of
@@ -194,13 +208,20 @@ class PiOps(PiParts):
     def attend(self, q: Value, k: Value, v: Value, attention: Attention, layer: int) -> Value:
         """Scores against the new keys and against the cache, one softmax over both.
 
+        The new keys and values are used as the cache will have them, so that it does not matter how many tokens come in
+        one run.
+
         A slice begins at a fixed place, and both parts may have any length: so the new keys are filled up with zeros,
         which the mask hides. The scale of the scores is part of the weights of q, or of its norm's gain.
         """
         c, name = attention, f"layers.{layer}"
         queries, keys, values = (self._head_rows(x, c) for x in (q, k, v))
-        self._fresh.append((keys, values))
-        cached_keys, cached_values = self._cache[layer]
+        keys = self._binary(Op.SUB, keys, self._float("key_offset", self._constants.cache[layer].key_offset), "keys")
+        of_keys, of_values = self._cache[layer]
+        stored_keys, stored_values = self._stored(keys, of_keys), self._stored(values, of_values)
+        self._fresh.append((stored_keys, stored_values))
+        keys, values = self._floats(stored_keys), self._floats(stored_values)
+        cached_keys, cached_values = self._cached_floats(of_keys), self._cached_floats(of_values)
         new = self._batch_matmul(queries, self._filled_up(keys), True, f"{name}.scores_new")
         old = self._batch_matmul(queries, cached_keys, True, f"{name}.scores_old")  # (1, kv_heads, rows, window)
         scores = self._concat([new, old], f"{name}.scores")
@@ -215,6 +236,23 @@ class PiOps(PiParts):
         mixed = self._binary(Op.ADD, from_old, from_new, f"{name}.attention")  # (1, kv_heads, rows, head_dim)
         mixed = self._heads_first(self._reshape(mixed, (c.heads, self._count, c.head_dim), rows=1))
         return self._whole(self._reshape(mixed, (self._count, c.q_width), rows=0))
+
+    def _stored(self, x: Tensor, cache: Tensor) -> Tensor:
+        """int8, with the cache's scale."""
+        return self._op(
+            Op.QUANTIZE, [x], f"{x.name}.stored", x.shape, schema.QuantizeOptionsT(), 2, np.int8, cache.quantization
+        )
+
+    def _floats(self, x: Tensor) -> Tensor:
+        return self._op(Op.DEQUANTIZE, [x], f"{x.name}.floats", x.shape, schema.DequantizeOptionsT(), 2)
+
+    def _cached_floats(self, cache: Tensor) -> Tensor:
+        """The RESHAPE changes nothing, but without it XNNPACK 2.3 takes back the caches of all layers before the first
+        layer, and has them and what it packs of them all at once: 32 MB for 12 of floats."""
+        floats, options = self._floats(cache), schema.ReshapeOptionsT()
+        written = [-1 if axis == 2 else size for axis, size in enumerate(cache.shape)]
+        options.newShape = np.array(written, np.int32)
+        return self._moved(Op.RESHAPE, [floats, self._ints(written)], floats.name, cache.shape, options)
 
     def _filled_up(self, x: Tensor) -> Tensor:
         """(1, kv_heads, tokens of a run, head_dim) and zeros, up to the most tokens that a run may have."""

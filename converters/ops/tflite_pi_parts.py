@@ -199,7 +199,8 @@ class PiParts(TfliteOps):
         for i, (rows_of_layer, kept) in enumerate(zip(fresh, cache, strict=True)):
             for kind, rows, whole in zip("kv", rows_of_layer, kept, strict=True):
                 (out,) = self._graph.operator(
-                    Op.DYNAMIC_UPDATE_SLICE, [whole, rows, start], [(f"{kind}_{i}", whole.shape, np.float32, None)],
+                    Op.DYNAMIC_UPDATE_SLICE, [whole, rows, start],
+                    [(f"{kind}_{i}", whole.shape, whole.dtype, whole.quantization)],
                     schema.DynamicUpdateSliceOptionsT(), 2,
                 )  # fmt: skip
                 self._graph.output(f"{kind}_{i}", out)

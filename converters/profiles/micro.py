@@ -85,7 +85,7 @@ class MicroProfile(Profile):
             ops = MicroOps(writer.subgraph("decode"), constants, config, result.params, job.context)
             ops.finish(decoder(ops, config))
             writer.write(path, f"stonechat micro profile, context {job.context}")
-        return Written(_count(constants, config, result.params, job.context), result)
+        return Written(_count(constants, config, result.params, job.context), job.prefix, result)
 
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """As in `Profile`. A search is taken to center whatever it may: no graph has more operators."""

@@ -22,7 +22,7 @@ from converters.network.tensors import Linear, Role, groups
 from converters.network.weights import FloatArray
 from converters.ops.counting import CountingWriter, count_graph
 from converters.ops.tflite import rope_tables
-from converters.ops.tflite_pi import EmbeddingRows, PiConstants, PiOps
+from converters.ops.tflite_pi import CacheConstants, EmbeddingRows, PiConstants, PiOps
 from converters.ops.tflite_pi_parts import BlockedColumns, ColumnRange, QuantizedMatmul
 from converters.profiles.profile import (
     GraphJob,
@@ -35,6 +35,7 @@ from converters.profiles.profile import (
     unfolded_gains,
 )
 from converters.quantize.blocks import BLOCK, BlockRows, packed_int4, quantize_blocks
+from converters.quantize.cache_ranges import CacheRange, stored_cache
 from converters.quantize.observers import observe_windows
 from converters.quantize.own_grid import GridWeights
 from converters.quantize.params import SMALL_FFN_WIDTH
@@ -47,7 +48,7 @@ __all__ = ["PiProfile", "sorted_cuts"]
 
 
 class PiProfile(Profile):
-    """int8 or int4 weights, activations quantized on the fly by the kernel, a float32 kv_cache in windows.
+    """int8 or int4 weights, activations quantized on the fly by the kernel, an int8 kv_cache in windows.
 
     With 4 bits the embedding and the head keep 8: they are looked up and multiplied row by row, and rows of a
     vocabulary have little in common.
@@ -57,7 +58,7 @@ class PiProfile(Profile):
     default_context = 1024
     calibration_window = 256
     calibration_tokens = 4096
-    kv_cache_element_bytes = 4
+    kv_cache_element_bytes = 1
     turns_head = True
     supports = PiOps.SUPPORTS
 
@@ -86,7 +87,7 @@ class PiProfile(Profile):
             ops = PiOps(writer.subgraph(DECODER), constants, config, tokens, window, job.context)
             ops.finish(decoder(ops, config))
             writer.write(path, f"stonechat pi profile, context {job.context}")
-        return Written(_count(constants, config, job.context))
+        return Written(_count(constants, config, job.context), stored_cache(job.prefix, job.cache_ranges))
 
     def estimate(self, config: NetworkConfig, context: int, *, fast: bool = False) -> GraphCounts:
         """As in `Profile`; nothing depends on `fast`."""
@@ -139,7 +140,9 @@ class _Constants:
             cos, sin = (writer.constant(table) for table in rope_tables(rope, job.context))
             ropes[rope] = (cos, sin)
         basis = writer.constant(self._weights("head_basis.weight")) if config.head.turned else None
-        return PiConstants(self._matmuls, embedding, embedding_map, positions, ropes, _norms(self._weights), basis)
+        norms = _norms(self._weights, job.cache_ranges)
+        cache = tuple(CacheConstants(r.key_offset[:, None], r.key_scale, r.value_scale) for r in job.cache_ranges)
+        return PiConstants(self._matmuls, embedding, embedding_map, positions, ropes, norms, cache, basis)
 
     def _rows(self, table: FloatArray) -> EmbeddingRows:
         (rows,) = quantize_rows(table)
@@ -160,7 +163,7 @@ class _Constants:
             return QuantizedMatmul(self._blocked(blocks), self._bias(group), tuple(matmul.rows for matmul in group))
         cuts = sorted_cuts(group[0].columns) if group[0].role is Role.DOWN else ()
         parts = [quantize_rows(self._weights(matmul.weight), cuts, hessian) for matmul in group]
-        factors = [np.float32(self._score_scale(matmul)) for matmul in group]
+        factors = [self._row_factors(matmul) for matmul in group]
         ranges, start = [], 0
         for same_columns in zip(*parts, strict=True):
             weight = same_columns[0].values
@@ -177,10 +180,10 @@ class _Constants:
             return None
         if self._grid is None:
             return [
-                quantize_blocks(self._weights(matmul.weight) * np.float32(self._score_scale(matmul)), BLOCK, hessian)
+                quantize_blocks(self._weights(matmul.weight) * self._row_factors(matmul)[:, None], BLOCK, hessian)
                 for matmul in group
             ]
-        found = [self._grid.blocks(matmul, self._score_scale(matmul)) for matmul in group]
+        found = [self._grid.blocks(matmul, self._row_factors(matmul)) for matmul in group]
         return [rows for rows in found if rows is not None] if None not in found else None
 
     def _blocked(self, blocks: Sequence[BlockRows]) -> BlockedColumns:
@@ -191,22 +194,46 @@ class _Constants:
         return BlockedColumns(weight, scale, self._writer.constant(offset.values), offset.scale)
 
     def _bias(self, group: Sequence[Linear]) -> Constant | None:
-        if not any(matmul.bias for matmul in group):
+        if not _has_bias(group):
             return None
-        biases = [
-            self._weights(f"{matmul.name}.bias") * np.float32(self._score_scale(matmul))
-            if matmul.bias
-            else np.zeros(matmul.rows, np.float32)
-            for matmul in group
-        ]
+        biases = []
+        for matmul in group:
+            bias = np.zeros(matmul.rows, np.float32)
+            if matmul.bias:
+                bias = self._weights(f"{matmul.name}.bias") * self._row_factors(matmul)
+            biases.append(bias + self._cache_bias(matmul))
         return self._writer.constant(np.concatenate(biases))
 
-    def _score_scale(self, matmul: Linear) -> float:
-        """Attention's 1 / sqrt(head_dim) is part of q, at no cost; where q is normed it is part of the norm's gain."""
-        if matmul.role is not Role.Q or matmul.layer is None:
-            return 1
+    def _cache_bias(self, matmul: Linear) -> FloatArray:
+        """v gives values without what is taken away from all of them, and o gives it back."""
+        if matmul.layer is None or matmul.role not in (Role.V, Role.O):
+            return np.zeros(matmul.rows, np.float32)
+        offset = self._job.cache_ranges[matmul.layer].value_offset  # (kv_heads, head_dim)
+        if matmul.role is Role.V:
+            return -offset.reshape(-1)
         attention = self._config.blocks[matmul.layer].attention
-        return 1 if attention.qk_norm else attention.score_scale
+        of_heads = np.repeat(offset, attention.heads // attention.kv_heads, axis=0)
+        return np.asarray(self._weights(matmul.weight) @ of_heads.reshape(-1))
+
+    def _row_factors(self, matmul: Linear) -> FloatArray:
+        """What the rows of a matmul are multiplied by, at no cost: attention's 1 / sqrt(head_dim) in q, what keys are
+        divided by in k, and in q the other way. Where q and k are normed, that is part of the norms' gains."""
+        ones = np.ones(matmul.rows, np.float32)
+        if matmul.layer is None or matmul.role not in (Role.Q, Role.K):
+            return ones
+        attention = self._config.blocks[matmul.layer].attention
+        if attention.qk_norm:
+            return ones
+        factors = self._job.cache_ranges[matmul.layer].key_factors  # (kv_heads, head_dim)
+        if matmul.role is Role.K:
+            return ones / factors.reshape(-1)
+        of_heads = np.repeat(factors, attention.heads // attention.kv_heads, axis=0)
+        return of_heads.reshape(-1) * np.float32(attention.score_scale)
+
+
+def _has_bias(group: Sequence[Linear]) -> bool:
+    """v and o always have one, for what is taken away from the values of the kv_cache."""
+    return any(matmul.bias or matmul.role in (Role.V, Role.O) for matmul in group)
 
 
 def _count(constants: PiConstants, config: NetworkConfig, context: int) -> GraphCounts:
@@ -233,7 +260,7 @@ def _placeholders(config: NetworkConfig, context: int, weight_bits: int) -> PiCo
         )
         if weight_bits == 4 and group[0].role is not Role.HEAD and columns % BLOCK == 0:
             ranges = _blocked_placeholder(shaped, sum(rows), columns)
-        bias = shaped((sum(rows),), np.float32) if any(matmul.bias for matmul in group) else None
+        bias = shaped((sum(rows),), np.float32) if _has_bias(group) else None
         matmuls[group[0].group] = QuantizedMatmul(ranges, bias, rows)
     of_head = matmuls[groups(config)[-1][0].group].ranges
     assert not isinstance(of_head, BlockedColumns)
@@ -246,7 +273,17 @@ def _placeholders(config: NetworkConfig, context: int, weight_bits: int) -> PiCo
         positions = EmbeddingRows(shaped((count, config.width), np.int8), shaped((count,), np.float32))
     basis = shaped((config.width, config.width), np.float32) if config.head.turned else None
     return PiConstants(
-        matmuls, embedding, mapped, positions, shaped_ropes(config, context, shaped), shaped_gains(config), basis
+        matmuls,
+        embedding,
+        mapped,
+        positions,
+        shaped_ropes(config, context, shaped),
+        shaped_gains(config),
+        tuple(
+            CacheConstants(np.zeros((block.attention.kv_heads, 1, block.attention.head_dim), np.float32), 1, 1)
+            for block in config.blocks
+        ),
+        basis,
     )
 
 
@@ -258,11 +295,13 @@ def _blocked_placeholder(
     return BlockedColumns(weight, shaped(per_block, np.float16), shaped(per_block, np.int8), np.ones(rows, np.float32))
 
 
-def _norms(weights: RotatedWeights | GridWeights) -> dict[str, FloatArray]:
-    """Gains that are not folded; those of queries take in attention's scale."""
+def _norms(weights: RotatedWeights | GridWeights, ranges: Sequence[CacheRange]) -> dict[str, FloatArray]:
+    """Gains that are not folded; those of queries take in attention's scale, and what keys are divided by."""
     gains = unfolded_gains(weights)
-    for i, block in enumerate(weights.config.blocks):
-        name = f"layers.{i}.q_norm.weight"
-        if name in gains:
-            gains[name] = gains[name] * np.float32(block.attention.score_scale)
+    for i, (block, found) in enumerate(zip(weights.config.blocks, ranges, strict=True)):
+        queries, keys = f"layers.{i}.q_norm.weight", f"layers.{i}.k_norm.weight"
+        if queries in gains:
+            factors = found.key_factors[0]  # the same for all heads
+            gains[queries] = gains[queries] * (factors * np.float32(block.attention.score_scale))
+            gains[keys] = gains[keys] / factors
     return gains

@@ -16,6 +16,7 @@ from converters.network.config import Block, Feature, NetworkConfig, Rope
 from converters.network.tensors import tensors
 from converters.network.weights import FloatArray
 from converters.ops.numpy import KvCache
+from converters.quantize.cache_ranges import CacheRange
 from converters.quantize.calibrate import ActivationParams
 from converters.quantize.own_grid import GridWeights
 from converters.quantize.rotation import RotatedWeights
@@ -44,6 +45,7 @@ class GraphJob:
     windows: npt.NDArray[np.integer]  # (windows, length) tokens to calibrate on, each after the prefix
     context: int  # positions that the kv_cache holds, those of the prefix included
     fast: bool  # round weights to the nearest and search for nothing
+    cache_ranges: tuple[CacheRange, ...] = ()  # of each layer, where the profile stores its kv_cache in int8 by them
     progress: Callable[[float], None] = lambda share: None
 
 
@@ -61,6 +63,7 @@ class Written:
     """What is known of a graph that was written."""
 
     counts: GraphCounts
+    prefix: KvCache  # as the graph stores it
     activations: ActivationParams = field(default_factory=ActivationParams)  # empty where quantized on the fly
 
 

@@ -85,14 +85,14 @@ class GridWeights(Weights):
         self._inputs = _input_factors(source, peaks, canonical)  # by the name of the input: by channel, or nothing
         self._outputs = _output_factors(source, self._inputs)  # by the name of a matmul
 
-    def blocks(self, matmul: Linear, factor: float = 1.0) -> BlockRows | None:
-        """The integers of a matmul, times `factor`; None where its weights lie on no grid."""
+    def blocks(self, matmul: Linear, factors: FloatArray) -> BlockRows | None:
+        """The integers of a matmul, each row times one of `factors`; None where its weights lie on no grid."""
         rows = own_grid(self._canonical(matmul.weight))
         if rows is None:
             return None
         columns = self._inputs.get(matmul.input)
         by_block = np.ones(1, np.float32) if columns is None else columns[:: rows.block]
-        return rows.times(self._row_factor(matmul)[:, None] * by_block * np.float32(factor))
+        return rows.times((self._row_factor(matmul) * factors)[:, None] * by_block)
 
     def cache(self, cache: KvCache) -> KvCache:
         """A cache of the checkpoint's network as this one would fill it."""

@@ -7,7 +7,6 @@ than starting it, so a file whose size, inode and times are those of the last fu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import zipfile
@@ -15,13 +14,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, PREFIX, FileEntry, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
+from device_runtime.machine.hashes import sha256_of
 
 if TYPE_CHECKING:
     from device_runtime.bundle.trust import TrustStore
@@ -46,20 +46,23 @@ class Bundle:
 
     @property
     def prefix_path(self) -> Path:
-        """Keys and values of the prefix, in float32: arrays `k` and `v`, (layers, positions, kv_heads, head_dim)."""
+        """Keys and values of the prefix: arrays `k` and `v`, (layers, positions, kv_heads, head_dim), as `read_prefix`
+        gives them for `pi`, and in float32 for `micro`."""
         return self.path / PREFIX
 
-    def read_prefix(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Keys and values of the prefix, (layers, positions, kv_heads, head_dim) each.
+    def read_prefix(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Keys and values of the prefix of a `pi` bundle, as its graph stores them, (layers, positions, kv_heads,
+        head_dim) each.
 
         Raises:
             BundleError: they are not there, or of another shape than the manifest says.
         """
         graph = self.manifest.graph
         expected = (graph.layers, len(self.manifest.prefix_tokens), graph.kv_heads, graph.head_dim)
+        dtype = np.dtype(graph.cache_type)
         try:
             with zipfile.ZipFile(self.prefix_path) as archive:
-                keys, values = (_read_array(archive, name, expected) for name in ("k", "v"))
+                keys, values = (_read_array(archive, name, expected, dtype) for name in ("k", "v"))
         except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
             raise BundleError(f"{self.prefix_path}: {error}. Convert the checkpoint again.") from None
         return keys, values
@@ -99,7 +102,7 @@ class Bundle:
             raise BundleError(f"{manifest_path} is not UTF-8; the bundle is damaged, copy it again.") from None
         except (BundleError, SignatureError) as error:
             raise type(error)(f"{path}: {error}") from None
-        bundle = cls(path, manifest, hashlib.sha256(raw).hexdigest())
+        bundle = cls(path, manifest, sha256_of(raw))
         for name, entry in manifest.files.items():
             bundle._check(name, entry, verify)
         return bundle
@@ -118,6 +121,8 @@ class Bundle:
             stamp = f"{entry.sha256} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
             if not verify and record is not None and _read_record(record) == stamp:
                 return
+            import hashlib  # with OpenSSL's library, which a start with verified files does without
+
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
@@ -132,7 +137,9 @@ class Bundle:
                 record.write_text(stamp)
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, expected: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _read_array(
+    archive: zipfile.ZipFile, name: str, expected: tuple[int, ...], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
     """An array of an .npz file, as `np.load` reads it, but never more of it than there is on the disk.
 
     Raises:
@@ -144,14 +151,14 @@ def _read_array(archive: zipfile.ZipFile, name: str, expected: tuple[int, ...]) 
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(stream)
-        if shape != expected or dtype != np.dtype("<f4") or fortran_order:
-            raise ValueError(f"{name} is {dtype} {shape}; the manifest says float32 {expected}")
-        size = int(np.prod(expected)) * 4
+        shape, fortran_order, found = read_header(stream)
+        if shape != expected or found != dtype or fortran_order:
+            raise ValueError(f"{name} is {found} {shape}; the manifest says {dtype} {expected}")
+        size = int(np.prod(expected)) * dtype.itemsize
         data = stream.read(size) if size <= entry.file_size else b""
         if len(data) != size:
             raise ValueError(f"{name} has {len(data)} bytes, expected {size}")
-        return np.frombuffer(data, np.float32).reshape(expected)
+        return np.frombuffer(data, dtype).reshape(expected)
 
 
 def read_signature(folder: Path) -> bytes | None:

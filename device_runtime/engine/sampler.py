@@ -7,7 +7,7 @@ Random numbers are splitmix64's (Steele, Lea and Flood, 2014).
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ class Sampler:
         self._sampling = sampling
         temperature = np.float32(sampling.temperature)
         self._scale = _LOG2_E / temperature if temperature >= _LEAST_TEMPERATURE else None  # None: greedy
-        self._state = secrets.randbits(64) if sampling.seed is None else sampling.seed & _WORD
+        self._state = int.from_bytes(os.urandom(8)) if sampling.seed is None else sampling.seed & _WORD
         rounded = np.float32(sampling.top_p) * np.float32(_SHARES) + np.float32(0.5)
         self._top_p = max(1, min(_SHARES, int(rounded)))
 

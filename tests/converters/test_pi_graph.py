@@ -13,7 +13,11 @@ import pytest
 from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from converters.network.config import Block, Rope
+from converters.network.decoder import hidden
+from converters.network.weights import CanonicalWeights
+from converters.ops.numpy import NumpyOps
 from converters.profiles.pi import cache_windows
+from converters.quantize.rotation import rotation_matrix
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
 from tests.support.random_checkpoint import CHECKPOINTS, float_logits, random_checkpoint
@@ -119,6 +123,30 @@ def tokens() -> list[int]:
     return [int(token) for token in np.random.default_rng(7).integers(3, 384, LONG)]
 
 
+def test_the_kv_cache_is_int8_and_holds_the_keys_and_values_of_the_float_network(
+    tame: Checkpoint, tame_bundle: Bundle, backend: Backend, tokens: list[int]
+) -> None:
+    """Up to a factor for each channel and an offset, which are folded into the weights: so column by column what is
+    stored is a line over the float network's, but for half a step and what the layer before has rounded."""
+    backend.prefill(tokens[:64])
+    state = backend.snapshot(65)
+    assert {array.dtype for array in state.arrays} == {np.dtype(np.int8)}
+    assert state.nbytes == 65 * backend.position_bytes
+    ops = NumpyOps(tame.config, CanonicalWeights(tame.config, tame.read), np.array([[0, *tokens[:64]]]))
+    hidden(ops, tame.config)
+    for i, (keys, values) in enumerate(ops.cache.layers):
+        turned = values @ rotation_matrix(tame.config.blocks[i].attention.head_dim)
+        for exact, stored in ((keys[0], state.arrays[2 * i]), (turned[0], state.arrays[2 * i + 1])):
+            rows = exact.swapaxes(0, 1)  # (kv_heads, positions, head_dim)
+            alike = [
+                np.corrcoef(rows[head, :, channel], stored[head, :, channel])[0, 1]
+                for head in range(len(rows))
+                for channel in range(rows.shape[2])
+            ]
+            assert min(alike) > 0.98
+            assert np.abs(stored[:, :].astype(int)).max() > 60  # of 127: the range is used, and has headroom
+
+
 def test_windows_double_up_to_the_context(tame_bundle: Bundle) -> None:
     assert tame_bundle.manifest.graph.windows == (256, 512, 1024, 1100)
     assert cache_windows(256) == (256,)
@@ -205,7 +233,7 @@ def test_a_context_shorter_than_a_chunk_works(
     backend = open_backend(bundle)
     found = backend.prefill(tokens[: context - 1])
     expected = float_logits(tame, bundle.manifest.prefix_tokens, tokens[: context - 1])[-1]
-    assert relative_error(found, expected) < 0.05
+    assert relative_error(found, expected) < 0.06
     backend.close()
 
 

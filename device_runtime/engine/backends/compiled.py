@@ -53,7 +53,8 @@ class CompiledBackend:
         self.position, self.chunk, self.several = 0, max(1, self._shape.prefill), max(1, self._shape.several)
         if self.several > 1 and (family := kernel_family(program_arch(), cpu_features())) is not None:
             self.several = family.rows
-        self.position_bytes = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim * 4
+        elements = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim
+        self.position_bytes = elements * np.dtype(self._shape.cache_type).itemsize
         if prefix:
             self._write_prefix(*bundle.read_prefix())
 
@@ -94,7 +95,19 @@ class CompiledBackend:
         return Snapshot(positions, tuple(self._graph.read_cache(n)[:, :positions].copy() for n in self._graph.names))
 
     def restore(self, state: Snapshot, positions: int) -> None:
-        """As in `Backend`."""
+        """As in `Backend`.
+
+        Raises:
+            BackendError: another graph has made the state.
+        """
+        expected = {((self._shape.kv_heads, state.positions, self._shape.head_dim), np.dtype(self._shape.cache_type))}
+        if (found := {(rows.shape, rows.dtype) for rows in state.arrays}) != expected:
+            shape_found, dtype_found = next(iter(found - expected), ((), "nothing"))
+            ((shape, dtype),) = expected
+            raise BackendError(
+                f"This state of the kv_cache is of another graph: it has {dtype_found} {shape_found}, and this bundle "
+                f"{dtype} {shape}. Delete it and begin again: another graph could not use it."
+            )
         self.position = 0
         self._make_room(positions)
         for name, rows in zip(self._graph.names, state.arrays, strict=True):
@@ -118,7 +131,7 @@ class CompiledBackend:
             raise ValueError(f"{needed} positions do not fit the context of {self.context}")
         self._graph.allocate(larger, self.position)
 
-    def _write_prefix(self, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
+    def _write_prefix(self, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
         for layer in range(self._shape.layers):
             for kind, rows in (("k", keys[layer]), ("v", values[layer])):
                 self._graph.write_cache(f"{kind}_{layer}", rows.swapaxes(0, 1))  # heads first
@@ -158,7 +171,7 @@ class _Graph:
         self._sizes: dict[str, int] = {}  # what `tokens`, `positions` and `rows` have now
 
     def allocate(self, window: int, positions: int = 0) -> None:
-        """Create the buffers for a cache of this size, which starts as zeros, because masked garbage could still be
+        """Create the buffers for a cache of this size, which starts as zeros, because masked floats could still be
         NaN; the first positions of the one before are taken over, layer by layer, so that there are never two."""
         self._runs.clear()  # which hold buffers too
         self._logits.clear()
@@ -169,7 +182,7 @@ class _Graph:
         self._slots = self._model.create_input_buffer_by_name(DECODER, "slots")
         self._slots.write(np.arange(1, window + 1, dtype=np.float32))
         for name in self.names:
-            rows = np.zeros((self._shape.kv_heads, 0, self._shape.head_dim), np.float32)
+            rows = np.zeros((self._shape.kv_heads, 0, self._shape.head_dim), self._shape.cache_type)
             if name in self._cache:
                 rows = self._read(self._cache.pop(name), before)[:, :positions]
             self._cache[name] = self._model.create_input_buffer_by_name(DECODER, name)
@@ -219,17 +232,17 @@ class _Graph:
         outputs = [self._cache.get(name, logits) for name in self._outputs]
         return _Run(named, logits, inputs, outputs)
 
-    def read_cache(self, name: str) -> npt.NDArray[np.float32]:
+    def read_cache(self, name: str) -> npt.NDArray[Any]:
         """(kv_heads, window, head_dim)."""
         return self._read(self._cache[name], self.window)
 
-    def _read(self, buffer: Any, window: int) -> npt.NDArray[np.float32]:
+    def _read(self, buffer: Any, window: int) -> npt.NDArray[Any]:
         shape = self._cache_shape(window)[1:]
-        flat: npt.NDArray[np.float32] = buffer.read(int(np.prod(shape)), np.float32)
+        flat: npt.NDArray[Any] = buffer.read(int(np.prod(shape)), np.dtype(self._shape.cache_type))
         return flat.reshape(shape)
 
-    def write_cache(self, name: str, rows: npt.NDArray[np.float32]) -> None:
+    def write_cache(self, name: str, rows: npt.NDArray[Any]) -> None:
         """Write (kv_heads, positions, head_dim) to the first positions, zeros after them."""
-        whole = np.zeros(self._cache_shape(self.window), np.float32)
+        whole = np.zeros(self._cache_shape(self.window), self._shape.cache_type)
         whole[0, :, : rows.shape[1]] = rows
         self._cache[name].write(whole.reshape(-1))

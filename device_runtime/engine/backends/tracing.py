@@ -64,7 +64,7 @@ def _run(interpreter: Any, bundle: Bundle, tokens: Sequence[int], wanted: list[i
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     outputs = {d["name"]: d["index"] for d in interpreter.get_output_details()}
     cached = [name for name in inputs if name.startswith(("k_", "v_"))]  # none in a graph that keeps its own cache
-    cache = {name: np.zeros(inputs[name]["shape"], np.float32) for name in cached}
+    cache = {name: np.zeros(inputs[name]["shape"], inputs[name]["dtype"]) for name in cached}
     prefix = len(bundle.manifest.prefix_tokens)
     if cached and prefix:
         keys, values = bundle.read_prefix()

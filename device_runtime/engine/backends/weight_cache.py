@@ -15,7 +15,6 @@ there is no cache.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,12 +25,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from device_runtime.errors import DamagedWeightsError
+from device_runtime.machine.hashes import blake2b_of_file
 
 __all__ = ["WeightCache"]
 
 log = logging.getLogger("stonechat.engine")
 
 _SPARE_BYTES = 4 << 20  # for whatever else writes to this disk meanwhile
+_HASH = "blake2b"  # in a file's record
 _IDLE_S = 5  # after which the content is hashed although nobody has asked for an answer
 _UNUSED_S = 30 * 24 * 3600  # after which another model's or another machine's packed weights go
 
@@ -88,7 +89,7 @@ class WeightCache:
         with suppress(OSError):  # then the next start packs the weights again
             with open(self._part, "rb") as file:
                 os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = blake2b_of_file(file)
             self._part.replace(self._final)
             _write_record(self._final, digest)
         self._remove_old()
@@ -134,8 +135,8 @@ class WeightCache:
         assert self._final is not None
         try:
             with open(self._final, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            recorded = _read_record(self._final).get("sha256")
+                digest = blake2b_of_file(file)
+            recorded = _read_record(self._final).get(_HASH)
         except OSError:
             return  # another process has removed it
         if digest != recorded:
@@ -188,7 +189,7 @@ def _read_record(file: Path) -> dict[str, object]:
 def _write_record(file: Path, digest: str) -> None:
     record = _record_of(file)
     part = record.with_name(f"{record.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"sha256": digest, "stamp": _stamp(file)}))
+    part.write_text(json.dumps({_HASH: digest, "stamp": _stamp(file)}))
     part.replace(record)
 
 
@@ -196,11 +197,11 @@ def _is_recorded(file: Path) -> bool:
     """Whether the file is what was packed: by its record, or, where that is of another copy of it, by its hash."""
     record = _read_record(file)
     try:
-        if record.get("stamp") == _stamp(file):
+        if _HASH in record and record.get("stamp") == _stamp(file):
             return True
         with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != record.get("sha256"):
+            digest = blake2b_of_file(stream)
+        if digest != record.get(_HASH):
             return False
         _write_record(file, digest)
     except OSError:

@@ -15,7 +15,7 @@ from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.states.snapshot import Snapshot, shared
 from device_runtime.engine.states.store import PromptStates
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import BackendError, ConfigurationError
 
 GARDEN = {"role": "system", "content": "You look after a garden: name the plant that needs water most, and say why."}
 BOILER = {"role": "system", "content": "You look after a boiler: name the part that is about to fail, and say why."}
@@ -95,6 +95,17 @@ class TestConversations:
             model.load_conversation("nobody")
         with pytest.raises(ConfigurationError, match="garden-2"):
             model.save_conversation("../x", [])
+
+    def test_one_of_another_graph_is_refused(self, model: LanguageModel) -> None:
+        """Its file lies elsewhere, so somebody has copied it."""
+        path = model.save_conversation("copied", asked(GARDEN, "Hello."))
+        content = dict(np.load(path))
+        for name in content:
+            if name.startswith("state_"):
+                content[name] = content[name].astype(np.float32)
+        np.savez(path, **content)
+        with pytest.raises(BackendError, match=r"is of another graph: it has float32 \(.*, and this bundle int8 \("):
+            model.load_conversation("copied")
 
     def test_a_damaged_file_is_reported(self, model: LanguageModel) -> None:
         path = model.save_conversation("damaged", asked(GARDEN, "Hello."))
