@@ -5,12 +5,12 @@
 #include "graph.h"
 #include "numbers.h"
 
-/* Columns at a time. 8 registers of 32 are 1 KiB of stack; where an operation on them takes fewer instructions than what
- * surrounds it, twice as many. */
+/* Floats that a program's registers share: 1 KiB of stack; where an operation takes fewer instructions than what surrounds
+ * it, twice as much. */
 #ifdef SC_FOURS_ONLY
-enum { BLOCK = 64 };
+enum { ROOM = 512 };
 #else
-enum { BLOCK = 32 };
+enum { ROOM = 256 };
 #endif
 
 #ifdef SC_FOURS_ONLY
@@ -119,26 +119,42 @@ static inline void finish(const uint32_t *op, const sc_memory *m, uint32_t row, 
     }
 }
 
+/* Columns at a time: the fewer registers a program has, the more. */
+static uint32_t block_of(const uint32_t *call) {
+    const uint32_t *op = call + SC_PROGRAM_BODY;
+    uint32_t most = 0, code;
+    if (call[SC_PROGRAM_ROWS] == 1 && call[SC_PROGRAM_COLUMNS] <= ROOM / SC_REGISTERS) {
+        return ROOM / SC_REGISTERS;
+    }
+    for (; (code = op[0] & 255) < SC_OP_STORE; op += code == SC_OP_LOAD ? SC_AT_WORDS : code == SC_OP_CONST ? 2 : 1) {
+        uint32_t result = op[0] >> 8 & 255;
+        most = result > most ? result : most;
+    }
+    return ROOM / (most + 1) & ~7u;
+}
+
 /* With `together`, as many whole rows as fit a block go through it at a time. Compiled for each of the two. */
-__attribute__((always_inline)) static inline void run_program(const uint32_t *call, const sc_memory *m, int together) {
-    float registers[SC_REGISTERS][BLOCK];
-    const float *values[SC_REGISTERS] = {0}; /* a register's own memory, or where it was loaded from */
+__attribute__((always_inline)) static inline void run_program(const uint32_t *call, const sc_memory *m, uint32_t block,
+                                                              int together) {
+    float registers[ROOM];
+    const float *values[SC_REGISTERS]; /* a register's own memory, or where it was loaded from; none is read before */
     uint32_t columns = call[SC_PROGRAM_COLUMNS];
-    uint32_t rows = 1, last_row = call[SC_PROGRAM_ROWS];
+    const uint32_t most_rows = together ? block / columns : 1, last_row = call[SC_PROGRAM_ROWS];
+    uint32_t rows = 1;
     for (uint32_t row = 0; row < last_row; row += rows) {
         float sum = 0.0f; /* in the order of the columns, as the reference kernels add */
         if (together) {
-            rows = last_row - row < BLOCK / columns ? last_row - row : BLOCK / columns;
+            rows = last_row - row < most_rows ? last_row - row : most_rows;
         }
-        for (uint32_t column = 0; column < columns; column += BLOCK) {
+        for (uint32_t column = 0; column < columns; column += block) {
             const uint32_t *op = call + SC_PROGRAM_BODY;
-            uint32_t count = together ? rows * columns : columns - column < BLOCK ? columns - column : BLOCK;
+            uint32_t count = together ? rows * columns : columns - column < block ? columns - column : block;
             int exactly = 0;
             sc_flags_clear();
             for (;;) {
                 uint32_t code = op[0] & 255;
                 uint32_t result = op[0] >> 8 & 255;
-                float *r = registers[result];
+                float *r = registers + (size_t)result * block;
                 const float *a = values[op[0] >> 16 & 255];
                 if (code == SC_OP_LOAD) {
                     values[result] = together ? loaded_rows(op, m, row, rows, columns, r)
@@ -169,9 +185,10 @@ __attribute__((always_inline)) static inline void run_program(const uint32_t *ca
 }
 
 void sc_run_program(const uint32_t *call, const sc_memory *m) {
-    if (call[SC_PROGRAM_ROWS] > 1 && call[SC_PROGRAM_COLUMNS] <= BLOCK / 2) {
-        run_program(call, m, 1);
+    const uint32_t block = block_of(call);
+    if (call[SC_PROGRAM_ROWS] > 1 && call[SC_PROGRAM_COLUMNS] <= block / 2) {
+        run_program(call, m, block, 1);
     } else {
-        run_program(call, m, 0);
+        run_program(call, m, block, 0);
     }
 }

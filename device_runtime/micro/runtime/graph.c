@@ -1,6 +1,7 @@
 #include "graph.h"
 
 #include <stddef.h>
+#include <string.h>
 
 /* What offsets are held against; 64 bits, so that no sum of products of words passes over. */
 typedef struct {
@@ -278,9 +279,14 @@ sc_status sc_graph_open(sc_graph *graph, const sc_image *image) {
 static void run_store(const uint32_t *call, const sc_memory *memory) {
     const uint8_t *from = memory->arena + call[SC_STORE_FROM];
     uint8_t *to = memory->kv_cache + call[SC_STORE_TO] + (size_t)memory->position * call[SC_STORE_POSITION_STRIDE];
-    size_t stride = call[SC_STORE_STRIDE];
-    for (uint32_t i = 0; i < call[SC_STORE_COUNT]; i++) {
-        to[i * stride] = from[i];
+    const uint8_t *const end = from + call[SC_STORE_COUNT];
+    const size_t stride = call[SC_STORE_STRIDE];
+    if (stride == 1) {
+        memcpy(to, from, (size_t)(end - from));
+        return;
+    }
+    for (; from < end; to += stride) {
+        *to = *from++;
     }
 }
 

@@ -8,7 +8,7 @@ is computed here for every position and held against what the engine does, so it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -449,8 +449,7 @@ class _Lowering:
     def source(self, t: GraphTensor) -> Source | None:
         """Where a program reads a tensor from, if it lies somewhere."""
         if t.constant:
-            size = self._constants.array(self.graph.values(t).astype(np.float32, copy=False))
-            return Source(None, "float32", size, t.size)
+            return self.table(self.graph.values(t))
         if t.index in self._buffers or t.index in self._inside:
             buffer, offset = self._int_place(t)
             return Source(buffer, buffer.type, offset, t.size)
@@ -466,15 +465,17 @@ class _Lowering:
             buffer, offset = self._int_place(x)
             return Source(buffer, buffer.type, offset, t.size, scale=x.grid[0], zero_point=x.grid[1])
         if op.name == "CAST":
-            inner = self.source(x)
-            return inner if inner is not None and x.type in ("int8", "int16") else None
+            return self.source(x) if x.type in ("int8", "int16") else None
         if op.name == "GATHER":
             return self._gathered(op)
         if t in self.by_position:
             table = self.by_position.at(t, np.arange(self._context)).astype(np.float32).reshape(self._context, -1)
-            offset = self._constants.array(table)
-            return Source(None, "float32", offset, t.size, Index.POSITION, 4 * table.shape[1])
+            return replace(self.table(table), elements=t.size, index=Index.POSITION, index_stride=4 * table.shape[1])
         return None
+
+    def table(self, values: npt.NDArray[np.generic]) -> Source:
+        """Where a program reads constant floats from."""
+        return Source(None, "float32", self._constants.array(values.astype(np.float32, copy=False)), values.size)
 
     def _gathered(self, op: Operator) -> Source:
         table, rows = (some(t) for t in op.operands[:2])

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from converters.emit.c.calls import ELEMENT_BYTES, REGISTERS, Buffer, Index, Op, Place, Step, Type
 from converters.emit.c.lowering.operators import refused, require_plain, some
 from converters.emit.tflite_read import GraphTensor, Operator, SubgraphReader
@@ -43,6 +46,9 @@ class Tensors(Protocol):
 
     def source(self, t: GraphTensor) -> Source | None:
         """Where a tensor lies, if it lies anywhere."""
+
+    def table(self, values: npt.NDArray[np.generic]) -> Source:
+        """Where constant floats lie."""
 
     def computed_by(self, t: GraphTensor, root: int) -> Operator | None:
         """The operator that a program on the way to the tensor `root` computes for `t`; None if `t` lies somewhere."""
@@ -102,6 +108,10 @@ class ProgramBody:
         return self._known[key]
 
     def _computed(self, t: GraphTensor, start: int, stop: int) -> int:
+        if t.constant and self._rows > 1 and stop - start < t.size // self._rows:
+            # with nothing between two rows, the engine takes all of them where they lie
+            part = self._tensors.graph.values(t).reshape(self._rows, -1)[:, start:stop]
+            return self._load(self._tensors.table(part), stop - start, 0)
         source = self._tensors.source(t) if t.index != self._root else None
         if source is not None:
             return self._load(source, t.size // self._rows, start)

@@ -47,35 +47,32 @@ enum { SC_NARROW = 256 }; /* columns whose sum of int16 products fits 32 bits */
     for (uint32_t done = 0, first = 0; done < (rows);                                                  \
          done += pass_rows, first = (rows)-done < pass_rows && done < (rows) ? (rows)-pass_rows : done)
 
+/* A sum of up to 256 columns each time, added up in 64 bits. */
+#define SC_WIDE_SUMS(dot)                                                                     \
+    int32_t some[SC_ROWS];                                                                    \
+    dot(x, w, stride, columns < SC_NARROW ? columns : SC_NARROW, some);                       \
+    for (unsigned r = 0; r < SC_ROWS; r++) {                                                  \
+        sums[r] = some[r];                                                                    \
+    }                                                                                         \
+    for (uint32_t start = SC_NARROW; start < columns; start += SC_NARROW) {                   \
+        const uint32_t left = columns - start;                                                \
+        dot(x + start, w + start, stride, left < SC_NARROW ? left : SC_NARROW, some);         \
+        for (unsigned r = 0; r < SC_ROWS; r++) {                                              \
+            sums[r] += some[r];                                                               \
+        }                                                                                     \
+    }
+
 #ifndef SC_HAS_DOT_ORDERED
 static inline void sc_dot_ordered(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                                   int64_t sums[SC_ROWS]) {
-    for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = 0;
-    }
-    for (uint32_t start = 0; start < columns; start += SC_NARROW) {
-        int32_t some[SC_ROWS];
-        sc_dot_narrow(x + start, w + start, stride, columns - start < SC_NARROW ? columns - start : SC_NARROW, some);
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += some[r];
-        }
-    }
+    SC_WIDE_SUMS(sc_dot_narrow)
 }
 #endif
 
 /* sc_dot_short for any number of columns. */
 static inline void sc_dot_s16(const int16_t *x, const int8_t *w, size_t stride, uint32_t columns,
                               int64_t sums[SC_ROWS]) {
-    for (unsigned r = 0; r < SC_ROWS; r++) {
-        sums[r] = 0;
-    }
-    for (uint32_t start = 0; start < columns; start += SC_NARROW) {
-        int32_t some[SC_ROWS];
-        sc_dot_short(x + start, w + start, stride, columns - start < SC_NARROW ? columns - start : SC_NARROW, some);
-        for (unsigned r = 0; r < SC_ROWS; r++) {
-            sums[r] += some[r];
-        }
-    }
+    SC_WIDE_SUMS(sc_dot_short)
 }
 
 enum { SC_GROUP = 8 * SC_ROWS }; /* rows whose sums are made before they are scaled, all at once */

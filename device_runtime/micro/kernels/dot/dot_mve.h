@@ -156,16 +156,12 @@ static inline void sc_dot_short(const int16_t *x, const int8_t *w, size_t stride
 /* sc_scaled of each sum */
 static inline void sc_scale_many(const int32_t *sums, uint32_t count, const sc_scale *scale, int16_t *out) {
     const int32x4_t multiplier = vdupq_n_s32(scale->high_multiplier), least = vdupq_n_s32(-32768), most = vdupq_n_s32(32767);
-    if (scale->high_multiplier == 0) {
-        for (uint32_t i = 0; i < count; i++) {
-            out[i] = (int16_t)sc_scaled(sums[i], scale);
-        }
-        return;
+    for (; count >= 4 && scale->high_multiplier != 0; count -= 4, sums += 4, out += 4) {
+        int32x4_t y = vrshlq_n_s32(vmulhq_s32(vldrwq_s32(sums), multiplier), -(int32_t)scale->high_shift);
+        vstrhq_s32(out, vminq_s32(vmaxq_s32(y, least), most));
     }
-    for (uint32_t i = 0; i < count; i += 4) {
-        mve_pred16_t rest = vctp32q(count - i);
-        int32x4_t y = vrshlq_n_s32(vmulhq_s32(vldrwq_z_s32(sums + i, rest), multiplier), -(int32_t)scale->high_shift);
-        vstrhq_p_s32(out + i, vminq_s32(vmaxq_s32(y, least), most), rest);
+    for (; count > 0; count--) {
+        *out++ = (int16_t)sc_scaled(*sums++, scale);
     }
 }
 

@@ -34,6 +34,7 @@ static inline float sc_added(float sum, float32x4_t four) {
 /* Division by one number for many: 1 / by in two floats, whose product with x is less than a unit in the last place
  * off; what is left of x then rounds it as a division does (Markstein). Exact unless something is too small to be
  * normal: by is 2^-60 to 2^60, and a quotient below 2^-40 need not be right. */
+#define SC_HAS_QUOTIENT
 typedef struct {
     float by, high, low;
 } sc_divisor;
@@ -61,12 +62,12 @@ static inline int16_t sc_largest(const int16_t *scores, uint32_t count) {
 
 static inline uint32x4_t sc_highs(uint32x4_t a, uint32x4_t b) { return vmulhq_u32(a, b); }
 
-/* sc_split: whole and fraction. */
+/* sc_split: whole and fraction. The sign may be set: of a shift, the lowest byte counts. */
 static inline uint32x4_t sc_four_split(uint32x4_t bits, uint32x4_t *fraction) {
     const uint32x4_t log2_e = vdupq_n_u32(SC_LOG2_E);
     uint32x4_t mantissa = vorrq_n_u32(vshlq_n_u32(bits, 8), 0x80000000u), high = sc_highs(mantissa, log2_e);
-    /* to the left, so below 0; beyond the byte that counts nothing is left either */
-    int32x4_t by = vreinterpretq_s32_u32(vsubq_n_u32(vandq_u32(vshrq_n_u32(bits, 23), vdupq_n_u32(255)), 157));
+    /* to the left, so below 0; where it is beyond a byte, nothing is left either */
+    int32x4_t by = vreinterpretq_s32_u32(vsubq_n_u32(vshrq_n_u32(bits, 23), 157));
     *fraction = vorrq_u32(vshlq_u32(vmulq_u32(mantissa, log2_e), by), vshlq_u32(high, vaddq_n_s32(by, 32)));
     return vshlq_u32(high, by);
 }
@@ -169,27 +170,37 @@ static inline void sc_to_s16(const float *x, float scale, int32_t zero_point, in
     sc_to_s16_exact(x, scale, zero_point, to, count);
 }
 
-/* sc_logistic; of what is no number, flags say so. */
-static inline float32x4_t sc_four_logistics(float32x4_t x) {
-    mve_pred16_t low = vcmpltq_n_f32(x, -9.0f), one = vcmpgtq_n_f32(x, 16.619047164916992188f);
-    uint32x4_t bits = vreinterpretq_u32_f32(vpselq_f32(x, vnegq_f32(x), low)), fraction, whole, negative, exponent;
-    float32x4_t power, result;
-    whole = sc_four_split(bits, &fraction);
+/* sc_exp, of the bits of four numbers at which exp is a normal number. */
+static inline float32x4_t sc_four_exps_of_both(uint32x4_t bits) {
+    uint32x4_t fraction, whole = sc_four_split(bits, &fraction), exponent;
     /* of numbers below 0, -(whole + fraction), as sc_four_exps; the others as they are */
-    negative = vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(bits), 31));
+    uint32x4_t negative = vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(bits), 31));
     exponent = vaddq_n_u32(veorq_u32(whole, negative), 126);
-    exponent = vaddq_u32(exponent, vandq_u32(negative, vsubq_u32(vdupq_n_u32(1), vminq_u32(fraction, vdupq_n_u32(1)))));
-    fraction = vsubq_u32(veorq_u32(fraction, negative), negative);
-    power = sc_four_powers(exponent, fraction);
+    exponent = vaddq_u32(exponent, vandq_u32(negative, vqsubq_u32(vdupq_n_u32(1), fraction))); /* 1 of a fraction of 0 */
+    return sc_four_powers(exponent, vsubq_u32(veorq_u32(fraction, negative), negative));
+}
+
+/* sc_logistic, where one of the four may be cut off; of what is no number, flags say so. */
+__attribute__((noinline)) static float32x4_t sc_four_logistics_far(float32x4_t x) {
+    mve_pred16_t low = vcmpltq_n_f32(x, -9.0f), one = vcmpgtq_n_f32(x, 16.619047164916992188f);
+    uint32x4_t bits = vreinterpretq_u32_f32(vpselq_f32(x, vnegq_f32(x), low));
+    float32x4_t power = sc_four_exps_of_both(bits), result;
     power = vpselq_f32(vdupq_n_f32(0.0f), power, vcmpcsq_n_u32(bits, SC_EXP_IS_0));
     result = sc_divided(vdupq_n_f32(1.0f), vaddq_n_f32(power, 1.0f));
     result = vpselq_f32(power, result, low);
     return vpselq_f32(vdupq_n_f32(1.0f), result, one);
 }
 
+/* Nearly all numbers are near 0. */
 __attribute__((noinline)) static void sc_logistics(float *r, const float *a, uint32_t fours) {
     for (; fours > 0; fours--, a += 4, r += 4) {
-        vstrwq_f32(r, sc_four_logistics(vldrwq_f32(a)));
+        float32x4_t x = vldrwq_f32(a), power;
+        if (vcmpgtq_n_f32(vabsq_f32(x), 9.0f)) {
+            vstrwq_f32(r, sc_four_logistics_far(x));
+        } else {
+            power = sc_four_exps_of_both(vreinterpretq_u32_f32(vnegq_f32(x)));
+            vstrwq_f32(r, sc_divided(vdupq_n_f32(1.0f), vaddq_n_f32(power, 1.0f)));
+        }
     }
 }
 
