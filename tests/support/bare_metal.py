@@ -60,9 +60,14 @@ def missing_tools(family: str = "arm") -> str | None:
 
 
 def compile_for(
-    board: Board, out: Path, main: str | Path, defines: Mapping[str, int], flags: Sequence[str] = ()
+    board: Board,
+    out: Path,
+    main: str | Path,
+    defines: Mapping[str, int],
+    flags: Sequence[str] = (),
+    engine: Sequence[Path] | None = None,
 ) -> Path:
-    """One C file (of tests/device_runtime/micro/bare_metal, or anywhere) with the whole engine."""
+    """One C file (of tests/device_runtime/micro/bare_metal, or anywhere) with `engine`, by default the whole."""
     compiler = _TOOLS[board.family][0]
     command = [compiler[0], *board.cpu, *compiler[1:], *FLAGS, *WARNINGS, *flags, "-nostartfiles"]
     command += ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"]
@@ -70,7 +75,7 @@ def compile_for(
     if board.clock_hz:
         command.append(f"-DCLOCK_HZ={board.clock_hz}")
     command += [f"-I{folder}" for folder in (*INCLUDES, FOLDER)]
-    sources = [FOLDER / f"start_{board.family}.c", FOLDER / main, *engine_sources()]
+    sources = [FOLDER / f"start_{board.family}.c", FOLDER / main, *(engine_sources() if engine is None else engine)]
     done = subprocess.run([*command, *map(str, sources), "-lm", "-o", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

@@ -48,6 +48,9 @@ static int softmax_is_exact(void) {
         float share_step = round % 3 == 0 ? 0x1p-15f : round % 3 == 1 ? 0x1.0002p-16f : 0.003f;
         for (uint32_t i = 0; i < count; i++) {
             scores[i] = (int16_t)(random_word() >> (16 + round % 5));
+            if (round % 3 == 1) { /* with a largest of 0, nothing is lost of a product */
+                scores[i] = (int16_t)(i == 0 ? 0 : -(scores[i] & 0x7fff));
+            }
         }
         if (sc_largest(scores, count) != sc_largest_exact(scores, count)) {
             return 0;
@@ -80,16 +83,94 @@ static int softmax_is_exact(void) {
     return 1;
 }
 
-/* Every half is rounded up, what is just below it down. */
+/* exp of what is just above the least whose exp is not 0, of that, and of what is below. */
+static int exp_ends_where_it_must(void) {
+    const uint32_t least = sc_bits_of(87.33654f);
+    for (uint32_t bits = least - 200; bits < least + 200; bits++) {
+        static const int16_t scores[4] = {0, -1, 0, -1};
+        float exps[4], x = sc_float_of(bits);
+        (void)sc_exps_below(scores, x, 0.0f, exps, 4);
+        if (sc_bits_of(exps[1]) != sc_bits_of(sc_exp(-x)) || exps[3] != exps[1] || exps[0] != 1.0f) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Numbers in order, so that a vector has some on one side of a limit only; then some that are none among them. */
+static int logistic_is_exact(void) {
+    static float x[16], r[16], expected[16];
+    for (uint32_t round = 0; round < 6000; round++) {
+        for (uint32_t i = 0; i < 16; i++) {
+            x[i] = -18.0f + (float)(16 * round + i) * 0.0004f;
+        }
+        if (round % 8 == 7) {
+            x[round / 8 % 16] = NAN;
+        }
+        sc_flags_clear();
+        sc_each(SC_OP_LOGISTIC, r, x, x, 16);
+        if (sc_flags_set()) {
+            if (round % 8 != 7) { /* the exact way is not for these */
+                return 0;
+            }
+            continue;
+        }
+        sc_each_exact(SC_OP_LOGISTIC, expected, x, x, 16);
+        if (!same(r, expected, 16)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Every half is rounded up, what is just below it down; in shares too. */
 static int halves_are_rounded(void) {
     for (uint32_t whole = 0; whole < 65536; whole++) {
         float half = (float)whole + 0.5f, below = sc_float_of(sc_bits_of(half) - 1);
         if ((uint32_t)(half + SC_BELOW_HALF) != whole + 1 || (uint32_t)(below + SC_BELOW_HALF) != whole) {
             return 0;
         }
+        if (whole < 32766) {
+            float exps[4] = {half * 0x1p-15f, below * 0x1p-15f, below * 0x1p-15f, half * 0x1p-15f};
+            int16_t shares[4];
+            sc_shares(exps, 1.0f, 0x1p-15f, shares, 4); /* the same in the order 0 2 1 3 */
+            if (shares[0] != (int32_t)whole + 1 || shares[1] != (int32_t)whole || shares[2] != (int32_t)whole ||
+                shares[3] != (int32_t)whole + 1) {
+                return 0;
+            }
+        }
     }
     return 1;
 }
+
+#ifdef SC_HAS_QUOTIENT
+/* Division where it is hardest: quotients as near to the middle between two floats as those of 24 bits come. With
+ * (2q + 1) b = 1 modulo 2^25, x = ((2q + 1) b - 1) / 2^25 makes x / b the middle after q less 2^-25 / b; with -1 for 1,
+ * more. Then some of any size. */
+static int quotients_are_exact(void) {
+    for (uint32_t round = 0; round < 20000; round++) {
+        uint32_t b = random_word() >> 8 | 0x800001u, inverse = b, middle;
+        float x[4], by = (float)b, quotients[4];
+        for (int i = 0; i < 4; i++) {
+            inverse *= 2 - b * inverse; /* Newton, modulo 2^32 */
+        }
+        middle = inverse & 0x1ffffff;
+        x[0] = (float)(((uint64_t)(middle >= 0x1000000 ? middle : 0x2000000 - middle) * b +
+                        (middle >= 0x1000000 ? (uint64_t)-1 : 1)) >> 25);
+        x[1] = -x[0], x[2] = (float)(random_word() >> 8 | 0x800000u), x[3] = x[2] * 0x1p-20f;
+        by *= round % 3 == 0 ? 0x1p-70f : round % 3 == 1 ? 0x1p-24f : 0x1p30f;
+        vstrwq_f32(quotients, sc_quotient(vldrwq_f32(x), sc_divisor_of(by)));
+        for (int i = 0; i < 4; i++) {
+            if (sc_bits_of(quotients[i]) != sc_bits_of(x[i] / by)) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+#else
+static int quotients_are_exact(void) { return 1; }
+#endif
 
 static int stores_are_exact(void) {
     static float x[LENGTH];
@@ -169,5 +250,6 @@ static int operations_are_exact(void) {
 
 /* 0, or which of these failed. */
 static int check_floats(void) {
-    return !halves_are_rounded() ? 1 : !softmax_is_exact() ? 2 : !stores_are_exact() ? 3 : !operations_are_exact() ? 4 : 0;
+    return !halves_are_rounded() ? 1 : !softmax_is_exact() ? 2 : !stores_are_exact() ? 3 : !operations_are_exact() ? 4
+           : !quotients_are_exact() ? 5 : !logistic_is_exact() ? 6 : !exp_ends_where_it_must() ? 7 : 0;
 }
