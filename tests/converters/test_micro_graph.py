@@ -21,18 +21,9 @@ from converters.quantize.rotation import RotatedWeights, rotation_matrix
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.interpreter import LiteRtBackend
 from device_runtime.engine.backends.tracing import trace_tensors
-from tests.support.micro_bundles import Network, micro_bundle, random_network, relative_error
+from tests.support.micro_bundles import NETWORKS, Network, micro_bundle, random_network, relative_error
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 160, 24)]
-NETWORKS = {
-    "tied": random_network(),
-    "down in two ranges": random_network(ffn_width=288),
-    "untied": random_network(tied_head=False, prefix_tokens=(7, 3, 11)),
-    "attention bias": random_network(attention_bias=True, prefix_tokens=(5, 9)),
-    "every bias, no prefix": random_network(
-        attention_bias=True, output_bias=True, ffn_bias=True, tied_head=False, prefix_tokens=()
-    ),
-}
 # Those of the TFLite Micro of 2026 that the graph needs. tests/system runs the graph in that interpreter.
 NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 Type = schema.TensorType

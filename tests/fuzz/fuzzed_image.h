@@ -72,4 +72,31 @@ static inline int is_small(const uint8_t *image, size_t size, sc_needs *needs) {
            needs->kv_cache_bytes < MOST_MEMORY && work_of(image, size) < MOST_WORK;
 }
 
+/* An image in memory of its own with its hash made right, and what it asks for. */
+typedef struct {
+    const uint8_t *image;
+    void *arena, *kv_cache;
+    sc_needs needs;
+    void *owners[3];
+} fuzzed_image;
+
+/* Whether it is one that is small enough to run; `close_image` in any case. */
+static inline int open_image(fuzzed_image *f, const uint8_t *data, size_t size) {
+    uint8_t *image;
+    memset(f, 0, sizeof *f);
+    f->image = image = aligned_copy(&f->owners[0], data, size);
+    hash_again(image, size);
+    const int small = is_small(image, size, &f->needs);
+    must(small);
+    if (small) {
+        f->arena = aligned_copy(&f->owners[1], NULL, f->needs.arena_bytes);
+        f->kv_cache = aligned_copy(&f->owners[2], NULL, f->needs.kv_cache_bytes);
+    }
+    return small;
+}
+
+static inline void close_image(fuzzed_image *f) {
+    for (int i = 0; i < 3; i++) free(f->owners[i]);
+}
+
 #endif

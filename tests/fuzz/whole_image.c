@@ -41,34 +41,26 @@ static void ask(sc_generator *g) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    void *image_owner, *arena_owner, *cache_owner;
-    uint8_t *image = aligned_copy(&image_owner, data, size);
-    sc_needs needs;
-    hash_again(image, size);
-    const int small = is_small(image, size, &needs);
-    must(small);
-    if (small && needs.vocabulary <= MOST_VOCABULARY && needs.context <= MOST_CONTEXT) {
+    fuzzed_image f;
+    if (open_image(&f, data, size) && f.needs.vocabulary <= MOST_VOCABULARY && f.needs.context <= MOST_CONTEXT) {
         static sc_generator g;
         memset(&g, 0, sizeof g);
-        g.memory.arena = aligned_copy(&arena_owner, NULL, needs.arena_bytes);
-        g.memory.kv_cache = aligned_copy(&cache_owner, NULL, needs.kv_cache_bytes);
-        g.memory.arena_bytes = needs.arena_bytes, g.memory.kv_bytes = needs.kv_cache_bytes;
-        g.memory.context = needs.context, g.memory.vocabulary = needs.vocabulary;
-        g.memory.prompt = malloc(needs.context * sizeof *g.memory.prompt);
-        g.memory.held = malloc(needs.context * sizeof *g.memory.held);
-        g.memory.logits = malloc(needs.vocabulary * sizeof *g.memory.logits);
+        g.memory.arena = f.arena, g.memory.kv_cache = f.kv_cache;
+        g.memory.arena_bytes = f.needs.arena_bytes, g.memory.kv_bytes = f.needs.kv_cache_bytes;
+        g.memory.context = f.needs.context, g.memory.vocabulary = f.needs.vocabulary;
+        g.memory.prompt = malloc(f.needs.context * sizeof *g.memory.prompt);
+        g.memory.held = malloc(f.needs.context * sizeof *g.memory.held);
+        g.memory.logits = malloc(f.needs.vocabulary * sizeof *g.memory.logits);
         g.memory.work = malloc(WORK);
         g.memory.work_bytes = WORK;
-        const int opened = sc_generator_open(&g, image, size) == SC_OK;
+        const int opened = sc_generator_open(&g, f.image, size) == SC_OK;
         must(opened);
         if (opened) ask(&g);
         free(g.memory.prompt);
         free(g.memory.held);
         free(g.memory.logits);
         free(g.memory.work);
-        free(arena_owner);
-        free(cache_owner);
     }
-    free(image_owner);
+    close_image(&f);
     return 0;
 }

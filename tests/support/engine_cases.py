@@ -15,6 +15,7 @@ from converters.emit.tflite_read import TfliteFile
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends.tflm import TflmBackend
 from device_runtime.micro.library import CEngine
+from tests.support import micro_bundles
 from tests.support.micro_bundles import random_network
 
 __all__ = [
@@ -22,13 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 NETWORKS = {
-    "tied": random_network(),
-    "down in two ranges": random_network(ffn_width=288),
-    "untied": random_network(tied_head=False, prefix_tokens=(7, 3, 11)),
-    "attention bias": random_network(attention_bias=True, prefix_tokens=(5, 9)),
-    "every bias, no prefix": random_network(
-        attention_bias=True, output_bias=True, ffn_bias=True, tied_head=False, prefix_tokens=()
-    ),
+    **micro_bundles.NETWORKS,
     "odd sizes": random_network(width=40, heads=3, kv_heads=1, head_dim=10, ffn_width=52, vocabulary=77),
     "more than ten key heads": random_network(heads=12, kv_heads=12, head_dim=8, layers=1),
 }

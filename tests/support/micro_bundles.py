@@ -33,7 +33,7 @@ from device_runtime.bundle.manifest import (
     TokenizerInfo,
 )
 
-__all__ = ["Network", "micro_bundle", "random_network", "relative_error"]
+__all__ = ["NETWORKS", "Network", "micro_bundle", "random_network", "relative_error"]
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,15 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def _entry(path: Path) -> FileEntry:
     content = path.read_bytes()
     return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
+# Every form that a micro graph has.
+NETWORKS = {
+    "tied": random_network(),
+    "down in two ranges": random_network(ffn_width=288),
+    "untied": random_network(tied_head=False, prefix_tokens=(7, 3, 11)),
+    "attention bias": random_network(attention_bias=True, prefix_tokens=(5, 9)),
+    "every bias, no prefix": random_network(
+        attention_bias=True, output_bias=True, ffn_bias=True, tied_head=False, prefix_tokens=()
+    ),
+}
