@@ -51,12 +51,11 @@ def quality_warning(quality: Mapping[str, Any]) -> str | None:
     """What to say of a graph that is far from its float network; None if it is not."""
     if not quality or quality.get("ratio", 0.0) <= LARGEST_RATIO:
         return None
-    worst = ", ".join(w["name"] for w in quality.get("worst_layers", ()))
-    return (
-        f"the graph's perplexity is {quality['ratio']:.3f} times the float network's, more than {LARGEST_RATIO}; "
-        f"most is lost in {worst}. Calibrate on a text like those that the model will see (--calibrate FILE), "
-        "and look at the layers with `stonechat eval`."
-    )
+    text = f"the graph's perplexity is {quality['ratio']:.3f} times the float network's, more than {LARGEST_RATIO}"
+    calibrate = "Calibrate on a text like those that the model will see (--calibrate FILE)"
+    if worst := ", ".join(w["name"] for w in quality.get("worst_layers", ())):  # int4 of `micro` has no trace of layers
+        return f"{text}; most is lost in {worst}. {calibrate}, and look at the layers with `stonechat eval`."
+    return f"{text}. {calibrate}, or convert with --weights int8."
 
 
 def _encoder_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
