@@ -192,6 +192,12 @@ class TestReport:
         assert all(layer["name"] in err for layer in worst)
         assert "--calibrate FILE" in err
 
+    def test_without_figures_by_layer_the_warning_names_none(self) -> None:
+        from toolkit.quality_text import quality_warning
+
+        warning = quality_warning({"ratio": 1.075})
+        assert warning is not None and "lost in" not in warning and "--weights int8" in warning
+
     def test_a_small_one_is_not(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert main(["convert", str(CHECKPOINT), "--profile", "micro", "-o", str(tmp_path / "bundle")]) == 0
         assert capfd.readouterr().err == ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converters.emit.c.calls import Program
 from converters.emit.c.model import ModelImage, write_model_image
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import BackendError
@@ -157,6 +158,19 @@ def test_memory_is_a_small_part_of_what_tflite_micro_takes(case: Case) -> None:
     theirs = arena.head_bytes + (arena.tail_bytes - arena.kv_cache_bytes) / 2
     ours = CEngine(case.path).needs.arena_bytes
     assert ours < 0.15 * theirs, (ours, theirs)
+
+
+def test_constants_of_several_rows_lie_without_gaps(case: Case) -> None:
+    """So that a program takes them where they are, those of one half of each head too."""
+    loads = [
+        (call.columns, step.place)
+        for call in case.image.calls
+        if isinstance(call, Program) and call.rows > 1
+        for step in call.steps
+        if step.place is not None and step.place.buffer is None and not step.place.one_per_row
+    ]
+    assert loads
+    assert {place.row_stride for columns, place in loads if place.row_stride != 4 * columns} <= {0}  # the same each row
 
 
 def test_the_arena_is_exact(case: Case) -> None:
