@@ -110,8 +110,8 @@ class ProgramBody:
     def _computed(self, t: GraphTensor, start: int, stop: int) -> int:
         if t.constant and self._rows > 1 and stop - start < t.size // self._rows:
             # with nothing between two rows, the engine takes all of them where they lie
-            part = self._tensors.graph.values(t).reshape(self._rows, -1)[:, start:stop]
-            return self._load(self._tensors.table(part), stop - start, 0)
+            cut = self._tensors.graph.values(t).reshape(self._rows, -1)[:, start:stop]
+            return self._load(self._tensors.table(cut), stop - start, 0)
         source = self._tensors.source(t) if t.index != self._root else None
         if source is not None:
             return self._load(source, t.size // self._rows, start)
