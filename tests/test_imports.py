@@ -110,6 +110,16 @@ def test_the_engine_starts_without_what_it_does_not_need_yet() -> None:
     loaded = loaded_by("import device_runtime.engine.language_model")
     assert "numpy" in loaded
     assert not loaded & (lazy | {"converters", "boards", "toolkit"})
+    assert "_hashlib" not in loaded, "OpenSSL's library is 3 MB of a process that answers"
+
+
+def test_no_yaml_is_read_where_no_device_tree_says_which_board_this_is() -> None:
+    loaded = loaded_by(
+        "from pathlib import Path\nfrom boards import detect\ndetect._COMPATIBLE = Path('/nowhere')\n"
+        "assert detect.detect_here() is None"
+    )
+    assert "boards" in loaded
+    assert "yaml" not in loaded
 
 
 def test_the_command_line_shows_its_help_without_numpy() -> None:

@@ -6,37 +6,36 @@ several times slower here than there; BLAKE2 is about as fast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
-
-if TYPE_CHECKING:
-    from hashlib import blake2b, sha256
-else:
-    try:
-        from _blake2 import blake2b
-    except ImportError:  # a Python that was built without its own
-        from hashlib import blake2b
-    try:
-        from _sha2 import sha256  # Python 3.12 on
-    except ImportError:
-        try:
-            from _sha256 import sha256
-        except ImportError:
-            from hashlib import sha256
+from importlib import import_module
+from typing import Any, BinaryIO
 
 __all__ = ["blake2b_of_file", "sha256_of"]
 
 _CHUNK_BYTES = 1 << 18
 
 
+def _own(function: str, *modules: str) -> Any:
+    """Of the first module that this Python has; of hashlib where it was built without."""
+    for name in modules:
+        try:
+            return getattr(import_module(name), function)
+        except ImportError:
+            continue
+    return getattr(import_module("hashlib"), function)
+
+
+_blake2b = _own("blake2b", "_blake2")
+_sha256 = _own("sha256", "_sha2", "_sha256")  # the first is that of Python 3.12
+
+
 def sha256_of(data: bytes) -> str:
     """In hexadecimal; for what is small."""
-    return sha256(data).hexdigest()
+    return str(_sha256(data).hexdigest())
 
 
 def blake2b_of_file(stream: BinaryIO) -> str:
     """In hexadecimal, of what is left of a file."""
-    digest, chunk = blake2b(), bytearray(_CHUNK_BYTES)
-    view = memoryview(chunk)
-    while count := stream.readinto(chunk):  # type: ignore[attr-defined]
-        digest.update(view[:count])
-    return digest.hexdigest()
+    digest = _blake2b()
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return str(digest.hexdigest())

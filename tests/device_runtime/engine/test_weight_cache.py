@@ -179,7 +179,7 @@ class TestDamage:
         assert answer([]) == expected
         opened[-1].close()
 
-    @pytest.mark.parametrize("record", [None, "", "[]", '{"sha256": "x"}', '{"stamp": [1]}'])
+    @pytest.mark.parametrize("record", [None, "", "[]", '{"blake2b": "x"}', '{"stamp": [1]}'])
     def test_a_file_without_a_record_is_packed_again(self, record: str | None, tmp_path: Path) -> None:
         file = packed(tmp_path)
         file.with_suffix(".json").unlink()
