@@ -7,6 +7,12 @@
 #include <stdint.h>
 #include <string.h>
 
+/* SMLAD and its like in assembly that takes every core register. Cortex-A has them too, but NEON instead, and a register
+ * fewer in position-independent code. */
+#if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M' && !defined(SC_SCALAR)
+#define SC_USES_DSP
+#endif
+
 static inline float sc_float_of(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);

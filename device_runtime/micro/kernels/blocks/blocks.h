@@ -24,12 +24,13 @@
 #include <string.h>
 
 #include "graph.h"
+#include "numbers.h"
 
 enum { SC_BLOCK_ROWS = 4, SC_BLOCK_BYTES = SC_BLOCK / 2, SC_GROUP_BYTES = SC_BLOCK_ROWS * SC_BLOCK_BYTES };
 
 #if defined(__ARM_FEATURE_MVE) && !defined(SC_SCALAR)
 #include "blocks_mve.h"
-#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && !defined(SC_SCALAR)
+#elif defined(SC_USES_DSP)
 #include "blocks_dsp.h"
 #elif defined(__AVX2__) && !defined(SC_SCALAR)
 #include "blocks_avx2.h"

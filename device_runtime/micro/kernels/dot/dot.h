@@ -30,7 +30,7 @@ enum { SC_NARROW = 256 }; /* columns whose sum of int16 products fits 32 bits */
 
 #if defined(__ARM_FEATURE_MVE) && !defined(SC_SCALAR)
 #include "dot_mve.h"
-#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && !defined(SC_SCALAR)
+#elif defined(SC_USES_DSP)
 #include "dot_dsp.h"
 #elif defined(__AVX2__) && !defined(SC_SCALAR)
 #include "dot_avx2.h"

@@ -32,8 +32,8 @@
 
 #if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && !defined(SC_SCALAR)
 #include "floats_mve.h"
-#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__ARM_FP) && !defined(__ARM_FEATURE_MVE) && \
-    !defined(SC_SCALAR) /* the order of its shares is that of dot_dsp.h, which integer Helium does not take */
+#elif defined(SC_USES_DSP) && defined(__ARM_FP) && !defined(__ARM_FEATURE_MVE)
+/* the order of its shares is that of dot_dsp.h, which integer Helium does not take */
 #include "floats_dsp.h"
 #else
 #define sc_largest sc_largest_exact
