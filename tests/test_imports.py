@@ -108,7 +108,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_the_engine_starts_without_what_it_does_not_need_yet() -> None:
     """Start-up time on a small board is import time: each of these costs from 20 to 200 ms on a desk machine."""
     lazy = {"gguf", "jinja2", "tqdm", "paho", "yaml", "ai_edge_litert", "tokenizers", "sentencepiece", "flatbuffers"}
-    loaded = loaded_by("import device_runtime.engine.language_model")
+    loaded = loaded_by("import device_runtime.engine.language_model, device_runtime.engine.backends.native")
     assert "numpy" in loaded
     assert not loaded & (lazy | {"converters", "boards", "toolkit"})
     assert "_hashlib" not in loaded, "OpenSSL's library is 3 MB of a process that answers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
 import os
 import platform
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import cache_folder
 from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.hashes import sha256_of
 from device_runtime.micro.sources import FLAGS, INCLUDES, engine_sources
 
 __all__ = ["CEngine", "compile_library", "compiler", "library_path"]
@@ -57,15 +57,15 @@ def compiler() -> str | None:
 
 def library_path() -> Path:
     """Where the library of this version of the sources, compiler and machine is kept."""
-    digest = hashlib.sha256(repr((FLAGS, _native_flags(), compiler(), platform.machine())).encode())
+    read = repr((FLAGS, _native_flags(), compiler(), platform.machine())).encode()
     for path in sorted([*engine_sources(), *(h for folder in INCLUDES for h in folder.glob("*.h"))]):
-        digest.update(path.name.encode() + path.read_bytes())
+        read += path.name.encode() + path.read_bytes()
     folder = cache_folder("native")
     if folder is None:
         raise BackendError(
             "There is no folder to keep the compiled engine in. Set STONECHAT_CACHE to one that can be written."
         )
-    return folder / f"engine-{digest.hexdigest()[:16]}.so"
+    return folder / f"engine-{sha256_of(read)[:16]}.so"
 
 
 def compile_library() -> Path:
