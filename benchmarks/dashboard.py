@@ -1,6 +1,6 @@
 """The dashboard's page with a thousand simulated devices: its weight, its first view, and how it keeps up.
 
-    python benchmarks/dashboard.py [--devices 1000] [--rate 60] [--seconds 10] [--runs 3] [--pictures FOLDER]
+    python benchmarks/dashboard.py [--devices 1000] [--rate 60] [--seconds 10] [--runs 3]
 
 The broker, `stonechat dashboard` and Chromium (headless; Debian's chromium and chromium-driver, selenium from PyPI)
 are processes of their own on this machine.
@@ -9,8 +9,6 @@ are processes of their own on this machine.
 2. first view: from the beginning of the navigation until the devices are drawn, as the page itself measures it.
 3. keeping up: so many messages a second come; the longest time between two frames of the page, and whether the last
    message is shown.
-
-With --pictures it also writes those of docs/guides/dashboard.md, of 60 devices.
 """
 
 from __future__ import annotations
@@ -125,18 +123,15 @@ class Simulated:
         self.publish(f"{name}/out/link/boiler", fields, True)
 
 
-def chromium(width: int, height: int, dark: bool = False, scale: float = 1.0) -> webdriver.Chrome:
+def chromium(width: int, height: int) -> webdriver.Chrome:
     """A headless browser."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(flag)
-    metrics = {"width": width, "height": height, "pixelRatio": scale, "touch": width < 600}
+    metrics = {"width": width, "height": height, "pixelRatio": 1.0, "touch": False}
     options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    return driver
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
 
 
 def until(driver: webdriver.Chrome, script: str, timeout_s: float = 60.0) -> Any:
@@ -172,21 +167,6 @@ def measure(url: str, fleet: Simulated, rate: float, seconds: float) -> tuple[fl
     return first_ms, longest_ms
 
 
-def pictures(url: str, folder: Path) -> None:
-    """Those of the documentation."""
-    for name, width, height, dark, scale, tab in (
-        ("dashboard-fleet", 1180, 640, False, 1.0, "fleet"),
-        ("dashboard-links", 1180, 560, True, 1.0, "links"),
-        ("dashboard-phone", 390, 640, False, 1.5, "fleet"),
-    ):
-        driver = chromium(width, height, dark, scale)
-        driver.get(f"{url}/#{tab}")
-        until(driver, FIRST_VIEW)
-        time.sleep(0.5)
-        driver.save_screenshot(str(folder / f"{name}.png"))
-        driver.quit()
-
-
 def rollout(folder: Path, names: list[str]) -> None:
     """One that is under way."""
     plan = Plan("20261127-101500-9a3c", "/b", "0" * 64, "boiler-advisor", "4", "/f.yaml", "north", tuple(names[:24]))
@@ -203,7 +183,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=60.0, help="messages a second")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
     args = parser.parse_args()
     weight = sum(len(gzip.compress(path.read_bytes(), 6)) for path in PAGES.values())
     print(f"weight of the page: {weight / 1000:.1f} kB compressed, {len(PAGES)} files")
@@ -211,8 +190,7 @@ def main() -> None:
         processes = stack.enter_context(Processes())
         folder = processes.folder
         _, port = broker.start(processes)
-        count = 60 if args.pictures else args.devices
-        fleet = Simulated(port, count)
+        fleet = Simulated(port, args.devices)
         fleet.appear()
         devices = "\n".join(f"  {name}: {{model: boiler-advisor, links: [boiler]}}" for name in fleet.names)
         (folder / "fleet.yaml").write_text(FLEET.replace("DEVICES", devices), encoding="utf-8")
@@ -232,12 +210,9 @@ def main() -> None:
         for number in range(12):
             fleet.answer(fleet.names[number * 5], 62.5 + 7.3 * (number % 5))
         time.sleep(1)
-        if args.pictures:
-            pictures(found[0], args.pictures)
-            return
         runs = [measure(found[0], fleet, args.rate, args.seconds) for _ in range(args.runs)]
         firsts, longest = zip(*runs, strict=True)
-        print(f"first view of {count} devices: {min(firsts):.0f} to {max(firsts):.0f} ms")
+        print(f"first view of {args.devices} devices: {min(firsts):.0f} to {max(firsts):.0f} ms")
         print(f"longest time between two frames at {args.rate:g} messages a second: {max(longest):.0f} ms")
 
 

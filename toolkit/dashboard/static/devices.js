@@ -37,7 +37,7 @@ class Row extends Component {
       <td class="device"><button class="plain" onClick=${() => onOpen(row.id)}>${row.id}</button></td>
       <td class="state"><${Badge} state=${row.state} />${progress && html`<span class="unit">${progress}</span>`}</td>
       <td class="model" title=${row.bundles && row.bundles[model]}>${model || none}${row.models && row.models.length > 1 ? html`<span class="unit"> +${row.models.length - 1}</span>` : ""}</td>
-      <td class="num" data-label="tok/s">${number(of.tps_p50, 1)}</td>
+      <td class="num" data-label="tok/s">${number(of.tps_p50, of.tps_p50 < 100 ? 1 : 0)}</td>
       <td class=${`num ${hot ? "hot" : ""}`} data-label="°C">${number(of.temperature_c, 0, "°C")}</td>
       <td class="num" data-label="queue">${number(of.queue)}</td>
       <td class="num wide-only">${number(of.answers)}</td>
@@ -75,7 +75,7 @@ export function Devices() {
   const states = ORDER.filter((name) => counts[name]);
   return html`<section aria-label="Devices">
     <div class="tools">
-      <input type="search" placeholder="Filter by name, model, board, pool, group" aria-label="Filter devices" value=${filter} onInput=${(event) => setFilter(event.target.value)} />
+      <input type="search" placeholder="Filter: name, model, board, pool" aria-label="Filter devices" value=${filter} onInput=${(event) => setFilter(event.target.value)} />
       <div class="chips" role="group" aria-label="States">
         <button class=${only ? "chip" : "chip on"} aria-pressed=${!only} onClick=${() => setOnly("")}>all <b>${rows.length}</b></button>
         ${states.map((name) => html`<button key=${name} class=${`chip is-${name} ${only === name ? "on" : ""}`} aria-pressed=${only === name} onClick=${() => setOnly(only === name ? "" : name)}>${name} <b>${counts[name]}</b></button>`)}
@@ -111,7 +111,7 @@ function Detail({ row, onClose }) {
   return html`<${Dialog} title=${row.id} onClose=${onClose}>
     <p><${Badge} state=${row.state} /> ${!row.planned && html`<span class="flag">not in the fleet file</span>`}</p>
     <div class="figures">
-      <div><b>${number(of.tps_p50, 1)}</b><span>tok/s</span></div>
+      <div><b>${number(of.tps_p50, of.tps_p50 < 100 ? 1 : 0)}</b><span>tok/s</span></div>
       <div><b class=${of.throttled ? "hot" : ""}>${number(of.temperature_c, 0)}</b><span>°C${of.throttled ? ", throttled" : ""}</span></div>
       <div><b>${number(of.queue)}</b><span>waiting</span></div>
     </div>

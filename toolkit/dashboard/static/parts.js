@@ -31,8 +31,9 @@ export function compact(value) {
   if (value === undefined || value === null) return "";
   if (typeof value !== "object") return String(value);
   if (Array.isArray(value)) return JSON.stringify(value);
+  if (Object.keys(value).join() === "value") return compact(value.value); // of a sensor that says a number, or a text
   return Object.entries(value)
-    .map(([name, of]) => `${name} ${typeof of === "object" ? JSON.stringify(of) : of}`)
+    .map(([name, of]) => `${name}\u00a0${typeof of === "object" ? JSON.stringify(of) : of}`)
     .join(" · ");
 }
 
