@@ -108,7 +108,7 @@ OTHERS = [  # to be looked at
 
 @contextmanager
 def device(fleet: Fleet, name: str, broker: BrokerAddress, folder: Path) -> Iterator[None]:
-    """A device of the fleet file, on the air."""
+    """A device of the fleet file, online."""
     entries = fleet.models_of(name)
     config = replace(fleet.device(name, broker, folder / name), home_assistant=False, health_s=1.0)
     service = Service(config, lambda model: open_model(entries[model].bundle, threads=1))
