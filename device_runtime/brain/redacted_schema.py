@@ -7,7 +7,7 @@ to something else. A field that is withheld may still be asked for; what the sch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,14 @@ def secrets_of(
 def _secrets_in(redactor: Redactor, schema: Any) -> dict[str, str]:
     """The texts of withheld fields in a schema's examples and defaults."""
     found: dict[str, str] = {}
-    for name, value in _examples(schema, ""):
-        found |= redactor.secrets({name: value} if name in redactor.names else value)
+
+    def note(key: str, value: Any, fields: tuple[str, ...]) -> Mapping[str, Any]:
+        if key in ("default", "examples"):
+            withheld = bool(fields) and fields[-1] in redactor.names
+            found.update(redactor.secrets({fields[-1]: value} if withheld else value))
+        return {}
+
+    _made_again(schema, note, lambda value: value)
     return found
 
 
@@ -74,7 +80,7 @@ def _cleaned(
     if schema is None or not redactor:
         return schema
     known = {**secrets, **_secrets_in(redactor, schema)}
-    found: Mapping[str, Any] = _Cleaner(redactor, known, strict).node(schema)
+    found: Mapping[str, Any] = _Cleaner(redactor, known, strict).schema(schema)
     return found
 
 
@@ -84,36 +90,20 @@ class _Cleaner:
     secrets: Mapping[str, str]
     strict: bool  # refuse what cannot be withheld without another meaning
 
-    def node(self, node: Any, instead: str | None = None) -> Any:
-        """A schema.
+    def schema(self, schema: Mapping[str, Any]) -> Any:
+        """The whole of it."""
+        return _made_again(schema, self.keyword, self.demand)
 
-        Args:
-            instead: what takes the place of values of its field; None: they are not withheld.
-        """
-        if not isinstance(node, Mapping):
-            return self.demand(node)
-        found = {}
-        for key, value in node.items():
-            if key in _KNOWN:
-                found[key] = self.part(key, value, instead)
-            elif instead is None:  # else what is said of the field is withheld with it
-                found[self.redactor.text(key, self.secrets)] = self.redactor.value(value, self.secrets)
-        return found
-
-    def part(self, key: str, value: Any, instead: str | None) -> Any:
-        """One keyword's."""
-        if key in BY_NAME and isinstance(value, Mapping):
-            of = self.redactor.instead_of if key == "properties" else lambda name: None
-            return {self.demand(name): self.node(inner, of(name) or instead) for name, inner in value.items()}
-        if key in _AS_ONE and isinstance(value, Mapping):
-            return self.node(value, instead)
-        if key in _IN_LIST and isinstance(value, list):
-            return [self.node(inner, instead) for inner in value]
-        if key in _COUNTS or isinstance(value, bool):
-            return value
-        if key in _BOUNDS and len(json.dumps(value)) < _LEAST_BOUND:
-            return value
-        return self.demand(value, instead if key in _VALUES else None)
+    def keyword(self, key: str, value: Any, fields: tuple[str, ...]) -> dict[str, Any]:
+        """What becomes of a keyword, and under which name."""
+        of = self.redactor.instead_of
+        instead = next((text for name in reversed(fields) if (text := of(name)) is not None), None)
+        if key not in _KNOWN:  # what is said of a field that is withheld is withheld with it
+            return {} if instead else {self.redactor.text(key, self.secrets): self.redactor.value(value, self.secrets)}
+        short = key in _BOUNDS and len(json.dumps(value)) < _LEAST_BOUND
+        if key in _COUNTS or isinstance(value, bool) or short:
+            return {key: value}
+        return {key: self.demand(value, instead if key in _VALUES else None)}
 
     def demand(self, value: Any, instead: str | None = None) -> Any:
         """What an answer is held to."""
@@ -130,18 +120,32 @@ class _Cleaner:
         return left
 
 
-def _examples(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Each `default`, and all `examples`, with the name of the field that they are for."""
+def _made_again(
+    node: Any,
+    keyword: Callable[[str, Any, tuple[str, ...]], Mapping[str, Any]],
+    other: Callable[[Any], Any],
+    fields: tuple[str, ...] = (),
+) -> Any:
+    """A schema with each keyword that holds no schemas as `keyword` gives it.
+
+    Args:
+        keyword: gets its name, its value, and the properties that lead to it.
+        other: makes the names by which schemas are listed, and what is no schema where one ought to be.
+        fields: the properties that lead here.
+    """
     if not isinstance(node, Mapping):
-        return
+        return other(node)
+    found: dict[str, Any] = {}
     for key, value in node.items():
         if key in BY_NAME and isinstance(value, Mapping):
-            for inner_name, inner in value.items():
-                yield from _examples(inner, inner_name if key == "properties" else name)
+            found[key] = {
+                other(name): _made_again(inner, keyword, other, (*fields, name) if key == "properties" else fields)
+                for name, inner in value.items()
+            }
         elif key in _AS_ONE and isinstance(value, Mapping):
-            yield from _examples(value, name)
+            found[key] = _made_again(value, keyword, other, fields)
         elif key in _IN_LIST and isinstance(value, list):
-            for inner in value:
-                yield from _examples(inner, name)
-        elif key in ("default", "examples"):
-            yield name, value
+            found[key] = [_made_again(inner, keyword, other, fields) for inner in value]
+        else:
+            found |= keyword(key, value, fields)
+    return found

@@ -7,10 +7,10 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -38,6 +38,7 @@ __all__ = ["Change", "FleetEditor"]
 _TEXTS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Text | Choice | Reference))
 _NUMBERS = tuple(name for name, field in LINK.fields.items() if isinstance(field.reader, Number))
 _CHARACTERS = 200_000  # of one field
+_Found = TypeVar("_Found")
 _PLACE = re.compile(r"^[^:]*:(\d+):(\d+): (.*)$")
 
 
@@ -94,13 +95,14 @@ class FleetEditor:
             RefusedError: a field is none of a link's, or is no text.
         """
         text = self._read()
-        self._parsed(text)  # its faults have the file's own lines
-        bare, remarks = without_remarks(text)
-        yaml, data = self._parsed(bare)
         wanted, faults = _values(fields)
-        link = _put(data, was, wanted)
-        _serve(data, was, str(wanted.get("name", "")), devices)
-        new = with_remarks(bare, only_what_changed(bare, dumped(yaml, data)), remarks)
+
+        def put(data: CommentedMap) -> CommentedMap:
+            link = _put(data, was, wanted)
+            _serve(data, was, str(wanted.get("name", "")), devices)
+            return link
+
+        new, link = self._edited(text, put)
         return self._change(text, new, wanted, faults, link)
 
     def removal(self, name: str) -> Change:
@@ -111,10 +113,7 @@ class FleetEditor:
         """
         text = self._read()
         place = _place_of(self._parsed(text)[1].get("links"), name)
-        bare, remarks = without_remarks(text)
-        yaml, data = self._parsed(bare)
-        _serve(data, name, "", [])
-        served = with_remarks(bare, only_what_changed(bare, dumped(yaml, data)), remarks)
+        served, _ = self._edited(text, lambda data: _serve(data, name, "", []))
         links = self._parsed(served)[1]["links"]
         first = links.lc.item(place)[0]  # 0 is the file's first line
         begin = served.splitlines(keepends=True)[first] if not links.fa.flow_style() else ""
@@ -128,6 +127,14 @@ class FleetEditor:
                 data["links"].fa.set_flow_style()
             new = only_what_changed(served, dumped(yaml, data))
         return self._change(text, new, {}, [], CommentedMap())
+
+    def _edited(self, text: str, edit: Callable[[CommentedMap], _Found]) -> tuple[str, _Found]:
+        """The file after an edit of what it says, with all its comments; and what the edit gives."""
+        self._parsed(text)  # its faults have the file's own lines
+        bare, remarks = without_remarks(text)
+        yaml, data = self._parsed(bare)
+        found = edit(data)
+        return with_remarks(bare, only_what_changed(bare, dumped(yaml, data)), remarks), found
 
     def _change(
         self, text: str, new: str, wanted: Mapping[str, Any], faults: list[dict[str, Any]], link: CommentedMap
