@@ -306,13 +306,14 @@ def _job(
     report = lambda share: progress("quantizing", share)  # noqa: E731
     if own_grid:
         grid = GridWeights(canonical, peaks)
-        ranges = cache_ranges(checkpoint.config, grid.cache(of_cache.cache()), grid.cache(cache))
+        ranges = cache_ranges(checkpoint.config, grid.cache(of_cache.cache()), grid.cache(cache), int4=True)
         return GraphJob(grid, grid.cache(cache), windows, context, options.fast, ranges, report), logits
     order = sorted_channels(checkpoint.config, peaks)
     of_norms = norm_factors(checkpoint.config, peaks.peaks, canonical, profile.turns_head)
     of_down = _down_factors(checkpoint.config, peaks, order, profile)
     weights = RotatedWeights(canonical, order, of_down, of_norms, profile.turns_head)
-    ranges = cache_ranges(checkpoint.config, of_cache.cache(), weights.rotate_cache(cache))
+    int4 = options.weights == "int4"
+    ranges = cache_ranges(checkpoint.config, of_cache.cache(), weights.rotate_cache(cache), int4=int4)
     return GraphJob(weights, weights.rotate_cache(cache), windows, context, options.fast, ranges, report), logits
 
 

@@ -212,10 +212,12 @@ class PiOps(PiParts):
         one run.
 
         A slice begins at a fixed place, and both parts may have any length: so the new keys are filled up with zeros,
-        which the mask hides. The scale of the scores is part of the weights of q, or of its norm's gain.
+        which the mask hides. The scale of the scores is part of the weights of q, or of its norm's gain if it has one.
         """
         c, name = attention, f"layers.{layer}"
         queries, keys, values = (self._head_rows(x, c) for x in (q, k, v))
+        if c.qk_norm is not None and not c.qk_norm.gain:
+            queries = self._binary(Op.MUL, queries, self._float("score_scale", [c.score_scale]), f"{name}.queries")
         keys = self._binary(Op.SUB, keys, self._float("key_offset", self._constants.cache[layer].key_offset), "keys")
         of_keys, of_values = self._cache[layer]
         stored_keys, stored_values = self._stored(keys, of_keys), self._stored(values, of_values)

@@ -72,6 +72,7 @@ KINDS: dict[str, NetworkConfig] = {
     "norms after the parts": post_norms(PLAIN),
     "norms only after the parts": only_post_norms(PLAIN),
     "q/k norm": attention(PLAIN, qk_norm=Norm(1e-6), scale=0.5),
+    "q/k norm without gains": attention(PLAIN, qk_norm=Norm(1e-6, gain=False)),
     "soft caps": replace(attention(PLAIN, softcap=2.0), head=replace(PLAIN.head, softcap=3.0)),
     "sliding window": attention(PLAIN, window=5),
     "sliding window in one layer, another RoPE": alternating(PLAIN, window=5, rope=Rope((1.0, 0.3, 0.1, 0.03))),

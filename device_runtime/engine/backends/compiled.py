@@ -38,6 +38,7 @@ class CompiledBackend:
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
         prefix = len(bundle.manifest.prefix_tokens)
+        of_prefix = bundle.read_prefix() if prefix else None  # first: LiteRT writes to stderr where it is given up
 
         def allocate(model: Any) -> _Graph:
             graph = _Graph(model, self._shape)
@@ -55,8 +56,8 @@ class CompiledBackend:
             self.several = family.rows
         elements = 2 * self._shape.layers * self._shape.kv_heads * self._shape.head_dim
         self.position_bytes = elements * np.dtype(self._shape.cache_type).itemsize
-        if prefix:
-            self._write_prefix(*bundle.read_prefix())
+        if of_prefix is not None:
+            self._write_prefix(*of_prefix)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """As in `Backend`."""
@@ -100,6 +101,11 @@ class CompiledBackend:
         Raises:
             BackendError: another graph has made the state.
         """
+        if len(state.arrays) != len(self._graph.names):
+            raise BackendError(
+                f"This state of the kv_cache is of another graph: it has {len(state.arrays)} arrays, and this bundle "
+                f"{len(self._graph.names)}. Delete it and begin again: another graph could not use it."
+            )
         expected = {((self._shape.kv_heads, state.positions, self._shape.head_dim), np.dtype(self._shape.cache_type))}
         if (found := {(rows.shape, rows.dtype) for rows in state.arrays}) != expected:
             shape_found, dtype_found = next(iter(found - expected), ((), "nothing"))

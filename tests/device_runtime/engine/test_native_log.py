@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from device_runtime.engine.backends.native_log import captured_stderr, own_stderr
@@ -75,6 +77,17 @@ def test_a_graph_that_is_refused_leaves_only_errors_on_the_terminal(
     first, *others = done.stderr.splitlines()
     assert first.startswith("stonechat: LiteRT refused ")
     assert [line for line in others if line.startswith(("INFO", "WARNING"))] == []
+
+
+def test_a_prefix_of_another_type_leaves_only_its_error_on_the_terminal(pi_bundle: Path, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with np.load(pi_bundle / "prefix.npz") as arrays:
+        np.savez(file, **{name: array.astype(np.float32) for name, array in arrays.items()})
+    bundle = variant(pi_bundle, tmp_path / "bundle", "1", {"prefix.npz": file.getvalue()})
+    done = subprocess.run([sys.executable, "-m", "toolkit", "run", bundle, "hello"], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "prefix.npz: k is float32 (" in line and "; the manifest says int8 (" in line
 
 
 def test_an_exception_passes_through_and_stderr_comes_back(capfd: pytest.CaptureFixture[str]) -> None:

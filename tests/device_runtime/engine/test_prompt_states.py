@@ -106,6 +106,11 @@ class TestConversations:
         np.savez(path, **content)
         with pytest.raises(BackendError, match=r"is of another graph: it has float32 \(.*, and this bundle int8 \("):
             model.load_conversation("copied")
+        last = max((name for name in content if name.startswith("state_")), key=lambda name: int(name[6:]))
+        del content[last]
+        np.savez(path, **content)
+        with pytest.raises(BackendError, match=r"is of another graph: it has \d+ arrays, and this bundle \d+\. Delete"):
+            model.load_conversation("copied")
 
     def test_a_damaged_file_is_reported(self, model: LanguageModel) -> None:
         path = model.save_conversation("damaged", asked(GARDEN, "Hello."))
