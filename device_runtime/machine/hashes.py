@@ -6,6 +6,7 @@ several times slower here than there; BLAKE2 is about as fast.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -14,18 +15,19 @@ __all__ = ["blake2b_of_file", "sha256_of"]
 _CHUNK_BYTES = 1 << 18
 
 
-def _own(function: str, *modules: str) -> Any:
-    """Of the first module that this Python has; of hashlib where it was built without."""
+def _own(function: str, of_openssl: str, *modules: str) -> Any:
+    """Of the first module that this Python has; OpenSSL's where it was built without."""
     for name in modules:
         try:
             return getattr(import_module(name), function)
         except ImportError:
             continue
-    return getattr(import_module("hashlib"), function)
+    # Not hashlib's own function: it has no blake2b then, since it takes that from no other place.
+    return partial(import_module("hashlib").new, of_openssl)
 
 
-_blake2b = _own("blake2b", "_blake2")
-_sha256 = _own("sha256", "_sha2", "_sha256")  # the first is that of Python 3.12
+_blake2b = _own("blake2b", "blake2b512", "_blake2")
+_sha256 = _own("sha256", "sha256", "_sha2", "_sha256")  # the first is that of Python 3.12
 
 
 def sha256_of(data: bytes) -> str:

@@ -69,11 +69,15 @@ def load_conversation(bundle: Bundle, cache: KvCache, backend: Backend, name: st
             messages: list[Mapping[str, str]] = json.loads(file["messages"].tobytes())
             arrays = tuple(file[f"state_{number}"] for number in range(len(file.files) - 3))
             kind = str(file["backend"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # numpy's own advice is to load it unsafely
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        # numpy's own advice is to load it unsafely
         raise ConfigurationError(f"{path} is damaged; delete it and begin again.") from None
     state = Snapshot(len(tokens), arrays)
     if kind == _kind(backend):  # for another one, what was said is enough: it is computed again
-        cache.put_back(tokens, state)
+        try:
+            cache.put_back(tokens, state)
+        except BackendError as error:
+            raise BackendError(f"{path}: {error}") from None
     return messages
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from device_runtime.machine import hashes
 from device_runtime.machine.hashes import blake2b_of_file, sha256_of
 
 
@@ -21,4 +22,11 @@ def test_they_are_those_of_hashlib(size: int, tmp_path: Path) -> None:
 
 
 def test_a_python_without_its_own_takes_those_of_openssl() -> None:
-    assert hashes._own("sha256", "no_such_module") is hashlib.sha256
+    code = (
+        "import io, sys\n"
+        "sys.modules.update(dict.fromkeys(('_blake2', '_sha2', '_sha256')))\n"
+        "from device_runtime.machine.hashes import blake2b_of_file, sha256_of\n"
+        "print(sha256_of(b'data'), blake2b_of_file(io.BytesIO(b'data')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [hashlib.sha256(b"data").hexdigest(), hashlib.blake2b(b"data").hexdigest()]
