@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 from device_runtime.brain.budget import Budget
 from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
@@ -137,9 +138,9 @@ class Escalator:
         try:
             far = self._far_side()
             answer = far.ask(passed.question, passed.end_s)
-            if passed.question.schema is not None:
-                text = accepted(answer.text, passed.question.schema)
-                answer = FarAnswer(text, answer.where, answer.model, answer.usage, answer.confidence)
+            schema = passed.question.schema
+            text = answer.text if schema is None else accepted(answer.text, schema)
+            answer = replace(answer, text=text, confidence=_of_fields(answer.confidence, text))
         except StonechatError as error:
             log.info("%s gave no answer: %s", name, error)
             said = str(error)
@@ -167,3 +168,14 @@ class Escalator:
         except Exception as error:
             log.error("an answer could not be delivered: %s", type(error).__name__)
             log.debug("details", exc_info=error)
+
+
+def _of_fields(confidence: Mapping[str, float] | None, text: str) -> Mapping[str, float] | None:
+    """What is said of fields that the answer has: a far side may say anything."""
+    try:
+        answer = json.loads(text) if confidence else None
+    except (ValueError, RecursionError):  # it was asked for no JSON
+        return None
+    if confidence is None or not isinstance(answer, dict):
+        return None
+    return {name: share for name, share in confidence.items() if name in answer and 0 <= share <= 1} or None

@@ -160,7 +160,7 @@ class OpenAIServer:
             usage = value.get("usage") or {}
             counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
             model = value.get("model")
-            sure = (value.get("stonechat") or {}).get("confidence")  # of a gateway of ours
+            own = value.get("stonechat")  # of a gateway of ours
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StonechatError(f"{self._name} sent no chat completion.") from None
         if not isinstance(text, str):
@@ -169,14 +169,15 @@ class OpenAIServer:
             raise IncompleteError(f"the answer of {self._name} met its limit of tokens before it was complete.")
         known = [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
         name = model if isinstance(model, str) and 0 < len(model) <= 64 else self._model
-        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), _shares(sure))
+        sure = _shares(own.get("confidence")) if isinstance(own, dict) else None
+        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), sure)
 
 
 def _shares(value: Any) -> dict[str, float] | None:
     """A confidence by field, if it is one."""
     if not isinstance(value, dict) or not value:
         return None
-    good = all(isinstance(share, int | float) and 0 <= share <= 1 for share in value.values())
+    good = all(type(share) in (int, float) and 0 <= share <= 1 for share in value.values())
     return {name: float(share) for name, share in value.items()} if good else None
 
 

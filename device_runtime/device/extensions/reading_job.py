@@ -73,7 +73,7 @@ class ReadingJob(Job):
         log.info("link %s woke on %s", link.name, reading.topic)
         if self._routed():
             return None
-        self._wakeup = self._wakeup.of(self._device.answering(self.link, self._model))
+        self._wakeup = self._wakeup.of(self._answering)
         link = self.link
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
@@ -142,6 +142,18 @@ class ReadingJob(Job):
         return self._wakeup.link.model or (self._routes[0] if self._routes else self._device.runner.names[0])
 
     @property
+    def _has_model(self) -> bool:
+        """Whether a model here is for it, as far as is known: the first is, where nobody has looked."""
+        return self._wakeup.link.model is not None or self._device.router is None or bool(self._routes)
+
+    @property
+    def _answering(self) -> Link:
+        """Its link with the schema of the model that is for it; what no model here is for has the link's own alone."""
+        if self._has_model:
+            return self._device.answering(self.link, self._model)
+        return replace(self.link, answer=None) if self.link.answer_of_model else self.link
+
+    @property
     def _here(self) -> Route | None:
         """Where a local answer is from, where that is worth saying."""
         if self._elsewhere is not None or (self._desk is None and not self._routes):
@@ -160,7 +172,7 @@ class ReadingJob(Job):
     def expire(self) -> None:
         """There was no answer in time."""
         now_s = time.monotonic()
-        if now_s < self._deadline_s and self._pass_on("late", "this device has no answer yet"):
+        if now_s < self._deadline_s and (self._routed() or self._pass_on("late", "this device has no answer yet")):
             return
         self._trouble("deadline", f"no answer within deadline_s ({self._wakeup.link.deadline_s:g} s).")
 
@@ -169,8 +181,9 @@ class ReadingJob(Job):
         desk, wakeup = self._desk, self._wakeup
         if desk is None or self._elsewhere is not None:
             return False
-        wakeup = self._wakeup = wakeup.of(self._device.answering(self.link, self._model))
-        asked, purpose = wakeup.outside or wakeup.question, self._device.runner.purpose_of(self._model)
+        purpose = self._device.runner.purpose_of(self._model) if self._has_model else None
+        wakeup = self._wakeup = wakeup.of(self._answering)
+        asked = wakeup.outside or wakeup.question
         try:
             if wakeup.cannot_leave:
                 raise CannotRedactError(wakeup.cannot_leave)
@@ -205,7 +218,7 @@ class ReadingJob(Job):
             self._device.queue.add_task(self)
         else:
             kind = {"late": "deadline", "unfamiliar": "unfamiliar"}.get(reason, "incomplete")
-            self._trouble(kind, f"{why}; and {route.failed}.")
+            self._trouble(kind, f"{why}; and {(route.failed or '').removesuffix('.')}.")
 
     def _deliver(self, final: Final, route: Route | None) -> None:
         link, reading = self._wakeup.link, self._wakeup.reading

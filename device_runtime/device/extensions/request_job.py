@@ -137,7 +137,9 @@ class RequestJob(Job):
         if self._request.unfamiliar:
             if not self._pass_on("unfamiliar", NO_MODEL):
                 failed = self._elsewhere.failed or "this device passes on nothing that is unfamiliar"
-                self._replies.turn_away(self._address, UnfamiliarError.code, f"{NO_MODEL}, and {failed}.")
+                self._replies.turn_away(
+                    self._address, UnfamiliarError.code, f"{NO_MODEL}, and {failed.removesuffix('.')}."
+                )
             return True
         why = self._desk.overrun() if self._desk is not None else None
         return why is not None and (self._routed() or self._pass_on(*why))
@@ -275,7 +277,7 @@ class RequestJob(Job):
             self.queue()
         elif reason in ("malformed", "unfamiliar"):  # there is no answer of this device, and none to be had
             code = "incomplete" if reason == "malformed" else "unfamiliar"
-            self._replies.refuse(self._address, code, f"{why}; and {route.failed}.")
+            self._replies.refuse(self._address, code, f"{why}; and {(route.failed or '').removesuffix('.')}.")
         elif self._is_early and self._device.queue.add_task(self):
             return
         else:
@@ -291,7 +293,7 @@ class RequestJob(Job):
 
     def expire(self) -> None:
         """The time for its answer has passed while it waited."""
-        if not (self._is_early and self._pass_on("late", "it has waited too long")):
+        if not (self._is_early and (self._routed() or self._pass_on("late", "it has waited too long"))):
             self._conclude(Final(0, "", "deadline"))
 
     def drop(self) -> None:

@@ -112,13 +112,27 @@ class TestLinks:
             assert said["confidence"] == {"kind": 0.9, "level": max(0.5, surely["level"])}
         assert kept(device)[0]["answer"] == answer
 
-    @pytest.mark.parametrize("surely", [{"kind": 2}, {"kind": "much"}, [], "x", {"kind": None}])
-    def test_a_confidence_that_is_none_is_not_believed(self, start: Start, far: FarServer, surely: Any) -> None:
-        device, listener = start(model(0.5), policy(far))
+    @pytest.mark.parametrize("decides", ["unsure", "all"])
+    @pytest.mark.parametrize(
+        "surely", [{"kind": 2}, {"kind": "much"}, [], "x", {"kind": None}, {"kind": True}, {"k": 1}]
+    )
+    def test_a_confidence_that_is_none_is_not_believed(
+        self, start: Start, far: FarServer, surely: Any, decides: Literal["unsure", "all"]
+    ) -> None:
+        device, listener = start(model(0.5), policy(far, decides=decides))
         far.extra = {"stonechat": {"confidence": surely}}
         device.client.publish("in/7/note", "x")
         said = listener.next()[1]
         assert said["answer"] == THEIRS and "confidence" not in said
+
+    @pytest.mark.parametrize("other", [3, "x", ["confidence"], None])
+    def test_what_another_server_calls_as_we_do_is_no_reason_to_refuse_its_answer(
+        self, start: Start, far: FarServer, other: Any
+    ) -> None:
+        device, listener = start(model(0.5), policy(far))
+        far.extra = {"stonechat": other}
+        device.client.publish("in/7/note", "x")
+        assert listener.next()[1]["answer"] == THEIRS
 
     def test_a_sure_one_stays_here_and_says_so(self, start: Start, far: FarServer) -> None:
         device, listener = start(model(0.9), policy(far))

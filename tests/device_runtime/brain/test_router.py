@@ -154,6 +154,33 @@ def test_a_stray_question_goes_on_as_it_is_and_not_as_one_of_the_first_model(
     assert not model.asked and not (device.service.config.state_dir / "examples.jsonl").exists()
 
 
+def test_a_stray_reading_goes_on_as_it_is_too(on_air: Callable[..., OnAir], far: FarServer) -> None:
+    model = ScriptedModel(["{}"])
+    model.manifest = open_bundle(EXAMPLES / "log-triage" / "bundle").manifest  # type: ignore[attr-defined]
+    purpose = Purpose.of_manifest(model.manifest)  # type: ignore[attr-defined]
+    assert purpose is not None
+    link = Link("any", "in/any", "{{ text }}", "out/any", answer=purpose.answer, answer_of_model=True)
+    own = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
+    typed = Link("typed", "in/typed", "{{ text }}", "out/typed", answer=own)
+    policy = Escalation(Target(url=far.url, model="m"))
+    device = on_air(model, models=(LOGS,), routing=ROUTER, escalate=policy, links=(link, typed))
+    said = []
+    for name, answer in (("any", "Lisbon."), ("typed", '{"a": "x"}'), ("any", "Lisbon.")):
+        far.say = lambda body, answer=answer: answer  # type: ignore[misc]
+        device.client.publish(f"in/{name}", {"text": "What is the capital of Portugal?"})
+        topic = f"/out/link/{name}"
+        said.append(device.client.until(lambda found, value: found.endswith(topic))[-1][1])  # noqa: B023
+    assert [value.get("text", value.get("answer")) for value in said] == ["Lisbon.", {"a": "x"}, "Lisbon."]
+    assert [[message["role"] for message in body["messages"]] for body in far.asked] == [["user"]] * 3
+    assert ["response_format" in body for body in far.asked] == [False, True, False]
+    far.status = 500
+    device.client.publish("in/any", {"text": "What is the capital of Portugal?"})
+    event = device.client.until(lambda topic, value: topic.endswith("/out/event"))[-1][1]
+    assert event["event"] == "unfamiliar" and "500" in event["message"] and not event["message"].endswith("..")
+    kept = (device.service.config.state_dir / "examples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["task"] for line in kept] == [None] and not model.asked
+
+
 @pytest.mark.parametrize("when", [None, ("unsure",)])
 def test_a_question_that_somebody_knows_to_be_for_no_model_is_refused_where_nothing_is_passed_on(
     on_air: Callable[..., OnAir], far: FarServer, when: tuple[str, ...] | None
