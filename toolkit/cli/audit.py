@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask every input in several ways, and print a table of flips."""
     import json
+    from contextlib import closing
 
     from device_runtime.tasks.answering import Answerer
     from device_runtime.tasks.examples import read_examples
@@ -44,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
         examples = read_examples(args.examples, purpose.inputs, purpose.answer, need_answers=False)
     else:
         examples = list(all_examples(task, args.cases, args.seed))
-    answerer = Answerer(bundle, purpose, backend=args.backend)
-    with ProgressBar() as bar:
+    with closing(Answerer(bundle, purpose, backend=args.backend)) as answerer, ProgressBar() as bar:
         results = audit(task, answerer, [e.input for e in examples[: args.cases]], args.seed, bar.update)
     if args.json:
         print(json.dumps({"task": task.name, "changes": [r.to_json() for r in results]}, ensure_ascii=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -51,14 +52,13 @@ def run_task(args: argparse.Namespace) -> int:
     shown: list[Example] = []
     if purpose.kind == "none" and task is not None:  # a general model: show it how
         shown = list(islice(all_examples(task, args.shown, _SHOWN_SEED), args.shown))
-    answerer = Answerer(bundle, purpose, shown=shown, backend=args.backend)
     answers = []
-    started_s = time.perf_counter()
-    with ProgressBar() as bar:
+    with closing(Answerer(bundle, purpose, shown=shown, backend=args.backend)) as answerer, ProgressBar() as bar:
+        started_s = time.perf_counter()
         for number, example in enumerate(examples):
             answers.append(answerer.answer(example.input))
             bar.update("answering", (number + 1) / len(examples))
-    per_s = len(examples) / (time.perf_counter() - started_s)
+        per_s = len(examples) / (time.perf_counter() - started_s)
     result = score(purpose, examples, answers)
     if args.json:
         said = [answer.to_json() for answer in answers]
