@@ -114,6 +114,14 @@ def test_the_engine_starts_without_what_it_does_not_need_yet() -> None:
     assert "_hashlib" not in loaded, "OpenSSL's library is 3 MB of a process that answers"
 
 
+def test_a_command_that_answers_from_a_folder_starts_without_openssl() -> None:
+    """Jinja loads it for a chat template; a prompt that is a text needs none."""
+    module = "toolkit.packed"
+    code = f"from pathlib import Path\nfrom {module} import as_folder\nwith as_folder(Path('.')): pass"
+    models = "import device_runtime.engine.encoder.encoder_model, device_runtime.engine.language_model"
+    assert "_hashlib" not in loaded_by(f"import toolkit.cli.run\n{models}\n{code}")
+
+
 def test_no_yaml_is_read_where_no_device_tree_says_which_board_this_is() -> None:
     loaded = loaded_by(
         "from pathlib import Path\nfrom boards import detect\ndetect._COMPATIBLE = Path('/nowhere')\n"

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from device_runtime.bundle.archive import Archive
-
 __all__ = ["as_folder"]
 
 
@@ -23,6 +21,8 @@ def as_folder(path: Path) -> Iterator[Path]:
     if not _is_zip(path):  # a folder, or a file of another kind, which is refused when it is opened
         yield path
         return
+    from device_runtime.bundle.archive import Archive  # with OpenSSL's library, for hashes, which a folder does without
+
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder, Archive.open(path) as archive:
         yield archive.unpack(Path(folder) / "bundle").path
 

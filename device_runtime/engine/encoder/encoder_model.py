@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import Manifest
-from device_runtime.bundle.trust import TrustStore
 from device_runtime.engine.chat import Message
 from device_runtime.engine.encoder.answers import check_schema
 from device_runtime.engine.encoder.sentences import Sentences, open_sentences
@@ -25,6 +24,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
+    from device_runtime.bundle.trust import TrustStore
     from device_runtime.engine.typed.choice import Choice
     from device_runtime.tasks.classify import Heads
     from device_runtime.tasks.inputs import Prompt
