@@ -3,7 +3,6 @@ what is no Exception. What was tried once is remembered, by its content."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
 from contextlib import suppress
@@ -29,6 +28,8 @@ def try_tokenizer(path: Path, record: Path | None = None) -> str:
     Args:
         record: a file that remembers a good outcome.
     """
+    import hashlib  # with OpenSSL's library, which a bundle without trials does without
+
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     mark = f"{digest} {_versions()}"
     with suppress(OSError):
