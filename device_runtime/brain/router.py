@@ -8,6 +8,7 @@ them goes to a model that was trained for no task, if there is one.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["Chosen", "Router"]
+
+log = logging.getLogger("stonechat.serve")
 
 _SECOND = 0.05  # the least probability of a class that is worth a second opinion
 _DOUBTFUL = 0.2  # of one that is worth asking though the text is rather for none
@@ -56,9 +59,15 @@ class Router:
         self._classifier: TextClassifier | None = None
         self._lock = threading.Lock()
         if routing.file is not None:
-            from device_runtime.brain.text_classifier import TextClassifier
+            from device_runtime.brain.text_classifier import NONE, TextClassifier
 
             self._classifier = TextClassifier.open(routing.file)
+            if others := sorted(set(self._classifier.classes) - {NONE, *models}):
+                log.warning(
+                    "%s finds texts for %s, and there %s no such model here: they are taken as texts for none. Train "
+                    "it again with `stonechat router train`, unless that is meant.",
+                    routing.file, ", ".join(others), "is" if len(others) == 1 else "are",
+                )  # fmt: skip
 
     def choose(self, asked: str, topic: Sequence[str] = ()) -> Chosen:
         """The model for what somebody asks.

@@ -34,6 +34,13 @@ def test_the_router_says_which_model_and_why(capsys: pytest.CaptureFixture[str])
     assert found == {"model": None, "why": "no model of the fleet is for it"}
 
 
+def test_a_router_is_trained_on_no_readings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["router", "train", str(EXAMPLES / "router" / "fleet.yaml"), "--device", "house", "--cases", "20"]
+    task = EXAMPLES / "boiler-advisor" / "task.yaml"
+    assert main([*command, "--task", f"home-commands={task}", "-o", str(tmp_path / "r.json")]) == 2
+    assert "reads fields, and home-commands reads texts" in capsys.readouterr().err
+
+
 def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     hot = '{"temp_c": 99, "bar": 1.4, "flow_l_min": 12}'
     usual = '{"temp_c": 60, "bar": 1.5, "flow_l_min": 12}'

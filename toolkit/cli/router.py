@@ -68,7 +68,10 @@ def _train(args: argparse.Namespace) -> int:
         if not path.exists():
             raise ConfigurationError(f"{path} is not there; name the task file with --task {name}=TASK.yaml.")
         say(f"{name}: examples of {path}")
-        texts[name] = [str(case.input["text"]) for case in all_examples(load_task(path), args.cases, 1)]
+        task = load_task(path)
+        if task.inputs.text is None:
+            raise ConfigurationError(f"{path} reads fields, and {name} reads texts; name its task with --task {name}=…")
+        texts[name] = [str(case.input["text"]) for case in all_examples(task, args.cases, 1)]
     if not texts:
         raise ConfigurationError(f"No model of {whose} was trained to read texts; readings are found by their fields.")
     others = [line for path in args.other for line in lines_of(path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.file import FLEET, check_fleet, load
 from device_runtime.fleet.links import Link
-from device_runtime.fleet.policies.escalation import Escalation, Target
+from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.tasks.purpose import Purpose
@@ -152,6 +153,30 @@ def test_a_stray_question_goes_on_as_it_is_and_not_as_one_of_the_first_model(
         (message,) = far.asked[-1]["messages"]
         assert message["role"] == "user" and "response_format" not in far.asked[-1]
     assert not model.asked and not (device.service.config.state_dir / "examples.jsonl").exists()
+
+
+def test_a_stray_question_that_may_not_leave_is_refused_for_that_and_not_by_the_first_model(
+    on_air: Callable[..., OnAir], far: FarServer
+) -> None:
+    bundle = EXAMPLES / "boiler-advisor" / "bundle"
+    policy = Escalation(Target(url=far.url, model="m"), redact=(Redaction("badge"),))
+    with closing(open_model(bundle, threads=1)) as model:
+        device = on_air(model, models=(ModelSettings("boiler-advisor"),), routing=Routing(), escalate=policy)
+        reply_to = device.ask(prompt="What is the capital of Portugal?")
+        final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["error"]["code"] == "unfamiliar" and not far.asked
+    assert final["error"]["message"] == (
+        "no model of this device is for it; and the prompt is no JSON object, so badge cannot be found in it and "
+        "withheld."
+    )
+
+
+def test_a_router_of_other_models_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    Router(ROUTER, ("log-triage", "home"), lambda name: None)
+    assert "finds texts for home-commands, and there is no such model here" in caplog.text
+    caplog.clear()
+    Router(ROUTER, NAMES, lambda name: None)
+    assert not caplog.text
 
 
 def test_a_stray_reading_goes_on_as_it_is_too(on_air: Callable[..., OnAir], far: FarServer) -> None:
