@@ -16,7 +16,7 @@ from device_runtime.brain.router import Chosen
 from device_runtime.device.extension import Device
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import CannotRedactError, StonechatError
+from device_runtime.errors import CannotRedactError, IncompleteError, StonechatError
 from device_runtime.fleet.links import Link, Wakeup
 from device_runtime.fleet.payload import read_payload
 from device_runtime.fleet.policies.escalation import Reason
@@ -80,9 +80,9 @@ class ReadingJob(Job):
         try:
             final = self._answer()
         except StonechatError as e:
-            return None if self._pass_on("malformed", str(e)) else self._trouble(e.code, str(e))
+            return None if self._pass_on("malformed", str(e), code=e.code) else self._trouble(e.code, str(e))
         except Exception:
-            if not self._pass_on("malformed", "the model failed"):
+            if not self._pass_on("malformed", "the model failed", code="failed"):
                 self._trouble("failed", "the model failed on this reading; see the device's log.")
             raise
         if final.finish == "deadline":
@@ -176,8 +176,12 @@ class ReadingJob(Job):
             return
         self._trouble("deadline", f"no answer within deadline_s ({self._wakeup.link.deadline_s:g} s).")
 
-    def _pass_on(self, reason: Reason, why: str, local: Final | None = None) -> bool:
-        """Whether a larger model is asked; what it says, or that it says nothing, comes later."""
+    def _pass_on(self, reason: Reason, why: str, local: Final | None = None, code: str = IncompleteError.code) -> bool:
+        """Whether a larger model is asked; what it says, or that it says nothing, comes later.
+
+        Args:
+            code: of the trouble where this device has no answer, and there is none to be had.
+        """
         desk, wakeup = self._desk, self._wakeup
         if desk is None or self._elsewhere is not None:
             return False
@@ -198,7 +202,7 @@ class ReadingJob(Job):
             if final is not None:
                 self._deliver(final, route)
             else:
-                self._without(reason, why, local, replace(route, model=self._model))
+                self._without(reason, why, local, replace(route, model=self._model), code)
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"link": wakeup.link.name}, local=local,
@@ -206,7 +210,7 @@ class ReadingJob(Job):
             purpose=purpose, secrets=wakeup.secrets,
         )  # fmt: skip
 
-    def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:
+    def _without(self, reason: Reason, why: str, local: Final | None, route: Route, code: str) -> None:
         """The larger model has not answered: the local answer goes out, marked, or is made now."""
         self._elsewhere = route
         self.start_by_s = self._deadline_s
@@ -217,8 +221,8 @@ class ReadingJob(Job):
         elif reason == "hot" or (reason == "late" and time.monotonic() < self._deadline_s):
             self._device.queue.add_task(self)
         else:
-            kind = {"late": "deadline", "unfamiliar": "unfamiliar"}.get(reason, "incomplete")
-            self._trouble(kind, f"{why}; and {(route.failed or '').removesuffix('.')}.")
+            kind = {"late": "deadline", "unfamiliar": "unfamiliar"}.get(reason, code)
+            self._trouble(kind, f"{why.removesuffix('.')}; and {(route.failed or '').removesuffix('.')}.")
 
     def _deliver(self, final: Final, route: Route | None) -> None:
         link, reading = self._wakeup.link, self._wakeup.reading

@@ -16,7 +16,7 @@ from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import ConfigurationError, StonechatError, UnfamiliarError
+from device_runtime.errors import ConfigurationError, IncompleteError, StonechatError, UnfamiliarError
 from device_runtime.fleet.links import memory_bytes
 from device_runtime.fleet.policies.escalation import Reason
 from device_runtime.machine.power import energy_of_both
@@ -175,9 +175,11 @@ class RequestJob(Job):
                 return self._replies.refuse(self._address, UnfamiliarError.code, said)
             return self._replies.refuse(self._address, e.code, str(e))
         except StonechatError as e:
-            return None if self._pass_on("malformed", str(e)) else self._replies.refuse(self._address, e.code, str(e))
+            if not self._pass_on("malformed", str(e), code=e.code):
+                self._replies.refuse(self._address, e.code, str(e))
+            return None
         except Exception:
-            if not self._pass_on("malformed", "the model failed"):
+            if not self._pass_on("malformed", "the model failed", code="failed"):
                 text = "the model failed on this request; see the device's log."
                 self._replies.refuse(self._address, "failed", text)
             raise
@@ -241,8 +243,12 @@ class RequestJob(Job):
         """Whether there is time left until the deadline."""
         return self._deadline_s is None or time.monotonic() < self._deadline_s
 
-    def _pass_on(self, reason: Reason, why: str, local: Final | None = None) -> bool:
-        """Whether a larger model is asked; what it says, or that it says nothing, comes later."""
+    def _pass_on(self, reason: Reason, why: str, local: Final | None = None, code: str = IncompleteError.code) -> bool:
+        """Whether a larger model is asked; what it says, or that it says nothing, comes later.
+
+        Args:
+            code: of the error that is sent where this device has no answer, and there is none to be had.
+        """
         desk, asked = self._desk, self._request
         if desk is None or self._escalations is None or self._elsewhere.failed is not None:
             return False
@@ -263,14 +269,14 @@ class RequestJob(Job):
             if final is not None:
                 self._conclude(replace(final, route=route))
             else:
-                self._without(reason, why, local, replace(route, model=self._elsewhere.model))
+                self._without(reason, why, local, replace(route, model=self._elsewhere.model), code)
 
         return desk.pass_on(
             reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
             purpose=purpose, key=self.key, secrets=secrets,
         )  # fmt: skip
 
-    def _without(self, reason: Reason, why: str, local: Final | None, route: Route) -> None:
+    def _without(self, reason: Reason, why: str, local: Final | None, route: Route, code: str) -> None:
         """The larger model has not answered: the local answer goes out, marked, or is made now."""
         self._elsewhere, self.start_by_s = route, self._deadline_s
         self._run = CancellableRun(self._deadline_s)
@@ -279,8 +285,10 @@ class RequestJob(Job):
         elif reason == "busy":
             self.queue()
         elif reason in ("malformed", "unfamiliar"):  # there is no answer of this device, and none to be had
-            code = "incomplete" if reason == "malformed" else "unfamiliar"
-            self._replies.refuse(self._address, code, f"{why}; and {(route.failed or '').removesuffix('.')}.")
+            code = UnfamiliarError.code if reason == "unfamiliar" else code
+            self._replies.refuse(
+                self._address, code, f"{why.removesuffix('.')}; and {(route.failed or '').removesuffix('.')}."
+            )
         elif self._is_early and self._device.queue.add_task(self):
             return
         else:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from device_runtime.device.extensions import escalation as desks
+from device_runtime.errors import IncompleteError, OutdatedBundleError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
 from device_runtime.fleet.questions import LinkExample, Unsure
@@ -401,6 +402,28 @@ class TestRequests:
         far.status = 500
         said = self.ask(on_air(model(0.4), escalate=policy(far)))
         assert json.loads(said["text"]) == OURS and "500" in said["route"]["failed"]
+
+    @pytest.mark.parametrize(
+        ("fails_with", "code", "words"),
+        [
+            (OutdatedBundleError("It is of before."), "bundle", "It is of before; and http"),
+            (RuntimeError("no"), "failed", "the model failed; and http"),
+            (IncompleteError("It was cut."), "incomplete", "It was cut; and http"),
+        ],
+    )
+    def test_where_both_fail_the_error_is_this_device_s_own(
+        self, on_air: Callable[..., OnAir], far: FarServer, fails_with: Exception, code: str, words: str
+    ) -> None:
+        far.status = 500
+        script = model(0.4)
+        script.fails_with = fails_with
+        device = on_air(script, escalate=policy(far), links=(LINK,))
+        error = self.ask(device)["error"]
+        assert error["code"] == code and error["message"].startswith(words) and "500" in error["message"]
+        assert not error["message"].endswith("..")
+        device.client.publish("in/7/note", "x")
+        event = device.client.until(lambda topic, value: topic == device.topics.event)[-1][1]
+        assert event["event"] == code and event["message"].startswith(words)
 
     def test_fields_that_cannot_be_found_keep_a_request_here(
         self, on_air: Callable[..., OnAir], far: FarServer
