@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -184,14 +185,14 @@ class TestVerification:
 
     def hashed(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
         count = 0
-        digest = bundle_module.hashlib.file_digest
+        digest = hashlib.file_digest
 
         def counted(*args: Any) -> Any:
             nonlocal count
             count += 1
             return digest(*args)
 
-        monkeypatch.setattr(bundle_module.hashlib, "file_digest", counted)
+        monkeypatch.setattr(hashlib, "file_digest", counted)
         Bundle.open(bundle, **options)
         return count
 

@@ -319,7 +319,8 @@ def test_the_role_at_the_broker_sees_asks_and_orders_nothing():
     rights = access.rights["wall"]
     assert "read stonechat/1/+/out/ota" in rights and "write stonechat/1/+/in/generate/wall" in rights
     assert not [right for right in rights if right.startswith("write") and "/in/ota" in right]
-    assert not [right for right in rights if right.startswith(("readwrite", "write")) and not right.endswith("/wall")]
+    writes = [right for right in rights if right.startswith(("readwrite", "write")) and not right.endswith("/wall")]
+    assert writes == ["write stonechat/1/announce"]  # asks who is there
 
 
 def test_the_page_is_light_and_comes_from_here_alone():

@@ -101,7 +101,7 @@ def test_a_developer_is_the_system():
         ({"n": 2}, "n", "one answer"),
         ({"max_tokens": "9"}, "max_tokens", "whole number"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
-        ({"to": 3}, "to", "to is"),
+        ({"to": 3}, "to", "to must be a string"),
         ({"truncate": "yes"}, "truncate", "true or false"),
         ({"temperature": 99}, "temperature", "temperature"),
         ({"stop": [""]}, "stop", "empty"),
