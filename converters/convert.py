@@ -26,7 +26,7 @@ from converters.profiles import PROFILES, GraphJob, Profile, WeightType, profile
 from converters.quantize.blocks import BLOCK
 from converters.quantize.cache_ranges import CachePeaks, cache_ranges
 from converters.quantize.calibrate import ActivationParams
-from converters.quantize.observers import ChannelPeaks, read_prefix_and_windows
+from converters.quantize.observers import ChannelPeaks, observe_windows, read_prefix_and_windows
 from converters.quantize.own_grid import GridWeights, around_one, has_own_grid
 from converters.quantize.prefix import Prefix, choose_prefix, save_prefix
 from converters.quantize.rotation import RotatedWeights, folded, rotates_residual
@@ -229,7 +229,11 @@ def _build(
     tokens = _prefix_tokens(file, tokenizer, context, options)
     progress("calibrating", 0.0)
     windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
-    job, logits = _job(checkpoint, tokens, windows, context, options, progress, profile, own_grid)
+    usual = None
+    if options.calibration_text is not None and options.windows is None and profile.name == "pi":
+        others = replace(options, calibration_text=None, fast=True)
+        usual = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), others)
+    job, logits = _job(checkpoint, tokens, windows, usual, context, options, progress, profile, own_grid)
     written = profile.write(work / MODEL, job)
     quality = {} if options.fast else _int16_quality(job, written.activations, tokenizer, file, options, progress)
     if logits is not None:
@@ -280,13 +284,18 @@ def _job(
     checkpoint: Checkpoint,
     tokens: list[int],
     windows: npt.NDArray[np.int64],
+    usual: npt.NDArray[np.int64] | None,
     context: int,
     options: Options,
     progress: Progress,
     profile: Profile,
     own_grid: bool,
 ) -> tuple[GraphJob, FloatArray | None]:
-    """Read the prefix in float, find the large channels, and change the basis; also returns the prefix's logits."""
+    """Read the prefix in float, find the large channels, and change the basis; also returns the prefix's logits.
+
+    `usual` are windows of other texts than a user's, which are to fit the kv_cache too: ranges of a text of one kind
+    would cut off what all others have.
+    """
     canonical = CanonicalWeights(checkpoint.config, checkpoint.read)
     peaks = ChannelPeaks(checkpoint.config, BLOCK if own_grid else None)
     of_cache = CachePeaks(checkpoint.config, rotated=not own_grid)
@@ -302,6 +311,8 @@ def _job(
         observe,
         lambda share: progress("calibrating", share),
     )
+    if usual is not None:
+        observe_windows(checkpoint.config, canonical, usual, cache, of_cache)
     canonical.release()
     report = lambda share: progress("quantizing", share)  # noqa: E731
     if own_grid:

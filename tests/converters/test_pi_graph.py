@@ -59,6 +59,17 @@ def test_logits_are_close_to_the_float_reference(name: str, converted: Callable[
     assert (found.argmax(1) == expected.argmax(1))[sure].all()
 
 
+def test_a_calibration_text_of_one_word_leaves_the_kv_cache_room_for_others(tmp_path: Path) -> None:
+    """With the ranges of that text alone the error is over 30 %."""
+    checkpoint, tokens = open_checkpoint(CHECKPOINTS / "gqa-tied"), golden_tokens("gqa-tied")
+    options = Options("pi", fast=True, calibration_text="aaaa\n" * 2000)
+    backend = open_backend(convert(checkpoint, tmp_path / "bundle", options))
+    found = decoded(backend, tokens)
+    expected = float_logits(checkpoint, Bundle.open(tmp_path / "bundle").manifest.prefix_tokens, tokens)
+    backend.close()
+    assert relative_error(found, expected) < 0.12
+
+
 def test_the_narrowest_feed_forward_that_is_cut_converts(tmp_path: Path) -> None:
     """With 256 channels two cuts fall on one column."""
     checkpoint = random_checkpoint(layers=1, ffn_width=256)
