@@ -235,12 +235,16 @@ class EncoderModel:
         Of a classifier the answer is JSON, `{"label": "POSITIVE"}`; of an encoder it is the result's `embedding`.
 
         Args:
-            max_new, sampling, stop, head, nothing: of no effect: nothing is written.
+            max_new, sampling, head, nothing: of no effect: nothing is written.
+            stop: of no effect either, and refused of a bundle that was tuned for a task, as of the others for a task.
             schema: what every answer has to fit.
 
         Raises:
             SchemaError: not every answer fits the schema.
+            ConfigurationError: an option is for another task.
         """
+        if stop and self._is_tuned:
+            raise ConfigurationError("a bundle of a task answers with data, which stop cannot end; leave it out.")
         text = asked_text(prompt)
         if schema is not None:
             self.check_schema(schema)

@@ -26,6 +26,7 @@ from converters.encoders.checkpoint import EncoderCheckpoint, open_encoder
 from converters.encoders.network import EncoderConfig
 from converters.encoders.ops_numpy import reference_sentence
 from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.encoder.encoder_model import EncoderModel
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
@@ -199,6 +200,11 @@ def test_it_is_evaluated_and_audited_as_any_trained_bundle(
     changes = {row["change"]: row for row in json.loads(said.out)["changes"]}
     assert "INFO:" not in said.err
     assert all(row["wrong"] == 0 for name, row in changes.items() if "case" in name or "space" in name)
+
+
+def test_a_stop_text_is_refused_as_of_any_bundle_of_a_task(bundle: Path) -> None:
+    with EncoderModel.open(bundle) as model, pytest.raises(ConfigurationError, match="which stop cannot end"):
+        model.generate("valve is hot", stop=["x"])
 
 
 def test_micro_gives_a_bundle_of_the_cases_length(task: Task, tmp_path: Path) -> None:
