@@ -232,6 +232,8 @@ class RequestJob(Job):
             final = runner.generate(request, self._run, lambda text: None)
         except StonechatError:  # it does not fit that model
             return None
+        if final.finish == "cancelled":  # the client waits for no answer any more
+            return final
         if not desk.settles(final, None, runner.purpose_of(second.model)):
             return None
         self._request = request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -314,3 +315,25 @@ def test_where_neither_is_sure_the_question_goes_on_as_the_first_model_s(
     final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
     assert final["route"]["where"] != "here" and len(far.asked) == 1
     assert set(far.asked[0]["response_format"]["json_schema"]["schema"]["properties"]) == set(json.loads(final["text"]))
+
+
+def test_a_request_that_is_cancelled_during_the_second_opinion_goes_nowhere(
+    on_air: Callable[..., OnAir], far: FarServer
+) -> None:
+    first = ScriptedModel([json.dumps({"action": "off", "device": "fan", "room": "none", "value": None})])
+    first.confidence = {"action": 0.5}
+    second = ScriptedModel([json.dumps({"category": "hardware", "priority": "low"})], gated=True)
+    scripts = {"home-commands": first, "log-triage": second}
+    for name, script in scripts.items():
+        script.manifest = open_bundle(EXAMPLES / name / "bundle").manifest  # type: ignore[attr-defined]
+    models = tuple(ModelSettings(name) for name in scripts)
+    policy = Escalation(Target(url=far.url, model="m"))
+    device = on_air(scripts=scripts, models=models, routing=ROUTER, escalate=policy)
+    reply_to = device.ask(prompt=MISTAKEN)
+    until_s = time.monotonic() + 10
+    while not second.asked:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c1")
+    final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["finish"] == "cancelled" and not far.asked
