@@ -223,9 +223,9 @@ def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bun
 
     wrong = [f"{len(tasks)} tasks"] if len(tasks) > 1 else []
     wrong += ["--rank"] if args.rank is not None else []
-    wrong += [f"--cases {name}=N" for name in cases]
     if wrong:
         raise ConfigurationError(
             f"{', '.join(wrong)}: {args.checkpoint} is an encoder, whose layers are tuned as they are, for one task."
         )
+    given |= {"cases": cases[tasks[0].name]} if tasks[0].name in cases else {}
     return tune_encoder_bundle(tasks[0], encoder, args.output, EncoderSettings(**given), bar.update)

@@ -256,6 +256,12 @@ def test_the_command_refuses_what_only_decoders_have(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_number_of_cases_may_name_the_only_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(ROOT / "examples/log-triage"), "--kind", "tune", "--from", str(ENCODERS / "bert-embed")]
+    assert main([*command, "-o", str(tmp_path / "b"), "--cases", "400", "--cases", "log-triage=4"]) == 2
+    assert "log-triage has 4 cases to train with" in capsys.readouterr().err
+
+
 def train(task: Task, output: Path, kill: bool = False) -> dict[str, Any]:
     """The real command; killed when it has kept its first step, and then run again."""
     flags = ["--kind", "tune", "--from", ENCODERS / "bert-embed", "--cases", "240", "--epochs", "20", "--json"]
