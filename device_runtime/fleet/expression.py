@@ -34,7 +34,9 @@ _OPERATOR_SIGNS = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
     "%": operator.mod, "**": operator.pow,
 }  # fmt: skip
-_PYTHON_KINDS = re.compile(r"'?\b(str|int|float|bool|list|dict|NoneType)\b'?")
+_PYTHON_KINDS = re.compile(
+    r"'?\b(str|int|float|bool|list|dict|NoneType)\b(?: object(?='))?'?"
+)  # also as Jinja names them
 _KIND_WORDS = {
     "str": "text", "int": "a number", "float": "a number", "bool": "true or false", "list": "a list",
     "dict": "an object", "NoneType": "null",

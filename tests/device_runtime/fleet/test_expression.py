@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigurationError
-from device_runtime.fleet.expression import Expression, LinkError
+from device_runtime.fleet.expression import Expression, LinkError, in_words
 
 NAMES = {
     "temp_c": 41.5,
@@ -156,3 +157,16 @@ def test_no_python_attribute_is_within_reach():
         assert ast.parse(source)
         with pytest.raises(LinkError, match="undefined"):
             Expression(source).value(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("{{ [{}] | map(attribute='line') | join(' ') }}", "an object has no attribute 'line'"),
+        ("{{ ['a'] | map(attribute='line') | join(' ') }}", "text has no attribute 'line'"),
+    ],
+)
+def test_what_a_template_misses_is_said_in_words_of_json(prompt: str, words: str) -> None:
+    with pytest.raises(jinja2.UndefinedError) as raised:
+        jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(prompt).render()
+    assert in_words(raised.value) == f"it cannot be computed: {words}"
