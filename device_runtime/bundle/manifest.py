@@ -237,7 +237,8 @@ class Manifest:
         """Parse.
 
         Raises:
-            BundleError: it is not JSON, of another format, or lacks a field.
+            BundleError: it is not JSON, or a field holds something else.
+            OutdatedBundleError: it is of another format, or lacks a field, as earlier ones do.
         """
         try:
             data = json.loads(text)
@@ -245,7 +246,8 @@ class Manifest:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); the bundle is damaged, copy it again.") from None
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
-            raise BundleError(
+            kind = OutdatedBundleError if type(found) is int else BundleError
+            raise kind(
                 f"{MANIFEST} has format {typed_json.shortened(found)}; this stonechat reads format {FORMAT}. "
                 "Install the stonechat that made the bundle, or convert the checkpoint again."
             )
@@ -253,7 +255,8 @@ class Manifest:
             typed_json.check_texts(data)
             manifest: Manifest = typed_json.read(cls, data)
         except ValueError as error:
-            raise BundleError(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
+            kind = OutdatedBundleError if str(error).endswith(" is missing") else BundleError
+            raise kind(f"{MANIFEST}: {error}; convert the checkpoint again.") from None
         manifest._check()
         return manifest
 
