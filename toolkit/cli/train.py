@@ -121,12 +121,16 @@ def run(args: argparse.Namespace) -> int:
     started_s = time.monotonic()
     try:
         from toolkit.bench import cost_of_an_answer
+        from toolkit.cli.output import say
         from toolkit.examples.sources import all_examples
         from toolkit.progress import ProgressBar
         from toolkit.train.report import write_report
 
         with ProgressBar() as bar:
             bundle = _tuned(args, tasks, bar) if args.kind == "tune" else _trained(args, tasks[0], bar)
+    except KeyboardInterrupt:
+        say(f"\nstonechat: the same command goes on from {args.output}.training")
+        raise
     except ImportError as error:
         raise require_extra("train", error) from None
     if bundle is None:

@@ -286,6 +286,19 @@ def test_flags_of_tuning_that_cannot_be_are_refused(
     assert fault in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_says_where_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    flags = ["--kind", "tune", "--from", folder / "checkpoint", "--cases", "32", "--epochs", "50", "--layers", "1"]
+    command = [sys.executable, "-m", "toolkit", "train", folder / "lamp", *flags, "-o", tmp_path / "b"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until_s = time.monotonic() + 300
+    while not (tmp_path / "b.training" / "below.npz").is_file():
+        assert process.poll() is None and time.monotonic() < until_s
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"the same command goes on from {tmp_path / 'b'}.training" in said
+
+
 def test_the_report_compares_with_the_untrained_model(bundles: dict[str, Path], task: Task) -> None:
     bundle = Bundle.open(bundles["one"])
     purpose = Purpose.of_manifest(bundle.manifest)
