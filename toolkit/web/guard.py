@@ -23,6 +23,9 @@ from toolkit.web.listen import Listen, is_loopback
 __all__ = ["Guard", "bearer", "read_body", "same_token"]
 
 BODY_S = 20.0  # for all of a body: a client that dribbles is cut off
+# What is too large is read on for a while, and let go: a client that is still sending when the line is closed gets a
+# broken connection, and not the answer that says why.
+DRAIN_S, _DRAIN_BYTES = 2.0, 8 << 20
 _CORS_HEADERS = "Authorization, Content-Type"
 _CORS_METHODS = "GET, POST, OPTIONS"
 
@@ -126,17 +129,25 @@ async def read_body(request: Request, most: int) -> bytes:
         f"the body has more than {most:,} bytes; send less at once.", status=413, reason="request_too_large"
     )
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > most:
-        raise too_large
-    body = bytearray()
+    refused = length.isdecimal() and int(length) > most
+    body, seen = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(DRAIN_S if refused else BODY_S) as limit:
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_large
+                seen += len(chunk)
+                if not refused:
+                    body += chunk
+                    if refused := len(body) > most:
+                        limit.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
+                if refused and seen > _DRAIN_BYTES:
+                    break
     except TimeoutError:
-        raise RefusedError(
-            f"the body did not come whole within {BODY_S:g} s; send it at once.", status=408, reason="request_timeout"
-        ) from None
+        if not refused:
+            raise RefusedError(
+                f"the body did not come whole within {BODY_S:g} s; send it at once.",
+                status=408,
+                reason="request_timeout",
+            ) from None
+    if refused:
+        raise too_large
     return bytes(body)

@@ -112,9 +112,17 @@ class TestBrowsers:
 
 
 class TestBounds:
-    def test_a_large_body(self, open_url):
-        status, _, said = call(open_url, body=b" " * 1_100_000)
+    @pytest.mark.parametrize("size", [1_100_000, 6_000_000])
+    def test_a_large_body(self, open_url, size):
+        """A client that sends all of it before it reads gets the answer, too."""
+        status, _, said = call(open_url, body=b" " * size)
         assert status == 413 and "1,048,576 bytes" in said["error"]["message"]
+
+    def test_a_client_that_announces_a_large_body_and_waits_gets_its_answer(self, open_url, monkeypatch):
+        monkeypatch.setattr("toolkit.web.guard.DRAIN_S", 0.3)
+        with socket.create_connection(("127.0.0.1", urlsplit(open_url).port), timeout=30) as raw:
+            raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n\r\n{")
+            assert b" 413 " in raw.recv(64)
 
     def test_a_large_body_that_does_not_say_so(self, open_url):
         with socket.create_connection(("127.0.0.1", urlsplit(open_url).port), timeout=30) as raw:
