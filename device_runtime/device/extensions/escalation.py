@@ -81,7 +81,7 @@ class Desk:
             chosen: how the router found the model, where it did.
             purpose: of the model.
         """
-        below = self.policy.below if below is None else below
+        below = self._limit(below)
         if final.unfamiliar:
             return ("unfamiliar", final.reason or "it is unfamiliar") if "unfamiliar" in self.policy.when else None
         confidence = final.confidence or {}
@@ -94,7 +94,7 @@ class Desk:
 
     def settles(self, final: Final, below: float | None, purpose: Purpose | None) -> bool:
         """Whether a model is sure of its answer, and that something was asked of it: that it is the right model."""
-        below = self.policy.below if below is None else below
+        below = self._limit(below)
         if final.finish != "stop" or final.unfamiliar or not final.confidence or purpose is None:
             return False
         return min(final.confidence.values()) >= below and not purpose.asks_nothing(json.loads(final.text))
@@ -136,8 +136,7 @@ class Desk:
             if answer is None:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
             if reason == "unsure" and local is not None and self.policy.decides == "unsure":
-                limit = self.policy.below if below is None else below
-                answer = surer_of_both(local.text, local.confidence or {}, answer, limit)
+                answer = surer_of_both(local.text, local.confidence or {}, answer, self._limit(below))
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy
@@ -150,6 +149,10 @@ class Desk:
     def cancel(self, key: Hashable) -> bool:
         """Forget a question; whether there was one."""
         return self._escalator.cancel(key)
+
+    def _limit(self, below: float | None) -> float:
+        """From which confidence on a field is sure; `below` is a link's own limit, in place of the policy's."""
+        return self.policy.below if below is None else below
 
     def _keep(
         self,

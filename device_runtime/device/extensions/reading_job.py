@@ -45,7 +45,6 @@ class ReadingJob(Job):
         self._device, self._links, self._wakeup = device, links, replace(wakeup, reading=light)
         self._deadline_s = received_s + wakeup.link.deadline_s
         self._desk = None if is_decided(wakeup.link, wakeup.decided) else links.escalations.of(wakeup.link)
-        self._routes: tuple[str, str] | tuple[()] = ()  # the model that the router found, and why
         self._chosen: Chosen | None = None  # by the router
         self._elsewhere: Route | None = None  # set when it was passed on, and in vain
         self.start_by_s = self._deadline_s
@@ -112,10 +111,10 @@ class ReadingJob(Job):
 
     def _second_opinion(self, desk: Desk, first: Final, why: str) -> Final | None:
         """The answer of the model that the router would have taken next, where that is sure of it."""
-        second, before = self._chosen.second if self._chosen else None, (self._wakeup, self._routes)
+        second, before = self._chosen.second if self._chosen else None, (self._wakeup, self._chosen)
         if second is None:
             return None
-        self._routes = second.model, f"{why}; {second.why}"
+        self._chosen = replace(second, why=f"{why}; {second.why}")
         self._wakeup = self._wakeup.of(self._device.answering(self.link, second.model))
         try:
             final = self._answer()
@@ -123,28 +122,28 @@ class ReadingJob(Job):
                 return replace(final, energy=energy_of_both(first.energy, final.energy))
         except StonechatError:  # it does not fit that model
             pass
-        self._wakeup, self._routes = before
+        self._wakeup, self._chosen = before
         return None
 
     def _routed(self) -> bool:
         """Find the model, where the link names none; whether it went on because no model here is for it."""
         router, wakeup = self._device.router, self._wakeup
-        if router is None or self._routes or wakeup.link.model is not None or is_decided(wakeup.link, wakeup.decided):
+        if router is None or self._chosen or wakeup.link.model is not None or is_decided(wakeup.link, wakeup.decided):
             return False
         chosen = router.choose(last_of_user(wakeup.question.messages), wakeup.reading.topic.split("/"))
         if chosen.stray and self._pass_on("unfamiliar", chosen.why):
             return True
-        self._routes, self._chosen = (chosen.model, chosen.why), chosen
+        self._chosen = chosen
         return False
 
     @property
     def _model(self) -> str:
-        return self._wakeup.link.model or (self._routes[0] if self._routes else self._device.runner.names[0])
+        return self._wakeup.link.model or (self._chosen.model if self._chosen else self._device.runner.names[0])
 
     @property
     def _has_model(self) -> bool:
         """Whether a model here is for it, as far as is known: the first is, where nobody has looked."""
-        return self._wakeup.link.model is not None or self._device.router is None or bool(self._routes)
+        return self._wakeup.link.model is not None or self._device.router is None or self._chosen is not None
 
     @property
     def _answering(self) -> Link:
@@ -156,9 +155,9 @@ class ReadingJob(Job):
     @property
     def _here(self) -> Route | None:
         """Where a local answer is from, where that is worth saying."""
-        if self._elsewhere is not None or (self._desk is None and not self._routes):
+        if self._elsewhere is not None or (self._desk is None and self._chosen is None):
             return self._elsewhere
-        return Route(model=self._model, why=self._routes[1] if self._routes else None)
+        return Route(model=self._model, why=self._chosen.why if self._chosen else None)
 
     def _answer(self) -> Final:
         """The model's, or where everything is decided, what is."""
