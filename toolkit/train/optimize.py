@@ -6,8 +6,6 @@ the optimizer's state, the step), so a run that was interrupted ends with the we
 
 from __future__ import annotations
 
-import io
-import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import optax
 
 from device_runtime.tasks.file import Network
 from toolkit.train import network
+from toolkit.train.arrays import write_arrays
 from toolkit.train.cases import WORD_WEIGHT, Cases
 from toolkit.train.distil import Soft
 
@@ -260,16 +259,8 @@ def _order(cases: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def _save(path: Path, step: int, settled: int, leaves: list[Any]) -> None:
-    """Whole or not at all: SIGKILL may come at any moment."""
-    held = io.BytesIO()
     arrays: dict[str, Any] = {f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    np.savez(held, step=np.asarray(step), settled=np.asarray(settled), **arrays)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as stream:
-        stream.write(held.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    write_arrays(path, {"step": np.asarray(step), "settled": np.asarray(settled), **arrays})
 
 
 def _load(path: Path, like: list[Any]) -> tuple[int, int, list[Any]] | None:

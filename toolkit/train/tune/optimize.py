@@ -21,11 +21,12 @@ import numpy.typing as npt
 import optax
 
 from converters.network.weights import CanonicalWeights
+from toolkit.train.arrays import write_arrays
 from toolkit.train.tune import layers
 from toolkit.train.tune.conversations import Batch, Conversation, batches_of, prefixes_of
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import Sequences
-from toolkit.train.tune.steps import load, rates, save, write
+from toolkit.train.tune.steps import load, rates, save
 
 __all__ = ["Below", "Plan", "below", "tune"]
 
@@ -94,7 +95,7 @@ def below(
         for row, i in enumerate(part):
             of_cases[starts[i] : starts[i + 1]] = values[row, : len(own[i])]
     found = Below(of_prefixes, np.array([len(p) for p in prefixes], np.int32), of_cases, starts)
-    write(path, {"prefixes": found.prefixes, "begins": found.begins, "cases": of_cases, "starts": starts})
+    write_arrays(path, {"prefixes": found.prefixes, "begins": found.begins, "cases": of_cases, "starts": starts})
     return found
 
 

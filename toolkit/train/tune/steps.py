@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from toolkit.train.arrays import write_arrays
 from toolkit.train.weights import Progress
 
-__all__ = ["load", "rates", "save", "shown", "write"]
+__all__ = ["load", "rates", "save", "shown"]
 
 _WARMUP = 0.06  # share of the steps
 
@@ -28,20 +27,8 @@ def rates(peak: float, steps: int) -> optax.Schedule:
 
 
 def save(path: Path, step: int, leaves: list[Any]) -> None:
-    """Keep the state after a step, whole or not at all: SIGKILL may come at any moment."""
-    write(path, {"step": np.asarray(step), **{f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}})
-
-
-def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays, whole or not at all."""
-    held = io.BytesIO()
-    np.savez(held, **arrays)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as stream:
-        stream.write(held.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    """Keep the state after a step."""
+    write_arrays(path, {"step": np.asarray(step), **{f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}})
 
 
 def load(path: Path, like: list[Any]) -> tuple[int, list[Any]] | None:
