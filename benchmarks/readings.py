@@ -1,7 +1,7 @@
 """Readings answered a minute: two links in turn, answers of four fields, beside an earlier stonechat and llama.cpp.
 
     python benchmarks/readings.py BUNDLE [--against TREE --against-bundle BUNDLE] [--llama Q8_0.gguf] [--readings 12]
-        [--rounds 3] [--sentence] [--json]
+        [--rounds 3] [--sentence] [--vary SHARE] [--json]
 
 Each link has an instruction of about fifty tokens; their readings come in turn, so that each displaces the other's
 prompt. Every round is a process of its own for each contestant, one thread, and they take turns, so that the machine's
@@ -10,6 +10,9 @@ on a busy machine. TREE is a checkout of an earlier commit (`git worktree add`),
 of the same checkpoint. llama.cpp answers through llama-cpp-python's `response_format`, with its prompt cache; `make
 peers` builds it and makes the file. With --sentence each answer has a free sentence of about 40 tokens as well, and the
 figure is the time for each of its tokens, the prompt's time included.
+
+The more a link's answers are alike, the more of them comes as it was drafted. With --vary so many of a hundred labels
+are arbitrary ones in place of the model's own, in both stonechats: 0 changes none, at 100 nothing can be foretold.
 """
 
 from __future__ import annotations
@@ -65,9 +68,11 @@ def prompts(count: int) -> list[tuple[str, str]]:
 Contestant = tuple[Callable[[str, str], str], Callable[[str], int]]
 
 
-def ours(bundle: str, form: dict[str, Any]) -> Contestant:
+def ours(bundle: str, form: dict[str, Any], vary: int) -> Contestant:
     """Whatever stonechat PYTHONPATH has."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as its commands that answer have it
+    if vary:
+        choose_arbitrarily(vary)
     from device_runtime.engine import LanguageModel
 
     model = LanguageModel.open(bundle, threads=1)
@@ -78,6 +83,23 @@ def ours(bundle: str, form: dict[str, Any]) -> Contestant:
         return "".join(model.generate(messages, schema=form, max_new=120, **options))
 
     return answer, lambda text: len(model.encode(text)) - len(model.manifest.prefix_tokens)
+
+
+def choose_arbitrarily(percent: int) -> None:
+    """Take another label than the likeliest in so many of a hundred cases."""
+    import numpy as np
+
+    from device_runtime.engine.typed import generation
+
+    scores_of, random = generation.score_labels, np.random.default_rng(1)
+
+    def scored(cache: Any, logits: Any, paths: Any, *more: Any) -> Any:
+        scores = scores_of(cache, logits, paths, *more)
+        if 100 * random.random() < percent:
+            scores = np.where(np.arange(len(scores)) == random.integers(len(scores)), 0.0, -9.0)
+        return scores
+
+    generation.score_labels = scored
 
 
 def llama(model_path: str, form: dict[str, Any]) -> Contestant:
@@ -96,10 +118,10 @@ def llama(model_path: str, form: dict[str, Any]) -> Contestant:
     return answer, lambda text: len(model.tokenize(text.encode(), add_bos=False))
 
 
-def work(kind: str, model: str, count: int, sentence: bool) -> None:
+def work(kind: str, model: str, count: int, sentence: bool, vary: int) -> None:
     """One contestant, in a process of its own: prints one line of JSON."""
     form = schema(sentence)
-    answer, tokens = ours(model, form) if kind == "stonechat" else llama(model, form)
+    answer, tokens = ours(model, form, vary) if kind == "stonechat" else llama(model, form)
     asked = prompts(count + 2)
     for system, reading in asked[:2]:  # each link once: what is kept from here on is what a device keeps
         answer(system, reading)
@@ -126,10 +148,13 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentence", action="store_true", help="with a free sentence of about 40 tokens")
+    parser.add_argument(
+        "--vary", metavar="SHARE", type=int, default=0, help="so many labels of a hundred are arbitrary"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     script, count, bundle = str(Path(__file__).resolve()), str(args.readings), str(args.bundle.resolve())
-    more = ["sentence"] if args.sentence else []
+    more = [str(int(args.sentence)), str(args.vary)]
     worker = [sys.executable, script, "--work", "stonechat", bundle, count, *more]
     contestants = {"stonechat": (worker, ROOT)}
     if args.against is not None:
@@ -164,6 +189,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:] == ["sentence"])
+        work(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "1", int(sys.argv[6]))
     else:
         main()

@@ -12,12 +12,22 @@ there a run takes in several tokens only where they have to follow.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from device_runtime.machine.kernels import kernel_family
 from device_runtime.machine.machine import cpu_features, program_arch
 
-__all__ = ["AnswerHistories", "AnswerHistory", "EarlierAnswers", "Repetition", "guesses_pay"]
+__all__ = [
+    "NO_DRAFT",
+    "AnswerHistories",
+    "AnswerHistory",
+    "Draft",
+    "EarlierAnswers",
+    "Guess",
+    "Repetition",
+    "guesses_pay",
+]
 
 _TOKENS_A_RUN = 2.0  # with guesses; measured over typed and free answers
 
@@ -25,6 +35,24 @@ _KEPT = 16  # answers
 _LEAD = 3  # last tokens of a prompt, which say where an answer begins
 _BEGINNINGS = 64  # of prompts
 _LONGEST, _SHORTEST = 4, 2  # tokens that have to be the same before a guess
+_FADES = 0.8  # what an earlier answer counts for, and the rate of guesses that were right, after one more answer
+_HOPE = 0.9  # that rate before there was an answer
+_WORTH = 0.4  # chance of a decision, below which its part of a run costs more than it saves
+_RATED = 16  # decisions, after which all are rated as the last of them
+_MOST_ASKED = 9  # places of a draft; with the one before it, two buffers of logits
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that may come next."""
+
+    tokens: Sequence[int] = ()
+    asked: Sequence[int] = ()  # after how many of them logits will be needed, ascending
+
+
+NO_DRAFT = Draft()
+# A draft of as many tokens as add nothing to the time of a run, or, if it is likely enough to come, of at most so many.
+Guess = Callable[[int, int], Draft]
 
 
 def guesses_pay(weight_bits: int) -> bool:
@@ -91,36 +119,88 @@ class AnswerHistories:
         return history
 
 
+@dataclass
+class _Answer:
+    tokens: tuple[int, ...]
+    asked: tuple[int, ...]  # after how many of them something was decided
+    weight: float  # how often it came, the last times more than earlier ones
+
+
 class AnswerHistory:
-    """The tokens of the last answers to prompts that begin alike."""
+    """The last answers to prompts that begin alike, and how well they foretell the next.
+
+    A draft of a whole answer makes the run that reads the prompt longer, and saves one for each decision that comes as
+    it was drafted. So it goes as far as decisions have lately come as they were foretold.
+    """
 
     def __init__(self) -> None:
-        self._answers: deque[tuple[int, ...]] = deque(maxlen=_KEPT)  # each of them once, the last one first
+        self._answers: list[_Answer] = []  # each of them once, the last one first
+        self._rates: list[float] = []  # how often each decision came as it was foretold
 
-    def add(self, answer: Sequence[int]) -> None:
-        """Remember one."""
-        tokens = tuple(answer)
-        if tokens in self._answers:
-            self._answers.remove(tokens)
-        self._answers.appendleft(tokens)
+    def add(self, answer: Sequence[int], asked: Sequence[int]) -> None:
+        """Remember one, and after how many of its tokens something was decided."""
+        tokens, places = tuple(answer), tuple(asked)
+        if self._answers:
+            self._rate(tokens, places)
+        weight = 1.0
+        for earlier in self._answers:
+            earlier.weight *= _FADES
+            if earlier.tokens == tokens:
+                weight += earlier.weight
+        others = [earlier for earlier in self._answers if earlier.tokens != tokens]
+        self._answers = [_Answer(tokens, places, weight), *others[: _KEPT - 1]]
 
-    def likely(self, answer: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow what there is of an answer: as in the last one that began the same,
-        else in one that was the same a few tokens ago."""
+    def draft(self, answer: Sequence[int], free: int, most: int) -> Draft:
+        """What may follow what there is of an answer; see `Guess`."""
+        found = self._foretold(answer)
+        if found is None:
+            return NO_DRAFT
+        earlier, place = found
+        length, chance = min(free, len(earlier.tokens) - place), 1.0
+        asked: list[int] = []
+        for number, decision in enumerate(earlier.asked):
+            if decision > place:
+                wanted = decision - place
+                if wanted > most or len(asked) == _MOST_ASKED or (wanted > length and chance < _WORTH):
+                    break
+                asked.append(wanted)
+                length = max(length, wanted)
+            if decision >= place:
+                chance *= self._rates[min(number, _RATED - 1)] if number < len(self._rates) else _HOPE
+        return Draft(earlier.tokens[place : place + length], asked)
+
+    def _foretold(self, answer: Sequence[int]) -> tuple[_Answer, int] | None:
+        """The most frequent answer that began the same, or else one that was the same a few tokens ago, and where in it
+        the next token is."""
         known = tuple(answer)
-        for earlier in self._answers:
-            if earlier[: len(known)] == known:
-                return list(earlier[len(known) : len(known) + count])
-        for earlier in self._answers:
-            if len(known) >= _LEAD and (found := _following(earlier, list(known[-_LEAD:]), count)):
-                return found
-        return []
+        alike = [earlier for earlier in self._answers if earlier.tokens[: len(known)] == known]
+        if alike:
+            return max(alike, key=lambda earlier: earlier.weight), len(known)
+        end = known[-_LEAD:]
+        for earlier in self._answers if len(end) == _LEAD else ():
+            if (place := _after(earlier.tokens, end)) is not None:
+                return earlier, place
+        return None
+
+    def _rate(self, tokens: tuple[int, ...], places: tuple[int, ...]) -> None:
+        for number, place in enumerate(places[:_RATED]):
+            if number == len(self._rates):
+                self._rates.append(_HOPE)
+            found = self._foretold(tokens[:place])
+            came = found is not None and found[0].tokens[found[1] : found[1] + 1] == tokens[place : place + 1]
+            self._rates[number] = _FADES * self._rates[number] + (1 - _FADES) * came
 
 
-def _following(sequence: Sequence[int], end: list[int], count: int) -> list[int]:
+def _following(sequence: Sequence[int], end: Sequence[int], count: int) -> list[int]:
     """What came after the last place of `end` in `sequence` that is not its very end."""
+    place = _after(sequence, end)
+    return [] if place is None else list(sequence[place : place + count])
+
+
+def _after(sequence: Sequence[int], end: Sequence[int]) -> int | None:
+    """Where the last place of `end` in `sequence` that is not its very end is over; None where there is none."""
     length = len(end)
     for start in range(len(sequence) - length - 1, -1, -1):
-        if sequence[start] == end[0] and list(sequence[start : start + length]) == end:
-            return list(sequence[start + length : start + length + count])
-    return []
+        if sequence[start] == end[0] and tuple(sequence[start : start + length]) == tuple(end):
+            return start + length
+    return None

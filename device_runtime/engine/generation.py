@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.drafts import EarlierAnswers, Repetition
+from device_runtime.engine.drafts import NO_DRAFT, Draft, EarlierAnswers, Repetition
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import Finish, StopStrings
@@ -37,12 +37,12 @@ class Completion:
     unfamiliar: tuple[str, ...] = ()  # why the input is unlike those that the model was trained for
     embedding: tuple[float, ...] | None = None  # of a bundle of the task embed
     probabilities: Mapping[str, Mapping[str, float]] | None = None  # of the task classify: by field, of each value
-    passes: int = 0  # runs of the graph after the prompt's; 0 where they are not counted
+    passes: int | None = None  # runs of the graph after the prompt's last one; None where they are not counted
 
     @property
     def tokens_per_pass(self) -> float | None:
         """Tokens of the answer for each run of the graph, the prompt's last one included."""
-        return round(self.completion_tokens / (self.passes + 1), 2) if self.passes else None
+        return None if self.passes is None else round(self.completion_tokens / (self.passes + 1), 2)
 
 
 class Stopwatch:
@@ -182,14 +182,14 @@ class Generation(Iterator[str]):
         logits = self._take_in(prompt[cached:])
         stream, answer = TextStream(self._tokenizer), AnswerText(stop)
         finish: Finish = "length"
-        count, passes, answered = 0, self._cache.passes, list[int]()
+        count, runs, answered = 0, self._cache.runs, list[int]()
         seen = None if self._earlier is None else Repetition(prompt, self._earlier)
 
-        def drafts(most: int) -> list[int]:
-            expected = [] if constraint is None else list(constraint.forced())[:most]
-            if seen is not None and len(expected) < most:
-                expected += seen.after(expected, most - len(expected))
-            return expected
+        def guess(free: int, most: int) -> Draft:
+            expected = [] if constraint is None else list(constraint.forced())[:free]
+            if seen is not None and len(expected) < free:
+                expected += seen.after(expected, free - len(expected))
+            return Draft(expected, range(1, len(expected) + 1)) if expected else NO_DRAFT
 
         while count < max_new:
             if logits is None or self._cancelled.is_set() or self._cache.is_overtaken(claim):
@@ -214,13 +214,15 @@ class Generation(Iterator[str]):
             answered.append(token)
             if seen is not None:
                 seen.add(token)
-            logits = self._cache.decode(token, drafts)
+            logits = self._cache.decode(token, guess)
         if self._earlier is not None:
             self._earlier.add(prompt, answered)
         if finish != "cancelled" and count:
             self._watch.lap()
         if rest := answer.finish(stream.flush()):
             yield rest
+        passes = self._cache.runs - runs
+        self._cache.count_answer(count, passes)
         self.result = Completion(
             text=answer.text,
             finish="stop" if answer.stopped else finish,
@@ -231,7 +233,7 @@ class Generation(Iterator[str]):
             tokens_per_s=self._watch.tokens_per_s(count),
             confidence=self._judge(answer.text) if finish == "stop" and not answer.stopped else None,
             unfamiliar=self._unfamiliar,
-            passes=self._cache.passes - passes,
+            passes=passes,
         )
         if constraint is not None and not answer.stopped:
             if finish == "length":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from device_runtime.engine.backends import Backend, Logits
+from device_runtime.engine.drafts import NO_DRAFT, Draft, Guess
 from device_runtime.engine.states.snapshot import Snapshot, shared
 from device_runtime.engine.states.store import LEAST_GAIN, PromptStates
 
-__all__ = ["Drafts", "KvCache"]
-
-Drafts = Callable[[int], Sequence[int]]  # (at most so many) -> tokens that are likely to come next
+__all__ = ["KvCache"]
 
 
 class KvCache:
@@ -30,8 +29,10 @@ class KvCache:
         self._worth = 0  # positions of the present state that are worth keeping …
         self._grows = False  # … and whether its answer is too
         self._claims = 0
-        self._ahead: list[tuple[int, Logits]] = []  # drafts that the backend has taken in, and the logits after each
-        self.steps = self.passes = 0  # calls of `decode`, and the runs of the graph that they took
+        # Drafts that the backend has taken in, and the logits after those where they are asked for.
+        self._ahead: list[tuple[int, Logits | None]] = []
+        self.runs = 0  # of the graph
+        self._answered, self._passes = 0, 0  # tokens of answers, and the runs that they took
 
     @property
     def full(self) -> bool:
@@ -42,6 +43,17 @@ class KvCache:
     def tokens(self) -> tuple[int, ...]:
         """Those at its positions."""
         return tuple(self._tokens)
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens of answers for each run of the graph, their prompts' last ones included; None before the first."""
+        return self._answered / self._passes if self._passes else None
+
+    def count_answer(self, tokens: int, passes: int) -> None:
+        """An answer of so many tokens has taken so many runs after its prompt's last one."""
+        if tokens:
+            self._answered += tokens
+            self._passes += 1 + passes
 
     def claim(self) -> int:
         """A number for one answer; it is overtaken as soon as there is a later one."""
@@ -59,7 +71,7 @@ class KvCache:
         Args:
             fixed: how many of `tokens` are likely to come again, and so worth keeping; None: all, and the answer.
         """
-        self._settle()
+        self.forget_drafts()
         limit = len(tokens) - 1
         common = min(shared(self._tokens, tokens), limit)
         state, restorable = self.states.find(tokens)
@@ -76,92 +88,145 @@ class KvCache:
         self._grows = fixed is None
         return common
 
-    def rewind(self, position: int) -> None:
-        """Forget the tokens from `position` on; the prefix stays."""
-        self._settle()
-        position = max(position, self._prefix)
-        self._backend.rewind(position)
-        del self._tokens[position:]
-
     def snapshot(self) -> Snapshot:
         """A copy of the state after `tokens`."""
-        self._settle()
+        self.forget_drafts()
         return self._backend.snapshot(len(self._tokens))
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Within this context other prompts may be taken in; after it, the state is what it was."""
-        self._settle()
-        tokens, worth, grows = self._tokens, self._worth, self._grows
-        state = self.snapshot() if self._backend.position_bytes else None
-        self._tokens = list(tokens)
+        """Within this context other prompts may be taken in; after it, the state is what it was.
+
+        Drafts stay, too, where the backend's state can be copied.
+        """
+        if not self._backend.position_bytes:
+            self.forget_drafts()
+        tokens, worth, grows, ahead = self._tokens, self._worth, self._grows, self._ahead
+        state = self._backend.snapshot(self._backend.position) if self._backend.position_bytes else None
+        self._tokens, self._ahead = list(tokens), []
         yield
         if state is not None:
             self._keep_aside(shared(self._tokens, tokens))
-            self._backend.restore(state, len(tokens))
+            self._backend.restore(state, state.positions)
         else:
             common = shared(self._tokens, tokens)
             self._backend.rewind(common)
             self._tokens = tokens[:common]
             for _ in self.prefill(tokens[common:]):
                 pass
-        self._tokens, self._worth, self._grows = tokens, worth, grows
+        self._tokens, self._worth, self._grows, self._ahead = tokens, worth, grows, ahead
 
     def put_back(self, tokens: Sequence[int], state: Snapshot) -> None:
         """Take up the state after `tokens`, as `snapshot` has copied it."""
-        self._settle()
+        self.forget_drafts()
         self._keep_aside(shared(self._tokens, tokens))
         self._backend.restore(state, len(tokens))
         self._tokens, self._worth, self._grows = list(tokens), len(tokens), True
 
-    def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Iterator[Logits]:
+    def prefill(self, tokens: Sequence[int], chunk: int | None = None, guess: Guess | None = None) -> Iterator[Logits]:
         """Take in `tokens`; yields the logits after each run of the graph, (vocabulary,), valid until the next.
 
         Args:
             chunk: tokens for each run; None takes what the backend likes best.
+            guess: what may follow them; the last run computes it as well, where it has room.
         """
-        self._settle()
-        chunk = chunk or self._backend.chunk
+        self.forget_drafts()
+        chunk = chunk or self._most
         for start in range(0, len(tokens), chunk):
             part = list(tokens[start : start + chunk])
-            logits = self._backend.prefill(part)
+            draft = self._draft(guess, part, chunk) if start + chunk >= len(tokens) else NO_DRAFT
+            logits = self._run(part, draft) if draft.tokens else self._backend.prefill(part)
+            self.runs += 1
             self._tokens += part
             yield logits
 
-    def decode(self, token: int, drafts: Drafts | None = None) -> Logits:
+    def take_in(self, tokens: Sequence[int], guess: Guess | None = None) -> Iterator[Logits]:
+        """As `prefill`, but those of the tokens that are drafts already cost no run."""
+        known = self._known(tokens)
+        if known == len(tokens) and (logits := self._ahead[known - 1][1]) is not None:
+            del self._ahead[:known]
+            self._tokens += tokens
+            yield logits
+        else:
+            known = min(known, len(tokens) - 1)
+            self._tokens += tokens[:known]
+            yield from self.prefill(tokens[known:], guess=guess)
+
+    def decode(self, token: int, guess: Guess | None = None) -> Logits:
         """Take in one token; returns the logits after it, (vocabulary,), valid until the next call.
 
         Args:
-            drafts: is asked for so many tokens that are likely to follow; they are computed in the same run of the
-                graph, and have cost nothing when they come.
+            guess: what may follow it; it is computed in the same run of the graph, and has cost nothing when it comes.
         """
-        if self._ahead and self._ahead[0][0] == token:
-            _, logits = self._ahead.pop(0)
+        if self._known([token]) and (logits := self._ahead[0][1]) is not None:
+            del self._ahead[:1]
         else:
-            self._settle()
-            logits = self._run(token, drafts)
+            self.forget_drafts()
+            draft = self._draft(guess, [token], self._most)
+            logits = self._run([token], draft) if draft.tokens else self._backend.decode(token)
+            self.runs += 1
         self._tokens.append(token)
-        self.steps += 1
         return logits
 
-    def _run(self, token: int, drafts: Drafts | None) -> Logits:
-        several = self._backend.several
-        self.passes += 1
-        guessed: Sequence[int] = ()
-        if drafts is not None and several > 1 and self._backend.position + several <= self._backend.context:
-            guessed = drafts(several - 1)[: several - 1]
-        if not guessed:
-            return self._backend.decode(token)
-        rows = self._backend.decode_several([token, *guessed])
-        self._ahead = list(zip(guessed, rows[1:], strict=True))
-        first: Logits = rows[0]
-        return first
+    def look(self, tokens: Sequence[int], guess: Guess | None = None) -> Logits:
+        """The logits after a few tokens that may come next, (vocabulary,), valid until the next call.
 
-    def _settle(self) -> None:
-        """Forget drafts that did not come."""
+        They are drafts from then on, unless there are other ones.
+
+        Args:
+            guess: what may follow them.
+        """
+        known = self._known(tokens)
+        if known == len(tokens) and (logits := self._ahead[known - 1][1]) is not None:
+            return logits
+        if known < len(self._ahead) and self._backend.several > 1 and len(tokens) <= self._most:
+            self.runs += 1
+            return self._backend.look_ahead(tokens, len(self._tokens))
+        before, here = self._ahead[: min(known, len(tokens) - 1)], list(self._tokens)
+        self._tokens += tokens[: len(before)]
+        for logits in self.prefill(tokens[len(before) :], guess=guess):
+            found = logits.copy()
+        unasked = [(token, None) for token in tokens[len(before) : -1]]
+        self._ahead = [*before, *unasked, (tokens[-1], found), *self._ahead]
+        self._tokens = here
+        return found
+
+    def known_ahead(self) -> Mapping[tuple[int, ...], Logits]:
+        """The logits after drafts, (vocabulary,), as far as they were asked for, by the drafts."""
+        drafts = tuple(token for token, _ in self._ahead)
+        return {drafts[:count]: logits for count, (_, logits) in enumerate(self._ahead, 1) if logits is not None}
+
+    def forget_drafts(self) -> None:
+        """Give up those that did not come."""
         if self._ahead:
-            self._ahead.clear()
+            self._ahead = []
             self._backend.rewind(len(self._tokens))
+
+    @property
+    def _most(self) -> int:
+        """Tokens of one run of the graph."""
+        return max(self._backend.chunk, self._backend.several)
+
+    def _known(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens are drafts already."""
+        return shared([token for token, _ in self._ahead], tokens) if self._ahead else 0
+
+    def _draft(self, guess: Guess | None, tokens: Sequence[int], most: int) -> Draft:
+        """What a run that takes in these tokens computes as well."""
+        several = self._backend.several
+        room = min(most, self._backend.context - self._backend.position) - len(tokens)
+        if guess is None or several == 1 or room < 1:
+            return NO_DRAFT
+        return guess(min(room, max(0, several - len(tokens))), room)
+
+    def _run(self, tokens: Sequence[int], draft: Draft) -> Logits:
+        """Take in tokens and a draft in one run; returns the logits after the tokens."""
+        last = len(tokens) - 1
+        first, *asked = self._backend.decode_several([*tokens, *draft.tokens], [last, *(last + n for n in draft.asked)])
+        known = dict(zip(draft.asked, asked, strict=True))
+        self._ahead = [(token, known.get(count)) for count, token in enumerate(draft.tokens, 1)]
+        found: Logits = first
+        return found
 
     def _keep_aside(self, common: int) -> None:
         """Copy what is worth keeping of the present state, if more than its first `common` positions are."""

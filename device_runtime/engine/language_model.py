@@ -201,7 +201,9 @@ class LanguageModel:
 
             priors = None if nothing is None else self._answers.priors_against(prompt, nothing)
             held = self._answers.of_written_fields(schema, fields, limit)
-            history = self._answers.histories.after(tokens[:fixed] if fixed is not None else ())
+            history = None
+            if self._earlier is not None:
+                history = self._answers.histories.after(tokens[:fixed] if fixed is not None else ())
             return TypedGeneration(
                 *parts, fields, held, fixed, priors, temperatures, unfamiliar, history, self._answers.paths
             )
@@ -296,7 +298,7 @@ class LanguageModel:
     @property
     def tokens_per_pass(self) -> float | None:
         """Tokens of answers for each run of the graph so far; None before the first."""
-        return self._cache.steps / self._cache.passes if self._cache.passes else None
+        return self._cache.tokens_per_pass
 
     @property
     def position(self) -> int:

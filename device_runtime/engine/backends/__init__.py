@@ -29,7 +29,7 @@ class Backend(Protocol):
     context: int  # positions that the kv_cache can hold, those of the prefix included
     position: int  # positions that it holds now
     chunk: int  # tokens that one run of the graph takes in; `prefill` of more is several runs
-    several: int  # tokens that `decode_several` takes at most; 1 where it is no quicker than as many steps
+    several: int  # tokens of a run that takes about as long as one for one token; 1 where there is none
     position_bytes: int  # of a snapshot, for each of its positions; 0 where the graph's state cannot be copied
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
@@ -38,9 +38,13 @@ class Backend(Protocol):
     def decode(self, token: int) -> Logits:
         """Take in one token; returns the logits after it, (vocabulary,), valid until the next call."""
 
-    def decode_several(self, tokens: Sequence[int]) -> Logits:
-        """Take in a few tokens in one run of the graph; returns the logits after each, (tokens, vocabulary). Not where
-        `several` is 1."""
+    def decode_several(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Logits:
+        """Take in tokens in one run of the graph, at most `chunk` or `several`; returns the logits after those at
+        `rows`, or after each, (rows, vocabulary). Not where `several` is 1."""
+
+    def look_ahead(self, tokens: Sequence[int], position: int) -> Logits:
+        """The logits after the last of some tokens that would come at `position`, (vocabulary,). No position is
+        changed, those after it neither. Not where `several` is 1."""
 
     def rewind(self, position: int) -> None:
         """Forget all positions from `position` on. The prefix cannot be forgotten."""

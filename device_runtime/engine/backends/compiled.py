@@ -29,6 +29,7 @@ __all__ = ["CompiledBackend"]
 
 # A row of the embedding that is looked up brings 64 KiB of the file with it: after so many they are let go.
 _RELEASE_TOKENS = 256
+_MOST_RUNS = 128  # whose small buffers are kept
 
 
 class CompiledBackend:
@@ -64,23 +65,34 @@ class CompiledBackend:
         if not tokens:
             raise ValueError("prefill needs at least one token")
         for start in range(0, len(tokens), self.chunk):
-            logits = self._take_in(tokens[start : start + self.chunk], 1)
+            part = tokens[start : start + self.chunk]
+            logits = self._take_in(part, [len(part) - 1])
         return logits
 
     def decode(self, token: int) -> Logits:
         """As in `Backend`."""
-        return self._take_in([token], 1)
+        return self._take_in([token], [0])
 
-    def decode_several(self, tokens: Sequence[int]) -> Logits:
+    def decode_several(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Logits:
         """As in `Backend`."""
-        return self._take_in(tokens, len(tokens)).reshape(len(tokens), -1)
+        rows = range(len(tokens)) if rows is None else rows
+        return self._take_in(tokens, rows).reshape(-1, self._shape.vocabulary)[: len(rows)]
 
-    def _take_in(self, tokens: Sequence[int], rows: int) -> Logits:
-        """One run; the logits after each of the last `rows` tokens."""
-        self._weights.require_sound()
-        self._make_room(len(tokens))
-        logits: Logits = self._graph.run(tokens, self.position, rows)
+    def look_ahead(self, tokens: Sequence[int], position: int) -> Logits:
+        """As in `Backend`."""
+        return self._run(tokens, position, [len(tokens) - 1], keep=False)
+
+    def _take_in(self, tokens: Sequence[int], rows: Sequence[int]) -> Logits:
+        logits = self._run(tokens, self.position, rows, keep=True)
         self.position += len(tokens)
+        return logits
+
+    def _run(self, tokens: Sequence[int], position: int, rows: Sequence[int], keep: bool) -> Logits:
+        """One run; the logits after the tokens at `rows`, of which there are few sizes of buffers."""
+        self._weights.require_sound()
+        self._make_room(position + len(tokens))
+        filled = [*rows, *[rows[-1]] * (-len(rows) % self.several)] if len(rows) > 1 else rows
+        logits: Logits = self._graph.run(tokens, position, filled, keep)
         self._looked_up += len(tokens)
         if self._looked_up >= _RELEASE_TOKENS:
             release_mapped_file(self._path)
@@ -127,9 +139,8 @@ class CompiledBackend:
             self._model = None
         self._weights.close()
 
-    def _make_room(self, tokens: int) -> None:
-        """Move to the smallest window that holds these tokens too."""
-        needed = self.position + tokens
+    def _make_room(self, needed: int) -> None:
+        """Move to the smallest window that holds so many positions."""
         if needed <= self._graph.window:
             return
         larger = next((window for window in self._shape.windows if needed <= window), None)
@@ -146,7 +157,7 @@ class CompiledBackend:
 
 @dataclass(frozen=True)
 class _Run:
-    """The buffers of runs for so many tokens, and logits after so many of them."""
+    """The buffers of runs for so many tokens, and logits after so many of them; those which keep these tokens."""
 
     named: dict[str, Any]  # the inputs but for the kv_cache
     logits: Any
@@ -171,8 +182,9 @@ class _Graph:
         self._outputs: list[str] = signatures[DECODER]["outputs"]
         self._index = model.get_signature_index(DECODER)
         self._cache: dict[str, Any] = {}
-        self._runs: dict[tuple[int, int], _Run] = {}
+        self._runs: dict[tuple[int, int, bool], _Run] = {}
         self._logits: dict[int, Any] = {}  # a buffer for so many rows of logits, which several runs have
+        self._unkept: Any = None  # where runs whose tokens are not kept put the cache of every layer, if there are any
         self._slots: Any = None  # the input that all runs have, written once for each window
         self._sizes: dict[str, int] = {}  # what `tokens`, `positions` and `rows` have now
 
@@ -181,6 +193,7 @@ class _Graph:
         NaN; the first positions of the one before are taken over, layer by layer, so that there are never two."""
         self._runs.clear()  # which hold buffers too
         self._logits.clear()
+        self._unkept = None
         before, self.window = self.window, window
         for name in self.names:
             self._resize(name, self._cache_shape(window))
@@ -201,20 +214,28 @@ class _Graph:
     def _resize(self, name: str, shape: Sequence[int]) -> None:
         self._model.resize_input_tensor(self._inputs.index(name), shape, self._index)
 
-    def run(self, tokens: Sequence[int], position: int, rows: int) -> Logits:
-        """The logits after each of the last `rows` tokens, (rows * vocabulary,)."""
+    def run(self, tokens: Sequence[int], position: int, rows: Sequence[int], keep: bool) -> Logits:
+        """The logits after the tokens at `rows`, (rows * vocabulary,).
+
+        Args:
+            keep: whether the cache has the tokens afterwards.
+        """
         count = len(tokens)
-        for name, size in (("tokens", count), ("positions", count), ("rows", rows)):
+        for name, size in (("tokens", count), ("positions", count), ("rows", len(rows))):
             if self._sizes.get(name) != size:
                 self._resize(name, (size,))
                 self._sizes[name] = size
-        proven = (count, rows) in self._runs
+        key = count, len(rows), keep
+        proven = key in self._runs
         if not proven:
-            self._runs[count, rows] = self._bound(rows)
-        run = self._runs[count, rows]
+            if len(self._runs) == _MOST_RUNS:
+                self._runs.clear()
+            self._runs[key] = self._bound(len(rows), keep)
+        run = self._runs[key]
         run.named["tokens"].write(np.array(tokens, np.int32))
         run.named["positions"].write(np.arange(position, position + count, dtype=np.int32))
-        size = rows * self._shape.vocabulary
+        run.named["rows"].write(np.array(rows, np.int32))
+        size = len(rows) * self._shape.vocabulary
         if not proven:  # LiteRT 2.3 reports some failed runs only on stderr
             run.logits.write(np.full(size, np.nan, np.float32))
         self._model.run_by_index(self._index, run.inputs, run.outputs)
@@ -223,19 +244,22 @@ class _Graph:
             raise BackendError("LiteRT did not complete a run; its messages are on stderr.")
         return logits
 
-    def _bound(self, rows: int) -> _Run:
+    def _bound(self, rows: int, keep: bool) -> _Run:
         """Buffers of the sizes that the inputs have now."""
-        count = self._sizes["tokens"]
         named = {
             name: self._model.create_input_buffer_by_name(DECODER, name) for name in ("tokens", "positions", "rows")
         }
-        named["rows"].write(np.arange(count - rows, count, dtype=np.int32))
         # Logits of a large vocabulary are 200 KB: with buffers of its own for each length, a run's would add up.
         if rows not in self._logits:
             self._logits[rows] = self._model.create_output_buffer_by_name(DECODER, "logits")
         named["slots"], logits = self._slots, self._logits[rows]
         inputs = [named.get(name) or self._cache[name] for name in self._inputs]
-        outputs = [self._cache.get(name, logits) for name in self._outputs]
+        caches = self._cache
+        if not keep:
+            if self._unkept is None:
+                self._unkept = self._model.create_output_buffer_by_name(DECODER, self.names[0])
+            caches = dict.fromkeys(self.names, self._unkept)
+        outputs = [caches.get(name, logits) for name in self._outputs]
         return _Run(named, logits, inputs, outputs)
 
     def read_cache(self, name: str) -> npt.NDArray[Any]:

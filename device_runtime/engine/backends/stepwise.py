@@ -56,9 +56,14 @@ class StepwiseBackend(ABC):
         self.position += 1
         return self._logits
 
-    def decode_several(self, tokens: Sequence[int]) -> Logits:
+    def decode_several(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Logits:
         """As in `Backend`: one after the other."""
-        return np.stack([self.decode(token).copy() for token in tokens])
+        logits = np.stack([self.decode(token).copy() for token in tokens])
+        return logits if rows is None else logits[list(rows)]
+
+    def look_ahead(self, tokens: Sequence[int], position: int) -> Logits:
+        """As in `Backend`; the graph has no place for them but the one that they would come to."""
+        raise NotImplementedError
 
     def rewind(self, position: int) -> None:
         """As in `Backend`."""

@@ -1,7 +1,8 @@
 """An answer that is written field by field.
 
 What the schema leaves no choice in is written by us, and taken in by the model in one go when it has to decide. A field
-with labels is scored; what is left to write is held to the schema token by token.
+with labels is scored; what is left to write is held to the schema token by token. A run of the graph also takes in what
+is likely to follow, as far as it is: often the run that reads the prompt has the logits for all of the answer.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.drafts import AnswerHistory
+from device_runtime.engine.drafts import AnswerHistory, Guess
 from device_runtime.engine.generation import Completion, Stopwatch
 from device_runtime.engine.kv_cache import KvCache
-from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.stop_strings import Finish
 from device_runtime.engine.structured import Constraint
 from device_runtime.engine.text_stream import TextStream
@@ -27,12 +28,11 @@ from device_runtime.engine.typed.choice import Choice, confidence_of
 from device_runtime.engine.typed.form import FieldForm
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors
-from device_runtime.engine.typed.scoring import normalized, score_labels, take_in
+from device_runtime.engine.typed.scoring import decided_after, normalized, score_labels
 from device_runtime.errors import IncompleteError
 
 __all__ = ["TypedGeneration"]
 
-_MANY = 12  # tokens, which a run for a few takes in three parts, from which on they are taken in as a prompt is
 _NO_TEXT = '"N/A"'  # for a free text, in the answer to an input that says nothing
 
 
@@ -76,13 +76,13 @@ class TypedGeneration(Iterator[str]):
             priors: what labels are calibrated against; None: they are not.
             temperatures: of each field's choices, where they were fitted.
             unfamiliar: as in `Completion`.
-            history: earlier answers, in which to look for what comes next; this one joins them.
+            history: earlier answers, which foretell this one; it joins them. None: nothing is guessed.
             paths: of the tokenizer, where it has been used before.
         """
         self._temperatures, self._unfamiliar = temperatures or {}, unfamiliar
         self._cache, self._tokenizer, self._prompt = cache, tokenizer, list(prompt)
         self._max_new, self._sampler, self._constraint = max_new, sampler, constraint
-        self._fixed, self._priors, self._history = fixed, priors, history or AnswerHistory()
+        self._fixed, self._priors, self._history = fixed, priors, history
         self._paths = paths or LabelPaths(tokenizer)
         self._cancelled = threading.Event()
         self._watch = Stopwatch()
@@ -90,6 +90,7 @@ class TypedGeneration(Iterator[str]):
         self._answer: list[int] = []  # tokens …
         self._fed = 0  # … of which the model has taken in so many, once it has …
         self._rest: Sequence[int] = ()  # … these tokens of the prompt
+        self._asked: list[int] = []  # after how many of them something was decided
         self._text = ""  # what they spell: all that is decided, and maybe a little of what has to follow
         self._decided = ""  # up to the last value
         self._like_nothing = ""  # the same as an input that says nothing is answered: without its free texts
@@ -106,7 +107,7 @@ class TypedGeneration(Iterator[str]):
 
     def _run(self, fields: list[FieldForm]) -> Iterator[str]:
         self._claim = self._cache.claim()
-        cached, passes = self._cache.rewind_to(self._prompt, self._fixed), self._cache.passes
+        cached, self._runs = self._cache.rewind_to(self._prompt, self._fixed), self._cache.runs
         finish: Finish = "stop"
         try:
             self._rest = self._prompt[cached:]
@@ -123,9 +124,11 @@ class TypedGeneration(Iterator[str]):
             yield rest
         if finish != "cancelled" and self._answer:
             self._watch.lap()
-        if finish == "stop":
-            self._history.add(self._answer)
-        count = len(self._answer)
+        self._cache.forget_drafts()
+        if finish == "stop" and self._history is not None:
+            self._history.add(self._answer, self._asked)
+        count, passes = len(self._answer), self._cache.runs - self._runs
+        self._cache.count_answer(count, passes)
         at = self._temperatures
         confidence = {name: confidence_of(choices, at.get(name, 1.0)) for name, choices in self.choices.items()}
         self.result = Completion(
@@ -136,7 +139,7 @@ class TypedGeneration(Iterator[str]):
             completion_tokens=count,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
-            passes=self._cache.passes - passes,
+            passes=passes,
             confidence=confidence if finish == "stop" else None,
             unfamiliar=self._unfamiliar,
         )
@@ -161,17 +164,11 @@ class TypedGeneration(Iterator[str]):
             prior = None
             if self._priors is not None:
                 like = f"{self._like_nothing}{lead} "
-                prior = self._priors.of(self._cache, self._paths, like, field.labels, following)
-            start = len(self._cache.tokens)
-            scores = score_labels(self._cache, logits, rests, prior, self._likely)
+                prior = self._priors.of(self._cache, self._paths, like, field.labels, following, self._guess_after())
+            scores = score_labels(self._cache, logits, rests, prior, self._guess_after)
             chosen = int(np.argmax(scores))
-            # What was computed of the label that is taken stays, but for its last token, after which all goes on.
-            common = min(shared(self._cache.tokens[start:], rests[chosen]), len(rests[chosen]) - 1)
-            if start + common < len(self._cache.tokens):
-                self._cache.rewind(start + common)
-            self._fed += common
+            self._asked += [len(self._answer) + count for count in decided_after(rests, chosen)]
             self.choices[field.name] = [Choice(np.log(normalized(scores)).astype(np.float32), chosen)]
-            self._logits = None
             yield from self._push(rests[chosen])
         self._decided = before + field.labels[chosen]
         self._like_nothing += f"{lead} {field.labels[chosen]}"
@@ -185,7 +182,9 @@ class TypedGeneration(Iterator[str]):
             left = self._max_new - len(self._answer)
             if left < 1:
                 raise _Ended("length")
-            token = self._constraint.choose(self._here(), left, self._sampler.choose)
+            logits = self._here()
+            self._asked.append(len(self._answer))
+            token = self._constraint.choose(logits, left, self._sampler.choose)
             yield from self._push([token], consumed=True)
         self._decided = self._text[:end]
         self._like_nothing += f"{lead} {_NO_TEXT}"
@@ -204,9 +203,9 @@ class TypedGeneration(Iterator[str]):
         """Put tokens to the answer; the model takes them in when it has to decide again, the first ones with the
         prompt."""
         if self._rest:
-            first = [*self._rest, *tokens[: self._max_new]]
-            self._rest, self._fed = (), len(first) - len(self._rest)
-            self._take_in(first)
+            first = tokens[: self._max_new]
+            self._take_in_prompt(first)
+            self._fed = len(first)
         for token in tokens:
             if len(self._answer) == self._max_new:
                 raise _Ended("length")
@@ -221,33 +220,30 @@ class TypedGeneration(Iterator[str]):
     def _here(self) -> Logits:
         """The logits after all of the answer so far."""
         if self._rest:
-            rest, self._rest = self._rest, ()
-            self._take_in(rest)
-        if self._logits is None or self._fed < len(self._answer):
+            self._take_in_prompt(())
+        if self._fed < len(self._answer):
             tokens = self._answer[self._fed :]
             self._fed = len(self._answer)
-            if len(tokens) >= _MANY:
-                self._take_in(tokens)
-            else:
-                self._require_wanted()
-                self._logits = take_in(self._cache, tokens, self._likely)
+            self._take_in(self._cache.take_in(tokens, self._guess_after()))
         assert self._logits is not None
         return self._logits
 
-    def _likely(self, most: int) -> list[int]:
-        """Tokens that may follow the answer so far."""
-        return self._history.likely(self._answer, most)
+    def _guess_after(self, tokens: Sequence[int] = ()) -> Guess | None:
+        """What may follow the answer so far and these tokens."""
+        return None if self._history is None else partial(self._history.draft, [*self._answer, *tokens])
 
-    def _require_wanted(self) -> None:
-        if self._cancelled.is_set() or self._cache.is_overtaken(self._claim):
-            raise _Ended("cancelled")
+    def _take_in_prompt(self, tokens: Sequence[int]) -> None:
+        """What is left of the prompt, and the first tokens of the answer."""
+        rest, self._rest = self._rest, ()
+        self._take_in(self._cache.prefill([*rest, *tokens], guess=self._guess_after(tokens)))
+        self._runs = self._cache.runs
 
-    def _take_in(self, tokens: Sequence[int]) -> None:
-        """Compute these tokens. A long prompt takes a small board half a minute: between two runs of the graph it looks
-        whether the answer was cancelled."""
-        runs = self._cache.prefill(tokens)
+    def _take_in(self, runs: Iterator[Logits]) -> None:
+        """A long prompt takes a small board half a minute: between two runs of the graph it looks whether the answer
+        was cancelled."""
         while True:
-            self._require_wanted()
+            if self._cancelled.is_set() or self._cache.is_overtaken(self._claim):
+                raise _Ended("cancelled")
             following = next(runs, None)
             if following is None:
                 return

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.engine.backends import Logits
+from device_runtime.engine.drafts import Guess
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.scoring import score_labels
@@ -35,34 +37,48 @@ class PriorStore:
 
 
 class Priors:
-    """For one prompt that says nothing."""
+    """For one prompt that says nothing, while one answer is made."""
 
     def __init__(self, known: _Known, nothing: Sequence[int]) -> None:
         self._known, self._nothing = known, tuple(nothing)
+        self._ahead: dict[tuple[int, ...], Logits] = {}  # after the prompt and these tokens of an answer
 
     def of(
-        self, cache: KvCache, paths: LabelPaths, before: str, labels: Sequence[str], following: str
+        self,
+        cache: KvCache,
+        paths: LabelPaths,
+        before: str,
+        labels: Sequence[str],
+        following: str,
+        guess: Guess | None = None,
     ) -> npt.NDArray[np.float64]:
         """Log-probabilities of the labels, (labels,); the kv_cache is left as it was.
 
         Args:
             before: the answer up to the label.
+            guess: what may follow what all labels begin with; the next fields are likely to be asked there.
         """
         key = self._nothing, before + "|".join(labels)
         if key not in self._known:
-            with cache.aside():
-                self._known[key] = self._compute(cache, paths, before, labels, following)
+            found = paths.after((), "", before, labels, following)
+            common = next(i for i, column in enumerate(zip(*found, strict=False)) if len(set(column)) > 1)
+            self._known[key] = self._compute(cache, found[0][:common], [path[common:] for path in found], guess)
             if len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
         return self._known[key]
 
     def _compute(
-        self, cache: KvCache, paths: LabelPaths, before: str, labels: Sequence[str], following: str
+        self, cache: KvCache, answer: Sequence[int], rests: Sequence[Sequence[int]], guess: Guess | None
     ) -> npt.NDArray[np.float64]:
-        found = paths.after((), "", before, labels, following)
-        common = next(i for i, column in enumerate(zip(*found, strict=False)) if len(set(column)) > 1)
-        prompt = [*self._nothing, *found[0][:common]]
-        start = cache.rewind_to(prompt, len(self._nothing))
-        *_, here = cache.prefill(prompt[start:])
-        return score_labels(cache, here.copy(), [path[common:] for path in found])
+        here = self._ahead.get(tuple(answer))
+        if here is not None and len({rest[0] for rest in rests}) == len(rests):  # no more than these logits is needed
+            return score_labels(cache, here, rests)
+        with cache.aside():
+            prompt = [*self._nothing, *answer]
+            start = cache.rewind_to(prompt, len(self._nothing))
+            for following in cache.prefill(prompt[start:], guess=guess):
+                here = following.copy()
+            assert here is not None
+            self._ahead = {(*answer, *drafts): logits for drafts, logits in cache.known_ahead().items()}
+            return score_labels(cache, here, rests)

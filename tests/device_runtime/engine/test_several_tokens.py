@@ -12,7 +12,7 @@ from converters.convert import Options, convert
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine import drafts
 from device_runtime.engine.backends import Backend, open_backend
-from device_runtime.engine.drafts import EarlierAnswers, Repetition
+from device_runtime.engine.drafts import Draft, EarlierAnswers, Repetition
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import LanguageModel
 from tests.support.random_checkpoint import random_checkpoint
@@ -74,20 +74,88 @@ def test_drafts_that_come_cost_no_run_and_those_that_do_not_change_nothing(bundl
     expected = steps(backend, TOKENS[:20])
     backend.rewind(0)
     cache = KvCache(backend, bundle.manifest.prefix_tokens)
-    right = wrong = 0
     for i, token in enumerate(TOKENS[:20]):
 
-        def drafts(most: int, following: list[int] = TOKENS[i + 1 : i + 4], spoiled: int = i % 3) -> list[int]:
-            return [*following[:spoiled], 3, 3, 3][:most]
+        def guess(free: int, most: int, following: list[int] = TOKENS[i + 1 : i + 4], right: int = i % 3) -> Draft:
+            tokens = [*following[:right], 3, 3, 3][:free]
+            return Draft(tokens, range(1, len(tokens) + 1))
 
-        assert_close(cache.decode(token, drafts), expected[i])
-        right, wrong = cache.steps, cache.passes
-    assert right == 20
-    assert 8 < wrong < 20
+        assert_close(cache.decode(token, guess), expected[i])
+    assert 8 < cache.runs < 20
     for _ in cache.prefill(TOKENS[20:22]):
         pass
     assert cache.tokens == (*bundle.manifest.prefix_tokens, *TOKENS[:22])
     assert backend.position == len(cache.tokens)
+
+
+def test_a_draft_longer_than_a_run_for_a_few_tokens_gives_the_logits_that_are_asked_for(
+    bundle: Bundle, backend: Backend
+) -> None:
+    """A prompt of 30 tokens, 26 drafted ones, of which ten come; then they are taken in as they come, in any parts."""
+    expected = steps(backend, TOKENS[:60])
+    backend.rewind(0)
+    cache = KvCache(backend, bundle.manifest.prefix_tokens)
+    draft = Draft([*TOKENS[30:40], *TOKENS[:16]], [2, 5, 9, 14])
+    (logits,) = cache.prefill(TOKENS[:30], guess=lambda free, most: draft)
+    assert_close(logits, expected[29])
+    assert set(cache.known_ahead()) == {tuple(draft.tokens[:count]) for count in draft.asked}
+    for start, end in ((30, 32), (32, 35)):
+        (logits,) = cache.take_in(TOKENS[start:end])
+        assert_close(logits, expected[end - 1])
+    assert cache.runs == 1
+    (logits,) = cache.take_in(TOKENS[35:37])  # whose logits nobody asked for
+    assert_close(logits, expected[36])
+    (logits,) = cache.take_in(TOKENS[37:60])
+    assert_close(logits, expected[59])
+    assert cache.runs == 3
+    assert cache.tokens == (*bundle.manifest.prefix_tokens, *TOKENS[:60])
+    assert backend.position == len(cache.tokens)
+
+
+def test_what_is_only_looked_at_changes_neither_the_cache_nor_its_drafts(bundle: Bundle, backend: Backend) -> None:
+    """Another label than the drafted one is looked at, also over the end of the drafts, and of the window of 256."""
+    expected = steps(backend, TOKENS)
+    for start in (20, 248):
+        backend.rewind(0)
+        cache = KvCache(backend, bundle.manifest.prefix_tokens)
+        draft = Draft(TOKENS[start : start + 5], [5])
+        *_, logits = cache.prefill(TOKENS[:start], guess=lambda free, most, draft=draft: draft)
+        for others in ([7], [8, 9], TOKENS[:10], TOKENS[start : start + 2]):
+            assert_close(cache.look(others), _elsewhere(bundle, [*TOKENS[:start], *others]))
+            assert len(cache.tokens) == start + 1
+        with cache.aside():
+            for _ in cache.prefill(TOKENS[100:103]):
+                pass
+        runs = cache.runs
+        (logits,) = cache.take_in(TOKENS[start : start + 5])
+        assert cache.runs == runs
+        assert_close(logits, expected[start + 4])
+        assert_close(cache.decode(TOKENS[start + 5]), expected[start + 5])
+
+
+def test_what_is_looked_at_first_is_a_draft_from_then_on(bundle: Bundle, backend: Backend) -> None:
+    backend.rewind(0)
+    cache = KvCache(backend, bundle.manifest.prefix_tokens)
+    for _ in cache.prefill(TOKENS[:6]):
+        pass
+    seen = cache.look(TOKENS[6:8]).copy()
+    assert cache.tokens == (*bundle.manifest.prefix_tokens, *TOKENS[:6])
+    (logits,) = cache.take_in(TOKENS[6:8])
+    assert cache.runs == 2 and np.array_equal(logits, seen)
+    assert_close(logits, _elsewhere(bundle, TOKENS[:8]))
+    cache.look(TOKENS[8:9])
+    assert_close(cache.look(TOKENS[8:11]), _elsewhere(bundle, TOKENS[:11]))
+    assert backend.position == 1 + 11
+    cache.forget_drafts()
+    assert backend.position == len(cache.tokens)
+
+
+def _elsewhere(bundle: Bundle, tokens: list[int]) -> np.ndarray:
+    other = open_backend(bundle)
+    try:
+        return steps(other, tokens)[-1]
+    finally:
+        other.close()
 
 
 def test_greedy_answers_are_those_without_drafts(bundle: Bundle) -> None:
@@ -98,7 +166,7 @@ def test_greedy_answers_are_those_without_drafts(bundle: Bundle) -> None:
         texts = ["".join(answer) for answer in answers[:1]]
         texts.append("".join(model.generate("abc abc abc abc", max_new=60)))
         assert texts[0] == texts[1]
-        assert plain.tokens_per_pass is not None and plain.tokens_per_pass <= 1
+        assert plain.tokens_per_pass == 1
         assert answers[0].result.completion_tokens == 60
         assert model.tokens_per_pass is not None and model.tokens_per_pass > 1
 
