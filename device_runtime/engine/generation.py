@@ -209,7 +209,7 @@ class Generation(Iterator[str]):
             if answer.stopped or (constraint is not None and constraint.complete):
                 finish = "stop"
                 break
-            if count == max_new or self._cache.full:
+            if count == max_new or not self._cache.room:
                 break
             answered.append(token)
             if seen is not None:

@@ -35,9 +35,9 @@ class KvCache:
         self._answered, self._passes = 0, 0  # tokens of answers, and the runs that they took
 
     @property
-    def full(self) -> bool:
-        """Whether no position is left."""
-        return len(self._tokens) >= self._backend.context
+    def room(self) -> int:
+        """Positions that are left after `tokens`."""
+        return max(0, self._backend.context - len(self._tokens))
 
     @property
     def tokens(self) -> tuple[int, ...]:

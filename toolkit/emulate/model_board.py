@@ -86,7 +86,7 @@ class TokenEngine:
             self.completion_tokens += 1
             if token in start.stop_tokens:
                 yield b"", Finish.STOP
-            if self._cache.full or self.completion_tokens == start.max_new:
+            if not self._cache.room or self.completion_tokens == start.max_new:
                 yield struct.pack("<I", token), Finish.LENGTH
             yield struct.pack("<I", token), None
             logits = self._cache.decode(token)

@@ -179,10 +179,7 @@ class TypedGeneration(Iterator[str]):
         yield from self._append(lead)
         start, decisions = len(self._decided) + len(lead), len(self._constraint.decisions)
         while (end := _value_end(self._text, start)) is None and not self._constraint.complete:
-            left = self._max_new - len(self._answer)
-            if left < 1:
-                raise _Ended("length")
-            logits = self._here()
+            logits, left = self._here(), self._max_new - len(self._answer)
             self._asked.append(len(self._answer))
             token = self._constraint.choose(logits, left, self._sampler.choose)
             yield from self._push([token], consumed=True)
@@ -218,7 +215,9 @@ class TypedGeneration(Iterator[str]):
         self._text = self._tokenizer.decode(self._answer)
 
     def _here(self) -> Logits:
-        """The logits after all of the answer so far."""
+        """The logits after all of the answer so far, which has to go on."""
+        if len(self._answer) == self._max_new:  # its last token may have no position left
+            raise _Ended("length")
         if self._rest:
             self._take_in_prompt(())
         if self._fed < len(self._answer):

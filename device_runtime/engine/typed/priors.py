@@ -52,7 +52,8 @@ class Priors:
         following: str,
         guess: Guess | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Log-probabilities of the labels, (labels,); the kv_cache is left as it was.
+        """Log-probabilities of the labels, (labels,); 0 where the context has no room for them. The kv_cache is left as
+        it was.
 
         Args:
             before: the answer up to the label.
@@ -74,8 +75,10 @@ class Priors:
         here = self._ahead.get(tuple(answer))
         if here is not None and len({rest[0] for rest in rests}) == len(rests):  # no more than these logits is needed
             return score_labels(cache, here, rests)
+        prompt = [*self._nothing, *answer]
+        if len(prompt) > len(cache.tokens) + cache.room:
+            return np.zeros(len(rests))
         with cache.aside():
-            prompt = [*self._nothing, *answer]
             start = cache.rewind_to(prompt, len(self._nothing))
             for following in cache.prefill(prompt[start:], guess=guess):
                 here = following.copy()

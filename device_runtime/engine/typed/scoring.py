@@ -33,7 +33,7 @@ def score_labels(
 ) -> npt.NDArray[np.float64]:
     """Log-probabilities of labels, (labels,), less `prior`. The kv_cache stays where it is.
 
-    Of a label that is hopeless, what is returned is a bound from above.
+    Of a label that is hopeless, or for which no room is left, what is returned is a bound from above.
 
     Args:
         logits: (vocabulary,), at the present place; it is not used after another token was taken in.
@@ -67,7 +67,7 @@ def score_labels(
         if len(labels) == 1:
             found[labels[0]] = so_far - offset[labels[0]]
             best = max(best, found[labels[0]])
-        elif prior is not None and -bound < best - _HOPELESS:
+        elif depth > cache.room or (prior is not None and -bound < best - _HOPELESS):
             for label in labels:
                 found[label] = so_far - offset[label]
         else:

@@ -20,7 +20,7 @@ from device_runtime.engine.typed.choice import Choice, Decision, by_field
 from device_runtime.engine.typed.form import field_forms, free_texts
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.scoring import normalized, score_labels
-from device_runtime.errors import IncompleteError, SchemaError
+from device_runtime.errors import ContextOverflowError, IncompleteError, SchemaError
 
 ASKED = [{"role": "user", "content": "The pump in hall 3 runs."}]
 WORDS = {"enum": ["ok", "okay", "warn", "alarm", "wa"]}
@@ -173,6 +173,22 @@ class TestAnswers:
         with pytest.raises(IncompleteError, match="limit of 20 tokens"):
             list(generation)
         assert generation.result.finish == "length"
+
+    def test_near_the_end_of_the_context_an_answer_is_whole_or_said_to_be_incomplete(
+        self, model: LanguageModel
+    ) -> None:
+        """Labels that begin alike, so that some are looked into where no position is left for their next token."""
+        labels = ["ok", "okay then", "okay then be it so", "warn me", "warn me at once please"]
+        form = schema(a={"enum": labels}, b={"enum": labels})
+        found = []
+        for words in range(85, 125):
+            messages = [{"role": "user", "content": "x " * words}]
+            for nothing in ("N/A", "y " * (words + 6)):  # which says more than the reading, and does not fit
+                try:
+                    found.append(json.loads("".join(model.generate(messages, schema=form, nothing=nothing))).keys())
+                except (IncompleteError, SchemaError, ContextOverflowError) as error:
+                    found.append(type(error))
+        assert form["properties"].keys() in found and all(kind in found for kind in (IncompleteError, SchemaError))
 
     def test_a_limit_below_the_shortest_answer_is_refused_beforehand(self, model: LanguageModel) -> None:
         with pytest.raises(SchemaError, match="about 13 tokens, and the answer may have 4; raise max_new"):
