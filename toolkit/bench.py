@@ -81,7 +81,7 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
     import os
     import time
 
-    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.engine.opening import open_language_model
     from device_runtime.machine.machine import peak_rss_mb
     from device_runtime.machine.power import find_meter
     from device_runtime.update.slots import open_bundle
@@ -89,7 +89,7 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
     if open_bundle(bundle).manifest.task != "generate":
         return _measure_encoder(bundle, prompt_tokens, new_tokens, threads)
     started_s = time.perf_counter()
-    with LanguageModel.open(bundle, backend=backend, threads=threads) as model:
+    with open_language_model(bundle, backend=backend, threads=threads) as model:
         # Any tokens will do: a step costs the same whatever it says.
         prompt = [i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(prompt_tokens)]
         loaded_s = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,8 @@ def as_folder(path: Path) -> Iterator[Path]:
     if not _is_zip(path):  # a folder, or a file of another kind, which is refused when it is opened
         yield path
         return
+    import tempfile
+
     from device_runtime.bundle.archive import Archive  # with OpenSSL's library, for hashes, which a folder does without
 
     with tempfile.TemporaryDirectory(prefix="stonechat-") as folder, Archive.open(path) as archive:

@@ -3,21 +3,19 @@
 `Bundle.open` refuses what is incomplete, altered or of another format. Hashing a large graph takes longer
 than starting it, so a file whose size, inode and times are those of the last full check is not hashed again;
 `verify=True` hashes it in any case.
+
+Nothing here needs numpy: a bundle is opened, and then its graph, while numpy is still being loaded.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MODEL, PREFIX, FileEntry, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, SignatureError
@@ -46,26 +44,9 @@ class Bundle:
 
     @property
     def prefix_path(self) -> Path:
-        """Keys and values of the prefix: arrays `k` and `v`, (layers, positions, kv_heads, head_dim), as `read_prefix`
-        gives them for `pi`, and in float32 for `micro`."""
+        """Keys and values of the prefix: arrays `k` and `v`, (layers, positions, kv_heads, head_dim), as
+        `prefix.read_prefix` gives them for `pi`, and in float32 for `micro`."""
         return self.path / PREFIX
-
-    def read_prefix(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Keys and values of the prefix of a `pi` bundle, as its graph stores them, (layers, positions, kv_heads,
-        head_dim) each.
-
-        Raises:
-            BundleError: they are not there, or of another shape than the manifest says.
-        """
-        graph = self.manifest.graph
-        expected = (graph.layers, len(self.manifest.prefix_tokens), graph.kv_heads, graph.head_dim)
-        dtype = np.dtype(graph.cache_type)
-        try:
-            with zipfile.ZipFile(self.prefix_path) as archive:
-                keys, values = (_read_array(archive, name, expected, dtype) for name in ("k", "v"))
-        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.prefix_path}: {error}. Convert the checkpoint again.") from None
-        return keys, values
 
     @property
     def cache_path(self) -> Path | None:
@@ -135,30 +116,6 @@ class Bundle:
         if record is not None and time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
             with suppress(OSError):  # a full disk costs the next start some time and nothing else
                 record.write_text(stamp)
-
-
-def _read_array(
-    archive: zipfile.ZipFile, name: str, expected: tuple[int, ...], dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
-    """An array of an .npz file, as `np.load` reads it, but never more of it than there is on the disk.
-
-    Raises:
-        ValueError: it is compressed, or of another type or shape.
-    """
-    entry = archive.getinfo(f"{name}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} is compressed; expected it as `stonechat convert` writes it")
-    with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, found = read_header(stream)
-        if shape != expected or found != dtype or fortran_order:
-            raise ValueError(f"{name} is {found} {shape}; the manifest says {dtype} {expected}")
-        size = int(np.prod(expected)) * dtype.itemsize
-        data = stream.read(size) if size <= entry.file_size else b""
-        if len(data) != size:
-            raise ValueError(f"{name} has {len(data)} bytes, expected {size}")
-        return np.frombuffer(data, dtype).reshape(expected)
 
 
 def read_signature(folder: Path) -> bytes | None:

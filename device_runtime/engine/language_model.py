@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine.backends import Backend, open_backend
+from device_runtime.engine.backends import Backend
 from device_runtime.engine.chat import Message
 from device_runtime.engine.drafts import EarlierAnswers, guesses_pay
 from device_runtime.engine.generation import Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
-from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
+from device_runtime.engine.opening import open_language_model
+from device_runtime.engine.prompts import PromptEncoder
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.states.snapshot import shared
 from device_runtime.engine.states.store import PromptStates, default_keep_bytes
 from device_runtime.engine.text.segments import Markup
 from device_runtime.errors import ConfigurationError, ContextOverflowError
-from device_runtime.update.slots import open_bundle
 
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
@@ -79,27 +79,12 @@ class LanguageModel:
         trust: TrustStore | None = None,
         keep_bytes: int | None = None,
     ) -> LanguageModel:
-        """Open a bundle folder, or the active bundle of a slot folder.
-
-        Args:
-            backend: a name in `device_runtime.engine.backends.BACKENDS`; None takes the best one that is installed.
-            threads: CPU threads; None takes one per core, at most 4.
-            verify: check every file's hash even if it has not changed since the last check.
-            trust: whose signature the bundle must have; None asks for none.
-            keep_bytes: memory that kept states may take; None is a sixteenth of the machine's, at most 64 MiB.
-
-        Raises:
-            ConfigurationError: there is no bundle at `path`, or no such backend.
-            SignatureError: nobody who is trusted has signed it.
-            BundleError: the bundle is damaged.
-            BackendError: no installed runtime can run it.
-        """
-        bundle = open_bundle(path, verify=verify, trust=trust)
-        bundle.manifest.require_task("generate")
-        # The tokenizer first: reading it takes and frees memory that the graph can then have.
-        tokenizer = tokenizer_of(bundle)
-        graph = open_backend(bundle, backend, threads)
-        return cls(bundle, graph, tokenizer, keep_bytes=keep_bytes)
+        """Open a bundle folder, or the active bundle of a slot folder: `device_runtime.engine.opening` says how."""
+        model = open_language_model(
+            path, backend=backend, threads=threads, verify=verify, trust=trust, keep_bytes=keep_bytes
+        )
+        assert isinstance(model, cls)
+        return model
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """The tokens of a prompt as `generate` takes them in, the prefix included.

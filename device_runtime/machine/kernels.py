@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["KernelFamily", "better_package", "kernel_family"]
+__all__ = ["LITERT", "LITERT_PACKAGE", "KernelFamily", "better_package", "kernel_family"]
 
-_LITERT = (2, 3)  # from which on all of these are there
+LITERT = (2, 3)  # which has all of these, and whose C interface the engine calls; setup.cfg asks for it too
+LITERT_PACKAGE = f"ai-edge-litert~={LITERT[0]}.{LITERT[1]}.0"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def better_package(arch: str, kernel_machine: str, installed: tuple[str, str] | 
         return None
     name, version = installed
     if name == "tflite_runtime":
-        return "pip install 'ai-edge-litert>=2.3': it has newer kernels, and is needed for the profile pi"
+        return f"pip install '{LITERT_PACKAGE}': it has newer kernels, and is needed for the profile pi"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers < _LITERT:
-        return f"pip install -U 'ai-edge-litert>=2.3': {version} has older kernels"
-    return None
+    if numbers == LITERT:
+        return None
+    wrong = "older kernels" if numbers < LITERT else "an interface that this stonechat does not know"
+    return f"pip install '{LITERT_PACKAGE}': {version} has {wrong}"

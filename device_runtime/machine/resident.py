@@ -1,4 +1,4 @@
-"""Give memory back to the system that a process has touched once and will not need again (Linux)."""
+"""Give memory back to the system that a process has touched once and will not need again, or have it ready (Linux)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import ctypes
 import os
 from pathlib import Path
 
-__all__ = ["release_mapped_file", "trim_heap"]
+__all__ = ["populate_mapped_file", "release_mapped_file", "trim_heap"]
 
-_MADV_DONTNEED = 4  # <sys/mman.h>
+_MADV_WILLNEED, _MADV_DONTNEED, _MADV_POPULATE_READ = 3, 4, 22  # <sys/mman.h>
 
 
 def release_mapped_file(path: Path) -> int:
@@ -18,7 +18,21 @@ def release_mapped_file(path: Path) -> int:
     Returns:
         The bytes of the mappings; 0 where there are none, or on another system.
     """
-    wanted, released = os.path.realpath(path), 0
+    return _advise(path, _MADV_DONTNEED)
+
+
+def populate_mapped_file(path: Path) -> int:
+    """Have the pages of every read-only mapping of a file there before they are asked for, one after the other: a page
+    a fault takes several times as long. Other threads go on meanwhile.
+
+    Returns:
+        As `release_mapped_file`.
+    """
+    return _advise(path, _MADV_POPULATE_READ) or _advise(path, _MADV_WILLNEED)  # the first since Linux 5.14
+
+
+def _advise(path: Path, advice: int) -> int:
+    wanted, advised = os.path.realpath(path), 0
     try:
         maps = Path("/proc/self/maps").read_text(errors="replace")
         library = ctypes.CDLL(None, use_errno=True)
@@ -31,9 +45,9 @@ def release_mapped_file(path: Path) -> int:
         if len(fields) < 6 or fields[5] != wanted or "w" in fields[1]:
             continue
         start, stop = (int(address, 16) for address in fields[0].split("-"))
-        if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED) == 0:
-            released += stop - start
-    return released
+        if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice) == 0:
+            advised += stop - start
+    return advised
 
 
 def trim_heap() -> None:

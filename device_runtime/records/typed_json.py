@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
-from difflib import get_close_matches
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
@@ -324,6 +323,8 @@ def _lacks(place: _Place, missing: list[Field], manner: Manner) -> str:
 
 
 def _unknown(place: _Place, name: str, known: list[str]) -> str:
+    from difflib import get_close_matches  # which a start does without
+
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(known)}."
     return f"{place} has no field {name[:64]!r}; {hint}"

@@ -19,6 +19,7 @@ from converters.checkpoints import Checkpoint, open_checkpoint
 from converters.convert import Options, convert
 from converters.quantize.prefix import choose_prefix
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.prefix import read_prefix
 from device_runtime.engine.backends import open_backend
 from device_runtime.engine.chat import render_chat
 from device_runtime.engine.language_model import LanguageModel
@@ -231,7 +232,7 @@ def test_a_prefix_of_another_shape_is_refused(damage: str, bundles: Callable[...
     if damage == "zip":
         bundle.prefix_path.write_bytes(b"PK" + bytes(100))
     with pytest.raises(BundleError, match=r"prefix\.npz.*[Cc]onvert the checkpoint again"):
-        bundle.read_prefix()
+        read_prefix(bundle)
 
 
 class TestCommand:

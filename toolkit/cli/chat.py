@@ -143,11 +143,11 @@ def _show(answer: _Answer) -> str:
 
 def _talk_here(args: argparse.Namespace) -> None:
     """Talk with a bundle on this machine."""
-    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.engine.opening import open_language_model
     from device_runtime.errors import ConfigurationError
 
     options: dict[str, Any] = {"max_new": args.max_new, "sampling": sampling(args), "stop": args.stop}
-    with LanguageModel.open(args.bundle, backend=args.backend, threads=args.threads) as model:
+    with open_language_model(args.bundle, backend=args.backend, threads=args.threads) as model:
         if model.manifest.chat_template is None:
             raise ConfigurationError(
                 f"{args.bundle} has no chat template, so it cannot mark who said what; use `stonechat run`."

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
-    from device_runtime.engine.language_model import Markup
+    from device_runtime.engine.text.segments import Markup
     from device_runtime.errors import ConfigurationError
     from toolkit.packed import as_folder
 
@@ -73,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(folder: Path, args: argparse.Namespace) -> LanguageModel | EncoderModel:
     """What answers a prompt with words: a model that writes, or one that chooses the values of an answer."""
-    from device_runtime.engine.encoder.encoder_model import EncoderModel
-    from device_runtime.engine.language_model import LanguageModel
+    from device_runtime.engine.opening import open_language_model
     from device_runtime.update.slots import open_bundle
 
-    kind = EncoderModel if open_bundle(folder).manifest.task == "classify" else LanguageModel
-    return kind.open(folder, backend=args.backend, threads=args.threads)
+    if open_bundle(folder).manifest.task == "classify":
+        from device_runtime.engine.encoder.encoder_model import EncoderModel
+
+        return EncoderModel.open(folder, backend=args.backend, threads=args.threads)
+    return open_language_model(folder, backend=args.backend, threads=args.threads)

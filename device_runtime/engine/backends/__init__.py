@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, ConfigurationError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from device_runtime.bundle.folder import Bundle
+    from device_runtime.engine.backends.compiled_model import GraphOpening
+    from device_runtime.engine.states.snapshot import Snapshot
 
-__all__ = ["BACKENDS", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "begin_opening", "open_backend"]
 
-Logits = npt.NDArray[np.float32]
+Logits: TypeAlias = "npt.NDArray[np.float32]"  # a graph begins to open before numpy is loaded
 
 
 class Backend(Protocol):
@@ -69,12 +70,29 @@ BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = None) -> Backend:
+def begin_opening(bundle: Bundle, name: str | None = None, threads: int | None = None) -> GraphOpening | None:
+    """Have the graph of a bundle open meanwhile, to be given to `open_backend`; None where its backend has nothing that
+    could.
+
+    Args, Raises:
+        as `open_backend`, but for what is wrong with the graph itself.
+    """
+    if _chosen(bundle, name) != "compiled":
+        return None
+    from device_runtime.engine.backends.compiled_model import GraphOpening
+
+    return GraphOpening(bundle, threads)
+
+
+def open_backend(
+    bundle: Bundle, name: str | None = None, threads: int | None = None, opening: GraphOpening | None = None
+) -> Backend:
     """Open the graph of a bundle.
 
     Args:
         name: a key of `BACKENDS`, or None for the first one that serves the profile and is installed.
         threads: CPU threads; None means one per core, at most 4. The checking backend `tflm` has one.
+        opening: what `begin_opening` has begun with the same arguments.
 
     Raises:
         ConfigurationError: there is no such backend, or the bundle writes no text.
@@ -82,6 +100,13 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
         BackendMissingError: the package it needs is not installed.
         BundleError: only an earlier stonechat runs it.
     """
+    module, class_name, _ = BACKENDS[_chosen(bundle, name)]
+    begun = () if opening is None else (opening,)
+    backend: Backend = getattr(import_module(module), class_name)(bundle, threads, *begun)
+    return backend
+
+
+def _chosen(bundle: Bundle, name: str | None) -> str:
     bundle.manifest.require_task("generate")
     bundle.manifest.require_present_graph()
     profile = bundle.manifest.profile
@@ -107,9 +132,7 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
             f"The backend {name!r} cannot run a graph of the profile {profile!r}; "
             f"for this bundle take {' or '.join(serving)}, or convert again with the other --profile."
         )
-    module, class_name, _ = BACKENDS[name]
-    backend: Backend = getattr(import_module(module), class_name)(bundle, threads)
-    return backend
+    return name
 
 
 def _installed(name: str) -> bool:

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import DECODER, GraphShape
+from device_runtime.bundle.prefix import read_prefix
 from device_runtime.engine.backends import Logits
-from device_runtime.engine.backends.compiled_model import open_compiled
+from device_runtime.engine.backends.compiled_model import GraphOpening
+from device_runtime.engine.backends.litert import Bound, Buffer, CompiledModel
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError
@@ -35,21 +37,21 @@ _MOST_RUNS = 128  # whose small buffers are kept
 class CompiledBackend:
     """See `device_runtime.engine.backends.Backend`."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None, opening: GraphOpening | None = None) -> None:
+        """`opening` is that of this bundle's graph, where it has begun."""
         self._shape = bundle.manifest.graph
         self.context = bundle.manifest.context
         prefix = len(bundle.manifest.prefix_tokens)
-        of_prefix = bundle.read_prefix() if prefix else None  # first: LiteRT writes to stderr where it is given up
+        of_prefix = read_prefix(bundle) if prefix else None  # first: LiteRT writes to stderr where it is given up
 
-        def allocate(model: Any) -> _Graph:
+        def allocate(model: CompiledModel) -> _Graph:
             graph = _Graph(model, self._shape)
             graph.allocate(next(window for window in self._shape.windows if window >= prefix))
-            graph.read_cache("k_0")  # LiteRT sets up a second environment at the first read
             return graph
 
-        opened = open_compiled(bundle, threads, allocate)
+        opened = (opening or GraphOpening(bundle, threads)).finish(allocate)
         self._graph: Any
-        self._model, self._weights, self._graph = opened.model, opened.weights, opened.prepared
+        self._weights, self._graph = opened.weights, opened.prepared
         self._path, self._looked_up = bundle.model_path, 0
         self._prefix = prefix
         self.position, self.chunk, self.several = 0, max(1, self._shape.prefill), max(1, self._shape.several)
@@ -136,7 +138,6 @@ class CompiledBackend:
         """As in `Backend`."""
         with captured_stderr():
             self._graph = None
-            self._model = None
         self._weights.close()
 
     def _make_room(self, needed: int) -> None:
@@ -159,33 +160,30 @@ class CompiledBackend:
 class _Run:
     """The buffers of runs for so many tokens, and logits after so many of them; those which keep these tokens."""
 
-    named: dict[str, Any]  # the inputs but for the kv_cache
-    logits: Any
-    inputs: list[Any]
-    outputs: list[Any]
+    named: dict[str, Buffer]  # the inputs but for the kv_cache
+    logits: Buffer
+    bound: Bound
 
 
 class _Graph:
     """The graph's signature and the buffers that it is bound to."""
 
-    def __init__(self, model: Any, shape: GraphShape) -> None:
+    def __init__(self, model: CompiledModel, shape: GraphShape) -> None:
         self.window = 0  # positions that the cache has room for
         self.names = [f"{kind}_{layer}" for layer in range(shape.layers) for kind in "kv"]
         self._model, self._shape = model, shape
-        signatures = model.get_signature_list()
-        if DECODER not in signatures:
+        if DECODER not in model.signatures:
             raise BackendError(
                 f"The graph has no signature {DECODER!r}: another version of stonechat has made it; convert the "
                 "checkpoint again."
             )
-        self._inputs: list[str] = signatures[DECODER]["inputs"]
-        self._outputs: list[str] = signatures[DECODER]["outputs"]
-        self._index = model.get_signature_index(DECODER)
-        self._cache: dict[str, Any] = {}
+        self._signature = model.signatures[DECODER]
+        self._cache: dict[str, Buffer] = {}
         self._runs: dict[tuple[int, int, bool], _Run] = {}
-        self._logits: dict[int, Any] = {}  # a buffer for so many rows of logits, which several runs have
-        self._unkept: Any = None  # where runs whose tokens are not kept put the cache of every layer, if there are any
-        self._slots: Any = None  # the input that all runs have, written once for each window
+        self._logits: dict[int, Buffer] = {}  # one for so many rows of logits, which several runs have
+        # Where runs whose tokens are not kept put the cache of every layer, if there are any.
+        self._unkept: Buffer | None = None
+        self._slots: Buffer  # the input that all runs have, written once for each window
         self._sizes: dict[str, int] = {}  # what `tokens`, `positions` and `rows` have now
 
     def allocate(self, window: int, positions: int = 0) -> None:
@@ -198,13 +196,13 @@ class _Graph:
         for name in self.names:
             self._resize(name, self._cache_shape(window))
         self._resize("slots", (window,))
-        self._slots = self._model.create_input_buffer_by_name(DECODER, "slots")
+        self._slots = self._model.input_buffer(self._signature, "slots")
         self._slots.write(np.arange(1, window + 1, dtype=np.float32))
         for name in self.names:
             rows = np.zeros((self._shape.kv_heads, 0, self._shape.head_dim), self._shape.cache_type)
             if name in self._cache:
                 rows = self._read(self._cache.pop(name), before)[:, :positions]
-            self._cache[name] = self._model.create_input_buffer_by_name(DECODER, name)
+            self._cache[name] = self._model.input_buffer(self._signature, name)
             self.write_cache(name, rows)
         trim_heap()  # of the buffers before
 
@@ -212,7 +210,7 @@ class _Graph:
         return (1, self._shape.kv_heads, window, self._shape.head_dim)
 
     def _resize(self, name: str, shape: Sequence[int]) -> None:
-        self._model.resize_input_tensor(self._inputs.index(name), shape, self._index)
+        self._model.resize(self._signature, name, shape)
 
     def run(self, tokens: Sequence[int], position: int, rows: Sequence[int], keep: bool) -> Logits:
         """The logits after the tokens at `rows`, (rows * vocabulary,).
@@ -238,41 +236,40 @@ class _Graph:
         size = len(rows) * self._shape.vocabulary
         if not proven:  # LiteRT 2.3 reports some failed runs only on stderr
             run.logits.write(np.full(size, np.nan, np.float32))
-        self._model.run_by_index(self._index, run.inputs, run.outputs)
-        logits: Logits = run.logits.read(size, np.float32)
+        run.bound.run()
+        logits: Logits = np.empty(size, np.float32)
+        run.logits.read(logits)
         if not proven and np.isnan(logits).all():
             raise BackendError("LiteRT did not complete a run; its messages are on stderr.")
         return logits
 
     def _bound(self, rows: int, keep: bool) -> _Run:
         """Buffers of the sizes that the inputs have now."""
-        named = {
-            name: self._model.create_input_buffer_by_name(DECODER, name) for name in ("tokens", "positions", "rows")
-        }
+        named = {name: self._model.input_buffer(self._signature, name) for name in ("tokens", "positions", "rows")}
         # Logits of a large vocabulary are 200 KB: with buffers of its own for each length, a run's would add up.
         if rows not in self._logits:
-            self._logits[rows] = self._model.create_output_buffer_by_name(DECODER, "logits")
+            self._logits[rows] = self._model.output_buffer(self._signature, "logits")
         named["slots"], logits = self._slots, self._logits[rows]
-        inputs = [named.get(name) or self._cache[name] for name in self._inputs]
+        inputs = [named.get(name) or self._cache[name] for name in self._signature.inputs]
         caches = self._cache
         if not keep:
             if self._unkept is None:
-                self._unkept = self._model.create_output_buffer_by_name(DECODER, self.names[0])
+                self._unkept = self._model.output_buffer(self._signature, self.names[0])
             caches = dict.fromkeys(self.names, self._unkept)
-        outputs = [caches.get(name, logits) for name in self._outputs]
-        return _Run(named, logits, inputs, outputs)
+        outputs = [caches.get(name, logits) for name in self._signature.outputs]
+        return _Run(named, logits, self._model.bind(self._signature, inputs, outputs))
 
     def read_cache(self, name: str) -> npt.NDArray[Any]:
         """(kv_heads, window, head_dim)."""
         return self._read(self._cache[name], self.window)
 
-    def _read(self, buffer: Any, window: int) -> npt.NDArray[Any]:
-        shape = self._cache_shape(window)[1:]
-        flat: npt.NDArray[Any] = buffer.read(int(np.prod(shape)), np.dtype(self._shape.cache_type))
-        return flat.reshape(shape)
+    def _read(self, buffer: Buffer, window: int) -> npt.NDArray[Any]:
+        rows = np.empty(self._cache_shape(window)[1:], self._shape.cache_type)
+        buffer.read(rows)
+        return rows
 
     def write_cache(self, name: str, rows: npt.NDArray[Any]) -> None:
         """Write (kv_heads, positions, head_dim) to the first positions, zeros after them."""
         whole = np.zeros(self._cache_shape(self.window), self._shape.cache_type)
         whole[0, :, : rows.shape[1]] = rows
-        self._cache[name].write(whole.reshape(-1))
+        self._cache[name].write(whole)

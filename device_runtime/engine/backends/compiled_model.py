@@ -1,22 +1,29 @@
-"""Opens a `pi` graph in LiteRT's CompiledModel, its packed weights mapped from a file of an earlier start."""
+"""Opens a `pi` graph in LiteRT's CompiledModel, its packed weights mapped from a file of an earlier start.
+
+LiteRT reads and prepares a graph without Python, so it does that in a thread, while the one that asked for it loads
+numpy and reads the tokenizer. The thread imports nothing: what it needs is loaded before it begins, and so it never
+waits for the other one. What goes wrong in it is raised where the graph is asked for.
+"""
 
 from __future__ import annotations
 
 import sys
-import traceback
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine.backends.litert_library import load_without_gpu
+from device_runtime.engine.backends.litert import CompiledModel, LiteRt
 from device_runtime.engine.backends.native_log import captured_stderr, silence_at_exit
 from device_runtime.engine.backends.weight_cache import WeightCache
 from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.kernels import LITERT_PACKAGE
 from device_runtime.machine.machine import cpu_fingerprint, usable_cores
-from device_runtime.machine.resident import release_mapped_file, trim_heap
+from device_runtime.machine.resident import populate_mapped_file, release_mapped_file, trim_heap
 
-__all__ = ["OpenedGraph", "open_compiled"]
+__all__ = ["GraphOpening", "OpenedGraph"]
 
 Prepared = TypeVar("Prepared")
 
@@ -25,27 +32,96 @@ Prepared = TypeVar("Prepared")
 class OpenedGraph(Generic[Prepared]):
     """A graph that LiteRT has accepted."""
 
-    model: Any  # CompiledModel
+    model: CompiledModel
     weights: WeightCache
     prepared: Prepared
 
 
-def open_compiled(bundle: Bundle, threads: int | None, prepare: Callable[[Any], Prepared]) -> OpenedGraph[Prepared]:
-    """Open a bundle's graph.
+class GraphOpening:
+    """The graph of a bundle, which opens meanwhile. Either `finish` or `abandon` ends it."""
 
-    Args:
-        threads: None means one per core, at most 4.
-        prepare: what else belongs to opening it, on the model: LiteRT finds some faults when buffers are made.
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        """Begin.
 
-    Raises:
-        BackendError: LiteRT refuses it, or does not exist for this system.
-        BackendMissingError: LiteRT is not installed.
-    """
+        Args:
+            threads: None means one per core, at most 4.
+
+        Raises:
+            BackendError: LiteRT does not exist for this system, or is of another version.
+            BackendMissingError: it is not installed.
+        """
+        self._runtime, self._path = _litert(), bundle.model_path
+        self._threads = threads or usable_cores()
+        size = self._path.stat().st_size
+        self._weights = WeightCache(bundle.cache_path, size, self._runtime.version, cpu_fingerprint())
+        self._model: CompiledModel | None = None
+        self._failure: BaseException | None = None
+        silence_at_exit()
+        self._thread = threading.Thread(target=self._open, name="graph", daemon=True)
+        self._thread.start()
+
+    def finish(self, prepare: Callable[[CompiledModel], Prepared]) -> OpenedGraph[Prepared]:
+        """Wait for it.
+
+        Args:
+            prepare: what else belongs to opening it, on the model: LiteRT finds some faults when buffers are made.
+
+        Raises:
+            BackendError: LiteRT refuses the graph.
+        """
+        self._thread.join()
+        graph = self._prepared(prepare)
+        if self._weights.keep():  # XNNPACK keeps memory of the largest weights' size once it has packed: begin again
+            with captured_stderr():
+                del graph
+            trim_heap()
+            self._open()
+            graph = self._prepared(prepare)
+        release_mapped_file(self._path)  # the packed weights are read from now on, not the original ones
+        trim_heap()
+        return graph
+
+    def abandon(self) -> None:
+        """Give it up: nothing of it goes on after this."""
+        self._thread.join()
+        with captured_stderr():
+            self._model = None
+        self._weights.close()
+
+    def _open(self) -> None:
+        """Without an exception: in a thread nobody would see it."""
+        with captured_stderr() as log:
+            try:
+                weights = self._weights.path
+                self._model = CompiledModel(self._runtime, self._path, self._threads, weights)
+                populate_mapped_file(Path(weights))
+            except BackendError as error:
+                self._failure = self._refused(error, log())
+            except BaseException as error:  # such as a MemoryError
+                self._failure = error
+
+    def _prepared(self, prepare: Callable[[CompiledModel], Prepared]) -> OpenedGraph[Prepared]:
+        model, self._model = self._model, None
+        if self._failure is not None or model is None:
+            raise self._failure or BackendError("the graph was asked for twice")
+        with captured_stderr() as log:
+            try:
+                return OpenedGraph(model, self._weights, prepare(model))
+            except Exception as error:
+                import traceback
+
+                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
+                del model
+                raise self._refused(error, log()) from None
+
+    def _refused(self, error: Exception, said: str) -> BackendError:
+        return BackendError(f"LiteRT refused {self._path}: {error}\n{said}".rstrip())
+
+
+def _litert() -> LiteRt:
     try:
         with captured_stderr():
-            load_without_gpu()
-            from ai_edge_litert import __version__ as litert_version
-            from ai_edge_litert import compiled_model as litert
+            import ai_edge_litert
     except ImportError:
         if sys.maxsize < 2**32:
             raise BackendError(
@@ -53,35 +129,6 @@ def open_compiled(bundle: Bundle, threads: int | None, prepare: Callable[[Any], 
                 "a 32-bit one; convert the checkpoint again with --profile micro, or install a 64-bit system."
             ) from None
         raise BackendMissingError(
-            "This bundle needs LiteRT, which is not installed; run `pip install 'ai-edge-litert>=2.3'`."
+            f"This bundle needs LiteRT, which is not installed; run `pip install '{LITERT_PACKAGE}'`."
         ) from None
-    size = bundle.model_path.stat().st_size
-    cache = WeightCache(bundle.cache_path, size, str(litert_version), cpu_fingerprint())
-
-    def opened() -> OpenedGraph[Prepared]:
-        cpu = litert.CpuOptions(num_threads=threads or usable_cores(), xnnpack_weight_cache_path=cache.path)
-        environment: Any = None
-        model: Any = None
-        with captured_stderr() as log:
-            try:
-                # LiteRT looks for GPU and NPU drivers in runtime_path; there are none in a bundle.
-                of_bundle = litert.EnvironmentOptions(runtime_path=str(bundle.path))
-                environment = litert.Environment.create(options=of_bundle)
-                options = litert.Options(cpu_options=cpu)
-                model = litert.CompiledModel.from_file(str(bundle.model_path), environment=environment, options=options)
-                return OpenedGraph(model, cache, prepare(model))
-            except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # whose variables would go later, and LiteRT talks then
-                environment = model = None
-                raise BackendError(f"LiteRT refused {bundle.model_path}: {error}\n{log()}".rstrip()) from None
-
-    silence_at_exit()
-    graph = opened()
-    if cache.keep():  # XNNPACK keeps memory of the largest weights' size once it has packed: begin again, without
-        with captured_stderr():
-            del graph
-        trim_heap()
-        graph = opened()
-    release_mapped_file(bundle.model_path)  # the packed weights are read from now on, not the original ones
-    trim_heap()
-    return graph
+    return LiteRt(Path(ai_edge_litert.__file__ or "").parent, str(ai_edge_litert.__version__))

@@ -17,12 +17,13 @@ from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.backends.stepwise import StepwiseBackend
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.kernels import LITERT_PACKAGE
 from device_runtime.machine.machine import usable_cores
 
 __all__ = ["InterpreterBackend", "LiteRtBackend", "TfliteRuntimeBackend"]
 
 _KV_CACHE = re.compile(r"layers\.\d+\.head_\d+\.(keys|values)")  # as converters/profiles/micro.py names it
-_LITERT = ("ai_edge_litert.interpreter", "LiteRT", "ai-edge-litert>=2.3")
+_LITERT = ("ai_edge_litert.interpreter", "LiteRT", LITERT_PACKAGE)
 
 
 def _open(bundle: Bundle, threads: int | None, package: tuple[str, str, str]) -> Any:

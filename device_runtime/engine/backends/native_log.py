@@ -7,12 +7,13 @@ import contextlib
 import functools
 import os
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
 __all__ = ["captured_stderr", "own_stderr", "silence_at_exit"]
 
+_ONE = threading.RLock()  # descriptor 2 is the whole process's: two who swapped it at once would never give it back
 _CHATTER = ("INFO:", "WARNING:")  # how lines begin that no user needs, whatever else is in them
 
 
@@ -26,16 +27,17 @@ def captured_stderr(keep: str = "ERROR") -> Iterator[Callable[[], str]]:
     if os.environ.get("STONECHAT_NATIVE_LOG") == "1" or sys.stderr is None:  # closed: descriptor 2 is somebody else's
         yield lambda: ""
         return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    with _ONE:
+        sys.stderr.flush()
+        kept, caught = os.dup(2), os.memfd_create("stderr")
+        os.dup2(caught, 2)
         try:
-            yield lambda: _lines(caught.fileno(), keep)
+            yield lambda: _lines(caught, keep)
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+            os.close(caught)
 
 
 def own_stderr() -> TextIO | None:

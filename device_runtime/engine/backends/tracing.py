@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.prefix import read_prefix
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.errors import BackendError, BackendMissingError
+from device_runtime.machine.kernels import LITERT_PACKAGE
 
 __all__ = ["trace_tensors"]
 
@@ -33,7 +35,7 @@ def trace_tensors(bundle: Bundle, tokens: Sequence[int], names: Sequence[str]) -
         try:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError:
-            raise BackendMissingError("Tracing layers needs LiteRT; run `pip install 'ai-edge-litert>=2.3'`.") from None
+            raise BackendMissingError(f"Tracing layers needs LiteRT; run `pip install '{LITERT_PACKAGE}'`.") from None
         try:
             interpreter: Any = Interpreter(
                 str(bundle.model_path),
@@ -67,7 +69,7 @@ def _run(interpreter: Any, bundle: Bundle, tokens: Sequence[int], wanted: list[i
     cache = {name: np.zeros(inputs[name]["shape"], inputs[name]["dtype"]) for name in cached}
     prefix = len(bundle.manifest.prefix_tokens)
     if cached and prefix:
-        keys, values = bundle.read_prefix()
+        keys, values = read_prefix(bundle)
         for name in cached:
             rows = (keys if name[0] == "k" else values)[int(name[2:])]  # (positions, kv_heads, head_dim)
             cache[name][0, :, :prefix] = rows.swapaxes(0, 1)

@@ -16,7 +16,6 @@ there is no cache.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import threading
@@ -28,8 +27,6 @@ from device_runtime.errors import DamagedWeightsError
 from device_runtime.machine.hashes import blake2b_of_file
 
 __all__ = ["WeightCache"]
-
-log = logging.getLogger("stonechat.engine")
 
 _SPARE_BYTES = 4 << 20  # for whatever else writes to this disk meanwhile
 _HASH = "blake2b"  # in a file's record
@@ -142,6 +139,9 @@ class WeightCache:
         if digest != recorded:
             self._damaged = True
             _remove(self._final)
+            import logging  # which a start does without
+
+            log = logging.getLogger("stonechat.engine")
             log.error("the packed weights in %s were damaged and have been removed", self._final)
             return
         with suppress(OSError):

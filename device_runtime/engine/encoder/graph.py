@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine.backends.compiled_model import open_compiled
+from device_runtime.engine.backends.compiled_model import GraphOpening
+from device_runtime.engine.backends.litert import Bound, Buffer, CompiledModel
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.errors import BackendError
 
@@ -26,40 +26,41 @@ class SignatureGraph:
             BackendError: LiteRT refuses the graph.
             BackendMissingError: LiteRT is not installed.
         """
-        opened = open_compiled(bundle, threads, _signatures)
-        self._model, self._weights = opened.model, opened.weights
-        self._signatures: Mapping[str, Any] = opened.prepared
-        self._bound: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}
+        opened = GraphOpening(bundle, threads).finish(_with_buffers)
+        self._model: CompiledModel | None = opened.model
+        self._weights = opened.weights
+        self._bound: dict[str, tuple[Bound, dict[str, Buffer], dict[str, Buffer]]] = {}
 
-    def bind(self, signature: str, shared: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def bind(
+        self, signature: str, shared: Mapping[str, Buffer] | None = None
+    ) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
         """The buffers of a signature's inputs and outputs, by name; made at the first call.
 
         Args:
             shared: buffers of other signatures that this one reads or writes in place, by name.
         """
         if signature not in self._bound:
-            if signature not in self._signatures:
+            model, given = self._model, shared or {}
+            assert model is not None, "the graph is closed"
+            if signature not in model.signatures:
                 raise BackendError(f"The graph has no signature {signature}; convert the checkpoint again.")
-            names, given = self._signatures[signature], shared or {}
-            inputs = {
-                name: given.get(name) or self._model.create_input_buffer_by_name(signature, name)
-                for name in names["inputs"]
-            }
+            names = model.signatures[signature]
+            inputs = {name: given.get(name) or model.input_buffer(names, name) for name in names.inputs}
             outputs = {
-                name: given.get(name) or inputs.get(name) or self._model.create_output_buffer_by_name(signature, name)
-                for name in names["outputs"]
+                name: given.get(name) or inputs.get(name) or model.output_buffer(names, name) for name in names.outputs
             }
-            self._bound[signature] = (self._model.get_signature_index(signature), inputs, outputs)
+            bound = model.bind(names, list(inputs.values()), list(outputs.values()))
+            self._bound[signature] = (bound, inputs, outputs)
         _, inputs, outputs = self._bound[signature]
         return inputs, outputs
 
     def run(self, signature: str, values: Mapping[str, Sequence[int]]) -> None:
         """Write these inputs, and run."""
         self._weights.require_sound()
-        index, inputs, outputs = self._bound[signature]
+        bound, inputs, _ = self._bound[signature]
         for name, value in values.items():
             inputs[name].write(np.array(value, np.int32))
-        self._model.run_by_index(index, list(inputs.values()), list(outputs.values()))
+        bound.run()
 
     def close(self) -> None:
         """Give back memory."""
@@ -69,12 +70,10 @@ class SignatureGraph:
         self._weights.close()
 
 
-def _signatures(model: Any) -> Mapping[str, Any]:
-    signatures: Mapping[str, Any] = model.get_signature_list()
-    buffer = model.create_input_buffer_by_name(next(iter(signatures)), "length")
-    buffer.write(np.zeros(1, np.int32))
-    buffer.read(1, np.int32)  # LiteRT sets up a second environment at the first read
-    return signatures
+def _with_buffers(model: CompiledModel) -> None:
+    """LiteRT finds some faults when a buffer is made."""
+    signature = next(iter(model.signatures.values()))
+    model.input_buffer(signature, "length")
 
 
 def signature_for(tokens: int, windows: Sequence[int]) -> int:
@@ -82,7 +81,8 @@ def signature_for(tokens: int, windows: Sequence[int]) -> int:
     return next(window for window in windows if window >= tokens)
 
 
-def read_floats(buffer: Any, count: int) -> npt.NDArray[np.float32]:
+def read_floats(buffer: Buffer, count: int) -> npt.NDArray[np.float32]:
     """The first `count` values of an output."""
-    values: npt.NDArray[np.float32] = buffer.read(count, np.float32)
+    values: npt.NDArray[np.float32] = np.empty(count, np.float32)
+    buffer.read(values)
     return values

@@ -208,7 +208,7 @@ def test_tflite_micro_names_the_operator_that_it_lacks(bundle: Bundle, tmp_path:
 @pytest.mark.parametrize(
     ("kind", "module", "command"),
     [
-        (LiteRtBackend, "ai_edge_litert", "pip install 'ai-edge-litert>=2.3'"),
+        (LiteRtBackend, "ai_edge_litert", "pip install 'ai-edge-litert~=2.3.0'"),
         (TfliteRuntimeBackend, "tflite_runtime", "pip install 'tflite-runtime==2.14.0'"),
         (TflmBackend, "tflite_micro", "pip install tflite-micro"),
     ],

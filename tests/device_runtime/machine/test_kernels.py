@@ -51,7 +51,8 @@ def test_the_kernel_says_dotprod_in_its_own_way_and_some_processors_have_nothing
     [
         ("aarch64", "aarch64", ("ai_edge_litert", "2.3.0"), None),
         ("aarch64", "aarch64", ("ai_edge_litert", "2.1.0"), "2.1.0 has older kernels"),
-        ("aarch64", "aarch64", ("tflite_runtime", "2.14.0"), "ai-edge-litert>=2.3"),
+        ("aarch64", "aarch64", ("tflite_runtime", "2.14.0"), "ai-edge-litert~=2.3.0"),
+        ("x86_64", "x86_64", ("ai_edge_litert", "2.10.0"), "2.10.0 has an interface that this stonechat does not know"),
         ("armv7l", "aarch64", ("tflite_runtime", "2.14.0"), "a 64-bit system"),
         ("armv7l", "armv7l", ("tflite_runtime", "2.14.0"), None),
         ("x86_64", "x86_64", None, None),
