@@ -56,13 +56,15 @@ def predicted(bundle: Bundle) -> Footprint:
 
 
 def memory_rows(name: str, bundle: Bundle) -> Iterator[Row]:
-    """The peak of the first start and of a later one, MB."""
+    """The peak of the first start, of a later one, and of one that cannot keep packed weights, MB."""
     os.sync()  # pages that are still to be written stay in memory, and are not what a device has
     expected = predicted(bundle)
     with tempfile.TemporaryDirectory() as cache:
         first, later = (peak_mb(bundle, Path(cache)) for _ in range(2))
     yield Row(f"{name}, first start", expected.total / 1e6, first, "MB")
     yield Row(f"{name}, later", expected.total / 1e6, later, "MB")
+    if expected.original:
+        yield Row(f"{name}, not kept", expected.unkept / 1e6, peak_mb(bundle, Path(os.devnull)), "MB")
 
 
 # Asks prompts that begin differently, each of which fills the context, and keeps what it may of them.

@@ -131,6 +131,7 @@ class Fit:
     largest_context: int  # that fits; 0: none
     remedies: tuple[str, ...] = field(default=())  # what would make it fit
     largest_parameters: int = 0  # of a model in the same proportions that fits; 0: none, or it was not looked for
+    warnings: tuple[str, ...] = ()  # under which condition it fits
 
     @property
     def fits(self) -> bool:
@@ -150,7 +151,7 @@ def fit(board: Board, subject: Subject, *, remedies: bool = True) -> Fit:
     label = f"largest context that fits, up to {_longest_asked(board, subject):,}"
     figures["largest_context"] = Figure(label, longest, "positions", "computed")
     if not (problems and remedies):
-        return Fit(board, subject, figures, problems, longest)
+        return Fit(board, subject, figures, problems, longest, warnings=() if problems else _warnings(figures))
     parameters = largest_parameters(board, subject)
     return Fit(board, subject, figures, problems, longest, _remedies(board, subject, parameters), parameters)
 
@@ -255,6 +256,11 @@ def _figures(board: Board, subject: Subject) -> dict[str, Figure]:
             "tokenizer": ("  tokenizer", peak.tokenizer),
             "runtime": ("  Python and libraries", peak.process),
         }
+        if peak.original:
+            parts |= {
+                "memory_unkept": ("memory, peak, packed weights not kept", peak.unkept),
+                "packed_weights": ("  file of packed weights, beside the bundle", peak.weights),
+            }
         figures |= {k: Figure(label, value, "bytes", "computed", cost=True) for k, (label, value) in parts.items()}
     else:
         figures |= _microcontroller(board, subject)
@@ -330,6 +336,17 @@ def _problems(board: Board, subject: Subject, figures: Mapping[str, Figure]) -> 
         if needed > there:
             found.append(f"it needs {_kib(needed)} of {need}, and {have} {_kib(there)}")
     return tuple(found)
+
+
+def _warnings(figures: Mapping[str, Figure]) -> tuple[str, ...]:
+    there = figures["memory_there"].value
+    if "memory_unkept" not in figures or figures["memory_unkept"].value <= there:
+        return ()
+    return (
+        f"a start that cannot keep the packed weights needs {_kib(figures['memory_unkept'].value)} of memory, and a "
+        f"model may take {_kib(there)}: leave {_kib(figures['packed_weights'].value)} of storage free for them in "
+        "$STONECHAT_CACHE (default ~/.cache/stonechat), in a folder that the service may write to",
+    )
 
 
 def _remedies(board: Board, subject: Subject, parameters: int) -> tuple[str, ...]:

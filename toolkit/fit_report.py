@@ -25,6 +25,7 @@ def fit_fields(result: Fit, grown: list[str]) -> dict[str, object]:
         "context": result.subject.context,
         "fits": result.fits,
         "problems": list(result.problems),
+        "warnings": list(result.warnings),
         "remedies": list(result.remedies),
         "largest_context": result.largest_context,
         "largest_parameters": result.largest_parameters,
@@ -41,6 +42,8 @@ def fit_lines(result: Fit) -> Iterator[str]:
     for figure in result.figures.values():
         yield f"{figure.label:<42}{_value(figure):>18}  {figure.kind}"
     yield "it fits" if result.fits else "it does not fit"
+    for warning in result.warnings:
+        yield f"warning: {warning}"
 
 
 def _value(figure: Figure) -> str:

@@ -38,12 +38,12 @@ SEVERAL_TOKENS = 4  # with int8 weights as quick as one on AVX2; eight take twic
 _SMALLEST_WINDOW = 256  # below this, attention is a small part of a step
 
 # Fitted. Of a process, x86_64, Python 3.11, LiteRT 2.3; a 32-bit process takes less.
-_PROCESS = {"pi": 49_500 << 10, "micro": 44_700 << 10}  # the interpreter, numpy, LiteRT: code and data
+_PROCESS = {"pi": 40_100 << 10, "micro": 44_700 << 10}  # the interpreter, numpy, LiteRT: code and data
 _TOKENIZER_FACTOR = 13.0  # a tokenizer and its library in memory, as a multiple of its file
 _TABLE_FACTOR = 1.5  # the same, where the engine reads a table instead (TABLE in manifest.py)
 _LITERT_MODEL = 1_450 << 10  # an opened graph, whatever its size
-_SIGNATURE_OPERATOR = 3_100  # an operator and its tensors in one signature
-_SIGNATURE_ROW = 25  # scale, zero point and bookkeeping of one row of weights in one signature
+_SIGNATURE_OPERATOR = 2_700  # an operator and its tensors in one signature
+_SIGNATURE_ROW = 36  # scale, zero point and bookkeeping of one row of weights in one signature
 _INTERPRETER_OPERATOR = 1_400  # of a `micro` graph in the interpreter; SmolLM2 bears it out, small ones do not show it
 _INTERPRETER_ROW = 100  # of weights there
 _GRAPH_OPERATOR = 400  # of the FlatBuffer of a `pi` graph, an operator and its tensors in one signature
@@ -80,11 +80,18 @@ class Footprint:
     graph: int  # records of tensors and operators
     workspace: int  # activations
     kv_cache: int  # of the last window, which takes over the one before it layer by layer
+    original: int = 0  # weights as the graph has them, in memory beside those that are packed of them; 0: none are
 
     @property
     def total(self) -> int:
-        """The peak. The start that packs the weights has no higher one: it ends before the cache is full."""
+        """The peak of a start whose packed weights are kept in a file. The first one, which writes it, has about the
+        same: it opens the graph anew, and has not filled the cache before."""
         return self.process + self.tokenizer + self.weights + self.graph + self.workspace + self.kv_cache
+
+    @property
+    def unkept(self) -> int:
+        """The peak of a start that has no place for that file: it packs them in memory, each time."""
+        return max(self.total, self.process + self.tokenizer + self.weights + self.graph + self.original)
 
 
 def model_bytes(counts: GraphCounts, profile: str, context: int) -> int:
@@ -134,6 +141,7 @@ def memory(
         graph=_LITERT_MODEL + records + max(0, graph_bytes - in_file),
         workspace=counts.activation_bytes(context),
         kv_cache=counts.kv_cache_bytes_per_position * context,
+        original=counts.matmul_bytes,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boards import Board, board_ids, load_board
-from boards.fit import Subject, advised_context, explain, fit, largest_context, largest_parameters, require_fit
+from boards.fit import Fit, Subject, advised_context, explain, fit, largest_context, largest_parameters, require_fit
 from boards.proportions import parameters_of
 from converters.architectures import llama
 from converters.checkpoints import Checkpoint, open_checkpoint
@@ -70,11 +70,36 @@ def test_memory_is_predicted_within_ten_percent(pi: Bundle, micro: Bundle, tmp_p
             ).process
             / 1e6
         )
-        _, row = memory_rows("smallest", smallest)
+        _, row, *_ = memory_rows("smallest", smallest)
         here = row.measured - row.predicted  # beyond what the constant says
         assert abs(here) <= 0.25 * process, row
         for row in memory_rows(profile, bundle):
             assert abs((row.predicted + here) / row.measured - 1) <= 0.10, (row, here)
+
+
+def test_a_bundle_that_fits_only_with_its_packed_weights_in_a_file_says_so(pi: Bundle) -> None:
+    subject = Subject.of_manifest(pi.manifest)
+    board = load_board("raspberry-pi-zero-2-w")
+    figures = fit(board, subject).figures
+    kept, unkept = figures["memory"].value, figures["memory_unkept"].value
+    assert unkept > kept
+
+    def on_a_board_with(memory_bytes: float) -> Fit:
+        share = int(memory_bytes) // 1024
+        return fit(replace(board, memory=replace(board.memory, model_budget_kib=share)), subject, remedies=False)
+
+    assert on_a_board_with(unkept + 1024).warnings == ()
+    (warning,) = on_a_board_with((kept + unkept) / 2).warnings
+    assert f"needs {unkept / 1024:,.0f} KiB of memory" in warning
+    assert f"leave {figures['packed_weights'].value / 1024:,.0f} KiB of storage free" in warning
+    assert "$STONECHAT_CACHE" in warning
+    too_large = on_a_board_with(kept - 1024)
+    assert not too_large.fits and too_large.warnings == ()
+
+
+def test_a_micro_bundle_packs_no_weights(micro: Bundle) -> None:
+    result = fit(load_board("raspberry-pi-zero-2-w"), Subject.of_manifest(micro.manifest))
+    assert "memory_unkept" not in result.figures and result.warnings == ()
 
 
 def test_the_size_of_the_graph_is_predicted(pi: Bundle, micro: Bundle) -> None:
@@ -272,8 +297,8 @@ def test_a_model_that_is_too_large_as_pi_is_offered_as_micro_on_a_board_that_run
         vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn_width=1536, norm_epsilon=1e-5,
         rope=Rope((1.0,) * 32), max_context=8192, tied_head=True,
     )  # fmt: skip
-    shape, counts = graph_shape(smollm2, PROFILES["pi"], 2048), graph_counts(smollm2, 2048)
-    subject = Subject("SmolLM2", "pi", 2048, shape, counts, 2_100_000)
+    shape, counts = graph_shape(smollm2, PROFILES["pi"], 3072), graph_counts(smollm2, 3072)
+    subject = Subject("SmolLM2", "pi", 3072, shape, counts, 2_100_000)
     result = fit(board, subject)
     assert not result.fits
     # The engine for microcontrollers needs neither LiteRT nor what it computes with.
@@ -281,7 +306,7 @@ def test_a_model_that_is_too_large_as_pi_is_offered_as_micro_on_a_board_that_run
         remedy.startswith("the other profile: convert with --profile micro --context 1024")
         for remedy in result.remedies
     )
-    assert fit(board, replace(subject, profile="micro")).fits
+    assert fit(board, replace(subject, profile="micro").with_context(1024)).fits
 
 
 @pytest.mark.parametrize("budget_kib", [110, 120, 160])

@@ -16,6 +16,7 @@ from converters.encoders.graphs.pi import lengths_of
 from converters.ops.numpy_parts import activation
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.encoder.encoder_model import EncoderModel
+from device_runtime.engine.encoder.graph import read_floats
 from device_runtime.engine.encoder.translator import Translator
 from device_runtime.engine.encoder.vocabulary import VOCABULARY, Vocabulary
 from device_runtime.engine.language_model import LanguageModel
@@ -48,7 +49,7 @@ def test_padding_changes_nothing(bundles):
         for pad in (0, 7):
             _, outputs = graph.bind("encode_96")
             graph.run("encode_96", {"tokens": tokens + [pad] * 76, "length": [len(tokens)]})
-            np.testing.assert_allclose(outputs["result"].read(32, np.float32), short, atol=1e-5)
+            np.testing.assert_allclose(read_floats(outputs["result"], 32), short, atol=1e-5)
 
 
 def test_each_length_has_its_signature():

@@ -92,9 +92,11 @@ class GraphOpening:
         """Without an exception: in a thread nobody would see it."""
         with captured_stderr() as log:
             try:
-                weights = self._weights.path
-                self._model = CompiledModel(self._runtime, self._path, self._threads, weights)
-                populate_mapped_file(Path(weights))
+                weights = Path(self._weights.path)
+                packed = weights.is_file()  # else the original ones are still in memory beside them
+                self._model = CompiledModel(self._runtime, self._path, self._threads, self._weights.path)
+                if packed:
+                    populate_mapped_file(weights)
             except BackendError as error:
                 self._failure = self._refused(error, log())
             except BaseException as error:  # such as a MemoryError
