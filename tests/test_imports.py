@@ -115,11 +115,22 @@ def test_the_engine_starts_without_what_it_does_not_need_yet() -> None:
 
 
 def test_a_command_that_answers_from_a_folder_starts_without_openssl() -> None:
-    """Jinja loads it for a chat template; a prompt that is a text needs none."""
+    """Also for messages: Jinja wants a hash of it."""
     module = "toolkit.packed"
     code = f"from pathlib import Path\nfrom {module} import as_folder\nwith as_folder(Path('.')): pass"
     models = "import device_runtime.engine.encoder.encoder_model, device_runtime.engine.language_model"
-    assert "_hashlib" not in loaded_by(f"import toolkit.cli.run\n{models}\n{code}")
+    template = "from device_runtime.engine.chat import render_chat\n"
+    template += "assert render_chat('{{ messages[0].content }}', [{'role': 'user', 'content': 'hello'}], {}) == 'hello'"
+    loaded = loaded_by(f"import toolkit.cli.run\n{models}\n{code}\n{template}")
+    assert "jinja2" in loaded
+    assert not loaded & {"_hashlib", "hashlib"}
+
+
+def test_a_graph_begins_to_open_before_numpy_and_without_what_answers_need() -> None:
+    """LiteRT opens it in a thread meanwhile; each of these would have it wait."""
+    loaded = loaded_by("import device_runtime.engine.opening, device_runtime.engine.backends.compiled_model")
+    assert not loaded & {"numpy", "jinja2", "tokenizers", "yaml", "zipfile", "tempfile", "logging", "difflib", "random"}
+    assert not loaded & {"_hashlib", "hashlib", "asyncio", "subprocess", "boards", "toolkit", "converters"}
 
 
 def test_no_yaml_is_read_where_no_device_tree_says_which_board_this_is() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from device_runtime.engine.text.segments import Segment
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
+from device_runtime.machine.hashes import imports_without_openssl
 
 __all__ = ["ROLES", "Message", "Role", "render_chat", "render_segments"]
 
@@ -48,10 +49,11 @@ def render_chat(
             raise ConfigurationError(
                 f"Message {i} has the role {message['role']!r}; it must be one of {', '.join(ROLES)}."
             )
-    from jinja2 import TemplateError
-    from jinja2.exceptions import TemplateSyntaxError
+    with imports_without_openssl():  # jinja2 has a use for SHA-1 that templates do not have
+        from jinja2 import TemplateError
+        from jinja2.exceptions import TemplateSyntaxError
 
-    from device_runtime.engine.text.template_environment import render
+        from device_runtime.engine.text.template_environment import render
 
     variables: dict[str, Any] = {"tools": None, "documents": None, **special_tokens}
     try:

@@ -6,13 +6,17 @@ several times slower here than there; BLAKE2 is about as fast.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
-__all__ = ["blake2b_of_file", "sha256_of"]
+__all__ = ["blake2b_of_file", "imports_without_openssl", "sha256_of"]
 
 _CHUNK_BYTES = 1 << 18
+_OWN = ("_md5", "_sha1", "_sha3", "_blake2")  # of which hashlib needs all, and those of SHA-2
 
 
 def _own(function: str, of_openssl: str, *modules: str) -> Any:
@@ -41,3 +45,28 @@ def blake2b_of_file(stream: BinaryIO) -> str:
     while chunk := stream.read(_CHUNK_BYTES):
         digest.update(chunk)
     return str(digest.hexdigest())
+
+
+@contextmanager
+def imports_without_openssl() -> Iterator[None]:
+    """For the import of a library that wants a small hash of `hashlib`: it gets Python's own. Whoever imports hashlib
+    afterwards gets all of it. Where it is loaded already, or this Python has no hashes of its own, nothing changes.
+    """
+    if "hashlib" in sys.modules or "_hashlib" in sys.modules or not _has_own():
+        yield
+        return
+    sys.modules["_hashlib"] = None  # type: ignore[assignment]  # so that importing it fails
+    try:
+        yield
+    finally:
+        del sys.modules["_hashlib"]
+        sys.modules.pop("hashlib", None)
+
+
+def _has_own() -> bool:
+    try:
+        for name in _OWN:
+            import_module(name)
+    except ImportError:
+        return False
+    return not any(isinstance(function, partial) for function in (_blake2b, _sha256))
