@@ -171,9 +171,14 @@ class CEngine:
         """Run the image's golden test."""
         self._check(self._c.sc_self_test(self._model))
 
+    @property
+    def saved_bytes(self) -> int:
+        """Of what `save` gives."""
+        return int(self._c.sc_saved_bytes(self._model))
+
     def save(self) -> bytes:
         """The kv_cache and the position."""
-        size = self._c.sc_saved_bytes(self._model)
+        size = self.saved_bytes
         buffer = ctypes.create_string_buffer(size)
         self._check(self._c.sc_save(self._model, buffer, ctypes.c_size_t(size)))
         return buffer.raw

@@ -115,19 +115,8 @@ class CompiledBackend:
         Raises:
             BackendError: another graph has made the state.
         """
-        if len(state.arrays) != len(self._graph.names):
-            raise BackendError(
-                f"This state of the kv_cache is of another graph: it has {len(state.arrays)} arrays, and this bundle "
-                f"{len(self._graph.names)}. Delete it and begin again: another graph could not use it."
-            )
-        expected = {((self._shape.kv_heads, state.positions, self._shape.head_dim), np.dtype(self._shape.cache_type))}
-        if (found := {(rows.shape, rows.dtype) for rows in state.arrays}) != expected:
-            shape_found, dtype_found = next(iter(found - expected), ((), "nothing"))
-            ((shape, dtype),) = expected
-            raise BackendError(
-                f"This state of the kv_cache is of another graph: it has {dtype_found} {shape_found}, and this bundle "
-                f"{dtype} {shape}. Delete it and begin again: another graph could not use it."
-            )
+        shape = self._shape.kv_heads, state.positions, self._shape.head_dim
+        state.require(self.context, [(shape, self._shape.cache_type)] * len(self._graph.names))
         self.position = 0
         self._make_room(positions)
         for name, rows in zip(self._graph.names, state.arrays, strict=True):

@@ -105,7 +105,15 @@ class InterpreterBackend(StepwiseBackend):
         return Snapshot(positions, (*keys, *values))
 
     def restore(self, state: Snapshot, positions: int) -> None:
-        """As in `Backend`."""
+        """As in `Backend`.
+
+        Raises:
+            BackendError: another graph has made the state.
+        """
+        tensors = [self._interpreter.get_tensor(index) for index in (*self._keys, *self._values)]
+        keys = [((state.positions, tensor.shape[1]), tensor.dtype) for tensor in tensors[: len(self._keys)]]
+        values = [((tensor.shape[0], state.positions), tensor.dtype) for tensor in tensors[len(self._keys) :]]
+        state.require(self.context, [*keys, *values])
         for index, rows in zip((*self._keys, *self._values), state.arrays, strict=True):
             whole = self._interpreter.get_tensor(index)
             if index in self._keys:

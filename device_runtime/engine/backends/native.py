@@ -45,8 +45,13 @@ class NativeBackend(StepwiseBackend):
         return Snapshot(positions, (np.frombuffer(self._engine.save(), np.uint8),))
 
     def restore(self, state: Snapshot, positions: int) -> None:
-        """As in `Backend`."""
+        """As in `Backend`.
+
+        Raises:
+            BackendError: another graph has made the state, or it is damaged.
+        """
         assert self._engine is not None
+        state.require(self.context, [((self._engine.saved_bytes,), np.uint8)])
         self._engine.restore(state.arrays[0].tobytes())
         self.position = positions
 

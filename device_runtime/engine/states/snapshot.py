@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.errors import BackendError
+
 __all__ = ["Snapshot", "shared"]
 
 
@@ -23,6 +25,28 @@ class Snapshot:
     def nbytes(self) -> int:
         """Memory that it takes."""
         return sum(array.nbytes for array in self.arrays)
+
+    def require(self, context: int, expected: Sequence[tuple[tuple[int, ...], npt.DTypeLike]]) -> None:
+        """Raise a `BackendError` unless these are the arrays of a graph.
+
+        Args:
+            context: positions that it can hold.
+            expected: the shape and type of each.
+        """
+        if self.positions > context:
+            raise _foreign(f"{self.positions} positions, and this bundle holds {context}")
+        if len(self.arrays) != len(expected):
+            raise _foreign(f"{len(self.arrays)} arrays, and this bundle {len(expected)}")
+        for array, (shape, dtype) in zip(self.arrays, expected, strict=True):
+            if array.shape != shape or array.dtype != dtype:
+                raise _foreign(f"{array.dtype} {array.shape}, and this bundle {np.dtype(dtype)} {shape}")
+
+
+def _foreign(difference: str) -> BackendError:
+    return BackendError(
+        f"This state of the kv_cache is of another graph: it has {difference}. Delete it and begin again: another "
+        "graph could not use it."
+    )
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -126,6 +126,29 @@ class TestConversations:
 
 class TestBackends:
     @pytest.mark.parametrize(("profile", "name"), [("pi", "compiled"), ("micro", "litert"), ("micro", "native")])
+    def test_a_state_of_another_graph_is_refused_and_changes_nothing(
+        self, converted: Callable[..., Path], profile: str, name: str
+    ) -> None:
+        micro = Path(__file__).parents[3] / "examples/fall-alert/bundle"
+        backend = open_backend(Bundle.open(converted("gqa-tied") if profile == "pi" else micro), name, threads=1)
+        backend.prefill([5, 6, 7])
+        state = backend.snapshot(backend.position)
+        first = state.arrays[0]
+        others = {
+            "positions, and this bundle holds": Snapshot(backend.context + 1, state.arrays),
+            "arrays, and this bundle": Snapshot(state.positions, (*state.arrays, first)),
+            r"\(0,\), and this bundle": Snapshot(state.positions, (first[:0].reshape(-1), *state.arrays[1:])),
+            "float16 .*, and this bundle": Snapshot(state.positions, (first.astype(np.float16), *state.arrays[1:])),
+        }
+        expected = backend.decode(8).copy()
+        for difference, other in others.items():
+            with pytest.raises(BackendError, match=f"of another graph: it has .*{difference}.* Delete it and begin"):
+                backend.restore(other, other.positions)
+        backend.restore(state, state.positions)
+        np.testing.assert_array_equal(backend.decode(8), expected)
+        backend.close()
+
+    @pytest.mark.parametrize(("profile", "name"), [("pi", "compiled"), ("micro", "litert"), ("micro", "native")])
     def test_what_was_restored_computes_as_what_was_there(
         self, converted: Callable[..., Path], profile: str, name: str
     ) -> None:
