@@ -49,8 +49,10 @@ def blake2b_of_file(stream: BinaryIO) -> str:
 
 @contextmanager
 def imports_without_openssl() -> Iterator[None]:
-    """For the import of a library that wants a small hash of `hashlib`: it gets Python's own. Whoever imports hashlib
-    afterwards gets all of it. Where it is loaded already, or this Python has no hashes of its own, nothing changes.
+    """For the import of a library that wants a small hash of `hashlib`: it gets Python's own.
+
+    A module that imports hashlib afterwards gets all of it. Where hashlib is loaded already, or this Python has no
+    hashes of its own, nothing changes.
     """
     if "hashlib" in sys.modules or "_hashlib" in sys.modules or not _has_own():
         yield

@@ -85,7 +85,7 @@ class Footprint:
     @property
     def total(self) -> int:
         """The peak of a start whose packed weights are kept in a file. The first one, which writes it, has about the
-        same: it opens the graph anew, and has not filled the cache before."""
+        same: it opens the graph again, and has not filled the cache before."""
         return self.process + self.tokenizer + self.weights + self.graph + self.workspace + self.kv_cache
 
     @property

@@ -171,7 +171,7 @@ class CompiledModel:
                 self._runtime.destroy(kind, handle)
 
     def resize(self, signature: Signature, name: str, shape: Sequence[int]) -> None:
-        """Give an input another shape; buffers for it are made anew."""
+        """Give an input another shape; buffers for it have to be made again."""
         dimensions = (ctypes.c_int * len(shape))(*shape)
         index = ctypes.c_size_t(signature.inputs.index(name))
         where = self._compiled, ctypes.c_size_t(signature.index), index
