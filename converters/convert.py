@@ -85,6 +85,7 @@ class Options:
     instruction: str | None = None  # to bake into the prefix
     version: str = "1"  # of the bundle, for people
     windows: npt.NDArray[np.int64] | None = None  # (windows, length) tokens to calibrate on, in place of a text
+    one_kind_of_text: bool = False  # the network was trained for what it is calibrated on, and reads nothing else
     heldout: Mapping[str, npt.NDArray[np.int64]] | None = None  # the same for the report, by the kind of text
     fast: bool = False  # round weights to the nearest, calibrate on little text, and leave out the report
     weights: WeightType = "int8"  # of the layers
@@ -230,8 +231,9 @@ def _build(
     progress("calibrating", 0.0)
     windows = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), options)
     usual = None
-    if options.calibration_text is not None and options.windows is None and profile.name == "pi":
-        others = replace(options, calibration_text=None, fast=True)
+    own_text = options.calibration_text is not None or options.windows is not None
+    if own_text and not options.one_kind_of_text and profile.name == "pi":
+        others = replace(options, calibration_text=None, windows=None, fast=True)
         usual = calibrate(checkpoint.config, profile, tokenizer, file, context - len(tokens), others)
     job, logits = _job(checkpoint, tokens, windows, usual, context, options, progress, profile, own_grid)
     written = profile.write(work / MODEL, job)

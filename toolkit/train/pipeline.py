@@ -61,6 +61,7 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = sil
         context,
         windows=calibration_rows(shown),
         heldout={task.name: calibration_rows(held)},
+        one_kind_of_text=True,
         purpose=purpose_of(task, task.kind).to_json(),
     )
     convert(open_checkpoint(work / task.name), folder, options, progress)
