@@ -1,7 +1,12 @@
 """Where the time from process start to the first token goes: `python benchmarks/startup.py BUNDLE [--runs 5]`.
 
-Each run is a process of its own, after one that warms the caches. Medians, in milliseconds since the step before: of
-the clock, and of the processor in all threads, which is the one to read on a busy machine.
+Each run is a process of its own, after one that warms the caches. Medians, in milliseconds: when a step begins, how long
+it takes by the clock, and of the processor in its own thread, which is the one to read on a busy machine. Steps of the
+thread `graph` overlap with those of `main`: what a start takes is the end of the last step, not the sum.
+
+    python benchmarks/startup.py BUNDLE --against TREE
+
+runs `stonechat bench` of this tree and of another one (a git worktree) in turns, and prints both starts and their ratio.
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bytecode import with_bytecode
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 64  # tokens
+Step = tuple[str, str, float, float, float]  # thread, name, begins, takes, of the processor
 
 
 def main() -> None:
@@ -27,66 +36,116 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--against", metavar="TREE", type=Path, help="another checkout of stonechat")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
         print(json.dumps(steps_of_this_process(args.bundle, args.threads)))
-        return
-    command = [sys.executable, __file__, str(args.bundle), "--threads", str(args.threads), "--once"]
-    runs: list[dict[str, tuple[float, float]]] = []
-    for i in range(args.runs + 1):
+    elif args.against:
+        compare([ROOT, args.against.resolve()], args.bundle.resolve(), args.runs, args.threads)
+    else:
+        print_steps(args.bundle.resolve(), args.runs, args.threads)
+
+
+def print_steps(bundle: Path, runs: int, threads: int) -> None:
+    """The table of one tree."""
+    command = [sys.executable, __file__, str(bundle), "--threads", str(threads), "--once"]
+    found: list[list[Step]] = []
+    for i in range(runs + 1):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=with_bytecode())
         if i > 0:
-            runs.append(json.loads(done.stdout.splitlines()[-1]))
-    totals = [statistics.median(sum(step[kind] for step in run.values()) for run in runs) for kind in (0, 1)]
-    print(f"{'':<20}{'clock, ms':>12}{'share':>28}{'processor, ms':>16}{'share':>8}")
-    for step in runs[0]:
-        clock, cpu = ([run[step][kind] for run in runs] for kind in (0, 1))
-        middle, middle_cpu = statistics.median(clock), statistics.median(cpu)
-        spread = f"({min(clock):.0f} to {max(clock):.0f})"
-        shares = f"{middle / totals[0]:8.0%}", f"{middle_cpu / totals[1]:8.0%}"
-        print(f"{step:<20}{middle:12.0f}{spread:>20}{shares[0]}{middle_cpu:16.0f}{shares[1]}")
-    print(f"{'all':<20}{totals[0]:12.0f}{'':28}{totals[1]:16.0f}")
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{'thread':<8}{'':<26}{'begins, ms':>12}{'takes, ms':>24}{'processor, ms':>16}")
+    names = [(thread, name) for thread, name, *_ in found[0]]
+    table = [{(thread, name): figures for thread, name, *figures in run} for run in found]
+    for thread, name in names:
+        begins, takes, processor = ([run[thread, name][i] for run in table] for i in range(3))
+        spread = f"({min(takes):.0f} to {max(takes):.0f})"
+        middle = [statistics.median(values) for values in (begins, takes, processor)]
+        print(f"{thread:<8}{name:<26}{middle[0]:12.0f}{middle[1]:9.0f}{spread:>15}{middle[2]:16.0f}")
+    ends = statistics.median(max(begins + takes for begins, takes, _ in run.values()) for run in table)
+    processor = statistics.median(sum(figures[2] for figures in run.values()) for run in table)
+    print(f"{'':<8}{'first token after':<26}{ends:12.0f}{'':24}{processor:16.0f}")
 
 
-def steps_of_this_process(path: Path, threads: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each step: of the clock, and of the processor."""
-    steps: dict[str, tuple[float, float]] = {}
-    last = since_start_ms(), time.process_time() * 1e3
-    steps["interpreter"] = last
+def steps_of_this_process(path: Path, threads: int) -> list[Step]:
+    """What happened here, in the order in which it ended."""
+    began_s = time.perf_counter() - since_start_ms() / 1e3
+    steps: list[Step] = []
+    last: dict[str, tuple[float, float]] = {"main": (0.0, 0.0)}
+
+    def now() -> tuple[float, float]:
+        return (time.perf_counter() - began_s) * 1e3, time.thread_time() * 1e3
+
+    def thread() -> str:
+        return "main" if threading.current_thread() is threading.main_thread() else threading.current_thread().name
 
     def done(step: str) -> None:
-        nonlocal last
-        now = since_start_ms(), time.process_time() * 1e3
-        steps[step], last = (now[0] - last[0], now[1] - last[1]), now
+        before, after = last.get(thread(), (0.0, 0.0)), now()
+        steps.append((thread(), step, before[0], after[0] - before[0], after[1] - before[1]))
+        last[thread()] = after
 
+    def watched(function: Callable[..., Any], step: str) -> Callable[..., Any]:
+        """The same function, which is a step of a thread that begins with it if it has none yet."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            last.setdefault(thread(), now())
+            result = function(*arguments, **options)
+            done(step)
+            return result
+
+        return call
+
+    done("interpreter")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as machine.numpy_without_threads, of which this is a part
-    import numpy  # noqa: F401  # what it costs is the question
+    from device_runtime.engine import opening
+    from device_runtime.engine.backends import compiled_model
 
-    done("numpy")
-    from device_runtime.engine.backends import open_backend
-    from device_runtime.engine.language_model import LanguageModel
-    from device_runtime.engine.prompts import tokenizer_of
-    from device_runtime.update.slots import open_bundle
+    done("modules of the opening")
+    opening.open_bundle = watched(opening.open_bundle, "bundle")
+    opening.begin_opening = watched(opening.begin_opening, "LiteRT's library")
+    compiled_model.CompiledModel.__init__ = watched(compiled_model.CompiledModel.__init__, "graph")  # type: ignore[method-assign]
+    compiled_model.populate_mapped_file = watched(compiled_model.populate_mapped_file, "pages of the weights")
+    read = opening.tokenizer_of
 
-    done("our modules")
-    bundle = open_bundle(path)
-    done("bundle")
-    tokenizer = tokenizer_of(bundle)
-    done("tokenizer")
-    from device_runtime.engine.backends.litert_library import load_without_gpu
+    def tokenizer_of(bundle: Any) -> Any:
+        done("numpy, other modules")
+        tokenizer = read(bundle)
+        done("tokenizer")
+        return tokenizer
 
-    load_without_gpu()
-    from ai_edge_litert import compiled_model  # noqa: F401
+    opening.tokenizer_of = tokenizer_of
+    joined = compiled_model.GraphOpening.finish
 
-    done("LiteRT")
-    backend = open_backend(bundle, None, threads)
-    done("graph")
-    model = LanguageModel(bundle, backend, tokenizer)
+    def finish(self: Any, prepare: Any) -> Any:
+        done("modules of the backend")
+        self._thread.join()
+        done("waits for the graph")
+        return joined(self, prepare)
+
+    compiled_model.GraphOpening.finish = finish  # type: ignore[method-assign]
+    model = opening.open_language_model(path, threads=threads)
+    done("buffers")
     model.measure([i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(PROMPT)], 1)
     done(f"{PROMPT} tokens")
     model.close()
     return steps
+
+
+def compare(trees: list[Path], bundle: Path, runs: int, threads: int) -> None:
+    """Starts of two trees in turns."""
+    command = [sys.executable, "-m", "toolkit.bench", str(bundle), str(PROMPT), "2", str(threads), ""]
+    found: dict[Path, list[float]] = {tree: [] for tree in trees}
+    for i in range(runs + 1):
+        for tree in trees:
+            environment = with_bytecode() | {"PYTHONPYCACHEPREFIX": str(tree / "build" / "bytecode")}
+            done = subprocess.run(command, capture_output=True, text=True, cwd=tree, check=True, env=environment)
+            if i > 0:
+                found[tree].append(json.loads(done.stdout.splitlines()[-1])["ttft_ms"])
+    for tree, starts in found.items():
+        print(f"{statistics.median(starts):7.0f} ms ({min(starts):.0f} to {max(starts):.0f})  {tree.name}")
+    ratios = [here / there for here, there in zip(*found.values(), strict=True)]
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def since_start_ms() -> float:

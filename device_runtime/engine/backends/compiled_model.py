@@ -96,6 +96,7 @@ class GraphOpening:
                 packed = weights.is_file()  # else the original ones are still in memory beside them
                 self._model = CompiledModel(self._runtime, self._path, self._threads, self._weights.path)
                 if packed:
+                    release_mapped_file(self._path)  # first, or both would be in memory for a while
                     populate_mapped_file(weights)
             except BackendError as error:
                 self._failure = self._refused(error, log())
