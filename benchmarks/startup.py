@@ -1,21 +1,19 @@
 """Where the time from process start to the first token goes: `python benchmarks/startup.py BUNDLE [--runs 5]`.
 
-Each run is a process of its own, after one that warms the caches. Medians, in milliseconds: when a step begins, how long
-it takes by the clock, and of the processor in its own thread, which is the one to read on a busy machine. Steps of the
-thread `graph` overlap with those of `main`: what a start takes is the end of the last step, not the sum.
+Each run is a process of its own, after one that warms the caches. Medians, in milliseconds: when a step begins, how
+long it takes by the clock, and of the processor in its own thread, which is the one to read on a busy machine. Steps of
+the thread `graph` overlap with those of `main`: what a start takes is the end of the last step, not the sum.
 
     python benchmarks/startup.py BUNDLE --against TREE
 
-runs `stonechat bench` of this tree and of another one (a git worktree) in turns, and prints both starts and their ratio.
+runs `stonechat bench` of this tree and of another one (a git worktree) in turns, and prints both starts and their
+ratio.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -23,25 +21,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bytecode import with_bytecode
-
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 64  # tokens
 Step = tuple[str, str, float, float, float]  # thread, name, begins, takes, of the processor
 
 
 def main() -> None:
-    """Measure and print, or be one of the measured processes."""
+    """Measure and print, or be one of the measured processes, which load nothing that an answer does not need."""
+    if sys.argv[1:2] == ["--once"]:
+        print(json.dumps(steps_of_this_process(Path(sys.argv[2]), int(sys.argv[3]))))
+        return
+    import argparse
+
     parser = argparse.ArgumentParser(description="from process start to the first token, step by step")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--against", metavar="TREE", type=Path, help="another checkout of stonechat")
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.once:
-        print(json.dumps(steps_of_this_process(args.bundle, args.threads)))
-    elif args.against:
+    if args.against:
         compare([ROOT, args.against.resolve()], args.bundle.resolve(), args.runs, args.threads)
     else:
         print_steps(args.bundle.resolve(), args.runs, args.threads)
@@ -49,7 +47,12 @@ def main() -> None:
 
 def print_steps(bundle: Path, runs: int, threads: int) -> None:
     """The table of one tree."""
-    command = [sys.executable, __file__, str(bundle), "--threads", str(threads), "--once"]
+    import statistics
+    import subprocess
+
+    from bytecode import with_bytecode
+
+    command = [sys.executable, __file__, "--once", str(bundle), str(threads)]
     found: list[list[Step]] = []
     for i in range(runs + 1):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=with_bytecode())
@@ -134,6 +137,11 @@ def steps_of_this_process(path: Path, threads: int) -> list[Step]:
 
 def compare(trees: list[Path], bundle: Path, runs: int, threads: int) -> None:
     """Starts of two trees in turns."""
+    import statistics
+    import subprocess
+
+    from bytecode import with_bytecode
+
     command = [sys.executable, "-m", "toolkit.bench", str(bundle), str(PROMPT), "2", str(threads), ""]
     found: dict[Path, list[float]] = {tree: [] for tree in trees}
     for i in range(runs + 1):

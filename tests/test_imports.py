@@ -133,6 +133,11 @@ def test_a_graph_begins_to_open_before_numpy_and_without_what_answers_need() -> 
     assert not loaded & {"_hashlib", "hashlib", "asyncio", "subprocess", "boards", "toolkit", "converters"}
 
 
+def test_a_measuring_process_loads_no_more_than_one_that_answers() -> None:
+    loaded = loaded_by("import toolkit.bench, device_runtime.engine.opening")
+    assert not loaded & {"numpy", "statistics", "subprocess", "argparse", "boards", "yaml"}
+
+
 def test_no_yaml_is_read_where_no_device_tree_says_which_board_this_is() -> None:
     loaded = loaded_by(
         "from pathlib import Path\nfrom boards import detect\ndetect._COMPATIBLE = Path('/nowhere')\n"

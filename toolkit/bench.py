@@ -1,19 +1,22 @@
-"""Measure a bundle: each run is a process of its own, because loading and peak memory are part of the question."""
+"""Measure a bundle: each run is a process of its own, because loading and peak memory are part of the question.
+
+Such a process loads what an answer needs, and what measuring needs afterwards.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_runtime.errors import ConfigurationError, StonechatError
-from device_runtime.machine.power import Power
+
+if TYPE_CHECKING:
+    from device_runtime.machine.power import Power
 
 __all__ = ["FIGURES", "Run", "cost_of_an_answer", "measure", "measure_once", "spread"]
 
@@ -52,6 +55,8 @@ def measure(
     progress: Callable[[str, float], None] = lambda step, share: None,
 ) -> Iterator[Run]:
     """Run the bundle `runs` times, after one run that warms the caches and is not counted."""
+    import subprocess
+
     command = [
         sys.executable, "-m", "toolkit.bench", str(bundle), str(prompt_tokens), str(new_tokens),
         str(threads or 0), backend or "",
@@ -69,6 +74,8 @@ def measure(
 
 def spread(runs: list[Run]) -> dict[str, dict[str, float]]:
     """figure -> median, min and max over the runs."""
+    import statistics
+
     table = {}
     for figure in FIGURES:
         values = [getattr(run, figure) for run in runs]
@@ -79,12 +86,9 @@ def spread(runs: list[Run]) -> dict[str, dict[str, float]]:
 def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int | None, backend: str | None) -> Run:
     """One run in this process, which should be a new one."""
     import os
-    import time
 
     from device_runtime.engine.opening import open_language_model
-    from device_runtime.machine.machine import peak_rss_mb
-    from device_runtime.machine.power import find_meter
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     if open_bundle(bundle).manifest.task != "generate":
         return _measure_encoder(bundle, prompt_tokens, new_tokens, threads)
@@ -94,6 +98,9 @@ def measure_once(bundle: Path, prompt_tokens: int, new_tokens: int, threads: int
         prompt = [i * 37 % (model.manifest.graph.vocabulary - 1) + 1 for i in range(prompt_tokens)]
         loaded_s = time.perf_counter()
         opened_ms = (time.clock_gettime(time.CLOCK_BOOTTIME) - _process_start_s(os.getpid())) * 1e3
+        from device_runtime.machine.machine import peak_rss_mb
+        from device_runtime.machine.power import find_meter
+
         meter = find_meter(_power_here())
         begin_j = meter.joules() if meter is not None else 0.0
         result = model.measure(prompt, new_tokens)

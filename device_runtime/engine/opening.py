@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from device_runtime.bundle.manifest import TABLE
 from device_runtime.engine.backends import begin_opening, open_backend
 from device_runtime.engine.prompts import tokenizer_of
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 if TYPE_CHECKING:
     from device_runtime.bundle.folder import Bundle

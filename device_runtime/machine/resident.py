@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = ["populate_mapped_file", "release_mapped_file", "trim_heap"]
 
+_AT_ONCE_BYTES = 8 << 20  # as long as the kernel brings pages in, no other thread can map anything
 _MADV_WILLNEED, _MADV_DONTNEED, _MADV_POPULATE_READ = 3, 4, 22  # <sys/mman.h>
 
 
@@ -45,8 +46,10 @@ def _advise(path: Path, advice: int) -> int:
         if len(fields) < 6 or fields[5] != wanted or "w" in fields[1]:
             continue
         start, stop = (int(address, 16) for address in fields[0].split("-"))
-        if library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice) == 0:
-            advised += stop - start
+        for part in range(start, stop, _AT_ONCE_BYTES):
+            size = min(_AT_ONCE_BYTES, stop - part)
+            if library.madvise(ctypes.c_void_p(part), ctypes.c_size_t(size), advice) == 0:
+                advised += size
     return advised
 
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _opened(folder: Path, args: argparse.Namespace) -> LanguageModel | EncoderModel:
     """What answers a prompt with words: a model that writes, or one that chooses the values of an answer."""
     from device_runtime.engine.opening import open_language_model
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     if open_bundle(folder).manifest.task == "classify":
         from device_runtime.engine.encoder.encoder_model import EncoderModel
