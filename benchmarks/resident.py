@@ -40,9 +40,10 @@ def main() -> None:
         steps[f"{args.tokens} tokens"] = resident_kb()
         for count in range(1, 65):
             model.measure(prompt[:count], 1)
-        for count in range(1, model.backend.several + 1):
+        for count in range(1, 2 * model.backend.several + 1):  # of an answer's draft
             model.backend.rewind(0)
-            model.backend.decode_several(prompt[:count])
+            model.backend.decode_several(prompt, range(64 - count, 64))
+        model.backend.look_ahead(prompt[:1], model.backend.position)
         steps["each length"] = resident_kb()
     names = {name for found in steps.values() for name, kb in found.items() if kb >= _LEAST_KB}
     print(f"{'kB':<44}" + "".join(f"{step:>13}" for step in steps))

@@ -59,6 +59,26 @@ wanted = [r.name for r in needed if r.marker is None or r.marker.evaluate({"extr
 print(json.dumps({"tags": [str(tag) for tag in sys_tags()], "wanted": wanted}))
 """
 
+# Answers with labels, drafted and by single steps: the largest difference of a label's probability, and runs.
+DRAFTED = """
+import json, sys
+from device_runtime.engine.language_model import LanguageModel
+form = {"type": "object", "properties": {n: {"enum": ["over", "overheat", "warn", "ok"]} for n in "abc"}}
+form |= {"required": ["a", "b", "c"], "additionalProperties": False}
+found = []
+for single in (True, False):
+    with LanguageModel.open(sys.argv[1], threads=1) as model:
+        if single:
+            model.backend.chunk = model.backend.several = 1
+        for number in 0, 0, 1, 1, 2, 2, 0:
+            answer = model.generate([{"role": "user", "content": f"Boiler {number} reads 99."}], schema=form, head="")
+            json.loads("".join(answer))
+            found.append(([c.shares().tolist() for c, in answer.choices.values()], answer.result.passes))
+steps, drafts = found[:7], found[7:]
+apart = [abs(x - y) for s, d in zip(steps, drafts) for a, b in zip(s[0][:1], d[0][:1]) for x, y in zip(a, b)]
+print(json.dumps({"apart": max(apart), "steps": sum(p for _, p in steps), "drafts": sum(p for _, p in drafts)}))
+"""
+
 
 @dataclass
 class Emulated:
@@ -259,6 +279,10 @@ def test_a_schema_is_held_to_on_a_64_bit_board(ready: Emulated, tmp_path: Path) 
     done = ready.there("stonechat", "run", ready.bundle, PROMPT, "--schema", tmp_path / "schema.json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) in (True, False)
+    done = ready.there("python", "-c", DRAFTED, ready.bundle)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["apart"] < 0.05 and found["drafts"] < found["steps"] / 4
 
 
 def test_signatures_are_checked(ready: Emulated, tmp_path: Path) -> None:
