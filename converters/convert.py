@@ -45,7 +45,7 @@ from device_runtime.bundle.manifest import (
     Manifest,
     TokenizerInfo,
 )
-from device_runtime.bundle.work_place import put_in_place, work_folder
+from device_runtime.bundle.work_place import made_folders, put_in_place, work_folder
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
@@ -117,7 +117,7 @@ def convert(
         require_space(Path(tempfile.gettempdir()), head_bytes + _REPORT_BYTES, "the report of the conversion")
     with ExitStack() as stack:  # from before the folder is there: Ctrl-C may come at any moment
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(made_folders(folder.parent))
             works = {own: stack.enter_context(work_folder(folder)) for own in _grids(checkpoint, profile, options.fast)}
         except OSError as error:
             raise ConfigurationError(

@@ -38,7 +38,7 @@ from device_runtime.bundle.manifest import (
     TokenizerInfo,
     TranslatorInfo,
 )
-from device_runtime.bundle.work_place import put_in_place, work_folder
+from device_runtime.bundle.work_place import made_folders, put_in_place, work_folder
 from device_runtime.errors import ArchitectureError, ConfigurationError
 
 __all__ = ["EncoderOptions", "context_of", "convert_encoder", "require_profile", "subject_of_encoder"]
@@ -160,7 +160,7 @@ def convert_encoder(
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
     with ExitStack() as stack:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(made_folders(folder.parent))
             work = stack.enter_context(work_folder(folder))
         except OSError as error:
             raise ConfigurationError(

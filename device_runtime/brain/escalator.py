@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from device_runtime.brain.budget import Budget
 from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
 from device_runtime.engine.schema.acceptance import accepted
-from device_runtime.errors import StonechatError
+from device_runtime.errors import IncompleteError, StonechatError
 from device_runtime.fleet.policies.escalation import Escalation, Reason
+from device_runtime.records.printable import shown
 
 __all__ = ["Escalator", "Outcome", "Passed"]
 
+_LONGEST_REASON = 300  # characters that a far side's reason may have
 MAX_WAITING = 64  # questions before the larger model; each has its local answer, or its place in the device's queue
 
 log = logging.getLogger("stonechat.serve")
@@ -41,6 +43,7 @@ class Passed:
     end_s: float  # on the monotonic clock: from then on an answer is of no use
     done: Callable[[Outcome], None]  # called once, in any thread
     key: Hashable | None = None  # what a cancel command names
+    answered: bool = False  # whether this device has an answer of its own
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _over: bool = False
 
@@ -138,9 +141,15 @@ class Escalator:
         try:
             far = self._far_side()
             answer = far.ask(passed.question, passed.end_s)
+            strange = shown(answer.unfamiliar, _LONGEST_REASON)
+            if strange and passed.answered:  # it knows no better
+                return Outcome(failed=f"{answer.where}: it is unfamiliar there, too: {strange}")
             schema = passed.question.schema
-            text = answer.text if schema is None else accepted(answer.text, schema)
-            answer = replace(answer, text=text, confidence=_of_fields(answer.confidence, text))
+            try:
+                text = answer.text if schema is None else accepted(answer.text, schema)
+            except IncompleteError as error:
+                raise IncompleteError(f"it is unfamiliar there: {strange}" if strange else str(error)) from None
+            answer = replace(answer, text=text, confidence=_of_fields(answer.confidence, text), unfamiliar=strange)
         except StonechatError as error:
             log.info("%s gave no answer: %s", name, error)
             said = str(error)

@@ -59,15 +59,11 @@ class Router:
         self._classifier: TextClassifier | None = None
         self._lock = threading.Lock()
         if routing.file is not None:
-            from device_runtime.brain.text_classifier import NONE, TextClassifier
+            from device_runtime.brain.text_classifier import TextClassifier, of_no_model
 
             self._classifier = TextClassifier.open(routing.file)
-            if others := sorted(set(self._classifier.classes) - {NONE, *models}):
-                log.warning(
-                    "%s finds texts for %s, and there %s no such model here: they are taken as texts for none. Train "
-                    "it again with `stonechat router train`, unless that is meant.",
-                    routing.file, ", ".join(others), "is" if len(others) == 1 else "are",
-                )  # fmt: skip
+            if text := of_no_model(routing.file, self._classifier, models):
+                log.warning("%s", text)
 
     def choose(self, asked: str, topic: Sequence[str] = ()) -> Chosen:
         """The model for what somebody asks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["NONE", "TextClassifier"]
+__all__ = ["NONE", "TextClassifier", "of_no_model"]
 
 NONE = ""  # the class of texts that are for no model
 FORMAT = 1
@@ -97,3 +97,14 @@ class TextClassifier:
         if found["router"] != FORMAT or found["buckets"] != BUCKETS or not np.isfinite([*scales, *bias]).all():
             raise ValueError
         return cls(classes, weights * scales[:, None], bias, known)
+
+
+def of_no_model(path: str, classifier: TextClassifier, models: Collection[str]) -> str:
+    """What to say where a classifier finds texts for models that are not there; else empty."""
+    if not (others := sorted(set(classifier.classes) - {NONE, *models})):
+        return ""
+    verb = "is" if len(others) == 1 else "are"
+    return (
+        f"{path} finds texts for {', '.join(others)}, and there {verb} no such model here: they are taken as "
+        "texts for none. Train it again with `stonechat router train`, unless that is meant."
+    )

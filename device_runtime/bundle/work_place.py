@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["clear_leftovers", "put_in_place", "work_file", "work_folder"]
+__all__ = ["clear_leftovers", "made_folders", "put_in_place", "work_file", "work_folder"]
 
 _NAME = re.compile(r"\..*\.stonechat-[0-9a-f]{8}", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2(2)
@@ -69,6 +69,20 @@ def put_in_place(work: Path, target: Path) -> None:
         aside.rename(target)
         raise
     aside.rename(work)
+
+
+@contextmanager
+def made_folders(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where this context ends with an error, those that are empty go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Fina
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
 
-__all__ = ["RemoteAnswer", "RemoteModel"]
+__all__ = ["RemoteAnswer", "RemoteModel", "why_unfamiliar"]
 
 STATE_WAIT_S = 2.0  # a retained state follows the subscription at once
 LONGEST_S = 86_400  # that an answer may take
@@ -164,6 +164,11 @@ class _Course(Protocol):
     def run(self) -> Iterator[str]: ...
 
     def cancel(self) -> None: ...
+
+
+def why_unfamiliar(final: Final) -> tuple[str, ...]:
+    """Why an input is unlike those that the model was trained for; none where the device does not say that it is."""
+    return (final.reason or "it does not say why",) if final.unfamiliar else ()
 
 
 class RemoteAnswer(Iterator[str], AsyncIterator[str]):

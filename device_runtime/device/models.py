@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from device_runtime.bundle.admission import warn_if_expired
 from device_runtime.bundle.folder import Bundle
@@ -15,8 +16,9 @@ from device_runtime.bundle.trust import TrustStore
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.engine.opening import open_model, schema_check
 from device_runtime.engine.states.store import default_keep_bytes
+from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet.file import Fleet, ModelEntry
-from device_runtime.update.slots import is_slot_folder, read_state
+from device_runtime.update.slots import is_slot_folder, read_state, resolve
 from device_runtime.update.trial import Probe, ready_bundle
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class DeviceModels:
 
         def check(bundle: Bundle) -> None:
             if self.fleet is not None:
-                self.fleet.check_model(self.device, name, bundle.manifest, schema_check(bundle))
+                self.fleet.check_model(self.device, name, bundle.manifest)
+                self._keeps_its_links(name, bundle)
 
         entry = self.entries[name]
         path = Path(entry.bundle)
@@ -78,7 +81,7 @@ class DeviceModels:
             self.ready(name, manager), threads=entry.threads, trust=self.may_run, keep_bytes=self._share(entry)
         )
         try:
-            self.check(name, opened.manifest, opened.check_schema)
+            self.check(name, opened.manifest)
         except BaseException:
             opened.close()
             raise
@@ -111,10 +114,22 @@ class DeviceModels:
         """Whether `ready` has a trial to hold."""
         return any(read_state(path).trial is not None for path in self.slot_folders.values())
 
-    def check(
-        self, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
-    ) -> None:
+    def check(self, name: str, manifest: Manifest) -> None:
         """Check a bundle that was opened against the fleet file; see `Fleet.check_model`."""
         warn_if_expired(manifest)
         if self.fleet is not None:
-            self.fleet.check_model(self.device, name, manifest, check_schema)
+            self.fleet.check_model(self.device, name, manifest)
+
+    def _keeps_its_links(self, name: str, bundle: Bundle) -> None:
+        """Raise a `ConfigurationError` for links that the bundle cannot answer and the one before it can."""
+        assert self.fleet is not None
+        refused, lost = self.fleet.refused_links(self.device, name, bundle.manifest, schema_check(bundle)), list[str]()
+        folder = Path(self.entries[name].bundle)
+        if not refused or read_state(folder).active is None:
+            return
+        with suppress(StonechatError):  # it is damaged: no link is lost with it
+            now = Bundle.open(resolve(folder))
+            refused_now = self.fleet.refused_links(self.device, name, now.manifest, schema_check(now))
+            lost = [why for link, why in refused.items() if link not in refused_now]
+        if lost:
+            raise ConfigurationError(" ".join(lost))

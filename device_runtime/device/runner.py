@@ -158,6 +158,7 @@ class ModelRunner:
         self._settings = {entry.name: entry for entry in settings}
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
         self._models: dict[str, Model] = {}
+        self._told: list[Callable[[str, Model], None]] = []
         self._not_open: dict[str, str] = {}  # why, by model
         self._purposes: dict[str, tuple[Manifest, Purpose | None]] = {}  # by bundle
         self._lock = threading.Lock()
@@ -240,6 +241,10 @@ class ModelRunner:
         """By model: why it cannot be opened, where that is no reason to go offline."""
         return dict(self._not_open)
 
+    def when_opened(self, tell: Callable[[str, Model], None]) -> None:
+        """Have `tell` called with each model and its name once it is open, in the thread that opens it."""
+        self._told.append(tell)
+
     def open(self) -> None:
         """Open every model."""
         for name in self._settings:
@@ -258,10 +263,15 @@ class ModelRunner:
         """A bundle of before an upgrade is none that a device ends for: then nobody could send it another."""
         self._not_open.pop(name, None)
         try:
-            self._models[name] = self._open_model(name)
+            self._open(name)
         except OutdatedBundleError as error:
             log.error("%s: %s", name, error)
             self._not_open[name] = str(error)
+
+    def _open(self, name: str) -> None:
+        self._models[name] = self._open_model(name)
+        for tell in self._told:
+            tell(name, self._models[name])
 
     def generate(
         self,
@@ -329,7 +339,7 @@ class ModelRunner:
 
         name = self._name(request)
         if name not in self._models:  # it could not be opened again
-            self._models[name] = self._open_model(name)
+            self._open(name)
         options = options_of(request, self._models[name])
         settings, messages = self._settings[name], request.messages
         if request.examples:

@@ -25,6 +25,7 @@ from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.schema.sample import sample
 from device_runtime.engine.schema.shortest_end import NARROW, WIDE, End, Quoted, end_of, scan, shortest_end
+from device_runtime.engine.schema.spelling import spelling_fault
 from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
@@ -33,6 +34,7 @@ from device_runtime.errors import BackendError, IncompleteError, SchemaError
 __all__ = ["Constraint", "SchemaCompiler", "check_schema", "grammar_library", "grammar_of", "no_room"]
 
 _KEPT = 32  # compiled schemas
+_SPELLING_ADVICE = "Leave the schema (a link's `answer`) out for the answer of its task, or take a model of no task."
 _without_tokenizer: TrialProcess | None = None  # tries schemas of fleet files
 _LONGEST_END = 512  # tokens; a schema whose shortest answer is longer is refused
 _FEW = 2048  # tokens, of which a value is chosen; a text has more to choose from
@@ -52,6 +54,7 @@ class SchemaCompiler:
         self._tokenizer: GrammarTokenizer | None = None  # made at the first schema: it takes some time and memory
         self._made: OrderedDict[str, _Compiled] = OrderedDict()
         self._refused: OrderedDict[str, str] = OrderedDict()  # schema -> why
+        self._trained = manifest.purpose is not None
         self._trial = schema_trial(path, self._vocabulary, tuple(self._eos))
         self._free_positions = manifest.context - len(manifest.prefix_tokens)
 
@@ -73,6 +76,11 @@ class SchemaCompiler:
         tokenizer = self._tokenizer
         if source not in self._made:
             self._try(schema, source)
+            if fault := spelling_fault(tokenizer, schema):
+                raise SchemaError(
+                    f"The vocabulary of this bundle, of {self._vocabulary} tokens, cannot spell the answer: {fault}. "
+                    f"{_SPELLING_ADVICE if self._trained else 'Give other names, or take another model.'}"
+                )
             matcher = matcher_class(tokenizer.library, _grammar(source), log_level=0)
             if matcher.is_error():
                 raise _unusable(matcher.get_error())

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_runtime.errors import ConfigurationError, SchemaError, StonechatError
+from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.circles import circles
+from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import ESCALATION, Escalation
@@ -137,13 +138,13 @@ class Fleet:
     def _routed_by(self, routing: Routing | None) -> Routing | None:
         if routing is None or routing.file is None:
             return routing
-        return replace(routing, file=str(self._beside(routing.file)))
+        return replace(routing, file=str(self.beside(routing.file)))
 
     def _located(self, policy: Escalation | None) -> Escalation | None:
         """A policy with the path of its key made absolute."""
         if policy is None or policy.to.key_file is None:
             return policy
-        return replace(policy, to=replace(policy.to, key_file=str(self._beside(policy.to.key_file))))
+        return replace(policy, to=replace(policy.to, key_file=str(self.beside(policy.to.key_file))))
 
     def links_of(self, device: str) -> tuple[Link, ...]:
         """The links of a device. One without `answer` has that of its bundle, if that was trained for a task.
@@ -169,7 +170,7 @@ class Fleet:
             ConfigurationError: the file has no such device, or a path needs a variable that is not set.
         """
         entries = {name: self.models[name] for name in self._entry(device).models}
-        return {name: replace(entry, bundle=str(self._beside(entry.bundle))) for name, entry in entries.items()}
+        return {name: replace(entry, bundle=str(self.beside(entry.bundle))) for name, entry in entries.items()}
 
     def keys_folder(self) -> Path | None:
         """The public keys that the file names, made absolute.
@@ -177,7 +178,7 @@ class Fleet:
         Raises:
             ConfigurationError: the path needs a variable that is not set.
         """
-        return None if self.keys is None else self._beside(self.keys)
+        return None if self.keys is None else self.beside(self.keys)
 
     def certs_folder(self) -> Path | None:
         """The folder with certificates that the file names, made absolute.
@@ -185,7 +186,7 @@ class Fleet:
         Raises:
             ConfigurationError: the path needs a variable that is not set.
         """
-        return None if self.broker.certs is None else self._beside(self.broker.certs)
+        return None if self.broker.certs is None else self.beside(self.broker.certs)
 
     def address(self, device: str, url: str | None = None, password_file: Path | None = None) -> BrokerAddress:
         """The broker as one device reaches it.
@@ -211,7 +212,7 @@ class Fleet:
         """
         b, certificates = self.broker, None
         if password_file is None and b.password_file is not None:
-            password_file = self._beside(b.password_file)
+            password_file = self.beside(b.password_file)
         password = read_password(password_file, name)
         if (certs := self.certs_folder()) is not None:
             certificates = Certificates.of(certs, name, password=password is not None)
@@ -233,20 +234,17 @@ class Fleet:
             raise ConfigurationError(f"{self.path} has no device in the group {name!r}; {hint}")
         return found
 
-    def check_model(
-        self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
-    ) -> None:
-        """What a device asks of one of its models, held against the model.
+    def check_model(self, device: str, name: str, manifest: Manifest) -> None:
+        """What a device asks of one of its models, held against the model. For its links see `refused_links`.
 
         Args:
             name: the model's.
             manifest: of the model's bundle.
-            check_schema: called with a schema and `max_new`; raises a `SchemaError` if no answer can be held to it.
 
         Raises:
             ConfigurationError: lists every contradiction.
         """
-        entry = self._entry(device)
+        self._entry(device)
         model, faults = self.models[name], []
         instruction = manifest.instruction
         if manifest.task != "generate":
@@ -264,33 +262,17 @@ class Fleet:
                 f"the model {name!r} has a system message here, but its bundle has an instruction baked in "
                 f"({instruction!r}); leave out `system`, or convert without --prefix."
             )
-        for link in self.links:
-            own = link.system is not None and instruction is not None and link.system != instruction
-            if own and link.name in entry.links and name == (link.model or entry.models[0]):
-                faults.append(
-                    f"link {link.name!r} has a system message, and the bundle of {name!r} has an instruction baked in; "
-                    "leave out `system`, or convert without --prefix."
-                )
-        served = set(entry.links)
-        for link in self.links:
-            answers = name == (link.model or entry.models[0])
-            if link.name in served and answers and link.answer is None and manifest.task == "embed":
-                faults.append(
-                    f"link {link.name!r} asks the model {name!r}, whose bundle gives vectors: those answer requests "
-                    "alone; take a bundle of another task."
-                )
-            if link.name in served and answers and link.answer is None and manifest.purpose is None and link.unsure:
-                faults.append(
-                    f"link {link.name!r} has `unsure` and no `answer`, and the bundle of {name!r} was trained for no "
-                    "task; give it an `answer` with a field that the model chooses: an enum, a number, true or false."
-                )
-            if link.name in served and answers and link.answer is not None:
-                try:
-                    check_schema(link.answer, model.max_new)
-                except SchemaError as error:
-                    faults.append(f"the answer of link {link.name!r} cannot be given: {error}")
         if faults:
             raise ConfigurationError("\n".join(f"{self.path}, device {device!r}: {fault}" for fault in faults))
+
+    def refused_links(
+        self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
+    ) -> Mapping[str, str]:
+        """The links of a device that one of its models cannot answer, and why; see `why_refused`."""
+        entry, max_new = self._entry(device), self.models[name].max_new
+        asked = [link for link in self.links if link.name in entry.links and name == (link.model or entry.models[0])]
+        whys = {link.name: why_refused(link, name, manifest, max_new, check_schema) for link in asked}
+        return {link: why for link, why in whys.items() if why}
 
     def _check_template(self, name: str, manifest: Manifest) -> list[str]:
         """What speaks against the messages that requests and links send: a system message, if there is one, and a
@@ -307,7 +289,7 @@ class Fleet:
             return [f"the chat template of the model {name!r} cannot render {what}; every request would fail: {error}"]
         return []
 
-    def _beside(self, path: str) -> Path:
+    def beside(self, path: str) -> Path:
         """A path in the file is relative to it."""
         return (self.path.parent / expand(path)).resolve()
 

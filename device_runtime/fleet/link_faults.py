@@ -1,23 +1,27 @@
-"""What can be seen to be wrong with a link before there is a reading."""
+"""What can be seen to be wrong with a link before there is a reading: by itself, and with the model that answers it."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.defaults import DEFAULT_NAMESPACE
 
-from device_runtime.errors import ConfigurationError, LinkError
+from device_runtime.errors import ConfigurationError, LinkError, SchemaError
 from device_runtime.fleet.expression import names_in
 from device_runtime.fleet.links import Link, Windows, parsed, shape, variables_of
 from device_runtime.fleet.questions import typed_names
 from device_runtime.mqtt.topics import check_topic, matches
 from device_runtime.tasks.examples import answer_faults
 
-__all__ = ["faults", "judged_numbers"]
+if TYPE_CHECKING:
+    from device_runtime.bundle.manifest import Manifest
+
+__all__ = ["faults", "judged_numbers", "why_refused"]
 
 # A value with one of these after it is a number: `{{ temp_c }} °C`.
 _UNIT = re.compile(r"\s*(?:°|%|(?:m?[KVAWNΩ]|[kmM]?(?:Pa|Hz|Wh|g|m|s|l)|bar|ppm|rpm|degrees|percent|lux|dB|hPa)\b)")
@@ -49,6 +53,47 @@ def faults(link: Link) -> list[tuple[str, str]]:
                 hint = "; round with {{ x | round(1) }}" if node.operator == "%" else ""
                 found.append((name, f"{node.operator!r} takes numbers only{hint}"))
     return found + _faults_of_answers(link)
+
+
+def why_refused(
+    link: Link,
+    model: str,
+    manifest: Manifest | None,
+    max_new: int | None,
+    check_schema: Callable[[Mapping[str, Any], int | None], None] | None,
+) -> str:
+    """Why a model cannot answer a link; empty where it can.
+
+    Args:
+        model: its name.
+        manifest: of its bundle; None where there is none to look at.
+        max_new: tokens of its answers, where a request does not say.
+        check_schema: called with a schema and `max_new`; raises a `SchemaError` if no answer can be held to it.
+    """
+    found = []
+    own = None if link.answer_of_model else link.answer
+    if manifest is not None:
+        if link.system is not None and manifest.instruction not in (None, link.system):
+            found.append(
+                f"link {link.name!r} has a system message, and the bundle of {model!r} has an instruction baked in; "
+                "leave out `system`, or convert without --prefix."
+            )
+        if own is None and manifest.task == "embed":
+            found.append(
+                f"link {link.name!r} asks the model {model!r}, whose bundle gives vectors: those answer requests "
+                "alone; take a bundle of another task."
+            )
+        if own is None and manifest.purpose is None and link.unsure:
+            found.append(
+                f"link {link.name!r} has `unsure` and no `answer`, and the bundle of {model!r} was trained for no "
+                "task; give it an `answer` with a field that the model chooses: an enum, a number, true or false."
+            )
+    if own is not None and check_schema is not None:
+        try:
+            check_schema(own, max_new)
+        except SchemaError as error:
+            found.append(f"the answer of link {link.name!r} cannot be given: {error}")
+    return " ".join(found)
 
 
 def _unknown_names(link: Link, variables: Set[str]) -> list[str]:
@@ -131,7 +176,7 @@ def _faults_of_answers(link: Link) -> list[tuple[str, str]]:
             wrong = answer_faults(example.answer, link.answer, whole=False)
             found += [("examples", f"[{number}]: {fault}") for fault in wrong]
             found += [("examples", f"[{number}]: {name!r} is missing") for name in missing]
-    # Without an answer the bundle may have one: see `Fleet.check_model`.
+    # Without an answer the bundle may have one: see `why_refused`.
     if link.unsure is not None and link.answer is not None and not set(typed_names(link.answer)) - set(link.decide):
         text = "needs an `answer` with a field that the model chooses: an enum, a number, true or false"
         found.append(("unsure", text))

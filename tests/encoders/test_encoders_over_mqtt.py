@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from device_runtime.mqtt.address import BrokerAddress
 from tests.support.brokers import mosquitto
 from tests.support.mqtt_peer import Peer
 from tests.support.tuned_encoder import tuned_encoder
+from toolkit.cli import main
 
 DEVICE = "test-pi"
 FLEET = """\
@@ -125,6 +127,17 @@ def test_an_encoder_that_was_tuned_for_a_task_answers_requests_as_any_trained_bu
     assert final.unfamiliar is None
     nothing = asked(remote, "zqxj kwvz qqzx xjzk", model="notes")
     assert nothing.unfamiliar and "none that the model was trained on" in nothing.reason
+
+
+def test_ask_and_chat_say_what_was_unfamiliar(port, capfd, monkeypatch):
+    whom = ["--broker", f"mqtt://127.0.0.1:{port}", "--device", DEVICE, "--model", "notes"]
+    said = "unfamiliar: most of its words are none that the model was trained on\n"
+    assert main(["ask", *whom, "zqxj kwvz qqzx xjzk"]) == 0
+    found = capfd.readouterr()
+    assert json.loads(found.out).keys() == {"state", "soon"} and found.err == said
+    monkeypatch.setattr("sys.stdin", io.StringIO("zqxj kwvz qqzx xjzk\nthe pump is hot\n"))
+    assert main(["chat", *whom]) == 0
+    assert capfd.readouterr().err == said
 
 
 def test_a_link_of_it_needs_no_answer_and_says_how_sure_it_is(port):

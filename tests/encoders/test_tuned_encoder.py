@@ -27,6 +27,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tuned_encoder(tmp_path_factory.mktemp("tuned") / "bundle")
 
 
+STRANGE = "most of its words are none that the model was trained on"
+
+
 def examples(folder: Path, texts: list[str], answer: dict[str, Any]) -> Path:
     file = folder / "held.jsonl"
     file.write_text("\n".join(json.dumps({"input": {"text": t}, "answer": answer}) for t in texts) + "\n")
@@ -112,6 +115,12 @@ def test_run_classify_and_eval_speak_of_the_task(
     assert answer.keys() == {"state", "soon"} and found["confidence"].keys() == {"state", "soon"}
     assert main(["classify", str(bundle), "the pump is hot"]) == 0
     assert answer["state"] in capsys.readouterr().out
+    assert capsys.readouterr().err == ""
+    for command in ("run", "classify"):
+        assert main([command, str(bundle), "zqxj kwvz qqzx xjzk"]) == 0
+        assert capsys.readouterr().err == f"unfamiliar: {STRANGE}\n"
+    assert main(["classify", str(bundle), "the pump is hot", "zqxj kwvz qqzx xjzk"]) == 0
+    assert capsys.readouterr().err == f"unfamiliar: 'zqxj kwvz qqzx xjzk': {STRANGE}\n"
     held = examples(tmp_path, ["the pump is hot", "THE PUMP IS HOT"], answer)
     assert main(["eval", str(bundle), "--examples", str(held), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)

@@ -111,11 +111,7 @@ def bridge(
                 log.info("the board on %s runs something else than %s; it is brought there", port, now.manifest.name)
                 updates.bring(now)
             model.use(now)
-        opened = model.open(wait_s, lambda: service.stopping)
-        for name in models.entries:  # now the board has said which schemas it has
-            if now is not None:
-                models.check(name, now.manifest, opened.check_schema)
-        return opened
+        return model.open(wait_s, lambda: service.stopping)
 
     plan = _plan(models, updates) if updates is not None else None
     service = Service(config, open_board, manager, model, updates=plan)
@@ -148,7 +144,7 @@ def _bundle(models: DeviceModels, manager: ServiceManager) -> Bundle | None:
     """What the board runs, if it was named, after the trial that is due: trusted, and not at odds with the file."""
     for name in models.entries:
         opened = Bundle.open(models.ready(name, manager), trust=models.may_run)
-        models.check(name, opened.manifest, lambda schema, max_new: None)
+        models.check(name, opened.manifest)
         return opened
     return None
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.output import print_json, say
+from toolkit.cli.output import print_json, say, say_unfamiliar
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print, and return 0; 130 after Ctrl-C; 1 when the answer was cut by the timeout."""
-    from device_runtime.client.remote import RemoteModel
+    from device_runtime.client.remote import RemoteModel, why_unfamiliar
     from device_runtime.errors import StonechatError
     from toolkit.cli.options import read_schema, read_shown
 
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"device": answer.device, **final.to_fields()})
     else:
-        print("" if final.embedding is None else list(final.embedding))
+        print("" if final.embedding is None else list(final.embedding), flush=True)
+        say_unfamiliar(why_unfamiliar(final))
         if final.finish == "deadline":
             say(f"cut after --timeout {args.timeout:g} s; a longer one gets more.")
     return 1 if final.finish == "deadline" else 0

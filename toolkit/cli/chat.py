@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.options import add_runtime, add_sampling, require_extra, sampling, whole_number
-from toolkit.cli.output import say
+from toolkit.cli.output import say, say_unfamiliar
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -138,6 +138,13 @@ def _show(answer: _Answer) -> str:
             stopped = True
             answer.cancel()
     print(flush=True)
+    final, result = getattr(answer, "final", None), getattr(answer, "result", None)  # of a device, or of a model here
+    if final is None:
+        say_unfamiliar(getattr(result, "unfamiliar", ()))
+    else:
+        from device_runtime.client.remote import why_unfamiliar
+
+        say_unfamiliar(why_unfamiliar(final))
     return "".join(pieces)
 
 

@@ -143,33 +143,43 @@ def _is_zip(path: Path) -> bool:
 
 
 def _check_fleet(args: argparse.Namespace) -> int:
-    """Report every fault of the file, and of what its devices ask of the bundles that are on this machine."""
+    """Report every fault of the file, of the files that it names, and of what its devices ask of bundles on this
+    machine."""
     from device_runtime.bundle.folder import Bundle
     from device_runtime.bundle.manifest import MANIFEST
     from device_runtime.engine.opening import schema_check
-    from device_runtime.errors import ConfigurationError
+    from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.fleet import file as fleet
+    from device_runtime.fleet.named_files import named_files
     from device_runtime.update.slots import resolve
 
     plan = fleet.load(args.path)
+    named = named_files(plan)
     elsewhere: dict[str, str] = {}
-    faults: list[str] = []
-    warnings: list[str] = []
+    faults = [f"{args.path}: {fault}" for fault in named.faults]
+    warnings = list(named.warnings)
     for device in plan.devices:
         try:
-            for name, model in plan.models_of(device).items():
+            models = plan.models_of(device)
+        except ConfigurationError as error:
+            faults.append(f"{args.path}, device {device!r}: {error}")
+            continue
+        for name, model in models.items():
+            try:
                 path = resolve(Path(model.bundle))
                 if not (path / MANIFEST).is_file():
                     elsewhere[name] = str(path)
                     continue
                 bundle = Bundle.open(path)
                 bundle.manifest.require_present_graph()
-                plan.check_model(device, name, bundle.manifest, schema_check(bundle))
+                refused = plan.refused_links(device, name, bundle.manifest, schema_check(bundle))
+                faults += [f"{args.path}, device {device!r}: {why}" for why in refused.values()]
                 warnings += _warnings(plan, device, name, bundle.manifest)
-        except ConfigurationError as error:
-            faults.append(str(error))
+                plan.check_model(device, name, bundle.manifest)
+            except StonechatError as error:
+                faults.append(str(error))
     if faults:
-        raise ConfigurationError("\n".join(faults))
+        raise ConfigurationError("\n".join(dict.fromkeys(faults)))
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
     served = {name for device in plan.devices.values() for name in device.links}
     unserved = [link.name for link in plan.links if link.name not in served]
@@ -180,6 +190,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
             "file": str(args.path),
             **counts,
             "bundles_elsewhere": elsewhere,
+            "files_elsewhere": named.elsewhere,
             "links_unserved": unserved,
             "warnings": list(dict.fromkeys(warnings)),
         },
@@ -188,6 +199,10 @@ def _check_fleet(args: argparse.Namespace) -> int:
             *(
                 f"the bundle of {name} is not on this machine ({missing}); what links ask of it was not checked"
                 for name, missing in elsewhere.items()
+            ),
+            *(
+                f"{at} is not on this machine, or not to be read by you ({missing}); it was not checked"
+                for at, missing in named.elsewhere.items()
             ),
             *(f"warning: {warning}" for warning in dict.fromkeys(warnings)),
             *_broker_lines(plan),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from toolkit.cli.options import add_json, whole_number
-from toolkit.cli.output import show, table
+from toolkit.cli.output import say_unfamiliar, show, table
 from toolkit.texts_in import add_texts, texts_of
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -51,4 +51,8 @@ def run(args: argparse.Namespace) -> int:
         if len(labels) > 1 and all(isinstance(label, bool) for label in labels):  # several that may hold
             labels = [name for name, holds in one.answer.items() if holds] or ["none"]
         lines.append((", ".join(map(str, labels)), f"{min(sure.values()):.3f}", text))
-    return show(args, {"texts": fields}, table(lines, right=(1,)))
+    show(args, {"texts": fields}, table(lines, right=(1,)))
+    if not args.json:
+        for text, one in zip(texts, found, strict=True):
+            say_unfamiliar(one.unfamiliar, text if len(texts) > 1 else "")
+    return 0

@@ -9,7 +9,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["WIDTH", "paragraph", "print_json", "rows", "say", "show", "table"]
+from device_runtime.records.printable import shown
+
+__all__ = ["WIDTH", "paragraph", "print_json", "rows", "say", "say_unfamiliar", "show", "table"]
 
 WIDTH = 80  # columns that every listing fits, whatever the terminal: the same text in a log and in a test
 _LEAST = 24  # columns of text beside a label
@@ -33,6 +35,16 @@ def print_json(value: Any) -> None:
 def say(line: str) -> None:
     """A line about the progress, at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def say_unfamiliar(reasons: Iterable[str], text: str = "") -> None:
+    """That an input is unlike those which the model was trained for, if it is.
+
+    Args:
+        text: which input, where there are several.
+    """
+    if why := "; ".join(reasons):
+        say(f"unfamiliar: {shown(repr(text), 60)}: {why}" if text else f"unfamiliar: {why}")
 
 
 def rows(pairs: Iterable[tuple[str, str]], width: int | None = None) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.options import add_json, add_runtime, add_sampling, read_schema, sampling
-from toolkit.cli.output import print_json
+from toolkit.cli.output import print_json, say_unfamiliar
 
 if TYPE_CHECKING:
     from device_runtime.engine.encoder.encoder_model import EncoderModel
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 print(piece, end="", flush=True)
         if not args.json:
             print()
+            say_unfamiliar(generation.result.unfamiliar)
     if args.json:
         from dataclasses import asdict
 

@@ -254,18 +254,24 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
         for case in result.shown:
             print(f"   {json.dumps(case['input'], ensure_ascii=False):.160} -> {case['fault']:.160}")
     if not result.believed:
-        raise ConfigurationError(f"No answer of the teacher is believed; {args.output} is empty.")
+        raise ConfigurationError(f"No answer of the teacher is believed; {args.output} was not written.")
     return 0
 
 
 def _write(path: Path, examples: Iterable[Example]) -> int:
     """Write them to a file that appears whole or not at all; returns how many they were."""
-    part = path.with_name(path.name + ".part")
+    from device_runtime.bundle.work_place import put_in_place, work_file
+    from device_runtime.errors import ConfigurationError
+
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
     count = 0
-    with part.open("w", encoding="utf-8") as stream:
-        for example in examples:
-            count += 1
-            line = {"input": example.input, "answer": example.answer}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-    part.replace(path)
+    with work_file(path) as part:
+        with part.open("w", encoding="utf-8") as stream:
+            for example in examples:
+                count += 1
+                line = {"input": example.input, "answer": example.answer}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if count:
+            put_in_place(part, path)
     return count

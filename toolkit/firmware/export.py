@@ -13,6 +13,7 @@ from typing import Any
 
 from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle
+from device_runtime.bundle.work_place import made_folders
 from device_runtime.errors import ConfigurationError
 from device_runtime.micro.library import CEngine
 from device_runtime.micro.sources import (
@@ -152,8 +153,7 @@ def export(bundle: Bundle, toolchain: str, folder: Path, schemas: Sequence[Mappi
         raise ConfigurationError(f"there is no recipe for {toolchain!r}; there are {', '.join(RECIPES)}.")
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already; name a new folder with -o.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".stonechat-", dir=folder.parent) as work:
+    with made_folders(folder.parent), tempfile.TemporaryDirectory(prefix=".stonechat-", dir=folder.parent) as work:
         made = Path(work) / "component"
         source = made / recipe.sources
         source.mkdir(parents=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ __all__ = [
     "begin",
     "described",
     "keep_cases",
+    "leaves_nothing",
     "read_cases",
     "silent",
     "train_weights",
@@ -107,13 +108,11 @@ def train_weights(task: Task, work: Path, settings: Settings, progress: Progress
     made_with = {name: value for name, value in asdict(settings).items() if name not in ("profile", "baseline")}
     if settings.distil:
         made_with["distil"] = described_teacher(task)
-    begin(
-        work,
-        {**described(task), **made_with},
-        ("vocabulary.model", "words.npy", "tokens.npz", "teacher.jsonl", "weights.npz"),
-    )
+    steps = ("vocabulary.model", "words.npy", "tokens.npz", "teacher.jsonl", "weights.npz")
     expected = settings.cases if settings.cases is not None else task.generate.cases
-    keep_cases(task, expected, settings.seed, work, progress)
+    with leaves_nothing(work):
+        begin(work, {**described(task), **made_with}, steps)
+        keep_cases(task, expected, settings.seed, work, progress)
     vocabulary = _vocabulary(task, work)
     table = _kept_vectors(task, vocabulary, work, progress) if task.network.embeddings else None
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
@@ -190,6 +189,26 @@ def begin(work: Path, shown: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in ("settings.json", *names, *(f"{part}.jsonl" for part in PARTS)):
         (work / name).unlink(missing_ok=True)
     kept.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def leaves_nothing(work: Path) -> Iterator[None]:
+    """Where a task is refused within this context, take away the folder in which no step was done, and those that were
+    made for it."""
+    missing = [path for path in work.parents if not path.exists()]
+    try:
+        yield
+    except ConfigurationError:
+        for folder in (*(path for path in work.iterdir() if path.is_dir()), work):
+            for part in folder.glob("*.part"):
+                part.unlink()
+            if [path.name for path in folder.iterdir()] == ["settings.json"]:
+                (folder / "settings.json").unlink()
+                folder.rmdir()
+        with suppress(OSError):  # there is something in it
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def keep_cases(task: Task, expected: int, seed: int, work: Path, progress: Progress, held: float | None = None) -> None:

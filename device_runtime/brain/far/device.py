@@ -6,7 +6,7 @@ import threading
 import time
 
 from device_runtime.brain.far.side import FarAnswer, FarQuestion
-from device_runtime.client.remote import RemoteModel
+from device_runtime.client.remote import RemoteModel, why_unfamiliar
 from device_runtime.errors import IncompleteError, UnreachableError
 from device_runtime.fleet.policies.escalation import Target
 from device_runtime.mqtt.address import BrokerAddress
@@ -47,7 +47,7 @@ class FarDevice:
             model = final.route.model or model
             if final.route.where != "here":
                 where += f", {final.route.where}"
-        return FarAnswer(text, where, model, final.usage, final.confidence)
+        return FarAnswer(text, where, model, final.usage, final.confidence, "; ".join(why_unfamiliar(final)))
 
     def close(self) -> None:
         """Disconnect; what is under way ends with an error."""

@@ -24,11 +24,26 @@ from device_runtime.errors import ConfigurationError, IncompleteError, Stonechat
 from device_runtime.fleet.policies.escalation import Target
 from device_runtime.mqtt.messages import Usage
 
-__all__ = ["OpenAIServer"]
+__all__ = ["OpenAIServer", "read_key"]
 
 MAX_ANSWER_BYTES = 1 << 20
 _PIECE_BYTES = 65_536
 _REFUSED = (400, 404, 415, 422, 500, 501)  # with which servers refuse a `response_format` that they do not know
+
+
+def read_key(path: Path) -> str:
+    """The API key in a file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds none.
+    """
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the key in {path} cannot be read: {error}") from None
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigurationError(f"{path} holds no API key: expected one line of ASCII.")
+    return key
 
 
 class OpenAIServer:
@@ -62,14 +77,7 @@ class OpenAIServer:
         Raises:
             ConfigurationError: it cannot be read.
         """
-        key = None
-        if target.key_file is not None:
-            try:
-                key = Path(target.key_file).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"the key in {target.key_file} cannot be read: {error}") from None
-            if not key or not key.isascii() or not key.isprintable():
-                raise ConfigurationError(f"{target.key_file} holds no API key: expected one line of ASCII.")
+        key = None if target.key_file is None else read_key(Path(target.key_file))
         return cls(target, off_site=off_site, key=key)
 
     def ask(self, question: FarQuestion, end_s: float) -> FarAnswer:
@@ -169,8 +177,12 @@ class OpenAIServer:
             raise IncompleteError(f"the answer of {self._name} met its limit of tokens before it was complete.")
         known = [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
         name = model if isinstance(model, str) and 0 < len(model) <= 64 else self._model
-        sure = _shares(own.get("confidence")) if isinstance(own, dict) else None
-        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), sure)
+        own = own if isinstance(own, dict) else {}
+        sure, strange = _shares(own.get("confidence")), ""
+        if own.get("unfamiliar") is True:
+            reason = own.get("reason")
+            strange = reason if isinstance(reason, str) and reason else "it does not say why"
+        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), sure, strange)
 
 
 def _shares(value: Any) -> dict[str, float] | None:

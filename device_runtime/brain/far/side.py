@@ -30,6 +30,7 @@ class FarAnswer:
     model: str | None = None
     usage: Usage = field(default_factory=Usage)
     confidence: Mapping[str, float] | None = None  # by field, where the far side says it
+    unfamiliar: str = ""  # why its model was not trained for such an input, where the far side says that it was not
 
 
 class FarSide(Protocol):

@@ -140,10 +140,14 @@ class Desk:
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy
-            final = Final(0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence, energy=spent)
+            final = Final(
+                0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence, energy=spent,
+                unfamiliar=True if answer.unfamiliar else None,
+                reason=f"{answer.where}: {answer.unfamiliar}" if answer.unfamiliar else None,
+            )  # fmt: skip
             return done(final, Route(answer.where, answer.model, f"{reason}: {why}"))
 
-        self._escalator.submit(Passed(reason, question, end_s, ended, key))
+        self._escalator.submit(Passed(reason, question, end_s, ended, key, local is not None))
         return True
 
     def cancel(self, key: Hashable) -> bool:
@@ -164,7 +168,7 @@ class Desk:
         purpose: Purpose | None,
         secrets: Mapping[str, str],
     ) -> None:
-        if question.schema is None or not self.policy.keep:
+        if question.schema is None or not self.policy.keep or answer.unfamiliar:
             return
         ours = None
         if local is not None:

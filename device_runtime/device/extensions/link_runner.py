@@ -20,6 +20,8 @@ from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.device.extensions.reading_job import ReadingJob
+from device_runtime.device.runner import Model
+from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import (
     MAX_WINDOW_BYTES,
     MAX_WINDOWS_BYTES,
@@ -63,7 +65,27 @@ class LinkRunner(Extension):
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {}  # link -> kind of trouble -> readings
         self._reported_s: dict[tuple[str, str], float] = {}
+        self._refused: dict[str, str] = {}  # link -> why the model that is open cannot answer it
         self._newest_s: dict[str, float] = {}  # link, or its topic and place -> when the reading came that it is of
+
+        device.runner.when_opened(self._hold_against)
+
+    def _hold_against(self, name: str, model: Model) -> None:
+        """Leave out the links that a model cannot answer, and go on with the others."""
+        config, router = self._device.config, self._device.router
+        settings = next(entry for entry in config.models if entry.name == name)
+        manifest, check_schema = self._device.runner.manifest_of(name), getattr(model, "check_schema", None)
+        for link in config.links:
+            if name != (link.model or config.models[0].name) or (link.model is None and router is not None):
+                continue
+            why = why_refused(link, name, manifest, settings.max_new, check_schema)
+            with self._lock:
+                before = self._refused.pop(link.name, "")
+                self._refused |= {link.name: why} if why else {}
+            if why and why != before:
+                log.error("link %s is left out until its model or the fleet file is another: %s", link.name, why)
+            elif before and not why:
+                log.info("link %s is taken up again", link.name)
 
     def routes(self) -> Sequence[Route]:
         """One for each filter. Stored readings are not replayed: a link acts on what is new."""
@@ -73,9 +95,11 @@ class LinkRunner(Extension):
         ]
 
     def health(self) -> dict[str, Any]:
-        """How many readings met trouble, by link and kind; `overload` are those that gave way to others."""
+        """How many readings met trouble, by link and kind, where `overload` are those that gave way to others; and the
+        links that are left out, with why."""
         with self._lock:
-            return {"links": {link: dict(counts) for link, counts in self._counts.items()} or None}
+            counts = {link: dict(counts) for link, counts in self._counts.items()}
+            return {"links": counts or None} | ({"links_refused": dict(self._refused)} if self._refused else {})
 
     def receive(self, message: Incoming) -> None:
         """Handle a reading, in the network thread."""
@@ -88,6 +112,11 @@ class LinkRunner(Extension):
         now_s = time.monotonic()
         readings: dict[str, Reading | MessageError] = {}  # by the way they are parsed
         for windows in (w for pattern in dict.fromkeys(filters) for w in self._by_filter[pattern]):
+            with self._lock:
+                refused = self._refused.get(windows.link.name)
+            if refused is not None:
+                self.trouble(windows.link, "link_refused", message.topic, refused)
+                continue
             how = windows.link.parse
             if how not in readings:
                 try:

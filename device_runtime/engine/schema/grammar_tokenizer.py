@@ -69,6 +69,14 @@ class GrammarTokenizer:
         text: bytes = self.library.decode_bytes(list(tokens))
         return text
 
+    def spells(self, text: str) -> bool:
+        """Whether the tokens that stand for a text, where nothing else could follow, spell it."""
+        try:
+            tokens: list[int] = self.library.tokenize_str(text)
+        except ValueError:  # by itself it has no tokens: it is part of others
+            return True
+        return self.text_of(tokens) == text.encode()
+
 
 def _rank(text: bytes) -> int:
     if not text.strip(b"}]"):

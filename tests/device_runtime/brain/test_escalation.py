@@ -40,6 +40,12 @@ def model(confidence: float = 0.5, pieces: Any = None, **fields: Any) -> Scripte
     return made
 
 
+def failing() -> ScriptedModel:
+    made = model()
+    made.fails_with = RuntimeError("of a kernel")
+    return made
+
+
 Start = Callable[..., tuple[OnAir, Peer]]
 
 
@@ -126,6 +132,43 @@ class TestLinks:
         device.client.publish("in/7/note", "x")
         said = listener.next()[1]
         assert said["answer"] == THEIRS and "confidence" not in said
+
+    @pytest.mark.parametrize("text", [json.dumps(THEIRS), "null"])
+    def test_a_larger_model_that_says_it_is_unfamiliar_changes_no_answer(
+        self, start: Start, far: FarServer, text: str
+    ) -> None:
+        device, listener = start(model(0.5), policy(far))
+        far.say = lambda body: text
+        far.extra = {"stonechat": {"unfamiliar": True, "reason": "x is 3; the model was trained for 0 to 2"}}
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == OURS and said["confidence"] == {"kind": 0.5} and said["unsure"] is True
+        assert said["route"]["where"] == "here"
+        where = f"http://127.0.0.1:{far.port}"
+        assert said["route"]["failed"] == (
+            f"{where}: it is unfamiliar there, too: x is 3; the model was trained for 0 to 2"
+        )
+        assert counts(device) == {"failed": 1} and kept(device) == []
+
+    def test_where_the_device_has_no_answer_it_is_passed_on_with_what_is_said_of_it(
+        self, start: Start, far: FarServer
+    ) -> None:
+        device, listener = start(failing(), policy(far))
+        far.extra = {"stonechat": {"unfamiliar": True, "reason": "most of its words are new"}}
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        assert said["answer"] == THEIRS and said["unsure"] is True
+        assert said["reason"] == f"http://127.0.0.1:{far.port}: most of its words are new"
+        assert counts(device) == {"malformed": 1}
+        assert kept(device) == []  # nobody should be trained with it
+
+    def test_no_answer_of_what_is_unfamiliar_there_says_so(self, start: Start, far: FarServer) -> None:
+        device, _ = start(failing(), policy(far))
+        far.say = lambda body: "null"
+        far.extra = {"stonechat": {"unfamiliar": True, "reason": 7}}
+        device.client.publish("in/7/note", "x")
+        event = device.client.until(lambda topic, value: topic == device.topics.event)[-1][1]
+        assert event["message"].endswith(f"http://127.0.0.1:{far.port}: it is unfamiliar there: it does not say why.")
 
     @pytest.mark.parametrize("other", [3, "x", ["confidence"], None])
     def test_what_another_server_calls_as_we_do_is_no_reason_to_refuse_its_answer(

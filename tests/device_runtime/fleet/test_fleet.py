@@ -412,9 +412,9 @@ class TestTheAnswerOfATrainedBundle:
     def test_unsure_needs_an_answer_of_either(self, tmp_path):
         f = self.read(tmp_path, self.BUNDLES / "boiler-advisor/bundle", unsure={})
         manifest = Bundle.open(self.BUNDLES / "boiler-advisor/bundle").manifest
-        f.check_model("pi", "trained", manifest, lambda schema, limit: None)
-        with pytest.raises(ConfigurationError, match="has `unsure` and no `answer`, and the bundle of 'trained'"):
-            f.check_model("pi", "trained", replace(manifest, purpose=None), lambda schema, limit: None)
+        assert f.refused_links("pi", "trained", manifest, lambda schema, limit: None) == {}
+        (why,) = f.refused_links("pi", "trained", replace(manifest, purpose=None), lambda schema, limit: None).values()
+        assert "has `unsure` and no `answer`, and the bundle of 'trained'" in why
 
 
 def test_a_board_on_mqtt_by_itself_is_asked_for_nothing_but_answers():

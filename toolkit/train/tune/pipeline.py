@@ -34,7 +34,16 @@ from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import JaxOps
 from toolkit.train.tune.optimize import Plan, below, tune
 from toolkit.train.tune.steps import shown
-from toolkit.train.weights import Progress, begin, described, keep_cases, read_cases, silent, work_folder
+from toolkit.train.weights import (
+    Progress,
+    begin,
+    described,
+    keep_cases,
+    leaves_nothing,
+    read_cases,
+    silent,
+    work_folder,
+)
 
 __all__ = ["TuneSettings", "merge", "tune_bundle"]
 
@@ -85,10 +94,11 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
     checkpoint = finite_weights(open_checkpoint(settings.checkpoint))
     plan = _plan(checkpoint, settings)
     work = work_folder(folder)
-    _begin(work, tasks, checkpoint, settings)
-    for task in tasks:
-        expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
-        keep_cases(task, expected, settings.seed, work / task.name, progress, _HELD)
+    with leaves_nothing(work):
+        _begin(work, tasks, checkpoint, settings)
+        for task in tasks:
+            expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
+            keep_cases(task, expected, settings.seed, work / task.name, progress, _HELD)
     tokenizer = _tokenizer(checkpoint)
     cases = _conversations(tasks, "train", checkpoint, tokenizer, work, settings)
     longest = max(len(case.tokens) for case in cases)

@@ -30,7 +30,16 @@ from toolkit.train.tune.encoder.network import parts_of, tensor_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, tune_encoder
 from toolkit.train.tune.encoder.texts import Texts, encoder_of, texts_of
 from toolkit.train.tune.steps import shown
-from toolkit.train.weights import Progress, begin, described, keep_cases, read_cases, silent, work_folder
+from toolkit.train.weights import (
+    Progress,
+    begin,
+    described,
+    keep_cases,
+    leaves_nothing,
+    read_cases,
+    silent,
+    work_folder,
+)
 
 __all__ = ["EncoderSettings", "tune_encoder_bundle", "tuned_checkpoint"]
 
@@ -74,9 +83,10 @@ def tune_encoder_bundle(
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
     same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline")}
-    begin(work, {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}, ("trained.npz",))
     expected = settings.cases or min(_CASES, task.generate.cases)
-    keep_cases(task, expected, settings.seed, work, progress, _HELD if expected < _FEW else None)
+    with leaves_nothing(work):
+        begin(work, {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}, ("trained.npz",))
+        keep_cases(task, expected, settings.seed, work, progress, _HELD if expected < _FEW else None)
     texts = texts_of(task, read_cases(work, "train"), checkpoint.tokenizer, encoder.max_tokens)
     config = with_heads(encoder, sizes)
     parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)

@@ -1,0 +1,64 @@
+"""A command that is refused leaves nothing behind: no empty folder, no half of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.tuned_encoder import BERT
+from toolkit.cli import main
+
+TASK = """\
+task: 1
+name: few
+kind: tiny
+about: Says what a note asks for.
+input: {text: 60}
+answer: {type: object, additionalProperties: false, required: [a], properties: {a: {enum: [x, y]}}}
+examples: few.jsonl
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "few.yaml", "-o", "made"], "few has 1 cases to train with; expected at least 10"),
+        (["train", "few.yaml", "-o", "new/folder/made"], "few has 1 cases to train with"),
+        (["train", "few.yaml", "--kind", "classify", "-o", "made"], "few has 1 cases to train with"),
+        (["train", "few.yaml", "--kind", "tune", "--from", str(BERT), "-o", "new/made"], "few has 1 cases"),
+        (
+            ["train", "few.yaml", "--kind", "tune", "--from", "GQA", "-o", "made", "--layers", "1"],
+            "few has 0 cases to train with",
+        ),
+        (["task", "generate", "few.yaml", "-o", "more.jsonl"], "few has no `truth` to generate cases from"),
+        (["task", "generate", "few.yaml", "-o", "new/more.jsonl"], "there is no folder new; make it first"),
+        (["firmware", "export", "PI", "--for", "zephyr", "-o", "new/firmware"], "has the profile 'pi'"),
+        (["convert", "GQA", "--profile", "pi", "--context", "9", "-o", "new/made"], "--context is 9"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_nothing_is_left_of_it(
+    command: list[str], words: str, tmp_path: Path, pi_bundle: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "few.yaml").write_text(TASK)
+    (tmp_path / "few.jsonl").write_text(json.dumps({"input": {"text": "hello"}, "answer": {"a": "x"}}) + "\n")
+    places = {"PI": str(pi_bundle), "GQA": str(BERT.parents[1] / "checkpoints" / "gqa-tied")}
+    monkeypatch.chdir(tmp_path)
+    assert main([places.get(word, word) for word in command]) != 0
+    assert words in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.jsonl", "few.yaml"]
+
+
+def test_an_earlier_training_is_no_reason_to_take_its_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.yaml").write_text(TASK)
+    (tmp_path / "few.jsonl").write_text(json.dumps({"input": {"text": "hello"}, "answer": {"a": "x"}}) + "\n")
+    (tmp_path / "made.training").mkdir()
+    (tmp_path / "made.training" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "few.yaml", "-o", "made"]) == 2
+    assert (tmp_path / "made.training" / "notes.txt").read_text() == "mine"
