@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.brain.far.side import FarQuestion
 from device_runtime.brain.redacted_schema import schema_for_far_side
 from device_runtime.brain.redaction import Redactor
+from device_runtime.tasks.asked import reading_in, text_in
 
 if TYPE_CHECKING:
     from device_runtime.tasks.purpose import Purpose
@@ -60,9 +60,6 @@ def input_of(messages: Sequence[Mapping[str, str]], purpose: Purpose | None) -> 
     if purpose is None:
         return {"prompt": asked}
     if purpose.inputs.text is not None:
-        return {"text": asked}
-    try:
-        found = json.loads(asked)
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) else {"prompt": asked}
+        return {"text": text_in(asked)}
+    found = reading_in(asked)
+    return {"prompt": asked} if found is None else dict(found)

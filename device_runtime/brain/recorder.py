@@ -33,7 +33,7 @@ class Asked:
 
     messages: Sequence[Mapping[str, str]]
     schema: Mapping[str, Any] | None
-    model: str  # of this device
+    model: str | None  # of this device; None: none of them is for it
     link: str | None = None
     reading: Any = None
     redactor: Redactor | None = None  # of the policy that may pass it on
@@ -71,9 +71,11 @@ class Recorder:
         if secrets is None:
             secrets = secrets_of(redactor, asked.messages, asked.schema)
         final = _without(final, redactor, secrets) if redactor else final
+        elsewhere = final.route if final.route is not None and final.route.where != "here" else None
+        model = asked.model or (elsewhere.model if elsewhere is not None else None)
         found: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "device": self._device.config.device, "model": asked.model, "bundle": self._bundle(asked.model),
+            "device": self._device.config.device, "model": model, "bundle": self._bundle(asked.model),
             "link": asked.link, "reading": redactor.value(asked.reading, secrets),
             "window": redactor.value(asked.window, secrets), **self._prompt(asked, redactor, secrets),
             "schema": schema_for_record(redactor, asked.schema, secrets), "text": final.text, "finish": final.finish,
@@ -104,14 +106,13 @@ class Recorder:
                 messages = [{**m, "content": redactor.text(m["content"], secrets)} for m in asked.messages]
         except StonechatError as error:
             return {"withheld": str(error)}
-        tokens = self._device.runner.encode(asked.model, messages)
+        tokens = None if asked.model is None else self._device.runner.encode(asked.model, messages)
         changed = messages != [dict(m) for m in asked.messages] or asked.redacted
         hidden = {"redacted": True} if changed else {}
         return ({"tokens": tokens} if tokens is not None else {"messages": messages}) | hidden
 
-    def _bundle(self, model: str) -> dict[str, Any] | None:
-        found = self._device.runner.manifest_of(model)
-        if found is None:
+    def _bundle(self, model: str | None) -> dict[str, Any] | None:
+        if model is None or (found := self._device.runner.manifest_of(model)) is None:
             return None
         return {"name": found.name, "version": found.version, "sha256": found.files["model.tflite"].sha256}
 

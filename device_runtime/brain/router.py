@@ -7,7 +7,6 @@ them goes to a model that was trained for no task, if there is one.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.errors import LinkError
 from device_runtime.fleet.expression import Expression
 from device_runtime.fleet.policies.routing import Routing
+from device_runtime.tasks.asked import reading_in, text_in
 
 if TYPE_CHECKING:
     from device_runtime.brain.text_classifier import TextClassifier
@@ -76,8 +76,8 @@ class Router:
             return self._choose(asked, topic)
 
     def _choose(self, asked: str, topic: Sequence[str]) -> Chosen:
-        reading = _object(asked)
-        names: dict[str, Any] = {**(reading or {}), "reading": reading or {}, "text": asked, "topic": list(topic)}
+        reading, text = reading_in(asked), text_in(asked)
+        names: dict[str, Any] = {**(reading or {}), "reading": reading or {}, "text": text, "topic": list(topic)}
         for number, expression, model in self._rules:
             try:
                 if expression.value(names):
@@ -85,9 +85,11 @@ class Router:
             except LinkError:  # it is about something else
                 continue
         purposes = {name: self._purpose_of(name) for name in self._models}
-        if reading is not None:
-            return self._by_fields(reading, purposes) or self._for_none(purposes)
-        return self._by_text(asked, purposes)
+        if reading is not None and (found := self._by_fields(reading, purposes)) is not None:
+            return found
+        if reading is not None and text == asked:  # fields that no task reads
+            return self._for_none(purposes)
+        return self._by_text(text, purposes)
 
     def _by_fields(self, reading: Mapping[str, Any], purposes: Mapping[str, Purpose | None]) -> Chosen | None:
         """The model that knows all its fields there; of several, the one that knows most."""
@@ -123,13 +125,3 @@ class Router:
         if general is not None:
             return Chosen(general, "it is for none of the trained tasks")
         return Chosen(self._models[0], "no model of this device is for it", stray=True)
-
-
-def _object(asked: str) -> Mapping[str, Any] | None:
-    if not asked.lstrip().startswith("{"):
-        return None
-    try:
-        found = json.loads(asked)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

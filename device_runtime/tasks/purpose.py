@@ -13,6 +13,7 @@ from device_runtime.errors import BundleError, ConfigurationError
 from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.yaml_schema import Choice, Field, MapOf, Number, Plain, Record, Text
+from device_runtime.tasks.asked import reading_in, text_in
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import INPUTS, Task, typed_fields
 from device_runtime.tasks.inputs import Inputs, Prompt
@@ -66,7 +67,8 @@ class Purpose:
         return f"{self.about} Answer in JSON: {values}."
 
     def prompt(self, asked: str | Sequence[Message]) -> Prompt:
-        """The prompt for what somebody asks: a text, or a JSON object with the fields that the task reads.
+        """The prompt for what somebody asks: a text, or a JSON object with the fields that the task reads. An object
+        that has `text` alone, as the input of an example has, is that text.
 
         It may be one that cannot be answered, because it lacks something.
 
@@ -77,11 +79,12 @@ class Purpose:
         """
         if not isinstance(asked, str):
             asked = next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
-        return self.inputs.prompt({"text": asked} if self.inputs.text is not None else self._reading(asked))
+        return self.inputs.prompt({"text": text_in(asked)} if self.inputs.text is not None else self._reading(asked))
 
     def asked(self, given: Mapping[str, Any]) -> str:
         """An input as somebody asks it, which `prompt` reads."""
-        return str(given["text"]) if self.inputs.text is not None else json.dumps(given)
+        text = str(given["text"]) if self.inputs.text is not None else None
+        return text if text is not None and text_in(text) == text else json.dumps(given)
 
     def conversation(self, shown: Sequence[Example], asked: str) -> list[Message]:
         """For a model that talks: what the task is, examples as turns, and an input's prompt."""
@@ -99,11 +102,7 @@ class Purpose:
         return ("most of its words are none that the model was trained on",)
 
     def _reading(self, asked: str) -> Mapping[str, Any]:
-        try:
-            given = json.loads(asked)
-        except (ValueError, RecursionError):
-            given = None
-        if isinstance(given, Mapping):
+        if (given := reading_in(asked)) is not None:
             return given
         names = ", ".join([*(self.inputs.fields or {}), *(["window"] if self.inputs.window else [])])
         raise ConfigurationError(

@@ -266,7 +266,8 @@ class ReadingJob(Job):
             redactor = self._desk.redactor if self._desk is not None else None
             asked = wakeup.kept or wakeup.question
             about = Asked(
-                asked.messages, asked.schema, self._model, self.link.name, value, redactor, wakeup.secrets,
+                asked.messages, asked.schema, self._model if self._has_model else None, self.link.name, value, redactor,
+                wakeup.secrets,
                 wakeup.cannot_keep, asked.messages != wakeup.question.messages,
                 None if wakeup.window is None else json.loads(wakeup.window),
             )  # fmt: skip

@@ -274,8 +274,8 @@ class RequestJob(Job):
                 self._without(reason, why, local, replace(route, model=self._elsewhere.model), code)
 
         return desk.pass_on(
-            reason, why, question, self._deadline_s, done, about={"model": self._elsewhere.model}, local=local,
-            purpose=purpose, key=self.key, secrets=secrets,
+            reason, why, question, self._deadline_s, done, local=local, purpose=purpose, key=self.key, secrets=secrets,
+            about={"model": self._elsewhere.model} if self._has_model else {},
         )  # fmt: skip
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route, code: str) -> None:
@@ -330,7 +330,7 @@ class RequestJob(Job):
         self._replies.refuse(self._address, "unavailable", f"{trouble} Ask again.")
 
     def _asked(self) -> Asked:
-        model = self._request.model or self._device.runner.names[0]
+        model = self._request.model or (self._device.runner.names[0] if self._has_model else None)
         redactor = self._desk.redactor if self._desk is not None else None
         return Asked(self._request.messages, self._request.schema, model, redactor=redactor)
 

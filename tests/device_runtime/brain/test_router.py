@@ -52,6 +52,8 @@ def purposes() -> dict[str, Purpose | None]:
         ("put the blinds down in the kitchen", "home-commands", "the router's classifier"),
         ("What is the capital of Portugal?", None, "no model of this device is for it"),
         ('{"humidity": 40}', None, "no model of this device is for it"),
+        ('{"text": "put the blinds down in the kitchen"}', "home-commands", "the router's classifier"),  # an example's
+        ('{"text": "put the blinds down", "room": 3}', None, "no model of this device is for it"),
     ],
 )
 def test_the_four_examples(purposes: dict[str, Purpose | None], asked: str, model: str | None, why: str) -> None:
@@ -147,12 +149,16 @@ def test_a_stray_question_goes_on_as_it_is_and_not_as_one_of_the_first_model(
     device = on_air(model, models=(LOGS,), routing=ROUTER, escalate=Escalation(Target(url=far.url, model="m")))
     for number, more in enumerate(({}, {"unfamiliar": True})):
         reply_to = device.ask(
-            prompt="What is the capital of Portugal?", session=str(number), correlation=b"%d" % number, **more
-        )
+            prompt="What is the capital of Portugal?", session=str(number), correlation=b"%d" % number, record=True,
+            **more,
+        )  # fmt: skip
         final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]  # noqa: B023
         assert final["text"] == "Lisbon." and final["route"]["where"] == far.url.removesuffix("/v1")
         (message,) = far.asked[-1]["messages"]
         assert message["role"] == "user" and "response_format" not in far.asked[-1]
+        record = final["record"]  # the first model has nothing to do with it
+        assert record["model"] == "m" and record["route"]["where"] == final["route"]["where"]
+        assert record["messages"] == [message] and not {"bundle", "tokens"} & record.keys()
     assert not model.asked and not (device.service.config.state_dir / "examples.jsonl").exists()
 
 

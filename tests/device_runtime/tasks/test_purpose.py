@@ -42,6 +42,19 @@ def test_what_is_asked_for_an_input_is_read_as_that_input(name: str) -> None:
     assert purpose.prompt(purpose.asked(given)) == purpose.inputs.prompt(given)
 
 
+def test_the_input_of_an_example_is_read_as_the_text_in_it_and_other_json_as_text() -> None:
+    manifest = Manifest.from_json((EXAMPLES / "log-triage/bundle/manifest.json").read_text(encoding="utf-8"))
+    purpose = Purpose.of_manifest(manifest)
+    assert purpose is not None
+    line = "kernel: eth3: Link is Down"
+    assert purpose.prompt(json.dumps({"text": line})) == purpose.prompt(line)
+    assert purpose.prompt([{"role": "user", "content": json.dumps({"text": line})}]) == purpose.prompt(line)
+    for text in ('{"level": "error", "text": "eth3 down"}', '{"text": 5}', '["text"]', "{", '{"text": "a"'):
+        assert purpose.prompt(text) == purpose.inputs.prompt({"text": text})
+    nested = {"text": json.dumps({"text": line})}  # an example that is such JSON itself
+    assert purpose.prompt(purpose.asked(nested)) == purpose.inputs.prompt(nested)
+
+
 def test_a_bundle_without_a_task_has_none() -> None:
     assert Purpose.of_manifest(replace(MANIFEST, purpose=None)) is None
 
