@@ -36,6 +36,12 @@ def check_ways(fleet: Fleet, report: Report) -> None:
                     f"device {device!r}"
                 )
                 report.add_at(("links", number, "unsure"), text)
+            elif wants and (policy := link.escalate or entry.escalate) is not None and "unsure" not in policy.when:
+                text = (
+                    f"`do: escalate` is for what is unsure, and `when` of the `escalate` that it has on {device!r} is "
+                    f"[{', '.join(policy.when)}]: add unsure there, or `do: flag` here"
+                )
+                report.add_at(("links", number, "unsure"), text)
             if (policy := link.escalate or entry.escalate) is not None and _demands_withheld(link.answer, policy):
                 text = "it demands values that `redact` withholds, so that no question of this link could go on"
                 report.add_at(("links", number, "answer"), text)

@@ -96,6 +96,12 @@ def test_escalate_needs_somewhere_to_go() -> None:
         read("", BASE.replace("    escalate: ESCALATE\n", ""))
 
 
+def test_escalate_needs_a_policy_that_passes_on_what_is_unsure() -> None:
+    text = r"fleet.yaml:15:13: links\[0\].unsure: .* `when` of the `escalate` that it has on 'pi' is \[busy\]"
+    with pytest.raises(ConfigurationError, match=text):
+        read("{to: {device: server}, when: [busy]}")
+
+
 def test_a_circle_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="escalates back to"):
         read("{to: {device: server}}", BASE.replace("pool: herd", "escalate: {to: {device: pi}}"))

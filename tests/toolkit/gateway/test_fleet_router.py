@@ -57,6 +57,7 @@ def test_a_question_to_the_fleet_finds_its_device(on_air, serving, port, fleet: 
     said = ask("kernel: eth3: link down")
     assert said.choices[0].message.content == "rack" and said.stonechat["device"] == "rack"
     assert said.stonechat["route"] == {"where": "device rack", "model": "logs", "why": "it is the model for texts"}
+    assert ask('{"text": "kernel: eth3: link down"}').stonechat["device"] == "rack"  # as a line of examples has it
     said = ask(BOILER)
     assert said.choices[0].message.content.startswith("cellar")
     assert said.stonechat["route"]["why"] == "its fields are those of the task"
