@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,10 +262,8 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
 def _write(path: Path, examples: Iterable[Example]) -> int:
     """Write them to a file that appears whole or not at all; returns how many they were."""
     from device_runtime.bundle.work_place import put_in_place, work_file
-    from device_runtime.errors import ConfigurationError
 
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+    os.scandir(path.parent).close()  # where it is no folder, the error names it, and not the file beside the one to be
     count = 0
     with work_file(path) as part:
         with part.open("w", encoding="utf-8") as stream:
