@@ -158,7 +158,7 @@ class ModelRunner:
         self._settings = {entry.name: entry for entry in settings}
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
         self._models: dict[str, Model] = {}
-        self._told: list[Callable[[str, Model], None]] = []
+        self._reports: list[Callable[[str, Model], None]] = []
         self._not_open: dict[str, str] = {}  # why, by model
         self._purposes: dict[str, tuple[Manifest, Purpose | None]] = {}  # by bundle
         self._lock = threading.Lock()
@@ -241,9 +241,9 @@ class ModelRunner:
         """By model: why it cannot be opened, where that is no reason to go offline."""
         return dict(self._not_open)
 
-    def when_opened(self, tell: Callable[[str, Model], None]) -> None:
-        """Have `tell` called with each model and its name once it is open, in the thread that opens it."""
-        self._told.append(tell)
+    def when_opened(self, report: Callable[[str, Model], None]) -> None:
+        """Have `report` called with each model and its name once it is open, in the thread that opens it."""
+        self._reports.append(report)
 
     def open(self) -> None:
         """Open every model."""
@@ -270,8 +270,8 @@ class ModelRunner:
 
     def _open(self, name: str) -> None:
         self._models[name] = self._open_model(name)
-        for tell in self._told:
-            tell(name, self._models[name])
+        for report in self._reports:
+            report(name, self._models[name])
 
     def generate(
         self,

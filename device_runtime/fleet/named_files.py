@@ -40,7 +40,7 @@ class NamedFiles:
             self.faults.append(f"{at}: {error}")
 
     def is_here(self, at: str, path: Path) -> bool:
-        """Whether a file can be read by whoever asks; else it is noted."""
+        """Whether a file can be read here; else it is noted."""
         if path.exists() and os.access(path, os.R_OK):
             return True
         self.elsewhere[at] = str(path)
