@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from device_runtime.bundle.folder import Bundle
-from device_runtime.engine.backends.litert_library import load_without_gpu
 from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.engine.backends.stepwise import StepwiseBackend
 from device_runtime.engine.states.snapshot import Snapshot
@@ -39,8 +38,6 @@ def _open(bundle: Bundle, threads: int | None, package: tuple[str, str, str]) ->
     module, name, requirement = package
     with captured_stderr() as log:
         try:
-            if package is _LITERT:
-                load_without_gpu()
             runtime: Any = import_module(module)
         except ImportError as error:
             if not _is_missing(error, module):

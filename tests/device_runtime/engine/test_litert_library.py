@@ -12,29 +12,43 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[3]
 DRIVER = "libLiteRtWebGpuAccelerator.so"
-# Prints the native libraries of LiteRT that are in use while a model is.
+# Prints the native libraries of LiteRT that are in use while a graph is.
 CHILD = """
 import sys
 from pathlib import Path
-from device_runtime.engine.language_model import LanguageModel
+from device_runtime.bundle.folder import Bundle
+from device_runtime.engine.backends import open_backend
 
-with LanguageModel.open(sys.argv[1], threads=1) as model:
-    "".join(model.generate("hello", max_new=2))
-    mapped = {Path(line.split()[-1]).name for line in Path("/proc/self/maps").read_text().splitlines()}
-print(*sorted(name for name in mapped if "litert" in name.lower() and ".so" in name))
+backend = open_backend(Bundle.open(sys.argv[1]), sys.argv[2], threads=1)
+backend.prefill([5, 6])
+mapped = {Path(line.split()[-1]).name for line in Path("/proc/self/maps").read_text().splitlines()}
+print(*sorted(name for name in mapped if name.startswith("lib") and "litert" in name.lower()))
 """
 
 
-def libraries(bundle: Path) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", CHILD, str(bundle)], capture_output=True, text=True, timeout=120)
+def libraries(bundle: Path, backend: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(bundle), backend], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-def test_the_driver_is_not_loaded(pi_bundle: Path) -> None:
+@pytest.fixture(autouse=True)
+def _driver_is_there() -> None:
     spec = find_spec("ai_edge_litert")
     assert spec is not None and spec.origin is not None
     if not (Path(spec.origin).parent / DRIVER).exists():
         pytest.skip(f"this LiteRT has no {DRIVER}")
-    assert libraries(pi_bundle) == ["libLiteRt.so"]  # nor the one of its Python module, which takes 8 MB
+
+
+def test_a_pi_bundle_loads_one_library_and_no_driver(pi_bundle: Path) -> None:
+    """Nor that of LiteRT's Python module, which takes 8 MB."""
+    assert libraries(pi_bundle, "compiled") == ["libLiteRt.so"]
+
+
+def test_a_micro_bundle_loads_no_driver() -> None:
+    bundle = ROOT / "examples/fall-alert/bundle"
+    assert libraries(bundle, "litert") == ["libLiteRt.so", "libpywrap_litert_common.so"]
