@@ -37,7 +37,7 @@ _BEGINNINGS = 64  # of prompts
 _LONGEST, _SHORTEST = 4, 2  # tokens that have to be the same before a guess
 _FADES = 0.8  # what an earlier answer counts for, and the rate of guesses that were right, after one more answer
 _HOPE = 0.9  # that rate before there was an answer
-_WORTH = 0.4  # chance of a decision, below which its part of a run costs more than it saves
+_WORTH = 0.25  # chance of a decision, below which its part of a run costs more than it saves (docs/explained/speed.md)
 _RATED = 16  # decisions, after which all are rated as the last of them
 _MOST_ASKED = 9  # places of a draft; with the one before it, two buffers of logits
 
