@@ -92,9 +92,12 @@ class LiteRt:
         Raises:
             BackendError: it is not ok.
         """
-        library = self._slow if name in _SLOW else self._short
-        if status := getattr(library, name)(*arguments):
+        if status := getattr(self.library_of(name), name)(*arguments):
             raise BackendError(f"{name} failed with status {status}")
+
+    def library_of(self, name: str) -> ctypes.CDLL:
+        """The library, as a function of this name is called."""
+        return self._slow if name in _SLOW else self._short
 
     def made(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         """A handle, by a function that takes a pointer to it as its last argument."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import ctypes
 import os
 import subprocess
 import sys
@@ -197,6 +198,15 @@ class TestModel:
         buffer = model.input_buffer(model.signatures["decoder"], "slots")
         del model
         buffer.write(np.ones(1, np.float32))
+
+    @pytest.mark.parametrize(
+        "name", ["LiteRtCreateModelFromFile", "LiteRtCreateCompiledModel", "LiteRtRunCompiledModel"]
+    )
+    def test_other_threads_go_on_while_a_graph_opens_or_runs(self, model: CompiledModel, name: str) -> None:
+        """ctypes.CDLL releases Python's lock for the call; its subclass PyDLL, for short ones, does not."""
+        runtime = model._runtime
+        assert type(runtime.library_of(name)) is ctypes.CDLL
+        assert type(runtime.library_of("LiteRtLockTensorBuffer")) is ctypes.PyDLL
 
     def test_a_call_that_fails_says_which(self, model: CompiledModel) -> None:
         with pytest.raises(BackendError, match="LiteRtCompiledModelResizeInputTensor failed with status"):
