@@ -218,7 +218,7 @@ class TestCalibrationText:
     def test_too_short_a_text(self, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "short.txt").write_text(text)
         assert "at least 32" in self.try_text(capfd, tmp_path, tmp_path / "short.txt")
-        assert list((tmp_path / "out").iterdir()) == []
+        assert not (tmp_path / "out").exists()
 
     def test_one_that_is_long_enough_is_used(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "own.txt").write_text("The pump in hall 3 runs at 81.5 °C. " * 5)
