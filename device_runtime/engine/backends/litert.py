@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from device_runtime.engine.backends.native_log import captured_stderr
 from device_runtime.errors import BackendError
 from device_runtime.machine.kernels import LITERT, LITERT_PACKAGE
 
@@ -168,10 +169,11 @@ class CompiledModel:
         self.signatures = MappingProxyType(dict(self._signature(i) for i in range(self._count("NumModelSignatures"))))
 
     def __del__(self) -> None:
-        for kind in ("CompiledModel", "Options", "Model", "Environment"):
-            handle = getattr(self, "_compiled" if kind == "CompiledModel" else f"_{kind.lower()}", None)
-            if handle is not None:
-                self._runtime.destroy(kind, handle)
+        with captured_stderr():  # LiteRT talks while it ends, also where nobody has closed the model
+            for kind in ("CompiledModel", "Options", "Model", "Environment"):
+                handle = getattr(self, "_compiled" if kind == "CompiledModel" else f"_{kind.lower()}", None)
+                if handle is not None:
+                    self._runtime.destroy(kind, handle)
 
     def resize(self, signature: Signature, name: str, shape: Sequence[int]) -> None:
         """Give an input another shape; buffers for it have to be made again."""

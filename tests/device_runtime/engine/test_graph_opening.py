@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -134,6 +135,14 @@ def test_a_graph_that_was_given_up_leaves_nothing(pi_bundle: Path) -> None:
     assert graph_threads() == []
     with LanguageModel.open(pi_bundle) as model:
         assert "".join(model.generate("hello", max_new=2))
+
+
+def test_a_model_that_nobody_has_closed_ends_without_a_word(pi_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = LanguageModel.open(pi_bundle)
+    list(model.generate("hello", max_new=2))
+    del model
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ['a "b" \\ ü # = c', "two\nlines", b"\xff".decode(errors="surrogateescape")])
