@@ -22,7 +22,8 @@ __all__ = ["PriorStore", "Priors"]
 
 _KEPT = 512
 
-_Known = OrderedDict[tuple[tuple[int, ...], str], npt.NDArray[np.float64]]
+# By what decides them: the prompt, the answer up to the label, the labels, and what follows them.
+_Known = OrderedDict[tuple[tuple[int, ...], str, tuple[str, ...], str], npt.NDArray[np.float64]]
 
 
 class PriorStore:
@@ -57,9 +58,10 @@ class Priors:
 
         Args:
             before: the answer up to the label.
+            following: what comes after it; some labels are distinguished there, such as 1 and 10.
             guess: what may follow what all labels begin with; the next fields are likely to be asked there.
         """
-        key = self._nothing, before + "|".join(labels)
+        key = self._nothing, before, tuple(labels), following
         if key not in self._known:
             found = paths.after((), "", before, labels, following)
             common = next(i for i, column in enumerate(zip(*found, strict=False)) if len(set(column)) > 1)

@@ -121,6 +121,17 @@ class TestAnswers:
         assert again[0] == first[0]
         assert again[1].confidence == pytest.approx(first[1].confidence, abs=0.02)  # other sums, rounded elsewhere
 
+    def test_a_schema_that_was_asked_before_changes_no_confidence_of_another(self, pi_bundle: Path) -> None:
+        """What distinguishes 1 from 10 is what follows them: another field, or the answer's end."""
+        one = schema(n={"enum": [1, 10]})
+        other = schema(n={"enum": [1, 10]}, state=WORDS)
+        found = []
+        for order in ((one, other), (other, one)):
+            with LanguageModel.open(pi_bundle, threads=1) as fresh:
+                sure = [ask(fresh, form)[1].confidence["n"] for form in order]
+            found.append(sure if order[0] is one else sure[::-1])
+        assert np.allclose(*found, atol=5e-3)
+
     def test_guesses_from_earlier_answers_save_passes_and_change_no_answer(self, pi_bundle: Path) -> None:
         form = schema(severity=WORDS, loud={"type": "boolean"}, cause={"enum": ["none", "no flow", "overheat"]})
         with LanguageModel.open(pi_bundle, threads=1) as model:
