@@ -41,9 +41,20 @@ class NamedFiles:
 
     def is_here(self, at: str, path: Path) -> bool:
         """Whether a file can be read here; else it is noted."""
-        if path.exists() and os.access(path, os.R_OK):
+        if not path.exists() or not os.access(path, os.R_OK):
+            self.elsewhere[at] = str(path)
+            return False
+        if not path.is_file():  # a pipe would be waited for
+            what = "a folder" if path.is_dir() else "no ordinary file"
+            self.faults.append(f"{at}: {path} is {what}; name a file.")
+            return False
+        return True
+
+    def is_folder(self, at: str, path: Path, of: str) -> bool:
+        """Whether a path is that of a folder, or of nothing here; else it is noted, with what the folder would have."""
+        if path.is_dir() or not path.exists():
             return True
-        self.elsewhere[at] = str(path)
+        self.faults.append(f"{at}: {path} is a file; name a folder with {of}.")
         return False
 
 
@@ -60,7 +71,7 @@ def named_files(fleet: Fleet) -> NamedFiles:
     for number, link in enumerate(fleet.links):
         _key(f"links[{number}]", fleet, link.escalate, found)
     if fleet.keys is not None:
-        found.look("keys", lambda: _public_keys(fleet))
+        found.look("keys", lambda: _public_keys(fleet, found))
     found.look("broker.password_file", lambda: _passwords(fleet, found))
     found.look("broker.certs", lambda: _certificates(fleet, found))
     return found
@@ -94,10 +105,11 @@ def _key(at: str, fleet: Fleet, policy: Escalation | None, found: NamedFiles) ->
     found.look(at, read)
 
 
-def _public_keys(fleet: Fleet) -> None:
+def _public_keys(fleet: Fleet, found: NamedFiles) -> None:
     from device_runtime.bundle.trust import trusted
 
-    trusted(fleet.keys_folder())
+    if (folder := fleet.keys_folder()) is None or found.is_folder("keys", folder, "public keys"):
+        trusted(folder)
 
 
 def _passwords(fleet: Fleet, found: NamedFiles) -> None:
@@ -114,7 +126,8 @@ def _passwords(fleet: Fleet, found: NamedFiles) -> None:
 
 def _certificates(fleet: Fleet, found: NamedFiles) -> None:
     """Of each device; where a password proves who it is, the broker's own is enough."""
-    if (folder := fleet.certs_folder()) is None:
+    folder = fleet.certs_folder()
+    if folder is None or not found.is_folder("broker.certs", folder, "ca.crt, DEVICE.crt and DEVICE.key"):
         return
     password = fleet.broker.password_file is not None
     for device in fleet.devices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +166,28 @@ def test_every_file_that_is_named_is_looked_at_at_once(tmp_path: Path, capfd: py
     ]):  # fmt: skip
         assert f"{file}: {place}: {what}" in faults[number]
     assert len(faults) == 6
+
+
+def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither is "not on this machine"; and nobody waits for a pipe."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    escalate = {"to": {"url": "http://server.local/v1", "model": "large", "key_file": "folder"}}
+    broker = {"url": "mqtts://broker.local", "certs": "file", "password_file": "pipe"}
+    models = {"logs": {"bundle": "file"}}
+    file = files_of(tmp_path, json.dumps({"escalate": escalate}), broker=broker, keys="file", models=models)
+    assert main(["check", str(file)]) == 2
+    err = capfd.readouterr().err
+    for fault in (
+        f"devices.house.escalate.to.key_file: {tmp_path}/folder is a folder; name a file.",
+        f"keys: {tmp_path}/file is a file; name a folder with public keys.",
+        f"broker.password_file, pipe: {tmp_path}/pipe is no ordinary file; name a file.",
+        f"broker.certs: {tmp_path}/file is a file; name a folder with ca.crt, DEVICE.crt and DEVICE.key.",
+        f"models.logs.bundle: {tmp_path}/file is a file; name the folder of a bundle, or a folder of slots",
+    ):
+        assert f"{file}: {fault}" in err
+    assert len(err.splitlines()) == 5
 
 
 def test_what_is_secret_may_be_on_the_device_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,11 @@ def _check_fleet(args: argparse.Namespace) -> int:
             try:
                 path = resolve(Path(model.bundle))
                 if not (path / MANIFEST).is_file():
+                    if path.is_file():
+                        raise ConfigurationError(
+                            f"{args.path}: models.{name}.bundle: {path} is a file; name the folder of a bundle, or a "
+                            "folder of slots (a packed one goes there with `stonechat slots install BUNDLE.zip DIR`)."
+                        )
                     elsewhere[name] = str(path)
                     continue
                 bundle = Bundle.open(path)
