@@ -19,6 +19,7 @@ _MOST_SHOWN = 3  # texts that cannot be spelt
 _DEEPEST = 40  # levels
 _BEGINNINGS = ('"', "0", "true", "null", "[", "{")  # of values that a schema does not name
 _NAMES = {" ": "a space", "\n": "a line's end"}
+_COLON = "the space after its colon"  # in a property whose name has none
 
 
 def spelling_fault(tokenizer: GrammarTokenizer, schema: Mapping[str, Any]) -> str | None:
@@ -34,7 +35,8 @@ def _said(tokenizer: GrammarTokenizer, where: str, text: str) -> str:
     missing = [character for character in dict.fromkeys(text) if not tokenizer.spells(character)]
     if not missing:  # an accent that is a character of its own, where the tokenizer composes them
         return f"{where} (its tokens are read back as another text)"
-    return f"{where} (no token for {', '.join(_NAMES.get(c, repr(c)) for c in missing)})"
+    names = _NAMES if " " in text.removeprefix(", ").removesuffix(": ") else {**_NAMES, " ": _COLON}
+    return f"{where} (no token for {', '.join(names.get(c, repr(c)) for c in missing)})"
 
 
 def _unspelt(tokenizer: GrammarTokenizer, node: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -49,8 +49,9 @@ def test_what_has_no_space_besides_its_own_answer_says_so() -> None:
     with pytest.raises(SchemaError) as caught:
         SchemaCompiler(Bundle.open(EXAMPLES / "boiler-advisor" / "bundle")).check(schema)
     assert str(caught.value) == (
-        "The vocabulary of this bundle, of 298 tokens, cannot spell the answer: the property 'too_hot' (no token for a "
-        "space). Leave the schema (a link's `answer`) out for the answer of its task, or take a model of no task."
+        "The vocabulary of this bundle, of 298 tokens, cannot spell the answer: the property 'too_hot' (no token for "
+        "the space after its colon). Leave the schema (a link's `answer`) out for the answer of its task, or take a "
+        "model of no task."
     )
 
 
@@ -59,10 +60,17 @@ def test_a_value_is_named_with_its_property_and_what_it_lacks() -> None:
     assert fault == "\"very hot\" in 'severity' (no token for a space)"
 
 
+def test_a_space_of_the_name_itself_is_told_from_the_one_after_its_colon() -> None:
+    fault = spelling_fault(tokenizer("boiler-advisor"), {"properties": {"too hot": {"enum": ["ok"]}}})
+    assert fault == "the property 'too hot' (no token for a space)"
+
+
 def test_properties_deep_in_an_answer_are_looked_at() -> None:
     inner = of(state={"enum": ["on"]})
     for schema in (of(severity=inner), {"type": "array", "items": inner}, {"anyOf": [inner]}, {"$defs": {"a": inner}}):
-        assert "state' (no token for a space)" in (spelling_fault(tokenizer("fall-alert"), schema) or "")
+        assert "state' (no token for the space after its colon)" in (
+            spelling_fault(tokenizer("fall-alert"), schema) or ""
+        )
 
 
 def test_many_faults_are_counted() -> None:
