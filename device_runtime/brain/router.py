@@ -87,7 +87,7 @@ class Router:
         purposes = {name: self._purpose_of(name) for name in self._models}
         if reading is not None and (found := self._by_fields(reading, purposes)) is not None:
             return found
-        if reading is not None and text == asked:  # fields that no task reads
+        if reading is not None and text == asked and not _holds_sentence(reading):  # fields that no task reads
             return self._for_none(purposes)
         return self._by_text(text, purposes)
 
@@ -125,3 +125,8 @@ class Router:
         if general is not None:
             return Chosen(general, "it is for none of the trained tasks")
         return Chosen(self._models[0], "no model of this device is for it", stray=True)
+
+
+def _holds_sentence(reading: Mapping[str, Any]) -> bool:
+    """Whether a field is several words, as in a program's log of JSON objects: then it is judged as a text is."""
+    return any(isinstance(value, str) and len(value.split()) > 1 for value in reading.values())

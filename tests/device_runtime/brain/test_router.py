@@ -53,7 +53,8 @@ def purposes() -> dict[str, Purpose | None]:
         ("What is the capital of Portugal?", None, "no model of this device is for it"),
         ('{"humidity": 40}', None, "no model of this device is for it"),
         ('{"text": "put the blinds down in the kitchen"}', "home-commands", "the router's classifier"),  # an example's
-        ('{"text": "put the blinds down", "room": 3}', None, "no model of this device is for it"),
+        ('{"ts": 1711, "level": "error", "msg": "no route to host 10.0.0.4"}', "log-triage", "the router's classifier"),
+        ('{"sensor": "wine cellar", "humidity": 40}', None, "no model of this device is for it"),
     ],
 )
 def test_the_four_examples(purposes: dict[str, Purpose | None], asked: str, model: str | None, why: str) -> None:
