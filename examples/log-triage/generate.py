@@ -5,14 +5,15 @@
 high: something is down, lost, killed or broken into. normal: an error or a warning that should not wait for ever.
 low: small, over, or healed by itself. Lines of everyday work ask for nothing: none, low.
 
-A line is a message (messages.yaml, routine.yaml), or a thing with what can be said of it (phrases.yaml, and of many
-worlds worlds.yaml), after the prefix of some log format, with names and numbers put in. Some are written as a program's
-code or as fields, get a tail, lose a word, or have a letter wrong.
+A line is one that somebody wrote (written.csv), or a message (messages.yaml, routine.yaml), or a thing with what can be
+said of it (phrases.yaml, and of many worlds worlds.yaml), after the prefix of some log format, with names and numbers
+put in. Some are written as a program's code or as fields, get a tail, lose a word, or have a letter wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import json
 import random
@@ -30,6 +31,7 @@ PHRASES, MESSAGES, ROUTINE, WORLDS = (
     yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
     for name in ("phrases", "messages", "routine", "worlds")
 )
+WRITTEN = list(csv.DictReader((HERE / "written.csv").read_text(encoding="utf-8").splitlines()))
 CATEGORIES = list(MESSAGES)
 INTERFACES = [
     "eth0", "eth1", "eth3", "enp3s0", "ens18", "wlan0", "eno1", "bond0", "wlp2s0", "usb0", "ppp0", "br0", "Gi0/3",
@@ -41,7 +43,8 @@ SYLLABLES = [
     "zu", "fi", "go", "lan", "ter", "mon", "dex", "cor", "vel", "tan", "bri", "sol", "quo", "net",
 ]  # fmt: skip
 TYPO_SHARE, DROP_SHARE, TAIL_SHARE, STRANGE_LEVEL = 0.06, 0.12, 0.15, 0.3
-WORLD_SHARE, CODED_SHARE, LOUD_SHARE = 0.6, 0.06, 0.05
+WRITTEN_SHARE, WORLD_SHARE, CODED_SHARE, LOUD_SHARE = 0.65, 0.6, 0.06, 0.05
+BARE_SHARE, OTHER_HEAD = 0.7, 0.3  # of written lines: without a prefix of ours, and said by another device
 GLUE = ["{t} {s}", "{t} {s}", "{t} {s}", "{t}: {s}", "{t} is {s}", "{s}: {t}", "{t} - {s}", "{t} on {d}: {s}"]
 GLUE += ["{d}: {t} {s}", "{d}: {t} {s}", "{d} N: {t} {s}", "{d} HOST {t} {s}", "{p}: {t} {s}", "{d} N {t}: {s}"]
 GLUE += ["{t} of {d} N {s}", "{t} {s} at {d} N", "{t} N {s}", "{t} HOST {s}", "{p}[N]: {t} N: {s}"]
@@ -216,6 +219,16 @@ def coded(rng: random.Random, text: str) -> str:
     return ["_", "-", "."][style - 1].join(words).upper() if rng.random() < 0.6 else "_".join(words).lower()
 
 
+def written(rng: random.Random) -> tuple[str, str, str]:
+    """A line that somebody wrote, its category and its priority; some are said by another device or program."""
+    row = rng.choice(WRITTEN)
+    text = row["text"]
+    if (head := re.match(r"[A-Za-z][\w .#/-]{2,24}: (?=.{20})", text)) and rng.random() < OTHER_HEAD:
+        other = chosen(rng, rng.choice(WORLDS["devices"] + WORLDS["programs"]))
+        text = f"{other} {rng.randint(1, 40)}: {text[head.end() :]}"
+    return text, row["category"], row["priority"]
+
+
 def message(rng: random.Random) -> tuple[str, str, str]:
     """A message, its category and its priority."""
     if rng.random() < WORLD_SHARE:
@@ -240,14 +253,18 @@ def message(rng: random.Random) -> tuple[str, str, str]:
 
 def line(rng: random.Random) -> dict[str, Any]:
     """An example."""
-    text, category, priority = message(rng)
     slots = names(rng)
-    text = filled(slots, text)
+    if by_hand := rng.random() < WRITTEN_SHARE:
+        text, category, priority = written(rng)
+    else:
+        text, category, priority = message(rng)
+        text = filled(slots, text)
     if len(text) < 60 and rng.random() < CODED_SHARE:
         text = coded(rng, text)
     if rng.random() < LOUD_SHARE:
         text = text.upper()
-    text = prefix(rng, "none" if category == "none" else priority, slots) + text
+    if not by_hand or rng.random() > BARE_SHARE:
+        text = prefix(rng, "none" if category == "none" else priority, slots) + text
     if rng.random() < TAIL_SHARE:
         text += tail(rng, slots)
     return {"input": {"text": worn(rng, text)}, "answer": {"category": category, "priority": priority}}

@@ -22,6 +22,7 @@ from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMERIC, TEXTS = ("boiler-advisor", "fall-alert"), ("home-commands", "log-triage")
+LATEST = {"home-commands": "heldout-5", "log-triage": "heldout-8"}  # written after all that was trained on
 CASES = 250  # of the numeric ones: half a minute on a slow machine
 
 
@@ -41,7 +42,7 @@ def heldout(name: str) -> list[Example]:
     if name in HELD_OUT:
         return [Example(case["input"], case["answer"]) for case in HELD_OUT[name](CASES, 4711)]
     task = load(EXAMPLES / name)
-    return read_examples(EXAMPLES / name / "heldout-2.jsonl", task.inputs, task.answer)
+    return read_examples(EXAMPLES / name / f"{LATEST[name]}.jsonl", task.inputs, task.answer)
 
 
 def ask(name: str, **given: Any) -> TypedAnswer:
@@ -67,29 +68,30 @@ def test_typed_fields_of_unseen_readings_are_right(name: str) -> None:
     assert max(field.calibration_error for field in found.fields.values()) <= 0.05
 
 
-@pytest.mark.parametrize(("name", "none"), [("home-commands", 0.95), ("log-triage", 0.9)])
-def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str, none: float) -> None:
-    """log-triage takes two of twenty lines that ask for nothing for something small, as its README says."""
+@pytest.mark.parametrize("name", TEXTS)
+def test_typed_fields_of_texts_that_no_generator_made_are_right(name: str) -> None:
     found = scored(name)
     assert found.accuracy >= 0.95 and found.well_formed == found.count
-    assert found.none_recognized >= none * found.none_asked
+    assert found.none_recognized >= 0.95 * found.none_asked
     assert max(field.calibration_error for field in found.fields.values()) <= 0.05
 
 
 @pytest.mark.parametrize(
     ("name", "file", "share"),
     [
+        ("home-commands", "heldout-2", 0.95),
         ("home-commands", "heldout-3", 0.95),
         ("home-commands", "heldout-4", 0.97),
-        ("home-commands", "heldout-5", 0.98),
-        ("log-triage", "heldout-3", 0.9),
-        ("log-triage", "heldout-4", 0.92),
-        ("log-triage", "heldout-5", 0.88),
-        ("log-triage", "heldout-6", 0.87),
+        ("log-triage", "heldout-2", 0.93),
+        ("log-triage", "heldout-3", 0.89),
+        ("log-triage", "heldout-4", 0.97),
+        ("log-triage", "heldout-5", 0.93),
+        ("log-triage", "heldout-6", 0.97),
+        ("log-triage", "heldout-7", 0.94),
     ],
 )
 def test_texts_of_a_harder_kind_are_not_forgotten(name: str, file: str, share: float) -> None:
-    """Less than two of them below what the README says. The logs are of machines that the generator knows little of."""
+    """Less than two of them below what the README says. Some authors call a line normal that others call low."""
     task = load(EXAMPLES / name)
     examples = read_examples(EXAMPLES / name / f"{file}.jsonl", task.inputs, task.answer)
     found = score(answerer(name).purpose, examples, [answerer(name).answer(e.input) for e in examples])
