@@ -52,8 +52,8 @@ def test_check_does_not_call_it_fit(earlier: Bundle, tmp_path: Path, capsys: pyt
         "schema: 1\nbroker: {url: 'mqtt://localhost'}\n"
         f"models: {{m: {{bundle: {earlier.path}}}}}\ndevices: {{pi-1: {{model: m}}}}\n"
     )
-    for command in ([str(earlier.path), "--board", "raspberry-pi-5-4gb"], [str(fleet)]):
-        assert main(["check", *command]) == 1
+    for command, code in (([str(earlier.path), "--board", "raspberry-pi-5-4gb"], 1), ([str(fleet)], 2)):
+        assert main(["check", *command]) == code  # of a fleet file it is a fault among others
         assert "3 signatures" in capsys.readouterr().err
 
 
