@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -259,7 +260,7 @@ def test_the_command_refuses_what_only_decoders_have(
 def test_a_number_of_cases_may_name_the_only_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", str(ROOT / "examples/log-triage"), "--kind", "tune", "--from", str(ENCODERS / "bert-embed")]
     assert main([*command, "-o", str(tmp_path / "b"), "--cases", "400", "--cases", "log-triage=4"]) == 2
-    assert "log-triage has 4 cases to train with" in capsys.readouterr().err
+    assert re.search("log-triage has [1-4] cases to train with", capsys.readouterr().err)
 
 
 def train(task: Task, output: Path, kill: bool = False) -> dict[str, Any]:
