@@ -80,7 +80,7 @@ def ours(bundle: str, form: dict[str, Any], vary: int) -> Contestant:
 
     def answer(system: str, reading: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": reading}]
-        return "".join(model.generate(messages, schema=form, max_new=120, **options))
+        return "".join(model.generate(messages, schema=form, max_new=180, **options))
 
     return answer, lambda text: len(model.encode(text)) - len(model.manifest.prefix_tokens)
 
@@ -112,7 +112,7 @@ def llama(model_path: str, form: dict[str, Any]) -> Contestant:
 
     def answer(system: str, reading: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": reading}]
-        done = model.create_chat_completion(messages, response_format=held, max_tokens=120, temperature=0)
+        done = model.create_chat_completion(messages, response_format=held, max_tokens=180, temperature=0)
         return str(done["choices"][0]["message"]["content"])
 
     return answer, lambda text: len(model.tokenize(text.encode(), add_bos=False))
