@@ -13,7 +13,7 @@ from converters.encoders.transformer import cross_rows, next_logits, sentence
 from converters.network.weights import FloatArray, ReadTensor
 from converters.ops.numpy_parts import NumpyParts, Observe
 
-__all__ = ["NumpyReading", "bucket_of", "reference_logits", "reference_sentence", "reference_sentences"]
+__all__ = ["NumpyReading", "bucket_of", "distances_of", "reference_logits", "reference_sentence", "reference_sentences"]
 
 
 class NumpyReading(NumpyParts):
@@ -42,15 +42,18 @@ class NumpyReading(NumpyParts):
     def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, layer: int) -> FloatArray:
         """As in `StackOps`."""
         length = len(q)
-        bias = np.zeros((1, length, length), np.float32)
-        if stack.buckets is not None:
-            distances = np.arange(length)[None] - np.arange(length)[:, None]  # of the key, seen from the query
-            table = self._read(f"{stack.side}.relative.weight")
-            rows = bucket_of(distances, stack.buckets, both_ways=not stack.crosses)
-            bias = table[rows].transpose(2, 0, 1)  # (heads, queries, keys)
+        bias = self._near(stack, length)
         if stack.crosses:
             bias = bias + np.triu(np.full((length, length), -np.inf, np.float32), 1)
         return self._mixed(q, k, v, stack, bias)
+
+    def _near(self, stack: Stack, length: int) -> FloatArray:
+        """What is added to scores by distance, (heads, queries, keys); one 0 for all where nothing is."""
+        if stack.buckets is None:
+            return np.zeros((1, 1, 1), np.float32)
+        table = self._read(f"{stack.side}.relative.weight")
+        rows = bucket_of(distances_of(length), stack.buckets, both_ways=not stack.crosses)
+        return np.asarray(table[rows].transpose(2, 0, 1))
 
     def keep(self, k: FloatArray, v: FloatArray, layer: int) -> None:
         """As in `transformer.py`."""
@@ -79,6 +82,12 @@ class NumpyReading(NumpyParts):
     def unit(self, x: FloatArray) -> FloatArray:
         """As in `StackOps`."""
         return np.asarray(x / np.linalg.norm(x))
+
+
+def distances_of(length: int) -> npt.NDArray[np.int64]:
+    """Of each key, seen from each query: (queries, keys)."""
+    places = np.arange(length)
+    return np.asarray(places[None] - places[:, None], np.int64)
 
 
 def bucket_of(distances: npt.NDArray[Any], buckets: Buckets, *, both_ways: bool) -> npt.NDArray[np.int64]:
@@ -118,12 +127,13 @@ class _Several(NumpyReading):
 
     def attend(self, q: FloatArray, k: FloatArray, v: FloatArray, stack: Stack, layer: int) -> FloatArray:
         """As in `StackOps`."""
-        assert stack.buckets is None and not stack.crosses
+        assert not stack.crosses
         a = stack.attention
         queries, keys, values = (
             x.reshape(self._count, -1, a.heads, a.head_dim).transpose(0, 2, 1, 3) for x in (q, k, v)
         )
         scores = queries @ keys.transpose(0, 1, 3, 2) * np.float32(a.score_scale)  # (texts, heads, length, length)
+        scores = scores + self._near(stack, scores.shape[-1])
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ values
         return np.asarray(mixed.transpose(0, 2, 1, 3).reshape(q.shape), np.float32)

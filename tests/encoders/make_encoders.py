@@ -48,6 +48,10 @@ def main() -> None:
     classifier("distilbert", hf.DistilBertForSequenceClassification(hf.DistilBertConfig(**distil, **labels)), pieces)
     roberta = {**SMALL, "vocab_size": 300, "max_position_embeddings": 130, "pad_token_id": 1, "type_vocab_size": 1}
     classifier("roberta", hf.RobertaForSequenceClassification(hf.RobertaConfig(**roberta, **labels)), None)
+    mpnet = {**SMALL, "vocab_size": len(pieces), "max_position_embeddings": 98}
+    own = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *pieces[5:]]  # transformers takes token 1 for padding
+    embedding("mpnet", hf.MPNetModel(hf.MPNetConfig(**mpnet)), own)
+    classifier("mpnet-classify", hf.MPNetForSequenceClassification(hf.MPNetConfig(**mpnet, **labels)), own)
     embedding("xlm-roberta", hf.XLMRobertaModel(hf.XLMRobertaConfig(**{**roberta, "vocab_size": 120})), None)
     marian()
     for name, more in {"t5": {}, "flan-t5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}.items():
@@ -84,9 +88,12 @@ def tokenizer_of(folder: Path, pieces: list[str] | None, vocabulary: int) -> Tok
     """Writes a tokenizer, and reads it back as transformers does."""
     if pieces is not None:
         (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
+        kind = hf.MPNetTokenizerFast if folder.name.startswith("mpnet") else hf.BertTokenizerFast
+        settings = {"tokenizer_class": kind.__name__.removesuffix("Fast"), "do_lower_case": True, "strip_accents": None}
+        if kind is hf.MPNetTokenizerFast:
+            settings |= {"cls_token": "<s>", "sep_token": "</s>", "unk_token": "[UNK]"}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        return hf.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+        return kind(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     if folder.name == "roberta":
         bpe = ByteLevelBPETokenizer()
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

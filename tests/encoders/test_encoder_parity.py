@@ -20,7 +20,16 @@ from device_runtime.engine.encoder.translator import Translator
 from device_runtime.engine.encoder.vocabulary import Vocabulary
 from tests.encoders.conftest import FOLDER
 
-SENTENCES = ["bert-embed", "bert-classify", "bert-several", "distilbert", "roberta", "xlm-roberta"]
+SENTENCES = [
+    "bert-embed",
+    "bert-classify",
+    "bert-several",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "mpnet",
+    "mpnet-classify",
+]
 TRANSLATORS = ["marian", "t5", "flan-t5"]
 
 

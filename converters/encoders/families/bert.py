@@ -26,7 +26,9 @@ _PARTS = {
 }  # fmt: skip
 
 
-def encoder_config(name: str, fields: Fields, task: Task, settings: SentenceSettings, unused_positions: int) -> Config:
+def encoder_config(
+    name: str, fields: Fields, task: Task, settings: SentenceSettings, unused_positions: int
+) -> EncoderConfig:
     """Map config.json.
 
     Args:

@@ -98,7 +98,7 @@ def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[Any, Any]:
     return jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32)
 
 
-@pytest.mark.parametrize("name", ["bert-embed", "xlm-roberta"])
+@pytest.mark.parametrize("name", ["bert-embed", "xlm-roberta", "mpnet"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_network_in_jax_is_that_of_the_converter(name: str, layers: int, task: Task) -> None:
     """Texts of different lengths side by side, each as the float reference has it alone."""

@@ -71,8 +71,11 @@ def test_words_have_the_encoders_vectors_and_the_rest_has_none(vocabulary: bytes
     np.testing.assert_allclose(np.linalg.norm(vectors[first:], axis=1), 1, atol=1e-4)
 
 
-def test_texts_of_one_length_are_read_together_as_they_are_alone(encoder: EncoderCheckpoint) -> None:
-    """Sums of 32 terms in another order: 1e-5 of values around 1."""
+@pytest.mark.parametrize("name", ["bert-embed", "mpnet"])
+def test_texts_of_one_length_are_read_together_as_they_are_alone(name: str) -> None:
+    """Sums of 32 terms in another order: 1e-5 of values around 1. MPNet adds to scores by distance."""
+    encoder = open_encoder(ENCODER.parent / name)
+    assert encoder is not None
     assert isinstance(encoder.config, EncoderConfig)
     texts = [encoder.tokenizer.framed(text) for text in ("pump is hot", "boiler is off", "is it hot")]
     rows = [text[:5] for text in texts]

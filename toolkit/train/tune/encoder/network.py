@@ -78,13 +78,14 @@ def logits(
     """Of all values of all fields: (texts, values); see `JaxSentences`."""
     upper = {name.removeprefix("layers."): value for name, value in trained.items() if name.startswith("layers.")}
     outer = {**fixed, **{name: value for name, value in trained.items() if name.startswith("head.")}}
+    shared = {name: value for name, value in fixed.items() if ".relative." in name}  # every layer reads it
     keys = [None, None] if key is None else list(jax.random.split(key, 2))
     ops = JaxSentences(outer, tokens, lengths, keys[0], drop)
     x = embedded(ops, config.encoder)
 
     def one(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         weights, own_key = layer
-        within = {_LAYER + name: value for name, value in weights.items()}
+        within = {**shared, **{_LAYER + name: value for name, value in weights.items()}}
         return encoder_layer(JaxSentences(within, tokens, lengths, own_key, drop), config, 0, x), None
 
     if below:  # without dropout: nothing here is learnt

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from converters.encoders.network import Pooling, Stack
+from converters.encoders.ops_numpy import bucket_of, distances_of
 from converters.network.config import Norm
 from toolkit.train.tune.jax_parts import HIDDEN, JaxParts, Tensors
 
@@ -55,11 +56,13 @@ class JaxSentences(JaxParts):
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, stack: Stack, layer: int) -> jax.Array:
         """Each row of a text over all rows of the same text."""
-        assert stack.buckets is None  # of T5 alone, which translates
         a = stack.attention
         heads = (*self._tokens.shape, a.heads, a.head_dim)
         queries, keys, values = (x.reshape(heads) for x in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) * a.score_scale
+        if stack.buckets is not None:
+            rows = bucket_of(distances_of(self._tokens.shape[1]), stack.buckets, both_ways=True)
+            scores = scores + self._read(f"{stack.side}.relative.weight")[rows].transpose(2, 0, 1)
         shares = jax.nn.softmax(jnp.where(self._seen[:, None, None], scores, HIDDEN), axis=-1)
         return jnp.einsum("bhqk,bkhd->bqhd", shares, values).reshape(q.shape)
 
