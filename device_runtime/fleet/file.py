@@ -307,7 +307,7 @@ def _answer_of(bundle: Path) -> Mapping[str, Any] | None:
     """
     from device_runtime.bundle.manifest import MANIFEST, Manifest  # what a client of this module does not need
     from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.active import resolve
 
     try:
         purpose = Purpose.of_manifest(Manifest.from_json((resolve(bundle) / MANIFEST).read_text(encoding="utf-8")))

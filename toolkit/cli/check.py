@@ -110,7 +110,7 @@ def _reason(text: str) -> str:
 def _manifest(path: Path) -> Manifest:
     """Of a bundle in either form; a packed one is read, not unpacked."""
     from device_runtime.bundle.archive import Archive
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     if path.is_dir():
         manifest = open_bundle(path).manifest
@@ -151,7 +151,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.fleet import file as fleet
     from device_runtime.fleet.named_files import named_files
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.active import resolve
 
     plan = fleet.load(args.path)
     named = named_files(plan)

@@ -17,9 +17,10 @@ from device_runtime.errors import SchemaError
 from device_runtime.fleet.file import load
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.settings import ModelSettings
+from device_runtime.update.active import read_state
 from device_runtime.update.install import install
 from device_runtime.update.probe import Measured
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from tests.support.scripted_model import ScriptedModel
 from tests.support.update_bundles import confirm, variant
 
