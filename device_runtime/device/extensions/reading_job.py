@@ -74,6 +74,9 @@ class ReadingJob(Job):
             return None
         self._wakeup = self._wakeup.of(self._answering)
         link = self.link
+        if why := self._refusal:
+            code = "link_refused"
+            return None if self._pass_on("malformed", why, code=code) else self._trouble(code, why)
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
         try:
@@ -139,6 +142,12 @@ class ReadingJob(Job):
     @property
     def _model(self) -> str:
         return self._wakeup.link.model or (self._chosen.model if self._chosen else self._device.runner.names[0])
+
+    @property
+    def _refusal(self) -> str:
+        """Why its model cannot answer its link: the router goes by what is asked, not by what the link demands."""
+        decided = is_decided(self.link, self._wakeup.decided)
+        return "" if decided else self._links.refusal(self.link, self._model)
 
     @property
     def _has_model(self) -> bool:
