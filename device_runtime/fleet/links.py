@@ -104,6 +104,10 @@ class Link:
             return (self.model,)
         return tuple(models) if routed else tuple(models[:1])
 
+    def answered_with(self, schema: Mapping[str, Any] | None) -> Link:
+        """The same with the schema of the bundle that answers it, where it has none of its own."""
+        return replace(self, answer=schema) if self.answer_of_model and schema != self.answer else self
+
 
 @dataclass(frozen=True)
 class Wakeup:

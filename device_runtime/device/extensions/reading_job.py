@@ -159,7 +159,7 @@ class ReadingJob(Job):
         """Its link with the schema of the model that is for it; what no model here is for has the link's own alone."""
         if self._has_model:
             return self._device.answering(self.link, self._model)
-        return replace(self.link, answer=None) if self.link.answer_of_model else self.link
+        return self.link.answered_with(None)
 
     @property
     def _here(self) -> Route | None:
