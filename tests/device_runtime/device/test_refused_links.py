@@ -150,6 +150,7 @@ def test_what_the_model_of_the_router_cannot_answer_goes_on(on_air: Callable[...
 
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+BAKED_IN = "link 'own' has a system message, and the bundle of 'tiny' has an instruction baked in"
 ROUTER: dict[str, Any] = {"router": {"rules": []}}
 CATEGORY = {"type": "object", "properties": {"category": {"enum": ["network", "disk"]}}, "required": ["category"]}
 
@@ -198,17 +199,17 @@ def test_check_says_what_serve_does(
 
 
 @pytest.fixture
-def slots_of(pi_bundle: Path, tmp_path: Path) -> Callable[[str], DeviceModels]:
+def slots_of(pi_bundle: Path, tmp_path: Path) -> Callable[..., DeviceModels]:
     """A device with version 1 of a bundle in a slot folder, and a link with a system message of its own."""
 
-    def make(instruction: str | None) -> DeviceModels:
+    def make(instruction: str | None, **device: Any) -> DeviceModels:
         with lock(tmp_path / "slots", make=True) as slots:
             install(variant(pi_bundle, tmp_path / "v1", "1", instruction=instruction), slots)
             confirm(slots)
         link = {"name": "own", "from": "a/+", "prompt": "{{ t }}", "to": "b", "system": "Sing."}
         fleet = {
-            "schema": 1, "models": {"tiny": {"bundle": "slots"}}, "links": [link],
-            "devices": {"pi": {"model": "tiny", "links": ["own"]}},
+            "schema": 1, "models": {"tiny": {"bundle": "slots"}, "other": {"bundle": "elsewhere"}}, "links": [link],
+            "devices": {"pi": {"model": "tiny", "links": ["own"], **device}},
         }  # fmt: skip
         (tmp_path / "fleet.yaml").write_text(json.dumps(fleet))
         plan = load(tmp_path / "fleet.yaml")
@@ -221,17 +222,19 @@ def slots_of(pi_bundle: Path, tmp_path: Path) -> Callable[[str], DeviceModels]:
 
 
 @pytest.mark.parametrize(
-    ("now", "outcome", "why"),
+    ("device", "now", "outcome", "why"),
     [
-        (None, "rolled_back", "link 'own' has a system message, and the bundle of 'tiny' has an instruction baked in"),
-        ("Dance.", "confirmed", None),  # which could not answer the link before
+        ({}, None, "rolled_back", BAKED_IN),
+        ({}, "Dance.", "confirmed", None),  # which could not answer the link before
+        ({"model": ["other", "tiny"]}, None, "confirmed", None),  # the link asks the first
+        ({"model": ["other", "tiny"], **ROUTER}, None, "rolled_back", BAKED_IN),
     ],
 )
 def test_an_update_that_would_silence_a_link_is_given_back(
-    slots_of: Callable[[str | None], DeviceModels], pi_bundle: Path, tmp_path: Path, now: str | None, outcome: str,
-    why: str | None,
+    slots_of: Callable[..., DeviceModels], pi_bundle: Path, tmp_path: Path, device: dict[str, Any], now: str | None,
+    outcome: str, why: str | None,
 ) -> None:  # fmt: skip
-    models = slots_of(now)
+    models = slots_of(now, **device)
     with lock(tmp_path / "slots") as slots:
         install(variant(pi_bundle, tmp_path / "v2", "2", instruction="Be brief."), slots)
     models.ready("tiny", ServiceManager())
