@@ -82,7 +82,7 @@ def take_in(path: Path, runs: int) -> None:
 
     numpy_without_threads()
     from device_runtime.engine.backends import open_backend
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     bundle = open_bundle(path)
     backend = open_backend(bundle, None, 1)

@@ -15,7 +15,7 @@ from device_runtime.brain.router import Router
 from device_runtime.fleet.file import load
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import interval
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 
 def main() -> None:

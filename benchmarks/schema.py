@@ -20,7 +20,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import SchemaCompiler
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 PROMPT = [{"role": "user", "content": "Describe a greenhouse on a hot day."}]
 SCHEMAS = {

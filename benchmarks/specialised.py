@@ -27,7 +27,7 @@ from device_runtime.tasks.examples import Example, read_examples  # noqa: E402
 from device_runtime.tasks.file import Task, load  # noqa: E402
 from device_runtime.tasks.purpose import Purpose  # noqa: E402
 from device_runtime.tasks.score import score  # noqa: E402
-from device_runtime.update.slots import open_bundle  # noqa: E402
+from device_runtime.update.active import open_bundle  # noqa: E402
 from tests.support.heldout_readings import HELD_OUT  # noqa: E402
 from toolkit.examples.sources import all_examples  # noqa: E402
 

@@ -129,7 +129,7 @@ def cost_of_an_answer(bundle: Path, task: str, inputs: Sequence[Mapping[str, Any
     from device_runtime.machine.power import energy_fields, find_meter
     from device_runtime.tasks.answering import Answerer
     from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     opened = open_bundle(bundle)
     purpose = Purpose.of_manifest(opened.manifest, task)

@@ -200,7 +200,7 @@ def _watchdog() -> Iterator[Finding]:
 
 
 def _model(plan: fleet.Fleet, device: str) -> Finding:
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     try:
         bundles = [open_bundle(model.bundle) for model in plan.models_of(device).values()]

@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.brain.question import last_of_user
+from device_runtime.brain.router import Router
 from device_runtime.engine.opening import open_model
 from device_runtime.errors import ConfigurationError, IncompleteError, LinkError
 from device_runtime.fleet.file import Fleet
+from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
 from device_runtime.fleet.questions import answer_fields, is_decided
+from device_runtime.mqtt.messages import Route
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import matches
+from device_runtime.records.typed_json import write
+from device_runtime.tasks.purpose import Purpose
 
 if TYPE_CHECKING:
     from device_runtime.engine.opening import OpenedModel
@@ -155,16 +161,21 @@ class Replay:
         self.of_no_link = 0  # readings whose topic no link listens to, as far as `run` has come
         self.links = [Windows(link, clock=lambda: self._now_s) for link in links]
         entries = fleet.models_of(device)
-        self._default = next(iter(entries))
+        names = tuple(entries)
+        self._default = names[0]
         self._limits = {name: entry.max_new for name, entry in entries.items()}
         self._systems = {name: entry.system for name, entry in entries.items()}
         self._models: dict[str, OpenedModel] = {}
-        for link in links:
-            name = link.model or self._default
-            if name not in self._models:
-                entry = entries[name]
-                given = None if models is None else models[name]
-                self._models[name] = given or open_model(entry.bundle, threads=threads or entry.threads)
+        self._purposes: dict[str, Purpose | None] = {}
+        # A device that is asked in place of a bundle finds the model itself.
+        routing = fleet.routing(device) if models is None and any(link.model is None for link in links) else None
+        self._router = Router(routing, names, self._purposes.get) if routing is not None else None
+        for name in dict.fromkeys(name for link in links for name in self._may_ask(link)):
+            entry = entries[name]
+            given = None if models is None else models[name]
+            self._models[name] = given or open_model(entry.bundle, threads=threads or entry.threads)
+            if self._router is not None:
+                self._purposes[name] = Purpose.of_manifest(self._models[name].manifest)
 
     def __enter__(self) -> Replay:
         return self
@@ -172,6 +183,14 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         for model in self._models.values():
             model.close()
+
+    def _may_ask(self, link: Link) -> tuple[str, ...]:
+        return link.may_ask(tuple(self._limits), routed=self._router is not None)
+
+    def _refusal(self, link: Link, name: str) -> str:
+        """Why a model cannot answer a link; empty where it can."""
+        model = self._models[name]
+        return why_refused(link, name, model.manifest, self._limits[name], getattr(model, "check_schema", None))
 
     def run(self, readings: Sequence[Recorded]) -> Iterator[Replayed | None]:
         """What comes of each reading, for each link that it concerns; None where it does not wake one.
@@ -195,7 +214,8 @@ class Replay:
         """The faults of an `answer`: fields that no link has, values that none can say; none where a link's model may
         bring a schema of its own.
         """
-        schemas = [windows.link.answer for windows in self.links if _listens(windows.link, recorded)]
+        links = [windows.link for windows in self.links if _listens(windows.link, recorded)]
+        schemas = [None if link.answer_of_model and len(self._may_ask(link)) > 1 else link.answer for link in links]
         fields: dict[str, list[Mapping[str, Any]]] = {}
         for schema in schemas:
             if schema is None or not isinstance(schema.get("properties"), Mapping):
@@ -223,7 +243,15 @@ class Replay:
         if is_decided(link, wakeup.decided):
             fields, held_back = answer_fields(link, json.dumps(wakeup.decided), {}, "")
             return Replayed(link.name, topic, fields, truth, held_back)
-        name, question = link.model or self._default, wakeup.question
+        name, route = link.model or self._default, dict[str, Any]()
+        if link.model is None and self._router is not None:
+            chosen = self._router.choose(last_of_user(wakeup.question.messages), topic.split("/"))
+            name, purpose = chosen.model, self._purposes[chosen.model]
+            route = {"route": write(Route(model=name, why=chosen.why))}
+            if why := self._refusal(link, name):
+                return Replayed(link.name, topic, {"error": why} | route, truth)
+            wakeup = wakeup.of(link.answered_with(None if purpose is None else purpose.answer))
+        link, question = wakeup.link, wakeup.question
         messages, system = list(question.messages), self._systems[name]
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
@@ -233,11 +261,11 @@ class Replay:
         try:
             text = "".join(generation)
         except IncompleteError as error:
-            return Replayed(link.name, topic, {"error": str(error)}, truth)
+            return Replayed(link.name, topic, {"error": str(error)} | route, truth)
         result = generation.result
         confidence = {field: round(share, 4) for field, share in (result.confidence or {}).items()}
         fields, held_back = answer_fields(link, text, confidence, "; ".join(result.unfamiliar))
         return Replayed(
-            link.name, topic, fields, truth, held_back, time.perf_counter() - started_s, result.prompt_tokens,
+            link.name, topic, fields | route, truth, held_back, time.perf_counter() - started_s, result.prompt_tokens,
             result.cached_tokens,
         )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ConfigurationError
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 __all__ = ["distances", "layer_names", "trace_bundle", "trace_checkpoint"]
 

@@ -56,7 +56,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = False, trust: TrustStore | None = None) -> Bundle:
-        """Check and open a bundle folder. A path that a person typed goes through `update.slots.open_bundle`.
+        """Check and open a bundle folder. A path that a person typed goes through `update.active.open_bundle`.
 
         Args:
             verify: hash every file even if it has not changed since the last full check.

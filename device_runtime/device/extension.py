@@ -8,7 +8,7 @@ listens to, and is called when one of their messages comes, when the device has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from paho.mqtt.matcher import MQTTMatcher
@@ -61,8 +61,7 @@ class Device:
         if not link.answer_of_model or self.runner.manifest_of(name) is None:
             return link
         purpose = self.runner.purpose_of(name)
-        answer = None if purpose is None else purpose.answer
-        return link if answer == link.answer else replace(link, answer=answer)
+        return link.answered_with(None if purpose is None else purpose.answer)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from device_runtime.engine.opening import open_model, schema_check
 from device_runtime.engine.states.store import default_keep_bytes
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet.file import Fleet, ModelEntry
-from device_runtime.update.slots import is_slot_folder, read_state, resolve
+from device_runtime.update.active import is_slot_folder, read_state, resolve
 from device_runtime.update.trial import Probe, ready_bundle
 
 if TYPE_CHECKING:

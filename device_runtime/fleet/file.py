@@ -158,7 +158,7 @@ class Fleet:
         if all(link.answer is not None for link in own):
             return tuple(own)
         trained = {name: _answer_of(Path(model.bundle)) for name, model in self.models_of(device).items()}
-        asked = {link.name: trained.get(link.model or entry.models[0]) for link in own if link.answer is None}
+        asked = {link.name: trained.get(models[0]) for link, models in self.asking(device) if link.answer is None}
         return tuple(
             replace(link, answer=asked[link.name], answer_of_model=True) if link.name in asked else link for link in own
         )
@@ -268,11 +268,24 @@ class Fleet:
     def refused_links(
         self, device: str, name: str, manifest: Manifest, check_schema: Callable[[Mapping[str, Any], int | None], None]
     ) -> Mapping[str, str]:
-        """The links of a device that one of its models cannot answer, and why; see `why_refused`."""
-        entry, max_new = self._entry(device), self.models[name].max_new
-        asked = [link for link in self.links if link.name in entry.links and name == (link.model or entry.models[0])]
+        """The links of a device that may ask one of its models, and that it cannot answer: why; see `why_refused`."""
+        max_new = self.models[name].max_new
+        asked = [link for link, models in self.asking(device) if name in models]
         whys = {link.name: why_refused(link, name, manifest, max_new, check_schema) for link in asked}
         return {link: why for link, why in whys.items() if why}
+
+    def asking(self, device: str) -> list[tuple[Link, tuple[str, ...]]]:
+        """The links of a device as the file has them, each with the models that it may ask.
+
+        Raises:
+            ConfigurationError: the file has no such device.
+        """
+        entry = self._entry(device)
+        return [
+            (link, link.may_ask(entry.models, routed=entry.router is not None))
+            for link in self.links
+            if link.name in entry.links
+        ]
 
     def _check_template(self, name: str, manifest: Manifest) -> list[str]:
         """What speaks against the messages that requests and links send: a system message, if there is one, and a
@@ -307,7 +320,7 @@ def _answer_of(bundle: Path) -> Mapping[str, Any] | None:
     """
     from device_runtime.bundle.manifest import MANIFEST, Manifest  # what a client of this module does not need
     from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.active import resolve
 
     try:
         purpose = Purpose.of_manifest(Manifest.from_json((resolve(bundle) / MANIFEST).read_text(encoding="utf-8")))

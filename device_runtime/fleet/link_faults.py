@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -21,7 +21,7 @@ from device_runtime.tasks.examples import answer_faults
 if TYPE_CHECKING:
     from device_runtime.bundle.manifest import Manifest
 
-__all__ = ["faults", "judged_numbers", "why_refused"]
+__all__ = ["faults", "judged_numbers", "why_left_out", "why_refused"]
 
 # A value with one of these after it is a number: `{{ temp_c }} °C`.
 _UNIT = re.compile(r"\s*(?:°|%|(?:m?[KVAWNΩ]|[kmM]?(?:Pa|Hz|Wh|g|m|s|l)|bar|ppm|rpm|degrees|percent|lux|dB|hPa)\b)")
@@ -94,6 +94,22 @@ def why_refused(
         except SchemaError as error:
             found.append(f"the answer of link {link.name!r} cannot be given: {error}")
     return " ".join(found)
+
+
+def why_left_out(link: Link, models: Sequence[str], refusals: Mapping[str, str]) -> str:
+    """Why a device leaves out a link: none of the models that it may ask can answer it. Empty where one can.
+
+    Args:
+        models: that it may ask, see `Link.may_ask`.
+        refusals: what `why_refused` says, by model. A model that is not there may be able to: nobody has looked.
+    """
+    whys = [refusals.get(name, "") for name in models]
+    if not all(whys):
+        return ""
+    if len(models) == 1:
+        return whys[0]
+    each = " ".join(f"{name}: {why}" for name, why in zip(models, whys, strict=True))
+    return f"no model that the router may find for link {link.name!r} can answer it. {each}"
 
 
 def _unknown_names(link: Link, variables: Set[str]) -> list[str]:

@@ -84,7 +84,7 @@ class Link:
     answer: Mapping[str, Any] | None = None  # a JSON schema; None is that of a bundle trained for a task, else any text
     deadline_s: float = 30.0  # from the reading to the end of its answer
     overload: Overload = "newest"  # which reading of a topic waits while the model is busy
-    model: str | None = None  # the name of the model that answers; None is the device's first
+    model: str | None = None  # the name of the model that answers; None: the one that the router finds, or the first
     parse: Parse = "json"  # how a payload is read
     system: str | None = None  # the model's instruction for this link; None is the model's own
     examples: tuple[LinkExample, ...] = ()  # shown to the model as turns of a conversation
@@ -92,6 +92,21 @@ class Link:
     unsure: Unsure | None = None  # what becomes of an answer of which the model is not sure; None: nothing
     escalate: Escalation | None = None  # where its questions go on to; None: where the device's do, if they do
     answer_of_model: bool = False  # `answer` is that of the bundle that answers, and changes with it
+
+    def may_ask(self, models: Sequence[str], *, routed: bool) -> tuple[str, ...]:
+        """Which models its readings may be for: the one that it names, else the first; with a router each of them.
+
+        Args:
+            models: of the device that serves it, by name.
+            routed: whether the device has a router.
+        """
+        if self.model is not None:
+            return (self.model,)
+        return tuple(models) if routed else tuple(models[:1])
+
+    def answered_with(self, schema: Mapping[str, Any] | None) -> Link:
+        """The same with the schema of the bundle that answers it, where it has none of its own."""
+        return replace(self, answer=schema) if self.answer_of_model and schema != self.answer else self
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from device_runtime.tasks.classify import Heads
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.inputs import Prompt
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 __all__ = ["Answerer", "Choice", "TypedAnswer", "confidence_of"]
 

@@ -11,8 +11,9 @@ from device_runtime.bundle.archive import Archive
 from device_runtime.bundle.folder import Bundle, read_signature
 from device_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from device_runtime.errors import BundleError, ConfigurationError, StonechatError
+from device_runtime.update.active import resolve
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import Slots, resolve
+from device_runtime.update.slots import Slots
 from device_runtime.update.staging import CHUNK_BYTES, Missing, Staging
 from device_runtime.update.state import TrialLimits
 

@@ -19,21 +19,10 @@ from pathlib import Path
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.machine.process_lock import process_lock
 from device_runtime.update import durable
-from device_runtime.update.active import STATE, is_slot_folder, open_bundle, read_state, resolve
+from device_runtime.update.active import STATE, is_slot_folder, read_state
 from device_runtime.update.state import SLOTS, Last, Slot, State, TrialLimits
 
-__all__ = [
-    "INCOMING",
-    "SLOTS",
-    "STATE",
-    "Slots",
-    "is_slot_folder",
-    "leftovers",
-    "lock",
-    "open_bundle",
-    "read_state",
-    "resolve",
-]
+__all__ = ["INCOMING", "Slots", "leftovers", "lock"]
 
 INCOMING = "incoming"
 _TRASH = "trash"

@@ -33,8 +33,8 @@ from device_runtime.errors import BundleError, UpdateError
 from device_runtime.machine.disk import free_bytes
 from device_runtime.update import durable
 from device_runtime.update.policy import Admitted
-from device_runtime.update.slots import SLOTS, Slots
-from device_runtime.update.state import Last, TrialLimits
+from device_runtime.update.slots import Slots
+from device_runtime.update.state import SLOTS, Last, TrialLimits
 
 __all__ = ["CHUNK_BYTES", "Missing", "Source", "Staging", "peek"]
 

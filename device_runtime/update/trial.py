@@ -19,8 +19,9 @@ from pathlib import Path
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError, UpdateError
+from device_runtime.update.active import is_slot_folder, read_state, resolve
 from device_runtime.update.probe import Measured
-from device_runtime.update.slots import Slots, is_slot_folder, leftovers, lock, read_state, resolve
+from device_runtime.update.slots import Slots, leftovers, lock
 from device_runtime.update.staging import peek
 from device_runtime.update.state import ATTEMPTS, Last, TrialLimits
 

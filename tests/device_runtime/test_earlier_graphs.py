@@ -15,8 +15,9 @@ from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.backends import open_backend
 from device_runtime.engine.backends.tracing import trace_tensors
 from device_runtime.errors import BundleError
+from device_runtime.update.active import read_state
 from device_runtime.update.install import install
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from device_runtime.update.state import TrialLimits
 from device_runtime.update.trial import roll_back, try_bundle
 from tests.support.signed_bundles import COUNTS, plain_bundle

@@ -25,8 +25,9 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.packets import Subscription
 from device_runtime.mqtt.topics import DeviceTopics, PoolTopics
+from device_runtime.update.active import read_state
 from device_runtime.update.install import install
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from tests.support.brokers import await_ready, free_port, made_broker, mosquitto
 from toolkit.cli import main
 from toolkit.emulate.model_board import main as peer_main

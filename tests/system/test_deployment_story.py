@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.update.slots import read_state
+from device_runtime.update.active import read_state
 from tests.support.brokers import free_port, made_broker, mosquitto_path
 from tests.support.ssh_boards import SUPERVISOR, link_environment
 from tests.support.ssh_servers import SshServer, ssh_server

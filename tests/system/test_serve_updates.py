@@ -20,8 +20,9 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report
+from device_runtime.update.active import read_state
 from device_runtime.update.install import install
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from tests.support.brokers import mosquitto
 from tests.support.update_bundles import confirm, variant
 from toolkit.rollout.sender import Sender

@@ -13,7 +13,7 @@ import pytest
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import TypedAnswer
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from toolkit.demo import __main__ as demo
 from toolkit.demo import boiler, broker
 from toolkit.demo.processes import PartFailedError, Processes

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from device_runtime.update.active import read_state, resolve
 from device_runtime.update.install import install
-from device_runtime.update.slots import lock, read_state, resolve
+from device_runtime.update.slots import lock
 from tests.support.update_bundles import confirm, contents, variant
 
 QUESTION = "hello"

@@ -72,6 +72,39 @@ def test_each_reading_is_answered_and_what_is_known_is_scored(replayed: Try) -> 
     assert found["of_no_link"] == 1  # `elsewhere`
 
 
+def test_the_router_finds_the_model_as_on_the_device(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
+    category = {"type": "object", "properties": {"category": {"enum": ["network", "disk"]}}, "required": ["category"]}
+    examples = Path(__file__).parents[2] / "examples"
+    names = ("boiler-advisor", "log-triage")
+    known = {"name": "any", "from": "house/+", "prompt": "{{ reading | tojson }}", "to": "out"}
+    typed = {**known, "name": "typed", "from": "typed/+", "answer": category}
+    fleet = {
+        "schema": 1, "links": [known, typed],
+        "models": {name: {"bundle": str(examples / name / "bundle"), "threads": 1} for name in names},
+        "devices": {"pi": {
+            "model": list(names), "links": ["any", "typed"],
+            "router": {"rules": [{"when": "topic[1] == 'log'", "model": "log-triage"}]},
+        }},
+    }  # fmt: skip
+    (tmp_path / "fleet.yaml").write_text(json.dumps(fleet))
+    boiler = '{"temp_c": 96, "bar": 1.4, "flow_l_min": 12}'
+    log = '{"text": "kernel: igb 0000:01:00.0 eth3: Link is Down"}'
+    right = f'{{"topic": "house/log", "reading": {log}, "answer": {{"category": "network"}}}}'
+    (tmp_path / "readings.txt").write_text(f"house/boiler {boiler}\n{right}\ntyped/log {log}\ntyped/boiler {boiler}\n")
+    assert main(["try", str(tmp_path / "fleet.yaml"), "--readings", str(tmp_path / "readings.txt"), "--json"]) == 0
+    by_fields, by_rule, typed_log, refused = json.loads(capfd.readouterr().out)["answers"]
+    assert "severity" in by_fields["answer"]
+    assert by_fields["route"] == {
+        "where": "here", "model": "boiler-advisor", "why": "its fields are those of the task",
+    }  # fmt: skip
+    assert {"category", "priority"} <= by_rule["answer"].keys() and by_rule["right"] == {"category": True}
+    assert (by_rule["route"]["model"], by_rule["route"]["why"]) == ("log-triage", "rule 1")
+    assert typed_log["answer"]["category"] == "network" and typed_log["route"]["model"] == "log-triage"
+    assert refused["error"].startswith("the answer of link 'typed' cannot be given: The vocabulary of this bundle")
+    assert refused["route"]["model"] == "boiler-advisor"
+
+
 def test_the_text_names_what_should_have_been(replayed: Try) -> None:
     _, out, _ = replayed("--link", "rule")
     assert 'plant/4  rule: {"severity": "ok"}  | severity should be "alarm"' in out

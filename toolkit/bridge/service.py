@@ -20,8 +20,8 @@ from device_runtime.fleet.file import Fleet, ModelEntry, load
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress, Certificates, read_password
 from device_runtime.mqtt.topics import check_id, is_id
+from device_runtime.update.active import is_slot_folder, open_bundle, read_state
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import is_slot_folder, open_bundle, read_state
 from toolkit.bridge.board_updates import BoardUpdates, hello_of
 from toolkit.device.installed import fits_on
 from toolkit.device.service import default_state_dir, device_models, log_to_stderr, run_until_stopped

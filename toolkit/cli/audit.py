@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.tasks.answering import Answerer
     from device_runtime.tasks.examples import read_examples
     from device_runtime.tasks.file import load
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.cli.eval_task import purpose_of
     from toolkit.examples.sources import all_examples
     from toolkit.progress import ProgressBar

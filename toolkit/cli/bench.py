@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Print medians and spread."""
     from dataclasses import asdict
 
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.bench import FIGURES, measure, spread
     from toolkit.progress import ProgressBar
 

@@ -110,7 +110,7 @@ def _verify(args: argparse.Namespace) -> int:
     from device_runtime.bundle.admission import check_admission
     from device_runtime.bundle.archive import Archive, head_of, open_any
     from device_runtime.bundle.trust import TrustStore, device_keys
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.active import resolve
 
     board = load_board(args.board).id if args.board else None
     trust = TrustStore.load(args.keys or device_keys(), required=True)

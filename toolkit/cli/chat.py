@@ -173,7 +173,7 @@ def _serial(args: argparse.Namespace) -> Iterator[_Ask]:
         from device_runtime.bridge.model import SerialModel
     except ImportError as error:
         raise require_extra("bridge", error) from None
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     bundle = open_bundle(args.bundle) if args.bundle is not None else None
     options: dict[str, Any] = {"max_new": args.max_new, "sampling": sampling(args), "stop": args.stop}

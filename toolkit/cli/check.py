@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from boards.fit import Fit
     from device_runtime.bundle.manifest import Manifest
     from device_runtime.fleet.file import Fleet
+    from device_runtime.fleet.links import Link
+    from device_runtime.fleet.policies.escalation import Escalation
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -110,7 +112,7 @@ def _reason(text: str) -> str:
 def _manifest(path: Path) -> Manifest:
     """Of a bundle in either form; a packed one is read, not unpacked."""
     from device_runtime.bundle.archive import Archive
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     if path.is_dir():
         manifest = open_bundle(path).manifest
@@ -150,8 +152,9 @@ def _check_fleet(args: argparse.Namespace) -> int:
     from device_runtime.engine.opening import schema_check
     from device_runtime.errors import ConfigurationError, StonechatError
     from device_runtime.fleet import file as fleet
+    from device_runtime.fleet.link_faults import why_left_out
     from device_runtime.fleet.named_files import named_files
-    from device_runtime.update.slots import resolve
+    from device_runtime.update.active import resolve
 
     plan = fleet.load(args.path)
     named = named_files(plan)
@@ -164,6 +167,8 @@ def _check_fleet(args: argparse.Namespace) -> int:
         except ConfigurationError as error:
             faults.append(f"{args.path}, device {device!r}: {error}")
             continue
+        manifests: dict[str, Manifest] = {}  # of the bundles on this machine
+        refused: dict[str, Mapping[str, str]] = {}  # model -> link -> why it cannot answer that
         for name, model in models.items():
             try:
                 path = resolve(Path(model.bundle))
@@ -177,12 +182,19 @@ def _check_fleet(args: argparse.Namespace) -> int:
                     continue
                 bundle = Bundle.open(path)
                 bundle.manifest.require_present_graph()
-                refused = plan.refused_links(device, name, bundle.manifest, schema_check(bundle))
-                faults += [f"{args.path}, device {device!r}: {why}" for why in refused.values()]
-                warnings += _warnings(plan, device, name, bundle.manifest)
+                refused[name] = plan.refused_links(device, name, bundle.manifest, schema_check(bundle))
+                manifests[name] = bundle.manifest
                 plan.check_model(device, name, bundle.manifest)
             except StonechatError as error:
                 faults.append(str(error))
+        for link, asked in plan.asking(device):
+            whys = {name: found[link.name] for name, found in refused.items() if link.name in found}
+            if why := why_left_out(link, asked, whys):
+                faults.append(f"{args.path}, device {device!r}: {why}")
+            else:
+                warnings += _in_vain(device, link, link.escalate or plan.devices[device].escalate, whys)
+            if all(name in manifests for name in asked):
+                warnings += _warnings(link, [manifests[name] for name in asked])
     if faults:
         raise ConfigurationError("\n".join(dict.fromkeys(faults)))
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
@@ -216,23 +228,31 @@ def _check_fleet(args: argparse.Namespace) -> int:
     )
 
 
-def _warnings(plan: Fleet, device: str, model: str, manifest: Manifest) -> Iterator[str]:
-    """What a device would do, and nobody would want of it."""
+def _in_vain(device: str, link: Link, policy: Escalation | None, whys: Mapping[str, str]) -> Iterator[str]:
+    """What becomes of readings for which the router finds a model that cannot answer them, where others can."""
+    end = "has no answer, but the event link_refused"
+    if policy is not None and "malformed" in policy.when:
+        end = f"goes on to {policy.to.name}, as malformed"
+    for name, why in whys.items():
+        yield (
+            f"device {device!r}: a reading of link {link.name!r} for which the router finds the model {name!r} {end}. "
+            f"{why}"
+        )
+
+
+def _warnings(link: Link, manifests: Sequence[Manifest]) -> Iterator[str]:
+    """What a device would do with any reading, and nobody would want of it; `manifests` are of all that it may ask."""
     from device_runtime.fleet.link_faults import judged_numbers
 
-    entry = plan.devices[device]
-    for link in plan.links:
-        if link.name not in entry.links or model != (link.model or entry.models[0]):
-            continue
-        if manifest.purpose is not None:
-            if link.examples or link.system:
-                yield f"the link {link.name} has examples or a system message, which a bundle of a task does not read"
-        elif numbers := judged_numbers(link):
-            yield (
-                f"the link {link.name} has a general model judge numbers ({', '.join(numbers)}), where it guesses; "
-                "give such fields to expressions with `decide`, or train a model for it (stonechat task new), and see "
-                "how it does with stonechat try"
-            )
+    trained = [manifest.purpose is not None for manifest in manifests]
+    if all(trained) and (link.examples or link.system):
+        yield f"the link {link.name} has examples or a system message, which a bundle of a task does not read"
+    if not any(trained) and (numbers := judged_numbers(link)):
+        yield (
+            f"the link {link.name} has a general model judge numbers ({', '.join(numbers)}), where it guesses; "
+            "give such fields to expressions with `decide`, or train a model for it (stonechat task new), and see "
+            "how it does with stonechat try"
+        )
 
 
 def _broker_lines(fleet: Fleet) -> list[str]:

@@ -68,7 +68,7 @@ def _to_port(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise require_extra("flash", error) from None
     from device_runtime.bundle.trust import TrustStore
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from device_runtime.update.state import TrialLimits
     from toolkit.packed import as_folder
     from toolkit.progress import ProgressBar

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
         return run_task(args)
     from device_runtime.errors import ConfigurationError
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     bundle = open_bundle(args.bundle)
     manifest = bundle.manifest

@@ -31,7 +31,7 @@ def run_task(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load
     from device_runtime.tasks.rules import Truth
     from device_runtime.tasks.score import score
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.examples.sources import all_examples
     from toolkit.progress import ProgressBar
 

@@ -114,7 +114,7 @@ def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey |
     from device_runtime.errors import ConfigurationError
     from device_runtime.mqtt.address import read_password
     from device_runtime.mqtt.topics import is_id
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.firmware.build import build_firmware
     from toolkit.firmware.images import image_for
     from toolkit.firmware.lwip import network_of
@@ -239,7 +239,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.firmware.export import export
 
     written = export(open_bundle(args.bundle), args.toolchain, args.output, read_schemas(args.schema, args.task))

@@ -52,7 +52,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _array(args: argparse.Namespace) -> int:
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.firmware.array import write_array
     from toolkit.firmware.images import image_for
 

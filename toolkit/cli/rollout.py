@@ -92,7 +92,7 @@ def begin(args: argparse.Namespace) -> int:
     """Begin a roll-out, and carry it out."""
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.rollout.files import RolloutFiles, default_folder
     from toolkit.rollout.rollout import Plan, Rollout
 
@@ -161,7 +161,7 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
 
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet import file as fleet
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
     from toolkit.rollout.rollout import Stage
     from toolkit.rollout.run import Runner
     from toolkit.rollout.sender import Sender

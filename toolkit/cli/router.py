@@ -129,6 +129,6 @@ def _models_of(fleet: Fleet, device: str | None) -> Mapping[str, ModelEntry]:
 
 def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:
     from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     return {name: Purpose.of_manifest(open_bundle(entry.bundle).manifest) for name, entry in entries.items()}

@@ -54,7 +54,7 @@ def _traced(args: argparse.Namespace, source: Path) -> Any:
 
     from converters.measure.trace import trace_bundle, trace_checkpoint
     from device_runtime.errors import ConfigurationError
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     if source.suffix == ".npz" and source.is_file():
         try:

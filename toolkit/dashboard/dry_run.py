@@ -51,13 +51,13 @@ class DryRun:
             raise RefusedError("another link is being tried; wait for its end.", status=429, reason="busy")
         try:
             wanted = next(entry for entry in fleet.links if entry.name == link)
-            model = wanted.model or fleet.devices[device].models[0]
-            bundle = Path(fleet.models_of(device)[model].bundle)
-            if bundle.exists():
+            models = fleet.models_of(device)
+            asked = wanted.may_ask(tuple(models), routed=fleet.devices[device].router is not None)
+            if all(Path(models[name].bundle).exists() for name in asked):
                 with Replay(fleet, device, only=link) as replay:
                     return {"where": "this machine", **_answers(replay, readings)}
             with RemoteModel(self._broker, device, client=self._client) as remote:
-                asking = {name: _Asked(remote, name) for name in fleet.models_of(device)}
+                asking = {name: _Asked(remote, wanted.model) for name in models}  # None: it finds the model itself
                 with Replay(fleet, device, only=link, models=asking) as replay:
                     return {"where": device, **_answers(replay, readings)}
         finally:
@@ -95,7 +95,7 @@ def _answers(replay: Replay, readings: Sequence[Recorded]) -> dict[str, Any]:
 class _Asked:
     """A device in the place of a bundle: as much of `LanguageModel` as a replay uses."""
 
-    def __init__(self, remote: RemoteModel, model: str) -> None:
+    def __init__(self, remote: RemoteModel, model: str | None) -> None:
         self._remote, self._model = remote, model
 
     def generate(

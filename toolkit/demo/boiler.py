@@ -12,7 +12,7 @@ from device_runtime.tasks.answering import Answerer, TypedAnswer
 from device_runtime.tasks.file import load
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.rules import Truth
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from toolkit.examples.sources import all_examples
 
 __all__ = ["READINGS", "beside"]

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import UpdateError
-from device_runtime.update.slots import SLOTS
 from device_runtime.update.staging import peek
-from device_runtime.update.state import Last, Slot, State, Trial
+from device_runtime.update.state import SLOTS, Last, Slot, State, Trial
 
 __all__ = ["SlotState"]
 

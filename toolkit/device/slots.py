@@ -10,9 +10,10 @@ from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import TrustStore, trusted
 from device_runtime.errors import ConfigurationError, RolledBackError
 from device_runtime.machine.requirements import require_room
+from device_runtime.update.active import is_slot_folder, read_state
 from device_runtime.update.install import Installed, install, preview
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import Slots, is_slot_folder, lock, read_state
+from device_runtime.update.slots import Slots, lock
 from device_runtime.update.state import TrialLimits
 from device_runtime.update.trial import roll_back, try_pending
 from toolkit.device.installed import check_is_served, fits_on

@@ -30,7 +30,7 @@ from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.errors import ConfigurationError, EmulatedFaultError, StonechatError
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from toolkit.emulate.pty_board import Board, Engine
 
 if TYPE_CHECKING:

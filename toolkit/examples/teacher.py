@@ -25,7 +25,7 @@ from device_runtime.tasks.examples import Example, answer_faults, read_examples
 from device_runtime.tasks.file import Task, Teacher
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.rules import Truth
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 __all__ = ["Answers", "Taught", "taught", "teacher_of", "unanswered"]
 

@@ -10,7 +10,7 @@ from device_runtime.bundle.admission import check_board
 from device_runtime.bundle.archive import Archive, head_of, open_any, pack
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import DoesNotFitError
-from device_runtime.update.slots import open_bundle, resolve
+from device_runtime.update.active import open_bundle, resolve
 from toolkit.firmware.images import image_for
 from toolkit.firmware.layout import layout_of
 from toolkit.firmware.slots import model_image

@@ -33,7 +33,7 @@ def by_name(folders: Sequence[tuple[str | None, Path]]) -> dict[str, Path]:
     Raises:
         ConfigurationError: two have one name, or a path has no bundle.
     """
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     found: dict[str, Path] = {}
     for given, folder in folders:

@@ -107,7 +107,7 @@ class RoutedAnswer:
 
 def _purpose(bundle: str) -> Purpose | None:
     from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.slots import open_bundle
+    from device_runtime.update.active import open_bundle
 
     return Purpose.of_manifest(open_bundle(bundle).manifest)
 

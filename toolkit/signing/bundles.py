@@ -14,7 +14,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest, TrialScore, utc_time
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
-from device_runtime.update.slots import open_bundle, resolve
+from device_runtime.update.active import open_bundle, resolve
 from toolkit.firmware.container import model_container
 from toolkit.signing.keys import SigningKey
 

@@ -18,7 +18,7 @@ from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 __all__ = ["MOST", "MOST_ASKED", "SHOWN", "baselines", "general_baseline", "open_general"]
 

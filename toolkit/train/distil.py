@@ -25,7 +25,7 @@ from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from toolkit.train.cases import Cases
 
 __all__ = ["Soft", "ask_teacher", "described_teacher", "softened"]

@@ -21,7 +21,7 @@ from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.device.extensions.reading_job import ReadingJob
 from device_runtime.device.runner import Model
-from device_runtime.fleet.link_faults import why_refused
+from device_runtime.fleet.link_faults import why_left_out, why_refused
 from device_runtime.fleet.links import (
     MAX_WINDOW_BYTES,
     MAX_WINDOWS_BYTES,
@@ -65,27 +65,38 @@ class LinkRunner(Extension):
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {}  # link -> kind of trouble -> readings
         self._reported_s: dict[tuple[str, str], float] = {}
-        self._refused: dict[str, str] = {}  # link -> why the model that is open cannot answer it
+        self._refusals: dict[str, dict[str, str]] = {link.name: {} for link in links}  # link -> model -> why it cannot
+        self._refused: dict[str, str] = {}  # link -> why it is left out: none of its models can answer it
         self._newest_s: dict[str, float] = {}  # link, or its topic and place -> when the reading came that it is of
 
         device.runner.when_opened(self._hold_against)
 
     def _hold_against(self, name: str, model: Model) -> None:
-        """Leave out the links that a model cannot answer, and go on with the others."""
-        config, router = self._device.config, self._device.router
+        """Leave out the links that no model can answer which they may ask, and go on with the others."""
+        config, names = self._device.config, self._device.runner.names
         settings = next(entry for entry in config.models if entry.name == name)
         manifest, check_schema = self._device.runner.manifest_of(name), getattr(model, "check_schema", None)
         for link in config.links:
-            if name != (link.model or config.models[0].name) or (link.model is None and router is not None):
+            models = link.may_ask(names, routed=config.routing is not None)
+            if name not in models:
                 continue
-            why = why_refused(link, name, manifest, settings.max_new, check_schema)
+            refusal = why_refused(link, name, manifest, settings.max_new, check_schema)
             with self._lock:
+                earlier, self._refusals[link.name][name] = self._refusals[link.name].get(name, ""), refusal
+                why = why_left_out(link, models, self._refusals[link.name])
                 before = self._refused.pop(link.name, "")
                 self._refused |= {link.name: why} if why else {}
             if why and why != before:
                 log.error("link %s is left out until its model or the fleet file is another: %s", link.name, why)
             elif before and not why:
                 log.info("link %s is taken up again", link.name)
+            if refusal and not why and refusal != earlier:
+                log.warning("link %s has no answer to what the router finds %s for: %s", link.name, name, refusal)
+
+    def refusal(self, link: Link, model: str) -> str:
+        """Why a model cannot answer a link, as far as is known; empty where it can. From any thread."""
+        with self._lock:
+            return self._refusals[link.name].get(model, "")
 
     def routes(self) -> Sequence[Route]:
         """One for each filter. Stored readings are not replayed: a link acts on what is new."""

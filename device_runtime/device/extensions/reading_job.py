@@ -74,6 +74,9 @@ class ReadingJob(Job):
             return None
         self._wakeup = self._wakeup.of(self._answering)
         link = self.link
+        if why := self._refusal:
+            code = "link_refused"
+            return None if self._pass_on("malformed", why, code=code) else self._trouble(code, why)
         if (spare := self._desk.spare() if self._desk is not None else None) and self._pass_on(*spare):
             return None
         try:
@@ -141,6 +144,12 @@ class ReadingJob(Job):
         return self._wakeup.link.model or (self._chosen.model if self._chosen else self._device.runner.names[0])
 
     @property
+    def _refusal(self) -> str:
+        """Why its model cannot answer its link: the router goes by what is asked, not by what the link demands."""
+        decided = is_decided(self.link, self._wakeup.decided)
+        return "" if decided else self._links.refusal(self.link, self._model)
+
+    @property
     def _has_model(self) -> bool:
         """Whether a model here is for it, as far as is known: the first is, where nobody has looked."""
         return self._wakeup.link.model is not None or self._device.router is None or self._chosen is not None
@@ -150,7 +159,7 @@ class ReadingJob(Job):
         """Its link with the schema of the model that is for it; what no model here is for has the link's own alone."""
         if self._has_model:
             return self._device.answering(self.link, self._model)
-        return replace(self.link, answer=None) if self.link.answer_of_model else self.link
+        return self.link.answered_with(None)
 
     @property
     def _here(self) -> Route | None:

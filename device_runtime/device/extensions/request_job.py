@@ -184,8 +184,9 @@ class RequestJob(Job):
                 self._replies.refuse(self._address, "failed", text)
             raise
         if self._desk is None or seq:
-            route = self._elsewhere if self._device.router is not None or self._desk is not None else None
-            return self._conclude(replace(final, seq=seq, route=route))
+            # A device that asks for another's sake may leave the model to this one, and its reply is to name it.
+            told = self._device.router is not None or self._desk is not None or self._request.hops > 0
+            return self._conclude(replace(final, seq=seq, route=self._elsewhere if told else None))
         return self._judge(self._desk, final)
 
     def _routed(self) -> bool:

@@ -37,11 +37,12 @@ from device_runtime.mqtt.ota_messages import Chunk, Order, Phase, Report, parse_
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.update import durable
+from device_runtime.update.active import is_slot_folder, read_state
 from device_runtime.update.chunk_source import ChunkSource
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import has_bundle
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import is_slot_folder, lock, read_state
+from device_runtime.update.slots import lock
 from device_runtime.update.staging import Missing, Source, Staging
 from device_runtime.update.state import Last, TrialLimits
 

@@ -21,7 +21,7 @@ from device_runtime.engine.encoder.vocabulary import Vocabulary
 from device_runtime.engine.generation import Completion
 from device_runtime.engine.sampler import Sampling
 from device_runtime.errors import ConfigurationError
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 if TYPE_CHECKING:
     from device_runtime.bundle.trust import TrustStore

@@ -26,7 +26,7 @@ from device_runtime.engine.generation import Completion
 from device_runtime.engine.sampler import Sampling
 from device_runtime.engine.stop_strings import Finish
 from device_runtime.errors import BackendError
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 __all__ = ["Translation", "Translator"]
 

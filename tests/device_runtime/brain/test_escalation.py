@@ -16,7 +16,9 @@ from device_runtime.device.extensions import escalation as desks
 from device_runtime.errors import IncompleteError, OutdatedBundleError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
+from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.questions import LinkExample, Unsure
+from device_runtime.fleet.settings import ModelSettings
 from tests.device_runtime.conftest import OnAir
 from tests.support.brokers import free_port
 from tests.support.far_server import FarServer
@@ -515,6 +517,27 @@ class TestDevices:
             said = listener.next()[1]
             assert said["answer"] == THEIRS and said["route"]["where"].startswith(where)
             device.service.stop()
+
+    @pytest.mark.parametrize("routing", [None, Routing((RouteRule("'late' in text", "second"),))])
+    def test_the_route_has_the_model_that_answered_there_where_the_policy_names_none(
+        self, on_air: Callable[..., OnAir], peer: Callable[..., Peer], routing: Routing | None
+    ) -> None:
+        scripts = {name: model(0.9, [json.dumps(THEIRS)]) for name in ("first", "second")}
+        models = tuple(ModelSettings(name) for name in scripts)
+        there = "first" if routing is None else "second"
+        other = on_air(scripts=scripts, models=models, routing=routing)
+        name = other.topics.device
+        device, listener = on_air(model(0.3), links=(LINK,), escalate=Escalation(Target(device=name))), peer()
+        listener.subscribe("out/kind")
+        device.client.publish("in/7/note", "late")
+        route = listener.next()[1]["route"]
+        assert (route["where"], route["model"]) == (f"device {name}", there)
+        reply_to = device.ask(prompt="late again", schema=ANSWER)
+        route = device.client.until(lambda topic, value: topic == reply_to)[-1][1]["route"]
+        assert (route["where"], route["model"]) == (f"device {name}", there)
+        reply_to = other.ask(prompt="late", schema=ANSWER)
+        said = other.client.until(lambda topic, value: topic == reply_to)[-1][1]
+        assert ("route" in said) == (routing is not None)  # its own client knows whom it has asked
 
     def test_a_chain_ends(self, start: Start, on_air: Callable[..., OnAir], far: FarServer) -> None:
         """Two devices that escalate to each other: `check` refuses that, two fleet files can still say so."""

@@ -15,7 +15,7 @@ from device_runtime.engine.schema.rules import closed
 from device_runtime.tasks.file import load, typed_fields
 from device_runtime.tasks.opened import OpenedTask
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -26,7 +26,7 @@ from device_runtime.fleet.policies.escalation import Escalation, Redaction, Targ
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.tasks.purpose import Purpose
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from tests.device_runtime.conftest import OnAir
 from tests.support.far_server import FarServer
 from tests.support.mqtt_peer import Peer

@@ -19,7 +19,7 @@ from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from device_runtime.update.slots import open_bundle
+from device_runtime.update.active import open_bundle
 from tests.device_runtime.conftest import OnAir
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel

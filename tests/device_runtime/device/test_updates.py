@@ -31,10 +31,11 @@ from device_runtime.mqtt.messages import DeviceState, Info, State
 from device_runtime.mqtt.ota_messages import Order, Phase, Report, parse_report
 from device_runtime.mqtt.topics import DeviceTopics
 from device_runtime.update import chunk_source
+from device_runtime.update.active import read_state
 from device_runtime.update.http_source import HttpSource
 from device_runtime.update.install import install
 from device_runtime.update.policy import Policy
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from device_runtime.update.staging import Staging
 from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, try_pending

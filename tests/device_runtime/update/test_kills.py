@@ -22,8 +22,9 @@ import pytest
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError, UpdateError
 from device_runtime.update import durable
+from device_runtime.update.active import read_state, resolve
 from device_runtime.update.install import install
-from device_runtime.update.slots import Slots, lock, read_state, resolve
+from device_runtime.update.slots import Slots, lock
 from device_runtime.update.state import Last
 from device_runtime.update.trial import ready_bundle, roll_back
 from tests.support.power_cut import Killer

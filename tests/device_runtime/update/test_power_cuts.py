@@ -12,9 +12,10 @@ import pytest
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.update.active import STATE, resolve
 from device_runtime.update.install import install
-from device_runtime.update.slots import SLOTS, STATE, Slots, lock, resolve
-from device_runtime.update.state import Last
+from device_runtime.update.slots import Slots, lock
+from device_runtime.update.state import SLOTS, Last
 from device_runtime.update.trial import roll_back
 from tests.support.power_cut import Recorder, Write, recorded
 from tests.support.update_bundles import confirm, contents

@@ -21,8 +21,9 @@ from hypothesis.stateful import (
 )
 
 from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.update.active import read_state, resolve
 from device_runtime.update.install import install
-from device_runtime.update.slots import Slots, lock, read_state, resolve
+from device_runtime.update.slots import Slots, lock
 from device_runtime.update.state import Last
 from device_runtime.update.trial import roll_back
 from tests.support.power_cut import Write, recorded

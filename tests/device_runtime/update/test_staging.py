@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from device_runtime.errors import BundleError, UpdateError
 from device_runtime.update import durable
+from device_runtime.update.active import read_state, resolve
 from device_runtime.update.install import install
 from device_runtime.update.policy import Admitted, Policy
-from device_runtime.update.slots import lock, read_state, resolve
+from device_runtime.update.slots import lock
 from device_runtime.update.staging import Missing, Staging
 from device_runtime.update.state import TrialLimits
 from tests.support.power_cut import Killer

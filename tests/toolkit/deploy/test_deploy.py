@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from device_runtime.errors import UnreachableError
-from device_runtime.update.slots import read_state
+from device_runtime.update.active import read_state
 from tests.support.ssh_boards import Board, new_board
 from toolkit.ssh.board_lock import only_one
 from toolkit.ssh.device import BoardDevice, restart_by_command

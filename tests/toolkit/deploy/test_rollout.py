@@ -22,8 +22,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from device_runtime.engine.language_model import LanguageModel
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.ota_messages import Phase, Report
+from device_runtime.update.active import read_state
 from device_runtime.update.install import install
-from device_runtime.update.slots import lock, read_state
+from device_runtime.update.slots import lock
 from device_runtime.update.staging import peek
 from device_runtime.update.trial import try_pending
 from tests.support.brokers import mosquitto
