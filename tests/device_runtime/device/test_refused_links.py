@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from device_runtime.bundle.trust import TrustStore
+from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.device.models import DeviceModels
 from device_runtime.device.watchdog import ServiceManager
 from device_runtime.errors import SchemaError
@@ -49,11 +50,11 @@ def test_it_is_left_out_and_the_others_are_answered(
     assert not [topic for topic, _ in seen if topic == "refused/own"]
     (event,) = [value for topic, value in seen if topic == device.topics.event]
     assert (event["event"], event["link"], event["message"]) == ("link_refused", "own", why)
-    health: dict[str, Any] = {}
-    for extension in device.service._extensions:
-        health |= extension.health()
-    assert health["links_refused"] == {"own": why}
-    assert health["links"] == {"own": {"link_refused": 1}}
+    device.client.subscribe(device.topics.info)
+    info = device.client.until(lambda topic, value: topic == device.topics.info)[-1][1]
+    assert info["links_refused"] == {"own": why}  # retained: who looks later knows it, too
+    (counts,) = [e.health() for e in device.service._extensions if isinstance(e, LinkRunner)]
+    assert counts["links"] == {"own": {"link_refused": 1}}
     assert "link own is left out until its model or the fleet file is another: the answer of link" in caplog.text
 
 
@@ -63,6 +64,7 @@ def test_a_model_that_is_opened_later_takes_it_up_again(on_air: Callable[..., An
     device = on_air(narrow, links=(link,))
     narrow.check_schema = lambda schema, max_new=None: None  # type: ignore[method-assign]
     device.service._device.runner.reopen(device.service._device.runner.names[0])
+    device.client.until(lambda topic, value: topic == device.topics.info and "links_refused" not in value)
     device.client.subscribe("refused/2")
     device.client.publish("refused/2/air", {"t": 21})
     answer = device.client.until(lambda topic, value: topic == "refused/2")[-1][1]
