@@ -111,6 +111,10 @@ class Extension:
     def tick(self) -> None:
         """Called a few times a second, in the thread of `Service.run`."""
 
+    def info(self) -> dict[str, Any]:
+        """Its fields of `out/info`, which is published again when they change. From any thread."""
+        return {}
+
     def health(self) -> dict[str, Any]:
         """Its fields of `out/health`."""
         return {}

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import device_runtime
 from device_runtime.brain.recorder import Recorder
@@ -84,7 +85,7 @@ class Service:
         self.config = config
         self._manager = manager or ServiceManager()
         self._worker_beat, self._network_beat = Heartbeat(), Heartbeat()
-        self._bundles: dict[str, str] | None = None  # as `out/info` has them; None before it was published
+        self._said: dict[str, Any] | None = None  # what changes in `out/info`, as it was published; None before
         self._threads: dict[str, threading.Thread] = {}  # worker and network, once they run
         topics, boot, statistics = DeviceTopics(config.device), next_boot(config.state_dir), Statistics()
         self._client = Client(
@@ -203,7 +204,7 @@ class Service:
         for extension in self._extensions:
             extension.tick()
         self._follow_hardware()
-        self._follow_bundles()
+        self._follow_models()
         self._manager.keep_alive(self._stalled_s())
         if self._client.takeover.is_set():
             raise ConfigurationError(
@@ -218,10 +219,10 @@ class Service:
             self._manager.ready()
             self._report_serving()
 
-    def _follow_bundles(self) -> None:
-        """After an update another bundle answers."""
+    def _follow_models(self) -> None:
+        """After an update another bundle answers, and perhaps other links."""
         updating = self._device.lifecycle.state is DeviceState.UPDATING
-        if self._bundles is not None and not updating and self._device.runner.bundles != self._bundles:
+        if self._said is not None and not updating and self._changing() != self._said:
             self._publish_info()
 
     def _stalled_s(self) -> float:
@@ -300,21 +301,30 @@ class Service:
         hardware = self._device.hardware.info()
         for extension in self._extensions:
             hardware["capabilities"] += extension.capabilities
-        names = self._device.runner.names
-        self._bundles = self._device.runner.bundles
+        self._said = self._changing()
         info = Info(
             self.config.device,
             version=device_runtime.__version__,
-            models=names,
+            models=self._device.runner.names,
             pool=self.config.pool,
-            bundles=self._bundles or None,
-            not_open=self._device.runner.not_open or None,
-            tasks=self._device.runner.tasks or None,
+            **self._said,
             **hardware,
         )
         self._client.publish(self._device.topics.info, info.to_json(), qos=1, retain=True)
         for extension in self._extensions:
             extension.announce(info)
+
+    def _changing(self) -> dict[str, Any]:
+        """Fields of `Info` that another model changes."""
+        runner = self._device.runner
+        found: dict[str, Any] = {
+            "bundles": runner.bundles or None,
+            "not_open": runner.not_open or None,
+            "tasks": runner.tasks or None,
+        }
+        for extension in self._extensions:
+            found |= extension.info()
+        return found
 
     def _report_event(self, event: dict[str, object]) -> None:
         self._client.publish(self._device.topics.event, dump(event), qos=1)

@@ -402,6 +402,9 @@ class Info:
     not_open: Annotated[
         Mapping[str, str] | None, "by model: why its bundle cannot be opened; the device takes another one"
     ] = None
+    links_refused: Annotated[
+        Mapping[str, str] | None, "by link: why the model that is open cannot answer it; the device leaves it out"
+    ] = None
     tasks: Annotated[
         Mapping[str, str] | None, "of the models with another task than `generate`: `embed`, `classify`, `translate`"
     ] = None
@@ -442,7 +445,6 @@ class HealthReport:
     ] = None
     dropped: Annotated[Mapping[str, Any] | None, "what the limits kept out, by kind"] = None
     links: Annotated[Mapping[str, Any] | None, "by link and by kind of trouble: readings without an answer"] = None
-    links_refused: Annotated[Mapping[str, Any] | None, "by link: why no model that it may ask can answer it"] = None
     arena_bytes: Annotated[Count | None, "of a microcontroller: memory that its model works in"] = None
     board_uptime_s: Annotated[Count | None, "of a microcontroller: since its start"] = None
     board_resets: Annotated[Count | None, "of a microcontroller: starts that the bridge has seen"] = None

@@ -22,6 +22,9 @@ class FarServer:
         self.raw: list[bytes] = []  # all bytes of all requests
         self.say: Callable[[dict[str, Any]], Any] = lambda body: "{}"  # the text of the answer
         self.status = 200
+        self.before: list[int] = []  # statuses of the answers before that; 0 breaks the connection off
+        self.retry_after = ""  # that all other statuses than 200 come with
+        self.error: dict[str, Any] = {}  # what they come with
         self.refuses: set[str] = set()  # kinds of `response_format` that it does not know
         self.refusal = 422  # the status of that; llama-cpp-python's server has 500
         self.location = ""  # with which it redirects
@@ -56,9 +59,15 @@ def far_server() -> Iterator[FarServer]:
             if form in server.refuses:
                 return self._send(server.refusal, {"error": {"message": f"unknown response_format {form}"}})
             time.sleep(server.wait_s)
+            status = server.before.pop(0) if server.before else server.status
+            if status == 0:
+                self.close_connection = True
+                return None
+            if status != 200 and server.error:
+                return self._send(status, server.error)
             choice = {"index": 0, "message": {"role": "assistant", "content": server.say(asked)}}
             return self._send(
-                server.status,
+                status,
                 {
                     "id": "1", "object": "chat.completion", "created": 1, "model": asked["model"],
                     "choices": [{**choice, "finish_reason": server.finish}],
@@ -70,6 +79,8 @@ def far_server() -> Iterator[FarServer]:
             payload = json.dumps(fields).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(payload)))
+            if status != 200 and server.retry_after:
+                self.send_header("Retry-After", server.retry_after)
             self.end_headers()
             try:
                 for byte in [payload[i : i + 1] for i in range(len(payload))] if server.drips else [payload]:

@@ -1,4 +1,4 @@
-"""`stonechat fleet`: who is online, with what, and what was answered last."""
+"""`stonechat fleet`: who is online, with what, which links are left out, and what was answered last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import one_line
 from toolkit.cli import output
 from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.options import add_json, positive_number
@@ -75,6 +76,7 @@ def _fields(report: DeviceReport, fleet: Fleet | None) -> dict[str, Any]:
         "models": models,
         "bundles": dict(info.bundles) if info and info.bundles else {},
         "not_open": dict(info.not_open) if info and info.not_open else {},
+        "links_refused": dict(info.links_refused) if info and info.links_refused else {},
         "pool": info.pool if info and info.pool else planned.pool if planned else None,
         "planned": planned is not None if fleet else None,
         "answers": health.answers if health else None,
@@ -98,7 +100,13 @@ def _text(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         for name, why in row["not_open"].items():
             yield ""
-            yield f"{row['device']}: {name} is not open. {why}"
+            yield from output.paragraph(f"{row['device']}: {one_line(name)} is not open. {one_line(why)}")
+    refused = [(row["device"], link, why) for row in rows for link, why in row["links_refused"].items()]
+    if refused:
+        yield ""
+        yield "links that a device leaves out, and why"
+    for device, link, why in refused:
+        yield from output.rows([(f"  {device} {one_line(link)}", one_line(why))])
     answers = [(row["device"], link, answer) for row in rows for link, answer in row["links"].items()]
     if answers:
         yield ""

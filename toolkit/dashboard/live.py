@@ -238,6 +238,7 @@ def _info(row: dict[str, Any], report: DeviceReport) -> None:
         row |= {
             "board": info.board, "version": info.version, "models": list(info.models), "pool": info.pool,
             "bundles": dict(info.bundles or {}), "tasks": dict(info.tasks or {}), "firmware": info.firmware,
+            "not_open": dict(info.not_open or {}), "links_refused": dict(info.links_refused or {}),
         }  # fmt: skip
 
 

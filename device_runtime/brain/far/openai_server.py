@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from device_runtime.brain.far.side import FarAnswer, FarQuestion
 from device_runtime.brain.site import connect
 from device_runtime.engine.schema.rules import closed
-from device_runtime.errors import ConfigurationError, IncompleteError, StonechatError, UnreachableError
+from device_runtime.errors import ConfigurationError, IncompleteError, OffSiteError, StonechatError, UnreachableError
 from device_runtime.fleet.policies.escalation import Target
 from device_runtime.mqtt.messages import Usage
 
@@ -29,6 +30,10 @@ __all__ = ["OpenAIServer", "read_key"]
 MAX_ANSWER_BYTES = 1 << 20
 _PIECE_BYTES = 65_536
 _REFUSED = (400, 404, 415, 422, 500, 501)  # with which servers refuse a `response_format` that they do not know
+# Codes of OpenAI and of a gateway of ours for what no other `response_format` would change.
+_OF_THE_QUESTION = ("unfamiliar", "no_model", "model_not_found", "unknown_url", "context_length_exceeded")
+_PASSING = (429, 502, 503, 504)  # of a server that may answer the same question in a moment
+_WAITS_S = (0.5, 1.0)  # before the second and the third try, where the server does not say
 
 
 def read_key(path: Path) -> str:
@@ -66,7 +71,9 @@ class OpenAIServer:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._format = 0  # which of `_formats` this server takes
+        self._format = 0  # which of `_FORMATS` this server takes
+        self._tries = True  # whether what may pass is waited for
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._under_way: set[_Connection] = set()
 
@@ -83,16 +90,17 @@ class OpenAIServer:
     def ask(self, question: FarQuestion, end_s: float) -> FarAnswer:
         """See `FarSide.ask`."""
         for tried in range(self._format, len(_FORMATS)):
-            status, body = self._post(self._body(question, tried), end_s)
+            status, body = self._post_again(self._body(question, tried), end_s)
             if status == 200:
                 self._format = tried
                 return self._answer(body)
-            if question.schema is None or status not in _REFUSED:
+            if question.schema is None or status not in _REFUSED or _is_of_the_question(body):
                 break
         raise self._refusal(status, body)
 
     def close(self) -> None:
         """Close the connections of the questions that are under way; their `ask` ends with an error."""
+        self._closed.set()
         with self._lock:
             under_way, self._under_way = self._under_way, set()
         for connection in under_way:
@@ -116,7 +124,35 @@ class OpenAIServer:
                 fields["messages"].insert(0, {"role": "system", "content": text})
         return json.dumps(fields).encode()
 
-    def _post(self, body: bytes, end_s: float) -> tuple[int, bytes]:
+    def _post_again(self, body: bytes, end_s: float) -> tuple[int, bytes]:
+        """Ask up to three times, while it may help: the server is busy, or the connection broke off.
+
+        A server that was away for a whole question is asked once for each later one, until it answers: the device's own
+        answers, which wait for it, would pile up.
+        """
+        for wait_s in (*_WAITS_S, None) if self._tries else (None,):
+            failed, after_s = None, None
+            try:
+                status, found, after_s = self._post(body, end_s)
+            except OffSiteError:
+                raise
+            except UnreachableError as error:
+                failed = error
+            if failed is None and status not in _PASSING:
+                self._tries = True
+                return status, found
+            if wait_s is None:
+                break
+            wait_s = wait_s if after_s is None else after_s
+            if time.monotonic() + wait_s >= end_s or self._closed.wait(wait_s):
+                break
+        self._tries = False
+        if failed is not None:
+            raise failed
+        return status, found
+
+    def _post(self, body: bytes, end_s: float) -> tuple[int, bytes, float | None]:
+        """(status, body, seconds of Retry-After)."""
         connection = _Connection(self._host, self._port, self._tls, end_s, off_site=self._off_site)
         with self._lock:
             self._under_way.add(connection)
@@ -135,7 +171,7 @@ class OpenAIServer:
                 found += piece
                 if not piece:
                     connection.limit()  # what was cut off for its time is no answer
-                    return response.status, bytes(found)
+                    return response.status, bytes(found), _seconds(response.getheader("Retry-After"))
                 if len(found) > MAX_ANSWER_BYTES:
                     raise StonechatError(f"{self._name} sent more than {MAX_ANSWER_BYTES >> 10} KiB.")
         except StonechatError:
@@ -143,8 +179,10 @@ class OpenAIServer:
         except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, TimeoutError) or time.monotonic() >= end_s:
                 what = "did not answer in time"
-            elif isinstance(error, ssl.SSLError):
-                what = f"does not prove who it is: {error.reason or error}"
+            elif isinstance(error, ssl.SSLCertVerificationError):
+                raise ConfigurationError(
+                    f"{self._name} does not prove who it is: {error.verify_message or error}."
+                ) from None
             else:
                 what = f"broke off: {error or type(error).__name__}"
             raise UnreachableError(f"{self._name} {what}.") from None
@@ -183,6 +221,26 @@ class OpenAIServer:
             reason = own.get("reason")
             strange = reason if isinstance(reason, str) and reason else "it does not say why"
         return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), sure, strange)
+
+
+def _is_of_the_question(body: bytes) -> bool:
+    """Whether a refusal, in OpenAI's form, has nothing to do with the `response_format`."""
+    try:
+        return json.loads(body)["error"]["code"] in _OF_THE_QUESTION
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """What a Retry-After says (RFC 9110, 10.2.3), in seconds from now; None where that cannot be read."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _shares(value: Any) -> dict[str, float] | None:

@@ -105,12 +105,16 @@ class LinkRunner(Extension):
             for number, f in enumerate(self._filters, 1)
         ]
 
+    def info(self) -> dict[str, Any]:
+        """The links that are left out, with why."""
+        with self._lock:
+            return {"links_refused": dict(self._refused)} if self._refused else {}
+
     def health(self) -> dict[str, Any]:
-        """How many readings met trouble, by link and kind, where `overload` are those that gave way to others; and the
-        links that are left out, with why."""
+        """How many readings met trouble, by link and kind, where `overload` are those that gave way to others."""
         with self._lock:
             counts = {link: dict(counts) for link, counts in self._counts.items()}
-            return {"links": counts or None} | ({"links_refused": dict(self._refused)} if self._refused else {})
+            return {"links": counts or None}
 
     def receive(self, message: Incoming) -> None:
         """Handle a reading, in the network thread."""

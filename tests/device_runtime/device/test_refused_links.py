@@ -62,6 +62,9 @@ def test_it_is_left_out_and_the_others_are_answered(
     assert not [topic for topic, _ in seen if topic == "refused/own"]
     (event,) = [value for topic, value in seen if topic == device.topics.event]
     assert (event["event"], event["link"], event["message"]) == ("link_refused", "own", why)
+    device.client.subscribe(device.topics.info)
+    info = device.client.until(lambda topic, value: topic == device.topics.info)[-1][1]
+    assert info["links_refused"] == {"own": why}  # retained: who looks later knows it, too
     assert refused_by(device) == {"links": {"own": {"link_refused": 1}}, "links_refused": {"own": why}}
     assert "link own is left out until its model or the fleet file is another: the answer of link" in caplog.text
 
@@ -72,6 +75,7 @@ def test_a_model_that_is_opened_later_takes_it_up_again(on_air: Callable[..., An
     device = on_air(narrow, links=(link,))
     narrow.check_schema = lambda schema, max_new=None: None  # type: ignore[method-assign]
     device.service._device.runner.reopen(device.service._device.runner.names[0])
+    device.client.until(lambda topic, value: topic == device.topics.info and "links_refused" not in value)
     device.client.subscribe("refused/2")
     device.client.publish("refused/2/air", {"t": 21})
     answer = device.client.until(lambda topic, value: topic == "refused/2")[-1][1]
@@ -79,11 +83,11 @@ def test_a_model_that_is_opened_later_takes_it_up_again(on_air: Callable[..., An
 
 
 def refused_by(device: Any) -> dict[str, Any]:
-    """Its links' figures in `out/health`."""
-    health: dict[str, Any] = {}
+    """What `out/health` counts of its links, and what `out/info` says of those that are left out."""
+    said: dict[str, Any] = {}
     for extension in device.service._extensions:
-        health |= extension.health()
-    return {name: health[name] for name in ("links", "links_refused") if health.get(name)}
+        said |= {**extension.health(), **extension.info()}
+    return {name: said[name] for name in ("links", "links_refused") if said.get(name)}
 
 
 def test_with_a_router_another_model_may_answer_it(

@@ -160,6 +160,37 @@ class TestSlowly:
         browser.one(".card", "<script>")
         assert browser.driver.title == "stonechat" and browser.faults() == []
 
+    def test_a_link_that_its_device_refuses_is_marked_and_the_reason_is_text(self, dashboard, browser, phone, peer):
+        page, client = dashboard(), peer()
+        why = "the answer of link 'hot' cannot be given: no token for 'ü' <b>"
+        report(client, "north", links_refused={"hot": why, "constructor": why})
+        report(client, "south")
+        browser.open(page.url)
+        assert "2" in browser.one("nav a[href='#links'] .mark").text
+        assert "leaves out 2 links" in browser.one("tr", "north").text
+        assert "leaves out" not in browser.one("tr", "south").text
+        report(client, "north", links_refused={"hot": why}, not_open={"advisor": "It has 3 signatures."})
+        browser.one("tr", "leaves out hot")
+        assert "not open" in browser.one("tr", "north").text
+        browser.one("td.device button", "north").send_keys(Keys.ENTER)  # the reason needs no mouse
+        browser.until(lambda: f"hot: {why}" in browser.one("dialog .refused").text)
+        assert "advisor is not open. It has 3 signatures." in browser.one("dialog").text
+        browser.one("dialog").send_keys(Keys.ESCAPE)
+        browser.until(lambda: not browser.all("dialog"))
+        browser.one("nav a[href='#links']").send_keys(Keys.ENTER)
+        card = browser.one(".card", "left out")
+        assert f"north leaves it out: {why}" in card.text
+        assert "No answer will come" in card.text and "No answer yet" not in card.text
+        report(client, "south", links_refused={"hot": why})
+        browser.one(".refused", "north, south leave it out")
+        phone.open(f"{page.url}/#fleet")
+        phone.one("tr", "leaves out hot")
+        assert phone.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        report(client, "north")  # its model is another one
+        report(client, "south")
+        browser.one(".card", "No answer yet")
+        assert not browser.all(".refused, a[href='#links'] .mark") and browser.faults() == phone.faults() == []
+
     def test_any_device_is_asked_and_its_answer_streams(self, dashboard, browser, on_air):
         model = ScriptedModel(["Open", " the", " window."], gated=True)
         device = on_air(model)

@@ -5,7 +5,7 @@ import { Ask } from "./ask.js";
 import { Devices } from "./devices.js";
 import { Links } from "./links.js";
 import { Rollouts } from "./rollouts.js";
-import { call, listen, onChange, state, who } from "./store.js";
+import { call, listen, onChange, refusals, state, who } from "./store.js";
 
 const TABS = [["fleet", "Fleet"], ["links", "Links"], ["rollouts", "Roll-outs"], ["ask", "Ask"]];
 
@@ -29,8 +29,9 @@ function Page() {
   if (!state.me) return html`<p class="quiet pad">Loading the fleet…</p>`;
   if (!state.me.known) return html`<${Login} />`;
   const lost = [...state.devices.values()].filter((row) => row.state === "lost").length;
+  const refused = refusals().size;
   const under = state.rollouts.filter((of) => of.counts && !of.ended).length;
-  const marks = { fleet: lost && html`<span class="mark bad" title=${`${lost} lost`}>${lost}</span>`, rollouts: under && html`<span class="mark">${under}</span>` };
+  const marks = { fleet: lost && html`<span class="mark bad" title=${`${lost} lost`}>${lost}</span>`, links: refused && html`<span class="mark bad" title=${`${refused} left out`}>${refused}</span>`, rollouts: under && html`<span class="mark">${under}</span>` };
   const online = state.live && state.broker.connected;
   return html`
     <header class="top">

@@ -31,12 +31,14 @@ class Row extends Component {
     const of = health(row);
     const hot = of.throttled || of.temperature_c >= 80;
     const model = (row.models || [])[0];
+    const closed = Object.values(row.not_open || {});
+    const refused = Object.keys(row.links_refused || {});
     const progress = row.update && row.update.phase === "fetching" && row.update.total_bytes
       ? ` ${Math.round((100 * row.update.done_bytes) / row.update.total_bytes)} %` : "";
     return html`<tr class=${row.planned ? "" : "stranger"}>
       <td class="device"><button class="plain" onClick=${() => onOpen(row.id)}>${row.id}</button></td>
       <td class="state"><${Badge} state=${row.state} />${progress && html`<span class="unit">${progress}</span>`}</td>
-      <td class="model" title=${row.bundles && row.bundles[model]}>${model || none}${row.models && row.models.length > 1 ? html`<span class="unit"> +${row.models.length - 1}</span>` : ""}</td>
+      <td class="model" title=${row.bundles && row.bundles[model]}>${model || none}${row.models && row.models.length > 1 ? html`<span class="unit"> +${row.models.length - 1}</span>` : ""}${closed.length > 0 && html` <span class="flag" title=${closed.join("\n")}>not open</span>`}${refused.length > 0 && html` <span class="flag" title=${Object.values(row.links_refused).join("\n")}>leaves out ${refused.length > 1 ? `${refused.length} links` : refused[0]}</span>`}</td>
       <td class="num" data-label="tok/s">${number(of.tps_p50, of.tps_p50 < 100 ? 1 : 0)}</td>
       <td class=${`num ${hot ? "hot" : ""}`} data-label="°C">${number(of.temperature_c, 0, "°C")}</td>
       <td class="num" data-label="queue">${number(of.queue)}</td>
@@ -97,6 +99,7 @@ const energy = (joules) => (joules < 3600 ? `${joules.toFixed(1)} J` : `${(joule
 
 function Detail({ row, onClose }) {
   const of = health(row);
+  const refused = Object.entries(row.links_refused || {});
   const answers = [...state.answers.values()].flat().filter((answer) => answer.device === row.id).slice(0, 8);
   const facts = [
     ["Board", row.board], ["stonechat", row.version], ["Firmware", row.firmware], ["Pool", row.pool],
@@ -119,6 +122,8 @@ function Detail({ row, onClose }) {
     <ul class="models">${(row.models || []).map((name) => html`<li key=${name}><b>${name}</b>
       <span class="quiet">${(row.bundles || {})[name] || ""} ${(row.tasks || {})[name] || ""}</span>
       ${(row.tasks || {})[name] !== "embed" && html`<a href=${`#ask/${row.id}/${name}`} onClick=${onClose}>ask it</a>`}</li>`)}</ul>
+    ${Object.entries(row.not_open || {}).map(([name, why]) => html`<p class="fault" key=${name}>${name} is not open. ${why}</p>`)}
+    ${refused.length > 0 && html`<h3>Links that it leaves out</h3><ul class="refused">${refused.map(([name, why]) => html`<li key=${name}><b>${name}</b>: ${why}</li>`)}</ul>`}
     ${row.update && html`<h3>Update</h3><p>${row.update.phase.replace("_", " ")} ${row.update.version || ""} ${row.update.message || ""}</p>`}
     <dl class="facts">${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
     ${answers.length > 0 && html`<h3>Last answers</h3><ul class="answers">${answers.map((answer) => html`<li key=${answer.number}><span class="label">${answer.link}</span> <${Answer} ...${answer} /> <${CorrectButton} of=${answer} /></li>`)}</ul>`}

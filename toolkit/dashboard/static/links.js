@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Answer, Dialog, Doing, ago, compact } from "./parts.js";
 import { CorrectButton } from "./correct.js";
-import { call, changed, state } from "./store.js";
+import { call, changed, refusals, state } from "./store.js";
 
 const SHOWN = 4;
 const NEW = { name: "", from: "", when: "", prompt: "", to: "", answer: "" };
@@ -15,7 +15,8 @@ export function Links() {
   const file = state.links;
   const planned = file ? file.links : [];
   const names = new Set(planned.map((link) => link.name));
-  const strangers = [...state.answers.keys()].filter((name) => !names.has(name)).map((name) => ({ name, stranger: true }));
+  const refused = refusals();
+  const strangers = [...new Set([...state.answers.keys(), ...refused.keys()])].filter((name) => !names.has(name)).map((name) => ({ name, stranger: true }));
   const word = filter.toLowerCase();
   const shown = [...planned, ...strangers].filter((link) => !word || [link.name, link.from, link.to].some((of) => of && of.toLowerCase().includes(word)));
   const may = !(state.me && state.me.read_only);
@@ -25,7 +26,7 @@ export function Links() {
     ${file && file.fault && html`<p class="fault" role="alert">${file.fault} (The page shows what could be read.)</p>`}
     ${saved && html`<${Remains} of=${saved} onClose=${() => setSaved(null)} />`}
     ${shown.length === 0 && html`<p class="empty">No links. A link joins a sensor's topic to a model: its readings wake it, and its answers go to another topic.</p>`}
-    <div class="cards wide">${shown.map((link) => html`<${Card} key=${link.name} link=${link} devices=${file ? Object.keys(file.devices).filter((name) => file.devices[name].includes(link.name)) : []} onEdit=${may && !link.stranger ? () => setEditing({ was: link.name, link }) : null} />`)}</div>
+    <div class="cards wide">${shown.map((link) => html`<${Card} key=${link.name} link=${link} refused=${refused.get(link.name) || new Map()} devices=${file ? Object.keys(file.devices).filter((name) => file.devices[name].includes(link.name)) : []} onEdit=${may && !link.stranger ? () => setEditing({ was: link.name, link }) : null} />`)}</div>
     ${editing && html`<${Editor} ...${editing} onClose=${() => setEditing(null)} onSaved=${setSaved} />`}
   </section>`;
 }
@@ -38,14 +39,26 @@ function Remains({ of, onClose }) {
     <p class="quiet">Where <code>stonechat serve</code> reads this very file, start it again.</p>`}</aside>`;
 }
 
-function Card({ link, devices, onEdit }) {
+function several(names) {
+  return names.slice(0, 3).join(", ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
+}
+
+// Devices with the same bundle leave a link out for the same reason.
+function Refused({ by }) {
+  const reasons = new Map();
+  for (const [device, why] of by) reasons.set(why, [...(reasons.get(why) || []), device]);
+  return html`<ul class="refused">${[...reasons].map(([why, devices]) => html`<li key=${why}><b>${several(devices)}</b> ${devices.length > 1 ? "leave" : "leaves"} it out: ${why}</li>`)}</ul>`;
+}
+
+function Card({ link, refused, devices, onEdit }) {
   const [more, setMore] = useState(false);
   const answers = state.answers.get(link.name) || [];
   return html`<article class="card link">
-    <header><h3>${link.name}</h3>${onEdit && html`<button onClick=${onEdit}>Edit</button>`}</header>
+    <header><h3>${link.name} ${refused.size > 0 && html`<span class="flag">left out</span>`}</h3>${onEdit && html`<button onClick=${onEdit}>Edit</button>`}</header>
     ${link.stranger ? html`<p class="quiet">not in the fleet file</p>` : html`<p class="path"><code>${link.from}</code> → <code>${link.to}</code></p>
-    <p class="quiet">${link.when ? html`when <code>${link.when}</code>` : "every reading"} · ${devices.length ? devices.slice(0, 3).join(", ") + (devices.length > 3 ? ` and ${devices.length - 3} more` : "") : "no device serves it"}</p>`}
-    ${answers.length === 0 ? html`<p class="quiet">No answer yet.</p>` : html`<ul class="answers">
+    <p class="quiet">${link.when ? html`when <code>${link.when}</code>` : "every reading"} · ${devices.length ? several(devices) : "no device serves it"}</p>`}
+    ${refused.size > 0 && html`<${Refused} by=${refused} />`}
+    ${answers.length === 0 ? html`<p class="quiet">${refused.size > 0 && devices.every((name) => refused.has(name)) ? "No answer will come until the model or the link is another." : "No answer yet."}</p>` : html`<ul class="answers">
       ${answers.slice(0, more ? 30 : SHOWN).map((of) => html`<li key=${of.number}>
         <p class="reading"><span class="label">${of.topic || of.device}</span> ${compact(of.reading)}<time>${of.time ? ago((Date.now() - Date.parse(of.time)) / 1000) : ""}</time></p>
         <${Answer} ...${of} /> <${CorrectButton} of=${of} /></li>`)}</ul>

@@ -39,6 +39,18 @@ export function take(some) {
   changed();
 }
 
+// By link: the devices that leave it out, and why.
+export function refusals() {
+  const found = new Map();
+  for (const row of state.devices.values()) {
+    for (const [link, why] of Object.entries(row.links_refused || {})) {
+      if (!found.has(link)) found.set(link, new Map());
+      found.get(link).set(row.id, why);
+    }
+  }
+  return found;
+}
+
 let source = null;
 
 export function listen() {
