@@ -31,6 +31,7 @@ from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
+from device_runtime.records.printable import counted
 
 __all__ = ["Constraint", "SchemaCompiler", "check_schema", "grammar_library", "grammar_of", "no_room"]
 
@@ -276,7 +277,7 @@ def _tried(grammar: str) -> str:
 
 def no_room(least: int | None, max_tokens: int) -> SchemaError:
     """Even the shortest answer is too long. `least`: its tokens; None: more than were looked for."""
-    tokens = f"about {least} tokens" if least is not None else f"more than {_LONGEST_END} tokens"
+    tokens = f"about {counted(least, 'token')}" if least is not None else f"more than {_LONGEST_END} tokens"
     return SchemaError(
         f"The shortest answer that fits the schema has {tokens}, and the answer may have {max_tokens}; "
         "raise max_new, or ask for less."

@@ -32,6 +32,7 @@ from sentencepiece import SentencePieceProcessor, set_random_generator_seed
 from device_runtime import __version__
 from device_runtime.bundle.work_place import made_folders
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from toolkit.cli.output import say
@@ -264,8 +265,8 @@ class Beginning:
         for part, count in counts.items():
             if count < _FEWEST:
                 raise ConfigurationError(
-                    f"{task.name} has {count} cases to {part} with; expected at least {_FEWEST}. Give more examples, "
-                    "or let it `generate` some."
+                    f"{task.name} has {counted(count, 'case')} to {part} with; expected at least {_FEWEST}. Give more "
+                    "examples, or let it `generate` some."
                 )
         self._parts += paths.values()
 

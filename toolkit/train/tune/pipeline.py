@@ -25,6 +25,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
@@ -101,8 +102,8 @@ def tune_bundle(
     with begin(work, _shown(tasks, checkpoint, settings), afresh=afresh) as begun:
         for task in tasks:
             expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
-            own = {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed}
-            begun.make_cases(task, expected, settings.seed, progress, _HELD, own)
+            made_of = {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed}
+            begun.make_cases(task, expected, settings.seed, progress, _HELD, made_of)
     tokenizer = _tokenizer(checkpoint)
     cases = _conversations(tasks, "train", checkpoint, tokenizer, work, settings)
     longest = max(len(case.tokens) for case in cases)
@@ -184,7 +185,12 @@ def _tuned(
     weights = CanonicalWeights(checkpoint.config, checkpoint.read)
     lower = checkpoint.config.layers - plan.layers
     states = below(
-        weights, cases, lower, tasks, work / "below.npz", lambda share: progress("reading", share, f"{lower} layers")
+        weights,
+        cases,
+        lower,
+        tasks,
+        work / "below.npz",
+        lambda share: progress("reading", share, counted(lower, "layer")),
     )
     return tune(weights, cases, states, plan, seed, work / "trained.npz", shown(progress))
 
