@@ -28,9 +28,9 @@ _COLUMNS = 100  # of the help texts
 
 def commands() -> str:
     """Every command with its flags, from argparse."""
-    from toolkit import cli
+    from toolkit.cli.command import parser as parser_of
 
-    parser = cli._parser()
+    parser = parser_of()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     lines = [
         "# Commands", "", GENERATED, "",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.cli import _parser
+from toolkit.cli.command import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -122,6 +122,6 @@ def documented_commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "command"), documented_commands())
 def test_the_command_line_takes_what_the_pages_say(page: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        _parser().parse_args(shlex.split(command, comments=True))
+        parser().parse_args(shlex.split(command, comments=True))
     except SystemExit:
         pytest.fail(f"{page}: stonechat {command}: {capsys.readouterr().err}")

@@ -21,6 +21,7 @@ from device_runtime.machine.kernels import better_package, kernel_family
 from device_runtime.machine.machine import cpu_features, program_arch, temperature_c, throttled
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
+from device_runtime.records.printable import counted
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -183,7 +184,7 @@ def _watchdog() -> Iterator[Finding]:
     if state != "active":
         yield Finding("service", Level.FAIL, f"stonechat.service is {state}", "journalctl -u stonechat -n 50")
     else:
-        yield Finding("service", Level.OK, f"active, restarted {fields.get('NRestarts', '?')} times")
+        yield Finding("service", Level.OK, f"active, restarted {counted(fields.get('NRestarts', '?'), 'time')}")
     if interval in ("0", "infinity"):
         yield Finding(
             "watchdog", Level.WARN, "systemd does not watch the service", "stonechat device init writes its unit"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from device_runtime.records.printable import counted
+
 __all__ = ["LARGEST_RATIO", "quality_rows", "quality_warning"]
 
 LARGEST_RATIO = 1.03  # of the perplexities; more than that deserves a warning
@@ -60,7 +62,7 @@ def quality_warning(quality: Mapping[str, Any]) -> str | None:
 
 def _encoder_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of encoders and translators: against the float network, on the same sentences."""
-    on = f"{quality['sentences']} sentences of {quality['text']}"
+    on = f"{counted(quality['sentences'], 'sentence')} of {quality['text']}"
     if "cosine" in quality:
         return [
             ("cosine", f"{quality['cosine']:.4f} to the float network, {quality['least_cosine']:.4f} at least; {on}")

@@ -22,6 +22,7 @@ from converters.checkpoints.huggingface_tokenizer import read_tokenizer
 from converters.checkpoints.tensors import FLOAT_ENCODINGS, BoundTensor, FloatArray, StoredTensor, bind, sha256_of
 from converters.network.config import NetworkConfig
 from device_runtime.errors import ArchitectureError, CheckpointError
+from device_runtime.records.printable import counted
 
 __all__ = ["open_folder", "read_safetensors", "weight_files"]
 
@@ -208,6 +209,6 @@ def _indexed_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             count = sum(file == name for file in weight_map.values())
             raise CheckpointError(
-                f"{folder}: {name} is missing; the index places {count} tensors in it. Fetch that file."
+                f"{folder}: {name} is missing; the index places {counted(count, 'tensor')} in it. Fetch that file."
             )
     return [folder / name for name in sorted(names)]

@@ -11,6 +11,7 @@ from converters.encoders.family import Recipe
 from converters.encoders.network import EncoderConfig
 from converters.network.weights import FloatArray
 from device_runtime.errors import ArchitectureError
+from device_runtime.records.printable import counted
 
 __all__ = ["answer_of", "head_recipe", "label_rows", "labels_of"]
 
@@ -36,8 +37,8 @@ def labels_of(fields: Fields) -> list[str]:
         )
     if len(set(labels)) != len(labels) or len(labels) > _MOST_LABELS:
         raise ArchitectureError(
-            f"{fields.where}: id2label has {len(labels)} labels, {len(set(labels))} of them different; expected up to "
-            f"{_MOST_LABELS}, each once. Give them names of their own in config.json."
+            f"{fields.where}: id2label has {counted(len(labels), 'label')}, {len(set(labels))} of them different; "
+            f"expected up to {_MOST_LABELS}, each once. Give them names of their own in config.json."
         )
     return labels
 

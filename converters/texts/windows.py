@@ -11,6 +11,7 @@ from converters.checkpoints import TokenizerFile
 from converters.texts import chat_renderer, text_kinds
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 
 __all__ = ["calibration_windows", "heldout_windows", "text_windows"]
 
@@ -52,7 +53,7 @@ def calibration_windows(
     tokens = {kind: tokenizer.encode(content or "") for kind, content in texts.items()}
     if (found := sum(map(len, tokens.values()))) < _FEWEST_TOKENS:
         raise ConfigurationError(
-            f"The calibration text has {found} tokens; give at least {_FEWEST_TOKENS}, better 10,000."
+            f"The calibration text has {counted(found, 'token')}; give at least {_FEWEST_TOKENS}, better 10,000."
         )
     length = min(length, *map(len, tokens.values()))
     windows = [text_windows(t, min(length, total)) for t in tokens.values()]

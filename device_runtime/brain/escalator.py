@@ -16,7 +16,7 @@ from device_runtime.brain.far.side import FarAnswer, FarQuestion, FarSide
 from device_runtime.engine.schema.acceptance import accepted
 from device_runtime.errors import IncompleteError, StonechatError
 from device_runtime.fleet.policies.escalation import Escalation, Reason
-from device_runtime.records.printable import shown
+from device_runtime.records.printable import counted, shown
 
 __all__ = ["Escalator", "Outcome", "Passed"]
 
@@ -136,8 +136,9 @@ class Escalator:
 
     def _ask(self, passed: Passed) -> Outcome:
         name = self.policy.to.name
-        if not self._budget.spend(self.name, self.policy.requests_a_day):
-            return Outcome(failed=f"the {self.policy.requests_a_day} questions of today's budget are spent")
+        most = self.policy.requests_a_day
+        if not self._budget.spend(self.name, most):
+            return Outcome(failed=f"today's budget of {counted(most or 0, 'question')} is spent")
         try:
             far = self._far_side()
             answer = far.ask(passed.question, passed.end_s)

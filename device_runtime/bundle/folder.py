@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from device_runtime.machine.hashes import sha256_of
 if TYPE_CHECKING:
     from device_runtime.bundle.trust import TrustStore
 
-__all__ = ["Bundle", "cache_folder", "read_signature"]
+__all__ = ["Bundle", "cache_folder", "cache_root", "read_signature"]
 
 _SETTLED_NS = 2 * 10**9  # a file changed twice within one tick of its clock looks as if it had changed once
 
@@ -153,16 +152,16 @@ def _of_model(manifest: Manifest) -> str:
     return manifest.files[MODEL].sha256[:16]
 
 
-def cache_folder(name: str) -> Path | None:
-    """A folder for files that only make the next start faster; None where nothing can be written.
+def cache_root() -> Path:
+    """$STONECHAT_CACHE, else $XDG_CACHE_HOME/stonechat, else ~/.cache/stonechat."""
+    if root := os.environ.get("STONECHAT_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stonechat")
 
-    It lies under $STONECHAT_CACHE, else $XDG_CACHE_HOME/stonechat, else ~/.cache/stonechat.
-    """
-    root = os.environ.get("STONECHAT_CACHE")
-    if not root:
-        base: Mapping[str, str] = os.environ
-        root = os.path.join(base.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "stonechat")
-    folder = Path(root) / name
+
+def cache_folder(name: str) -> Path | None:
+    """A folder in `cache_root` for files that only make the next start faster; None where nothing can be written."""
+    folder = cache_root() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -28,6 +28,7 @@ from device_runtime.errors import StonechatError, UnreachableError
 from device_runtime.mqtt.messages import Accepted, DeviceState, ErrorReply, Final, Piece, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming
 from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.records.printable import counted
 
 __all__ = ["PoolExchange"]
 
@@ -91,8 +92,8 @@ class PoolExchange:
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 raise UnreachableError(
-                    f"pool {self._pool!r} gave no answer within {self._timeout_s:g} s; it was asked {self._asked} "
-                    f"times, and at last {reason}. Try again, or allow more with --timeout."
+                    f"pool {self._pool!r} gave no answer within {self._timeout_s:g} s; it was asked "
+                    f"{counted(self._asked, 'time')}, and at last {reason}. Try again, or allow more with --timeout."
                 )
             if not self._exchange.heard_anyone and time.monotonic() - started_s > NOBODY_S:
                 raise UnreachableError(
@@ -192,7 +193,7 @@ class PoolExchange:
             return ""
         if not text.startswith(self._said):
             raise UnreachableError(
-                f"the first worker of pool {self._pool!r} vanished after {len(self._said)} characters, and "
+                f"the first worker of pool {self._pool!r} vanished after {counted(len(self._said), 'character')}, and "
                 f"{self._name()} answers differently, so the answer cannot go on. Ask again; without streaming, "
                 "nothing of a lost answer is seen."
             )

@@ -17,6 +17,7 @@ from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.machine.power import EnergyMeter, energy_fields
 from device_runtime.mqtt.messages import Final, Finish, Request, Usage
+from device_runtime.records.printable import counted
 
 if TYPE_CHECKING:
     from device_runtime.engine.language_model import Completion
@@ -38,7 +39,7 @@ def incomplete(final: Final) -> str:
     """The error text for an answer that was held to a schema and cut before it fitted it."""
     limit = "the deadline" if final.finish == "deadline" else "the limit of tokens"
     return (
-        f"the answer met {limit} after {final.usage.completion_tokens} tokens, before it was complete; "
+        f"the answer met {limit} after {counted(final.usage.completion_tokens, 'token')}, before it was complete; "
         "give it more, or ask for less."
     )
 

@@ -15,6 +15,7 @@ from device_runtime.engine.sampler import Sampler
 from device_runtime.engine.stop_strings import Finish, StopStrings
 from device_runtime.engine.text_stream import TextStream
 from device_runtime.errors import IncompleteError
+from device_runtime.records.printable import counted
 
 if TYPE_CHECKING:
     from device_runtime.engine.tokenizer import Tokenizer
@@ -238,7 +239,7 @@ class Generation(Iterator[str]):
         if constraint is not None and not answer.stopped:
             if finish == "length":
                 raise IncompleteError(
-                    f"The answer reached its limit of {count} tokens before it fitted its schema; "
+                    f"The answer reached its limit of {counted(count, 'token')} before it fitted its schema; "
                     "give it more (max_new), or ask for less."
                 )
             if finish == "stop":

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.prompts import tokenizer_file
+from device_runtime.engine.schema.fault import explained
 from device_runtime.engine.schema.grammar_tokenizer import GrammarTokenizer
 from device_runtime.engine.schema.rules import closed
 from device_runtime.engine.schema.sample import sample
@@ -30,6 +31,7 @@ from device_runtime.engine.schema.trial import is_simple, schema_trial
 from device_runtime.engine.trial_process import TrialProcess
 from device_runtime.engine.typed.choice import Choice, Decision
 from device_runtime.errors import BackendError, IncompleteError, SchemaError
+from device_runtime.records.printable import counted
 
 __all__ = ["Constraint", "SchemaCompiler", "check_schema", "grammar_library", "grammar_of", "no_room"]
 
@@ -83,7 +85,7 @@ class SchemaCompiler:
                 )
             matcher = matcher_class(tokenizer.library, _grammar(source), log_level=0)
             if matcher.is_error():
-                raise _unusable(matcher.get_error())
+                raise _unusable(matcher.get_error(), schema)
             self._made[source] = _Compiled(matcher, _first_end(tokenizer, matcher, source))
             if len(self._made) > _KEPT:
                 self._made.popitem(last=False)
@@ -108,7 +110,7 @@ class SchemaCompiler:
             self._refused[source] = wrong
             if len(self._refused) > _KEPT:
                 self._refused.popitem(last=False)
-        raise _unusable(self._refused[source])
+        raise _unusable(self._refused[source], schema)
 
 
 def _first_end(tokenizer: GrammarTokenizer, matcher: Any, source: str) -> End | None:
@@ -263,7 +265,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     failed, messages = matcher_class.validate_grammar_with_warnings(grammar)
     wrong = _reason(messages[0]) if failed else "" if is_simple(schema) else _tried(grammar)
     if wrong:
-        raise _unusable(wrong)
+        raise _unusable(wrong, schema)
 
 
 @lru_cache(maxsize=256)
@@ -275,7 +277,7 @@ def _tried(grammar: str) -> str:
 
 def no_room(least: int | None, max_tokens: int) -> SchemaError:
     """Even the shortest answer is too long. `least`: its tokens; None: more than were looked for."""
-    tokens = f"about {least} tokens" if least is not None else f"more than {_LONGEST_END} tokens"
+    tokens = f"about {counted(least, 'token')}" if least is not None else f"more than {_LONGEST_END} tokens"
     return SchemaError(
         f"The shortest answer that fits the schema has {tokens}, and the answer may have {max_tokens}; "
         "raise max_new, or ask for less."
@@ -284,16 +286,14 @@ def no_room(least: int | None, max_tokens: int) -> SchemaError:
 
 _ADVICE = {  # what the library says -> what to do
     "too much": "Where numbers have bounds or steps, a simpler one may do.",
-    "oneOf": "Write anyOf, or give each alternative a property with a `const` of its own.",
+    "coerce_one_of": "Write anyOf, or give each alternative a property with a `const` of its own.",
     "look-around": "A pattern may have no (?=…), (?!…), (?<=…) or (?<!…); say it without.",
 }
 
 
-def _unusable(why: str) -> SchemaError:
-    if "coerce_one_of" in why:
-        why = "oneOf is taken only where no answer can fit two alternatives"
-    advice = "".join(f" {text}" for word, text in _ADVICE.items() if word in why)
-    return SchemaError(f"The schema cannot be used: {_reason(why)}.{advice}")
+def _unusable(said: str, schema: Mapping[str, Any]) -> SchemaError:
+    advice = "".join(f" {text}" for word, text in _ADVICE.items() if word in said)
+    return SchemaError(f"The schema cannot be used: {explained(schema, _reason(said))}.{advice}")
 
 
 def grammar_library() -> Any:

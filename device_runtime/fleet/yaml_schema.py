@@ -24,6 +24,7 @@ import yaml
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.yaml_nodes import check_size, nodes_of, quote_hint
+from device_runtime.records.printable import counted
 
 __all__ = [
     "REQUIRED", "Boolean", "Choice", "Field", "Integer", "ListOf", "MapOf", "Number", "OneOrMore", "Plain", "Reader",
@@ -97,7 +98,7 @@ class Report:
         """Raise all faults as one ConfigurationError, in the order of the file."""
         if self.faults:
             lines = [f"{self.file}:{line}:{column}: {text}" for line, column, text in sorted(set(self.faults))]
-            many = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+            many = counted(len(lines), "fault")
             many = many if len(self.faults) <= MAX_FAULTS else f"more than {MAX_FAULTS} faults"
             raise ConfigurationError("\n".join([f"{self.file} has {many}:", *lines]))
 

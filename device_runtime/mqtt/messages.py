@@ -403,7 +403,7 @@ class Info:
         Mapping[str, str] | None, "by model: why its bundle cannot be opened; the device takes another one"
     ] = None
     links_refused: Annotated[
-        Mapping[str, str] | None, "by link: why the model that is open cannot answer it; the device leaves it out"
+        Mapping[str, str] | None, "by link: why no model that it may ask can answer it; the device leaves it out"
     ] = None
     tasks: Annotated[
         Mapping[str, str] | None, "of the models with another task than `generate`: `embed`, `classify`, `translate`"

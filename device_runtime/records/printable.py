@@ -1,12 +1,22 @@
-"""Text from outside in log lines, errors and reports: in one line, short, and without what should stay secret."""
+"""Text in log lines, errors and reports: what comes from outside in one line, short, and without what should stay
+secret; and numbers with their nouns."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["one_line", "shown", "without_secrets"]
+__all__ = ["counted", "one_line", "shown", "without_secrets"]
 
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+
+
+def counted(number: int | str, noun: str) -> str:
+    """`number` of what `noun` names, as one says it: 1 case, 2 cases.
+
+    Args:
+        noun: for one of them; its plural ends with an s more.
+    """
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
 
 
 def one_line(text: object) -> str:

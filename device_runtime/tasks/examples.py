@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.inputs import Inputs
 
 __all__ = ["Example", "answer_faults", "parse_examples", "read_examples"]
@@ -103,7 +104,7 @@ def _value_fault(value: Any, schema: Mapping[str, Any]) -> str:
     if kinds and not any(_is(value, kind) for kind in kinds):
         return " or ".join(kinds)
     if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
-        return f"at most {schema['maxLength']} characters"
+        return f"at most {counted(schema['maxLength'], 'character')}"
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
         return f"a number from {schema.get('minimum', '…')} to {schema.get('maximum', '…')}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.trust import TrustStore
 from device_runtime.errors import ConfigurationError, SignatureError, StonechatError, UpdateError
+from device_runtime.records.printable import counted
 from device_runtime.update.active import is_slot_folder, read_state, resolve
 from device_runtime.update.probe import Measured
 from device_runtime.update.slots import Slots, leftovers, lock
@@ -171,7 +172,8 @@ def judge(found: Measured, limits: TrialLimits, bundle: Bundle) -> str | None:
     wanted = bundle.manifest.trial_score
     if wanted is not None and (found.score is None or found.score < wanted.at_least):
         share = "none" if found.score is None else f"{found.score:.1%}"
-        return f"it got {share} of its {len(wanted.examples)} examples right; the floor is {wanted.at_least:.1%}"
+        asked = counted(len(wanted.examples), "example")
+        return f"it got {share} of its {asked} right; the floor is {wanted.at_least:.1%}"
     if limits.min_tps is not None and found.tokens_per_s < limits.min_tps:
         return f"it decoded {found.tokens_per_s:.1f} tok/s; the floor is {limits.min_tps:g} tok/s"
     if limits.max_rss_mb is not None and found.peak_rss_mb > limits.max_rss_mb:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -202,6 +204,49 @@ def test_a_killed_device_is_announced_as_lost(port, pi_bundle, tmp_path):
     process.wait()
     lost = wait_for(port, "stonechat/1/doomed-pi/out/state", lambda state: state["state"] == "lost")
     assert lost["boot"] == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("free", ""),
+        ("read-only", "no folder can be written in {cache}; set STONECHAT_CACHE to a place where one can"),
+        ("a file", "no folder can be written in {cache}; set STONECHAT_CACHE to a place where one can"),
+        ("full", r"the disk of {cache} has no \d+ MB free; free as much there"),
+    ],
+)
+def test_it_says_once_that_packed_weights_cannot_be_kept(
+    place, said, port, pi_bundle, tmp_path, request: pytest.FixtureRequest
+):
+    """Two models of one bundle are opened, each with its weights."""
+    device, cache = f"unkept-{place.replace(' ', '-')}", tmp_path / "cache"
+    if place in ("read-only", "full"):
+        cache = request.getfixturevalue("small_disk")
+    if place == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
+    elif place == "full":
+        (cache / "filler").write_bytes(bytes(shutil.disk_usage(cache).free - 100_000))
+    elif place == "a file":
+        cache.write_text("")
+    model = f'  tiny: {{bundle: "{pi_bundle}", threads: 1, max_new: 8}}\n'
+    fleet = FLEET.format(port=port, bundle=pi_bundle).replace(model, model + model.replace("tiny", "other"))
+    fleet = fleet.replace(f"{DEVICE}: {{model: tiny", f"{device}: {{model: [tiny, other]")
+    fleet = fleet.replace("- name: too-hot\n", "- name: too-hot\n    model: tiny\n")
+    (tmp_path / "fleet.yaml").write_text(fleet)
+    command = [*STONECHAT, "serve", str(tmp_path / "fleet.yaml"), "--device", device, "--state-dir", str(tmp_path)]
+    with open(tmp_path / "log", "w") as log:
+        environment = {**os.environ, "STONECHAT_CACHE": str(cache)}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            wait_for(port, f"stonechat/1/{device}/out/state", lambda state: state["state"] == "ready")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if "packed weights" in line]
+    assert code == 0 and len(lines) == bool(said), lines
+    if said:
+        why = "packed weights cannot be kept, so each start is slower and takes more memory: "
+        assert re.search(f"{why}{said.format(cache=cache)}$", lines[0])
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ class TestRefusals:
 
     def test_few_tokens_are_said_to_be_few(self, micro: Path, text: Path, evaluate: Eval) -> None:
         _, out, _ = evaluate(micro, "--text", text, "--window", 16, "--tokens", 16)
-        assert "15 tokens say little" in out
+        assert "only 15 tokens: give a text" in out
 
     def test_a_picture_that_cannot_be_written(self, micro: Path, text: Path, evaluate: Eval) -> None:
         flags = ["--text", text, "--window", 16, "--tokens", 16, "--against", CHECKPOINT]

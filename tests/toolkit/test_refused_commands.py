@@ -24,10 +24,10 @@ examples: few.jsonl
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["train", "few.yaml", "-o", "made"], "few has 1 cases to train with; expected at least 10"),
-        (["train", "few.yaml", "-o", "new/folder/made"], "few has 1 cases to train with"),
-        (["train", "few.yaml", "--kind", "classify", "-o", "made"], "few has 1 cases to train with"),
-        (["train", "few.yaml", "--kind", "tune", "--from", str(BERT), "-o", "new/made"], "few has 1 cases"),
+        (["train", "few.yaml", "-o", "made"], "few has 1 case to train with; expected at least 10"),
+        (["train", "few.yaml", "-o", "new/folder/made"], "few has 1 case to train with"),
+        (["train", "few.yaml", "--kind", "classify", "-o", "made"], "few has 1 case to train with"),
+        (["train", "few.yaml", "--kind", "tune", "--from", str(BERT), "-o", "new/made"], "few has 1 case"),
         (
             ["train", "few.yaml", "--kind", "tune", "--from", "GQA", "-o", "made", "--layers", "1"],
             "few has 0 cases to train with",

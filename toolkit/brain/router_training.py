@@ -17,6 +17,7 @@ import converters
 from device_runtime.brain.text_classifier import NONE, TextClassifier
 from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
 from device_runtime.errors import ConfigurationError, MissingExtraError
+from device_runtime.records.printable import counted
 from toolkit.brain.other_texts import other_texts
 
 __all__ = ["TrainedRouter", "background_texts", "lines_of", "train_router"]
@@ -70,7 +71,9 @@ def train_router(texts: Mapping[str, Sequence[str]], others: Sequence[str], *, s
     for name, own in texts.items():
         found = list(dict.fromkeys(own))
         if len(found) < 2 * _HELD_BACK:
-            raise ConfigurationError(f"{name} has {len(found)} texts to train a router on; it needs {2 * _HELD_BACK}.")
+            raise ConfigurationError(
+                f"{name} has {counted(len(found), 'text')} to train a router on; it needs {2 * _HELD_BACK}."
+            )
         rows += [(name, text) for text in found]
     random.Random(seed).shuffle(rows)
     held, kept = rows[::_HELD_BACK], [row for place, row in enumerate(rows) if place % _HELD_BACK]

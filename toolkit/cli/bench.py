@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, add_runtime, amount, whole_number
 from toolkit.cli.output import show, table
 
@@ -98,8 +99,8 @@ def _lengths(args: argparse.Namespace, manifest: Manifest) -> tuple[int, int, in
         needed = max(prompt, new if manifest.task == "translate" else 0)
     if needed > manifest.context:
         raise ContextOverflowError(
-            f"{prompt} tokens of a prompt (--prompt-tokens) and {new} new ones (--new-tokens) need {needed} positions; "
-            f"the context holds {manifest.context}.",
+            f"{counted(prompt, 'token')} of a prompt (--prompt-tokens) and {counted(new, 'new one')} (--new-tokens) "
+            f"need {needed} positions; the context holds {manifest.context}.",
             tokens=needed,
             context=manifest.context,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
 
@@ -204,7 +205,13 @@ def _list(args: argparse.Namespace) -> int:
         how = []
         if entry.expires is not None:
             left = entry.days_left or 0
-            mark = " (expired)" if left < 0 else f" (in {left} days: soon)" if entry.expires_within(args.soon) else ""
+            mark = (
+                " (expired)"
+                if left < 0
+                else f" (in {counted(left, 'day')}: soon)"
+                if entry.expires_within(args.soon)
+                else ""
+            )
             how.append(f"certificate until {entry.expires:%Y-%m-%d}{mark}")
         if entry.password:
             how.append("password")
@@ -251,7 +258,7 @@ def _renew(args: argparse.Namespace) -> int:
                 made[entry.name] = ["certificate"]
     lines = [f"{name}: new {' and '.join(what)}" for name, what in made.items()]
     if not made:
-        lines.append(f"no certificate expires within {args.expiring} days")
+        lines.append(f"no certificate expires within {counted(args.expiring, 'day')}")
     if any("certificate" in what for name, what in made.items() if name != SERVER):
         lines.append("the old certificates stay valid until they expire; `stonechat broker revoke` ends them at once")
     if any("password" in what for what in made.values()):

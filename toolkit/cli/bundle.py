@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
@@ -227,9 +228,13 @@ def _field_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("boards", ", ".join(manifest.boards) or f"any that runs the profile {manifest.profile}"),
     ]
     if trial := manifest.trial:
-        rows.append(("trial", f"{trial.prompt!r} is answered with {trial.expect!r} in {trial.max_new} tokens"))
+        rows.append(
+            ("trial", f"{trial.prompt!r} is answered with {trial.expect!r} in {counted(trial.max_new, 'token')}")
+        )
     if wanted := manifest.trial_score:
-        rows.append(("trial score", f"{wanted.at_least:.1%} of {len(wanted.examples)} examples have to be right"))
+        rows.append(
+            ("trial score", f"{wanted.at_least:.1%} of {counted(len(wanted.examples), 'example')} have to be right")
+        )
     return rows
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, percent
 from toolkit.cli.output import say, show
 
@@ -200,7 +201,7 @@ def _check_fleet(args: argparse.Namespace) -> int:
     counts = {"models": len(plan.models), "devices": len(plan.devices), "links": len(plan.links)}
     served = {name for device in plan.devices.values() for name in device.links}
     unserved = [link.name for link in plan.links if link.name not in served]
-    words = [f"{count} {name if count != 1 else name[:-1]}" for name, count in counts.items()]
+    words = [counted(count, name.removesuffix("s")) for name, count in counts.items()]
     return show(
         args,
         {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, read_text, require_extra, whole_number
 from toolkit.cli.output import paragraph, show, table
 
@@ -103,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
     length = min(args.window or 512, room)
     for name, tokens in texts.items():
         if len(tokens) < length and (args.window or len(tokens) < 2):
-            raise ConfigurationError(f"{name} has {len(tokens)} tokens; a window needs {max(2, args.window or 2)}.")
+            raise ConfigurationError(
+                f"{name} has {counted(len(tokens), 'token')}; a window needs {max(2, args.window or 2)}."
+            )
     length = min(length, *map(len, texts.values()))
     kinds = {name: text_windows(tokens, length) for name, tokens in texts.items()}
     errors: list[LayerError] = []
@@ -133,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
             + ", ".join(f"{e.name} ({e.lost_db:.1f} dB, to {e.snr_db:.1f})" for e in worst_layers(errors))
         )
     if total.tokens < _MANY:
-        lines.append(f"{total.tokens} tokens say little: give a text of some thousand")
+        lines.append(f"only {counted(total.tokens, 'token')}: give a text of some thousand")
     return show(
         args,
         {

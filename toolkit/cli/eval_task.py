@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
+
 if TYPE_CHECKING:
     from device_runtime.tasks.file import Task
     from device_runtime.tasks.purpose import Purpose
@@ -65,7 +67,9 @@ def run_task(args: argparse.Namespace) -> int:
         print(json.dumps({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": said}, ensure_ascii=False))
         return 0
     known = sum(example.answer is not None for example in examples)
-    print(f"{purpose.name}: {len(answers)} answers, {known} of them with a known truth, {per_s:.1f} a second")
+    print(
+        f"{purpose.name}: {counted(len(answers), 'answer')}, {known} of them with a known truth, {per_s:.1f} a second"
+    )
     for line in _lines(result.to_json()):
         print(line)
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json
 from toolkit.cli.output import rows
 from toolkit.quality_text import quality_rows
@@ -38,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     count = len(manifest.prefix_tokens)
     lines = [
         ("name", f"{manifest.name}, version {manifest.version}"),
-        ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
+        ("architecture", f"{manifest.architecture}, {counted(graph.layers, 'layer')}, vocabulary {graph.vocabulary:,}"),
         ("profile", manifest.profile),
         ("context", f"{manifest.context} positions, cache windows {', '.join(map(str, graph.windows))}"),
-        ("prefix", f"{count} token{'s' * (count != 1)} already in the cache"),
+        ("prefix", f"{counted(count, 'token')} already in the cache"),
         ("tokenizer", f"{tokenizer.file}, ends at {', '.join(map(str, tokenizer.eos_ids)) or 'no token'}"),
         ("chat template", "yes" if manifest.chat_template else "no: give plain prompts"),
     ]
@@ -74,7 +75,7 @@ def _encoder_lines(manifest: Manifest) -> list[tuple[str, str]]:
     lines = [
         ("name", f"{manifest.name}, version {manifest.version}"),
         ("task", manifest.task),
-        ("architecture", f"{manifest.architecture}, {graph.layers} layers, vocabulary {graph.vocabulary:,}"),
+        ("architecture", f"{manifest.architecture}, {counted(graph.layers, 'layer')}, vocabulary {graph.vocabulary:,}"),
         ("profile", manifest.profile),
         ("texts", f"up to {manifest.context} tokens, padded to {', '.join(map(str, graph.windows))}"),
     ]

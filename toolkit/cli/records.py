@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.broker_access import add_broker_access, broker_access
 from toolkit.cli.options import add_json
 
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in found), encoding="utf-8")
         part.replace(args.output)
         asked = len(devices) - len(silent)
-        what = "examples" if args.examples else "records"
-        say(f"{args.output}: {len(found)} {what} of {asked} {'device' if asked == 1 else 'devices'}")
+        what = counted(len(found), "example" if args.examples else "record")
+        say(f"{args.output}: {what} of {counted(asked, 'device')}")
         if args.json:
             print_json({"file": str(args.output), "records": len(found), "silent": silent})
     elif args.json:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.records.printable import counted
 from toolkit.cli.bundle import signing_keys
 from toolkit.cli.key import add_passphrase
 from toolkit.cli.options import add_json, percent, whole_number
@@ -171,7 +172,7 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
     if bundle.manifest_sha256 != plan.manifest_sha256:
         raise ConfigurationError(f"{plan.bundle} has changed since roll-out {plan.id} began; deploy it again.")
     address = fleet.load(plan.fleet).address_for(args.name or "operator", args.broker, args.password_file)
-    say(f"roll-out {plan.id}: {plan.name} {plan.version} to {len(plan.devices)} devices of {plan.group}")
+    say(f"roll-out {plan.id}: {plan.name} {plan.version} to {counted(len(plan.devices), 'device')} of {plan.group}")
     with files.carrying_out(plan.id), Sender(address, bundle, name=args.name) as sender:
         runner = Runner(rollout, files, sender, say, args.wait)
         before = {number: signal.signal(number, lambda *_: runner.stop()) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _train(args: argparse.Namespace) -> int:
     named_in = named_in if args.device is None else f"devices: {{{args.device}: {{{named_in}}}}}"
     fields = {"file": str(args.output), "models": list(texts), "right": trained.right, "count": trained.count}
     return show(args, fields, [
-        f"{args.output}: {', '.join(texts)}; {trained.right} of {trained.count} texts held back were right",
+        f"{args.output}: {', '.join(texts)}; {trained.right} right of {counted(trained.count, 'text')} held back",
         f"name it in the fleet file: {named_in}",
     ])  # fmt: skip
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False))
         return 0
     more_examples = f", {calibrate} to calibrate on" if task.calibrate else ""
-    print(f"{task.name}: no faults, {len(task.truth)} rules, {count} examples{more_examples}")
+    print(f"{task.name}: no faults, {counted(len(task.truth), 'rule')}, {counted(count, 'example')}{more_examples}")
     for condition in unmet:
         print(
             f"warning: no generated case meets the rule `{condition or 'the last one'}`, so no model learns it; is it "
@@ -193,7 +194,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"examples": count, "file": str(args.output)}))
         return 0
-    print(f"{args.output}: {count} examples; read and correct them, then name the file under `examples:`")
+    print(f"{args.output}: {counted(count, 'example')}; read and correct them, then name the file under `examples:`")
     return 0
 
 
@@ -212,7 +213,8 @@ def _harvest(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": str(args.output), **found.to_json()}, ensure_ascii=False))
         return 0
-    print(f"{args.output}: {len(found.examples)} examples; read and correct them, then name the file under `examples:`")
+    written = counted(len(found.examples), "example")
+    print(f"{args.output}: {written}; read and correct them, then name the file under `examples:`")
     for reason, count in found.left_out.items():
         print(f"{count:6} left out: {reason}")
     return 0
@@ -248,7 +250,8 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
     if args.json:
         print(json.dumps({"file": str(args.output), **result.to_json()}, ensure_ascii=False))
     else:
-        print(f"{args.output}: {result.believed} of {len(inputs)} answers are believed; read and correct them, then")
+        answers = counted(len(inputs), "answer")
+        print(f"{args.output}: {result.believed} of {answers} believed; read and correct them, then")
         print("name the file under `examples:`")
         for reason, count in result.rejected.most_common():
             print(f"{count:6} rejected: {reason}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, require_extra
 from toolkit.cli.output import show, table
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     near = distances(arrays, _traced(args, args.against)) if args.against is not None else {}
     save(args.output, {"tokens": args.tokens, **arrays})
     shapes = {name: list(values.shape) for name, values in arrays.items()}
-    layers = f" and {len(shapes) - 1} layer outputs" if args.layers else ""
+    layers = f" and {counted(len(shapes) - 1, 'layer output')}" if args.layers else ""
     line = f"{args.output}: logits {tuple(shapes['logits'])}{layers}"
     fields = {"output": str(args.output), "arrays": shapes}
     if args.against is None:

@@ -96,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop when the weights are trained: another machine can go on from the folder DIR.training",
     )
+    parser.add_argument(
+        "--afresh",
+        action="store_true",
+        help="throw away what an earlier training left in DIR.training, also an unfinished one of other settings",
+    )
     add_json(parser)
 
 
@@ -129,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
         with ProgressBar() as bar:
             bundle = _tuned(args, tasks, bar) if args.kind == "tune" else _trained(args, tasks[0], bar)
     except KeyboardInterrupt:
-        say(f"\nstonechat: the same command goes on from {args.output}.training")
+        if Path(f"{args.output}.training").is_dir():  # not interrupted before there is anything
+            say(f"\nstonechat: the same command goes on from {args.output}.training")
         raise
     except ImportError as error:
         raise require_extra("train", error) from None
@@ -203,9 +209,9 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
         args.kind == "distil",
     )
     if args.weights_only:
-        train_weights(task, work_folder(args.output), settings, bar.update)
+        train_weights(task, work_folder(args.output), settings, bar.update, afresh=args.afresh)
         return None
-    return train(task, args.output, settings, bar.update)
+    return train(task, args.output, settings, bar.update, afresh=args.afresh)
 
 
 def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
@@ -221,7 +227,7 @@ def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bun
 
         rank = {} if args.rank is None else {"rank": args.rank}
         settings = TuneSettings(args.checkpoint, cases_of=cases, **given, **rank)
-        return tune_bundle(tasks, args.output, settings, bar.update)
+        return tune_bundle(tasks, args.output, settings, bar.update, afresh=args.afresh)
     from device_runtime.errors import ConfigurationError
     from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle
 
@@ -232,4 +238,5 @@ def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bun
             f"{', '.join(wrong)}: {args.checkpoint} is an encoder, whose layers are tuned as they are, for one task."
         )
     given |= {"cases": cases[tasks[0].name]} if tasks[0].name in cases else {}
-    return tune_encoder_bundle(tasks[0], encoder, args.output, EncoderSettings(**given), bar.update)
+    chosen = EncoderSettings(**given)
+    return tune_encoder_bundle(tasks[0], encoder, args.output, chosen, bar.update, afresh=args.afresh)

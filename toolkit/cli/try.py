@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[str]:
         yield f"{count} on topics that no link listens to; check the links' `from`"
     if summary["prompt_tokens"]:
         share = summary["reused_tokens"] / summary["prompt_tokens"]
-        yield f"{summary['prompt_tokens']} prompt tokens, {share:.0%} of them not computed again"
+        yield f"{counted(summary['prompt_tokens'], 'prompt token')}, {share:.0%} of them not computed again"
     for name, found in summary["fields"].items():
         error = found["calibration_error"]
         sure = "" if error is None else f"; confidence is off by {error:.2f} on average"

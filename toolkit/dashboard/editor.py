@@ -22,6 +22,7 @@ from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
+from device_runtime.records.printable import counted
 from device_runtime.update import durable
 from toolkit.dashboard.kept_layout import (
     dumped,
@@ -163,7 +164,9 @@ class FleetEditor:
         """
         with self._lock:
             if change.faults:
-                raise RefusedError(f"the link has {len(change.faults)} faults; nothing was saved.", reason="faults")
+                raise RefusedError(
+                    f"the link has {counted(len(change.faults), 'fault')}; nothing was saved.", reason="faults"
+                )
             if not (base == change.base == _sha256(self._read())):
                 raise RefusedError(
                     f"{self._path.name} has changed meanwhile; load the page again, and make the change once more.",

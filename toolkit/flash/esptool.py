@@ -16,6 +16,7 @@ from pathlib import Path
 
 from boards import Board
 from device_runtime.errors import DoesNotFitError, FlashError, StonechatError, UnreachableError
+from device_runtime.records.printable import counted
 from toolkit.flash.esp_image import boot_loader_offset, check_image
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, kind_of, require_kind
@@ -79,7 +80,9 @@ class Flasher:
         if code != 0:
             raise self._failure(output, port)
         if verified != len(parts):
-            raise FlashError(f"esptool verified {verified} of {len(parts)} parts, and says no more. {self.half_done}")
+            raise FlashError(
+                f"esptool verified {verified} of {counted(len(parts), 'part')}, and says no more. {self.half_done}"
+            )
         return Result(port, "the chip's MD5 of what is in flash is that of the file")
 
     def _place_firmware(self, firmware: Image) -> list[Part]:

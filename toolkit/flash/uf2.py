@@ -15,6 +15,7 @@ from pathlib import Path
 
 from boards import Board
 from device_runtime.errors import ConfigurationError, DoesNotFitError, FlashError, ImageError, UnreachableError
+from device_runtime.records.printable import counted
 from toolkit.flash.flasher import Part, Report, Result, place_model, require_apart, require_room
 from toolkit.flash.images import Image, require_kind
 from toolkit.flash.uf2_format import BLOCK_BYTES, PAYLOAD_BYTES, Block, Flag, decode, encode
@@ -69,7 +70,9 @@ class Flasher:
         _copy(data, drive, report)
         self._wait_until_gone(drive, report)
         blocks = len(data) // BLOCK_BYTES
-        return Result(str(drive), f"the boot loader took all {blocks} blocks and restarted (it cannot be read back)")
+        return Result(
+            str(drive), f"the boot loader took {counted(blocks, 'block')} and restarted (it cannot be read back)"
+        )
 
     def _place_uf2(self, firmware: Image) -> list[Part]:
         """A UF2 file as the bytes that it puts into flash: a part for each run; what lies between stays as it is."""

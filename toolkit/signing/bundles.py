@@ -14,6 +14,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest, TrialScore, utc_time
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.records.printable import counted
 from device_runtime.update.active import open_bundle, resolve
 from toolkit.firmware.container import model_container
 from toolkit.signing.keys import SigningKey
@@ -150,8 +151,8 @@ def demanded_score(path: Path, examples: Path, at_least: float) -> dict[str, Any
     wanted = TrialScore(at_least, rows)
     if path.is_dir() and (score := task_score(path, wanted)) < at_least:
         raise ConfigurationError(
-            f"The bundle gets {score:.1%} of {len(rows)} examples right here, less than --trial-score {at_least:g}; "
-            "every device would go back to what it has."
+            f"The bundle gets {score:.1%} of {counted(len(rows), 'example')} right here, less than --trial-score "
+            f"{at_least:g}; every device would go back to what it has."
         )
     return {"trial_score": {"at_least": at_least, "examples": list(rows)}}
 

@@ -50,7 +50,7 @@ fi
 after=$(ls -ldn "$1" "$1"/* "$2" | cut -d' ' -f1,3,4 | cksum)
 [ "$before" = "$after" ] || echo changed
 """
-_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine.language_model, toolkit.cli, cryptography"'
+_STARTS = 'cd / && "$1/bin/python" -c "import device_runtime.engine.language_model, toolkit.cli.command, cryptography"'
 # $1 the new environment, $2 the wheel, $3 a wheelhouse or nothing, $4 "32" on a 32-bit system, "32 on 64" if its kernel
 # is a 64-bit one: programs then take the machine for one, unless that is set (docs/guides/boards-32-bit.md).
 _MAKE = """

@@ -12,6 +12,7 @@ from typing import Any
 
 from device_runtime.errors import ConfigurationError, RolledBackError
 from device_runtime.fleet import file as fleet
+from device_runtime.records.printable import counted
 from device_runtime.update.state import Last
 from toolkit.device.layout import SERVICE
 from toolkit.device.slot_state import SlotState
@@ -69,7 +70,7 @@ class Status:
         words = [f"{s.get('ActiveState', '?')} ({s.get('SubState', '?')})"]
         if since := s.get("ActiveEnterTimestamp"):
             words.append(f"since {since}" if s.get("ActiveState") == "active" else f"last active {since}")
-        words.append(f"restarted {s.get('NRestarts', '?')} times")
+        words.append(f"restarted {counted(s.get('NRestarts', '?'), 'time')}")
         if text := s.get("StatusText"):
             words.append(text)
         return ", ".join(words)

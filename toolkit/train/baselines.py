@@ -14,6 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
@@ -86,7 +87,7 @@ def general_baseline(
     answerer.close()
     typed = [name for name, values in task.fields.items() if values]
     right = {name: [said.get(name) == true.get(name) for said, true in answers] for name in typed}
-    label = f"{bundle.manifest.name}, untrained, {len(shown)} examples shown ({len(test)} asked)"
+    label = f"{bundle.manifest.name}, untrained, {counted(len(shown), 'example')} shown ({len(test)} asked)"
     return {label: {name: round(float(np.mean(found)), 4) for name, found in right.items()}}
 
 

@@ -27,7 +27,7 @@ from toolkit.train.baselines import MOST, MOST_ASKED, SHOWN, baselines, general_
 from toolkit.train.calibrate import fit_temperatures, longest_pieces
 from toolkit.train.cases import calibration_rows, tokenized
 from toolkit.train.checkpoint import write_folder
-from toolkit.train.weights import Progress, Settings, read_cases, silent, train_weights, work_folder
+from toolkit.train.weights import Progress, Settings, finish, read_cases, silent, train_weights, work_folder
 
 __all__ = ["Measures", "measured", "ordinary", "purpose_of", "require_measures", "train", "write_purpose"]
 
@@ -39,18 +39,22 @@ _FAMILIAR = 20_000  # cases that say what a familiar text looks like
 _POSITIONS = 24  # beyond the longest case: the engine wants room for the longest way to end an answer
 
 
-def train(task: Task, folder: Path, settings: Settings, progress: Progress = silent) -> Bundle:
+def train(task: Task, folder: Path, settings: Settings, progress: Progress = silent, *, afresh: bool = False) -> Bundle:
     """Train, convert, calibrate and test; the bundle appears at `folder`, and `work_folder(folder)` stays beside it.
 
+    Args:
+        afresh: throw away what an earlier training left there, also an unfinished one of other settings.
+
     Raises:
-        ConfigurationError: the task has too few examples, its generator fails, or `folder` is something else.
+        ConfigurationError: the task has too few examples, its generator fails, `folder` is something else, or there is
+            an unfinished training of other settings.
     """
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
     require_measures([task], settings.baseline)
     work = work_folder(folder)
-    trained = train_weights(task, work, settings, progress)
+    trained = train_weights(task, work, settings, progress, afresh=afresh)
     tokenizer = SentencePieceProcessor(model_proto=trained.vocabulary)
     context = trained.longest + _POSITIONS
     write_folder(work / task.name, task.network, trained.weights, trained.vocabulary, context)
@@ -67,7 +71,9 @@ def train(task: Task, folder: Path, settings: Settings, progress: Progress = sil
     convert(open_checkpoint(work / task.name), folder, options, progress)
     measures = Measures(settings.baseline, trained.cases, asdict(settings))
     purpose = measured(task, task.kind, folder, tokenizer.encode, work, measures, progress)
-    return write_purpose(folder, purpose.to_json())
+    bundle = write_purpose(folder, purpose.to_json())
+    finish(work)
+    return bundle
 
 
 def require_measures(tasks: Sequence[Task], baseline: Path | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from sentencepiece import SentencePieceTrainer
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.classify import head_label
 from device_runtime.tasks.file import Task
 
@@ -67,7 +68,7 @@ def train_vocabulary(task: Task, texts: Iterable[str]) -> bytes:
     if task.inputs.text is not None and task.network.vocabulary < least:
         raise ConfigurationError(
             f"network: vocabulary is {task.network.vocabulary}; {task.name} needs at least {least} pieces, for bytes, "
-            f"{len(own)} parts of its answers and {len(characters)} characters."
+            f"{counted(len(own), 'part')} of its answers and {counted(len(characters), 'character')}."
         )
     written = io.BytesIO()
     SentencePieceTrainer.train(

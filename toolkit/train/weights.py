@@ -7,8 +7,10 @@
     tokens.npz        the cases that are trained on, as arrays
     weights.npz       the state of the training, saved every half minute
     settings.json     what all of this was made with; another task, seed or size begins again
+    finished          an empty file: the bundle was made
 
-A run that was interrupted goes on from there and ends with the same weights.
+A run that was interrupted goes on from there and ends with the same weights. One that is refused changes nothing of
+what an earlier one left.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,9 +30,12 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor, set_random_generator_seed
 
 from device_runtime import __version__
+from device_runtime.bundle.work_place import made_folders
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
+from toolkit.cli.output import say
 from toolkit.examples.sources import all_examples
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
 from toolkit.train.distil import ask_teacher, described_teacher, softened
@@ -39,13 +44,13 @@ from toolkit.train.vocabulary import SAMPLE, symbols, train_vocabulary
 from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
 __all__ = [
+    "Beginning",
     "Progress",
     "Settings",
     "Trained",
     "begin",
     "described",
-    "keep_cases",
-    "leaves_nothing",
+    "finish",
     "read_cases",
     "silent",
     "train_weights",
@@ -69,6 +74,18 @@ NOISE = 0.02  # of the tokens of a text, in training
 STRANGE = 0.05  # the same where words are known by an encoder's vectors
 _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
+_COSTLY = ("teacher.jsonl", "weights.npz", "below.npz", "trained.npz")  # of any kind: what takes minutes to days
+_STEPS = ("vocabulary.model", "words.npy", "tokens.npz", *_COSTLY)
+_SETTINGS, _FINISHED = "settings.json", "finished"
+_NAMED = {  # what is no number or word in the settings
+    "task": "the task file",
+    "tasks": "the task files",
+    "files": "the task's examples or program",
+    "encoder": "the encoder that knows its words",
+    "checkpoint": "the checkpoint",
+    "distil": "the teacher",
+    "cases_of": "the cases of each task",
+}
 
 
 @dataclass(frozen=True)
@@ -99,20 +116,24 @@ class Trained:
     cases: int  # trained on
 
 
-def train_weights(task: Task, work: Path, settings: Settings, progress: Progress = silent) -> Trained:
+def train_weights(
+    task: Task, work: Path, settings: Settings, progress: Progress = silent, *, afresh: bool = False
+) -> Trained:
     """Train, from where an earlier run stopped if `work` holds one of the same task and settings.
 
+    Args:
+        afresh: throw away what an earlier training left there, also an unfinished one of other settings.
+
     Raises:
-        ConfigurationError: the task has too few examples, or its generator fails.
+        ConfigurationError: the task has too few examples, its generator fails, or `work` holds an unfinished training
+            of other settings.
     """
     made_with = {name: value for name, value in asdict(settings).items() if name not in ("profile", "baseline")}
     if settings.distil:
         made_with["distil"] = described_teacher(task)
-    steps = ("vocabulary.model", "words.npy", "tokens.npz", "teacher.jsonl", "weights.npz")
     expected = settings.cases if settings.cases is not None else task.generate.cases
-    with leaves_nothing(work):
-        begin(work, {**described(task), **made_with}, steps)
-        keep_cases(task, expected, settings.seed, work, progress)
+    with begin(work, {**described(task), **made_with}, afresh=afresh) as begun:
+        begun.make_cases(task, expected, settings.seed, progress)
     vocabulary = _vocabulary(task, work)
     table = _kept_vectors(task, vocabulary, work, progress) if task.network.embeddings else None
     tokenizer = SentencePieceProcessor(model_proto=vocabulary)
@@ -173,78 +194,132 @@ def described(task: Task, *, network: bool = True) -> dict[str, Any]:
     }
 
 
-def begin(work: Path, shown: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Keep what earlier runs left if they were of the same task and settings; else begin again.
+@contextmanager
+def begin(work: Path, shown: Mapping[str, Any], *, afresh: bool = False) -> Iterator[Beginning]:
+    """Keep what earlier runs left in `work` if they were of the same task and settings; else begin again.
+
+    What they left is as it was until this context ends without an error: cases are made within it, and may be refused.
 
     Args:
         shown: all that the result depends on.
-        names: of files that depend on it, beside the cases.
-    """
-    shown = {**shown, "stonechat": __version__}
-    text = json.dumps(shown, indent=1) + "\n"
-    kept = work / "settings.json"
-    if kept.is_file() and kept.read_text(encoding="utf-8") == text:
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    for name in ("settings.json", *names, *(f"{part}.jsonl" for part in PARTS)):
-        (work / name).unlink(missing_ok=True)
-    kept.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def leaves_nothing(work: Path) -> Iterator[None]:
-    """Where a task is refused within this context, take away the folder in which no step was done, and those that were
-    made for it."""
-    missing = [path for path in work.parents if not path.exists()]
-    try:
-        yield
-    except ConfigurationError:
-        for folder in (*(path for path in work.iterdir() if path.is_dir()), work):
-            for part in folder.glob("*.part"):
-                part.unlink()
-            if [path.name for path in folder.iterdir()] == ["settings.json"]:
-                (folder / "settings.json").unlink()
-                folder.rmdir()
-        with suppress(OSError):  # there is something in it
-            for path in missing:
-                path.rmdir()
-        raise
-
-
-def keep_cases(task: Task, expected: int, seed: int, work: Path, progress: Progress, held: float | None = None) -> None:
-    """Write the three files of cases, unless they are there.
-
-    Args:
-        held: share of the cases that confidence is calibrated on, and that is tested on; None: a small one.
+        afresh: begin again in any case.
 
     Raises:
-        ConfigurationError: the task has too few examples, or its generator fails.
+        ConfigurationError: an unfinished training of other settings is there, whose work would be lost.
     """
-    done = {part: work / f"{part}.jsonl" for part in PARTS}
-    if all(path.is_file() for path in done.values()):
-        return
-    progress("cases", 0.0)
-    counts = dict.fromkeys(PARTS, 0)
     with ExitStack() as stack:
-        streams = {
-            part: stack.enter_context(path.with_suffix(".part").open("w", encoding="utf-8"))
-            for part, path in done.items()
-        }
-        for number, example in enumerate(all_examples(task, expected, seed)):
-            part = part_of(example.input, task, held)
-            line = {"input": example.input, "answer": example.answer}
-            streams[part].write(json.dumps(line, ensure_ascii=False) + "\n")
-            counts[part] += 1
-            if number % 1000 == 0:
-                progress("cases", min(1.0, number / expected))
-    for part, count in counts.items():
-        if count < _FEWEST:
+        begun = Beginning(work, shown, afresh, stack)
+        begun.require_free()
+        yield begun
+        begun.settle()
+
+
+class Beginning:
+    """A training that begins, of which nothing is kept yet."""
+
+    def __init__(self, work: Path, shown: Mapping[str, Any], afresh: bool, stack: ExitStack) -> None:
+        self._work, self._afresh, self._stack = work, afresh, stack
+        self._settings = {work: _settings(shown)}  # of each folder
+        self._parts: list[Path] = []
+        stack.enter_context(made_folders(work))
+
+    def make_cases(
+        self,
+        task: Task,
+        expected: int,
+        seed: int,
+        progress: Progress,
+        held: float | None = None,
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the three files of cases, unless they are there.
+
+        Args:
+            held: share of the cases that confidence is calibrated on, and that is tested on; None: a small one.
+            own: what they depend on, where there are several tasks and each has a folder of its own.
+
+        Raises:
+            ConfigurationError: the task has too few examples, or its generator fails.
+        """
+        folder = self._work
+        if own is not None:
+            folder = folder / task.name
+            self._settings[folder] = _settings(own)
+        if self._same(folder) and all((folder / f"{part}.jsonl").is_file() for part in PARTS):
+            return
+        progress("cases", 0.0)
+        self._stack.enter_context(made_folders(folder))
+        paths = {part: folder / f"{part}.part" for part in PARTS}
+        for path in paths.values():
+            self._stack.callback(path.unlink, missing_ok=True)
+        counts = dict.fromkeys(PARTS, 0)
+        with ExitStack() as files:
+            streams = {part: files.enter_context(path.open("w", encoding="utf-8")) for part, path in paths.items()}
+            for number, example in enumerate(all_examples(task, expected, seed)):
+                part = part_of(example.input, task, held)
+                line = {"input": example.input, "answer": example.answer}
+                streams[part].write(json.dumps(line, ensure_ascii=False) + "\n")
+                counts[part] += 1
+                if number % 1000 == 0:
+                    progress("cases", min(1.0, number / expected))
+        for part, count in counts.items():
+            if count < _FEWEST:
+                raise ConfigurationError(
+                    f"{task.name} has {counted(count, 'case')} to {part} with; expected at least {_FEWEST}. Give more "
+                    "examples, or let it `generate` some."
+                )
+        self._parts += paths.values()
+
+    def require_free(self) -> None:
+        """Refuse to throw work away that nobody said may go; say it where there is less to lose."""
+        kept = self._work / _SETTINGS
+        if self._afresh or self._same(self._work) or not kept.is_file():
+            return
+        changes = _changes(kept.read_text(encoding="utf-8", errors="replace"), self._settings[self._work])
+        costly = any((self._work / name).is_file() for name in _COSTLY)
+        if costly and not (self._work / _FINISHED).is_file():
             raise ConfigurationError(
-                f"{task.name} has {count} cases to {part} with; expected at least {_FEWEST}. Give more examples, "
-                "or let it `generate` some."
+                f"{self._work} has an unfinished training of other settings ({changes}), whose work would be lost. "
+                "Give its settings to go on with it, choose another folder with -o, or throw it away with --afresh."
             )
-    for path in done.values():
-        path.with_suffix(".part").replace(path)
+        say(f"stonechat: {self._work} is of a training of other settings ({changes}); this one begins afresh")
+
+    def settle(self) -> None:
+        """Throw away what is of other settings, and keep the cases that were made."""
+        for folder, text in self._settings.items():
+            if not self._same(folder):
+                for name in (_SETTINGS, _FINISHED, *_STEPS, *(f"{part}.jsonl" for part in PARTS)):
+                    (folder / name).unlink(missing_ok=True)
+                (folder / _SETTINGS).write_text(text, encoding="utf-8")
+        for part in self._parts:
+            part.replace(part.with_suffix(".jsonl"))
+
+    def _same(self, folder: Path) -> bool:
+        kept = folder / _SETTINGS
+        found = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else None
+        return found == self._settings[folder] and not self._afresh
+
+
+def finish(work: Path) -> None:
+    """The bundle is made: from now on another training may begin in `work` without a word."""
+    (work / _FINISHED).touch()
+
+
+def _settings(shown: Mapping[str, Any]) -> str:
+    return json.dumps({**shown, "stonechat": __version__}, indent=1) + "\n"
+
+
+def _changes(kept: str, text: str) -> str:
+    """What differs between two files of settings, in words."""
+    now = json.loads(text)
+    try:
+        before = dict(json.loads(kept))
+    except (ValueError, TypeError):
+        return "its settings.json cannot be read"
+    if before.keys() - {"encoder"} != now.keys() - {"encoder"}:
+        return "another kind of training"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(_NAMED.get(name) or f"{name} {before.get(name)}, now {now.get(name)}" for name in names)
 
 
 def _vocabulary(task: Task, work: Path) -> bytes:

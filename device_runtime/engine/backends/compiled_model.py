@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -79,6 +80,8 @@ class GraphOpening:
             graph = self._prepared(prepare)
         release_mapped_file(self._path)  # the packed weights are read from now on, not the original ones
         trim_heap()
+        if self._weights.unkept:
+            _say_unkept(self._weights.unkept)
         return graph
 
     def abandon(self) -> None:
@@ -119,6 +122,15 @@ class GraphOpening:
 
     def _refused(self, error: Exception, said: str) -> BackendError:
         return BackendError(f"LiteRT refused {self._path}: {error}\n{said}".rstrip())
+
+
+@cache  # once, however many models a process opens, and however often
+def _say_unkept(why: str) -> None:
+    """In the log of a service, which starts again and again; the level is below what a command shows of its own."""
+    import logging  # which a start does without
+
+    log = logging.getLogger("stonechat.engine")
+    log.info("packed weights cannot be kept, so each start is slower and takes more memory: %s", why)
 
 
 def _litert() -> LiteRt:

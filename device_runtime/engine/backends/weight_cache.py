@@ -23,6 +23,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from device_runtime.bundle.folder import cache_root
 from device_runtime.errors import DamagedWeightsError
 from device_runtime.machine.hashes import blake2b_of_file
 
@@ -51,7 +52,9 @@ class WeightCache:
         self._check: threading.Thread | None = None
         self._runs, self._begun = 0, threading.Event()  # runs of the graph; whether there was a first answer
         self._damaged = self._reported = False
+        self.unkept = ""  # why no file of them is kept, where none is, and the next step; to be read after `keep`
         if folder is None or self._final is None:
+            self.unkept = f"no folder can be written in {cache_root()}; set STONECHAT_CACHE to a place where one can"
             return
         if self._final.is_file() and not _is_recorded(self._final):
             _remove(self._final)
@@ -60,6 +63,8 @@ class WeightCache:
             if not _has_room(folder, model_bytes):
                 self._remove_old(at_once=True)
                 if not _has_room(folder, model_bytes):
+                    megabytes = _needed(model_bytes) / 1e6
+                    self.unkept = f"the disk of {folder.parent} has no {megabytes:.0f} MB free; free as much there"
                     self._final = self._part = None
 
     @property
@@ -83,12 +88,14 @@ class WeightCache:
                 self._check = threading.Thread(target=self._check_all, name="weight cache", daemon=True)
                 self._check.start()
             return False
-        with suppress(OSError):  # then the next start packs the weights again
+        try:
             with open(self._part, "rb") as file:
                 os.fsync(file.fileno())
                 digest = blake2b_of_file(file)
             self._part.replace(self._final)
             _write_record(self._final, digest)
+        except OSError as error:  # then the next start packs the weights again
+            self.unkept = f"{self._final} could not be written: {error.strerror}; free some space there"
         self._remove_old()
         return self._final.is_file()
 
@@ -164,8 +171,12 @@ class WeightCache:
                     _remove(file)
 
 
+def _needed(model_bytes: int) -> int:
+    return 2 * model_bytes + _SPARE_BYTES
+
+
 def _has_room(folder: Path, model_bytes: int) -> bool:
-    return shutil.disk_usage(folder).free >= 2 * model_bytes + _SPARE_BYTES
+    return shutil.disk_usage(folder).free >= _needed(model_bytes)
 
 
 def _record_of(file: Path) -> Path:

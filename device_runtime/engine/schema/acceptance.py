@@ -9,6 +9,7 @@ from typing import Any
 
 from device_runtime.engine.structured import check_schema, grammar_library, grammar_of
 from device_runtime.errors import IncompleteError, SchemaError
+from device_runtime.records.printable import counted
 
 __all__ = ["accepted"]
 
@@ -47,7 +48,7 @@ def _parsed(text: str) -> Any:
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text that could be passed on
         return value
     except (ValueError, RecursionError):
-        raise IncompleteError(f"the answer, of {len(text)} characters, is no JSON.") from None
+        raise IncompleteError(f"the answer, of {counted(len(text), 'character')}, is no JSON.") from None
 
 
 def _no_constant(name: str) -> Any:

@@ -6,6 +6,7 @@ is held to such a schema adds some. So `additionalProperties: false` is added wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -67,6 +68,8 @@ def _require_sense(root: Mapping[str, Any]) -> None:
                 rest += [part for part in value if isinstance(part, Mapping)]
             elif key in _NUMBERS and isinstance(value, bool):  # as JSON Schema had it until draft 4
                 raise _nonsense(key, value, "a number, the bound itself")
+            elif isinstance(value, float) and not math.isfinite(value):  # which YAML and Python have, and JSON does not
+                raise _nonsense(key, value, "a finite number")
             elif key == "multipleOf" and isinstance(value, int | float) and value <= 0:
                 raise _nonsense(key, value, "a number above 0")
             elif key not in _KEYWORDS and (near := get_close_matches(key, _KEYWORDS, n=1, cutoff=0.8)):

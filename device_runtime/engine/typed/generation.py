@@ -30,6 +30,7 @@ from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors
 from device_runtime.engine.typed.scoring import decided_after, normalized, score_labels
 from device_runtime.errors import IncompleteError
+from device_runtime.records.printable import counted
 
 __all__ = ["TypedGeneration"]
 
@@ -145,7 +146,7 @@ class TypedGeneration(Iterator[str]):
         )
         if finish == "length":
             raise IncompleteError(
-                f"The answer reached its limit of {count} tokens before it fitted its schema; "
+                f"The answer reached its limit of {counted(count, 'token')} before it fitted its schema; "
                 "give it more (max_new), or ask for less."
             )
         if finish == "stop" and self._constraint is not None:

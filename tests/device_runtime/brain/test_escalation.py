@@ -344,7 +344,7 @@ class TestFaults:
             if number == 0:
                 assert said["answer"] == THEIRS and counts(device) == {"unsure": 1, "today": 1}
             else:
-                self.check(said, "today's budget are spent")
+                self.check(said, "today's budget of 1 question is spent")
             device.service.stop()
             wait_until(lambda client=device.service._client: not client.connected)  # or both would answer
         assert len(far.asked) == 1

@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from device_runtime.errors import ConfigurationError
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.records.log_lines import OneLine
-from device_runtime.records.printable import one_line, shown, without_secrets
+from device_runtime.records.printable import counted, one_line, shown, without_secrets
 from device_runtime.update.http_source import check_url
 
 
 @given(st.text())
 def test_a_line_is_one_line_and_moves_no_cursor(text):
     assert one_line(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0 cases"), (1, "1 case"), (2, "2 cases"), ("1", "1 case"), ("?", "? cases"), (11, "11 cases")],
+)
+def test_one_thing_is_no_plural(number, said):
+    assert counted(number, "case") == said
 
 
 @given(st.text(), st.integers(1, 100))

@@ -137,11 +137,11 @@ examples: cases.jsonl
         assert "held.jsonl is not there" in capsys.readouterr().err
         (tmp_path / "held.jsonl").write_bytes((tmp_path / "cases.jsonl").read_bytes())
         assert main(["task", "check", str(tmp_path)]) == 0
-        assert capsys.readouterr().out == "pump: no faults, 2 rules, 1 examples, 1 to calibrate on\n"
+        assert capsys.readouterr().out == "pump: no faults, 2 rules, 1 example, 1 to calibrate on\n"
 
     def test_slips_are_shown_with_what_was_expected(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         good = (6, "idle", "alarm")
-        assert self.check(tmp_path, capsys, good) == ["pump: no faults, 2 rules, 1 examples"]
+        assert self.check(tmp_path, capsys, good) == ["pump: no faults, 2 rules, 1 example"]
         found = self.check(tmp_path, capsys, good, (6, "idel", "alarm"), (99, "idle", "alarm"), (6, "running", "ok"))
         assert found[1:] == [
             'warning: cases.jsonl: state is \'idel\'; expected one of idle, running, in {"bar": 6, "state": "idel"}',

@@ -183,6 +183,7 @@ def test_a_tuned_encoder_has_learnt_its_task(bundle: Path, task: Task) -> None:
     test = purpose.report["test"]
     assert test["well_formed"] == 1.0 and test["fields"]["state"]["accuracy"] > 0.9
     assert purpose.report["baselines"]["commonest answer"]["state"] < 0.6
+    assert (bundle.with_name("bundle.training") / "finished").is_file()
     assert manifest.quality["text"] == "pump-notes" and manifest.quality["same_label"] > 0.9
     answerer = Answerer.open(bundle)
     assert answerer.answer({"text": "VALVE is hot"}).answer == {"state": "alarm", "soon": "yes"}

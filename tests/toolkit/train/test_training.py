@@ -185,7 +185,7 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bundle(tmp_pat
     command += ["--steps", "400", "--batch", "32", "--cases", "3000", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "-o", str(tmp_path / "a")], env=environment, capture_output=True, check=True)
-    assert json.loads(done.stdout)["test"]["well_formed"] == 1.0
+    assert json.loads(done.stdout)["test"]["well_formed"] == 1.0 and (tmp_path / "a.training/finished").is_file()
     running = subprocess.Popen([*command, "-o", str(tmp_path / "b")], env=environment, stdout=subprocess.DEVNULL)
     while not (tmp_path / "b.training/weights.npz").exists():
         assert running.poll() is None

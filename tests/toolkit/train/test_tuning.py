@@ -45,7 +45,7 @@ from toolkit.train.tune.layers import Adapter
 from toolkit.train.tune.ops_jax import Sequences
 from toolkit.train.tune.optimize import Plan, below, tune
 from toolkit.train.tune.pipeline import TuneSettings, _tokenizer, merge, tune_bundle
-from toolkit.train.weights import Settings, described
+from toolkit.train.weights import Settings, begin, described, work_folder
 
 ROOT = Path(__file__).parents[3]
 SMOLLM2 = os.environ.get("STONECHAT_SMOLLM2")
@@ -262,6 +262,18 @@ def bundles(folder: Path) -> dict[str, Path]:
     tune_bundle(tasks[:1], folder / "one", replace(settings, baseline=folder / "general"))
     tune_bundle(tasks, folder / "two", replace(settings, cases_of={"fan": 24}))
     return {name: folder / name for name in ("general", "one", "two")}
+
+
+def test_a_tuning_that_ended_with_its_bundle_keeps_no_other_away(
+    bundles: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = work_folder(bundles["one"])
+    with pytest.raises(KeyboardInterrupt), begin(work, {"seed": 1}):
+        said = capsys.readouterr().err
+        assert "is of a training of other settings (another kind of training); this one begins afresh" in said
+        raise KeyboardInterrupt
+    kept = {path.name for path in work.iterdir()}
+    assert {"settings.json", "below.npz", "trained.npz", "finished"} <= kept
 
 
 def test_a_task_may_have_its_own_number_of_cases(bundles: dict[str, Path]) -> None:

@@ -25,6 +25,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.engine.tokenizer import Tokenizer, read_tokenizer
 from device_runtime.errors import ConfigurationError
+from device_runtime.records.printable import counted
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
@@ -38,8 +39,7 @@ from toolkit.train.weights import (
     Progress,
     begin,
     described,
-    keep_cases,
-    leaves_nothing,
+    finish,
     read_cases,
     silent,
     work_folder,
@@ -77,12 +77,17 @@ class TuneSettings:
         return self.cases_of.get(task.name, self.cases)
 
 
-def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, progress: Progress = silent) -> Bundle:
+def tune_bundle(
+    tasks: Sequence[Task], folder: Path, settings: TuneSettings, progress: Progress = silent, *, afresh: bool = False
+) -> Bundle:
     """Tune, merge, convert, calibrate and test; the bundle appears at `folder`.
 
+    Args:
+        afresh: throw away what an earlier training left there, also an unfinished one of other settings.
+
     Raises:
-        ConfigurationError: a task has too few examples, its generator fails, the checkpoint has no chat template, or
-            `folder` is something else.
+        ConfigurationError: a task has too few examples, its generator fails, the checkpoint has no chat template,
+            `folder` is something else, or there is an unfinished training of other settings.
         CheckpointError, ArchitectureError: the checkpoint cannot be read, or not be tuned.
     """
     folder = Path(os.path.abspath(folder))
@@ -94,11 +99,11 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
     checkpoint = finite_weights(open_checkpoint(settings.checkpoint))
     plan = _plan(checkpoint, settings)
     work = work_folder(folder)
-    with leaves_nothing(work):
-        _begin(work, tasks, checkpoint, settings)
+    with begin(work, _shown(tasks, checkpoint, settings), afresh=afresh) as begun:
         for task in tasks:
             expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
-            keep_cases(task, expected, settings.seed, work / task.name, progress, _HELD)
+            made_of = {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed}
+            begun.make_cases(task, expected, settings.seed, progress, _HELD, made_of)
     tokenizer = _tokenizer(checkpoint)
     cases = _conversations(tasks, "train", checkpoint, tokenizer, work, settings)
     longest = max(len(case.tokens) for case in cases)
@@ -120,7 +125,9 @@ def tune_bundle(tasks: Sequence[Task], folder: Path, settings: TuneSettings, pro
         found.append(
             measured(task, "tune", folder, tokenizer.encode_inside, work / task.name, measures, progress).to_json()
         )
-    return write_purpose(folder, _together(found))
+    bundle = write_purpose(folder, _together(found))
+    finish(work)
+    return bundle
 
 
 def _together(purposes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -137,16 +144,10 @@ def _plan(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
     return Plan(upper, Adapter(settings.rank), settings.epochs, settings.batch, settings.rate or usual)
 
 
-def _begin(work: Path, tasks: Sequence[Task], checkpoint: Checkpoint, settings: TuneSettings) -> None:
+def _shown(tasks: Sequence[Task], checkpoint: Checkpoint, settings: TuneSettings) -> dict[str, Any]:
+    """All that the result depends on."""
     kept = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "checkpoint")}
-    shown = {"checkpoint": checkpoint.sha256, "tasks": [described(task, network=False) for task in tasks], **kept}
-    begin(work, shown, ("below.npz", "trained.npz"))
-    for task in tasks:
-        begin(
-            work / task.name,
-            {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed},
-            (),
-        )
+    return {"checkpoint": checkpoint.sha256, "tasks": [described(task, network=False) for task in tasks], **kept}
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -184,7 +185,12 @@ def _tuned(
     weights = CanonicalWeights(checkpoint.config, checkpoint.read)
     lower = checkpoint.config.layers - plan.layers
     states = below(
-        weights, cases, lower, tasks, work / "below.npz", lambda share: progress("reading", share, f"{lower} layers")
+        weights,
+        cases,
+        lower,
+        tasks,
+        work / "below.npz",
+        lambda share: progress("reading", share, counted(lower, "layer")),
     )
     return tune(weights, cases, states, plan, seed, work / "trained.npz", shown(progress))
 

@@ -34,8 +34,7 @@ from toolkit.train.weights import (
     Progress,
     begin,
     described,
-    keep_cases,
-    leaves_nothing,
+    finish,
     read_cases,
     silent,
     work_folder,
@@ -66,13 +65,23 @@ class EncoderSettings:
 
 
 def tune_encoder_bundle(
-    task: Task, checkpoint: EncoderCheckpoint, folder: Path, settings: EncoderSettings, progress: Progress = silent
+    task: Task,
+    checkpoint: EncoderCheckpoint,
+    folder: Path,
+    settings: EncoderSettings,
+    progress: Progress = silent,
+    *,
+    afresh: bool = False,
 ) -> Bundle:
     """Tune, convert, calibrate and test; the bundle appears at `folder`.
 
+    Args:
+        afresh: throw away what an earlier training left there, also an unfinished one of other settings.
+
     Raises:
         ConfigurationError: the task reads no text, or has a field without labels; it has too few examples, or its
-            generator fails; the checkpoint is no sentence encoder; or `folder` is something else.
+            generator fails; the checkpoint is no sentence encoder; `folder` is something else; or there is an
+            unfinished training of other settings.
         CheckpointError: the checkpoint cannot be read.
     """
     folder = Path(os.path.abspath(folder))
@@ -84,9 +93,9 @@ def tune_encoder_bundle(
     work = work_folder(folder)
     same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline")}
     expected = settings.cases or min(_CASES, task.generate.cases)
-    with leaves_nothing(work):
-        begin(work, {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}, ("trained.npz",))
-        keep_cases(task, expected, settings.seed, work, progress, _HELD if expected < _FEW else None)
+    made_with = {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}
+    with begin(work, made_with, afresh=afresh) as begun:
+        begun.make_cases(task, expected, settings.seed, progress, _HELD if expected < _FEW else None)
     texts = texts_of(task, read_cases(work, "train"), checkpoint.tokenizer, encoder.max_tokens)
     config = with_heads(encoder, sizes)
     parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)
@@ -114,7 +123,9 @@ def tune_encoder_bundle(
         measures,
         progress,
     )
-    return write_purpose(folder, purpose.to_json())
+    bundle = write_purpose(folder, purpose.to_json())
+    finish(work)
+    return bundle
 
 
 def _checked(task: Task, checkpoint: EncoderCheckpoint, settings: EncoderSettings) -> tuple[EncoderConfig, int]:
