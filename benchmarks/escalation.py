@@ -34,10 +34,11 @@ from device_runtime.client.remote import RemoteModel
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.service import Service
 from device_runtime.engine.opening import open_model
-from device_runtime.errors import StonechatError
+from device_runtime.errors import StonechatError, UnfamiliarError
 from device_runtime.fleet.file import load
 from device_runtime.fleet.policies.escalation import Escalation, Target
 from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.messages import Final
 from device_runtime.tasks.purpose import Purpose
 from tests.support.brokers import await_ready, mosquitto
 from tests.support.far_server import far_server
@@ -87,11 +88,13 @@ def device(
 
 
 def ask(remote: RemoteModel, prompt: str, model: str | None = None) -> Any:
-    """The final reply; None where there is an error instead."""
+    """The final reply; an `UnfamiliarError` where no model is for it, and None at any other error."""
     answer = remote.generate(prompt, model=model, stream=False, timeout_s=600)
     try:
         for _ in answer:
             pass
+    except UnfamiliarError as error:
+        return error
     except StonechatError:
         return None
     return answer.final
@@ -104,14 +107,18 @@ def passed_on(service: Service) -> int:
 
 
 def wrong(case: Mixed, final: Any, purposes: Mapping[str, Purpose]) -> int:
-    """Fields of the right answer that the reply has otherwise. Any task's words may say that nothing was asked."""
+    """Fields of the right answer that the reply has otherwise. Any task's words may say that nothing was asked, and so
+    does a reply that no model is for it."""
+    right = case.answer or {}
+    nothing_asked = case.task is not None and purposes[case.task].asks_nothing(right)
+    if isinstance(final, UnfamiliarError):
+        return 0 if nothing_asked else len(right)
     try:
         said = json.loads(final.text) if final is not None else None
     except ValueError:
         said = None
     said = said if isinstance(said, dict) else {}
-    right = case.answer or {}
-    if case.task is not None and purposes[case.task].asks_nothing(right):
+    if nothing_asked:
         own = (purpose for purpose in purposes.values() if set(said) == set(purpose.answer["properties"]))
         if any(purpose.asks_nothing(said) for purpose in own):
             return 0
@@ -120,7 +127,7 @@ def wrong(case: Mixed, final: Any, purposes: Mapping[str, Purpose]) -> int:
 
 def routed_right(case: Mixed, final: Any, router: Router) -> bool:
     """Whether the right model was asked, or for an input that is for none of them, none or one that passed it on."""
-    if final is not None and final.route.where == "here" and final.route.failed is None:
+    if isinstance(final, Final) and final.route.where == "here" and final.route.failed is None:
         return bool(final.route.model == case.task)
     chosen = router.choose(case.prompt)
     return case.task is None if chosen.stray else case.task in (chosen.model, None if chosen.doubtful else chosen.model)
@@ -178,7 +185,7 @@ def main() -> None:
             for case in cases:
                 local = wrong(case, ask(alone, case.prompt), purposes) if case.task is not None else 0
                 final = ask(brain, case.prompt)
-                route = final.route if final is not None else None
+                route = final.route if isinstance(final, Final) else None
                 passed, before = passed_on(house), passed
                 left = passed > before
                 counts["routed right"] += routed_right(case, final, router)

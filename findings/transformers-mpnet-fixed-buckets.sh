@@ -4,8 +4,8 @@
 # MPNet adds a number to each score by the bucket of the distance between two tokens, as T5 does, and its config.json says
 # how many buckets there are. One expects that a network with fewer buckets puts distances into fewer of them, as T5's
 # does. The key, however, is the number of rows of the table alone: distances are always put into 32 buckets. With fewer
-# rows some texts cannot be read at all, once a distance falls behind the table's end; with more rows those behind the
-# 32nd are never read, and nothing is said. In the same way token 1 counts as padding, which has no position of its own,
+# rows a text cannot be read at all once it has a distance whose row is not there; with more rows those after the 32nd
+# are never read, and nothing is said. In the same way token 1 counts as padding, which has no position of its own,
 # whatever pad_token_id is. A converter that follows the configuration makes another network than the one that ran in
 # training, so it has to refuse other values.
 #

