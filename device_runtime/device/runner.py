@@ -129,7 +129,11 @@ class CancellableRun:
             unfamiliar=True if r.unfamiliar else None,
             reason="; ".join(r.unfamiliar) or None,
             embedding=r.embedding,
-            probabilities=r.probabilities,
+            probabilities={
+                name: {value: round(share, 6) for value, share in shares.items()}
+                for name, shares in (r.probabilities or {}).items()
+            }
+            or None,
         )  # fmt: skip
 
 

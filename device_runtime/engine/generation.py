@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from device_runtime.engine.backends import Logits
 from device_runtime.engine.drafts import NO_DRAFT, Draft, EarlierAnswers, Repetition
@@ -20,7 +20,14 @@ from device_runtime.records.printable import counted
 if TYPE_CHECKING:
     from device_runtime.engine.tokenizer import Tokenizer
 
-__all__ = ["AnswerText", "Completion", "Generation", "Stopwatch"]
+__all__ = ["AnswerText", "Certainty", "Completion", "Generation", "Stopwatch"]
+
+
+class Certainty(NamedTuple):
+    """How sure a typed answer is: both by field; see `Completion`."""
+
+    confidence: Mapping[str, float] | None = None
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Completion:
     confidence: Mapping[str, float] | None = None  # of a typed answer, by field; texts have none
     unfamiliar: tuple[str, ...] = ()  # why the input is unlike those that the model was trained for
     embedding: tuple[float, ...] | None = None  # of a bundle of the task embed
-    probabilities: Mapping[str, Mapping[str, float]] | None = None  # of the task classify: by field, of each value
+    probabilities: Mapping[str, Mapping[str, float]] | None = None  # by field with labels, of each of them
     passes: int | None = None  # runs of the graph after the prompt's last one; None where they are not counted
 
     @property
@@ -140,7 +147,7 @@ class Generation(Iterator[str]):
         stop: Sequence[str] = (),
         constraint: Answering | None = None,
         fixed: int | None = None,
-        judge: Callable[[str], Mapping[str, float] | None] = lambda text: None,
+        judge: Callable[[str], Certainty] = lambda text: Certainty(),
         unfamiliar: tuple[str, ...] = (),
         earlier: EarlierAnswers | None = None,
     ) -> None:
@@ -150,7 +157,7 @@ class Generation(Iterator[str]):
             prompt: token ids, those of the bundle's prefix included.
             eos_ids: tokens that end the answer; none lets it run to `max_new`.
             fixed: how many tokens of the prompt are likely to come again; None: all of them, and the answer.
-            judge: gives the confidence in the fields of a whole answer.
+            judge: says how sure the fields of a whole answer are.
             unfamiliar: why the input is unlike those that the model was trained for.
             earlier: answers in which to look for what comes next, as in the prompt; this one joins them. None: look
                 nowhere.
@@ -224,6 +231,7 @@ class Generation(Iterator[str]):
             yield rest
         passes = self._cache.runs - runs
         self._cache.count_answer(count, passes)
+        certainty = self._judge(answer.text) if finish == "stop" and not answer.stopped else Certainty()
         self.result = Completion(
             text=answer.text,
             finish="stop" if answer.stopped else finish,
@@ -232,8 +240,9 @@ class Generation(Iterator[str]):
             completion_tokens=count,
             ttft_ms=self._watch.ttft_ms,
             tokens_per_s=self._watch.tokens_per_s(count),
-            confidence=self._judge(answer.text) if finish == "stop" and not answer.stopped else None,
+            confidence=certainty.confidence,
             unfamiliar=self._unfamiliar,
+            probabilities=certainty.probabilities,
             passes=passes,
         )
         if constraint is not None and not answer.stopped:

@@ -13,7 +13,7 @@ from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend
 from device_runtime.engine.chat import Message
 from device_runtime.engine.drafts import EarlierAnswers, guesses_pay
-from device_runtime.engine.generation import Completion, Generation
+from device_runtime.engine.generation import Certainty, Completion, Generation
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.opening import open_language_model
 from device_runtime.engine.prompts import PromptEncoder
@@ -195,7 +195,7 @@ class LanguageModel:
         written = None if task is None else task.decided()
         held = self._answers.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
-        judge = partial(self._confidence, temperatures, schema, held, written)
+        judge = partial(self._certainty, temperatures, schema, held, written)
         return Generation(*parts, eos_ids, stop, written or held, fixed, judge, unfamiliar, self._earlier)
 
     @cached_property
@@ -204,20 +204,20 @@ class LanguageModel:
 
         return SchemaAnswers(self._bundle, self._tokenizer, self.encode)
 
-    def _confidence(
+    def _certainty(
         self,
         temperatures: Mapping[str, float],
         schema: Mapping[str, Any] | None,
         held: Constraint | None,
         written: WrittenAnswer | None,
         text: str,
-    ) -> Mapping[str, float] | None:
+    ) -> Certainty:
         """Of a whole answer that was held to a schema."""
         if schema is None and written is None:
-            return None
-        from device_runtime.engine.typed.answers import confidence_in
+            return Certainty()
+        from device_runtime.engine.typed.answers import certainty_of
 
-        return confidence_in(temperatures, schema, held, written, text)
+        return certainty_of(temperatures, schema, held, written, text)
 
     def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
         """How many tokens of a prompt are those of its fixed beginning."""

@@ -308,7 +308,7 @@ class Final(_Reply):
         tuple[Annotated[float, Rounded(6)], ...] | None, Length(8192), "of `embed`: the vector; `text` is empty"
     ] = None
     probabilities: Annotated[
-        Mapping[str, Mapping[str, float]] | None, "of `classify`: of every value, by the answer's field"
+        Mapping[str, Mapping[str, float]] | None, "of fields that are one of several values, by field: of every value"
     ] = None
     route: Annotated[Route | None, "where it was answered and why: `where`, `model`, `why`, `failed`"] = None
     energy: Annotated[

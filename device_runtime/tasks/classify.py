@@ -88,6 +88,7 @@ class WrittenAnswer:
         self._heads, self._tokenizer = heads, tokenizer
         self._left: list[int] | None = None  # None before the first token
         self.choices: dict[str, list[Choice]] = {}  # of each field
+        self.values = heads.fields
 
     @property
     def satisfied(self) -> bool:

@@ -22,9 +22,10 @@ class ScriptedAnswer(Iterator[str]):
         gate: threading.Semaphore | None,
         confidence: Mapping[str, float] | None = None,
         unfamiliar: tuple[str, ...] = (),
+        probabilities: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self._pieces, self._gate, self._said = list(pieces), gate, 0
-        self._confidence, self._unfamiliar = confidence, unfamiliar
+        self._confidence, self._unfamiliar, self._probabilities = confidence, unfamiliar, probabilities
         self._cancelled = threading.Event()
 
     def __next__(self) -> str:
@@ -33,7 +34,10 @@ class ScriptedAnswer(Iterator[str]):
         if self._cancelled.is_set() or self._said == len(self._pieces):
             finish: Any = "cancelled" if self._cancelled.is_set() else "stop"
             text = "".join(self._pieces[: self._said])
-            self.result = Completion(text, finish, 7, 2, self._said, 12.5, 100.0, self._confidence, self._unfamiliar)
+            self.result = Completion(
+                text, finish, 7, 2, self._said, 12.5, 100.0, self._confidence, self._unfamiliar,
+                probabilities=self._probabilities,
+            )  # fmt: skip
             raise StopIteration
         self._said += 1
         return self._pieces[self._said - 1]
@@ -49,6 +53,7 @@ class ScriptedModel:
         self.pieces = pieces
         self.confidence: Mapping[str, float] | None = None
         self.unfamiliar: tuple[str, ...] = ()
+        self.probabilities: Mapping[str, Mapping[str, float]] | None = None
         self.gate = threading.Semaphore(0) if gated else None
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.threads: set[str] = set()
@@ -62,7 +67,7 @@ class ScriptedModel:
         assert not isinstance(prompt, str)
         words = prompt[-1]["content"].upper().split(" ")
         pieces = self.pieces or [w if i == 0 else f" {w}" for i, w in enumerate(words)]
-        return ScriptedAnswer(pieces, self.gate, self.confidence, self.unfamiliar)
+        return ScriptedAnswer(pieces, self.gate, self.confidence, self.unfamiliar, self.probabilities)
 
     def close(self) -> None:
         pass

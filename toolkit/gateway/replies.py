@@ -86,6 +86,7 @@ class Shape:
         fields = {
             "device": device,
             "confidence": dict(final.confidence) if final.confidence else None,
+            "probabilities": {n: dict(shares) for n, shares in (final.probabilities or {}).items()} or None,
             "unfamiliar": final.unfamiliar,
             "reason": final.reason,
             "route": None if final.route is None else write(final.route),

@@ -47,7 +47,8 @@ class FarDevice:
             model = final.route.model or model
             if final.route.where != "here":
                 where += f", {final.route.where}"
-        return FarAnswer(text, where, model, final.usage, final.confidence, "; ".join(why_unfamiliar(final)))
+        strange = "; ".join(why_unfamiliar(final))
+        return FarAnswer(text, where, model, final.usage, final.confidence, final.probabilities, strange)
 
     def close(self) -> None:
         """Disconnect; what is under way ends with an error."""

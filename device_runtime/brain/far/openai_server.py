@@ -217,10 +217,20 @@ class OpenAIServer:
         name = model if isinstance(model, str) and 0 < len(model) <= 64 else self._model
         own = own if isinstance(own, dict) else {}
         sure, strange = _shares(own.get("confidence")), ""
+        likely = own.get("probabilities")
+        likely = {name: _shares(of_field) for name, of_field in likely.items()} if isinstance(likely, dict) else {}
         if own.get("unfamiliar") is True:
             reason = own.get("reason")
             strange = reason if isinstance(reason, str) and reason else "it does not say why"
-        return FarAnswer(text, self._name, name, Usage(known[0], 0, known[1]), sure, strange)
+        return FarAnswer(
+            text,
+            self._name,
+            name,
+            Usage(known[0], 0, known[1]),
+            sure,
+            {name: shares for name, shares in likely.items() if shares} or None,
+            strange,
+        )
 
 
 def _is_of_the_question(body: bytes) -> bool:

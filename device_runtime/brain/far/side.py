@@ -30,6 +30,7 @@ class FarAnswer:
     model: str | None = None
     usage: Usage = field(default_factory=Usage)
     confidence: Mapping[str, float] | None = None  # by field, where the far side says it
+    probabilities: Mapping[str, Mapping[str, float]] | None = None  # by field, of each value, where it says them
     unfamiliar: str = ""  # why its model was not trained for such an input, where the far side says that it was not
 
 

@@ -18,8 +18,9 @@ from device_runtime.brain.kept_examples import FILE, KeptLines
 from device_runtime.brain.question import far_question, input_of
 from device_runtime.brain.redaction import Redactor
 from device_runtime.brain.router import Chosen
-from device_runtime.brain.two_answers import surer_of_both
+from device_runtime.brain.two_answers import joined
 from device_runtime.device.extension import Device, Extension
+from device_runtime.engine.generation import Certainty
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Reason
 from device_runtime.machine.machine import temperature_c
@@ -136,7 +137,8 @@ class Desk:
             if answer is None:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
             if reason == "unsure" and local is not None and self.policy.decides == "unsure":
-                answer = surer_of_both(local.text, local.confidence or {}, answer, self._limit(below))
+                certainty = Certainty(local.confidence, local.probabilities)
+                answer = joined(local.text, certainty, answer, self._limit(below))
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy

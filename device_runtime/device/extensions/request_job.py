@@ -170,9 +170,9 @@ class RequestJob(Job):
         try:
             final = self._device.runner.generate(self._request, self._run, send)
         except ConfigurationError as e:  # the request's own fault: it would be one elsewhere
-            if self._chosen is not None and self._chosen.stray and (failed := self._elsewhere.failed):
-                said = f"{self._chosen.why}; and {failed.removesuffix('.')}."  # not that it is nothing for the first
-                return self._replies.refuse(self._address, UnfamiliarError.code, said)
+            if self._chosen is not None and self._chosen.stray:  # not that it is nothing for the first
+                failed = f"; and {self._elsewhere.failed.removesuffix('.')}" if self._elsewhere.failed else ""
+                return self._replies.refuse(self._address, UnfamiliarError.code, f"{self._chosen.why}{failed}.")
             return self._replies.refuse(self._address, e.code, str(e))
         except StonechatError as e:
             if not self._pass_on("malformed", str(e), code=e.code):

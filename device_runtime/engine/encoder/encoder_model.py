@@ -20,6 +20,7 @@ from device_runtime.engine.encoder.sentences import Sentences, open_sentences
 from device_runtime.engine.encoder.vocabulary import Vocabulary
 from device_runtime.engine.generation import Completion
 from device_runtime.engine.sampler import Sampling
+from device_runtime.engine.typed.choice import shares_of, value_name
 from device_runtime.errors import ConfigurationError
 from device_runtime.update.active import open_bundle
 
@@ -48,7 +49,7 @@ class Classification:
     @property
     def confidence(self) -> dict[str, float]:
         """The probability of what was chosen, by field."""
-        return {name: self.probabilities[name][_spelled(value)] for name, value in self.answer.items()}
+        return {name: self.probabilities[name][value_name(value)] for name, value in self.answer.items()}
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,7 @@ class EncoderModel:
     def _classified(self, prompt: Prompt, truncate: bool) -> Classification:
         assert self._heads is not None and self._purpose is not None
         found = self.decide(prompt, truncate=truncate)
-        probabilities = {}
-        for name, (choice,) in found.choices.items():
-            shares = choice.shares(self._purpose.temperatures.get(name, 1.0))
-            values = map(_spelled, self._heads.fields[name])
-            probabilities[name] = dict(zip(values, map(float, shares), strict=True))
+        probabilities = shares_of(found.choices, self._heads.fields, self._purpose.temperatures)
         strange = self._purpose.unknown_words(prompt.text, self.inner_tokens(found.tokens))
         return Classification(found.answer, probabilities, found.tokens, found.cut, prompt.unfamiliar + strange)
 
@@ -310,8 +307,3 @@ def asked_text(prompt: str | Sequence[Message]) -> str:
 
 def _unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-
-def _spelled(value: Any) -> str:
-    """A value as a name in JSON."""
-    return value if isinstance(value, str) else json.dumps(value)

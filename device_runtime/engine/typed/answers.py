@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.chat import Message
 from device_runtime.engine.drafts import AnswerHistories
+from device_runtime.engine.generation import Certainty
 from device_runtime.engine.structured import Constraint, SchemaCompiler, no_room
 from device_runtime.engine.tokenizer import Tokenizer
-from device_runtime.engine.typed.choice import by_field, confidence_of
+from device_runtime.engine.typed.choice import by_field, confidence_of, shares_of
 from device_runtime.engine.typed.form import FieldForm, field_forms, free_texts, shortest_answer
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors, PriorStore
@@ -22,7 +23,7 @@ from device_runtime.engine.typed.priors import Priors, PriorStore
 if TYPE_CHECKING:
     from device_runtime.tasks.classify import WrittenAnswer
 
-__all__ = ["SchemaAnswers", "confidence_in"]
+__all__ = ["SchemaAnswers", "certainty_of"]
 
 
 class SchemaAnswers:
@@ -70,21 +71,24 @@ class SchemaAnswers:
         return self._priors.against(self._encode([*before, {**last, "content": nothing}]))
 
 
-def confidence_in(
+def certainty_of(
     temperatures: Mapping[str, float],
     schema: Mapping[str, Any] | None,
     held: Constraint | None,
     written: WrittenAnswer | None,
     text: str,
-) -> Mapping[str, float] | None:
-    """By field, of a whole answer that was held to a schema; None where there are no fields."""
+) -> Certainty:
+    """Of a whole answer that was held to a schema; nothing where there are no fields."""
+    probabilities = None
     if written is not None:
         choices = written.choices
+        probabilities = shares_of(choices, written.values, temperatures)
     elif held is not None and schema is not None:
         answer = json.loads(text)
         if not isinstance(answer, dict):
-            return None
+            return Certainty()
         choices = by_field(answer, text, held.decisions, free_texts(schema))
     else:
-        return None
-    return {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}
+        return Certainty()
+    confidence = {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}
+    return Certainty(confidence, probabilities)

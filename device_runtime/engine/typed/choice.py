@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Choice", "Decision", "by_field", "confidence_of"]
+__all__ = ["Choice", "Decision", "by_field", "confidence_of", "shares_of", "value_name"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,29 @@ def confidence_of(choices: Sequence[Choice], temperature: float = 1.0) -> float:
     for choice in choices:
         share *= float(choice.shares(temperature)[choice.chosen])
     return share
+
+
+def shares_of(
+    choices: Mapping[str, Sequence[Choice]], values: Mapping[str, Sequence[Any]], temperatures: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """How likely each value is, by field and by the value's name, as far as a single choice among all of them decided.
+
+    Args:
+        values: of each field, in the order of its choice.
+    """
+    found = {}
+    for name, (choice, *others) in ((name, made) for name, made in choices.items() if made):
+        of_field = values.get(name, ())
+        if others or choice.tokens is not None or len(choice.logits) != len(of_field):
+            continue
+        shares = choice.shares(temperatures.get(name, 1.0))
+        found[name] = dict(zip(map(value_name, of_field), map(float, shares), strict=True))
+    return found
+
+
+def value_name(value: Any) -> str:
+    """A value as a name in JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def by_field(

@@ -24,7 +24,7 @@ from device_runtime.engine.stop_strings import Finish
 from device_runtime.engine.structured import Constraint
 from device_runtime.engine.text_stream import TextStream
 from device_runtime.engine.tokenizer import Tokenizer
-from device_runtime.engine.typed.choice import Choice, confidence_of
+from device_runtime.engine.typed.choice import Choice, confidence_of, shares_of
 from device_runtime.engine.typed.form import FieldForm
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.priors import Priors
@@ -96,6 +96,7 @@ class TypedGeneration(Iterator[str]):
         self._decided = ""  # up to the last value
         self._like_nothing = ""  # the same as an input that says nothing is answered: without its free texts
         self.choices: dict[str, list[Choice]] = {}  # of each field, as far as it is
+        self._values = {field.name: [json.loads(label) for label in field.labels or ()] for field in fields}
         self._logits: Logits | None = None  # after the tokens that were taken in
         self._pieces = self._run(list(fields))
 
@@ -142,6 +143,7 @@ class TypedGeneration(Iterator[str]):
             tokens_per_s=self._watch.tokens_per_s(count),
             passes=passes,
             confidence=confidence if finish == "stop" else None,
+            probabilities=(shares_of(self.choices, self._values, at) or None) if finish == "stop" else None,
             unfamiliar=self._unfamiliar,
         )
         if finish == "length":

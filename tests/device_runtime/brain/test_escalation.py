@@ -122,6 +122,39 @@ class TestLinks:
             assert said["confidence"] == {"kind": 0.9, "level": max(0.5, surely["level"])}
         assert kept(device)[0]["answer"] == answer
 
+    @pytest.mark.parametrize(
+        ("theirs", "answer", "sure"),
+        [
+            ({"low": 0.4, "high": 0.6}, "low", 0.6 * 0.4 / (0.6 * 0.4 + 0.3 * 0.6)),  # by a little, theirs is "high"
+            ({"low": 0.3, "high": 0.7}, "high", 0.3 * 0.7 / (0.6 * 0.3 + 0.3 * 0.7)),
+            ({"low": 0.1, "high": 0.9}, "high", 0.3 * 0.9 / (0.6 * 0.1 + 0.3 * 0.9)),
+            ({"low": 0.1, "normal": 0.4, "high": 0.5}, "high", None),  # below: of three
+            ({"low": 0.1}, "high", 0.7),  # not the same values: the surer of both
+            ({"low": -0.1, "high": 0.9}, "high", 0.7),
+            ([["low", 0.9]], "high", 0.7),
+        ],
+    )
+    def test_a_field_on_which_both_say_how_likely_each_value_is_has_what_both_together_find_likeliest(
+        self, start: Start, far: FarServer, theirs: Any, answer: str, sure: float | None
+    ) -> None:
+        of_three = len(theirs) == 3
+        levels = {"enum": ["low", "normal", "high"] if of_three else ["low", "high"]}
+        form = {**ANSWER, "properties": {**ANSWER["properties"], "level": levels}, "required": ["kind", "level"]}
+        script = model(pieces=[json.dumps({"kind": "a", "level": "low"})])
+        script.confidence = {"kind": 0.9, "level": 0.6}
+        script.probabilities = {
+            "level": {"low": 0.5, "normal": 0.45, "high": 0.05} if of_three else {"low": 0.6, "high": 0.3}
+        }
+        device, listener = start(script, policy(far), replace(LINK, answer=form))
+        far.say = lambda body: json.dumps({"kind": "b", "level": "high"})
+        far.extra = {"stonechat": {"confidence": {"kind": 0.99, "level": 0.7}, "probabilities": {"level": theirs}}}
+        device.client.publish("in/7/note", "x")
+        said = listener.next()[1]
+        if of_three:  # what neither finds likeliest alone
+            answer, sure = "normal", 0.45 * 0.4 / (0.5 * 0.1 + 0.45 * 0.4 + 0.05 * 0.5)
+        assert said["answer"] == {"kind": "a", "level": answer}
+        assert said["confidence"] == pytest.approx({"kind": 0.9, "level": sure}, abs=1e-4)
+
     @pytest.mark.parametrize("decides", ["unsure", "all"])
     @pytest.mark.parametrize(
         "surely", [{"kind": 2}, {"kind": "much"}, [], "x", {"kind": None}, {"kind": True}, {"k": 1}]

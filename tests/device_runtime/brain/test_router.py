@@ -179,6 +179,15 @@ def test_a_stray_question_that_may_not_leave_is_refused_for_that_and_not_by_the_
     )
 
 
+def test_a_stray_text_that_the_first_model_cannot_read_is_refused_as_unfamiliar(on_air: Callable[..., OnAir]) -> None:
+    """It was a fault of the configuration, of a task that nobody had asked for."""
+    with closing(open_model(EXAMPLES / "boiler-advisor" / "bundle", threads=1)) as model:
+        device = on_air(model, models=(ModelSettings("boiler-advisor"),), routing=Routing())
+        reply_to = device.ask(prompt="What is the capital of Portugal?")
+        final = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+    assert final["error"] == {"code": "unfamiliar", "message": "no model of this device is for it."}
+
+
 def test_a_router_of_other_models_says_so(caplog: pytest.LogCaptureFixture) -> None:
     Router(ROUTER, ("log-triage", "home"), lambda name: None)
     assert "finds texts for home-commands, and there is no such model here" in caplog.text
