@@ -200,6 +200,7 @@ def test_a_classifier_is_no_encoder(bundles):
     [
         ("bert-embed", {"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification; of BERT"),
         ("bert-embed", {"position_embedding_type": "relative_key"}, "described for absolute only"),
+        ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64; .* for 32 only"),
         ("bert-classify", {"id2label": {"0": "score"}}, "as a regression or a reranker does"),
         ("bert-classify", {"id2label": {"0": "a", "1": "a", "2": "b"}}, "2 of them different"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings is False"),

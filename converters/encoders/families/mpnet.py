@@ -1,13 +1,13 @@
-"""MPNet: BERT's layers with T5's relative positions, one table for all layers; all-mpnet-base-v2 is of this family."""
+"""MPNet: RoBERTa's layers with T5's relative positions, one table for all; all-mpnet-base-v2 is of this family."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from converters.checkpoints.fields import Fields
-from converters.encoders.families.bert import encoder_config, encoder_recipe, family
+from converters.encoders.families.bert import encoder_config, family
+from converters.encoders.families.roberta import recipe as of_roberta
 from converters.encoders.family import Recipe, Task, expected
-from converters.encoders.labels import head_recipe
 from converters.encoders.network import Buckets, Config, EncoderConfig
 from converters.encoders.settings import SentenceSettings
 
@@ -29,10 +29,6 @@ def _config(fields: Fields, task: Task, settings: SentenceSettings) -> Config:
 def _recipe(name: str, config: Config, fields: Fields) -> Recipe:
     assert isinstance(config, EncoderConfig)
     stem, part = name.rsplit(".", 1)
-    if stem == "dense":
-        return Recipe((f"classifier.dense.{part}",))
-    if stem == "head":
-        return head_recipe(f"classifier.out_proj.{part}", part, config, fields)
     if stem == "encoder.relative":
         return Recipe(("encoder.relative_attention_bias.weight",))
     if stem == "encoder.positions":
@@ -42,7 +38,7 @@ def _recipe(name: str, config: Config, fields: Fields) -> Recipe:
     which = stem.split(".")[-1]
     if which in _PARTS:
         return Recipe((f"encoder.layer.{stem.split('.')[2]}.{_PARTS[which]}.{part}",))
-    return encoder_recipe(name, config, fields, token_types=0)
+    return of_roberta(name, config, fields)
 
 
 FAMILY = family(NAME, "MPNet, all-mpnet-base-v2", ("mpnet",), ("MPNet",), _config, _recipe)

@@ -9,7 +9,7 @@ from converters.encoders.labels import head_recipe
 from converters.encoders.network import Config, EncoderConfig
 from converters.encoders.settings import SentenceSettings
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "recipe"]
 
 NAME = "roberta"
 
@@ -19,7 +19,8 @@ def _config(fields: Fields, task: Task, settings: SentenceSettings) -> Config:
     return encoder_config(NAME, fields, task, settings, fields.integer("pad_token_id", 1, least=0) + 1)
 
 
-def _recipe(name: str, config: Config, fields: Fields) -> Recipe:
+def recipe(name: str, config: Config, fields: Fields) -> Recipe:
+    """BERT's, and the classifier's two matmuls."""
     assert isinstance(config, EncoderConfig)
     stem, part = name.rsplit(".", 1)
     if stem == "dense":
@@ -35,5 +36,5 @@ FAMILY = family(
     ("roberta", "xlm-roberta", "camembert"),
     ("Roberta", "XLMRoberta", "Camembert"),
     _config,
-    _recipe,
+    recipe,
 )
