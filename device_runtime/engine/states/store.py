@@ -7,7 +7,8 @@ of its tokens, as far as they agree.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from device_runtime.engine.states.snapshot import Snapshot, shared
@@ -32,6 +33,8 @@ class PromptStates:
         """`keep_bytes` is the memory that they may take together; 0 keeps none."""
         self.keep_bytes, self.used_bytes = keep_bytes, 0
         self._states: OrderedDict[tuple[int, ...], Snapshot] = OrderedDict()  # the least recently used first
+        self._sorted: list[tuple[int, ...]] = []  # a small model has thousands: none is looked at that is not near
+        self._lengths: Counter[int] = Counter()
 
     @property
     def count(self) -> int:
@@ -40,11 +43,10 @@ class PromptStates:
 
     def find(self, tokens: Sequence[int]) -> tuple[Snapshot | None, int]:
         """The state that begins with most of `tokens`, and with how many of them."""
-        best, most = None, 0
-        for known in self._states:
-            if (common := shared(known, tokens)) > most:
-                best, most = known, common
-        if best is None:
+        place = bisect_left(self._sorted, tuple(tokens))
+        near = self._sorted[max(0, place - 1) : place + 1]  # what begins alike is in one place of the order
+        best = max(near, key=lambda known: shared(known, tokens), default=())
+        if (most := shared(best, tokens)) == 0:
             return None, 0
         self._states.move_to_end(best)
         return self._states[best], most
@@ -56,12 +58,18 @@ class PromptStates:
     def keep(self, tokens: Sequence[int], state: Snapshot) -> None:
         """Keep the state after `tokens`; those that it replaces are given up, and then the oldest."""
         key = tuple(tokens)
-        for known in [known for known in self._states if known == key[: len(known)]]:
-            self._drop(known)
+        for known in [key[:length] for length in self._lengths if length <= len(key)]:
+            if known in self._states:
+                self._drop(known)
         self._states[key] = state
+        insort(self._sorted, key)
+        self._lengths[len(key)] += 1
         self.used_bytes += state.nbytes
         while self.used_bytes > self.keep_bytes:
             self._drop(next(iter(self._states)))
 
     def _drop(self, key: tuple[int, ...]) -> None:
         self.used_bytes -= self._states.pop(key).nbytes
+        del self._sorted[bisect_left(self._sorted, key)]
+        self._lengths[len(key)] -= 1
+        self._lengths += Counter()  # without those of which there is none left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Backend, open_backend
 from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.states import store
 from device_runtime.engine.states.snapshot import Snapshot, shared
 from device_runtime.engine.states.store import PromptStates
 from device_runtime.errors import BackendError, ConfigurationError
@@ -183,6 +185,10 @@ class TestTheStore:
         for tokens in prompts:
             states.keep(tokens, state(len(tokens)))
             assert states.used_bytes == sum(len(known) for known in states._states) <= limit
+            assert states._sorted == sorted(states._states)
+            assert states._lengths == Counter(map(len, states._states))
+            longer = [known for known in states._states if known == tuple(tokens[: len(known)])]
+            assert longer in ([], [tuple(tokens)])  # what it replaces is gone
 
     @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), max_size=9), st.lists(st.integers(0, 2)))
     def test_it_finds_the_longest_beginning(self, prompts: list[list[int]], tokens: list[int]) -> None:
@@ -190,6 +196,14 @@ class TestTheStore:
         for prompt in prompts:
             states.keep(prompt, state(len(prompt)))
         assert states.find(tokens)[1] == max((shared(prompt, tokens) for prompt in prompts), default=0)
+
+    def test_of_thousands_it_looks_at_two(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A device with a small model keeps one for each of its last thousands of readings, and is to stay as quick."""
+        states, looked = PromptStates(1_000_000), []
+        for number in range(5000):
+            states.keep([1, 2, number % 70, number], state(4))
+        monkeypatch.setattr(store, "shared", lambda known, tokens: looked.append(known) or shared(known, tokens))
+        assert states.find([1, 2, 35, 4200 + 35, 8])[1] == 4 and len(looked) <= 3
 
     def test_the_least_recently_used_goes_first(self) -> None:
         states = PromptStates(10)
