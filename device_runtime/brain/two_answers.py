@@ -16,30 +16,35 @@ __all__ = ["joined"]
 Shares = Mapping[str, float]  # of each value of a field, by its name
 
 
-def joined(text: str, certainty: Certainty, far: FarAnswer, below: float) -> FarAnswer:
+def joined(text: str, certainty: Certainty, far: FarAnswer, below: float, *, at_once: bool) -> FarAnswer:
     """The larger model's answer, with what this device knows in it.
 
     A field that the device is sure of stays as it has it. Of another one on which both say how likely each value is,
     the value is taken that both together find likeliest: the product of the two is what two witnesses know who do not
     know each other. Else the surer of both has it, and the larger model where it does not say how sure it is.
 
+    A model that writes its fields one after the other is as sure of each as those before it let it be: that no device
+    is meant, because nothing is to be done. Once a field has the larger model's value instead, so has the rest.
+
     Args:
         text: this device's answer.
         certainty: of its fields.
         below: from which confidence on a field is sure.
+        at_once: this device has decided each field by itself.
     """
     ours, theirs = _object(text), _object(far.text)
     mine, said = certainty.confidence or {}, far.confidence or {}
     answer, sure = dict(theirs), dict(said)
-    for name in ours.keys() & theirs.keys() & mine.keys():
-        value, share = _one(
+    for name in (name for name in ours if name in theirs and name in mine):
+        answer[name], share = _one(
             (ours[name], mine[name], (certainty.probabilities or {}).get(name)),
             (theirs[name], said.get(name), (far.probabilities or {}).get(name)),
             below,
         )
-        answer[name] = value
         if share is not None:
             sure[name] = share
+        if answer[name] != ours[name] and not at_once:
+            break
     sure = {name: share for name, share in sure.items() if name in answer}
     return replace(far, text=json.dumps(answer, ensure_ascii=False), confidence=sure or None)
 

@@ -138,7 +138,8 @@ class Desk:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
             if reason == "unsure" and local is not None and self.policy.decides == "unsure":
                 certainty = Certainty(local.confidence, local.probabilities)
-                answer = joined(local.text, certainty, answer, self._limit(below))
+                at_once = purpose is not None and purpose.kind == "classify"
+                answer = joined(local.text, certainty, answer, self._limit(below), at_once=at_once)
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
             spent = None if local is None else local.energy
