@@ -217,7 +217,7 @@ class LanguageModel:
             return Certainty()
         from device_runtime.engine.typed.answers import certainty_of
 
-        return certainty_of(temperatures, schema, held, written, text)
+        return certainty_of(temperatures, schema, held, written, self._tokenizer.encode_inside, text)
 
     def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
         """How many tokens of a prompt are those of its fixed beginning."""

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from device_runtime.bundle.folder import Bundle
 from device_runtime.engine.backends import Logits, open_backend
 from device_runtime.engine.encoder.encoder_model import EncoderModel
@@ -24,7 +22,7 @@ from device_runtime.engine.language_model import NOTHING, LanguageModel
 from device_runtime.engine.prompts import PromptEncoder, tokenizer_of
 from device_runtime.engine.sampler import Sampler, Sampling
 from device_runtime.engine.structured import Constraint, SchemaCompiler
-from device_runtime.engine.typed.choice import Choice, by_field, confidence_of
+from device_runtime.engine.typed.choice import Choice, by_field, confidence_of, shares_of
 from device_runtime.engine.typed.form import free_texts
 from device_runtime.engine.typed.generation import TypedGeneration
 from device_runtime.errors import ContextOverflowError, IncompleteError, SchemaError
@@ -174,19 +172,10 @@ class Answerer:
     def shares(self, said: TypedAnswer, name: str) -> list[float] | None:
         """How likely each value of an enum field is, at the field's temperature, after what was said of the fields
         before; None where no single choice decided it."""
-        values, choices = self.purpose.fields[name] or [], said.choices.get(name, ())
-        if len(choices) != 1:
-            return None
-        (choice,) = choices
-        if choice.tokens is not None:  # among tokens, of which each value has to be one
-            spelled = [self._tokenizer.encode_inside(json.dumps(value, ensure_ascii=False)) for value in values]
-            places = [np.flatnonzero(choice.tokens == tokens[0]) for tokens in spelled if len(tokens) == 1]
-            if len(places) < len(values) or not all(map(len, places)):
-                return None
-            choice = Choice(choice.logits[np.concatenate(places)], 0)
-        if len(choice.logits) != len(values):
-            return None
-        return [float(share) for share in choice.shares(self.purpose.temperatures.get(name, 1.0))]
+        spelled = self._tokenizer.encode_inside
+        values, choices = self.purpose.fields[name] or [], {name: said.choices.get(name, ())}
+        found = shares_of(choices, {name: values}, self.purpose.temperatures, spelled)
+        return list(found[name].values()) if name in found else None
 
     def close(self) -> None:
         """Give back memory."""

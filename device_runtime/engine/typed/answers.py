@@ -76,9 +76,14 @@ def certainty_of(
     schema: Mapping[str, Any] | None,
     held: Constraint | None,
     written: WrittenAnswer | None,
+    spelled: Callable[[str], Sequence[int]],
     text: str,
 ) -> Certainty:
-    """Of a whole answer that was held to a schema; nothing where there are no fields."""
+    """Of a whole answer that was held to a schema; nothing where there are no fields.
+
+    Args:
+        spelled: the tokens of a value within an answer.
+    """
     probabilities = None
     if written is not None:
         choices = written.choices
@@ -88,6 +93,8 @@ def certainty_of(
         if not isinstance(answer, dict):
             return Certainty()
         choices = by_field(answer, text, held.decisions, free_texts(schema))
+        values = {field.name: field.values for field in field_forms(schema)}
+        probabilities = shares_of(choices, values, temperatures, spelled) or None
     else:
         return Certainty()
     confidence = {name: confidence_of(found, temperatures.get(name, 1.0)) for name, found in choices.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,21 +45,39 @@ def confidence_of(choices: Sequence[Choice], temperature: float = 1.0) -> float:
 
 
 def shares_of(
-    choices: Mapping[str, Sequence[Choice]], values: Mapping[str, Sequence[Any]], temperatures: Mapping[str, float]
+    choices: Mapping[str, Sequence[Choice]],
+    values: Mapping[str, Sequence[Any]],
+    temperatures: Mapping[str, float],
+    spelled: Callable[[str], Sequence[int]] = lambda text: (),
 ) -> dict[str, dict[str, float]]:
     """How likely each value is, by field and by the value's name, as far as a single choice among all of them decided.
 
     Args:
         values: of each field, in the order of its choice.
+        spelled: the tokens of a value in an answer, where choices are among tokens: each value has to be one then.
     """
     found = {}
     for name, (choice, *others) in ((name, made) for name, made in choices.items() if made):
         of_field = values.get(name, ())
-        if others or choice.tokens is not None or len(choice.logits) != len(of_field):
+        if others or (among := _among(choice, of_field, spelled)) is None:
             continue
-        shares = choice.shares(temperatures.get(name, 1.0))
+        shares = among.shares(temperatures.get(name, 1.0))
         found[name] = dict(zip(map(value_name, of_field), map(float, shares), strict=True))
     return found
+
+
+def _among(choice: Choice, values: Sequence[Any], spelled: Callable[[str], Sequence[int]]) -> Choice | None:
+    """The choice as one among these values, in their order; None where it was among others."""
+    if choice.tokens is None:
+        return choice if len(choice.logits) == len(values) else None
+    places = []
+    for value in values:
+        tokens = spelled(json.dumps(value, ensure_ascii=False))
+        place = np.flatnonzero(choice.tokens == tokens[0]) if len(tokens) == 1 else ()
+        if len(place) == 0:
+            return None
+        places.append(int(place[0]))
+    return Choice(choice.logits[places], 0) if places else None
 
 
 def value_name(value: Any) -> str:

@@ -96,7 +96,7 @@ class TypedGeneration(Iterator[str]):
         self._decided = ""  # up to the last value
         self._like_nothing = ""  # the same as an input that says nothing is answered: without its free texts
         self.choices: dict[str, list[Choice]] = {}  # of each field, as far as it is
-        self._values = {field.name: [json.loads(label) for label in field.labels or ()] for field in fields}
+        self._values = {field.name: field.values for field in fields}
         self._logits: Logits | None = None  # after the tokens that were taken in
         self._pieces = self._run(list(fields))
 

@@ -22,6 +22,7 @@ from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.scoring import normalized, score_labels
 from device_runtime.errors import ContextOverflowError, IncompleteError, SchemaError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 ASKED = [{"role": "user", "content": "The pump in hall 3 runs."}]
 WORDS = {"enum": ["ok", "okay", "warn", "alarm", "wa"]}
 
@@ -107,6 +108,30 @@ class TestAnswers:
         assert result.finish == "stop" and result.text == json.dumps(answer, ensure_ascii=False)
         assert set(result.confidence) == {"severity", "loud", "count", "level"}
         assert all(0 < share <= 1 for share in result.confidence.values())
+        assert {name: list(shares) for name, shares in result.probabilities.items()} == {
+            "severity": WORDS["enum"], "loud": ["true", "false"], "level": ["1", "10", "null", "x"],
+        }  # fmt: skip
+        for name, shares in result.probabilities.items():
+            said = answer[name] if isinstance(answer[name], str) else json.dumps(answer[name])
+            assert sum(shares.values()) == pytest.approx(1) and shares[said] == pytest.approx(result.confidence[name])
+
+    @pytest.mark.parametrize(
+        ("name", "asked", "fields"),
+        [
+            ("log-triage", "eth0: no carrier", {"category", "priority"}),  # heads, which decide at once
+            ("home-commands", "kitchen light on", {"action", "device", "room"}),  # tokens, one field after the other
+        ],
+    )
+    def test_a_bundle_of_a_task_says_how_likely_each_value_is(self, name: str, asked: str, fields: set[str]) -> None:
+        with LanguageModel.open(EXAMPLES / name / "bundle", threads=1) as small:
+            answer = json.loads("".join(generation := small.generate([{"role": "user", "content": asked}])))
+            result, schema = generation.result, small.manifest.purpose["answer"]  # type: ignore[index]
+        assert result.probabilities is not None and result.confidence is not None
+        assert result.probabilities.keys() == fields
+        for field, shares in result.probabilities.items():
+            assert list(shares) == schema["properties"][field]["enum"] and sum(shares.values()) == pytest.approx(1)
+            # A confidence is among all tokens that a value may begin with, letters too: a little less.
+            assert shares[answer[field]] == pytest.approx(result.confidence[field], abs=1e-3)
 
     def test_calibration_takes_off_what_is_answered_to_nothing(self, model: LanguageModel) -> None:
         form = schema(severity=WORDS)
