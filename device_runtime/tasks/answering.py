@@ -172,7 +172,7 @@ class Answerer:
     def shares(self, said: TypedAnswer, name: str) -> list[float] | None:
         """How likely each value of an enum field is, at the field's temperature, after what was said of the fields
         before; None where no single choice decided it."""
-        spelled = self._tokenizer.encode_inside
+        spelled = (lambda text: []) if self._encoder is not None else self._tokenizer.encode_inside
         values, choices = self.purpose.fields[name] or [], {name: said.choices.get(name, ())}
         found = shares_of(choices, {name: values}, self.purpose.temperatures, spelled)
         return list(found[name].values()) if name in found else None

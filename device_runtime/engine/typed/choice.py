@@ -48,7 +48,7 @@ def shares_of(
     choices: Mapping[str, Sequence[Choice]],
     values: Mapping[str, Sequence[Any]],
     temperatures: Mapping[str, float],
-    spelled: Callable[[str], Sequence[int]] = lambda text: (),
+    spelled: Callable[[str], Sequence[int]] = lambda text: [],
 ) -> dict[str, dict[str, float]]:
     """How likely each value is, by field and by the value's name, as far as a single choice among all of them decided.
 
@@ -70,14 +70,11 @@ def _among(choice: Choice, values: Sequence[Any], spelled: Callable[[str], Seque
     """The choice as one among these values, in their order; None where it was among others."""
     if choice.tokens is None:
         return choice if len(choice.logits) == len(values) else None
-    places = []
-    for value in values:
-        tokens = spelled(json.dumps(value, ensure_ascii=False))
-        place = np.flatnonzero(choice.tokens == tokens[0]) if len(tokens) == 1 else ()
-        if len(place) == 0:
-            return None
-        places.append(int(place[0]))
-    return Choice(choice.logits[places], 0) if places else None
+    tokens = [spelled(json.dumps(value, ensure_ascii=False)) for value in values]
+    places = [np.flatnonzero(choice.tokens == one[0]) for one in tokens if len(one) == 1]
+    if not values or len(places) < len(values) or not all(map(len, places)):
+        return None
+    return Choice(choice.logits[np.concatenate(places)], 0)
 
 
 def value_name(value: Any) -> str:
