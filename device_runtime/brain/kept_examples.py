@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,23 @@ class KeptLines:
     def entries(self) -> list[dict[str, Any]]:
         """All that are kept, the oldest first; a line that a power cut has halved is left out."""
         with self._lock:
-            found = []
-            for line in self._lines():
-                with suppress(ValueError, RecursionError):
-                    entry = json.loads(line)
-                    if isinstance(entry, dict):
-                        found.append(entry)
-            return found[-self.keep :] if self.keep else found
+            return self._entries()
 
-    def keep_only(self, wanted: Any) -> None:
+    def keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Leave out the entries that `wanted(entry)` is false for."""
-        kept = [entry for entry in self.entries() if wanted(entry)]
-        with self._lock:
+        with self._lock:  # for all of it: what is added meanwhile would be written over
+            kept = [entry for entry in self._entries() if wanted(entry)]
             if len(kept) < self._count:
                 self._write(kept)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        found = []
+        for line in self._lines():
+            with suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    found.append(entry)
+        return found[-self.keep :] if self.keep else found
 
     def _cut(self) -> None:
         self._write_lines(list(self._lines())[-self.keep :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_a_query_of_another_kind_is_refused(on_air: Callable[..., OnAir], port: 
     device = on_air(model())
     with pytest.raises(StonechatError, match="kind"):
         list(kept_records(BrokerAddress("127.0.0.1", port), device.topics.device, "secrets"))  # type: ignore[arg-type]
+
+
+def test_what_is_added_while_old_ones_are_forgotten_is_kept(tmp_path: Path) -> None:
+    """It was written over, once an hour and at each start, by what had been read before it came."""
+    kept = KeptLines(tmp_path / "r.jsonl", 10)
+    for number in range(3):
+        kept.add({"n": number})
+    adding = threading.Thread(target=kept.add, args=({"n": 3},))
+
+    def wanted(entry: dict[str, Any]) -> bool:
+        if not adding.ident:
+            adding.start()
+            adding.join(0.2)  # it waits; before, it was through
+        return bool(entry["n"] != 0)
+
+    kept.keep_only(wanted)
+    adding.join(10)
+    assert [entry["n"] for entry in kept.entries()] == [1, 2, 3]
 
 
 def test_the_file_is_bounded_and_forgets(tmp_path: Path) -> None:
