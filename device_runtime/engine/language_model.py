@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +217,12 @@ class LanguageModel:
             return Certainty()
         from device_runtime.engine.typed.answers import certainty_of
 
-        return certainty_of(temperatures, schema, held, written, self._tokenizer.encode_inside, text)
+        return certainty_of(temperatures, schema, held, written, self._spelled, text)
+
+    @cached_property
+    def _spelled(self) -> Callable[[str], Sequence[int]]:
+        """The tokens of a value within an answer; labels come again with each answer."""
+        return lru_cache(maxsize=512)(self._tokenizer.encode_inside)
 
     def _fixed(self, messages: Sequence[Message], head: str, tokens: Sequence[int]) -> int:
         """How many tokens of a prompt are those of its fixed beginning."""
