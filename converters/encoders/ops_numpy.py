@@ -13,7 +13,14 @@ from converters.encoders.transformer import cross_rows, next_logits, sentence
 from converters.network.weights import FloatArray, ReadTensor
 from converters.ops.numpy_parts import NumpyParts, Observe
 
-__all__ = ["NumpyReading", "bucket_of", "distances_of", "reference_logits", "reference_sentence", "reference_sentences"]
+__all__ = [
+    "NumpyReading",
+    "bucket_of",
+    "buckets_between",
+    "reference_logits",
+    "reference_sentence",
+    "reference_sentences",
+]
 
 
 class NumpyReading(NumpyParts):
@@ -52,8 +59,7 @@ class NumpyReading(NumpyParts):
         if stack.buckets is None:
             return np.zeros((1, 1, 1), np.float32)
         table = self._read(f"{stack.side}.relative.weight")
-        rows = bucket_of(distances_of(length), stack.buckets, both_ways=not stack.crosses)
-        return np.asarray(table[rows].transpose(2, 0, 1))
+        return np.asarray(table[buckets_between(length, stack)].transpose(2, 0, 1))
 
     def keep(self, k: FloatArray, v: FloatArray, layer: int) -> None:
         """As in `transformer.py`."""
@@ -84,10 +90,11 @@ class NumpyReading(NumpyParts):
         return np.asarray(x / np.linalg.norm(x))
 
 
-def distances_of(length: int) -> npt.NDArray[np.int64]:
-    """Of each key, seen from each query: (queries, keys)."""
+def buckets_between(length: int, stack: Stack) -> npt.NDArray[np.int64]:
+    """The bucket of each key's distance, seen from each query, of a stack that has buckets: (queries, keys)."""
+    assert stack.buckets is not None
     places = np.arange(length)
-    return np.asarray(places[None] - places[:, None], np.int64)
+    return bucket_of(places[None] - places[:, None], stack.buckets, both_ways=not stack.crosses)
 
 
 def bucket_of(distances: npt.NDArray[Any], buckets: Buckets, *, both_ways: bool) -> npt.NDArray[np.int64]:

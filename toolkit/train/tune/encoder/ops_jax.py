@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from converters.encoders.network import Pooling, Stack
-from converters.encoders.ops_numpy import bucket_of, distances_of
+from converters.encoders.ops_numpy import buckets_between
 from converters.network.config import Norm
 from toolkit.train.tune.jax_parts import HIDDEN, JaxParts, Tensors
 
@@ -61,7 +61,7 @@ class JaxSentences(JaxParts):
         queries, keys, values = (x.reshape(heads) for x in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) * a.score_scale
         if stack.buckets is not None:
-            rows = bucket_of(distances_of(self._tokens.shape[1]), stack.buckets, both_ways=True)
+            rows = buckets_between(self._tokens.shape[1], stack)
             scores = scores + self._read(f"{stack.side}.relative.weight")[rows].transpose(2, 0, 1)
         shares = jax.nn.softmax(jnp.where(self._seen[:, None, None], scores, HIDDEN), axis=-1)
         return jnp.einsum("bhqk,bkhd->bqhd", shares, values).reshape(q.shape)
