@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="checkpoint",
         help="what tune begins with: GGUF or folder of a model that writes, or a sentence encoder's folder",
     )
+    parser.add_argument(
+        "--further",
+        metavar="BUNDLE",
+        type=Path,
+        help="of tune: go on from the weights that the training of this bundle ended with (its BUNDLE.training), with "
+        "other cases, such as those of another --seed",
+    )
     parser.add_argument("--baseline", metavar="BUNDLE", type=Path, help="an untrained general model, for the report")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="the same seed, the same bundle")
@@ -168,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_OF_TUNE = ("checkpoint", "epochs", "layers", "rank", "rate")
+_OF_TUNE = ("checkpoint", "further", "epochs", "layers", "rank", "rate")
 _OF_OTHERS = ("steps", "weights_only")
 
 
@@ -217,7 +224,7 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
 def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
     from converters.encoders.checkpoint import open_encoder
 
-    names = ("seed", "epochs", "batch", "layers", "rate", "profile", "baseline")
+    names = ("seed", "epochs", "batch", "layers", "rate", "profile", "baseline", "further")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     cases = dict(args.cases)
     given |= {"cases": cases.pop(None)} if None in cases else {}

@@ -44,6 +44,7 @@ from toolkit.train.vocabulary import SAMPLE, symbols, train_vocabulary
 from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
 __all__ = [
+    "SETTINGS",
     "Beginning",
     "Progress",
     "Settings",
@@ -51,6 +52,7 @@ __all__ = [
     "begin",
     "described",
     "finish",
+    "is_finished",
     "read_cases",
     "silent",
     "train_weights",
@@ -69,6 +71,7 @@ def silent(step: str, share: float, detail: str = "", /) -> None:
     """No progress to show."""
 
 
+SETTINGS = "settings.json"  # what a training was made with, in its folder
 ENOUGH = 0.9995  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
 NOISE = 0.02  # of the tokens of a text, in training
 STRANGE = 0.05  # the same where words are known by an encoder's vectors
@@ -76,13 +79,14 @@ _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
 _COSTLY = ("teacher.jsonl", "weights.npz", "below.npz", "trained.npz")  # of any kind: what takes minutes to days
 _STEPS = ("vocabulary.model", "words.npy", "tokens.npz", *_COSTLY)
-_SETTINGS, _FINISHED = "settings.json", "finished"
+_FINISHED = "finished"
 _NAMED = {  # what is no number or word in the settings
     "task": "the task file",
     "tasks": "the task files",
     "files": "the task's examples or program",
     "encoder": "the encoder that knows its words",
     "checkpoint": "the checkpoint",
+    "further": "the training it goes on from",
     "distil": "the teacher",
     "cases_of": "the cases of each task",
 }
@@ -272,12 +276,12 @@ class Beginning:
 
     def require_free(self) -> None:
         """Refuse to throw work away that nobody said may go; say it where there is less to lose."""
-        kept = self._work / _SETTINGS
+        kept = self._work / SETTINGS
         if self._afresh or self._same(self._work) or not kept.is_file():
             return
         changes = _changes(kept.read_text(encoding="utf-8", errors="replace"), self._settings[self._work])
         costly = any((self._work / name).is_file() for name in _COSTLY)
-        if costly and not (self._work / _FINISHED).is_file():
+        if costly and not is_finished(self._work):
             raise ConfigurationError(
                 f"{self._work} has an unfinished training of other settings ({changes}), whose work would be lost. "
                 "Give its settings to go on with it, choose another folder with -o, or throw it away with --afresh."
@@ -288,14 +292,14 @@ class Beginning:
         """Throw away what is of other settings, and keep the cases that were made."""
         for folder, text in self._settings.items():
             if not self._same(folder):
-                for name in (_SETTINGS, _FINISHED, *_STEPS, *(f"{part}.jsonl" for part in PARTS)):
+                for name in (SETTINGS, _FINISHED, *_STEPS, *(f"{part}.jsonl" for part in PARTS)):
                     (folder / name).unlink(missing_ok=True)
-                (folder / _SETTINGS).write_text(text, encoding="utf-8")
+                (folder / SETTINGS).write_text(text, encoding="utf-8")
         for part in self._parts:
             part.replace(part.with_suffix(".jsonl"))
 
     def _same(self, folder: Path) -> bool:
-        kept = folder / _SETTINGS
+        kept = folder / SETTINGS
         found = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else None
         return found == self._settings[folder] and not self._afresh
 
@@ -303,6 +307,11 @@ class Beginning:
 def finish(work: Path) -> None:
     """The bundle is made: from now on another training may begin in `work` without a word."""
     (work / _FINISHED).touch()
+
+
+def is_finished(work: Path) -> bool:
+    """Whether the training in `work` came to its bundle."""
+    return (work / _FINISHED).is_file()
 
 
 def _settings(shown: Mapping[str, Any]) -> str:
@@ -316,7 +325,8 @@ def _changes(kept: str, text: str) -> str:
         before = dict(json.loads(kept))
     except (ValueError, TypeError):
         return "its settings.json cannot be read"
-    if before.keys() - {"encoder"} != now.keys() - {"encoder"}:
+    at_will = {"encoder", "further"}
+    if before.keys() - at_will != now.keys() - at_will:
         return "another kind of training"
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(_NAMED.get(name) or f"{name} {before.get(name)}, now {now.get(name)}" for name in names)

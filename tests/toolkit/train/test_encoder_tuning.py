@@ -39,6 +39,7 @@ from toolkit.train.tune.encoder.network import logits, parts_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, tune_encoder
 from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle, tuned_checkpoint
 from toolkit.train.tune.encoder.texts import Texts, batches_of, texts_of
+from toolkit.train.weights import work_folder
 
 ROOT = Path(__file__).parents[3]
 ENCODERS = ROOT / "tests/data/encoders"
@@ -188,6 +189,67 @@ def test_a_tuned_encoder_has_learnt_its_task(bundle: Path, task: Task) -> None:
     answerer = Answerer.open(bundle)
     assert answerer.answer({"text": "VALVE is hot"}).answer == {"state": "alarm", "soon": "yes"}
     answerer.close()
+
+
+def leaves_of(bundle: Path) -> list[Any]:
+    with np.load(work_folder(bundle) / "trained.npz") as arrays:
+        return [arrays[name] for name in sorted(arrays.files) if name != "step"]
+
+
+def test_a_training_that_goes_further_begins_with_the_weights_of_another(
+    bundle: Path, task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a rate that moves nothing: what float32 keeps of a step of 1e-12 is the weight itself."""
+    flags = ["--kind", "tune", "--from", str(ENCODERS / "bert-embed"), "--further", str(bundle), "--json"]
+    command = ["train", str(task.folder), *flags, "--cases", "240", "--rate", "1e-12", "--seed", "1"]
+    assert main([*command, "-o", str(tmp_path / "further")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["test"]["fields"]["state"]["accuracy"] > 0.9
+    before, after = leaves_of(bundle), leaves_of(tmp_path / "further")
+    config = checkpoint_of().config
+    assert isinstance(config, EncoderConfig)
+    count = len(parts_of(with_heads(config, SIZES), checkpoint_of().read, 2, 0).trained)
+    averaged = before[count : 2 * count]  # after the weights of the last step
+    for one, other in zip(averaged, after[:count], strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+    assert not all(np.allclose(a, b, atol=1e-4) for a, b in zip(averaged, before[:count], strict=True))
+    purpose = Purpose.of_manifest(Bundle.open(tmp_path / "further").manifest)
+    assert purpose is not None and purpose.report["training"]["further"] == str(bundle)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("itself", "where -o puts the new bundle"),
+        ("nothing", "has no steps of a tuning"),
+        ("unfinished", "is not finished; go on with it first"),
+        ("checkpoint", "was tuned from another checkpoint"),
+        ("layers", "whose training had other weights; give its --layers 2, and a task with the same fields"),
+        ("labels", "whose training had other weights"),
+    ],
+)
+def test_what_a_training_cannot_go_on_from_is_refused_and_leaves_nothing(
+    case: str, words: str, bundle: Path, task: Task, tmp_path: Path
+) -> None:
+    settings, output = EncoderSettings(further=bundle, cases=240), tmp_path / "new"
+    if case == "itself":
+        output = bundle
+    elif case == "nothing":
+        settings = replace(settings, further=tmp_path / "nothing")
+    elif case == "unfinished":
+        settings = replace(settings, further=tmp_path / "half")
+        shutil.copytree(work_folder(bundle), tmp_path / "half.training")
+        (tmp_path / "half.training" / "finished").unlink()
+    elif case == "layers":
+        settings = replace(settings, layers=1)
+    elif case == "labels":
+        more = {"state": {"enum": ["none", "calm", "alarm", "off"]}, "soon": {"enum": ["yes", "no"]}}
+        task = replace(task, answer={**task.answer, "properties": more})
+    before = sorted(tmp_path.iterdir()), leaves_of(bundle)
+    with pytest.raises(ConfigurationError, match=words):
+        tune_encoder_bundle(task, checkpoint_of("mpnet" if case == "checkpoint" else "bert-embed"), output, settings)
+    assert sorted(tmp_path.iterdir()) == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(before[1], leaves_of(bundle), strict=True))
 
 
 def test_it_is_evaluated_and_audited_as_any_trained_bundle(

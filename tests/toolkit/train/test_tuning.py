@@ -276,6 +276,25 @@ def test_a_tuning_that_ended_with_its_bundle_keeps_no_other_away(
     assert {"settings.json", "below.npz", "trained.npz", "finished"} <= kept
 
 
+def test_a_tuning_that_goes_further_begins_with_the_weights_of_another(
+    bundles: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    """At a rate that moves nothing: what float32 keeps of a step of 1e-12 is the weight itself."""
+    settings = TuneSettings(folder / "checkpoint", seed=1, cases=16, epochs=1, layers=1, rank=2, further=bundles["two"])
+    task = load(folder / "lamp")  # of one of its two tasks
+    tune_bundle([task], tmp_path / "further", replace(settings, rate=1e-12))
+    states = []
+    for bundle in (bundles["two"], tmp_path / "further"):
+        with np.load(work_folder(bundle) / "trained.npz") as arrays:
+            states.append({name: arrays[name] for name in arrays.files if name != "step"})
+    factors = [name for name, value in states[0].items() if 2 in value.shape][:14]  # A and B of seven matrices
+    for name in factors:
+        np.testing.assert_allclose(states[1][name], states[0][name], atol=1e-6)
+    with pytest.raises(ConfigurationError, match="give its --layers 1, --rank 2, and"):
+        tune_bundle([task], tmp_path / "other", replace(settings, rank=4))
+    assert {path.name for path in tmp_path.iterdir()} == {"further", "further.training"}
+
+
 def test_a_task_may_have_its_own_number_of_cases(bundles: dict[str, Path]) -> None:
     trained = {p.name: p.report["cases"]["train"] for p in purposes_of(Bundle.open(bundles["two"]).manifest)}
     assert trained == {"lamp": 16, "fan": 24}

@@ -26,7 +26,7 @@ from toolkit.train.tune import layers
 from toolkit.train.tune.conversations import Batch, Conversation, batches_of, prefixes_of
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import Sequences
-from toolkit.train.tune.steps import load, rates, save
+from toolkit.train.tune.steps import Earlier, load, rates, save
 
 __all__ = ["Below", "Plan", "below", "tune"]
 
@@ -107,17 +107,22 @@ def tune(
     seed: int,
     checkpoint: Path,
     log: Callable[[int, int, float], None],
+    before: Earlier | None = None,
 ) -> tuple[list[Run], list[dict[str, Array]]]:
     """Train, from `checkpoint` if there is one of this very run; returns what was trained of each run of layers.
 
     Args:
         log: called with the steps that are done, all steps, and the mean loss of the last ones.
+        before: a tuning of the same layers and factors, whose weights this one begins with.
     """
     config = weights.config
     runs = layers.runs_of(config, config.layers - plan.layers)
     own = [layers.stacked(weights, run) for run in runs]
     head = layers.head_weights(weights)
     trained = layers.initial(config, runs, plan.adapter, own, seed)
+    if before is not None:
+        begin, form = jax.tree.flatten(trained)
+        trained = jax.tree.unflatten(form, before.weights(begin, 0))
     prefixes = [tuple(cases[_first(cases, t)].tokens[: int(begin)]) for t, begin in enumerate(states.begins)]
     steps = plan.epochs * len(_batches(cases, prefixes, plan, seed, 0))
     transform = optax.chain(

@@ -34,7 +34,7 @@ from toolkit.train.tune.conversations import Conversation, conversations
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import JaxOps
 from toolkit.train.tune.optimize import Plan, below, tune
-from toolkit.train.tune.steps import shown
+from toolkit.train.tune.steps import TRAINED, Earlier, earlier, shown
 from toolkit.train.weights import (
     Progress,
     begin,
@@ -71,6 +71,7 @@ class TuneSettings:
     rate: float | None = None  # learning rate; None: the usual one
     profile: Literal["micro", "pi"] = "pi"
     baseline: Path | None = None  # a bundle that the report compares with
+    further: Path | None = None  # a bundle tuned before from the same checkpoint, whose training this one goes on from
 
     def cases_for(self, task: Task) -> int:
         """How many cases of a task are trained on, at most."""
@@ -99,7 +100,10 @@ def tune_bundle(
     checkpoint = finite_weights(open_checkpoint(settings.checkpoint))
     plan = _plan(checkpoint, settings)
     work = work_folder(folder)
-    with begin(work, _shown(tasks, checkpoint, settings), afresh=afresh) as begun:
+    before = earlier(settings.further, folder, checkpoint.sha256) if settings.further is not None else None
+    if before is not None and [before.made_with.get(n) for n in ("layers", "rank")] != [plan.layers, settings.rank]:
+        raise before.other_weights()
+    with begin(work, _shown(tasks, checkpoint, settings, plan, before), afresh=afresh) as begun:
         for task in tasks:
             expected = max(_FEWEST, round(settings.cases_for(task) / (1 - 2 * _HELD) * 1.1))
             made_of = {**described(task, network=False), "cases": settings.cases_for(task), "seed": settings.seed}
@@ -113,7 +117,7 @@ def tune_bundle(
             f"A case has {longest} tokens, and {checkpoint.name} was trained for {context} positions; leave it out."
         )
     checkpoint = replace(checkpoint, config=checkpoint.config.for_context(context))
-    runs, trained = _tuned(checkpoint, cases, len(tasks), plan, settings.seed, work, progress)
+    runs, trained = _tuned(checkpoint, cases, len(tasks), plan, settings.seed, work, before, progress)
     merged = merge(checkpoint, runs, trained, plan.adapter, "+".join(task.name for task in tasks))
     _convert(merged, folder, tasks, tokenizer, work, cases, context, settings, progress)
     found: list[dict[str, Any]] = []
@@ -144,9 +148,13 @@ def _plan(checkpoint: Checkpoint, settings: TuneSettings) -> Plan:
     return Plan(upper, Adapter(settings.rank), settings.epochs, settings.batch, settings.rate or usual)
 
 
-def _shown(tasks: Sequence[Task], checkpoint: Checkpoint, settings: TuneSettings) -> dict[str, Any]:
+def _shown(
+    tasks: Sequence[Task], checkpoint: Checkpoint, settings: TuneSettings, plan: Plan, before: Earlier | None
+) -> dict[str, Any]:
     """All that the result depends on."""
-    kept = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "checkpoint")}
+    kept = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "checkpoint", "further")}
+    kept["layers"] = plan.layers
+    kept |= {"further": before.sha256} if before is not None else {}
     return {"checkpoint": checkpoint.sha256, "tasks": [described(task, network=False) for task in tasks], **kept}
 
 
@@ -180,6 +188,7 @@ def _tuned(
     plan: Plan,
     seed: int,
     work: Path,
+    before: Earlier | None,
     progress: Progress,
 ) -> tuple[list[Run], list[dict[str, npt.NDArray[np.float32]]]]:
     weights = CanonicalWeights(checkpoint.config, checkpoint.read)
@@ -192,7 +201,7 @@ def _tuned(
         work / "below.npz",
         lambda share: progress("reading", share, counted(lower, "layer")),
     )
-    return tune(weights, cases, states, plan, seed, work / "trained.npz", shown(progress))
+    return tune(weights, cases, states, plan, seed, work / TRAINED, shown(progress), before)
 
 
 def merge(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from device_runtime.errors import ConfigurationError
 from toolkit.train.arrays import write_arrays
-from toolkit.train.weights import Progress
+from toolkit.train.weights import SETTINGS, Progress, is_finished, work_folder
 
-__all__ = ["load", "rates", "save", "shown"]
+__all__ = ["TRAINED", "Earlier", "earlier", "load", "rates", "save", "shown"]
+
+TRAINED = "trained.npz"  # the state of a tuning, in its folder
 
 _WARMUP = 0.06  # share of the steps
 
@@ -41,6 +47,71 @@ def load(path: Path, like: list[Any]) -> tuple[int, list[Any]] | None:
     if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
         return None
     return step, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A tuning that another one goes on from."""
+
+    bundle: Path
+    made_with: Mapping[str, Any]  # its settings
+    sha256: str  # of its state
+
+    def weights(self, like: list[Any], place: int) -> list[Any]:
+        """Those that it ended with.
+
+        Args:
+            like: the weights that are to be replaced.
+            place: where they begin in the state.
+
+        Raises:
+            ConfigurationError: it tuned other weights.
+        """
+        with np.load(work_folder(self.bundle) / TRAINED) as arrays:
+            found = [arrays.get(f"l{place + i:03}") for i in range(len(like))]
+        if [np.shape(leaf) for leaf in found] != [np.shape(leaf) for leaf in like]:
+            raise self.other_weights()
+        return [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(found, like, strict=True)]
+
+    def other_weights(self) -> ConfigurationError:
+        """What to raise where it tuned other weights."""
+        names = ("layers", "rank")
+        had = ", ".join(f"--{name} {self.made_with[name]}" for name in names if self.made_with.get(name) is not None)
+        return ConfigurationError(
+            f"--further names {self.bundle}, whose training had other weights; give its {had}, and a task with the "
+            "same fields and labels."
+        )
+
+
+def earlier(bundle: Path, output: Path, checkpoint: str) -> Earlier:
+    """The finished tuning of a bundle, to go on from.
+
+    Args:
+        output: the folder of the bundle to be made.
+        checkpoint: the sha256 of the checkpoint that is tuned.
+
+    Raises:
+        ConfigurationError: it has left no state, is not finished, began with another checkpoint, or is where the new
+            one is to be.
+    """
+    work = work_folder(bundle)
+    if work.resolve() == work_folder(output).resolve():
+        raise ConfigurationError(f"--further names {bundle}, where -o puts the new bundle; give that another folder.")
+    try:
+        made_with = dict(json.loads((work / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        made_with = {}
+    if "checkpoint" not in made_with or not (work / TRAINED).is_file():
+        raise ConfigurationError(
+            f"--further names {bundle}, and {work} has no steps of a tuning; expected what "
+            "`stonechat train --kind tune` left beside its bundle."
+        )
+    if not is_finished(work):
+        raise ConfigurationError(f"{work} is not finished; go on with it first, by the command that began it.")
+    if made_with["checkpoint"] != checkpoint:
+        raise ConfigurationError(f"{bundle} was tuned from another checkpoint; give the same one with --from.")
+    with open(work / TRAINED, "rb") as stream:
+        return Earlier(bundle, made_with, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def shown(progress: Progress) -> Callable[[int, int, float], None]:

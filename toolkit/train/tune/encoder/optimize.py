@@ -21,9 +21,9 @@ import optax
 from converters.encoders.network import EncoderConfig
 from toolkit.train.tune.encoder.network import Parts, Trained, logits
 from toolkit.train.tune.encoder.texts import Batch, Texts, batches_of
-from toolkit.train.tune.steps import load, rates, save
+from toolkit.train.tune.steps import Earlier, load, rates, save
 
-__all__ = ["Plan", "tune_encoder"]
+__all__ = ["Plan", "mean_of", "tune_encoder"]
 
 _SAVE_S = 30.0  # between checkpoints
 _HEAD = 10.0  # times the learning rate: heads begin with nothing
@@ -113,6 +113,13 @@ def tune_encoder(
             save(checkpoint, step, jax.tree.leaves(state))
             saved_s = time.monotonic()
     return {name: np.asarray(value) for name, value in state[1].items()}
+
+
+def mean_of(before: Earlier, trained: Trained) -> Trained:
+    """The averaged weights that an earlier tuning ended with, in place of `trained`."""
+    leaves, tree = jax.tree.flatten(trained)
+    found: Trained = jax.tree.unflatten(tree, before.weights(leaves, len(leaves)))  # after those of its last step
+    return found
 
 
 def _optimizer(trained: Trained, plan: Plan, steps: int) -> optax.GradientTransformation:

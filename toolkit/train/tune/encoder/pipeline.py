@@ -27,9 +27,9 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.file import Task
 from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
 from toolkit.train.tune.encoder.network import parts_of, tensor_of, with_heads
-from toolkit.train.tune.encoder.optimize import Plan, tune_encoder
+from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.texts import Texts, encoder_of, texts_of
-from toolkit.train.tune.steps import shown
+from toolkit.train.tune.steps import TRAINED, earlier, shown
 from toolkit.train.weights import (
     Progress,
     begin,
@@ -62,6 +62,7 @@ class EncoderSettings:
     rate: float = Plan.peak  # learning rate
     profile: Literal["micro", "pi"] = "pi"
     baseline: Path | None = None  # a bundle that the report compares with
+    further: Path | None = None  # a bundle tuned before from the same checkpoint, whose training this one goes on from
 
 
 def tune_encoder_bundle(
@@ -91,16 +92,20 @@ def tune_encoder_bundle(
     require_measures([task], settings.baseline)
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
-    same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline")}
+    before = earlier(settings.further, folder, checkpoint.sha256) if settings.further is not None else None
+    same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further")}
+    same |= {"layers": layers} | ({"further": before.sha256} if before is not None else {})
+    config = with_heads(encoder, sizes)
+    parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)
+    if before is not None:
+        parts = replace(parts, trained=mean_of(before, parts.trained))
     expected = settings.cases or min(_CASES, task.generate.cases)
     made_with = {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}
     with begin(work, made_with, afresh=afresh) as begun:
         begun.make_cases(task, expected, settings.seed, progress, _HELD if expected < _FEW else None)
     texts = texts_of(task, read_cases(work, "train"), checkpoint.tokenizer, encoder.max_tokens)
-    config = with_heads(encoder, sizes)
-    parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)
     plan = Plan(settings.epochs, settings.batch, settings.rate)
-    trained = tune_encoder(config, parts, sizes, texts, plan, settings.seed, work / "trained.npz", shown(progress))
+    trained = tune_encoder(config, parts, sizes, texts, plan, settings.seed, work / TRAINED, shown(progress))
     tuned = tuned_checkpoint(task, checkpoint, config, trained)
     options = EncoderOptions(
         settings.profile,
