@@ -169,7 +169,9 @@ class Replay:
         self._purposes: dict[str, Purpose | None] = {}
         # A device that is asked in place of a bundle finds the model itself.
         routing = fleet.routing(device) if models is None and any(link.model is None for link in links) else None
-        self._router = Router(routing, names, self._purposes.get) if routing is not None else None
+        self._router = None
+        if routing is not None:
+            self._router = Router.of_bundles(routing, {name: entry.bundle for name, entry in entries.items()})
         for name in dict.fromkeys(name for link in links for name in self._may_ask(link)):
             entry = entries[name]
             given = None if models is None else models[name]

@@ -44,18 +44,25 @@ class Chosen:
 class Router:
     """The router of one device. May be used from any thread."""
 
-    def __init__(self, routing: Routing, models: Sequence[str], purpose_of: Callable[[str], Purpose | None]) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        models: Sequence[str],
+        purpose_of: Callable[[str], Purpose | None],
+        is_general: Callable[[str], bool],
+    ) -> None:
         """Read the classifier, if there is one.
 
         Args:
             models: of the device, by name; the first is its default.
             purpose_of: what a model was trained for, once it is open.
+            is_general: whether a model writes whatever it is asked for, once it is open.
 
         Raises:
             ConfigurationError: the classifier cannot be read.
         """
         self._rules = [(number, Expression(rule.when), rule.model) for number, rule in enumerate(routing.rules, 1)]
-        self._models, self._purpose_of = list(models), purpose_of
+        self._models, self._purpose_of, self._is_general = list(models), purpose_of, is_general
         self._classifier: TextClassifier | None = None
         self._lock = threading.Lock()
         if routing.file is not None:
@@ -64,6 +71,21 @@ class Router:
             self._classifier = TextClassifier.open(routing.file)
             if text := of_no_model(routing.file, self._classifier, models):
                 log.warning("%s", text)
+
+    @classmethod
+    def of_bundles(cls, routing: Routing, bundles: Mapping[str, str]) -> Router:
+        """For bundles on this machine, by the names of their models.
+
+        Raises:
+            ConfigurationError, BundleError: a bundle or the classifier is not here, or cannot be read.
+        """
+        from device_runtime.tasks.purpose import Purpose, is_general
+        from device_runtime.update.active import open_bundle
+
+        manifests = {name: open_bundle(bundle).manifest for name, bundle in bundles.items()}
+        purposes = {name: Purpose.of_manifest(manifest) for name, manifest in manifests.items()}
+        general = {name for name, manifest in manifests.items() if is_general(manifest)}
+        return cls(routing, list(bundles), purposes.__getitem__, general.__contains__)
 
     def choose(self, asked: str, topic: Sequence[str] = ()) -> Chosen:
         """The model for what somebody asks.
@@ -88,7 +110,7 @@ class Router:
         if reading is not None and (found := self._by_fields(reading, purposes)) is not None:
             return found
         if reading is not None and text == asked and not _holds_sentence(reading):  # fields that no task reads
-            return self._for_none(purposes)
+            return self._for_none()
         return self._by_text(text, purposes)
 
     def _by_fields(self, reading: Mapping[str, Any], purposes: Mapping[str, Purpose | None]) -> Chosen | None:
@@ -104,25 +126,27 @@ class Router:
     def _by_text(self, text: str, purposes: Mapping[str, Purpose | None]) -> Chosen:
         takes = [name for name, purpose in purposes.items() if purpose is not None and purpose.inputs.text is not None]
         if self._classifier is None:
-            general = any(purpose is None for purpose in purposes.values())
-            if len(takes) == 1 and not general:
+            if len(takes) == 1 and self._general is None:
                 return Chosen(takes[0], "it is the model for texts")
-            return self._for_none(purposes)
+            return self._for_none()
         if not any(character.isalnum() for character in text):  # it has no words to be like anything
-            return self._for_none(purposes)
+            return self._for_none()
         (name, share), *others = self._classifier.ranked(text)
         next_name, next_share = others[0] if others and others[0][0] in self._models else ("", 0.0)
         if name in self._models:
             second = Chosen(next_name, f"the router's second, {next_share:.2f}") if next_share >= _SECOND else None
             return Chosen(name, f"the router's classifier, {share:.2f}", second=second)
-        for_none = self._for_none(purposes)
+        for_none = self._for_none()
         if for_none.stray and next_share >= _DOUBTFUL:
             return Chosen(next_name, f"the router's classifier, {next_share:.2f}", doubtful=True)
         return for_none
 
-    def _for_none(self, purposes: Mapping[str, Purpose | None]) -> Chosen:
-        general = next((name for name, purpose in purposes.items() if purpose is None), None)
-        if general is not None:
+    @property
+    def _general(self) -> str | None:
+        return next(filter(self._is_general, self._models), None)
+
+    def _for_none(self) -> Chosen:
+        if (general := self._general) is not None:
             return Chosen(general, "it is for none of the trained tasks")
         return Chosen(self._models[0], "no model of this device is for it", stray=True)
 

@@ -241,6 +241,15 @@ class ModelRunner:
             self._purposes[manifest.name] = manifest, purpose
         return purpose
 
+    def is_general(self, name: str) -> bool:
+        """Whether a model writes whatever it is asked for; False where it is not open. May be asked from any thread."""
+        from device_runtime.tasks.purpose import is_general
+
+        manifest = self.manifest_of(name)
+        if manifest is None:  # a microcontroller has none to show
+            return name in self._models
+        return is_general(manifest)
+
     @property
     def not_open(self) -> dict[str, str]:
         """By model: why it cannot be opened, where that is no reason to go offline."""

@@ -100,6 +100,9 @@ class Service:
         meter = find_meter(config.power) if hardware is None else None  # a microcontroller's is not this machine's
         runner = ModelRunner(config.models, open_model, statistics, self._worker_beat, meter)
         limiter = RateLimiter(config.limits, self._report_event)
+        router = None
+        if config.routing is not None:
+            router = Router(config.routing, runner.names, runner.purpose_of, runner.is_general)
         self._outbox = Outbox(config.state_dir / "outbox.sqlite")
         self._device = Device(
             config=config,
@@ -114,7 +117,7 @@ class Service:
             limiter=limiter,
             queue=JobQueue(config.queue),
             runner=runner,
-            router=Router(config.routing, runner.names, runner.purpose_of) if config.routing is not None else None,
+            router=router,
             lifecycle=Lifecycle(topics, boot, self._client),
             announce=self._publish_info,
         )

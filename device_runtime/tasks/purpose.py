@@ -18,7 +18,7 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import INPUTS, Task, typed_fields
 from device_runtime.tasks.inputs import Inputs, Prompt
 
-__all__ = ["Purpose", "purposes_of"]
+__all__ = ["Purpose", "is_general", "purposes_of"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,12 @@ class Purpose:
             **({"ordinary": dict(self.ordinary)} if self.ordinary else {}),
             "report": dict(self.report),
         }
+
+
+def is_general(manifest: Manifest) -> bool:
+    """Whether a bundle writes whatever it is asked for: it was trained for no task, or for several. Vectors and
+    translations are no answers to a question."""
+    return manifest.task == "generate" and Purpose.of_manifest(manifest) is None
 
 
 def purposes_of(manifest: Manifest) -> tuple[Purpose, ...]:

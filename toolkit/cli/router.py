@@ -12,7 +12,6 @@ from toolkit.cli.options import add_json, whole_number
 
 if TYPE_CHECKING:
     from device_runtime.fleet.file import Fleet, ModelEntry
-    from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -51,6 +50,8 @@ def _train(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet.file import load
     from device_runtime.tasks.file import load as load_task
+    from device_runtime.tasks.purpose import Purpose
+    from device_runtime.update.active import open_bundle
     from toolkit.brain.router_training import background_texts, lines_of, train_router
     from toolkit.cli.output import say, show
     from toolkit.examples.sources import all_examples
@@ -62,7 +63,8 @@ def _train(args: argparse.Namespace) -> int:
     if unknown := sorted(set(named) - set(entries)):
         raise ConfigurationError(f"--task names {unknown[0]!r}; {whose} has {', '.join(entries)}.")
     texts: dict[str, list[str]] = {}
-    for name, purpose in _purposes(entries).items():
+    for name, entry in entries.items():
+        purpose = Purpose.of_manifest(open_bundle(entry.bundle).manifest)
         if purpose is None or purpose.inputs.text is None:  # found by its fields, or for what is for none
             continue
         path = Path(named.get(name) or Path(entries[name].bundle).parent / "task.yaml")
@@ -100,8 +102,7 @@ def _ask(args: argparse.Namespace) -> int:
     routing = fleet.routing_of_all() if args.device is None else fleet.routing(args.device)
     if args.device is None and routing is None:
         say(f"{args.fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device")
-    purposes = _purposes(entries)
-    router = Router(routing or Routing(), list(entries), lambda name: purposes[name])
+    router = Router.of_bundles(routing or Routing(), {name: entry.bundle for name, entry in entries.items()})
     chosen = router.choose(args.asked)
     having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
     why = _no_model(fleet, args.device) if chosen.stray else chosen.why
@@ -126,10 +127,3 @@ def _no_model(fleet: Fleet, device: str | None) -> str:
 def _models_of(fleet: Fleet, device: str | None) -> Mapping[str, ModelEntry]:
     """Those of one device, or of all."""
     return fleet.served_models() if device is None else fleet.models_of(device)
-
-
-def _purposes(entries: Mapping[str, ModelEntry]) -> dict[str, Purpose | None]:
-    from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.active import open_bundle
-
-    return {name: Purpose.of_manifest(open_bundle(entry.bundle).manifest) for name, entry in entries.items()}

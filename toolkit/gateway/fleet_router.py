@@ -16,7 +16,6 @@ from device_runtime.mqtt.messages import DeviceState, Final, Request, Route
 if TYPE_CHECKING:
     from device_runtime.client.remote import RemoteAnswer
     from device_runtime.fleet.file import Fleet
-    from device_runtime.tasks.purpose import Purpose
 
 __all__ = ["FleetRouter", "RoutedAnswer", "passing_on"]
 
@@ -31,9 +30,9 @@ class FleetRouter:
             ConfigurationError: a bundle or the router's file is not here, or cannot be read.
         """
         entries = fleet.served_models()
-        purposes = {name: _purpose(entry.bundle) for name, entry in entries.items()}
         self._passing = passing_on(fleet)
-        self._router = Router(fleet.routing_of_all() or Routing(), list(entries), purposes.__getitem__)
+        bundles = {name: entry.bundle for name, entry in entries.items()}
+        self._router = Router.of_bundles(fleet.routing_of_all() or Routing(), bundles)
 
     def choose(self, request: Request, present: Mapping[str, DeviceReport]) -> tuple[str, Chosen]:
         """A device, and the model to ask there: of several devices that where fewest wait. What is for no model goes to
@@ -103,13 +102,6 @@ class RoutedAnswer:
     def cancel(self) -> None:
         """See `RemoteAnswer.cancel`."""
         self._answer.cancel()
-
-
-def _purpose(bundle: str) -> Purpose | None:
-    from device_runtime.tasks.purpose import Purpose
-    from device_runtime.update.active import open_bundle
-
-    return Purpose.of_manifest(open_bundle(bundle).manifest)
 
 
 def _load(report: DeviceReport) -> tuple[bool, int]:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.settings import ModelSettings
-from device_runtime.tasks.purpose import Purpose
+from device_runtime.tasks.purpose import Purpose, is_general
 from device_runtime.update.active import open_bundle
 from tests.device_runtime.conftest import OnAir
 from tests.support.far_server import FarServer
@@ -39,9 +40,9 @@ CLASSIFIER = TextClassifier.open(EXAMPLES / "router" / "router.json")
 ROUTER = Routing(file=str(EXAMPLES / "router" / "router.json"))
 
 
-@pytest.fixture(scope="module")
-def purposes() -> dict[str, Purpose | None]:
-    return {name: Purpose.of_manifest(open_bundle(EXAMPLES / name / "bundle").manifest) for name in NAMES}
+def router_of(routing: Routing) -> Router:
+    """Of the four examples' bundles."""
+    return Router.of_bundles(routing, {name: str(EXAMPLES / name / "bundle") for name in NAMES})
 
 
 @pytest.mark.parametrize(
@@ -57,27 +58,44 @@ def purposes() -> dict[str, Purpose | None]:
         ('{"sensor": "wine cellar", "humidity": 40}', None, "no model of this device is for it"),
     ],
 )
-def test_the_four_examples(purposes: dict[str, Purpose | None], asked: str, model: str | None, why: str) -> None:
-    found = Router(ROUTER, NAMES, lambda name: purposes[name]).choose(asked)
+def test_the_four_examples(asked: str, model: str | None, why: str) -> None:
+    found = router_of(ROUTER).choose(asked)
     assert (None if found.stray else found.model) == model and found.why.startswith(why)
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "?!"])
-def test_a_text_without_words_is_for_none(purposes: dict[str, Purpose | None], empty: str) -> None:
-    assert Router(ROUTER, NAMES, purposes.get).choose(empty).stray
+def test_a_text_without_words_is_for_none(empty: str) -> None:
+    assert router_of(ROUTER).choose(empty).stray
 
 
-def test_rules_come_first(purposes: dict[str, Purpose | None]) -> None:
+def test_rules_come_first() -> None:
     rules = (RouteRule("topic[0] == 'logs'", "log-triage"), RouteRule("'bar' in reading and bar > 9", "fall-alert"))
-    router = Router(Routing(rules), NAMES, lambda name: purposes[name])
+    router = router_of(Routing(rules))
     assert router.choose("blinds down", ["logs", "x"]).why == "rule 1"
     assert router.choose('{"bar": 10}', ["x"]).model == "fall-alert"  # though it lacks most of the boiler's fields
 
 
-def test_what_is_for_no_task_goes_to_a_general_model(purposes: dict[str, Purpose | None]) -> None:
-    known = {**purposes, "chat": None}
-    found = Router(ROUTER, list(known), lambda name: known[name]).choose("What is the capital of Portugal?")
+def test_what_is_for_no_task_goes_to_a_general_model() -> None:
+    """And not to one that makes vectors or translates, which was trained for no task either."""
+    names = ("log-triage", "vectors", "chat")
+    router = Router(ROUTER, names, lambda name: None, lambda name: name == "chat")
+    found = router.choose("What is the capital of Portugal?")
     assert (found.model, found.stray) == ("chat", False)
+    assert Router(ROUTER, names[:2], lambda name: None, lambda name: False).choose("the capital of Portugal?").stray
+
+
+@pytest.mark.parametrize(
+    ("change", "general"),
+    [
+        ({}, False),
+        ({"purpose": None}, True),
+        ({"purpose": None, "task": "embed"}, False),
+        ({"purpose": None, "task": "translate"}, False),
+    ],
+)
+def test_a_general_model_is_one_that_writes_and_has_no_task(change: dict[str, Any], general: bool) -> None:
+    manifest = open_bundle(EXAMPLES / "home-commands" / "bundle").manifest
+    assert is_general(replace(manifest, **change)) == general
 
 
 @given(st.text(max_size=60))
@@ -189,10 +207,10 @@ def test_a_stray_text_that_the_first_model_cannot_read_is_refused_as_unfamiliar(
 
 
 def test_a_router_of_other_models_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    Router(ROUTER, ("log-triage", "home"), lambda name: None)
+    Router(ROUTER, ("log-triage", "home"), lambda name: None, lambda name: False)
     assert "finds texts for home-commands, and there is no such model here" in caplog.text
     caplog.clear()
-    Router(ROUTER, NAMES, lambda name: None)
+    Router(ROUTER, NAMES, lambda name: None, lambda name: False)
     assert not caplog.text
 
 
@@ -271,8 +289,8 @@ def two_models() -> Iterator[dict[str, Any]]:
         model.close()
 
 
-def test_the_classifier_names_a_second_model_only_where_it_may_be_that(purposes: dict[str, Purpose | None]) -> None:
-    router = Router(ROUTER, NAMES, lambda name: purposes[name])
+def test_the_classifier_names_a_second_model_only_where_it_may_be_that() -> None:
+    router = router_of(ROUTER)
     found = router.choose(MISTAKEN)
     assert found.second is not None and (found.model, found.second.model) == ("home-commands", "log-triage")
     assert router.choose("put the blinds down in the kitchen").second is None
