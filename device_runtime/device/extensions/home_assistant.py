@@ -94,7 +94,7 @@ class HomeAssistant(Extension):
         self._described = self._places.places()
         message = b""
         if config.home_assistant:
-            links = [self._device.answering(link) for link in config.links]
+            links = [self._shown(link) for link in config.links if link.name not in (info.links_refused or {})]
             components = components_of(info, links, self._described)
             if gone := self._known.keys() - components.keys():  # another bundle has another answer
                 self._gone |= {key: self._known[key] for key in gone}
@@ -106,11 +106,28 @@ class HomeAssistant(Extension):
             self._places.described(self._known | self._gone)
         self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
 
+    def _shown(self, link: Link) -> Link:
+        """A link with all fields that an answer may have, whichever of its models the router finds."""
+        names = link.may_ask(self._device.runner.names, routed=self._device.router is not None)
+        answers = [self._device.answering(link, name).answer for name in names]
+        return link.answered_with(answers[0] if len(answers) == 1 else _together(answers))
+
     def _status(self, message: Incoming) -> None:
         with self._lock:
             info = self._info
         if info is not None and message.payload == b"online" and self._device.limiter.admits("announcements"):
             self.announce(info)
+
+
+def _together(answers: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """A schema with the properties of all; where two have one of a name, it has the labels of both, or is any value."""
+    found: dict[str, Any] = {}
+    for name, schema in (pair for answer in answers for pair in _properties(answer).items()):
+        before = found.setdefault(name, schema)
+        if before != schema:
+            labels = [*dict.fromkeys([*before.get("enum", []), *schema.get("enum", [])])]
+            found[name] = {"enum": labels} if "enum" in before and "enum" in schema else {}
+    return {"type": "object", "properties": found}
 
 
 def components_of(

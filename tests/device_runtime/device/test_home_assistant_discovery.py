@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -19,12 +20,17 @@ from jinja2.nativetypes import NativeEnvironment
 from device_runtime.device.extensions import home_assistant
 from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, components_of, config_topic, describe
 from device_runtime.device.extensions.link_places import place_of
+from device_runtime.errors import SchemaError
 from device_runtime.fleet.links import Link, Window
+from device_runtime.fleet.policies.routing import RouteRule, Routing
+from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic, parse
+from device_runtime.update.active import open_bundle
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
 
+ROOT = Path(__file__).parents[3]
 TEXT = {"type": "string", "minLength": 1}
 COMPONENT = {
     "name": TEXT, "unique_id": TEXT, "state_topic": TEXT, "value_template": TEXT, "json_attributes_topic": TEXT,
@@ -241,6 +247,13 @@ class TestLinks:
         assert state(described(LIST)["components"]["link_list"], {"answer": [1, 2]}) in ("[1, 2]", [1, 2])
 
 
+class Narrow(ScriptedModel):
+    """A model that has no tokens for answers with a schema."""
+
+    def check_schema(self, schema: Any, max_new: int | None = None) -> None:
+        raise SchemaError("no tokens.")
+
+
 class TestOnAir:
     def heard(self, peer, device: str):
         client = peer()
@@ -253,6 +266,39 @@ class TestOnAir:
         jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
         assert topic == f"homeassistant/device/{device.topics.device}/config"
         assert "link_too-hot" in message["components"]
+
+    def test_a_link_that_no_model_can_answer_does_not_show_up(self, on_air, peer) -> None:
+        device = on_air(Narrow(), links=(PLAIN, HELD))
+        client = self.heard(peer, device.topics.device)
+
+        def shows(value: dict[str, Any], start: str) -> bool:  # and does not take it back
+            return any(key.startswith(start) and len(c) > 1 for key, c in value["components"].items())
+
+        message = client.until(lambda topic, value: not shows(value, "link_decide"))[-1][1]
+        assert shows(message, "link_too-hot")
+
+    def test_a_link_of_several_models_has_the_fields_of_each(self, on_air, peer) -> None:
+        """Whichever the router finds, the answer has a place; two that have a field have it with the labels of both."""
+        made = {}
+        for name in ("log-triage", "fall-alert"):
+            made[name] = ScriptedModel(["{}"])
+            made[name].manifest = open_bundle(ROOT / f"examples/{name}/bundle").manifest
+        purpose = made["log-triage"].manifest.purpose
+        level = {"enum": ["low", "unknown"]}
+        other = {**made["fall-alert"].manifest.purpose["answer"]["properties"], "priority": level}
+        answer = {**made["fall-alert"].manifest.purpose["answer"], "properties": other}
+        more = {**made["fall-alert"].manifest.purpose, "answer": answer}
+        made["fall-alert"].manifest = replace(made["fall-alert"].manifest, purpose=more)
+        link = Link(name="any", source="any/x", prompt="{{ t }}", to="any", answer_of_model=True)
+        models = tuple(ModelSettings(name) for name in made)
+        routing = Routing((RouteRule("t is none", "log-triage"),))
+        device = on_air(scripts=made, models=models, links=(link,), routing=routing)
+        message = self.heard(peer, device.topics.device).next()[1]
+        jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
+        components = message["components"]
+        found = {key for key in components if key.startswith("link_any_")}
+        assert found == {f"link_any_{name}" for name in [*purpose["answer"]["properties"], *other]}
+        assert components["link_any_priority"]["options"] == ["low", "normal", "high", "unknown"]
 
     def test_it_comes_again_when_home_assistant_starts(self, on_air, peer) -> None:
         device = on_air()
