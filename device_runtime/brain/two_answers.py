@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from device_runtime.brain.far.side import FarAnswer
 from device_runtime.engine.generation import Certainty
@@ -23,6 +23,8 @@ def joined(text: str, certainty: Certainty, far: FarAnswer, below: float, *, at_
     the value is taken that both together find likeliest: the product of the two is what two witnesses know who do not
     know each other. Else the surer of both has it, and the larger model where it does not say how sure it is.
 
+    What comes out says how likely each value is, too: whoever has passed the question on to this device joins it again.
+
     A model that writes its fields one after the other is as sure of each as those before it let it be: that no device
     is meant, because nothing is to be done. Once a field has the larger model's value instead, so has the rest.
 
@@ -32,40 +34,48 @@ def joined(text: str, certainty: Certainty, far: FarAnswer, below: float, *, at_
         below: from which confidence on a field is sure.
         at_once: this device has decided each field by itself.
     """
-    ours, theirs = _object(text), _object(far.text)
-    mine, said = certainty.confidence or {}, far.confidence or {}
-    answer, sure = dict(theirs), dict(said)
-    for name in (name for name in ours if name in theirs and name in mine):
-        answer[name], share = _one(
-            (ours[name], mine[name], (certainty.probabilities or {}).get(name)),
-            (theirs[name], said.get(name), (far.probabilities or {}).get(name)),
-            below,
-        )
-        if share is not None:
-            sure[name] = share
-        if answer[name] != ours[name] and not at_once:
+    mine, theirs = _fields(text, certainty), _fields(far.text, Certainty(far.confidence, far.probabilities))
+    found = dict(theirs)
+    for name in (name for name, field in mine.items() if name in theirs and field.sure is not None):
+        found[name] = _one(mine[name], theirs[name], below)
+        if found[name].value != mine[name].value and not at_once:
             break
-    sure = {name: share for name, share in sure.items() if name in answer}
-    return replace(far, text=json.dumps(answer, ensure_ascii=False), confidence=sure or None)
+    answer = {name: field.value for name, field in found.items()}
+    sure = {name: field.sure for name, field in found.items() if field.sure is not None}
+    shares = {name: field.shares for name, field in found.items() if field.shares}
+    text = json.dumps(answer, ensure_ascii=False)
+    return replace(far, text=text, confidence=sure or None, probabilities=shares or None)
 
 
-def _one(
-    ours: tuple[Any, float, Shares | None], theirs: tuple[Any, float | None, Shares | None], below: float
-) -> tuple[Any, float | None]:
-    """A field's value, and how sure it is: of (value, confidence, shares) twice."""
-    mine, share, own_shares = ours
-    other, far_share, far_shares = theirs
-    if share >= below:
-        return mine, share
-    if own_shares and far_shares and own_shares.keys() == far_shares.keys():
-        both = {name: own_shares[name] * far_shares[name] for name in own_shares}
-        values = {value_name(value): value for value in (mine, other)}
+class _Field(NamedTuple):
+    """A field of an answer."""
+
+    value: Any
+    sure: float | None  # how sure its model is of it, where that says so
+    shares: Shares | None  # how likely each of its values is, where the model says that
+
+
+def _fields(text: str, certainty: Certainty) -> dict[str, _Field]:
+    found = json.loads(text)
+    sure, shares = certainty.confidence or {}, certainty.probabilities or {}
+    answer = found if isinstance(found, dict) else {}
+    return {name: _Field(value, sure.get(name), shares.get(name)) for name, value in answer.items()}
+
+
+def _one(mine: _Field, other: _Field, below: float) -> _Field:
+    """What both together say of a field."""
+    assert mine.sure is not None
+    if mine.sure >= below:
+        return mine
+    if mine.shares and other.shares and mine.shares.keys() == other.shares.keys():
+        both = {name: mine.shares[name] * other.shares[name] for name in mine.shares}
+        values = {value_name(value): value for value in (mine.value, other.value)}
         best = max(both, key=lambda name: both[name] if name in values or _is_text(name) else 0.0)
         if both[best] > 0:
-            return values.get(best, best), both[best] / sum(both.values())
-    if far_share is None or far_share > share:
-        return other, far_share
-    return mine, share
+            whole = sum(both.values())
+            shares = {name: share / whole for name, share in both.items()}
+            return _Field(values.get(best, best), shares[best], shares)
+    return other if other.sure is None or other.sure > mine.sure else mine
 
 
 def _is_text(name: str) -> bool:
@@ -75,8 +85,3 @@ def _is_text(name: str) -> bool:
     except ValueError:
         return True
     return False
-
-
-def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    return found if isinstance(found, dict) else {}

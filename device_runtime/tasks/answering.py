@@ -164,11 +164,6 @@ class Answerer:
             return TypedAnswer(json.loads(text), self._confidence(choices), strange, text, choices)
         return TypedAnswer(json.loads(text), generation.result.confidence or {}, strange, text)
 
-    @property
-    def decides_at_once(self) -> bool:
-        """Whether no field depends on what was said of the fields before it."""
-        return self._encoder is not None or self.purpose.kind == "classify"
-
     def shares(self, said: TypedAnswer, name: str) -> list[float] | None:
         """How likely each value of an enum field is, at the field's temperature, after what was said of the fields
         before; None where no single choice decided it."""

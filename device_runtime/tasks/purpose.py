@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from device_runtime.bundle.manifest import Manifest
@@ -35,6 +35,7 @@ class Purpose:
     longest_pieces: float | None = None  # tokens for each character; a text with more has words nobody trained on
     ordinary: Mapping[str, Any] = field(default_factory=dict)  # a value of each field as most readings have it
     report: Mapping[str, Any] = field(default_factory=dict)
+    at_once: bool = False  # no field depends on what was said of the fields before it
 
     @classmethod
     def of_task(cls, task: Task) -> Purpose:
@@ -152,9 +153,11 @@ def purposes_of(manifest: Manifest) -> tuple[Purpose, ...]:
         return ()
     try:
         parts = manifest.purpose.get("tasks", [manifest.purpose])
-        return tuple(yaml_schema.loads(json.dumps(_ordered(part)), _PURPOSE, file="purpose") for part in parts)
+        found = [yaml_schema.loads(json.dumps(_ordered(part)), _PURPOSE, file="purpose") for part in parts]
     except (ConfigurationError, TypeError, AttributeError) as error:
         raise BundleError(f"{manifest.name} has a purpose that cannot be read ({error}); train it again.") from None
+    heads = manifest.task == "classify"  # of an encoder
+    return tuple(replace(purpose, at_once=heads or purpose.kind == "classify") for purpose in found)
 
 
 def _ordered(purpose: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _shares(answerer: Answerer, task: Task, example: Example) -> Shares:
         if values:
             shares = answerer.shares(said, name) if follows else None
             found.append(None if shares is None else [round(share, 5) for share in shares])
-        if not answerer.decides_at_once:
+        if not answerer.purpose.at_once:
             follows = follows and (said.answer or {}).get(name) == right.get(name)
     return found
 

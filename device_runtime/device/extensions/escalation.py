@@ -138,7 +138,7 @@ class Desk:
                 return done(None, Route(why=f"{reason}: {why}", failed=outcome.failed))
             if reason == "unsure" and local is not None and self.policy.decides == "unsure":
                 certainty = Certainty(local.confidence, local.probabilities)
-                at_once = purpose is not None and purpose.kind == "classify"
+                at_once = purpose is not None and purpose.at_once
                 answer = joined(local.text, certainty, answer, self._limit(below), at_once=at_once)
             self._keep(reason, question, answer, about, local, purpose, secrets)
             took_ms = (time.monotonic() - begun_s) * 1000
@@ -147,6 +147,7 @@ class Desk:
                 0, answer.text, "stop", answer.usage, took_ms, confidence=answer.confidence, energy=spent,
                 unfamiliar=True if answer.unfamiliar else None,
                 reason=f"{answer.where}: {answer.unfamiliar}" if answer.unfamiliar else None,
+                probabilities=answer.probabilities,
             )  # fmt: skip
             return done(final, Route(answer.where, answer.model, f"{reason}: {why}"))
 

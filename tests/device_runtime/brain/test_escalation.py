@@ -12,10 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from device_runtime.brain.far.side import FarAnswer
-from device_runtime.brain.two_answers import joined
 from device_runtime.device.extensions import escalation as desks
-from device_runtime.engine.generation import Certainty
 from device_runtime.errors import IncompleteError, OutdatedBundleError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
@@ -157,18 +154,6 @@ class TestLinks:
             answer, sure = "normal", 0.45 * 0.4 / (0.5 * 0.1 + 0.45 * 0.4 + 0.05 * 0.5)
         assert said["answer"] == {"kind": "a", "level": answer}
         assert said["confidence"] == pytest.approx({"kind": 0.9, "level": sure}, abs=1e-4)
-
-    @pytest.mark.parametrize(("at_once", "level"), [(False, "high"), (True, "low")])
-    def test_after_a_field_of_the_larger_model_a_device_that_writes_one_after_the_other_is_sure_of_none(
-        self, at_once: bool, level: str
-    ) -> None:
-        """It was sure that no device was meant, because it thought that nothing was to be done."""
-        ours, theirs = {"first": "x", "kind": "a", "level": "low"}, {"first": "y", "kind": "b", "level": "high"}
-        own = Certainty({"first": 0.9, "kind": 0.5, "level": 0.95})
-        far = FarAnswer(json.dumps(theirs), "there", confidence={"first": 0.9, "kind": 0.6, "level": 0.7})
-        found = joined(json.dumps(ours), own, far, 0.8, at_once=at_once)
-        assert json.loads(found.text) == {"first": "x", "kind": "b", "level": level}
-        assert found.confidence == {"first": 0.9, "kind": 0.6, "level": 0.95 if at_once else 0.7}
 
     @pytest.mark.parametrize("decides", ["unsure", "all"])
     @pytest.mark.parametrize(
