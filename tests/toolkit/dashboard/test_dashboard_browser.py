@@ -407,6 +407,8 @@ class TestSlowly:
         )
         phone.open(f"{page.url}/#{tab}")
         phone.one("nav a[aria-current=page]")
+        if tab == "fleet":  # with what it is about
+            phone.one("tr", "a-device-with-a-name")
         width = phone.driver.execute_script("return document.documentElement.scrollWidth")
         assert width <= 390
         ground, ink = phone.driver.execute_script(
