@@ -224,6 +224,7 @@ def test_a_training_that_goes_further_begins_with_the_weights_of_another(
         ("nothing", "has no steps of a tuning"),
         ("unfinished", "is not finished; go on with it first"),
         ("checkpoint", "was tuned from another checkpoint"),
+        ("damaged", "cannot be read"),
         ("layers", "whose training had other weights; give its --layers 2, and a task with the same fields"),
         ("labels", "whose training had other weights"),
     ],
@@ -240,6 +241,10 @@ def test_what_a_training_cannot_go_on_from_is_refused_and_leaves_nothing(
         settings = replace(settings, further=tmp_path / "half")
         shutil.copytree(work_folder(bundle), tmp_path / "half.training")
         (tmp_path / "half.training" / "finished").unlink()
+    elif case == "damaged":
+        settings = replace(settings, further=tmp_path / "half")
+        shutil.copytree(work_folder(bundle), tmp_path / "half.training")
+        (tmp_path / "half.training" / "trained.npz").write_bytes(b"PK\3\4")
     elif case == "layers":
         settings = replace(settings, layers=1)
     elif case == "labels":

@@ -65,10 +65,14 @@ class Earlier:
             place: where they begin in the state.
 
         Raises:
-            ConfigurationError: it tuned other weights.
+            ConfigurationError: it tuned other weights, or they cannot be read.
         """
-        with np.load(work_folder(self.bundle) / TRAINED) as arrays:
-            found = [arrays.get(f"l{place + i:03}") for i in range(len(like))]
+        path = work_folder(self.bundle) / TRAINED
+        try:
+            with np.load(path) as arrays:
+                found = [arrays.get(f"l{place + i:03}") for i in range(len(like))]
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ConfigurationError(f"{path} cannot be read ({error}); train {self.bundle} again.") from None
         if [np.shape(leaf) for leaf in found] != [np.shape(leaf) for leaf in like]:
             raise self.other_weights()
         return [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(found, like, strict=True)]
