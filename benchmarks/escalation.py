@@ -2,14 +2,15 @@
 
     python benchmarks/escalation.py [--each 200] [--below 0.8]
         [--far URL --far-model NAME | --far-bundle log-triage=DIR --far-bundle home-commands=DIR]
+        [--third-bundle log-triage=DIR] [--show]
 
 One real device (four bundles, a router, `escalate`) on a real mosquitto is asked by `RemoteModel`. Without --far, the
 far side is a small OpenAI-compatible server that has the exact rules of the boiler, and no answer to all else: that
 comes back as it was, marked. With --far-bundle it is another device on the same broker, which has these bundles and the
-same router. A second device has the router and no `escalate`: what it has wrong is what the first is
-held against. Printed are the share that left the device beside the share that is unfamiliar or that was wrong, the
-errors on what left before and after, and what router and escalation add to an answer that stays here (medians of
-interleaved requests, on one machine).
+same router; of what it is unsure itself, it asks one that has those of --third-bundle. One more device has the router
+and no `escalate`: what it has wrong is what the first is held against. Printed are the share that left the device
+beside the share that is unfamiliar or that was wrong, the errors on what left before and after, and what router and
+escalation add to an answer that stays here (medians of interleaved requests, on one machine).
 """
 
 from __future__ import annotations
@@ -160,17 +161,22 @@ def main() -> None:
     parser.add_argument("--far", metavar="URL")
     parser.add_argument("--far-model", default="far")
     parser.add_argument("--far-bundle", metavar="MODEL=DIR", action="append", default=[])
+    parser.add_argument("--third-bundle", metavar="MODEL=DIR", action="append", default=[])
     parser.add_argument("--far-timeout", metavar="S", type=float, default=30.0, help="that the far side may take")
+    parser.add_argument("--show", action="store_true", help="print what left and was wrong, before or after")
     args = parser.parse_args()
     cases = mixed(args.each)
     with tempfile.TemporaryDirectory() as name, mosquitto(Path(name)) as port, far_server() as server:
         folder, broker = Path(name), BrokerAddress("127.0.0.1", port)
         server.say = rules
-        bundles = dict(pair.split("=", 1) for pair in args.far_bundle)
+        bundles, third = (dict(pair.split("=", 1) for pair in given) for given in (args.far_bundle, args.third_bundle))
         target = Target(device="desk") if bundles else Target(url=args.far or server.url, model=args.far_model)
         policy = Escalation(target, below=args.below, timeout_s=args.far_timeout)
+        further = replace(policy, to=Target(device="server"), when=("unsure",)) if third else None
+        nobody = contextlib.nullcontext()
         with (
-            device("desk", port, folder, None, routed=True, bundles=bundles) if bundles else contextlib.nullcontext(),
+            device("server", port, folder, None, routed=True, bundles=third) if third else nobody,
+            device("desk", port, folder, further, routed=True, bundles=bundles) if bundles else nobody,
             device("plain", port, folder, None, routed=False),
             device("alone", port, folder, None, routed=True),
             device("brain", port, folder, policy, routed=True) as house,
@@ -197,7 +203,10 @@ def main() -> None:
                     if left:
                         counts[f"left {case.task}"] += 1
                         counts["wrong fields of what left"] += local
-                        counts["the same, with escalation"] += wrong(case, final, purposes)
+                        counts["the same, with escalation"] += (after := wrong(case, final, purposes))
+                        if args.show and (local or after):
+                            said = getattr(final, "text", final)
+                            print(f"wrong {local}, then {after}: {case.prompt[:90]!r} {case.answer}; said {said}")
                         counts["no answer from the far side"] += route is None or route.failed is not None
                 else:
                     counts["unfamiliar that left"] += left
