@@ -23,7 +23,8 @@ def joined(text: str, certainty: Certainty, far: FarAnswer, below: float, *, at_
     the value is taken that both together find likeliest: the product of the two is what two witnesses know who do not
     know each other. Else the surer of both has it, and the larger model where it does not say how sure it is.
 
-    What comes out says how likely each value is, too: whoever has passed the question on to this device joins it again.
+    What comes out says how likely each value is, too: a device that has passed the question on to this one joins it
+    again.
 
     A model that writes its fields one after the other is as sure of each as those before it let it be: that no device
     is meant, because nothing is to be done. Once a field has the larger model's value instead, so has the rest.
