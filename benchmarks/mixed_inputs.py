@@ -49,7 +49,8 @@ def mixed(each: int, seed: int = 1) -> list[Mixed]:
     """`each` inputs of each task and as many for none of them, in an order that the seed decides."""
     found = [case for name in TASKS for case in _of_task(name, each)]
     rng = random.Random(seed)
-    texts = [*_TEXTS, *rng.sample(list(_kept_apart()), each)][: each - each // 2]
+    kept = list(_kept_apart())
+    texts = [*_TEXTS, *rng.sample(kept, min(each, len(kept)))][: each - each // 2]
     readings = [
         json.dumps({name: round(rng.uniform(0, 100), 1) for name in _READINGS[number % len(_READINGS)]})
         for number in range(each // 2)
