@@ -230,7 +230,7 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
         component: dict[str, Any] = {"platform": "sensor", "name": f"{label} {name}", **about}
         if schema.get("type") == "boolean":
             component["platform"] = "binary_sensor"
-            component["value_template"] = f"{{{{ 'ON' if {value} | default(false) else 'OFF' }}}}"
+            component["value_template"] = f"{{{{ ('ON' if {value} else 'OFF') if {value} is boolean else none }}}}"
         elif all(isinstance(word, str) for word in schema.get("enum", [None])):
             component |= {"device_class": "enum", "options": schema["enum"]}
             component["value_template"] = f"{{{{ {value} | default(none) }}}}"

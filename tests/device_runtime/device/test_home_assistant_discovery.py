@@ -187,6 +187,7 @@ class TestLinks:
             "link_decide_severity": "warn", "link_decide_advice": "x" * 255, "link_decide_open": "ON",
             TARGET: 21.5,
         }  # fmt: skip
+        assert state(components["link_decide_open"], {"answer": {"open": False}}) == "OFF"
         assert components["link_decide_severity"]["options"] == ["ok", "warn", "alarm"]
         assert components["link_decide_open"]["platform"] == "binary_sensor"
 
@@ -194,7 +195,7 @@ class TestLinks:
         components = described(HELD)["components"]
         shown = {name: state(c, {"answer": {}}) for name, c in components.items() if name.startswith("link_")}
         assert shown == {
-            "link_decide_severity": None, "link_decide_advice": "", "link_decide_open": "OFF",
+            "link_decide_severity": None, "link_decide_advice": "", "link_decide_open": None,
             TARGET: None,
         }  # fmt: skip
 
@@ -202,6 +203,7 @@ class TestLinks:
     def test_an_answer_that_was_held_back_is_unknown(self, said: dict[str, Any]) -> None:
         components = described(HELD)["components"]
         assert state(components["link_decide_severity"], said) is None
+        assert state(components["link_decide_open"], said) is None  # and not OFF: nobody knows
         assert state(components["confidence_link_decide"], said) is None
 
     def test_earlier_readings_are_no_attributes(self) -> None:
