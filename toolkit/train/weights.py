@@ -45,6 +45,7 @@ from toolkit.train.words import open_words, piece_vectors, word_vocabulary
 
 __all__ = [
     "SETTINGS",
+    "TRAINED",
     "Beginning",
     "Progress",
     "Settings",
@@ -72,12 +73,13 @@ def silent(step: str, share: float, detail: str = "", /) -> None:
 
 
 SETTINGS = "settings.json"  # what a training was made with, in its folder
+TRAINED = "trained.npz"  # the state of a tuning, there
 ENOUGH = 0.9995  # of the decisions about readings; texts are trained to the end, for wording that nobody generated
 NOISE = 0.02  # of the tokens of a text, in training
 STRANGE = 0.05  # the same where words are known by an encoder's vectors
 _DROPS = 0.1  # of the merges of every second text, in training
 _FEWEST = 10  # cases of each part
-_COSTLY = ("teacher.jsonl", "weights.npz", "below.npz", "trained.npz")  # of any kind: what takes minutes to days
+_COSTLY = ("teacher.jsonl", "weights.npz", "below.npz", TRAINED)  # of any kind: what takes minutes to days
 _STEPS = ("vocabulary.model", "words.npy", "tokens.npz", *_COSTLY)
 _FINISHED = "finished"
 _NAMED = {  # what is no number or word in the settings

@@ -34,8 +34,9 @@ from toolkit.train.tune.conversations import Conversation, conversations
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import JaxOps
 from toolkit.train.tune.optimize import Plan, below, tune
-from toolkit.train.tune.steps import TRAINED, Earlier, earlier, shown
+from toolkit.train.tune.steps import Earlier, earlier, shown
 from toolkit.train.weights import (
+    TRAINED,
     Progress,
     begin,
     described,

@@ -17,11 +17,9 @@ import optax
 
 from device_runtime.errors import ConfigurationError
 from toolkit.train.arrays import write_arrays
-from toolkit.train.weights import SETTINGS, Progress, is_finished, work_folder
+from toolkit.train.weights import SETTINGS, TRAINED, Progress, is_finished, work_folder
 
-__all__ = ["TRAINED", "Earlier", "earlier", "load", "rates", "save", "shown"]
-
-TRAINED = "trained.npz"  # the state of a tuning, in its folder
+__all__ = ["Earlier", "earlier", "load", "rates", "save", "shown"]
 
 _WARMUP = 0.06  # share of the steps
 

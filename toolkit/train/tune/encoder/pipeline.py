@@ -29,8 +29,9 @@ from toolkit.train.pipeline import Measures, measured, purpose_of, require_measu
 from toolkit.train.tune.encoder.network import parts_of, tensor_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.texts import Texts, encoder_of, texts_of
-from toolkit.train.tune.steps import TRAINED, earlier, shown
+from toolkit.train.tune.steps import earlier, shown
 from toolkit.train.weights import (
+    TRAINED,
     Progress,
     begin,
     described,
