@@ -78,6 +78,7 @@ ENOUGH = 0.9995  # of the decisions about readings; texts are trained to the end
 NOISE = 0.02  # of the tokens of a text, in training
 STRANGE = 0.05  # the same where words are known by an encoder's vectors
 _DROPS = 0.1  # of the merges of every second text, in training
+_READ = (".py", ".yaml", ".yml", ".json", ".csv", ".tsv", ".txt")  # of the files beside a program, those it may read
 _FEWEST = 10  # cases of each part
 _COSTLY = ("teacher.jsonl", "weights.npz", "below.npz", TRAINED)  # of any kind: what takes minutes to days
 _STEPS = ("vocabulary.model", "words.npy", "tokens.npz", *_COSTLY)
@@ -85,7 +86,6 @@ _FINISHED = "finished"
 _NAMED = {  # what is no number or word in the settings
     "task": "the task file",
     "tasks": "the task files",
-    "files": "the task's examples or program",
     "encoder": "the encoder that knows its words",
     "checkpoint": "the checkpoint",
     "further": "the training it goes on from",
@@ -187,7 +187,7 @@ def described(task: Task, *, network: bool = True) -> dict[str, Any]:
     """
     files = [task.folder / name for name in task.examples]
     if task.generate.program is not None:  # and what it may read
-        files += sorted([*task.folder.glob("*.py"), *task.folder.glob("*.yaml")])
+        files += sorted(path for path in task.folder.iterdir() if path.suffix.lower() in _READ)
     what = [task.name, task.inputs.to_json(), task.answer, [asdict(rule) for rule in task.truth], asdict(task.generate)]
     what += [task.kind, asdict(task.network)] if network else []
     usual = {name: field.usual for name, field in (task.inputs.fields or {}).items()}
@@ -330,8 +330,17 @@ def _changes(kept: str, text: str) -> str:
     at_will = {"encoder", "further"}
     if before.keys() - at_will != now.keys() - at_will:
         return "another kind of training"
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(_NAMED.get(name) or f"{name} {before.get(name)}, now {now.get(name)}" for name in names)
+    return ", ".join(_difference(name, before.get(name), now.get(name)) for name in _differing(before, now))
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "files":
+        return ", ".join(_differing(before or {}, now or {}))
+    return _NAMED.get(name) or f"{name} {before}, now {now}"
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def _vocabulary(task: Task, work: Path) -> bytes:

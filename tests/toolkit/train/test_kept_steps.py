@@ -103,6 +103,25 @@ def test_after_a_bundle_is_made_another_training_says_that_it_begins_afresh(
     assert main(["train", "pump.yaml", "-o", "made", *SHORT, "--weights-only"]) == 2  # that one has no bundle yet
 
 
+@pytest.mark.parametrize("name", ["lines.csv", "phrases.yaml", "words.txt", "helper.py", "units.JSON"])
+def test_a_file_that_a_generator_may_read_is_one_of_a_training_s_settings(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rows = [{"input": {"bar": i / 70, "celsius": 20}, "answer": {"level": "none"}} for i in range(600)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (here / "fails.py").write_text(
+        "import pathlib\nprint(pathlib.Path(__file__).with_name('rows.jsonl').read_text(), end='')\n"
+    )
+    (here / name).write_text("1\n")
+    assert main(["train", "program.yaml", "-o", "made", *SHORT, "--weights-only"]) == 0
+    (here / "new.jsonl").write_text("")  # what came meanwhile, as by `task harvest`, is not
+    assert main(["train", "program.yaml", "-o", "made", *SHORT, "--weights-only"]) == 0
+    (here / name).write_text("2\n")
+    capsys.readouterr()
+    assert main(["train", "program.yaml", "-o", "made", *SHORT, "--weights-only"]) == 2
+    assert f"unfinished training of other settings ({name}" in capsys.readouterr().err
+
+
 def test_a_task_that_is_refused_leaves_its_folder_as_it_was_and_that_of_the_task_before_it(here: Path) -> None:
     pump, few, work = load(here / "pump.yaml"), load(here / "few.yaml"), here / "made.training"
     with begin(work, {"seed": 0}) as begun:
