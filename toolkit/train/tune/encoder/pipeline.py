@@ -93,7 +93,7 @@ def tune_encoder_bundle(
     require_measures([task], settings.baseline)
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
-    before = earlier(settings.further, folder, checkpoint.sha256) if settings.further is not None else None
+    before = earlier(settings.further, folder, checkpoint.sha256)
     same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further")}
     same |= {"layers": layers} | ({"further": before.sha256} if before is not None else {})
     config = with_heads(encoder, sizes)
