@@ -63,7 +63,7 @@ def read_state(
 
 
 def kept_state(path: Path, like: Sequence[Any], *counts: str) -> tuple[list[int], list[Any]] | None:
-    """What a loop goes on from, as `read_state` has it; None also where nothing can be read: it begins anew."""
+    """What a loop goes on from, as `read_state` has it; None also where nothing can be read: it begins at 0."""
     try:
         return read_state(path, like, counts)
     except ConfigurationError:

@@ -34,8 +34,8 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.records.printable import counted
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
-from toolkit.cli.output import say
 from toolkit.examples.sources import all_examples
+from toolkit.progress import say
 from toolkit.train.arrays import UNREADABLE
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
 from toolkit.train.distil import ask_teacher, described_teacher, softened

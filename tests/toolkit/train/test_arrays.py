@@ -96,7 +96,7 @@ def changed(content: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(
     "how", ["missing", "empty", "begun", "zeros", "text", "a value", "a later zip", "locked", "deflated"]
 )
-def test_what_cannot_be_read_is_begun_anew_and_named_where_another_goes_on_from_it(bundle: Path, how: str) -> None:
+def test_what_cannot_be_read_is_begun_again_and_named_where_another_goes_on_from_it(bundle: Path, how: str) -> None:
     path = state_of(bundle)
     if how == "missing":
         path.unlink()
