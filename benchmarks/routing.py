@@ -13,9 +13,7 @@ from mixed_inputs import ROOT, TASKS, mixed
 
 from device_runtime.brain.router import Router
 from device_runtime.fleet.file import load
-from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import interval
-from device_runtime.update.active import open_bundle
 
 
 def main() -> None:
@@ -24,11 +22,9 @@ def main() -> None:
     parser.add_argument("--wrong", action="store_true", help="print the inputs that went wrong")
     args = parser.parse_args()
     fleet = load(ROOT / "examples" / "router" / "fleet.yaml")
-    bundles = {name: open_bundle(entry.bundle) for name, entry in fleet.models_of("house").items()}
-    purposes = {name: Purpose.of_manifest(bundle.manifest) for name, bundle in bundles.items()}
     routing = fleet.routing("house")
     assert routing is not None
-    router = Router(routing, list(bundles), lambda name: purposes[name])
+    router = Router.of_bundles(routing, {name: entry.bundle for name, entry in fleet.models_of("house").items()})
     cases = mixed(args.each)
     right: Counter[str] = Counter()
     doubtful = 0

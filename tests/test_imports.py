@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["toolkit", "converters", "boards", "stonechat", "device_runtime"]  # each may import those to its right
+COMMAND_LINE = ("toolkit.cli.", "toolkit.__main__.")  # what parses flags and prints: its commands, and `-m toolkit`
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for package in PACKAGES
@@ -34,15 +35,14 @@ def source(module: str) -> Path:
 
 
 def imported(module: str) -> list[tuple[str, int]]:
-    """Every module that is imported anywhere in a file, also inside of functions, and the line."""
+    """Every module that is imported anywhere in a file, also inside of functions, or what of it, and the line."""
     found = []
     for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno}: relative import; write the package's name"
-            assert node.module is not None
-            found.append((node.module, node.lineno))
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
             argument = node.args[0]
             if isinstance(argument, ast.Constant):
@@ -63,6 +63,12 @@ def test_imports_point_one_way(module: str) -> None:
         if package in PACKAGES:
             assert PACKAGES.index(package) >= own, f"{module}:{line} imports {name}"
         assert package not in ("tests", "benchmarks", "examples"), f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not f"{m}.".startswith(COMMAND_LINE)])
+def test_what_commands_need_does_not_need_the_command_line(module: str) -> None:
+    for name, line in imported(module):
+        assert not f"{name}.".startswith(COMMAND_LINE), f"{module}:{line} imports {name}, which is for commands alone"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] in ("device_runtime", "boards")])

@@ -1,4 +1,4 @@
-"""A progress bar on stderr; in a log, a line a minute."""
+"""Progress on stderr: a line, or a bar; of a bar in a log, a line a minute."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "say"]
 
 _EVERY_S = 60.0  # between lines in a log
+
+
+def say(line: str) -> None:
+    """A line about the progress, at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class ProgressBar:
@@ -36,7 +41,7 @@ class ProgressBar:
             self._show(step, share, detail)
         elif (now_s := self._clock_s()) - self._said_s >= _EVERY_S:
             self._said_s = now_s
-            print(f"{step}: {share:.0%}{', ' if detail else ''}{detail}", file=sys.stderr, flush=True)
+            say(f"{step}: {share:.0%}{', ' if detail else ''}{detail}")
 
     def _show(self, step: str, share: float, detail: str) -> None:
         if step != self._step:

@@ -21,7 +21,6 @@ from device_runtime.mqtt.messages import Route
 from device_runtime.mqtt.strict_json import MessageError
 from device_runtime.mqtt.topics import matches
 from device_runtime.records.typed_json import write
-from device_runtime.tasks.purpose import Purpose
 
 if TYPE_CHECKING:
     from device_runtime.engine.opening import OpenedModel
@@ -166,7 +165,6 @@ class Replay:
         self._limits = {name: entry.max_new for name, entry in entries.items()}
         self._systems = {name: entry.system for name, entry in entries.items()}
         self._models: dict[str, OpenedModel] = {}
-        self._purposes: dict[str, Purpose | None] = {}
         # A device that is asked in place of a bundle finds the model itself.
         routing = fleet.routing(device) if models is None and any(link.model is None for link in links) else None
         self._router = None
@@ -176,8 +174,6 @@ class Replay:
             entry = entries[name]
             given = None if models is None else models[name]
             self._models[name] = given or open_model(entry.bundle, threads=threads or entry.threads)
-            if self._router is not None:
-                self._purposes[name] = Purpose.of_manifest(self._models[name].manifest)
 
     def __enter__(self) -> Replay:
         return self
@@ -248,7 +244,7 @@ class Replay:
         name, route = link.model or self._default, dict[str, Any]()
         if link.model is None and self._router is not None:
             chosen = self._router.choose(last_of_user(wakeup.question.messages), topic.split("/"))
-            name, purpose = chosen.model, self._purposes[chosen.model]
+            name, purpose = chosen.model, self._router.purpose_of(chosen.model)
             route = {"route": write(Route(model=name, why=chosen.why))}
             if why := self._refusal(link, name):
                 return Replayed(link.name, topic, {"error": why} | route, truth)

@@ -87,6 +87,10 @@ class Router:
         general = {name for name, manifest in manifests.items() if is_general(manifest)}
         return cls(routing, list(bundles), purposes.__getitem__, general.__contains__)
 
+    def purpose_of(self, model: str) -> Purpose | None:
+        """What a model of the device was trained for, once it is open; None where that is no task."""
+        return self._purpose_of(model)
+
     def choose(self, asked: str, topic: Sequence[str] = ()) -> Chosen:
         """The model for what somebody asks.
 
@@ -106,7 +110,7 @@ class Router:
                     return Chosen(model, f"rule {number}")
             except LinkError:  # it is about something else
                 continue
-        purposes = {name: self._purpose_of(name) for name in self._models}
+        purposes = {name: self.purpose_of(name) for name in self._models}
         if reading is not None and (found := self._by_fields(reading, purposes)) is not None:
             return found
         if reading is not None and text == asked and not _holds_sentence(reading):  # fields that no task reads

@@ -22,7 +22,7 @@ NAME = "dashboard"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat dashboard`."""
-    from toolkit.web.listen import add_listen
+    from toolkit.cli.web_access import add_listen
 
     parser.add_argument("fleet", metavar="FLEET.yaml", type=Path, help="the fleet file")
     parser.add_argument("--broker", metavar="URL", help="mqtt://[user@]host[:port] in place of the file's")
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise require_extra("dashboard", error) from None
     from device_runtime.mqtt.topics import check_id
+    from toolkit.cli.web_access import listen_of
     from toolkit.dashboard.app import Dashboard
     from toolkit.dashboard.dry_run import DryRun
     from toolkit.dashboard.editor import FleetEditor
@@ -61,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     from toolkit.dashboard.rollouts import Rollouts
     from toolkit.gateway.fleet import FleetModels
     from toolkit.gateway.fleet_router import FleetRouter
-    from toolkit.web.listen import listen_of
     from toolkit.web.server import WebServer
 
     listen = listen_of(args)

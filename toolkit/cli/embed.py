@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.cli.options import add_json, whole_number
 from toolkit.cli.output import show, table
-from toolkit.texts_in import add_texts, texts_of
+from toolkit.cli.texts_in import add_texts, texts_of
 
 __all__ = ["HELP", "add_arguments", "run"]
 

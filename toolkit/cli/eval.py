@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     manifest = bundle.manifest
     if manifest.task != "generate":
-        from toolkit.encoder_eval import run_encoder
+        from toolkit.cli.eval_encoder import run_encoder
 
         return run_encoder(args, bundle)
     if args.plot is not None:

@@ -22,7 +22,7 @@ PORT = 8383
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat gateway`."""
-    from toolkit.web.listen import add_listen
+    from toolkit.cli.web_access import add_listen
 
     parser.add_argument(
         "bundles", metavar="[NAME=]BUNDLE", nargs="*", help="bundles on this machine; without any, --broker is asked"
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401  # before anything is opened
     except ImportError as error:
         raise require_extra("gateway", error) from None
+    from toolkit.cli.web_access import listen_of
     from toolkit.gateway.app import Gateway
-    from toolkit.web.listen import listen_of
     from toolkit.web.server import WebServer
 
     listen = listen_of(args)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from device_runtime.records.printable import shown
+from toolkit.progress import say
 
 __all__ = ["WIDTH", "paragraph", "print_json", "rows", "say", "say_unfamiliar", "show", "table"]
 
@@ -30,11 +30,6 @@ def show(args: argparse.Namespace, fields: Any, text: Iterable[str]) -> int:
 def print_json(value: Any) -> None:
     """One JSON value on a line of its own."""
     print(json.dumps(value, ensure_ascii=False))
-
-
-def say(line: str) -> None:
-    """A line about the progress, at once."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def say_unfamiliar(reasons: Iterable[str], text: str = "") -> None:

@@ -7,7 +7,6 @@ the optimizer's state, the step), so a run that was interrupted ends with the we
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import optax
 
 from device_runtime.tasks.file import Network
 from toolkit.train import network
-from toolkit.train.arrays import write_arrays
+from toolkit.train.arrays import kept_state, write_state
 from toolkit.train.cases import WORD_WEIGHT, Cases
 from toolkit.train.distil import Soft
 
@@ -84,8 +83,8 @@ def optimize(
     state: Any = (weights, mean, transform.init(weights))
     leaves, tree = jax.tree.flatten(state)
     step = settled = 0  # settled: how many checks in a row found that it is good enough
-    if (kept := _load(checkpoint, leaves)) is not None:
-        step, settled, leaves = kept
+    if (kept := kept_state(checkpoint, leaves, "step", "settled")) is not None:
+        (step, settled), leaves = kept
         state = jax.tree.unflatten(tree, leaves)
     parts = _by_length(cases, schedule.batch)
     tokens, learnt = jnp.asarray(cases.tokens), jnp.asarray(cases.learnt)
@@ -173,7 +172,7 @@ def optimize(
         if right is not None and step % _CHECK_STEPS == 0:
             settled = settled + 1 if right(state[1]) >= schedule.enough else 0
         if time.monotonic() - saved_s > _SAVE_S or step == schedule.steps or settled == _CHECKS:
-            _save(checkpoint, step, settled, jax.tree.leaves(state))
+            write_state(checkpoint, jax.tree.leaves(state), step=step, settled=settled)
             saved_s = time.monotonic()
     found = {name: np.asarray(value) for name, value in state[1].items()}
     return found if table is None else network.without_map(found, table)
@@ -256,24 +255,3 @@ def _order(cases: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
             _orders.clear()
         _orders[key] = np.random.default_rng([seed, epoch]).permutation(cases)
     return _orders[key]
-
-
-def _save(path: Path, step: int, settled: int, leaves: list[Any]) -> None:
-    arrays: dict[str, Any] = {f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    write_arrays(path, {"step": np.asarray(step), "settled": np.asarray(settled), **arrays})
-
-
-def _load(path: Path, like: list[Any]) -> tuple[int, int, list[Any]] | None:
-    try:
-        with np.load(path) as arrays:
-            step, settled = int(arrays["step"]), int(arrays["settled"])
-            leaves = [arrays[f"l{i:03}"] for i in range(len(like))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
-        return None
-    return (
-        step,
-        settled,
-        [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)],
-    )

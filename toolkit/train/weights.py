@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -35,8 +34,9 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.records.printable import counted
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
-from toolkit.cli.output import say
 from toolkit.examples.sources import all_examples
+from toolkit.progress import say
+from toolkit.train.arrays import UNREADABLE
 from toolkit.train.cases import PARTS, Cases, Part, part_of, tokenized
 from toolkit.train.distil import ask_teacher, described_teacher, softened
 from toolkit.train.optimize import Schedule, optimize
@@ -377,7 +377,7 @@ def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settin
         try:
             with np.load(path) as arrays:
                 return Cases.of(arrays)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except UNREADABLE:
             path.unlink()
     set_random_generator_seed(settings.seed)
     examples = read_cases(work, "train")

@@ -1,21 +1,13 @@
-"""Where a server listens, and who may come in: the flags that `gateway` and `dashboard` share."""
+"""Where a server listens, and who may come in."""
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_runtime.errors import ConfigurationError
-from toolkit.cli.options import read_text, whole_number
-
-__all__ = ["TOKEN_VARIABLE", "Listen", "add_listen", "listen_of"]
-
-TOKEN_VARIABLE = "STONECHAT_TOKEN"
-_LEAST_TOKEN = 16  # characters: one that is tried out over a network takes longer than anybody has
+__all__ = ["Listen", "is_loopback"]
 
 
 @dataclass(frozen=True)
@@ -49,51 +41,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def add_listen(parser: argparse.ArgumentParser, port: int) -> None:
-    """--host, --port, --token-file, --tls-cert, --tls-key and --allow-origin"""
-    group = parser.add_argument_group("who may come in")
-    group.add_argument(
-        "--host", metavar="ADDRESS", default="127.0.0.1",
-        help="listen there (default 127.0.0.1, this machine alone); 0.0.0.0 is every network, and needs a token",
-    )  # fmt: skip
-    group.add_argument(
-        "--port", metavar="N", type=whole_number(0, 65_535), default=port, help=f"default {port}; 0 takes a free one"
-    )
-    group.add_argument(
-        "--token-file", metavar="FILE", type=Path,
-        help=f"the token that clients need is in this file (else in ${TOKEN_VARIABLE}); optional on loopback",
-    )  # fmt: skip
-    group.add_argument("--tls-cert", metavar="FILE", type=Path, help="speak TLS with this certificate (PEM)")
-    group.add_argument("--tls-key", metavar="FILE", type=Path, help="and its key")
-
-
-def listen_of(args: argparse.Namespace) -> Listen:
-    """What `add_listen` asked for.
-
-    Raises:
-        ConfigurationError: others could come in without a token, the token is short, or a file is missing.
-    """
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    source = f"${TOKEN_VARIABLE}"
-    if args.token_file is not None:
-        token, source = read_text(args.token_file).strip(), str(args.token_file)
-    make_one = f"make one with: openssl rand -hex 24 > {args.token_file or 'token'}"
-    if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable()):
-        raise ConfigurationError(
-            f"the token in {source} has {len(token)} characters; expected at least {_LEAST_TOKEN} of ASCII on one "
-            f"line; {make_one}"
-        )
-    if token is None and not is_loopback(args.host):
-        raise ConfigurationError(
-            f"--host {args.host} lets other machines in, and there is no token; {make_one}, then add "
-            "--token-file token."
-        )
-    if (args.tls_cert is None) != (args.tls_key is None):
-        raise ConfigurationError("--tls-cert and --tls-key belong together; name both files, or neither.")
-    for path in (args.tls_cert, args.tls_key):
-        if path is not None:
-            read_text(path)
-    origins = tuple(getattr(args, "allow_origin", None) or ())
-    return Listen(args.host, args.port, token, args.tls_cert, args.tls_key, origins)

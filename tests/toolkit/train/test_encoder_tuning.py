@@ -39,7 +39,7 @@ from toolkit.train.tune.encoder.network import logits, parts_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, tune_encoder
 from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle, tuned_checkpoint
 from toolkit.train.tune.encoder.texts import Texts, batches_of, texts_of
-from toolkit.train.weights import work_folder
+from toolkit.train.weights import TRAINED, begin, work_folder
 
 ROOT = Path(__file__).parents[3]
 ENCODERS = ROOT / "tests/data/encoders"
@@ -255,6 +255,30 @@ def test_what_a_training_cannot_go_on_from_is_refused_and_leaves_nothing(
         tune_encoder_bundle(task, checkpoint_of("mpnet" if case == "checkpoint" else "bert-embed"), output, settings)
     assert sorted(tmp_path.iterdir()) == before[0]
     assert all(np.array_equal(a, b) for a, b in zip(before[1], leaves_of(bundle), strict=True))
+
+
+def test_an_unfinished_training_of_other_settings_is_refused_before_the_checkpoint_is_read(
+    bundle: Path, task: Task, tmp_path: Path
+) -> None:
+    checkpoint, asked = checkpoint_of(), list[str]()
+    output, work = tmp_path / "new", work_folder(tmp_path / "new")
+
+    def read(name: str) -> Any:
+        asked.append(name)
+        return checkpoint.read(name)
+
+    with begin(work, {"seed": 1}):
+        pass
+    (work / TRAINED).write_bytes(b"hours")
+    watched, steps = replace(checkpoint, read=read), list[str]()
+    settings = EncoderSettings(further=bundle, cases=240, layers=1)  # its training had 2
+    with pytest.raises(ConfigurationError, match="unfinished training of other settings"):
+        tune_encoder_bundle(task, watched, output, settings)
+    assert not asked
+    with pytest.raises(ConfigurationError, match="whose training had other weights"):
+        tune_encoder_bundle(task, watched, output, settings, lambda step, *_: steps.append(step), afresh=True)
+    assert asked and not steps  # before cases are made, which may take minutes
+    assert (work / TRAINED).read_bytes() == b"hours"
 
 
 def test_it_is_evaluated_and_audited_as_any_trained_bundle(

@@ -8,7 +8,6 @@ with the weights of one that was not.
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ import numpy.typing as npt
 import optax
 
 from converters.network.weights import CanonicalWeights
-from toolkit.train.arrays import write_arrays
+from toolkit.train.arrays import UNREADABLE, kept_state, write_arrays, write_state
 from toolkit.train.tune import layers
 from toolkit.train.tune.conversations import Batch, Conversation, batches_of, prefixes_of
 from toolkit.train.tune.layers import Adapter, Run
 from toolkit.train.tune.ops_jax import Sequences
-from toolkit.train.tune.steps import Earlier, load, rates, save
+from toolkit.train.tune.steps import Earlier, rates
 
 __all__ = ["Below", "Plan", "below", "tune"]
 
@@ -69,7 +68,7 @@ def below(
     try:
         with np.load(path) as kept:
             return Below(*(kept[name] for name in ("prefixes", "begins", "cases", "starts")))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except UNREADABLE:
         pass
     prefixes = prefixes_of(cases, tasks)
     own = [case.tokens[len(prefixes[case.task]) : -1] for case in cases]
@@ -130,8 +129,8 @@ def tune(
     )
     leaves, tree = jax.tree.flatten((trained, transform.init(trained)))
     step = 0
-    if (kept := load(checkpoint, leaves)) is not None:
-        step, leaves = kept
+    if (kept := kept_state(checkpoint, leaves, "step")) is not None:
+        (step,), leaves = kept
     trained, inner = jax.tree.unflatten(tree, leaves)
     places = states.prefixes.shape[1]
 
@@ -166,7 +165,7 @@ def tune(
         losses = [*losses[-19:], float(value)]
         log(step, steps, float(np.mean(losses)))
         if time.monotonic() - saved_s > _SAVE_S or step == steps:
-            save(checkpoint, step, jax.tree.leaves((trained, inner)))
+            write_state(checkpoint, jax.tree.leaves((trained, inner)), step=step)
             saved_s = time.monotonic()
     return runs, [{name: np.asarray(value) for name, value in part.items()} for part in trained]
 

@@ -101,7 +101,7 @@ def tune_bundle(
     checkpoint = finite_weights(open_checkpoint(settings.checkpoint))
     plan = _plan(checkpoint, settings)
     work = work_folder(folder)
-    before = earlier(settings.further, folder, checkpoint.sha256) if settings.further is not None else None
+    before = earlier(settings.further, folder, checkpoint.sha256)
     if before is not None and [before.made_with.get(n) for n in ("layers", "rank")] != [plan.layers, settings.rank]:
         raise before.other_weights()
     with begin(work, _shown(tasks, checkpoint, settings, plan, before), afresh=afresh) as begun:

@@ -1,25 +1,22 @@
-"""What every tuning loop needs: its learning rates, its state on the disk, and what it shows."""
+"""What every tuning needs: its learning rates, the one that it goes on from, and what it shows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from device_runtime.errors import ConfigurationError
-from toolkit.train.arrays import write_arrays
+from toolkit.train.arrays import read_state
 from toolkit.train.weights import SETTINGS, TRAINED, Progress, is_finished, work_folder
 
-__all__ = ["Earlier", "earlier", "load", "rates", "save", "shown"]
+__all__ = ["Earlier", "earlier", "rates", "shown"]
 
 _WARMUP = 0.06  # share of the steps
 
@@ -28,23 +25,6 @@ def rates(peak: float, steps: int) -> optax.Schedule:
     """The learning rate of each step: up for a moment, then down as a cosine."""
     warmup = max(1, int(steps * _WARMUP))
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak * 0.02)
-
-
-def save(path: Path, step: int, leaves: list[Any]) -> None:
-    """Keep the state after a step."""
-    write_arrays(path, {"step": np.asarray(step), **{f"l{i:03}": np.asarray(leaf) for i, leaf in enumerate(leaves)}})
-
-
-def load(path: Path, like: list[Any]) -> tuple[int, list[Any]] | None:
-    """The step and the state that were kept; None where there is none of this form."""
-    try:
-        with np.load(path) as arrays:
-            step, leaves = int(arrays["step"]), [arrays[f"l{i:03}"] for i in range(len(like))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in like]:
-        return None
-    return step, [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(leaves, like, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -65,15 +45,13 @@ class Earlier:
         Raises:
             ConfigurationError: it tuned other weights, or they cannot be read.
         """
-        path = work_folder(self.bundle) / TRAINED
         try:
-            with np.load(path) as arrays:
-                found = [arrays.get(f"l{place + i:03}") for i in range(len(like))]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"{path} cannot be read ({error}); train {self.bundle} again.") from None
-        if [np.shape(leaf) for leaf in found] != [np.shape(leaf) for leaf in like]:
+            found = read_state(work_folder(self.bundle) / TRAINED, like, place=place)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error} Train {self.bundle} again.") from None
+        if found is None:
             raise self.other_weights()
-        return [jnp.asarray(leaf, dtype=np.asarray(old).dtype) for leaf, old in zip(found, like, strict=True)]
+        return found[1]
 
     def other_weights(self) -> ConfigurationError:
         """What to raise where it tuned other weights."""
@@ -85,8 +63,8 @@ class Earlier:
         )
 
 
-def earlier(bundle: Path, output: Path, checkpoint: str) -> Earlier:
-    """The finished tuning of a bundle, to go on from.
+def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | None:
+    """The finished tuning of a bundle, to go on from; None where none is named.
 
     Args:
         output: the folder of the bundle to be made.
@@ -96,6 +74,8 @@ def earlier(bundle: Path, output: Path, checkpoint: str) -> Earlier:
         ConfigurationError: it has left no state, is not finished, began with another checkpoint, or is where the new
             one is to be.
     """
+    if bundle is None:
+        return None
     work = work_folder(bundle)
     if work.resolve() == work_folder(output).resolve():
         raise ConfigurationError(f"--further names {bundle}, where -o puts the new bundle; give that another folder.")

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import optax
 
 from converters.encoders.network import EncoderConfig
+from toolkit.train.arrays import kept_state, write_state
 from toolkit.train.tune.encoder.network import Parts, Trained, logits
 from toolkit.train.tune.encoder.texts import Batch, Texts, batches_of
-from toolkit.train.tune.steps import Earlier, load, rates, save
+from toolkit.train.tune.steps import Earlier, rates
 
 __all__ = ["Plan", "mean_of", "tune_encoder"]
 
@@ -66,8 +67,8 @@ def tune_encoder(
     state: Any = (begin, mean, transform.init(begin))
     leaves, tree = jax.tree.flatten(state)
     step = 0
-    if (kept := load(checkpoint, leaves)) is not None:
-        step, leaves = kept
+    if (kept := kept_state(checkpoint, leaves, "step")) is not None:
+        (step,), leaves = kept
     state = jax.tree.unflatten(tree, leaves)
 
     def loss(trained: Trained, fixed: Any, below: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ def tune_encoder(
         losses = [*losses[-19:], float(value)]
         log(step, steps, float(np.mean(losses)))
         if time.monotonic() - saved_s > _SAVE_S or step == steps:
-            save(checkpoint, step, jax.tree.leaves(state))
+            write_state(checkpoint, jax.tree.leaves(state), step=step)
             saved_s = time.monotonic()
     return {name: np.asarray(value) for name, value in state[1].items()}
 

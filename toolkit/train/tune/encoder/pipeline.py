@@ -93,16 +93,16 @@ def tune_encoder_bundle(
     require_measures([task], settings.baseline)
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
-    before = earlier(settings.further, folder, checkpoint.sha256) if settings.further is not None else None
+    before = earlier(settings.further, folder, checkpoint.sha256)
     same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further")}
     same |= {"layers": layers} | ({"further": before.sha256} if before is not None else {})
     config = with_heads(encoder, sizes)
-    parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)
-    if before is not None:
-        parts = replace(parts, trained=mean_of(before, parts.trained))
     expected = settings.cases or min(_CASES, task.generate.cases)
     made_with = {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}
     with begin(work, made_with, afresh=afresh) as begun:
+        parts = parts_of(config, kept(checkpoint.read), layers, settings.seed)
+        if before is not None:  # which may be refused, and leaves all as it was then
+            parts = replace(parts, trained=mean_of(before, parts.trained))
         begun.make_cases(task, expected, settings.seed, progress, _HELD if expected < _FEW else None)
     texts = texts_of(task, read_cases(work, "train"), checkpoint.tokenizer, encoder.max_tokens)
     plan = Plan(settings.epochs, settings.batch, settings.rate)
