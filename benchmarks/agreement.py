@@ -1,4 +1,4 @@
-"""How far people agree about the labels of log-triage's held-out lines, which is what a model can reach at most.
+"""How far readers agree about the labels of log-triage's held-out lines, which is what a model can reach at most.
 
     python benchmarks/agreement.py [BUNDLE ...]
 

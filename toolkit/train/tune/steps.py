@@ -92,8 +92,13 @@ def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | Non
         raise ConfigurationError(f"{work} is not finished; go on with it first, by the command that began it.")
     if made_with["checkpoint"] != checkpoint:
         raise ConfigurationError(f"{bundle} was tuned from another checkpoint; give the same one with --from.")
-    with open(work / TRAINED, "rb") as stream:
-        return Earlier(bundle, made_with, hashlib.file_digest(stream, "sha256").hexdigest())
+    try:
+        with open(work / TRAINED, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        require_whole(work / TRAINED)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error} Train {bundle} again.") from None
+    return Earlier(bundle, made_with, digest)
 
 
 def shown(progress: Progress) -> Callable[[int, int, float], None]:
