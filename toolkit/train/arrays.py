@@ -15,7 +15,7 @@ import numpy as np
 
 from device_runtime.errors import ConfigurationError
 
-__all__ = ["UNREADABLE", "kept_state", "read_state", "write_arrays", "write_state"]
+__all__ = ["UNREADABLE", "kept_state", "read_state", "require_readable", "write_arrays", "write_state"]
 
 # What numpy raises of a file that is missing or damaged, or has no array of a name.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -55,11 +55,26 @@ def read_state(
         with np.load(path) as arrays:
             found = {name: arrays[name] for name in wanted if name in arrays}
     except UNREADABLE as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}); expected the state of a training.") from None
+        raise _unreadable(path, str(error)) from None
     if {name: array.shape for name, array in found.items()} != wanted:
         return None
     numbers = [int(found.pop(name)) for name in counts]
     return numbers, [jnp.asarray(a, dtype=np.asarray(old).dtype) for a, old in zip(found.values(), like, strict=True)]
+
+
+def require_readable(path: Path) -> None:
+    """Before work that ends with `read_state`.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as arrays:
+            damaged = arrays.testzip()
+    except UNREADABLE as error:
+        raise _unreadable(path, str(error)) from None
+    if damaged is not None:
+        raise _unreadable(path, f"{damaged} is damaged")
 
 
 def kept_state(path: Path, like: Sequence[Any], *counts: str) -> tuple[list[int], list[Any]] | None:
@@ -68,6 +83,10 @@ def kept_state(path: Path, like: Sequence[Any], *counts: str) -> tuple[list[int]
         return read_state(path, like, counts)
     except ConfigurationError:
         return None
+
+
+def _unreadable(path: Path, why: str) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be read ({why}); expected the state of a training.")
 
 
 def _leaf(place: int) -> str:

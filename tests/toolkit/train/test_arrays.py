@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from device_runtime.errors import ConfigurationError
 from toolkit.train.arrays import kept_state, read_state, write_state
-from toolkit.train.tune.steps import Earlier
-from toolkit.train.weights import TRAINED, work_folder
+from toolkit.train.tune.steps import Earlier, earlier
+from toolkit.train.weights import SETTINGS, TRAINED, finish, work_folder
 
 LEAVES = [jnp.arange(6.0).reshape(2, 3), jnp.arange(4, dtype=jnp.int32), jnp.asarray(2.5)]
 BLANK = [jnp.zeros_like(leaf) for leaf in LEAVES]
@@ -106,3 +106,7 @@ def test_what_cannot_be_read_is_begun_again_and_named_where_another_goes_on_from
     words = rf"{re.escape(str(path))} cannot be read \(.*\); expected the state of a training. Train .*bundle again"
     with pytest.raises(ConfigurationError, match=words):
         Earlier(bundle, {}, "").weights(BLANK, 0)
+    (work_folder(bundle) / SETTINGS).write_text('{"checkpoint": "c"}')
+    finish(work_folder(bundle))
+    with pytest.raises(ConfigurationError, match="has no steps of a tuning" if how == "missing" else words):
+        earlier(bundle, bundle.with_name("new"), "c")  # before any work

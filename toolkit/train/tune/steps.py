@@ -13,7 +13,7 @@ from typing import Any
 import optax
 
 from device_runtime.errors import ConfigurationError
-from toolkit.train.arrays import read_state
+from toolkit.train.arrays import read_state, require_readable
 from toolkit.train.weights import SETTINGS, TRAINED, Progress, is_finished, work_folder
 
 __all__ = ["Earlier", "earlier", "rates", "shown"]
@@ -71,8 +71,8 @@ def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | Non
         checkpoint: the sha256 of the checkpoint that is tuned.
 
     Raises:
-        ConfigurationError: it has left no state, is not finished, began with another checkpoint, or is where the new
-            one is to be.
+        ConfigurationError: it has left no state that can be read, is not finished, began with another checkpoint, or
+            is where the new one is to be.
     """
     if bundle is None:
         return None
@@ -95,7 +95,7 @@ def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | Non
     try:
         with open(work / TRAINED, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        require_whole(work / TRAINED)
+        require_readable(work / TRAINED)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} Train {bundle} again.") from None
     return Earlier(bundle, made_with, digest)
