@@ -30,7 +30,7 @@ from device_runtime.fleet.yaml_schema import (
     Report,
     Text,
 )
-from device_runtime.tasks.inputs import Feature, InputField, Inputs
+from device_runtime.tasks.inputs import Feature, InputField, Inputs, cut
 
 __all__ = [
     "INPUTS",
@@ -361,6 +361,7 @@ def _check(task: Task, report: Report) -> None:
             "`embeddings` are for tasks of the kind classify that read a text word by word; expected `kind: classify`, "
             "`input: {text: 240, words: apart}` and `network: {tied: true}`",
         )
+    _check_ends(task.inputs, report)
     _check_answer(task.none, fields, ("none",), report)
     known = {*(task.inputs.fields or {}), *(task.inputs.features or {}), *({"window"} if task.inputs.window else ())}
     for i, rule in enumerate(task.truth):
@@ -377,6 +378,24 @@ def _check(task: Task, report: Report) -> None:
         report.add_at(("truth",), "rules compute with fields; a task that reads a text needs `examples` or a `program`")
     if not (task.truth or task.examples or task.generate.program or task.teacher):
         report.add_at((), "says nothing of what is true; expected `truth`, `examples` or `generate: {program: …}`")
+
+
+def _check_ends(inputs: Inputs, report: Report) -> None:
+    """A number is cut downwards, so that an end between two steps would be read as one outside of the range.
+
+    Of a task file alone: the bundles that were trained with such a range are read as they were trained.
+    """
+    groups = {"fields": inputs.fields or {}, "features": {n: f.field for n, f in (inputs.features or {}).items()}}
+    for group, fields in groups.items():
+        for name, found in fields.items():
+            low = found.low
+            if low is not None and (below := float(cut(low, found.step))) != low:
+                text = (
+                    f"{name}'s `from` is {low:g}, which lies between two steps of {found.step:g} and would be read as "
+                    f"{below:g}, outside of the range; expected a multiple of the step: {below:g} or "
+                    f"{below + found.step:g}"
+                )
+                report.add_at(("input", group, name), text)
 
 
 def _check_teacher(made: Teacher, path: Path_, report: Report) -> None:

@@ -1,7 +1,8 @@
 """What a task reads, and the prompt that is made of it: by the same function in training, in `eval` and on a board.
 
 Numbers are written at a fixed width (`+084.9`), so that each digit has its place, and cut to their step, never rounded
-up: 2.999 does not become a 3.00 that a rule calls too much. Texts are written in small letters with single spaces.
+up: 2.999 does not become a 3.00 that a rule calls too much. Rules and features compute with the numbers that are cut:
+what the model cannot see decides nothing. Texts are written in small letters with single spaces.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from device_runtime.fleet.expression import Expression, LinkError
 
-__all__ = ["UNKNOWN", "Feature", "InputField", "Inputs", "Prompt"]
+__all__ = ["UNKNOWN", "Feature", "InputField", "Inputs", "Prompt", "cut"]
 
 UNKNOWN = "?"  # in a prompt, for a value that is not there or is of another kind
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?)\s*(.*?)\s*")
@@ -115,7 +116,7 @@ class Inputs:
             return self._text_prompt(given.get("text"))
         parts, strange, readable = [], [], True
         for name, kind in (self.fields or {}).items():
-            value = _number_of(given.get(name), kind) if not kind.one_of else _word_of(given.get(name), kind)
+            value = _word_of(given.get(name), kind) if kind.one_of else _number_of(given.get(name), kind)
             if value is None:
                 readable = False
                 strange.append(_missing(name, kind, given))
@@ -128,10 +129,9 @@ class Inputs:
         return Prompt(" ".join(parts) + "\n", tuple(strange), readable)
 
     def names(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What rules and features compute with: the fields as numbers and words, `window`, and the features."""
-        names: dict[str, Any] = {}
-        for name, kind in (self.fields or {}).items():
-            names[name] = _word_of(given.get(name), kind) if kind.one_of else _number_of(given.get(name), kind)
+        """What rules and features compute with: the fields as words and numbers to their steps, `window`, and the
+        features."""
+        names: dict[str, Any] = {name: _read(given.get(name), kind) for name, kind in (self.fields or {}).items()}
         if self.window:
             names["window"] = self._window(given.get("window"))
         for name, expression in self._computed.items():
@@ -145,7 +145,13 @@ class Inputs:
         """The last earlier readings, oldest first, without those that are no objects."""
         if not isinstance(earlier, Sequence) or isinstance(earlier, str):
             return []
-        return [reading for reading in earlier if isinstance(reading, Mapping)][-self.window :]
+        last = [reading for reading in earlier if isinstance(reading, Mapping)][-self.window :]
+        return [{**reading, **self._read_of(reading)} for reading in last]
+
+    def _read_of(self, reading: Mapping[str, Any]) -> dict[str, Any]:
+        """Those fields of an earlier reading that can be read."""
+        read = {name: _read(reading.get(name), kind) for name, kind in (self.fields or {}).items()}
+        return {name: value for name, value in read.items() if value is not None}
 
     def _text_prompt(self, text: Any) -> Prompt:
         if not isinstance(text, str) or not text.strip():
@@ -170,13 +176,28 @@ def written(name: str, value: Any, field: InputField) -> str:
     if field.one_of:
         return f"{name} {value}"
     low, high = field.low or 0.0, field.high or 0.0
-    step = Decimal(repr(float(field.step)))
-    steps = (Decimal(repr(float(min(max(value, low), high)))) / step).to_integral_value(ROUND_FLOOR)
-    places = max(0, -int(step.normalize().as_tuple().exponent))
+    places = max(0, -int(Decimal(repr(float(field.step))).normalize().as_tuple().exponent))
     width = len(str(int(max(abs(low), abs(high))))) + (places + 1 if places else 0)
-    cut = steps * step
-    sign = "-" if cut < 0 else "+"
-    return f"{name} {sign if low < 0 else ''}{abs(cut):0{width}.{places}f}"
+    read = cut(min(max(value, low), high), field.step)
+    sign = "-" if read < 0 else "+"
+    return f"{name} {sign if low < 0 else ''}{abs(read):0{width}.{places}f}"
+
+
+def cut(value: float, step: float) -> Decimal:
+    """To the step, never rounded up."""
+    of_step = Decimal(repr(float(step)))
+    return (Decimal(repr(float(value))) / of_step).to_integral_value(ROUND_FLOOR) * of_step
+
+
+def _read(value: Any, field: InputField) -> Any:
+    """A word, or a number cut to its step, also beyond the range; None where it is neither."""
+    if field.one_of:
+        return _word_of(value, field)
+    number = _number_of(value, field)
+    if number is None:
+        return None
+    found = float(cut(number, field.step))
+    return number if found == number else found  # a whole number stays one
 
 
 def _within(value: float, field: InputField) -> bool:

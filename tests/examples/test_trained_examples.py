@@ -125,6 +125,33 @@ def test_a_text_that_is_too_long_for_the_model_is_not_answered_and_stops_nothing
         assert answer is None or answer.keys() == answerer(name).purpose.fields.keys()
 
 
+@pytest.mark.parametrize("name", NUMERIC)
+def test_both_ends_of_every_range_are_answered_as_the_rules_say(name: str) -> None:
+    """And one step inside of them, and one beyond, which is read as the end or is unfamiliar."""
+    task = load(EXAMPLES / name)
+    truth, fields = Truth(task), task.inputs.fields or {}
+    usual = {"temp_c": 60, "bar": 1.5, "flow_l_min": 8, "peak_g": 1, "posture_after": "lying", "still_s": 10}
+    usual = {field: ({**usual, "heart_bpm": 80})[field] for field in fields}
+    for field, kind in fields.items():
+        if kind.low is None or kind.high is None:
+            continue
+        for end, inside in ((kind.low, kind.step), (kind.high, -kind.step)):
+            for value in (end, round(end + inside, 6)):
+                found = ask(name, **{**usual, field: value})
+                assert found.answer == truth.answer({**usual, field: value}), (field, value)
+                assert not found.unfamiliar
+            beyond = ask(name, **{**usual, field: round(end - inside, 6)})
+            assert beyond.answer == ask(name, **{**usual, field: end}).answer
+            assert bool(beyond.unfamiliar) == (kind.beyond == "unfamiliar")
+
+
+def test_digits_beyond_a_sensors_step_decide_nothing() -> None:
+    """A flow of 60.01 was a broken sensor by the rules, and 60.0 by what the model reads of it."""
+    for given in ({"flow_l_min": 60.01}, {"temp_c": 150.04}, {"bar": 2.999}, {"flow_l_min": -0.01}):
+        given = {"temp_c": 60, "bar": 1.5, "flow_l_min": 8, **given}
+        assert ask("boiler-advisor", **given).answer == Truth(load(EXAMPLES / "boiler-advisor")).answer(given)
+
+
 def test_a_broken_sensor_is_answered_and_not_unfamiliar() -> None:
     for broken in ({"temp_c": 999}, {"bar": -3}, {"flow_l_min": 1e6}):
         found = ask("boiler-advisor", **{"temp_c": 60, "bar": 1.5, "flow_l_min": 8, **broken})

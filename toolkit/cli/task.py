@@ -141,7 +141,9 @@ def _check(args: argparse.Namespace) -> int:
     unmet = never_met(task) if from_rules else []
     calibrate = len(calibration_examples(task))
     truth = Truth(task) if task.truth else None
-    count, against, strange = 0, [], []
+    count = 0
+    against: list[dict[str, Any]] = []
+    strange: list[dict[str, Any]] = []
     for name in task.examples:
         for example in read_examples(task.folder / name, task.inputs, task.answer):
             count += 1
@@ -175,10 +177,19 @@ def _check(args: argparse.Namespace) -> int:
         print(f"warning: {case['file']}: {case['why']}, in {json.dumps(case['input'], ensure_ascii=False)}")
     for case in against[:_SHOWN]:
         of, answer, rules = (json.dumps(case[name], ensure_ascii=False) for name in ("input", "answer", "rules"))
-        print(f"warning: {case['file']}: says {answer} of {of}, and the rules {rules}")
+        cut = _cut_fields(task, case["input"]).items()
+        read_as = "".join(f"; {name} is read as {value:g}, to its step" for name, value in cut)
+        print(f"warning: {case['file']}: says {answer} of {of}, and the rules {rules}{read_as}")
     if more := max(0, len(strange) - _SHOWN) + max(0, len(against) - _SHOWN):
         print(f"warning: {more} more; --json lists them all")
     return 0
+
+
+def _cut_fields(task: Task, given: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an input that have digits beyond their steps, as the model and the rules read them."""
+    read = task.inputs.names(given)
+    numbers = {name: read[name] for name in task.inputs.fields or {} if isinstance(given.get(name), int | float)}
+    return {name: number for name, number in numbers.items() if number != given[name]}
 
 
 def _generate(args: argparse.Namespace) -> int:

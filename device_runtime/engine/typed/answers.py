@@ -92,8 +92,10 @@ def certainty_of(
         answer = json.loads(text)
         if not isinstance(answer, dict):
             return Certainty()
-        choices = by_field(answer, text, held.decisions, free_texts(schema))
-        values = {field.name: field.values for field in field_forms(schema)}
+        fields = field_forms(schema)
+        texts = {field.name for field in fields if field.free_text} if fields else free_texts(schema)
+        choices = by_field(answer, text, held.decisions, texts)
+        values = {field.name: field.values for field in fields}
         probabilities = shares_of(choices, values, temperatures, spelled) or None
     else:
         return Certainty()

@@ -22,6 +22,7 @@ class FieldForm:
     name: str
     labels: tuple[str, ...] | None  # its values as JSON, to be scored; one is decided; None: the model writes it
     values: tuple[Any, ...] = ()  # the same, not as JSON
+    free_text: bool = False  # its value is a text of the model's own
 
 
 def field_forms(schema: Mapping[str, Any]) -> list[FieldForm]:
@@ -50,13 +51,13 @@ def free_texts(schema: Mapping[str, Any]) -> set[str]:
     """The properties whose values are texts of the model's own."""
     properties = schema.get("properties")
     found = properties.items() if isinstance(properties, Mapping) else ()
-    return {name for name, inner in found if _form(name, inner).labels is None and "string" in _kinds(inner)}
+    return {name for name, inner in found if _form(name, inner).free_text}
 
 
 def _form(name: str, schema: Any) -> FieldForm:
     values = _values(schema)
     if values is None or len(values) > _MOST_LABELS or any(isinstance(value, Mapping | list) for value in values):
-        return FieldForm(name, None)
+        return FieldForm(name, None, free_text="string" in _kinds(schema))
     return FieldForm(name, tuple(json.dumps(value, ensure_ascii=False) for value in values), tuple(values))
 
 

@@ -63,6 +63,12 @@ def _faults(fleet: Fleet, device: str, policy: Escalation) -> Iterator[str]:
             yield f"device {device!r} would ask itself; name a larger one"
             return
         other = fleet.devices[to.device]
+        if other.by_itself:
+            yield (
+                f"device {to.device!r} is a board on MQTT by itself (`by_itself`), whose firmware refuses what another "
+                "device passes on; name a device that `stonechat serve` or `stonechat bridge` runs, a pool or a url"
+            )
+            return
         if to.model is not None and to.model not in other.models:
             yield f"device {to.device!r} has no model {to.model!r}; it has {', '.join(other.models)}"
         if other.escalate is not None and _leads_to(fleet, other.escalate, device):

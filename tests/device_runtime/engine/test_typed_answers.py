@@ -256,6 +256,12 @@ class TestForms:
         assert field_forms(schema(a={"enum": ["x", 1], "type": "string"}))[0].values == ("x",)
         assert field_forms(schema(a={"enum": ["x"], "pattern": "y"}))[0].labels is None
 
+    def test_a_field_says_whether_it_is_a_text_of_the_models_own(self) -> None:
+        odd = {"type": ["string", "integer"]}
+        asked = schema(a={"type": "string"}, b=odd, c=WORDS, d={"type": "integer"}, e={"enum": [{}]}, f=True)
+        assert [field.name for field in field_forms(asked) if field.free_text] == ["a", "b"]
+        assert free_texts(asked) == free_texts({**asked, "anyOf": [{}]}) == {"a", "b"}
+
     def test_decisions_belong_to_the_field_whose_value_they_made(self) -> None:
         choice = Choice(np.zeros(2, np.float32), 0)
         text = '{"ü": "warn", "n": 12}'

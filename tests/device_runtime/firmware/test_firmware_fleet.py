@@ -162,6 +162,7 @@ def test_an_answer_goes_nowhere_but_to_the_devices_own_replies(board: Board, ans
     [
         ({"schema": {"type": "object"}}, "schema"),
         ({"unknown": 1}, "invalid_request"),
+        ({"hops": 1}, "invalid_request"),  # which a fleet file that escalates to it is refused for
         ({"max_new": 1.5}, "invalid_request"),
         ({"messages": [{"role": "user", "content": "x"}]}, "invalid_request"),
         ({"prompt": "x" * 1600}, "invalid_request"),

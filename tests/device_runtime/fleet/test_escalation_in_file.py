@@ -107,6 +107,18 @@ def test_a_circle_is_refused() -> None:
         read("{to: {device: server}}", BASE.replace("pool: herd", "escalate: {to: {device: pi}}"))
 
 
+def test_a_board_on_mqtt_by_itself_is_asked_by_no_device() -> None:
+    """Its firmware refuses a request with `hops`: tests/device_runtime/firmware/test_firmware_fleet.py has that."""
+    alone = BASE.replace("model: large, pool: herd", "model: large, by_itself: true")
+    text = r"device 'server' is a board on MQTT by itself \(`by_itself`\), .*; name a device that"
+    with pytest.raises(ConfigurationError, match=rf"fleet.yaml:7:\d+: devices.pi.escalate.to: {text}"):
+        read("{to: {device: server}}", alone)
+    of_link = alone.replace("    escalate: ESCALATE\n", "") + "    escalate: {to: {device: server, model: large}}\n"
+    with pytest.raises(ConfigurationError, match=rf"fleet.yaml:15:\d+: links\[0\].escalate.to: {text}"):
+        read("", of_link)
+    read("{to: {url: 'http://server.local/v1', model: m}}", alone)  # it may be in the file, beside a way elsewhere
+
+
 def test_a_device_of_a_pool_does_not_ask_its_pool() -> None:
     with pytest.raises(ConfigurationError, match="is in the pool 'herd' itself"):
         read(

@@ -1,8 +1,14 @@
 """The task file, checked like a fleet file."""
 
+from collections.abc import Mapping
+from functools import partial
+from operator import add
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.file import load, loads
@@ -22,6 +28,10 @@ truth:
   - {when: bar > 5 and state == 'running', answer: {level: warn}}
   - {answer: {level: none}}
 """
+
+
+BOILER = load(EXAMPLES / "boiler-advisor")
+TRUTH = Truth(BOILER)
 
 
 def faults(text: str) -> str:
@@ -63,6 +73,17 @@ def test_all_faults_come_at_once_with_their_places() -> None:
         ("{enum: [none, warn]}", "{type: integer}", "has no field with an `enum`"),
         ("from: 0, to: 9", "from: 9, to: 0", "expected the smaller one first"),
         ("{from: 0, to: 9, step: 0.1}", "{unit: bar}", "needs `from` and `to`"),
+        (
+            "from: 0, to: 9",
+            "from: -9.95, to: 9",
+            "bar's `from` is -9.95, which lies between two steps of 0.1 and would be read as -10, outside of the "
+            "range; expected a multiple of the step: -10 or -9.9",
+        ),
+        (
+            "state: {one_of: [idle, running]}}",
+            "state: {one_of: [idle]}}\n  features: {low: {value: bar - 9, from: -9.5, to: 0}}",
+            "low's `from` is -9.5, which lies between two steps of 1",
+        ),
         ("input:\n", "input:\n  text: 80\n", "expected either `fields`, or `text`"),
         ("task: 1", "task: 2", "a whole number from 1 to 1"),
         ("task: 1", "task: 1\nnone: {lvl: none}", "'lvl' is no field; did you mean 'level'?"),
@@ -74,6 +95,37 @@ def test_all_faults_come_at_once_with_their_places() -> None:
 )
 def test_a_fault_says_what_was_found_and_what_is_expected(old: str, new: str, fault: str) -> None:
     assert fault in faults(GOOD.replace(old, new, 1))
+
+
+def clamped(low: float, high: float, value: float) -> float:
+    return min(max(value, low), high)
+
+
+def readings() -> st.SearchStrategy[dict[str, Any]]:
+    """Of the boiler: at the numbers that its rules compare with, at the ends of the ranges, and beside them."""
+    borders = {"temp_c": (-99.9, -20, 85, 95, 150, 500, 999.9), "bar": (-9.99, 0, 1, 2.5, 3, 10, 99.99)}
+    borders["flow_l_min"] = (-99.9, 0, 2, 60, 999.9)
+    beside = st.sampled_from([0, 0.1, -0.1, 0.01, -0.01, 0.004, -0.004, 0.0999, 1e-9, -1e-9])
+    fields = {
+        name: st.builds(add, st.sampled_from(ends), beside).map(partial(clamped, min(ends), max(ends)))
+        for name, ends in borders.items()
+    }
+    earlier = st.lists(st.fixed_dictionaries({"temp_c": fields["temp_c"]}), max_size=2)
+    return st.fixed_dictionaries({**fields, "window": earlier})
+
+
+@given(readings())
+def test_rules_decide_on_what_the_model_reads(given: dict[str, Any]) -> None:
+    """Whatever has the same prompt has the same truth: 60.01 was a broken sensor by the rules, and is read as 60."""
+    inputs = BOILER.inputs
+
+    def read(reading: Mapping[str, Any]) -> dict[str, float]:
+        words = inputs.prompt({"temp_c": 0, "bar": 0, "flow_l_min": 0, **reading}).text.split()
+        return {name: float(text) for name, text in zip(words[::2], words[1::2], strict=True) if name in reading}
+
+    as_read = {**read(given), "window": [read(earlier) for earlier in given["window"]]}
+    assert inputs.prompt(as_read) == inputs.prompt(given)
+    assert TRUTH.answer(as_read) == TRUTH.answer(given)
 
 
 def test_a_task_that_says_nothing_of_what_is_true_is_refused() -> None:

@@ -1,5 +1,7 @@
 """What a task reads, and the prompt that is made of it."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,15 @@ def test_numbers_stand_at_a_fixed_width_with_their_features() -> None:
 def test_a_number_is_cut_and_never_rounded_up_to_a_border() -> None:
     assert written("bar", 2.9999, InputField("bar", 0, 9.99, 0.01)) == "bar 2.99"
     assert written("temp_c", -0.01, TEMPERATURE) == "temp_c -000.1"
+
+
+def test_rules_and_features_compute_with_what_the_model_reads() -> None:
+    """With the digits that the prompt leaves out, one prompt had two truths: `flow > 60` of 60 and of 60.01."""
+    window = [{"temp_c": 82.39, "state": 5}, {"temp_c": "83.19 °C"}]
+    names = BOILER.names({"temp_c": 84.96, "bar": 2, "window": window})
+    assert (names["temp_c"], names["bar"]) == (84.9, 2)
+    assert names["window"] == [{"temp_c": 82.3, "state": 5}, {"temp_c": 83.1}]
+    assert names["rise"] == pytest.approx(2.6)
 
 
 def test_only_as_many_earlier_readings_count_as_the_task_says() -> None:
@@ -101,6 +112,20 @@ def test_a_text_whose_words_are_apart_has_no_more_of_it_to_take_apart(text: str)
 def test_what_is_written_is_the_number_to_its_step(value: float, step: float) -> None:
     text = written("x", value, InputField(low=-99.9, high=999.9, step=step)).removeprefix("x ")
     assert value - step * 1.001 < float(text) <= value + 1e-9
+
+
+@given(st.sampled_from([0.1, 0.01, 0.5, 1.0, 5.0]), st.sampled_from([-1, 0, 1]), st.booleans())
+def test_both_ends_of_a_range_are_read_as_they_are_and_what_is_beyond_as_the_end(
+    step: float, steps: int, top: bool
+) -> None:
+    field = InputField(low=-100, high=900, step=step, beyond="clamp")
+    end = 900 if top else -100
+    value = end + steps * step
+    outside = value > 900 or value < -100
+    read = written("x", value, field).removeprefix("x ")
+    assert float(read) == pytest.approx(end if outside else value) and len(read) == len(written("x", 0, field)) - 2
+    strange = Inputs(fields={"x": replace(field, beyond="unfamiliar")}).prompt({"x": value}).unfamiliar
+    assert strange == ((f"x is {value}; the model was trained for -100 to 900",) if outside else ())
 
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.floats() | st.text(max_size=9)))

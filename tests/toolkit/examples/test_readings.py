@@ -150,6 +150,14 @@ examples: cases.jsonl
             'and the rules {"level": "alarm"}',
         ]
 
+    def test_a_number_with_more_digits_than_its_step_is_shown_as_it_is_read(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.check(tmp_path, capsys, (5.5, "idle", "ok"), (5.5, "idle", "alarm"))[1:] == [
+            'warning: cases.jsonl: says {"level": "alarm"} of {"bar": 5.5, "state": "idle"}, '
+            'and the rules {"level": "ok"}; bar is read as 5, to its step'
+        ]
+
     def test_of_many_ten_are_shown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         found = self.check(tmp_path, capsys, *[(6, "running", "ok")] * 13)
         assert len(found) == 12 and found[-1] == "warning: 3 more; --json lists them all"
