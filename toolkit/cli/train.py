@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of tune: go on from the weights that the training of this bundle ended with (its BUNDLE.training), with "
         "other cases, such as those of another --seed",
     )
+    parser.add_argument(
+        "--keep",
+        metavar="X",
+        type=share,
+        help="of --further and an encoder: the share of the earlier weights in those of the new bundle, such as 0.5, "
+        "which forgets less of what it had learnt (default: 0)",
+    )
     parser.add_argument("--baseline", metavar="BUNDLE", type=Path, help="an untrained general model, for the report")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="where the bundle goes")
     parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="the same seed, the same bundle")
@@ -175,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_OF_TUNE = ("checkpoint", "further", "epochs", "layers", "rank", "rate")
+_OF_TUNE = ("checkpoint", "further", "keep", "epochs", "layers", "rank", "rate")
 _OF_OTHERS = ("steps", "weights_only")
 
 
@@ -187,6 +194,8 @@ def _check(args: argparse.Namespace, tasks: list[Task]) -> None:
     other = _OF_OTHERS if args.kind == "tune" else _OF_TUNE
     wrong = [flags.get(n, f"--{n.replace('_', '-')}") for n in other if getattr(args, n) not in (None, False)]
     faults = [f"{', '.join(wrong)}: only {'without' if args.kind == 'tune' else 'with'} --kind tune"] if wrong else []
+    if args.keep is not None and args.further is None:
+        faults.append("--keep needs --further BUNDLE, whose weights are kept")
     if args.kind == "tune" and args.checkpoint is None:
         faults.append("--kind tune needs --from CHECKPOINT, such as a GGUF file (stonechat get smollm2-135m)")
     if args.kind != "tune" and len(args.tasks) > 1:
@@ -223,6 +232,7 @@ def _trained(args: argparse.Namespace, task: Task, bar: ProgressBar) -> Bundle |
 
 def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bundle:
     from converters.encoders.checkpoint import open_encoder
+    from device_runtime.errors import ConfigurationError
 
     names = ("seed", "epochs", "batch", "layers", "rate", "profile", "baseline", "further")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -232,10 +242,14 @@ def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bun
     if encoder is None:
         from toolkit.train.tune.pipeline import TuneSettings, tune_bundle
 
+        if args.keep is not None:
+            raise ConfigurationError(
+                f"--keep: only of a sentence encoder, and {args.checkpoint} is none; leave it out."
+            )
+
         rank = {} if args.rank is None else {"rank": args.rank}
         settings = TuneSettings(args.checkpoint, cases_of=cases, **given, **rank)
         return tune_bundle(tasks, args.output, settings, bar.update, afresh=args.afresh)
-    from device_runtime.errors import ConfigurationError
     from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle
 
     wrong = [f"{len(tasks)} tasks"] if len(tasks) > 1 else []
@@ -245,5 +259,5 @@ def _tuned(args: argparse.Namespace, tasks: list[Task], bar: ProgressBar) -> Bun
             f"{', '.join(wrong)}: {args.checkpoint} is an encoder, whose layers are tuned as they are, for one task."
         )
     given |= {"cases": cases[tasks[0].name]} if tasks[0].name in cases else {}
-    chosen = EncoderSettings(**given)
+    chosen = EncoderSettings(**given, keep=args.keep)
     return tune_encoder_bundle(tasks[0], encoder, args.output, chosen, bar.update, afresh=args.afresh)

@@ -327,7 +327,7 @@ def _changes(kept: str, text: str) -> str:
         before = dict(json.loads(kept))
     except (ValueError, TypeError):
         return "its settings.json cannot be read"
-    at_will = {"encoder", "further"}
+    at_will = {"encoder", "further", "keep"}
     if before.keys() - at_will != now.keys() - at_will:
         return "another kind of training"
     return ", ".join(_difference(name, before.get(name), now.get(name)) for name in _differing(before, now))

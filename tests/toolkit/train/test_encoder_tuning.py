@@ -196,6 +196,19 @@ def leaves_of(bundle: Path) -> list[Any]:
         return [arrays[name] for name in sorted(arrays.files) if name != "step"]
 
 
+def last(leaves: list[Any]) -> list[Any]:
+    """The weights of the last step."""
+    config = checkpoint_of().config
+    assert isinstance(config, EncoderConfig)
+    return leaves[: len(parts_of(with_heads(config, SIZES), checkpoint_of().read, 2, 0).trained)]
+
+
+def averaged(leaves: list[Any]) -> list[Any]:
+    """Those that the bundle has."""
+    count = len(last(leaves))
+    return leaves[count : 2 * count]
+
+
 def test_a_training_that_goes_further_begins_with_the_weights_of_another(
     bundle: Path, task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,15 +219,25 @@ def test_a_training_that_goes_further_begins_with_the_weights_of_another(
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["fields"]["state"]["accuracy"] > 0.9
     before, after = leaves_of(bundle), leaves_of(tmp_path / "further")
-    config = checkpoint_of().config
-    assert isinstance(config, EncoderConfig)
-    count = len(parts_of(with_heads(config, SIZES), checkpoint_of().read, 2, 0).trained)
-    averaged = before[count : 2 * count]  # after the weights of the last step
-    for one, other in zip(averaged, after[:count], strict=True):
+    for one, other in zip(averaged(before), last(after), strict=True):
         np.testing.assert_allclose(other, one, atol=1e-6)
-    assert not all(np.allclose(a, b, atol=1e-4) for a, b in zip(averaged, before[:count], strict=True))
+    assert not all(np.allclose(a, b, atol=1e-4) for a, b in zip(averaged(before), last(before), strict=True))
     purpose = Purpose.of_manifest(Bundle.open(tmp_path / "further").manifest)
     assert purpose is not None and purpose.report["training"]["further"] == str(bundle)
+
+
+def test_what_an_earlier_training_had_learnt_is_kept_to_the_share_that_is_asked_for(
+    bundle: Path, task: Task, tmp_path: Path
+) -> None:
+    settings, checkpoint = EncoderSettings(further=bundle, cases=240, seed=1), checkpoint_of()
+    for name, keep in (("none", None), ("half", 0.5), ("half", 0.5)):  # once more, it is not halved again
+        tune_encoder_bundle(task, checkpoint, tmp_path / name, replace(settings, keep=keep))
+    before, without, half = (averaged(leaves_of(path)) for path in (bundle, tmp_path / "none", tmp_path / "half"))
+    assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(before, without, strict=True))
+    for was, now, found in zip(before, without, half, strict=True):
+        np.testing.assert_allclose(found, (was + now) / 2, atol=1e-6)
+    purpose = Purpose.of_manifest(Bundle.open(tmp_path / "half").manifest)
+    assert purpose is not None and purpose.report["training"]["keep"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_no_refusal_changes_what_an_unfinished_training_has_kept(
     for words, said in [
         (["missing.yaml"], "missing.yaml"),
         (["pump.yaml", "--rank", "3"], "--rank: only with --kind tune"),
+        (["pump.yaml", "--keep", "0.5"], "--keep: only with --kind tune; --keep needs --further BUNDLE"),
         (["few.yaml"], "unfinished training of other settings"),
         (["few.yaml", "--afresh"], "few has "),
         (["program.yaml", "--afresh"], "no cases today"),

@@ -41,6 +41,7 @@ class Plan:
     decay: float = 0.01  # weight decay
     average: float = 0.98  # of the running mean of the weights, which is what the bundle gets
     noise: float = 0.03  # share of a text's tokens that are exchanged for others, which differ at each step
+    keep: float = 0.0  # share of the weights that it begins with in those that it ends with
 
 
 def tune_encoder(
@@ -113,6 +114,10 @@ def tune_encoder(
         if time.monotonic() - saved_s > _SAVE_S or step == steps:
             write_state(checkpoint, jax.tree.leaves(state), step=step)
             saved_s = time.monotonic()
+    if step == steps and plan.keep:
+        mean = jax.tree.map(lambda was, now: was * plan.keep + now * (1 - plan.keep), parts.trained, state[1])
+        state, step = (state[0], mean, state[2]), step + 1  # so that it is done once
+        write_state(checkpoint, jax.tree.leaves(state), step=step)
     return {name: np.asarray(value) for name, value in state[1].items()}
 
 

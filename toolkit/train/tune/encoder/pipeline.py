@@ -64,6 +64,7 @@ class EncoderSettings:
     profile: Literal["micro", "pi"] = "pi"
     baseline: Path | None = None  # a bundle that the report compares with
     further: Path | None = None  # a bundle tuned before from the same checkpoint, whose training this one goes on from
+    keep: float | None = None  # of `further`: the share of its weights in those of the new bundle; None: 0
 
 
 def tune_encoder_bundle(
@@ -94,8 +95,10 @@ def tune_encoder_bundle(
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
     before = earlier(settings.further, folder, checkpoint.sha256)
-    same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further")}
+    same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further", "keep")}
     same |= {"layers": layers} | ({"further": before.sha256} if before is not None else {})
+    keep = settings.keep or 0.0 if before is not None else 0.0
+    same |= {"keep": keep} if keep else {}
     config = with_heads(encoder, sizes)
     expected = settings.cases or min(_CASES, task.generate.cases)
     made_with = {"checkpoint": checkpoint.sha256, **described(task, network=False), **same}
@@ -105,7 +108,7 @@ def tune_encoder_bundle(
             parts = replace(parts, trained=mean_of(before, parts.trained))
         begun.make_cases(task, expected, settings.seed, progress, _HELD if expected < _FEW else None)
     texts = texts_of(task, read_cases(work, "train"), checkpoint.tokenizer, encoder.max_tokens)
-    plan = Plan(settings.epochs, settings.batch, settings.rate)
+    plan = Plan(settings.epochs, settings.batch, settings.rate, keep=keep)
     trained = tune_encoder(config, parts, sizes, texts, plan, settings.seed, work / TRAINED, shown(progress))
     tuned = tuned_checkpoint(task, checkpoint, config, trained)
     options = EncoderOptions(
