@@ -1,6 +1,6 @@
 """How often the router of examples/router finds the right model, or none: 20 % of the inputs are for none of them.
 
-python benchmarks/routing.py [--each 130]
+python benchmarks/routing.py [--each 130] [--file router.json]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from dataclasses import replace
 
 from mixed_inputs import ROOT, TASKS, mixed
 
@@ -19,12 +20,16 @@ from device_runtime.tasks.score import interval
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--each", type=int, default=130)
+    parser.add_argument("--file", help="what `stonechat router train` wrote, in place of the example's router.json")
     parser.add_argument("--wrong", action="store_true", help="print the inputs that went wrong")
     args = parser.parse_args()
     fleet = load(ROOT / "examples" / "router" / "fleet.yaml")
+    bundles = {name: entry.bundle for name, entry in fleet.models_of("house").items()}
     routing = fleet.routing("house")
     assert routing is not None
-    router = Router.of_bundles(routing, {name: entry.bundle for name, entry in fleet.models_of("house").items()})
+    if args.file is not None:
+        routing = replace(routing, file=args.file)
+    router = Router.of_bundles(routing, bundles)
     cases = mixed(args.each)
     right: Counter[str] = Counter()
     doubtful = 0

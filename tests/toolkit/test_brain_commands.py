@@ -34,6 +34,21 @@ def test_the_router_says_which_model_and_why(capsys: pytest.CaptureFixture[str])
     assert found == {"model": None, "why": "no model of the fleet is for it"}
 
 
+def test_a_model_for_logs_in_json_gets_no_readings_that_name_their_sensor() -> None:
+    """A task of logs has JSON objects among its texts, and nothing that is for no task was one."""
+    pytest.importorskip("sklearn")
+    from device_runtime.brain.text_classifier import NONE
+    from toolkit.brain.router_training import background_texts, train_router
+
+    levels, parts = ("info", "warn", "error", "fatal"), ("db", "web", "mail queue", "auth service", "backup job")
+    said = ("connection refused", "request timed out", "disk is full", "login failed", "job finished", "out of memory")
+    lines = [json.dumps({"level": x, "logger": y, "msg": z}) for x in levels for y in parts for z in said]
+    router = train_router({"logs": lines}, list(background_texts())).classifier
+    assert router.choose('{"level": "error", "logger": "mail queue", "msg": "disk is full again"}')[0] == "logs"
+    for reading in ('{"sensor": "wine cellar", "humidity": 40}', '{"level": 3.5, "tank": "web shop"}'):
+        assert router.choose(reading)[0] == NONE and router.probabilities(reading)[NONE] > 0.7  # 0.2 of the second
+
+
 def test_a_router_is_trained_on_no_readings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["router", "train", str(EXAMPLES / "router" / "fleet.yaml"), "--device", "house", "--cases", "20"]
     task = EXAMPLES / "boiler-advisor" / "task.yaml"

@@ -1,14 +1,19 @@
-"""What people also write to a device, and is for none of its models: questions, requests and talk, by pattern."""
+"""What also comes to a device, and is for none of its models: questions, requests and talk, by pattern, and readings.
+
+Readings are among them because a task of logs has JSON objects among its texts: without others, every object of which a
+field holds words would be taken for a line of a log.
+"""
 
 # ruff: noqa: E501  (sentences)
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 
-__all__ = ["other_texts"]
+__all__ = ["other_readings", "other_texts"]
 
 _THINGS = (
     "a volcano", "the moon", "photosynthesis", "inflation", "the Roman empire", "a black hole", "jazz", "chess", "bread",
@@ -41,6 +46,29 @@ _LINES = (
     "12 + 30 = ?", "def add(a, b): return a + b", "The shares closed two percent lower.", "Goal in the last minute of the match!",
     "<html><body><h1>Welcome</h1></body></html>", "Fold the paper along the dotted line.", "qwertz asdf yxcv", "lorem ipsum dolor sit amet",
 )  # fmt: skip
+
+
+_WHERE = ("sensor", "name", "station", "location", "place", "probe", "label", "room", "zone", "site")
+_PLACES = (
+    "north wall", "second floor", "cow shed", "roof garden", "left bank", "hall 3", "old barn", "upper field", "tank 2",
+    "main street", "boat house", "herb bed", "pond east", "attic window", "green house 4", "bus stop", "wood store",
+    "west gate", "fish tank", "hay loft", "river bridge", "play room", "vine row 12", "bee hive", "cold store", "gate house",
+)  # fmt: skip
+_FIGURES = (
+    "temperature", "ph", "lux", "wind_m_s", "level_cm", "battery", "co2_ppm", "rain_mm", "pressure_hpa", "moisture",
+    "weight_kg", "voltage", "noise_db", "pm25", "uv_index", "speed_kmh", "count", "salinity", "power_w", "rssi",
+)  # fmt: skip
+
+
+def other_readings(count: int, seed: int = 0) -> Iterator[str]:
+    """`count` readings of sensors with a name of two words, as JSON, the same for the same seed."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        named = {rng.choice(_WHERE): rng.choice(_PLACES)}
+        figures = {
+            name: round(rng.uniform(0, 100), rng.choice((0, 1, 2))) for name in rng.sample(_FIGURES, rng.randint(1, 3))
+        }
+        yield json.dumps({**named, **figures} if rng.random() < 0.6 else {**figures, **named})
 
 
 def other_texts(count: int, seed: int = 0) -> Iterator[str]:

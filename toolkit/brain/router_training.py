@@ -18,13 +18,14 @@ from device_runtime.brain.text_classifier import NONE, TextClassifier
 from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
 from device_runtime.errors import ConfigurationError, MissingExtraError
 from device_runtime.records.printable import counted
-from toolkit.brain.other_texts import other_texts
+from toolkit.brain.other_texts import other_readings, other_texts
 
 __all__ = ["TrainedRouter", "background_texts", "lines_of", "train_router"]
 
 _HELD_BACK = 10  # one text of so many is not trained on, but counted
 _OFTEN = 2  # texts in which a word has to be, so that it is known
 _OTHERS = 1000  # texts of people
+_READINGS = 500  # of sensors that no task knows
 _TOPICS = 3000  # pieces of Python's own documentation
 _STRENGTH = 30.0  # of the fit; the inverse of scikit-learn's regularization
 
@@ -39,11 +40,12 @@ class TrainedRouter:
 
 
 def background_texts() -> Iterator[str]:
-    """Texts that are for no task: prose, documentation and questions, in pieces as long as a message."""
+    """Texts that are for no task: prose, documentation and questions, in pieces as long as a message, and readings."""
     topics = "\n\n".join(pydoc_data.topics.topics.values())
     pieces = [" ".join(piece.split()) for piece in re.split(r"(?<=[.!?])\s+|\n\n", topics)]
     yield from random.Random(0).sample([piece for piece in pieces if len(piece.split()) > 2], _TOPICS)
     yield from other_texts(_OTHERS)
+    yield from other_readings(_READINGS)
     folder = Path(converters.__file__).parent / "texts" / "calibration"
     for name in ("prose.txt", "documentation.txt"):
         text = (folder / name).read_text(encoding="utf-8")

@@ -56,6 +56,8 @@ def router_of(routing: Routing) -> Router:
         ('{"text": "put the blinds down in the kitchen"}', "home-commands", "the router's classifier"),  # an example's
         ('{"ts": 1711, "level": "error", "msg": "no route to host 10.0.0.4"}', "log-triage", "the router's classifier"),
         ('{"sensor": "wine cellar", "humidity": 40}', None, "no model of this device is for it"),
+        ('{"rain_mm": 3.2, "station": "old mill"}', None, "no model of this device is for it"),
+        ('{"level": "warn", "component": "db pool", "message": "refused"}', "log-triage", "the router's classifier"),
     ],
 )
 def test_the_four_examples(asked: str, model: str | None, why: str) -> None:
