@@ -18,7 +18,7 @@ import functools
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ PHRASES, MESSAGES, ROUTINE, WORLDS = (
     yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
     for name in ("phrases", "messages", "routine", "worlds")
 )
-WRITTEN = list(csv.DictReader((HERE / "written.csv").read_text(encoding="utf-8").splitlines()))
 CATEGORIES = list(MESSAGES)
 INTERFACES = [
     "eth0", "eth1", "eth3", "enp3s0", "ens18", "wlan0", "eno1", "bond0", "wlp2s0", "usb0", "ppp0", "br0", "Gi0/3",
@@ -219,9 +218,9 @@ def coded(rng: random.Random, text: str) -> str:
     return ["_", "-", "."][style - 1].join(words).upper() if rng.random() < 0.6 else "_".join(words).lower()
 
 
-def written(rng: random.Random) -> tuple[str, str, str]:
+def written(rng: random.Random, rows: Sequence[Mapping[str, str]]) -> tuple[str, str, str]:
     """A line that somebody wrote, its category and its priority; some are said by another device or program."""
-    row = rng.choice(WRITTEN)
+    row = rng.choice(rows)
     text = row["text"]
     if (head := re.match(r"[A-Za-z][\w .#/-]{2,24}: (?=.{20})", text)) and rng.random() < OTHER_HEAD:
         other = chosen(rng, rng.choice(WORLDS["devices"] + WORLDS["programs"]))
@@ -251,11 +250,11 @@ def message(rng: random.Random) -> tuple[str, str, str]:
     return rng.choice(PHRASES["glue"]).format(s=subject, t=state, h="HOST"), category, priority
 
 
-def line(rng: random.Random) -> dict[str, Any]:
-    """An example."""
+def line(rng: random.Random, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """An example; `rows` are those that somebody wrote."""
     slots = names(rng)
     if by_hand := rng.random() < WRITTEN_SHARE:
-        text, category, priority = written(rng)
+        text, category, priority = written(rng, rows)
     else:
         text, category, priority = message(rng)
         text = filled(slots, text)
@@ -270,15 +269,16 @@ def line(rng: random.Random) -> dict[str, Any]:
     return {"input": {"text": worn(rng, text)}, "answer": {"category": category, "priority": priority}}
 
 
-def main() -> None:
-    """Print them."""
+def main(lines: str = "written.csv") -> None:
+    """Print them; `lines` is the file with those that somebody wrote."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)
     args = parser.parse_args()
+    rows = list(csv.DictReader((HERE / lines).read_text(encoding="utf-8").splitlines()))
     rng = random.Random(f"log-triage {args.seed}")
     for _ in range(args.cases):
-        print(json.dumps(line(rng), ensure_ascii=False))
+        print(json.dumps(line(rng, rows), ensure_ascii=False))
 
 
 if __name__ == "__main__":
