@@ -34,6 +34,19 @@ def test_the_router_says_which_model_and_why(capsys: pytest.CaptureFixture[str])
     assert found == {"model": None, "why": "no model of the fleet is for it"}
 
 
+def test_a_fleet_without_a_router_is_not_said_to_have_no_model_for_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = EXAMPLES / "router" / "fleet.yaml"
+    found = said(capsys, "router", "ask", fleet, "blinds down please")
+    assert found["model"] is None
+    assert found["why"] == (
+        "it is a text, and there is no router's file to tell home-commands, log-triage apart: "
+        f"{fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device"
+    )
+    assert main(["router", "ask", str(fleet), "blinds down please"]) == 0
+    out, err = capsys.readouterr()
+    assert out == found["why"] + "\n" and not err
+
+
 def test_a_router_is_trained_on_no_readings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["router", "train", str(EXAMPLES / "router" / "fleet.yaml"), "--device", "house", "--cases", "20"]
     task = EXAMPLES / "boiler-advisor" / "task.yaml"
