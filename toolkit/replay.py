@@ -165,10 +165,10 @@ class Replay:
         self._limits = {name: entry.max_new for name, entry in entries.items()}
         self._systems = {name: entry.system for name, entry in entries.items()}
         self._models: dict[str, OpenedModel] = {}
-        # A device that is asked in place of a bundle finds the model itself.
-        routing = fleet.routing(device) if models is None and any(link.model is None for link in links) else None
+        routing = fleet.routing(device) if any(link.model is None for link in links) else None
+        self._routed = routing is not None
         self._router = None
-        if routing is not None:
+        if routing is not None and models is None:  # a device that is asked in place of a bundle finds the model itself
             self._router = Router.of_bundles(routing, {name: entry.bundle for name, entry in entries.items()})
         for name in dict.fromkeys(name for link in links for name in self._may_ask(link)):
             entry = entries[name]
@@ -183,7 +183,17 @@ class Replay:
             model.close()
 
     def _may_ask(self, link: Link) -> tuple[str, ...]:
-        return link.may_ask(tuple(self._limits), routed=self._router is not None)
+        return link.may_ask(tuple(self._limits), routed=self._routed)
+
+    def _schemas(self, link: Link) -> Iterator[Mapping[str, Any] | None]:
+        """What its answers may be held to, by whichever model gives them; None: nothing that is known here."""
+        names = self._may_ask(link)
+        if not link.answer_of_model or len(names) == 1:
+            yield link.answer
+            return
+        for name in names:
+            purpose = None if self._router is None else self._router.purpose_of(name)
+            yield None if purpose is None else purpose.answer
 
     def _refusal(self, link: Link, name: str) -> str:
         """Why a model cannot answer a link; empty where it can."""
@@ -209,11 +219,11 @@ class Replay:
                 yield self._one(windows, topic, recorded)
 
     def _impossible(self, recorded: Recorded) -> Iterator[str]:
-        """The faults of an `answer`: fields that no link has, values that none can say; none where a link's model may
-        bring a schema of its own.
+        """The faults of an `answer`: fields that no link has, values that none can say, whichever of its models the
+        router finds; none where a link's answers may be anything.
         """
         links = [windows.link for windows in self.links if _listens(windows.link, recorded)]
-        schemas = [None if link.answer_of_model and len(self._may_ask(link)) > 1 else link.answer for link in links]
+        schemas = [schema for link in links for schema in self._schemas(link)]
         fields: dict[str, list[Mapping[str, Any]]] = {}
         for schema in schemas:
             if schema is None or not isinstance(schema.get("properties"), Mapping):
@@ -225,7 +235,7 @@ class Replay:
             if name not in fields:
                 yield f"{where}: found the field {name!r}; expected {', '.join(fields)}"
             elif all("enum" in what and value not in what["enum"] for what in fields[name]):
-                known = ", ".join(map(str, fields[name][0]["enum"]))
+                known = ", ".join(dict.fromkeys(str(label) for what in fields[name] for label in what["enum"]))
                 yield f"{where}: {name} is {json.dumps(value, ensure_ascii=False)}; expected one of {known}"
 
     def _one(self, windows: Windows, topic: str, recorded: Recorded) -> Replayed | None:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from device_runtime.brain.text_classifier import TextClassifier
     from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["Chosen", "Router"]
+__all__ = ["FOR_NONE", "Chosen", "Router"]
 
 log = logging.getLogger("stonechat.serve")
 
+FOR_NONE = "no model of this device is for it"
 _SECOND = 0.05  # the least probability of a class that is worth a second opinion
 _DOUBTFUL = 0.2  # of one that is worth asking though the text is rather for none
 
@@ -132,6 +133,9 @@ class Router:
         if self._classifier is None:
             if len(takes) == 1 and self._general is None:
                 return Chosen(takes[0], "it is the model for texts")
+            if takes and self._general is None:
+                why = f"it is a text, and there is no router's file to tell {', '.join(takes)} apart"
+                return Chosen(self._models[0], why, stray=True)
             return self._for_none()
         if not any(character.isalnum() for character in text):  # it has no words to be like anything
             return self._for_none()
@@ -152,7 +156,7 @@ class Router:
     def _for_none(self) -> Chosen:
         if (general := self._general) is not None:
             return Chosen(general, "it is for none of the trained tasks")
-        return Chosen(self._models[0], "no model of this device is for it", stray=True)
+        return Chosen(self._models[0], FOR_NONE, stray=True)
 
 
 def _holds_sentence(reading: Mapping[str, Any]) -> bool:

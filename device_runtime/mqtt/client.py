@@ -14,6 +14,7 @@ import logging
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -49,6 +50,7 @@ CUT_OFF = 2  # connections in one `connect` that end before the broker's answer:
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # protocol, client id, password, authorization, ban, method
 
 _RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED = 0x9A, 0x9B  # MQTT 5, section 3.2.2.2: a last will asks for both
+_UNSPECIFIED = 0x80  # MQTT 5, section 3.14.2.1
 _NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
 _HEADER_BYTES = 600  # of a packet, at most: its fixed header and our properties
 _NOT_YET_VALID = {9, 11}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CRL_NOT_YET_VALID
@@ -84,7 +86,8 @@ class Client:
         Args:
             on_subscribed: called after each (re)connect, once the broker has confirmed every subscription, with whether
                 there are any.
-            on_connection: called with True on connect and False, with the reason, on disconnect.
+            on_connection: called with True on connect and False, with the reason, on disconnect, and where an attempt
+                to come back fails for another reason than was said last.
             on_oversized: called with the topic and the bytes of a payload that was dropped. MQTT 5 brokers drop it
                 themselves; an MQTT 3.1.1 connection has no way to send them.
         """
@@ -107,6 +110,7 @@ class Client:
         self.capabilities = Capabilities()  # of the broker, from the first connection on
         self._network: threading.Thread | None = None  # paho's, once it has called us
         self._closed = False
+        self._told = ""  # why there is no connection, as it was last said
         self._cut_off = 0  # connections that have ended before the broker's answer
         self._v5 = broker.protocol == "5"
         self._will = will
@@ -120,6 +124,7 @@ class Client:
         self._paho.on_socket_open = _disable_nagle
         self._paho.on_connect = self._guarded(self._connected)
         self._paho.on_disconnect = self._guarded(self._disconnected)
+        self._paho.on_connect_fail = self._guarded(self._not_connected)
         self._paho.on_subscribe = self._guarded(self._subscribed)
         self._paho.on_message = self._guarded(self._received)
         self._paho.on_publish = self._guarded(self._published)
@@ -419,7 +424,14 @@ class Client:
         if code.value == SESSION_TAKEN_OVER:
             self.takeover.set()
             client.disconnect()  # or the two would throw each other out for ever
-        self._tell(False, str(code))
+        lost = code.value == _UNSPECIFIED and not flags.is_disconnect_packet_from_server  # as paho calls it
+        self._tell(False, "the connection broke off" if lost else str(code))
+
+    def _not_connected(self, client: paho.Client, userdata: Any) -> None:
+        """An attempt to come back has failed; paho calls this while it handles the error."""
+        error = sys.exception()
+        if isinstance(error, Exception) and (why := reason(error)) != self._told:
+            self._tell(False, why)
 
     def _subscribed(self, client: paho.Client, userdata: Any, mid: int, codes: list[Any], properties: Any) -> None:
         for code in codes:
@@ -479,6 +491,7 @@ class Client:
             log.debug("details", exc_info=e)
 
     def _tell(self, connected: bool, reason: str) -> None:
+        self._told = reason
         if self._on_connection:
             self._on_connection(connected, reason)
 

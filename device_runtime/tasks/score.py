@@ -23,23 +23,20 @@ class FieldScore:
     right: int = 0
     count: int = 0
     confusion: dict[str, dict[str, int]] = field(default_factory=dict)  # truth -> answered -> how often
-    calibration_error: float = 0.0
+    calibration_error: float | None = None  # None where no answer with a known truth had a confidence
 
     @property
-    def accuracy(self) -> float:
-        """Share that is right."""
-        return self.right / self.count if self.count else 0.0
+    def accuracy(self) -> float | None:
+        """Share that is right; None where no truth is known."""
+        return self.right / self.count if self.count else None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
-        low, high = interval(self.right, self.count)
         return {
-            "accuracy": round(self.accuracy, 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
+            **_shares(self.right, self.count),
             "right": self.right,
             "count": self.count,
-            "calibration_error": round(self.calibration_error, 4),
+            "calibration_error": None if self.calibration_error is None else round(self.calibration_error, 4),
             "confusion": self.confusion,
         }
 
@@ -66,23 +63,20 @@ class Score:
         return sum(f.count for f in self.fields.values())
 
     @property
-    def accuracy(self) -> float:
-        """Share of typed fields that are right."""
-        return self.typed_right / self.typed_count if self.typed_count else 0.0
+    def accuracy(self) -> float | None:
+        """Share of typed fields that are right; None where no truth is known."""
+        return self.typed_right / self.typed_count if self.typed_count else None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
-        low, high = interval(self.typed_right, self.typed_count)
-        worst = max((f.calibration_error for f in self.fields.values()), default=0.0)
+        errors = [f.calibration_error for f in self.fields.values() if f.calibration_error is not None]
         return {
             "count": self.count,
-            "accuracy": round(self.accuracy, 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
+            **_shares(self.typed_right, self.typed_count),
             "well_formed": round(self.well_formed / self.count, 4) if self.count else None,
             "none_recognized": round(self.none_recognized / self.none_asked, 4) if self.none_asked else None,
             "none_asked": self.none_asked,
-            "calibration_error": round(worst, 4),
+            "calibration_error": round(max(errors), 4) if errors else None,  # of the worst field
             "unfamiliar": self.unfamiliar,
             "fields": {name: f.to_json() for name, f in self.fields.items()},
         }
@@ -138,10 +132,18 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def calibration_error(sure: Sequence[tuple[float, bool]]) -> float:
-    """The expected calibration error over ten bins of equal width."""
+def calibration_error(sure: Sequence[tuple[float, bool]]) -> float | None:
+    """The expected calibration error over ten bins of equal width; None of nothing."""
     gaps = (abs(sum(c for c, _ in held) - sum(r for _, r in held)) for held in _bins(sure))
-    return sum(gaps) / len(sure) if sure else 0.0
+    return sum(gaps) / len(sure) if sure else None
+
+
+def _shares(right: int, count: int) -> dict[str, float | None]:
+    """How many of them are right, with the interval; nothing is said of none."""
+    if not count:
+        return {"accuracy": None, "low": None, "high": None}
+    low, high = interval(right, count)
+    return {"accuracy": round(right / count, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def reliability(examples: Sequence[Example], answers: Sequence[TypedAnswer]) -> list[dict[str, float]]:

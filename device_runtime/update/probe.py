@@ -84,7 +84,7 @@ def any_prompt(manifest: Manifest) -> str:
 
 
 def task_score(path: Path, wanted: TrialScore, threads: int | None = None) -> float:
-    """The share of the typed fields of these examples that a bundle of a task gets right."""
+    """The share of the typed fields of these examples that a bundle of a task gets right; 0 of none."""
     from device_runtime.tasks.answering import Answerer
     from device_runtime.tasks.examples import Example
     from device_runtime.tasks.score import score
@@ -95,7 +95,7 @@ def task_score(path: Path, wanted: TrialScore, threads: int | None = None) -> fl
         answers = [answerer.answer(example.input) for example in examples]
     finally:
         answerer.close()
-    return score(answerer.purpose, examples, answers).accuracy
+    return score(answerer.purpose, examples, answers).accuracy or 0.0
 
 
 def _language_of(model: OpenedModel) -> dict[str, Any]:

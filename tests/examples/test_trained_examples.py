@@ -261,3 +261,20 @@ def test_a_link_or_a_request_asks_a_trained_bundle_with_the_reading_alone() -> N
         reading = {"peak_g": 1, "posture_after": "lying", "still_s": 10, "heart_bpm": 0}  # the strap has no contact
         odd = model.generate(json.dumps(reading))
         assert "level" in json.loads("".join(odd)) and "heart_bpm is 0" in odd.result.unfamiliar[0]
+
+
+def test_of_answers_whose_truth_nobody_knows_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No share of none is zero, and no error."""
+    (tmp_path / "c.jsonl").write_text('{"input": {"text": "eth0: link down"}}\n')
+    command = ["eval", str(EXAMPLES / "log-triage" / "bundle"), "--examples", str(tmp_path / "c.jsonl")]
+    assert main(command) == 0
+    counted, *lines = capsys.readouterr().out.splitlines()
+    assert "1 answer, 0 of them with a known truth" in counted
+    assert [line.split("  ")[0] for line in lines] == ["well-formed"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for figures in (found, *found["fields"].values()):
+        assert [figures[name] for name in ("accuracy", "low", "high", "calibration_error")] == [None] * 4
+    assert found["none_recognized"] is None and found["well_formed"] == 1.0

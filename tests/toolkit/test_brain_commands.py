@@ -49,6 +49,19 @@ def test_a_model_for_logs_in_json_gets_no_readings_that_name_their_sensor() -> N
         assert router.choose(reading)[0] == NONE and router.probabilities(reading)[NONE] > 0.7  # 0.2 of the second
 
 
+def test_a_fleet_without_a_router_is_not_said_to_have_no_model_for_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = EXAMPLES / "router" / "fleet.yaml"
+    found = said(capsys, "router", "ask", fleet, "blinds down please")
+    assert found["model"] is None
+    assert found["why"] == (
+        "it is a text, and there is no router's file to tell home-commands, log-triage apart: "
+        f"{fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device"
+    )
+    assert main(["router", "ask", str(fleet), "blinds down please"]) == 0
+    out, err = capsys.readouterr()
+    assert out == found["why"] + "\n" and not err
+
+
 def test_a_router_is_trained_on_no_readings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["router", "train", str(EXAMPLES / "router" / "fleet.yaml"), "--device", "house", "--cases", "20"]
     task = EXAMPLES / "boiler-advisor" / "task.yaml"
@@ -73,6 +86,36 @@ def test_what_stands_in_for_a_field_is_ordinary(capsys: pytest.CaptureFixture[st
     first, *others = found["moved_by"]
     assert first["left_out"] == "temp_c" and first["answer"]["cause"] != "sensor_fault"
     assert all(other["answer"]["cause"] == "overheat" for other in others)
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "answered", "why"),
+    [
+        ("boiler-advisor", '{"temp_c": 99, "bar": 1.4}', False, "flow_l_min is not there; expected a number of l/min"),
+        ("boiler-advisor", '{"temp_c": "hot", "bar": 1, "flow_l_min": 9}', False, "temp_c is 'hot'; expected a number"),
+        ("log-triage", f"eth3: link is {'down' * 100}", True, "the text has 414 characters"),
+    ],
+)
+def test_an_input_unlike_those_of_the_training_is_explained_as_the_device_answers_it(
+    capsys: pytest.CaptureFixture[str], example: str, given: str, answered: bool, why: str
+) -> None:
+    bundle = EXAMPLES / example / "bundle"
+    assert main(["explain", str(bundle), given]) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0] != "null") == answered and f"unfamiliar: {why}" in err
+    found = said(capsys, "explain", bundle, given)
+    assert found["unfamiliar"] is True and found["reason"].startswith(why)
+    assert (found.get("answer", "written") is not None) == answered
+    with open_model(bundle) as model:
+        device = json.loads("".join(model.generate(given)))
+    assert device == ({name: found[name] for name in device} if answered else None)
+
+
+def test_what_is_wrong_with_a_field_is_explained_by_the_answer_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = EXAMPLES / "boiler-advisor" / "bundle"
+    first, *others = said(capsys, "explain", bundle, '{"temp_c": "hot", "bar": 1, "flow_l_min": 9}')["moved_by"]
+    assert first["left_out"] == "temp_c" and first["answer"]["severity"] == "ok" and first["change"] == 1
+    assert all(other["answer"] is None and other["change"] == 0 for other in others)
 
 
 def test_ordinary_values_are_those_of_readings_without_an_answer() -> None:

@@ -484,3 +484,32 @@ def test_what_the_system_says_of_a_path_comes_with_the_next_step(tmp_path, capsy
     ):
         assert main(["task", "generate", str(tmp_path / "pump"), "--cases", "2", "-o", str(output)]) == 1
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("pump", "pump"), ("Pümpe", "p-mpe"), ("Hall 3", "hall-3"), ("水", "task"), ("a" * 80, "a" * 64)],
+)
+def test_a_new_task_that_is_not_called_as_its_folder_says_how(tmp_path, capsys, folder, name):
+    from device_runtime.tasks.file import load
+    from toolkit.cli import main
+
+    assert main(["task", "new", str(tmp_path / folder)]) == 0
+    out = capsys.readouterr().out
+    assert load(tmp_path / folder).name == name
+    assert (f"the task is called {name}: " in out) == (folder != name)
+    assert main(["task", "new", str(tmp_path / "other" / folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == name
+
+
+def test_a_schema_that_cannot_be_read_is_not_called_broken_json(tmp_path, capsys):
+    from toolkit.cli import main
+
+    asked = ["ask", "--device", "north", "x", "--schema"]
+    assert main([*asked, "nofile"]) == 2
+    said = capsys.readouterr().err
+    assert "nofile cannot be read: No such file or directory. Check the path." in said
+    assert "not JSON" not in said and ".." not in said
+    (tmp_path / "broken.json").write_text("{")
+    assert main([*asked, str(tmp_path / "broken.json")]) == 2
+    assert "broken.json is not JSON: Expecting property name" in capsys.readouterr().err

@@ -135,6 +135,42 @@ def test_a_right_answer_that_no_link_can_give_is_named_and_not_scored(replayed: 
     assert 'kind is "leak"; expected one of repair, noise' in err
 
 
+def test_a_right_answer_that_no_model_of_a_router_can_give_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    names = ("boiler-advisor", "fall-alert", "home-commands", "log-triage")
+    fleet = {
+        "schema": 1,
+        "links": [{"name": "logs", "from": "logs/+", "parse": "auto", "prompt": "{{ value }}", "to": "out"}],
+        "models": {name: {"bundle": str(examples / name / "bundle"), "threads": 1} for name in names},
+        "devices": {
+            "house": {
+                "model": list(names),
+                "links": ["logs"],
+                "router": {"file": str(examples / "router" / "router.json")},
+            }
+        },
+    }
+    (tmp_path / "fleet.yaml").write_text(json.dumps(fleet))
+
+    def run(answer: dict[str, str]) -> tuple[int, str, str]:
+        reading = {"topic": "logs/a", "reading": "disk full", "answer": answer}
+        (tmp_path / "readings.txt").write_text(json.dumps(reading))
+        code = main(["try", str(tmp_path / "fleet.yaml"), "--readings", str(tmp_path / "readings.txt")])
+        return code, *capfd.readouterr()
+
+    code, out, err = run({"category": "storag"})
+    assert (code, out) == (2, "")
+    assert 'category is "storag"; expected one of none, network, storage, ' in err
+    code, out, err = run({"categry": "storage"})
+    assert (code, out) == (2, "")
+    assert "found the field 'categry'; expected severity, cause, advice, level, reason, " in err
+    # Which only the model for commands has: the router's error, if it is one, and to be scored.
+    code, out, _ = run({"category": "storage", "device": "light"})
+    assert code == 0 and "logs.category: 1 of 1 right" in out and "logs.device: 0 of 1 right" in out
+
+
 def test_what_is_not_there_is_named(replayed: Try) -> None:
     assert "serves no link 'hot'; its links are sort, rule" in replayed("--link", "hot")[2]
     assert "fleet.yaml has no device 'south'; its devices are: north" in replayed("--device", "south")[2]

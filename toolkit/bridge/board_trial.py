@@ -41,13 +41,13 @@ def measure_board(model: SerialModel, bundle: Bundle) -> Measured:
 
 
 def _score(model: SerialModel, bundle: Bundle, wanted: TrialScore) -> float | None:
-    """The share of the typed fields of these examples that the board gets right."""
+    """The share of the typed fields of these examples that the board gets right; 0 of none."""
     purpose = Purpose.of_manifest(bundle.manifest)
     if purpose is None:
         return None
     examples = [Example(row["input"], row["answer"]) for row in wanted.examples]
     said = [_answer(model, purpose.asked(example.input)) for example in examples]
-    return score(purpose, examples, said).accuracy
+    return score(purpose, examples, said).accuracy or 0.0
 
 
 def _answer(model: SerialModel, asked: str) -> TypedAnswer:

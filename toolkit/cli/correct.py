@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     correction: dict[str, Any] = {"prompt": args.prompt} if args.link is None else {"link": args.link}
     said: Mapping[str, Any] = {}
     if args.reading is not None:
-        correction["reading"] = _value(args.reading)
+        correction["reading"] = _reading(args.reading)
     elif args.link is not None:
         last = _last(broker, name, args.device, args.link, args.timeout)
         said = last["said"] or {}
@@ -125,6 +125,19 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return str(text)
+
+
+def _reading(text: str) -> Any:
+    """JSON, or a text; raises a ConfigurationError for an object that breaks off."""
+    from device_runtime.errors import ConfigurationError
+
+    found = _value(text)
+    if isinstance(found, str) and text.lstrip().startswith("{"):
+        raise ConfigurationError(
+            f"--reading is {text[:80]}, which begins as a JSON object and is none; expected a whole one in quotation "
+            "marks of the shell. A text that begins so is given as a JSON string."
+        )
+    return found
 
 
 def _last(broker: BrokerAddress, name: str | None, device: str, link: str, timeout_s: float) -> dict[str, Any]:

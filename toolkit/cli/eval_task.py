@@ -102,11 +102,13 @@ def _lines(scored: dict[str, Any]) -> list[str]:
     lines = [f"{'well-formed':<22} {scored['well_formed']:7.1%}"]
     for name, entry in scored["fields"].items():
         if entry["count"]:
+            error = entry["calibration_error"]
             lines.append(
-                f"{name:<22} {entry['accuracy']:7.1%}  {entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}, "
-                f"calibration error {entry['calibration_error']:.3f}"
+                f"{name:<22} {entry['accuracy']:7.1%}  {entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}"
+                + ("" if error is None else f", calibration error {error:.3f}")
             )
-    lines.append(f"{'typed fields together':<22} {scored['accuracy']:7.1%}")
+    if scored["accuracy"] is not None:
+        lines.append(f"{'typed fields together':<22} {scored['accuracy']:7.1%}")
     if scored["none_asked"]:
         lines.append(f"{'none recognized':<22} {scored['none_recognized']:7.1%}  of {scored['none_asked']}")
     if scored["unfamiliar"]:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.answering import Answerer
     from toolkit.brain.explanation import moves
-    from toolkit.cli.output import rows, show
+    from toolkit.cli.output import rows, say_unfamiliar, show
 
     answerer = Answerer.open(args.bundle)
     try:
@@ -54,17 +54,21 @@ def run(args: argparse.Namespace) -> int:
             name: ordinary.get(name, field.one_of[0] if field.one_of else ((field.low or 0) + (field.high or 0)) / 2)
             for name, field in (answerer.purpose.inputs.fields or {}).items()
         } | instead
-        whole, found = moves(lambda inputs: answerer.answer({**middle, **inputs} if middle else inputs), given)
+        # What the input lacks of itself is not filled in: its answer is to be the device's.
+        stand_ins = {name: middle[name] for name in given if name in middle}
+        whole, found = moves(lambda inputs: answerer.answer({**stand_ins, **inputs}), given)
     finally:
         answerer.close()
     fields = {**whole.to_json(), "moved_by": [moved.to_json() for moved in found]}
-    said = json.dumps(fields["answer"] if "answer" in fields else dict(whole.answer or {}), ensure_ascii=False)
-    stand_ins = {name: middle[name] for name in given if name in middle}
+    said = json.dumps(None if whole.answer is None else dict(whole.answer), ensure_ascii=False)
     lines = [said, "", *rows((f"{moved.change:.2f}", _without(moved.left_out, moved.answer)) for moved in found)]
     if stand_ins:
         fields["instead"] = stand_ins
         lines += ["", f"in place of what is left out: {json.dumps(stand_ins, ensure_ascii=False)}"]
-    return show(args, fields, lines)
+    show(args, fields, lines)
+    if not args.json:
+        say_unfamiliar(whole.unfamiliar)
+    return 0
 
 
 def _object(text: str, what: str, known: Mapping[str, Any]) -> dict[str, Any]:

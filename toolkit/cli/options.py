@@ -126,7 +126,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
 
@@ -135,8 +135,9 @@ def read_schema(path: Path) -> dict[str, Any]:
     """A JSON schema in a file."""
     import json
 
+    text = read_text(path)
     try:
-        schema = json.loads(read_text(path))
+        schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}.") from None
     if not isinstance(schema, dict):

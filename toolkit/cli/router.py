@@ -92,7 +92,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from device_runtime.brain.router import Router
+    from device_runtime.brain.router import FOR_NONE, Router
     from device_runtime.fleet.file import load
     from device_runtime.fleet.policies.routing import Routing
     from toolkit.cli.output import say, show
@@ -100,12 +100,16 @@ def _ask(args: argparse.Namespace) -> int:
     fleet = load(args.fleet)
     entries = _models_of(fleet, args.device)
     routing = fleet.routing_of_all() if args.device is None else fleet.routing(args.device)
-    if args.device is None and routing is None:
-        say(f"{args.fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device")
     router = Router.of_bundles(routing or Routing(), {name: entry.bundle for name, entry in entries.items()})
     chosen = router.choose(args.asked)
     having = [name for name, entry in fleet.devices.items() if chosen.model in entry.models]
-    why = _no_model(fleet, args.device) if chosen.stray else chosen.why
+    why = _no_model(fleet, args.device) if chosen.why == FOR_NONE else chosen.why
+    if args.device is None and routing is None:
+        missing = f"{args.fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device"
+        if chosen.stray and chosen.why != FOR_NONE:
+            why = f"{why}: {missing}"
+        else:
+            say(missing)
     fields: dict[str, Any] = {"model": None if chosen.stray else chosen.model, "why": why}
     fields |= {} if args.device is not None or chosen.stray else {"devices": having}
     where = f" (on {', '.join(having)})" if "devices" in fields else ""

@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat task`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     new = actions.add_parser("new", help="write a task.yaml to begin with", allow_abbrev=False)
-    new.add_argument("folder", metavar="DIR", type=Path, help="made if needed; its name is the task's")
+    new.add_argument(
+        "folder", metavar="DIR", type=Path, help="made if needed; its name, in a-z, 0-9 and -, is the task's"
+    )
     new.add_argument("--text", action="store_true", help="the task reads a text, not numbers")
     add_json(new)
     check = actions.add_parser("check", help="list all faults of a task file and its examples", allow_abbrev=False)
@@ -119,12 +121,15 @@ def _new(args: argparse.Namespace) -> int:
     path = args.folder / "task.yaml"
     if path.exists():
         raise ConfigurationError(f"{path} is there already; choose another folder.")
-    name = re.sub(r"[^a-z0-9-]+", "-", args.folder.resolve().name.lower()).strip("-") or "task"
+    called = args.folder.resolve().name
+    name = re.sub(r"[^a-z0-9-]+", "-", called.lower()).strip("-")[:64].rstrip("-") or "task"
     args.folder.mkdir(parents=True, exist_ok=True)
     path.write_text((_TEXT if args.text else _NUMBERS).format(name=name), encoding="utf-8")
     if args.json:
-        print(json.dumps({"task": str(path)}))
+        print(json.dumps({"task": str(path), "name": name}))
         return 0
+    if name != called:
+        print(f"the task is called {name}: a name has small letters, digits and '-'; `name:` in the file is another")
     print(f"{path}: written; edit it, then `stonechat task check {args.folder}`")
     return 0
 

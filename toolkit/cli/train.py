@@ -176,6 +176,8 @@ def run(args: argparse.Namespace) -> int:
     for task, page, test in zip(tasks, pages, tests, strict=True):
         print(f"{args.output}: {task.name}, {size / 1e6:.2f} MB, {seconds / 60:.1f} min; see {page}")
         for name, entry in test["fields"].items():
+            if not entry["count"]:  # its truth is in no test case
+                continue
             interval = f"{entry['low']:.1%} to {entry['high']:.1%} of {entry['count']}"
             print(f"{name:<16} {entry['accuracy']:7.1%}  ({interval})")
         print(f"{'well-formed':<16} {test['well_formed']:7.1%}")

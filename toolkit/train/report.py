@@ -57,7 +57,7 @@ def _summary(bundle: Bundle, report: Mapping[str, Any], cost: Mapping[str, Any] 
         ("typed fields right", f"{_percent(test['accuracy'])} ({_percent(test['low'])} to {_percent(test['high'])})"),
         ("well-formed answers", _percent(test["well_formed"])),
         ("`none` recognized", "–" if test["none_recognized"] is None else _percent(test["none_recognized"])),
-        ("calibration error of the worst field", f"{test['calibration_error']:.3f}"),
+        ("calibration error of the worst field", _figure(test["calibration_error"])),
         ("test cases", str(test["count"])),
         *_of_an_answer(cost),
         ("cases trained on", f"{cases.get('train', 0):,}"),
@@ -88,6 +88,7 @@ def _baselines(report: Mapping[str, Any]) -> str:
         name
         for name in names
         if (tree := baselines.get("decision tree", {}).get(name)) is not None
+        and test["fields"][name]["count"]
         and tree > test["fields"][name]["accuracy"] + 1e-9
     ]
     note = ""
@@ -102,10 +103,12 @@ def _baselines(report: Mapping[str, Any]) -> str:
 
 
 def _line(field: Mapping[str, Any]) -> str:
+    if not field["count"]:
+        return "<p>Of no test case it is known what is right here.</p>"
     share = f"{field['right']} of {field['count']} right: {_percent(field['accuracy'])}"
     return (
         f"<p>{share}, 95 % interval {_percent(field['low'])} to {_percent(field['high'])}; expected calibration "
-        f"error {field['calibration_error']:.3f}.</p>"
+        f"error {_figure(field['calibration_error'])}.</p>"
     )
 
 
@@ -163,6 +166,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
+
+
+def _figure(error: float | None) -> str:
+    return "–" if error is None else f"{error:.3f}"
 
 
 def _text(value: object) -> str:

@@ -222,8 +222,11 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
         about["json_attributes_template"] = "{{ dict(value_json.items() | rejectattr(0, 'eq', 'window')) | tojson }}"
     properties = _properties(link.answer)
     if not properties:
-        value = "value_json.text" if link.answer is None else "value_json.answer | tojson"
-        template = f"{{{{ ({value})[:{_LONGEST_STATE}] }}}}"
+        template = (
+            f"{{{{ value_json.text[:{_LONGEST_STATE}] }}}}"
+            if link.answer is None
+            else _cut("value_json.answer", "tojson")
+        )
         yield key, {"platform": "sensor", "name": label, "value_template": template, **about}
     for name, schema in properties.items():
         value = f"(value_json.answer or {{}})[{json.dumps(name)}]"  # null, where the model has no answer
@@ -238,9 +241,14 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
             component["state_class"] = "measurement"
             component["value_template"] = f"{{{{ {value} | default(none) }}}}"
         else:
-            component["value_template"] = f"{{{{ ({value} | default('') | string)[:{_LONGEST_STATE}] }}}}"
+            component["value_template"] = _cut(value, "string")
         yield f"{key}_{_safe(name)}", component
     yield from _of_confidence(link, key, label, topic)
+
+
+def _cut(value: str, written: str) -> str:
+    """A template for a text; unknown where there is no value, as an empty text would be a state."""
+    return f"{{{{ ({value} | {written})[:{_LONGEST_STATE}] if ({value} | default(none)) is not none else none }}}}"
 
 
 def _of_confidence(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -254,6 +254,7 @@ class TestTheCommand:
             (["--link", "logs", "--topic", "logs/a", "a=1"], "--topic goes with --reading"),
             (["--link", "logs", "--window", "[]", "a=1"], "--window goes with --reading"),
             (["--link", "logs", "--reading", "x", "--window", "{}", "a=1"], "--window is {}; expected a JSON list"),
+            (["--link", "logs", "--reading", '{"temp_c": 9', "a=1"], "begins as a JSON object and is none"),
             (["--prompt", "x", "category=netwrk", "priority=low"], "expected one of none, network"),
         ],
     )

@@ -195,16 +195,33 @@ class TestLinks:
         components = described(HELD)["components"]
         shown = {name: state(c, {"answer": {}}) for name, c in components.items() if name.startswith("link_")}
         assert shown == {
-            "link_decide_severity": None, "link_decide_advice": "", "link_decide_open": None,
+            "link_decide_severity": None, "link_decide_advice": None, "link_decide_open": None,
             TARGET: None,
         }  # fmt: skip
 
     @pytest.mark.parametrize("said", [{"answer": None, "confidence": {}}, {"answer": None}])
-    def test_an_answer_that_was_held_back_is_unknown(self, said: dict[str, Any]) -> None:
-        components = described(HELD)["components"]
-        assert state(components["link_decide_severity"], said) is None
-        assert state(components["link_decide_open"], said) is None  # and not OFF: nobody knows
-        assert state(components["confidence_link_decide"], said) is None
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            {"enum": ["ok", "warn"]}, {"type": "string"}, {"type": "boolean"}, {"type": "number"}, {"type": "integer"},
+            {"enum": [1, 2]}, {"enum": [True, False]}, {"enum": ["ok", None]}, {"const": "on"}, {},
+            {"type": ["string", "null"]}, {"type": "array"}, {"type": "object"},
+        ],
+    )  # fmt: skip
+    def test_an_answer_that_was_held_back_is_unknown(self, said: dict[str, Any], kind: dict[str, Any]) -> None:
+        """Of all kinds: no empty text, and not OFF, as nobody knows. Home Assistant takes `None` for it."""
+        answer = {"type": "object", "properties": {"it is": kind}}
+        components = described(replace(HELD, answer=answer))["components"]
+        shown = [state(c, said) for name, c in components.items() if name.startswith(("link_", "confidence_"))]
+        assert shown and set(shown) == {None}
+
+    @pytest.mark.parametrize("answer", [{"type": "array"}, {"enum": ["a", "b"]}, {"type": "string"}])
+    def test_an_answer_that_is_no_object_and_was_held_back_is_unknown(self, answer: dict[str, Any]) -> None:
+        component = described(replace(HELD, answer=answer))["components"]["link_decide"]
+        assert state(component, {"answer": None}) is None
+
+    def test_an_empty_text_is_one(self) -> None:
+        assert state(described(HELD)["components"]["link_decide_advice"], {"answer": {"advice": ""}}) == ""
 
     def test_earlier_readings_are_no_attributes(self) -> None:
         """Its recorder keeps none of an entity that has more than 16 KiB of them."""

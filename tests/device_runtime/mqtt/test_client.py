@@ -72,6 +72,22 @@ def test_a_broker_that_restarts_again_and_again_is_not_another_client(tmp_path):
     client.close()
 
 
+def test_why_there_is_no_connection_is_what_the_last_attempt_met(tmp_path):
+    """As a command says it that finds no broker; the library's own word is "Unspecified error"."""
+    port, told = free_port(), []
+    client = Client(
+        BrokerAddress("127.0.0.1", port), "x", on_message=nothing, on_connection=lambda *news: told.append(news)
+    )
+    with mosquitto(tmp_path, port=port):
+        client.connect()
+    wait_until(lambda: (False, "Connection refused") in told)
+    assert all("Unspecified" not in reason for _, reason in told)
+    with mosquitto(tmp_path, port=port):
+        wait_until(lambda: client.connected and told[-1] == (True, ""))
+    assert told.count((False, "Connection refused")) == 1  # and not with each attempt
+    client.close()
+
+
 def test_tls_to_a_port_without_it_is_a_fault_of_the_configuration(port):
     """Waiting would not help."""
     broker = BrokerAddress("127.0.0.1", port, tls=True)

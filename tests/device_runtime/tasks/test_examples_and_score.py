@@ -109,6 +109,18 @@ def test_wilsons_interval_and_the_calibration_error() -> None:
     assert interval(0, 0) == (0.0, 1.0)
     assert calibration_error([(0.9, True)] * 9 + [(0.9, False)]) == pytest.approx(0.0)
     assert calibration_error([(1.0, False), (1.0, True)]) == pytest.approx(0.5)
+    assert calibration_error([]) is None
+
+
+def test_a_field_whose_truth_is_in_no_example_has_no_score() -> None:
+    answer = TypedAnswer({"level": "none", "value": 2, "advice": "y"}, {"level": 0.9}, ())
+    found = score(PURPOSE, [Example({}, {"level": "none"})], [answer])
+    assert (found.accuracy, found.fields["value"].accuracy) == (1.0, None)
+    assert found.fields["value"].calibration_error is None
+    assert found.to_json()["calibration_error"] == pytest.approx(0.1)
+    assert found.to_json()["fields"]["value"]["low"] is None
+    without = score(PURPOSE, [Example({}, None)], [answer])
+    assert (without.accuracy, without.to_json()["accuracy"], without.to_json()["calibration_error"]) == (None,) * 3
 
 
 def test_an_abstention_says_why() -> None:
