@@ -194,7 +194,7 @@ class RoundedWeights:
             return self._weights(name)
         if name not in self._kept:
             self._keep(matmul, None)
-        weight = np.concatenate([values * scale[:, None] for values, scale in self._kept[name]], axis=1)
+        weight: FloatArray = np.concatenate([values * scale[:, None] for values, scale in self._kept[name]], axis=1)
         if not self._compensate:
             del self._kept[name]
         scales = self._scales(matmul)

@@ -63,7 +63,9 @@ def from_reset(emulator: Emulator, prompt: str, times: int) -> list[tuple[float,
         ready_s, first_s = time.perf_counter(), None
         for _ in emulator.ask(prompt):
             first_s = first_s or time.perf_counter()
-        found.append(tuple((at_s - began_s) * 1e3 for at_s in (ready_s, first_s or ready_s, time.perf_counter())))
+        answered_s = time.perf_counter()
+        first_s = first_s or ready_s
+        found.append(((ready_s - began_s) * 1e3, (first_s - began_s) * 1e3, (answered_s - began_s) * 1e3))
     return found
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -168,8 +168,8 @@ def last_will_across(rig: Rig) -> str:
     return "messages and the last will came to a subscriber of the other node"
 
 
-def _version(rig: Rig) -> int:
-    return int(paho.MQTTv5 if rig.protocol == "5" else paho.MQTTv311)
+def _version(rig: Rig) -> MQTTProtocolVersion:
+    return MQTTProtocolVersion.MQTTv5 if rig.protocol == "5" else MQTTProtocolVersion.MQTTv311
 
 
 def _until(holds: Callable[[], bool], why: str) -> None:

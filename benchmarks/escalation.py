@@ -128,8 +128,9 @@ def wrong(case: Mixed, final: Any, purposes: Mapping[str, Purpose]) -> int:
 
 def routed_right(case: Mixed, final: Any, router: Router) -> bool:
     """Whether the right model was asked, or for an input that is for none of them, none or one that passed it on."""
-    if isinstance(final, Final) and final.route.where == "here" and final.route.failed is None:
-        return bool(final.route.model == case.task)
+    route = final.route if isinstance(final, Final) else None
+    if route is not None and route.where == "here" and route.failed is None:
+        return route.model == case.task
     chosen = router.choose(case.prompt)
     return case.task is None if chosen.stray else case.task in (chosen.model, None if chosen.doubtful else chosen.model)
 
@@ -187,7 +188,9 @@ def main() -> None:
             counts: Counter[str] = Counter()
             passed = 0
             router = house._device.router
-            purposes = {task: house._device.runner.purpose_of(task) for task in TASKS}
+            opened = {task: house._device.runner.purpose_of(task) for task in TASKS}
+            purposes = {task: purpose for task, purpose in opened.items() if purpose is not None}
+            assert router is not None and len(purposes) == len(TASKS)
             for case in cases:
                 local = wrong(case, ask(alone, case.prompt), purposes) if case.task is not None else 0
                 final = ask(brain, case.prompt)

@@ -103,7 +103,7 @@ def measure(tree: Path, args: argparse.Namespace) -> str:
 
 def ask(client: paho.Client, number: int) -> None:
     """One message of the traffic."""
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.ResponseTopic = f"stonechat/1/bench/out/reply/client-{number % CLIENTS}/{number}"
     properties.CorrelationData = str(number).encode()
     fields = {"prompt": f"reading {number} of many", "max_new": 4 if number % 10 else -1}  # what is refused, too

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -52,6 +53,16 @@ def instructions(emulator: list[str], command: Command) -> float:
     return (found[1] - found[0]) / (MANY - FEW)
 
 
+def in_the_engine(program: Path, image: Path, tokens: int) -> list[str]:
+    """The command that feeds so many."""
+    return [str(program), str(image), *map(str, range(1, tokens + 1))]
+
+
+def in_tflite_runtime(python: str, model: Path, tokens: int) -> list[str]:
+    """As `in_the_engine`."""
+    return [python, str(HERE / "interpreter_tokens.py"), str(model), str(tokens)]
+
+
 def main() -> None:
     """Both models, each in both."""
     checkpoint = Path(sys.argv[1]) if len(sys.argv) > 1 else STORIES
@@ -78,10 +89,8 @@ def main() -> None:
             images["stories260K"] = stories_image(folder, checkpoint)
         for title, image in images.items():
             model = Bundle.open(image.parent).model_path
-            ours = instructions(emulator, lambda n, i=image: [str(program), str(i), *map(str, range(1, n + 1))])
-            theirs = instructions(
-                emulator, lambda n, m=model: [python, str(HERE / "interpreter_tokens.py"), str(m), str(n)]
-            )
+            ours = instructions(emulator, partial(in_the_engine, program, image))
+            theirs = instructions(emulator, partial(in_tflite_runtime, python, model))
             print(
                 f"{title}: {ours:,.0f} instructions a token in the engine, {theirs:,.0f} in tflite-runtime 2.14: "
                 f"{ours / theirs:.3f}"

@@ -25,7 +25,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ THRESHOLD = 100 - 100 / WAKES
 class Instant:
     """A model that says two words at once."""
 
-    def generate(self, prompt: Any, **options: Any) -> Iterator[str]:
+    def generate(self, prompt: Any, **options: Any) -> _Answer:
         """As `LanguageModel.generate`."""
         return _Answer()
 
@@ -61,12 +60,14 @@ class Instant:
 class Steady(Instant):
     """A model that says 200 words, one every 5 ms."""
 
-    def generate(self, prompt: Any, **options: Any) -> Iterator[str]:
+    def generate(self, prompt: Any, **options: Any) -> _SteadyAnswer:
         """As `LanguageModel.generate`."""
         return _SteadyAnswer()
 
 
 class _Answer:
+    result: Completion  # set when the iteration has ended
+
     def __init__(self) -> None:
         self._started_s = time.perf_counter()
         self._said = 0

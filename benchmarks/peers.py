@@ -60,7 +60,7 @@ def main() -> None:
 
 def set_up_llama_cpp(checkpoint: Path) -> tuple[list[str], dict[str, Path]]:
     """Build llama-cpp-python, and its files, unless they are there; returns the worker's command, and files by type."""
-    python = VENV / "bin" / "python"
+    python = str(VENV / "bin" / "python")
     if not (VENV / "ready").exists():
         print("building llama-cpp-python for this CPU; this takes several minutes", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
@@ -68,7 +68,7 @@ def set_up_llama_cpp(checkpoint: Path) -> tuple[list[str], dict[str, Path]]:
         command = [python, "-m", "pip", "install", "-q", "--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"]
         subprocess.run(command, env=environment, check=True)
         (VENV / "ready").touch()
-    worker = [str(python), str(ROOT / "benchmarks" / "llama_cpp_worker.py")]
+    worker = [python, str(ROOT / "benchmarks" / "llama_cpp_worker.py")]
     files = {}
     for name in ("Q8_0", "Q4_0"):
         files[name] = BUILD / f"{checkpoint.stem}.{name}.gguf"
@@ -83,7 +83,7 @@ def convert(checkpoint: Path, weights: str) -> Path:
     """A bundle with the context of the race."""
     bundle = BUILD / f"peers-{CONTEXT}-{weights}"
     if not (bundle / "manifest.json").exists():
-        command = [sys.executable, "-m", "toolkit", "convert", checkpoint, "--profile", "pi"]
+        command = [sys.executable, "-m", "toolkit", "convert", str(checkpoint), "--profile", "pi"]
         command += ["--weights", weights]
         subprocess.run([*command, "--context", str(CONTEXT), "-o", bundle], check=True, cwd=ROOT, stdout=sys.stderr)
     return bundle

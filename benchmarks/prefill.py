@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from bytecode import with_bytecode
@@ -56,13 +55,13 @@ def main() -> None:
     print(done.stdout.strip())
     shares = by_kind(lines)
     total = sum(shares.values())
-    for kind, share in shares.most_common():
+    for kind, share in sorted(shares.items(), key=lambda found: found[1], reverse=True):
         print(f"{kind:<48}{share / total:6.1%}")
 
 
-def by_kind(lines: list[str]) -> Counter[str]:
+def by_kind(lines: list[str]) -> dict[str, float]:
     """Percent of all samples, by kind, of lines of `perf report`: percent, library, symbol."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for line in lines:
         fields = [field.strip() for field in line.split("|")]
         if line.startswith("#") or len(fields) < 3 or not fields[1].startswith(LIBRARIES):
@@ -70,7 +69,7 @@ def by_kind(lines: list[str]) -> Counter[str]:
         if re.search(OPENING, fields[2]):
             continue
         kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, fields[2])), "all else")
-        found[kind] += float(fields[0].rstrip("%"))
+        found[kind] = found.get(kind, 0.0) + float(fields[0].rstrip("%"))
     return found
 
 

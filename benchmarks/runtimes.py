@@ -161,7 +161,7 @@ def all_cases() -> list[Case]:
         scale = random.uniform(0.5, 1.5, rows if per_row else 1).astype(np.float32) * np.float32(0.01)
         limits = np.iinfo(x.dtype)
         sums = (x.astype(np.int64) - zero_point) @ weight.astype(np.int64).T
-        step = np.float32(np.abs(sums * scale).max() * 0.1 / limits.max)
+        step = float(np.float32(np.abs(sums * scale).max() * 0.1 / limits.max))
         on_x, on_y = Quantization.per_tensor(0.1, zero_point), Quantization.per_tensor(step)
         on_w = Quantization.per_channel(scale) if per_row else Quantization.per_tensor(float(scale[0]))
 
@@ -174,10 +174,12 @@ def all_cases() -> list[Case]:
             options.keepNumDims = True
             return graph.operator(Op.FULLY_CONNECTED, operands, [("y", sums.shape, x.dtype, on_y)], options, 9)[0]
 
-        exact = sums * (np.float64(np.float32(0.1)) * scale.astype(np.float64) / np.float64(step))
+        exact = sums * (np.float64(np.float32(0.1)) * scale.astype(np.float64) / step)
         return Case(name, x, one_operator(x, emit, on_x), np.clip(exact, limits.min, limits.max))
 
-    def alone(name: str, code: int, x: np.ndarray, exact: np.ndarray, options: Any, constants: tuple = ()) -> Case:
+    def alone(
+        name: str, code: int, x: np.ndarray, exact: np.ndarray, options: Any, constants: tuple[np.ndarray, ...] = ()
+    ) -> Case:
         def emit(graph: Subgraph, source: Tensor) -> Tensor:
             operands = [source, *(graph.constant("c", c) for c in constants)]
             return graph.operator(code, operands, [("y", exact.shape, np.float32, None)], options)[0]
@@ -185,14 +187,14 @@ def all_cases() -> list[Case]:
         return Case(name, x, one_operator(x, emit), exact)
 
     def quantize(name: str, dtype: type, version: int) -> Case:
-        x, step = floats(1, 1536, scale=20), np.float32(60 / np.iinfo(dtype).max)
+        x, step = floats(1, 1536, scale=20), float(np.float32(60 / np.iinfo(dtype).max))
 
         def emit(graph: Subgraph, source: Tensor) -> Tensor:
             on_y = Quantization.per_tensor(step)
             options = schema.QuantizeOptionsT()
             return graph.operator(Op.QUANTIZE, [source], [("y", x.shape, dtype, on_y)], options, version)[0]
 
-        exact = np.clip(x.astype(np.float64) / np.float64(step), np.iinfo(dtype).min, np.iinfo(dtype).max)
+        exact = np.clip(x.astype(np.float64) / step, np.iinfo(dtype).min, np.iinfo(dtype).max)
         return Case(name, x, one_operator(x, emit), exact)
 
     softmax = schema.SoftmaxOptionsT()
@@ -233,7 +235,8 @@ def in_tflm(graph: bytes, x: np.ndarray) -> list[Any]:
         interpreter = runtime.Interpreter.from_bytes(graph, arena_size=1 << 20)
         interpreter.set_input(x, 0)
         interpreter.invoke()
-        return np.array(interpreter.get_output(0)).tolist()
+        found: list[Any] = np.array(interpreter.get_output(0)).tolist()
+        return found
 
 
 def run_child(

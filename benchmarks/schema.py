@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def main() -> None:
         alone(compiler, bundle, name, schema)
 
 
-def alone(compiler: SchemaCompiler, bundle: Bundle, name: str, schema: dict) -> None:
+def alone(compiler: SchemaCompiler, bundle: Bundle, name: str, schema: dict[str, Any]) -> None:
     """Random logits through one schema."""
     random, sampler = np.random.default_rng(1), Sampler(Sampling())
     started_s = time.perf_counter()
@@ -99,7 +100,7 @@ def alone(compiler: SchemaCompiler, bundle: Bundle, name: str, schema: dict) -> 
         tokens.append(token)
         if constraint.complete:
             break
-    json.loads(compiler._tokenizer.text_of(tokens))
+    json.loads(constraint._tokenizer.text_of(tokens))
     print(
         f"{name}: compiled in {compile_ms:.1f} ms; {len(tokens)} tokens, each {statistics.median(times_us):.0f} µs "
         f"(at most {max(times_us):.0f})"

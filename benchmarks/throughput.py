@@ -133,7 +133,7 @@ def measure(tree: Path, port: int, state: Path, seconds: float, outstanding: int
     def ask() -> None:
         nonlocal number
         number += 1
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ResponseTopic = "stonechat/1/bench/out/reply/bench/1"
         properties.CorrelationData = str(number).encode()
         client.publish("stonechat/1/bench/in/generate", b'{"prompt":"x"}', qos=1, properties=properties)

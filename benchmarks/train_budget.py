@@ -122,7 +122,7 @@ def main() -> None:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         asked = ["--task", str(folder), "--examples", str(folder / "unseen.jsonl"), "--json"]
         fields = json.loads(stonechat("eval", str(folder / "bundle"), *asked))["fields"]
-    found = {"wall_s": round(trained_s, 1), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}
+    found: dict[str, Any] = {"wall_s": round(trained_s, 1), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}
     found |= {"peak_mib": round(used.ru_maxrss / 1024), "right": {n: fields[n]["accuracy"] for n in ("level", "cause")}}
     print(json.dumps(found))
 

@@ -6,7 +6,7 @@ python interpreter_tokens.py MODEL.tflite TOKENS
 import sys
 
 import numpy as np
-from tflite_runtime.interpreter import Interpreter, OpResolverType  # type: ignore[import-untyped]
+from tflite_runtime.interpreter import Interpreter, OpResolverType
 
 # The XNNPACK of 2.14 crashes on a cache that is updated in place.
 interpreter = Interpreter(
