@@ -106,14 +106,14 @@ def test_the_fleet_is_listed_with_states_models_pools_refused_links_and_last_ans
 
 def test_json_has_every_field_and_a_pool_its_members(fleet: Path, port: int):
     done = stonechat("fleet", "--broker", f"mqtt://127.0.0.1:{port}", "--json")
-    rows = {row["device"]: row for row in json.loads(done.stdout)}
+    rows = {row["device"]: row for row in json.loads(done.stdout)["devices"]}
     assert set(rows) == {"newer", "north", "south"}
     south = rows["south"]
     assert (south["state"], south["boot"], south["answers"], south["tps_p50"]) == ("lost", 4, 41, 51.25)
     assert south["links"]["overheating"] == {"severity": "alarm"}
     assert south["links_refused"]["words"] == WHY and rows["north"]["links_refused"] == {}
     members = json.loads(stonechat("fleet", "--fleet", str(fleet), "--pool", "herd", "--json").stdout)
-    assert [row["device"] for row in members] == ["north", "west"]
+    assert [row["device"] for row in members["devices"]] == ["north", "west"]
 
 
 def test_a_fleet_of_nobody_is_no_error_and_says_what_to_do(fleet: Path, port: int):

@@ -22,9 +22,15 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: of an error that of device_runtime/errors.py, after Ctrl-C 130."""
     try:
+        import sys
+
+        from toolkit.cli.owed import expect_json
+
+        words = list(sys.argv[1:] if argv is None else argv)
+        expect_json(words)
         from toolkit.cli.command import run_command
 
-        return run_command(argv)
+        return run_command(words)
     except KeyboardInterrupt:
         import sys
 

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load
     from device_runtime.update.active import open_bundle
     from toolkit.cli.eval_task import purpose_of
+    from toolkit.cli.output import print_json
     from toolkit.examples.sources import all_examples
     from toolkit.progress import ProgressBar
     from toolkit.train.audit import audit
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     with closing(Answerer(bundle, purpose, backend=args.backend)) as answerer, ProgressBar() as bar:
         results = audit(task, answerer, [e.input for e in examples[: args.cases]], args.seed, bar.update)
     if args.json:
-        print(json.dumps({"task": task.name, "changes": [r.to_json() for r in results]}, ensure_ascii=False))
+        print_json({"task": task.name, "changes": [r.to_json() for r in results]})
         return 0
     width = max(len(r.name) for r in results)
     print(f"{'':{width}}  should        asked  flips  share")

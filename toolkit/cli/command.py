@@ -10,20 +10,19 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from device_runtime import __version__
 from device_runtime.errors import StonechatError
 from device_runtime.machine.machine import numpy_without_threads
 from toolkit.cli import COMMANDS
-from toolkit.cli.output import print_json
+from toolkit.cli.output import report
 from toolkit.cli.parser import Parser
 
 __all__ = ["parser", "run_command"]
 
 _ANSWERING = ("run", "chat", "try", "embed", "classify", "translate", "serve", "bridge")
-_NO_FIELDS: Mapping[str, object] = {}
 
 
 _NEXT_STEPS = {  # after what the system says of a path
@@ -35,18 +34,17 @@ _NEXT_STEPS = {  # after what the system says of a path
 }
 
 
-def run_command(argv: Sequence[str] | None = None) -> int:
+def run_command(words: Sequence[str]) -> int:
     """Run one command; returns its exit code.
 
     Args:
-        argv: None is that of the process.
+        words: of its line, after `stonechat`.
     """
     args = argparse.Namespace()
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows "?" instead of a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
         if words and words[0] in _ANSWERING:
             numpy_without_threads()
         parser(words[0] if words else "").parse_args(words, args)
@@ -54,7 +52,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except StonechatError as error:
-        _report(args, error.code, str(error), error.fields)
+        report(error.code, str(error), error.fields)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         _drop_stdout()
@@ -64,7 +62,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
         try:
             next_step = _NEXT_STEPS.get(error.errno or 0) if error.filename else None
             said = f"{where}{error.strerror or error}"
-            _report(args, StonechatError.code, f"{said}. {next_step}" if next_step else said)
+            report(StonechatError.code, f"{said}. {next_step}" if next_step else said)
             sys.stdout.flush()
         except OSError:  # it is stdout that is full, and Python would fail once more at exit
             _drop_stdout()
@@ -82,14 +80,6 @@ def parser(first: str = "") -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return whole
-
-
-def _report(args: argparse.Namespace, code: str, message: str, fields: Mapping[str, object] = _NO_FIELDS) -> None:
-    """Say what went wrong, as text or as JSON."""
-    if getattr(args, "json", False):
-        print_json({"error": {**fields, "code": code, "message": message}})
-    else:
-        print(f"stonechat: {message}", file=sys.stderr)
 
 
 def _drop_stdout() -> None:

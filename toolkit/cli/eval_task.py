@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -11,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.records.printable import counted
+from toolkit.cli.output import print_json
 
 if TYPE_CHECKING:
     from device_runtime.tasks.file import Task
@@ -64,7 +64,7 @@ def run_task(args: argparse.Namespace) -> int:
     result = score(purpose, examples, answers)
     if args.json:
         said = [answer.to_json() for answer in answers]
-        print(json.dumps({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": said}, ensure_ascii=False))
+        print_json({**result.to_json(), "answers_per_s": round(per_s, 1), "answers": said})
         return 0
     known = sum(example.answer is not None for example in examples)
     print(

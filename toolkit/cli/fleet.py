@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows and not args.json:
         whose = f"the pool {args.pool!r} at {broker}" if args.pool else f"the broker at {broker}"
         say(f"no device is known in {whose}; start one with: stonechat serve FLEET.yaml --device ID")
-    return show(args, rows, _text(rows) if rows else ())
+    return show(args, {"devices": rows}, _text(rows) if rows else ())
 
 
 def _broker(args: argparse.Namespace, fleet: Fleet | None) -> tuple[BrokerAddress, str | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json
 from toolkit.cli.output import rows
+from toolkit.cli.owed import json_is_printed
 from toolkit.quality_text import quality_rows
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         manifest = open_bundle(folder, verify=True).manifest
     if args.json:
         print(manifest.to_json(), end="")
+        json_is_printed()
         return 0
     graph, tokenizer = manifest.graph, manifest.tokenizer
     count = len(manifest.prefix_tokens)

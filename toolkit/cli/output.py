@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from device_runtime.records.printable import shown
+from toolkit.cli.owed import json_is_owed, json_is_printed
 from toolkit.progress import say
 
-__all__ = ["WIDTH", "paragraph", "print_json", "rows", "say", "say_unfamiliar", "show", "table"]
+__all__ = [
+    "WIDTH", "paragraph", "print_error", "print_json", "report", "rows", "say", "say_unfamiliar", "show", "table",
+]  # fmt: skip
 
 WIDTH = 80  # columns that every listing fits, whatever the terminal: the same text in a log and in a test
 _LEAST = 24  # columns of text beside a label
+_NO_FIELDS: Mapping[str, Any] = {}
 
 
-def show(args: argparse.Namespace, fields: Any, text: Iterable[str]) -> int:
+def show(args: argparse.Namespace, fields: Mapping[str, Any], text: Iterable[str]) -> int:
     """Print `fields` as JSON with --json, else the lines of `text`, which is not looked at before; returns 0."""
     if args.json:
         print_json(fields)
@@ -27,9 +32,23 @@ def show(args: argparse.Namespace, fields: Any, text: Iterable[str]) -> int:
     return 0
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on a line of its own."""
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of its own."""
     print(json.dumps(value, ensure_ascii=False))
+    json_is_printed()
+
+
+def print_error(code: str, message: str, fields: Mapping[str, Any] = _NO_FIELDS) -> None:
+    """What went wrong, where JSON was asked for."""
+    print_json({"error": {**fields, "code": code, "message": message}})
+
+
+def report(code: str, message: str, fields: Mapping[str, Any] = _NO_FIELDS) -> None:
+    """Say what went wrong, as JSON where an object is owed, else as text."""
+    if json_is_owed():
+        print_error(code, message, fields)
+    else:
+        print(f"stonechat: {message}", file=sys.stderr)
 
 
 def say_unfamiliar(reasons: Iterable[str], text: str = "") -> None:

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from device_runtime.errors import ConfigurationError
+from toolkit.cli.output import print_error
+from toolkit.cli.owed import json_is_owed
+
 __all__ = ["Parser"]
 
 
@@ -26,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         return known, extra
 
     def error(self, message: str) -> NoReturn:
-        """The usage, a line for each fault, exit code 2."""
+        """The usage, a line for each fault, exit code 2; with --json the faults as an object, too."""
         unknown = list(self._unknown_flags())
         required = {"/".join(a.option_strings) for a in self._actions if a.option_strings and a.required}
         given = {word.split("=", 1)[0] for word in self._words}
@@ -37,6 +41,10 @@ class Parser(argparse.ArgumentParser):
         faults += [f"unrecognized arguments: {flag}{hint}" for flag, hint in unknown]
         if missing and not message.startswith("the following arguments are required: "):
             faults.append(f"the following arguments are required: {', '.join(missing)}")
+        if json_is_owed():
+            said = "; ".join(fault.rstrip(".") for fault in faults)
+            end = "" if said.endswith("?") else "."
+            print_error(ConfigurationError.code, f"{said}{end} See `{self.prog} --help`.")
         self.print_usage(sys.stderr)
         self.exit(2, "".join(f"{self.prog}: error: {fault}\n" for fault in faults))
 

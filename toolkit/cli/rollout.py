@@ -206,7 +206,8 @@ def _list(args: argparse.Namespace, files: RolloutFiles) -> int:
     rollouts = [files.read(rollout_id) for rollout_id in files.ids()]
     none = ["no roll-outs; begin one with:", "  stonechat deploy BUNDLE --to fleet:GROUP --fleet FLEET.yaml"]
     lines = [(r.plan.id, f"{r.plan.name} {r.plan.version} to {r.plan.group}: {_sentence(r, files)}") for r in rollouts]
-    return show(args, [fields_of(rollout, files) for rollout in rollouts], rows(lines) if lines else none)
+    fields = {"rollouts": [fields_of(rollout, files) for rollout in rollouts]}
+    return show(args, fields, rows(lines) if lines else none)
 
 
 def _print(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:

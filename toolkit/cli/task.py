@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime.records.printable import counted
 from toolkit.cli.options import add_json, whole_number
+from toolkit.cli.output import print_json
 
 if TYPE_CHECKING:
     from device_runtime.tasks.examples import Example
@@ -126,7 +127,7 @@ def _new(args: argparse.Namespace) -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     path.write_text((_TEXT if args.text else _NUMBERS).format(name=name), encoding="utf-8")
     if args.json:
-        print(json.dumps({"task": str(path), "name": name}))
+        print_json({"task": str(path), "name": name})
         return 0
     if name != called:
         print(f"the task is called {name}: a name has small letters, digits and '-'; `name:` in the file is another")
@@ -169,7 +170,7 @@ def _check(args: argparse.Namespace) -> int:
             "rules_never_met": unmet,
             "unfamiliar": strange,
         }
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
         return 0
     more_examples = f", {calibrate} to calibrate on" if task.calibrate else ""
     print(f"{task.name}: no faults, {counted(len(task.truth), 'rule')}, {counted(count, 'example')}{more_examples}")
@@ -208,7 +209,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     count = _write(args.output, generated_examples(task, args.cases, args.seed))
     if args.json:
-        print(json.dumps({"examples": count, "file": str(args.output)}))
+        print_json({"examples": count, "file": str(args.output)})
         return 0
     print(f"{args.output}: {counted(count, 'example')}; read and correct them, then name the file under `examples:`")
     return 0
@@ -227,7 +228,7 @@ def _harvest(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"There is no example of {task.name} in what was kept{why}.")
     _write(args.output, found.examples)
     if args.json:
-        print(json.dumps({"file": str(args.output), **found.to_json()}, ensure_ascii=False))
+        print_json({"file": str(args.output), **found.to_json()})
         return 0
     written = counted(len(found.examples), "example")
     print(f"{args.output}: {written}; read and correct them, then name the file under `examples:`")
@@ -264,7 +265,7 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
 
         _write(args.output, taught(task, teacher, asked(), result))
     if args.json:
-        print(json.dumps({"file": str(args.output), **result.to_json()}, ensure_ascii=False))
+        print_json({"file": str(args.output), **result.to_json()})
     else:
         answers = counted(len(inputs), "answer")
         print(f"{args.output}: {result.believed} of {answers} believed; read and correct them, then")

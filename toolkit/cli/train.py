@@ -125,7 +125,6 @@ def _cases(text: str) -> tuple[str | None, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    import json
     import os
     import time
 
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     started_s = time.monotonic()
     try:
         from toolkit.bench import cost_of_an_answer
-        from toolkit.cli.output import say
+        from toolkit.cli.output import print_json, say, show
         from toolkit.examples.sources import all_examples
         from toolkit.progress import ProgressBar
         from toolkit.train.report import write_report
@@ -155,8 +154,8 @@ def run(args: argparse.Namespace) -> int:
         raise require_extra("train", error) from None
     if bundle is None:
         folder = f"{args.output}.training"
-        print(f"{folder}: trained; `stonechat train` without --weights-only goes on from there")
-        return 0
+        next_step = f"{folder}: trained; `stonechat train` without --weights-only goes on from there"
+        return show(args, {"training": folder}, [next_step])
     seconds = time.monotonic() - started_s
     purpose = bundle.manifest.purpose or {}
     tests = [part["report"]["test"] for part in purpose.get("tasks", [purpose])]
@@ -170,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
         found = [{"report": str(page), "test": test, "an_answer": cost} for page, test, cost in parts]
         named = found[0] if len(found) == 1 else {"tasks": dict(zip([t.name for t in tasks], found, strict=True))}
         result = {"bundle": str(args.output), "seconds": round(seconds, 1), **named}
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return 0
     size = sum(entry.size_bytes for entry in bundle.manifest.files.values())
     for task, page, test in zip(tasks, pages, tests, strict=True):

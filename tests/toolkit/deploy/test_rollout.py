@@ -305,6 +305,9 @@ def test_a_bad_bundle_stops_at_the_canary_and_a_good_one_reaches_everybody(site,
     assert main(["rollout", "list"]) == 0
     listed = capfd.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in listed] == ["stopped (1 failed, 4 waiting)", "done (5 confirmed)"]
+    assert main(["rollout", "list", "--json"]) == 0
+    rollouts = json.loads(capfd.readouterr().out)["rollouts"]
+    assert [(one["stage"], one["id"] == shown["id"]) for one in rollouts] == [("stopped", False), ("done", True)]
 
 
 def test_the_operator_vanishes_and_another_process_goes_on(site, bundles, capfd):

@@ -160,6 +160,20 @@ def test_a_bundle_teaches_a_task_that_has_no_rules_from_its_command_line(
     assert "names no teacher" in capsys.readouterr().err
 
 
+def test_where_no_answer_is_believed_there_is_still_one_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (EXAMPLES / "fall-alert/task.yaml").read_text(encoding="utf-8")
+    out = tmp_path / "taught.jsonl"
+    with server(lambda number, body: (200, message("I do not know."))) as (url, _):
+        (tmp_path / "task.yaml").write_text(f"{text}\nteacher: {{url: '{url}', model: m}}\n", encoding="utf-8")
+        command = ["task", "generate", str(tmp_path), "-o", str(out), "--teacher", "--cases", "2", "--json"]
+        assert main(command) == 2
+    said, err = capsys.readouterr()
+    assert json.loads(said)["believed"] == 0
+    assert "No answer of the teacher is believed" in err and not out.exists()
+
+
 def test_examples_that_may_have_been_corrected_are_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
