@@ -221,7 +221,7 @@ class UpdateError(StonechatError):
 
 
 class DiskFullError(StonechatError):
-    """A disk has less room than the work needs; nothing was begun."""
+    """A disk has less room than the work needs, which is known before it, or shows while it writes; nothing is left."""
 
     code = "disk_full"
 

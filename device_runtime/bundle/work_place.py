@@ -14,10 +14,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-__all__ = ["clear_leftovers", "made_folders", "put_in_place", "work_file", "work_folder"]
+from device_runtime.errors import ConfigurationError, StonechatError
+from device_runtime.machine.path_errors import cannot_write
+
+__all__ = ["clear_leftovers", "made_folders", "put_in_place", "whole_file", "work_file", "work_folder"]
 
 _NAME = re.compile(r"\..*\.stonechat-[0-9a-f]{8}", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2(2)
@@ -36,6 +40,41 @@ def work_file(target: Path) -> Iterator[Path]:
     """A new empty file beside `target`; it is removed at the end, unless it was moved."""
     with _work(target, lambda path: path.touch(exist_ok=False)) as path:
         yield path
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Callable[[str], None]]:
+    """Write a text file that a user has named, in UTF-8, with the function that this context gives.
+
+    The file appears at the end of the context, whole, and only where something was written: after Ctrl-C, an error or
+    nothing to write, `target` is as it was.
+
+    Raises:
+        ConfigurationError: it cannot be written. `target` is named, not the file beside it.
+        DiskFullError: its disk is full.
+    """
+    if target.exists() and not target.is_file() and not target.is_dir():  # a rename would put a file in its place
+        raise ConfigurationError(f"{target} is a device or a pipe; name a file.")
+    written = False
+    with ExitStack() as stack:  # not one block: what else goes wrong within the context is no fault of the file
+        with _as_of(target):
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            part = stack.enter_context(work_file(target))
+            stream = part.open("w", encoding="utf-8")
+            stack.callback(_close, stream)
+
+        def write(text: str) -> None:
+            nonlocal written
+            with _as_of(target):
+                stream.write(text)
+            written = True
+
+        yield write
+        with _as_of(target):
+            stream.close()
+            if written:
+                put_in_place(part, target)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -83,6 +122,21 @@ def made_folders(folder: Path) -> Iterator[None]:
             for path in missing:
                 path.rmdir()
         raise
+
+
+@contextmanager
+def _as_of(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except StonechatError:
+        raise
+    except OSError as error:
+        raise cannot_write(target, error) from None
+
+
+def _close(stream: IO[str]) -> None:
+    with suppress(OSError):  # of a full disk: it is known, and what is left to be written is not wanted any more
+        stream.close()
 
 
 @contextmanager

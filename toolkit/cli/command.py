@@ -6,7 +6,6 @@ Data goes to stdout, progress and logs to stderr. Exit codes are listed in devic
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -16,6 +15,7 @@ from importlib import import_module
 from device_runtime import __version__
 from device_runtime.errors import StonechatError
 from device_runtime.machine.machine import numpy_without_threads
+from device_runtime.machine.path_errors import is_full, next_step
 from toolkit.cli import COMMANDS
 from toolkit.cli.output import report
 from toolkit.cli.parser import Parser
@@ -23,15 +23,6 @@ from toolkit.cli.parser import Parser
 __all__ = ["parser", "run_command"]
 
 _ANSWERING = ("run", "chat", "try", "embed", "classify", "translate", "serve", "bridge")
-
-
-_NEXT_STEPS = {  # after what the system says of a path
-    errno.ENOENT: "Check the path; the folder that a file goes into must be there.",
-    errno.EEXIST: "Choose another name, or remove what is there.",
-    errno.ENOTDIR: "Check the path: a part of it is a file, not a folder.",
-    errno.EISDIR: "Name a file; this is a folder.",
-    errno.EACCES: "Choose a place that this user may use, or change its permissions.",
-}
 
 
 def run_command(words: Sequence[str]) -> int:
@@ -60,9 +51,9 @@ def run_command(words: Sequence[str]) -> int:
     except OSError as error:  # a full disk, a folder without permission: of the user's machine, not of ours
         where = f"{error.filename}: " if error.filename else ""
         try:
-            next_step = _NEXT_STEPS.get(error.errno or 0) if error.filename else None
+            advice = next_step(error) if error.filename or is_full(error) else None
             said = f"{where}{error.strerror or error}"
-            report(StonechatError.code, f"{said}. {next_step}" if next_step else said)
+            report(StonechatError.code, f"{said}. {advice}" if advice else said)
             sys.stdout.flush()
         except OSError:  # it is stdout that is full, and Python would fail once more at exit
             _drop_stdout()

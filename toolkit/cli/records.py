@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask each device, and write what comes; 3 if one does not answer."""
+    from device_runtime.bundle.work_place import whole_file
     from device_runtime.client.records import kept_records
     from device_runtime.errors import ConfigurationError, UnreachableError
     from device_runtime.fleet.file import load
@@ -51,26 +52,37 @@ def run(args: argparse.Namespace) -> int:
     kind = "examples" if args.examples else "answers"
     found: list[Mapping[str, Any]] = []
     silent: dict[str, str] = {}
-    for device in devices:
-        try:
-            own = list(kept_records(broker, device, kind, client=name, timeout_s=args.timeout))  # type: ignore[arg-type]
-        except UnreachableError as error:
-            silent[device] = str(error)
-            say(f"{device}: {error}")
-            continue
-        found += [{**entry, "device": device} for entry in own]
-    if args.output is not None:
-        part = args.output.with_name(args.output.name + ".part")
-        part.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in found), encoding="utf-8")
-        part.replace(args.output)
-        asked = len(devices) - len(silent)
-        what = counted(len(found), "example" if args.examples else "record")
-        say(f"{args.output}: {what} of {counted(asked, 'device')}")
+
+    def gather() -> None:
+        for device in devices:
+            try:
+                own = list(kept_records(broker, device, kind, client=name, timeout_s=args.timeout))  # type: ignore[arg-type]
+            except UnreachableError as error:
+                silent[device] = str(error)
+                say(f"{device}: {error}")
+                continue
+            found.extend({**entry, "device": device} for entry in own)
+
+    if args.output is None:
+        gather()
         if args.json:
-            print_json({"file": str(args.output), "records": len(found), "silent": silent})
-    elif args.json:
-        print_json({"records": found, "silent": silent})
-    else:
+            print_json({"records": found, "silent": silent})
+        else:
+            for entry in found:
+                print_json(entry)
+        return 3 if silent else 0
+    with whole_file(args.output) as write:  # before anybody is asked: a folder that takes no file is known at once
+        gather()
         for entry in found:
-            print_json(entry)
+            write(json.dumps(entry, ensure_ascii=False) + "\n")
+    noun = "example" if args.examples else "record"
+    answered = counted(len(devices) - len(silent), "device")
+    if found:
+        say(f"{args.output}: {counted(len(found), noun)} of {answered}")
+    else:
+        say(f"{args.output} was not written: {answered} answered, with no {noun}")
+    if found and silent:
+        say(f"not in it: {', '.join(silent)}; ask again with --device, into another file")
+    if args.json:
+        print_json({"file": str(args.output) if found else None, "records": len(found), "silent": silent})
     return 3 if silent else 0
