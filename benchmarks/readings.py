@@ -91,7 +91,7 @@ def choose_arbitrarily(percent: int) -> None:
 
     from device_runtime.engine.typed import generation
 
-    names, random = vars(generation), np.random.default_rng(1)  # those that it calls functions by
+    names, random = vars(generation), np.random.default_rng(1)  # the names by which it finds functions
     scores_of = names["score_labels"]
 
     def scored(cache: Any, logits: Any, paths: Any, *more: Any) -> Any:
