@@ -456,7 +456,7 @@ def test_a_full_disk_behind_stdout_is_an_error(here: Path) -> None:
             text=True,
         )
     assert done.returncode == 1
-    assert done.stderr == "stonechat: No space left on device\n"
+    assert done.stderr == "stonechat: No space left on device. Free some, or choose a place on another disk.\n"
 
 
 def test_a_terminal_that_knows_only_ascii_shows_question_marks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
