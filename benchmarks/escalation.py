@@ -2,15 +2,15 @@
 
     python benchmarks/escalation.py [--each 200] [--below 0.8]
         [--far URL --far-model NAME | --far-bundle log-triage=DIR --far-bundle home-commands=DIR]
-        [--third-bundle log-triage=DIR] [--show]
+        [--far-router FILE] [--third-bundle log-triage=DIR] [--show]
 
 One real device (four bundles, a router, `escalate`) on a real mosquitto is asked by `RemoteModel`. Without --far, the
 far side is a small OpenAI-compatible server that has the exact rules of the boiler, and no answer to all else: that
 comes back as it was, marked. With --far-bundle it is another device on the same broker, which has these bundles and the
-same router; of what it is unsure itself, it asks one that has those of --third-bundle. One more device has the router
-and no `escalate`: what it has wrong is what the first is held against. Printed are the share that left the device
-beside the share that is unfamiliar or that was wrong, the errors on what left before and after, and what router and
-escalation add to an answer that stays here (medians of interleaved requests, on one machine).
+same router, or that of --far-router; of what it is unsure itself, it asks one that has those of --third-bundle. One
+more device has the router and no `escalate`: what it has wrong is what the first is held against. Printed are the share
+that left the device beside the share that is unfamiliar or that was wrong, the errors on what left before and after,
+and what router and escalation add to an answer that stays here (medians of interleaved requests, on one machine).
 """
 
 from __future__ import annotations
@@ -66,17 +66,19 @@ def device(
     *,
     routed: bool,
     bundles: Mapping[str, str] | None = None,
+    router: str | None = None,
 ) -> Iterator[Service]:
-    """A device with the four bundles, or with others in their place."""
+    """A device with the four bundles and the example's router, or with others in their place."""
     fleet = load(ROOT / "examples" / "router" / "fleet.yaml")
     entries = {
         name: replace(entry, bundle=(bundles or {}).get(name, entry.bundle))
         for name, entry in fleet.models_of("house").items()
     }
     config = fleet.device("house", BrokerAddress("127.0.0.1", port), folder / name)
-    config = replace(
-        config, device=name, escalate=policy, home_assistant=False, routing=config.routing if routed else None
-    )
+    routing = config.routing if routed else None
+    if routing is not None and router is not None:
+        routing = replace(routing, file=router)
+    config = replace(config, device=name, escalate=policy, home_assistant=False, routing=routing)
     service = Service(config, lambda model: open_model(entries[model].bundle, threads=1))
     thread = threading.Thread(target=service.run)
     thread.start()
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--far", metavar="URL")
     parser.add_argument("--far-model", default="far")
     parser.add_argument("--far-bundle", metavar="MODEL=DIR", action="append", default=[])
+    parser.add_argument("--far-router", metavar="FILE", help="of the device with those bundles")
     parser.add_argument("--third-bundle", metavar="MODEL=DIR", action="append", default=[])
     parser.add_argument("--far-timeout", metavar="S", type=float, default=30.0, help="that the far side may take")
     parser.add_argument("--show", action="store_true", help="print what left and was wrong, before or after")
@@ -177,7 +180,9 @@ def main() -> None:
         nobody = contextlib.nullcontext()
         with (
             device("server", port, folder, None, routed=True, bundles=third) if third else nobody,
-            device("desk", port, folder, further, routed=True, bundles=bundles) if bundles else nobody,
+            device("desk", port, folder, further, routed=True, bundles=bundles, router=args.far_router)
+            if bundles
+            else nobody,
             device("plain", port, folder, None, routed=False),
             device("alone", port, folder, None, routed=True),
             device("brain", port, folder, policy, routed=True) as house,
