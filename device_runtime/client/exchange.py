@@ -27,14 +27,17 @@ from device_runtime.errors import (
 )
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
-from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
+from device_runtime.mqtt.messages import DeviceState, ErrorReply, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.strict_json import parse as parse_json
 from device_runtime.mqtt.topics import ANNOUNCE, DeviceTopics, PoolTopics, parse
 
-__all__ = ["GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
+__all__ = ["BROKER_ENDS_S", "GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
 
+# A broker that is stopped in order (mosquitto by SIGTERM) publishes the last wills of all devices, and closes the
+# connections after that. So a `lost` holds when our own connection is still there so much later.
+BROKER_ENDS_S = 1.0
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
 ASKED_AFTER_S = 0.5  # without a device's retained state, which follows the subscription at once, it is asked for it
 MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
@@ -88,9 +91,10 @@ class Exchange:
         self._abandoned: OrderedDict[str, Session] = OrderedDict()
         self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
         self._watched: set[str] = set()
+        self._lost_s: dict[str, float] = {}  # when the broker said so, on the monotonic clock
+        self._doubted: set[str] = set()  # whose state is from before the connection was gone
         self._news = threading.Condition()
         self._open = False
-        self._connections = 0
         self._back = False  # connected again, but not yet subscribed
         self.heard_anyone = False  # whether this connection ever had a reply
         self._client = Client(
@@ -130,12 +134,24 @@ class Exchange:
             ConfigurationError: it is larger than a device reads.
             UnreachableError: the connection is not open.
         """
-        number = secrets.token_hex(8)
-        reply_to = self.topics.reply(self._name, number)
+        reply_to = self.topics.reply(self._name, secrets.token_hex(8))
+        session = Session(reply_to, secrets.token_bytes(8))
+        payload = self._payload(request, session)
+        self._sessions[reply_to] = session
+        if not self._open:  # looked at after the session is known to `close`
+            self.forget(session)
+            raise UnreachableError(_NOT_OPEN)
+        self._publish(payload, session, timeout_s)
+        return session
+
+    def send_again(self, session: Session, request: Request, timeout_s: float) -> None:
+        """Publish a request once more, when it or its answer may be lost: it is the same request to the device."""
+        self._publish(self._payload(request, session), session, timeout_s)
+
+    def _payload(self, request: Request, session: Session) -> bytes:
         payload = request.to_json()
-        in_payload = self._address_in_payload()
-        if in_payload:
-            fields = {**json.loads(payload), "reply_to": reply_to, "id": number}
+        if self._address_in_payload():
+            fields = {**json.loads(payload), "reply_to": session.reply_to, "id": session.reply_to.rpartition("/")[2]}
             if request.schema is not None:  # as a board recognizes it, which keeps no other form of it
                 fields["schema"] = json.loads(canonical_schema(request.schema))
             payload = dump(fields)
@@ -143,19 +159,18 @@ class Exchange:
             raise ConfigurationError(
                 f"the request has {len(payload)} bytes; a device reads at most {MAX_PAYLOAD_BYTES}. Shorten the prompt."
             )
-        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
-        if not self._open:  # looked at after the session is known to `close`
-            self.forget(session)
-            raise UnreachableError(_NOT_OPEN)
+        return payload
+
+    def _publish(self, payload: bytes, session: Session, timeout_s: float) -> None:
+        in_payload = self._address_in_payload()
         self._client.publish(
             self.topics.generate_by(self._name) if self._named else self.topics.generate,
             payload,
             qos=1,
-            response_topic=None if in_payload else reply_to,
+            response_topic=None if in_payload else session.reply_to,
             correlation_data=None if in_payload else session.correlation_data,
             expiry_s=math.ceil(timeout_s),
         )
-        return session
 
     def query(self, topic: str, fields: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
         """Publish a query that has one answer, and wait for it.
@@ -245,12 +260,41 @@ class Exchange:
             if not known:  # a cluster's node may keep nothing of a device at another
                 self._client.publish(ANNOUNCE, device.encode())
                 known = self._news.wait_for(lambda: device in self._states, max(0.0, timeout_s - ASKED_AFTER_S))
+            if not known and not self.connected:
+                raise UnreachableError(f"{self.without_broker} Try again when it is.")
             if not known:
                 raise UnreachableError(
                     f"no device {device!r} is known to the broker at {self.broker}. "
                     "Check the id, or start it with: stonechat serve"
                 )
             return self._states[device]
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._client.connected
+
+    @property
+    def without_broker(self) -> str:
+        """A sentence for when there is none."""
+        return f"the connection to the broker at {self.broker} is gone, and it is not back yet."
+
+    def doubts(self, device: str) -> bool:
+        """Whether a device's last state is from before the connection was gone, or may be the broker's own end."""
+        with self._news:
+            return device in self._doubted or self._just_lost(device)
+
+    def await_return(self, device: str, timeout_s: float) -> bool:
+        """Wait until a device's state is not doubted; whether it is so.
+
+        Raises:
+            UnreachableError: the connection is not open.
+        """
+        with self._news:
+            sure = self._news.wait_for(lambda: not self.doubts(device) or not self._open, timeout_s)
+        if not self._open:
+            raise UnreachableError(_NOT_OPEN)
+        return sure
 
     def state_in(self, message: Incoming) -> tuple[str, State | None] | None:
         """Whose state a message reports, and which; None when it reports none."""
@@ -265,14 +309,18 @@ class Exchange:
     # the network thread
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
-        self._connections += connected
-        self._back = connected and self._connections > 1
+        self._back = connected and self._client.connections > 1
+        if not connected:
+            with self._news:
+                self._doubted |= {d for d, state in self._states.items() if not _is_lost(state) or self._just_lost(d)}
 
     def _subscribed(self, listening: bool) -> None:
         if self._back:  # from here on nothing is missed
             self._back = False
             for session in list(self._sessions.values()):
                 session.heard.put(Signal.RECONNECTED)
+            if isinstance(self.topics, DeviceTopics):  # the broker may have forgotten what it kept of it
+                self._client.publish(ANNOUNCE, self.topics.device.encode())
 
     def _receive(self, message: Incoming) -> None:
         if session := self._sessions.get(message.topic):
@@ -281,11 +329,23 @@ class Exchange:
         elif session := self._abandoned.get(message.topic):
             self._still_answering(session, message)
         elif reported := self.state_in(message):
-            with self._news:
-                self._states[reported[0]] = reported[1]
-                self._news.notify_all()
+            self._note(*reported, message.retained)
             for session in list(self._sessions.values()):
                 session.heard.put(message)
+
+    def _note(self, device: str, state: State | None, retained: bool) -> None:
+        with self._news:
+            self._states[device] = state
+            if not (retained and _is_lost(state)):  # a broker that was stopped may have kept its own last word
+                self._doubted.discard(device)
+            if not _is_lost(state):
+                self._lost_s.pop(device, None)
+            elif not retained:
+                self._lost_s[device] = time.monotonic()
+            self._news.notify_all()
+
+    def _just_lost(self, device: str) -> bool:
+        return time.monotonic() - self._lost_s.get(device, -math.inf) < BROKER_ENDS_S
 
     def _still_answering(self, session: Session, message: Incoming) -> None:
         with contextlib.suppress(MessageError):
@@ -293,6 +353,10 @@ class Exchange:
             if device is not None:
                 self._abandoned.pop(session.reply_to, None)
                 self.cancel(session, device)
+
+
+def _is_lost(state: State | None) -> bool:
+    return state is not None and state.state is DeviceState.LOST
 
 
 def to_error(who: str, reply: ErrorReply) -> StonechatError:

@@ -18,10 +18,11 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from device_runtime.client.exchange import GRACE_S, Exchange, Session, Signal, to_error
+from device_runtime.client.exchange import BROKER_ENDS_S, GRACE_S, Exchange, Session, Signal, to_error
 from device_runtime.client.pool import PoolExchange
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress
@@ -263,6 +264,8 @@ class _DeviceExchange:
     def __init__(self, exchange: Exchange, device: str, request: Request, timeout_s: float) -> None:
         self._exchange, self.device, self._request, self._timeout_s = exchange, device, request, timeout_s
         self._session: Session | None = None
+        self._boot: int | None = None  # of the device that was asked
+        self._end_s = 0.0  # on the monotonic clock
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -273,11 +276,14 @@ class _DeviceExchange:
 
     def run(self) -> Iterator[str]:
         """The pieces of the answer."""
-        self._check_state(self._exchange.await_state(self.device, STATE_WAIT_S))
+        state = self._await_state()
+        if not self._cancelled.is_set():
+            self._check_state(state)
+            self._boot = state.boot if state is not None else None
         if self._cancelled.is_set():
             self.final = Final(0, "", "cancelled")
             return
-        session = self._session = self._exchange.send(self._request, self._timeout_s)
+        session = self._session = self._exchange.send(*self._due())
         try:
             if self._cancelled.is_set():  # `cancel` may have found no session
                 self._exchange.cancel(session, self.device)
@@ -290,20 +296,37 @@ class _DeviceExchange:
             self._exchange.forget(session)
 
     def _hear(self, session: Session) -> Iterator[str]:
-        end_s = time.monotonic() + self._timeout_s + GRACE_S
         early: dict[int, str] = {}  # pieces whose forerunners are missing
         printed, due = 0, 0
+        lost: State | None = None  # what the broker has said of the device, and may have said of itself
+        believed_s = self._end_s  # when `lost` holds
+        missed = False  # whether the connection was gone, and an answer may be with it
         while True:
-            message = session.next(end_s)
+            message = session.next(min(believed_s, self._end_s))
             if message is None:
-                raise UnreachableError(
-                    f"device {self.device!r} took the request but did not answer within {self._timeout_s:g} s. "
-                    "Try again, or allow more with --timeout."
-                )
+                if lost is not None and not self._exchange.doubts(self.device):
+                    self._check_state(lost)
+                if time.monotonic() >= self._end_s:
+                    raise UnreachableError(self._why_silent())
+                lost, believed_s = None, self._end_s
+                continue
             if isinstance(message, Signal):
+                if message is Signal.RECONNECTED:
+                    missed = True
+                    if not self._exchange.doubts(self.device):  # its state came before this signal
+                        self._ask_again(session)
                 continue
             if reported := self._exchange.state_in(message):
-                self._check_state(reported[1])
+                state = reported[1]
+                if state is not None and state.state is DeviceState.LOST:
+                    lost, believed_s = state, time.monotonic() + BROKER_ENDS_S
+                    continue
+                lost, believed_s = None, self._end_s
+                self._check_boot(state)
+                self._check_state(state)
+                if missed:
+                    self._ask_again(session)
+                    missed = message.retained  # it may be older than the connection that the device will have
                 continue
             try:
                 reply = parse_reply(message.payload)
@@ -330,6 +353,49 @@ class _DeviceExchange:
                     if reply.text[printed:]:
                         yield reply.text[printed:]
                     return
+
+    def _await_state(self) -> State | None:
+        """The device's state, as it is since the last time that the connection was gone."""
+        state = self._exchange.await_state(self.device, STATE_WAIT_S)
+        self._end_s = time.monotonic() + self._timeout_s + GRACE_S
+        if not self._exchange.doubts(self.device):
+            return state
+        while not self._exchange.await_return(self.device, 0.5) and not self._cancelled.is_set():
+            if time.monotonic() >= self._end_s - GRACE_S:
+                raise UnreachableError(self._why_silent())
+        return self._exchange.await_state(self.device, STATE_WAIT_S)
+
+    def _ask_again(self, session: Session) -> None:
+        """The request or its answer may have been lost with the broker; the device knows which."""
+        if self._cancelled.is_set():
+            self._exchange.cancel(session, self.device)
+        else:
+            self._exchange.send_again(session, *self._due())
+
+    def _due(self) -> tuple[Request, float]:
+        """The request with what is left of its time, and that in seconds."""
+        left_s = max(0.001, self._end_s - GRACE_S - time.monotonic())
+        return replace(self._request, deadline_ms=max(1, round(left_s * 1000))), left_s
+
+    def _why_silent(self) -> str:
+        if not self._exchange.connected:
+            why = self._exchange.without_broker
+            return f"device {self.device!r} gave no answer within {self._timeout_s:g} s: {why}"
+        if self._exchange.doubts(self.device):
+            return (
+                f"device {self.device!r} has not come back within {self._timeout_s:g} s since the connection to the "
+                f"broker at {self._exchange.broker} was gone. Check its power and network."
+            )
+        return (
+            f"device {self.device!r} took the request but did not answer within {self._timeout_s:g} s. "
+            "Try again, or allow more with --timeout."
+        )
+
+    def _check_boot(self, state: State | None) -> None:
+        if state is not None and self._boot is not None and state.boot > self._boot:
+            raise UnreachableError(
+                f"device {self.device!r} has restarted in the middle of its answer, which is lost. Ask again."
+            )
 
     def _check_state(self, state: State | None) -> None:
         if state is None:

@@ -59,7 +59,7 @@ class FleetWatch:
         """
         self._found: dict[str, DeviceReport] = {}
         self._lock = threading.Lock()
-        self._on_news = on_news
+        self._on_news, self._on_connection = on_news, on_connection
         self.last_s = time.monotonic()  # when the last message came
         self.listening = threading.Event()
         self._client = Client(
@@ -67,7 +67,7 @@ class FleetWatch:
             f"{client or 'fleet'}-{secrets.token_hex(4)}",
             on_message=self._receive,
             on_subscribed=self._subscribed,
-            on_connection=on_connection,
+            on_connection=self._connection_changed,
         )
         topics = DevicePatterns(device)
         filters = [topics.state, topics.info, topics.health, topics.latest_of_links]
@@ -96,7 +96,7 @@ class FleetWatch:
             time.sleep(0.05)
 
     def devices(self) -> dict[str, DeviceReport]:
-        """All that is known, by id."""
+        """All that is known, by id. States are from the connection that there is: without one, nobody knows."""
         with self._lock:
             return dict(sorted(self._found.items()))
 
@@ -104,6 +104,17 @@ class FleetWatch:
         """Have devices say that they are there: the node of a cluster may keep nothing of those at another."""
         self._client.publish(ANNOUNCE, self._whom)
         self.listening.set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._client.connected
+
+    def _connection_changed(self, connected: bool, reason: str) -> None:
+        if not connected:
+            with self._lock:
+                self._found = {device: replace(report, state=None) for device, report in self._found.items()}
+        self._on_connection(connected, reason)
 
     def _receive(self, message: Incoming) -> None:
         with self._lock:
@@ -131,9 +142,9 @@ def roll_call(
     watch.open()
     try:
         watch.settle(wait_s, whole_wait)
+        return watch.devices()
     finally:
         watch.close()
-    return watch.devices()
 
 
 def _note(found: dict[str, DeviceReport], message: Incoming) -> tuple[DeviceReport, str] | None:

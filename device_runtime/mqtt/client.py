@@ -107,6 +107,7 @@ class Client:
         self._refusal: tuple[int, str] | None = None  # why the broker did not take us
         self.takeover = threading.Event()  # another client uses our client id
         self.forbidden = threading.Event()  # a message of ours was dropped for want of rights; MQTT 5 brokers say so
+        self.connections = 0  # so many were there, this one included
         self.capabilities = Capabilities()  # of the broker, from the first connection on
         self._network: threading.Thread | None = None  # paho's, once it has called us
         self._closed = False
@@ -405,6 +406,7 @@ class Client:
             self._tell(False, str(code))
             return
         self._refusal = None
+        self.connections += 1
         if self._v5:
             self.capabilities = Capabilities.of(properties)
         with self._lock:

@@ -187,7 +187,7 @@ class TestAtTheStart:
 
 
 class TestInTheMiddle:
-    def test_an_answer_under_way_comes_once_and_whole(self, tmp_path: Path) -> None:
+    def test_an_answer_under_way_is_made_once_and_comes_whole(self, tmp_path: Path) -> None:
         """Pieces are lost with the connection, and their text is not: it comes with the final answer."""
         port, model = free_port(), Stepped(6)
         broker = contextlib.ExitStack()
@@ -218,7 +218,9 @@ class TestInTheMiddle:
                 await_state(port, "off-pi", lambda state: state["state"] == "ready")
         broker.close()
         finals = [payload for payload in heard if b'"done":true' in payload]
-        assert len(finals) == 1 and b"w0 w1 w2 w3 w4 w5" in finals[0]
+        assert (
+            len(set(finals)) == 1 and b"w0 w1 w2 w3 w4 w5" in finals[0]
+        )  # a repeat after the end is told the same end
         assert model.asked == 1
 
     def test_a_broker_that_is_back_under_another_address_is_found(

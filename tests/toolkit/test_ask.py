@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -19,7 +20,7 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.strict_json import dump
 from tests.support.brokers import free_port, mosquitto
-from tests.support.scripted_fleet import Device, fleet_file
+from tests.support.scripted_fleet import Device, await_state, fleet_file
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]
@@ -160,3 +161,26 @@ def test_serve_refuses_an_unknown_device_with_the_nearest_name():
     done = stonechat("serve", "examples/greenhouse/fleet.yaml", "--device", "greenhous-pi")
     assert done.returncode == 2
     assert "did you mean 'greenhouse-pi'?" in done.stderr
+
+
+def test_a_broker_that_is_restarted_in_order_does_not_cost_the_answer(tmp_path):
+    """It stops on SIGTERM, and publishes the last will of a device that is well."""
+    port = free_port()
+    device = Device(tmp_path, port, "greenhouse-pi")
+    with ExitStack() as broker:
+        broker.enter_context(mosquitto(tmp_path, port=port))
+        device.start(ready=True)
+        try:
+            device.hold.touch()
+            command = ["ask", "--broker", f"mqtt://127.0.0.1:{port}", "--device", "greenhouse-pi", "open it", "--json"]
+            asking = subprocess.Popen(
+                [*STONECHAT, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            await_state(port, "greenhouse-pi", lambda state: state["state"] == "busy")
+            broker.close()
+            broker.enter_context(mosquitto(tmp_path, port=port))
+            device.hold.unlink()
+            out, errors = asking.communicate(timeout=60)
+            assert (asking.returncode, errors) == (0, "") and json.loads(out)["text"] == "OPEN IT"
+        finally:
+            device.stop()

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         live.open()
         stack.callback(live.close)
         router = FleetRouter(fleet) if fleet.router is not None else None
-        models = FleetModels(broker, client, watch=live.watch, router=router)
+        models = FleetModels(broker, client, watch=live.watch, router=router, planned=fleet.devices)
         stack.callback(models.close)
         rollouts = Rollouts(_operator(args, fleet))
         rollouts.watch(lambda found: live.put("rollouts", found))

@@ -87,16 +87,17 @@ def _source(args: argparse.Namespace, stack: ExitStack) -> Source:
     if of_a_fleet:
         from toolkit.gateway.fleet import FleetModels
 
-        router = None
+        router, planned = None, None
         if args.fleet is not None:
             from device_runtime.fleet.file import load
             from toolkit.gateway.fleet_router import FleetRouter
 
             file = load(args.fleet)
+            planned = file.devices
             args.broker = args.broker or file.broker.url
             router = FleetRouter(file) if args.device is None and args.pool is None else None
         broker, name = broker_access(args)
-        return FleetModels(broker, name, device=args.device, pool=args.pool, router=router)
+        return FleetModels(broker, name, device=args.device, pool=args.pool, router=router, planned=planned)
     from toolkit.gateway.bundles import Bundles, by_name
     from toolkit.packed import as_folder
 

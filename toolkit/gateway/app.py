@@ -90,6 +90,8 @@ class Gateway:
     def _card(self, name: str) -> Card:
         cards = {card.id: card for card in self._source.cards()}
         if name not in cards:
+            if why := self._source.why_absent(name):
+                raise UnreachableError(f"{why} Try again when it is.")
             if not cards:
                 raise UnreachableError("no model is there at present; see /v1/models, and try again.")
             known = ", ".join(list(cards)[:20])

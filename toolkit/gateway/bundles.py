@@ -93,6 +93,10 @@ class Bundles:
             for name, model in self._models.items()
         ]
 
+    def why_absent(self, name: str) -> str | None:
+        """None: what is known is there."""
+        return None
+
     async def ask(self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float) -> _Answer:
         """Queue a request.
 

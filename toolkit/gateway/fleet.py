@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from device_runtime.client.remote import RemoteAnswer, RemoteModel
 from device_runtime.client.roll_call import DeviceReport, FleetWatch
-from device_runtime.errors import RefusedError
+from device_runtime.errors import RefusedError, UnreachableError
+from device_runtime.fleet.file import Device
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import DeviceState, Info, Request
 from toolkit.gateway.fleet_router import FleetRouter, RoutedAnswer
@@ -21,6 +24,8 @@ __all__ = ["FleetModels"]
 MAX_CONNECTIONS = 32  # to the broker, one for each device or pool that was asked lately
 FLEET = "fleet"  # the owner of the model that the fleet's router chooses
 AUTO = "auto"  # the name of the model that the device's router chooses, or else its first
+log = logging.getLogger("stonechat.gateway")
+
 _GONE = (DeviceState.LOST, DeviceState.DISCONNECTED)
 
 
@@ -38,6 +43,7 @@ class FleetModels:
         pool: str | None = None,
         watch: FleetWatch | None = None,
         router: FleetRouter | None = None,
+        planned: Mapping[str, Device] | None = None,
     ) -> None:
         """Prepare; `open` connects.
 
@@ -48,10 +54,20 @@ class FleetModels:
                 Without either, names are DEVICE/MODEL and pool/GROUP/MODEL.
             watch: somebody else's, who opens and closes it; None makes one.
             router: finds device and model for what asks for the model `auto`.
+            planned: the devices of a fleet file, which may never have been online.
         """
         self._broker, self._client, self._device, self._pool = broker, client, device, pool
-        self._watch = watch or FleetWatch(broker, client=client, device=device or "+")
+        self._watch = watch or FleetWatch(
+            broker, client=client, device=device or "+", on_connection=self._connection_changed
+        )
+        self._there: bool | None = None  # the broker, as the log has it; None before the first connection
+        self._planned = {
+            name: DeviceReport(name, info=Info(name, "", "", entry.models, pool=entry.pool))
+            for name, entry in (planned or {}).items()
+            if device in (None, name)
+        }
         self._own_watch, self._router = watch is None, router
+        self._closing = False
         self._started = int(time.time())
         self._connections: OrderedDict[tuple[str | None, str | None], RemoteModel] = OrderedDict()
         self._lock = threading.Lock()
@@ -69,6 +85,7 @@ class FleetModels:
 
     def close(self) -> None:
         """Disconnect."""
+        self._closing = True
         with self._lock:
             models = list(self._connections.values())
             self._connections.clear()
@@ -78,8 +95,31 @@ class FleetModels:
             self._watch.close()
 
     def cards(self) -> list[Card]:
-        """The models of all devices that are there."""
-        present = [(device, report.info) for device, report in self._present().items() if report.info is not None]
+        """The models of all devices that are there.
+
+        Raises:
+            UnreachableError: the broker is not there, and so nobody knows.
+        """
+        if not self._watch.connected:
+            raise UnreachableError(f"there is no connection to the broker at {self._broker}; it is tried again.")
+        return list(self._cards(self._present()).values())
+
+    def why_absent(self, name: str) -> str | None:
+        """See `Source`: a device has said that it has the model, or the fleet file does, and it is not online."""
+        known = {device: report for device, report in self._watch.devices().items() if report.info is not None}
+        card = self._cards({**self._planned, **known}).get(name)
+        if card is None:
+            return None
+        if card.owner == FLEET:
+            return f"no device of the fleet that {name!r} may ask is online."
+        if card.owner.startswith("pool/"):
+            return f"no device of the pool {card.owner.removeprefix('pool/')!r}, which has {name!r}, is online."
+        state = known[card.owner].state if card.owner in known else None
+        how = f" ({state.state.value})" if state is not None else ""
+        return f"device {card.owner!r}, which has {name!r}, is not online{how}."
+
+    def _cards(self, devices: Mapping[str, DeviceReport]) -> dict[str, Card]:
+        present = [(device, report.info) for device, report in devices.items() if report.info is not None]
         found: dict[str, Card] = {}
         if self._router is not None and present:
             found[AUTO] = Card(AUTO, "generate", self._started, FLEET, chosen_there=True)
@@ -93,7 +133,13 @@ class FleetModels:
                 prefix = "" if self._pool else f"pool/{info.pool}/"
                 for model in _names(info):
                     found.setdefault(prefix + model, self._card(prefix + model, model, info, f"pool/{info.pool}"))
-        return list(found.values())
+        return found
+
+    def _connection_changed(self, connected: bool, reason: str) -> None:
+        if self._there is not None and self._there != connected and not self._closing:
+            what = "is back" if connected else f"is gone ({reason}); it is tried again"
+            log.warning("the connection to the broker at %s %s", self._broker, what)
+        self._there = connected or (None if self._there is None else False)
 
     def _present(self) -> dict[str, DeviceReport]:
         return {device: report for device, report in self._watch.devices().items() if not _is_gone(report)}

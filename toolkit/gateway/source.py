@@ -52,6 +52,10 @@ class Source(Protocol):
 
     def cards(self) -> list[Card]: ...
 
+    def why_absent(self, name: str) -> str | None:
+        """Why a model is not among the cards that is known all the same; None for one that is not known."""
+        ...
+
     async def ask(self, card: Card, request: Request, *, raw: bool, client: str, timeout_s: float) -> Answering:
         """Begin an answer; `client` is who asks, so that nobody keeps the others out."""
         ...

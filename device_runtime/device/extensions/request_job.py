@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from device_runtime.mqtt.strict_json import dump
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
 
+KEPT = 16  # ends of requests that can be sent again, to who may have missed them
 NO_MODEL = "no model is for it"
 SHUTTING_DOWN = "the device is shutting down; ask again later."
 
@@ -36,6 +39,8 @@ class Replies:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()  # the last ends of requests, by their keys
 
     def client_of(self, topic: str) -> str | None:
         """The client whose reply topic this is, of the device or of its pool; None if no reply may go there."""
@@ -52,18 +57,40 @@ class Replies:
             fields = {**fields, "device": self._device.topics.device}
         self._device.client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
 
+    def end(self, address: Address, fields: dict[str, Any]) -> None:
+        """Publish what ends a request; `again` repeats it."""
+        if address.key is not None:
+            with self._lock:
+                self._kept[address.key] = fields
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+        self.send(address, fields, qos=1)
+
+    def again(self, address: Address) -> bool:
+        """Publish what has ended a request once more; False if it has not ended, or that was long ago."""
+        with self._lock:
+            fields = self._kept.get(address.key)
+        if fields is not None:
+            self.send(address, fields, qos=1)
+        return fields is not None
+
+    def forget(self, address: Address) -> None:
+        """A request begins anew that was refused before: that is not its end."""
+        with self._lock:
+            self._kept.pop(address.key, None)
+
     def accepted(self, address: Address) -> None:
         """Report that this device has taken a request."""
         self.send(address, Accepted(self._device.topics.device, self._device.boot).to_fields(), qos=1)
 
     def cancelled(self, address: Address) -> None:
         """Report that a request was taken back before there was an answer."""
-        self.send(address, Final(0, "", "cancelled").to_fields(), qos=1)
+        self.end(address, Final(0, "", "cancelled").to_fields())
 
     def refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
         """Report an error to a client."""
         log.info("refused %s: %s", self.short(address), code)
-        self.send(address, ErrorReply(code, message, retry_after_ms).to_fields(), qos=1)
+        self.end(address, ErrorReply(code, message, retry_after_ms).to_fields())
 
     def turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
         """Refuse what has cost its sender nothing: not more often than the limits allow."""
@@ -342,7 +369,7 @@ class RequestJob(Job):
             record = self._recorder.record(self._asked(), final, self._arrived_s)
             if self._request.record and self._recorder.recording.on_request:
                 final = replace(final, record=record)
-        self._replies.send(self._address, final.to_fields(), qos=1)
+        self._replies.end(self._address, final.to_fields())
         log.info(
             "answered %s: %d tokens in, %d out, %s, first after %.0f ms, %.1f tok/s",
             self._replies.short(self._address), final.usage.prompt_tokens, final.usage.completion_tokens, final.finish,

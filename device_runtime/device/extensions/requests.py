@@ -42,7 +42,7 @@ class Requests(Extension):
         pool = [device.pool.generate] if device.pool is not None else []
         self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
         self._lock = threading.Lock()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._seen: OrderedDict[Hashable, int] = OrderedDict()  # during which connection each came
 
     def routes(self) -> Sequence[Route]:
         """The commands of the device; those of its pool come through `PoolMember`."""
@@ -112,8 +112,11 @@ class Requests(Extension):
     def _accept(self, message: Incoming, value: Any, address: Address, *, pooled: bool) -> None:
         arrived_s = time.monotonic()
         if self._is_repeat(address.key):
-            log.info("dropped a repeated request of %s", self._replies.short(address))
+            missed = self._may_have_missed(address.key) and self._replies.again(address)
+            what = "answered again" if missed else "dropped"
+            log.info("%s a repeated request of %s", what, self._replies.short(address))
             return None
+        self._replies.forget(address)
         device, request = self._device, Request.from_value(value)
         if request.model is not None and request.model not in device.runner.names:
             names = ", ".join(map(repr, device.runner.names))
@@ -156,10 +159,15 @@ class Requests(Extension):
         with self._lock:
             return key is not None and key in self._seen
 
+    def _may_have_missed(self, key: Hashable | None) -> bool:
+        """Whether the broker was away since it came: the answer may have gone out before its client was back."""
+        with self._lock:
+            return self._seen.get(key, self._device.client.connections) < self._device.client.connections
+
     def _remember(self, key: Hashable | None) -> None:
         if key is not None:
             with self._lock:
-                self._seen[key] = None
+                self._seen[key] = self._device.client.connections
                 if len(self._seen) > REMEMBERED:
                     self._seen.popitem(last=False)
 

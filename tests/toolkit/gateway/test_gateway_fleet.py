@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import ExitStack
+
 import pytest
 
-from device_runtime.fleet.settings import ModelSettings
+from device_runtime.device.service import Service
+from device_runtime.fleet.file import load
+from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
+from tests.support.brokers import await_ready, free_port, mosquitto
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
 from toolkit.gateway.fleet import FleetModels
@@ -18,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "it is hot"}]
 def asking(serving, port):
     """A client of a gateway for the session's broker."""
 
-    def make(**of: str) -> openai.OpenAI:
+    def make(**of: object) -> openai.OpenAI:
         url = serving(FleetModels(BrokerAddress("127.0.0.1", port), None, **of))
         return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -107,3 +113,68 @@ def test_an_unknown_model_and_a_raw_text(on_air, asking):
         text_of(client, "gpt-4o")
     with pytest.raises(openai.BadRequestError, match="in messages"):
         client.completions.create(model="default", prompt="x")
+
+
+def status_of(client, model: str) -> tuple[int, str]:
+    with pytest.raises(openai.APIStatusError) as refused:
+        text_of(client, model)
+    return refused.value.status_code, refused.value.message
+
+
+def test_a_model_that_is_known_and_whose_device_is_not_online_is_503(on_air, asking, tmp_path):
+    """Of a device that was stopped, of its pool, and of one that only the fleet file names."""
+    path = tmp_path / "fleet.yaml"
+    path.write_text(
+        "schema: 1\nmodels: {falls: {bundle: nowhere}}\ndevices: {ward-x: {model: falls, pool: wards-x}}\n",
+        encoding="utf-8",
+    )
+    on_air(ScriptedModel(["here"]))  # so that there are models
+    device = on_air(ScriptedModel(["x"]), pool="herd-x")
+    client, name = asking(planned=load(path).devices), device.topics.device
+    device.service.stop()
+    wait_until(lambda: f"{name}/default" not in {model.id for model in client.models.list()})
+    status, said = status_of(client, f"{name}/default")
+    assert status == 503 and f"device '{name}', which has '{name}/default', is not online (disconnected)." in said
+    status, said = status_of(client, "pool/herd-x/default")
+    assert status == 503 and "no device of the pool 'herd-x', which has 'pool/herd-x/default', is online." in said
+    status, said = status_of(client, "ward-x/falls")
+    assert status == 503 and "device 'ward-x', which has 'ward-x/falls', is not online." in said
+    assert status_of(client, "pool/wards-x/falls")[0] == 503
+    assert status_of(client, f"{name}/other")[0] == 404
+    with pytest.raises(openai.InternalServerError, match="is not online"):
+        client.models.retrieve("ward-x/falls")
+
+
+def test_a_broker_that_is_away_is_503_everywhere_and_in_the_log(serving, tmp_path, caplog):
+    caplog.set_level("WARNING", "stonechat.gateway")
+    where = free_port()
+    with ExitStack() as broker:
+        broker.enter_context(mosquitto(tmp_path, port=where))
+        config = DeviceConfig("off-pi", BrokerAddress("127.0.0.1", where), tmp_path / "state")
+        service = Service(config, lambda name: ScriptedModel(["here"]))
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        try:
+            await_ready(where, "off-pi")
+            models = FleetModels(config.broker, None)
+            client = openai.OpenAI(base_url=f"{serving(models)}/v1", api_key="none", max_retries=0)
+            wait_until(lambda: [model.id for model in client.models.list()] == ["off-pi/default"])
+            assert text_of(client, "off-pi/default") == "here"
+            broker.close()  # SIGTERM: the last wills are published
+            wait_until(lambda: not models._watch.connected)
+            gone = f"there is no connection to the broker at {config.broker}"
+            for model in ("off-pi/default", "what/ever"):
+                status, said = status_of(client, model)
+                assert status == 503 and gone in said
+            with pytest.raises(openai.InternalServerError, match=gone):
+                client.models.list()
+            broker.enter_context(mosquitto(tmp_path, port=where))
+            wait_until(lambda: models._watch.connected and [model.id for model in client.models.list()] != [])
+            assert text_of(client, "off-pi/default") == "here"
+            lines = [record.message for record in caplog.records if "connection to the broker" in record.message]
+            assert len(lines) == 2
+            assert lines[0].startswith(f"the connection to the broker at {config.broker} is gone (")
+            assert lines[1] == f"the connection to the broker at {config.broker} is back"
+        finally:
+            service.stop()
+            thread.join(60)

@@ -1,0 +1,224 @@
+"""A broker that is stopped in order, as by `systemctl restart`: it publishes the last wills of healthy devices."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from device_runtime.client.exchange import BROKER_ENDS_S
+from device_runtime.client.remote import RemoteAnswer, RemoteModel
+from device_runtime.device.service import Service
+from device_runtime.errors import UnreachableError
+from device_runtime.fleet.settings import DeviceConfig
+from device_runtime.mqtt.address import BrokerAddress
+from tests.support.brokers import await_ready, free_port, mosquitto
+from tests.support.scripted_fleet import Device, await_state, fleet_file, wait_until
+from tests.support.scripted_model import ScriptedModel
+
+WORDS = ["Once", " upon", " a", " time."]
+STORY = "".join(WORDS)
+
+
+class Broker:
+    """A mosquitto that stops on SIGTERM and comes back on the same port."""
+
+    def __init__(self, folder: Path, *lines: str) -> None:
+        self.port, self._folder, self._lines = free_port(), folder, lines
+        self._runs = contextlib.ExitStack()
+
+    def start(self) -> None:
+        self._runs.enter_context(mosquitto(self._folder, *self._lines, port=self.port))
+
+    def stop(self) -> None:
+        self._runs.close()
+
+    def address(self, protocol: str = "5") -> BrokerAddress:
+        return BrokerAddress("127.0.0.1", self.port, protocol=protocol)
+
+
+@pytest.fixture(params=["forgets", "remembers"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    """With and without what it retains on the disk: then it comes back with the last wills of its own end."""
+    kept = (
+        ("persistence true", f"persistence_location {tmp_path}/", "user root") if request.param == "remembers" else ()
+    )
+    made = Broker(tmp_path, *kept)
+    made.start()
+    yield made
+    made.stop()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, broker: Broker, model: ScriptedModel, pool: str | None = None) -> Iterator[Service]:
+    config = DeviceConfig("off-pi", broker.address(), folder / "state", pool=pool)
+    service = Service(config, lambda name: model)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        await_ready(broker.port, "off-pi")
+        yield service
+    finally:
+        service.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def listen(answer: RemoteAnswer) -> SimpleNamespace:
+    """Iterate an answer aside: what it said, and how it ended."""
+    heard = SimpleNamespace(pieces=[], error=None)
+
+    def run() -> None:
+        try:
+            heard.pieces.extend(iter(answer))
+        except UnreachableError as error:
+            heard.error = str(error)
+
+    heard.thread = threading.Thread(target=run)
+    heard.thread.start()
+    return heard
+
+
+def gone(remote: RemoteModel) -> bool:
+    return not remote._exchange.connected
+
+
+class TestADeviceThatIsWell:
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    def test_its_answer_goes_on(self, tmp_path: Path, broker: Broker, protocol: str) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(protocol), "off-pi") as remote:
+            heard = listen(answer := remote.generate("Tell me a story"))
+            model.gate.release()
+            wait_until(lambda: heard.pieces or len(model.asked) == 1)
+            broker.stop()
+            wait_until(lambda: gone(remote))
+            time.sleep(1.5 * BROKER_ENDS_S)  # beyond the time in which a `lost` is doubted
+            broker.start()
+            await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+            model.gate.release(len(WORDS) + 1)
+            heard.thread.join(60)
+            assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+            assert answer.final.text == STORY and len(model.asked) == 1
+
+    def test_an_answer_that_came_before_its_client_was_back_comes_again(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(), "off-pi") as remote:
+            remote._exchange._client._paho.reconnect_delay_set(8, 8)  # the device is back after 1 s
+            heard = listen(remote.generate("Tell me a story"))
+            wait_until(lambda: len(model.asked) == 1)
+            broker.stop()
+            wait_until(lambda: gone(remote))
+            model.gate.release(len(WORDS) + 1)
+            broker.start()
+            await_state(broker.port, "off-pi", lambda state: state["state"] == "ready")
+            assert gone(remote)
+            heard.thread.join(60)
+            assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+            assert len(model.asked) == 1
+
+    def test_it_is_asked_while_the_broker_is_away(self, tmp_path: Path, broker: Broker) -> None:
+        """The request is not handed to a broker to which the device is not back: it would drop it."""
+        model = ScriptedModel(WORDS)
+        with serving(tmp_path, broker, model) as service, RemoteModel(broker.address(), "off-pi") as remote:
+            service._client._paho.reconnect_delay_set(8, 8)  # its client is back after 1 s
+            assert "".join(remote.generate("Tell me a story")) == STORY
+            broker.stop()
+            wait_until(lambda: gone(remote))
+            heard = listen(remote.generate("Tell me another"))
+            broker.start()
+            wait_until(lambda: not gone(remote))
+            heard.thread.join(60)
+            assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+
+    def test_a_pool_answers(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with (
+            serving(tmp_path, broker, model, pool="herd"),
+            RemoteModel(broker.address(), pool="herd") as remote,
+        ):
+            heard = listen(remote.generate("Tell me a story"))
+            wait_until(lambda: len(model.asked) == 1)
+            broker.stop()
+            wait_until(lambda: gone(remote))
+            broker.start()
+            model.gate.release(100)
+            heard.thread.join(60)
+            assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+
+
+class TestADeviceThatIsNot:
+    def started(self, folder: Path, broker: Broker) -> Device:
+        device = Device(folder, broker.port, "off-pi", fleet_file(folder, {"off-pi": ""}))
+        device.hold.touch()
+        device.start(ready=True)
+        return device
+
+    def test_one_that_vanishes_while_the_broker_stays_is_lost(self, tmp_path: Path, broker: Broker) -> None:
+        device = self.started(tmp_path, broker)
+        try:
+            with RemoteModel(broker.address(), "off-pi") as remote:
+                heard = listen(remote.generate("Tell me a story"))
+                await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+                started_s = time.monotonic()
+                device.kill()
+                heard.thread.join(60)  # not as long as its timeout, which is 60 s
+                assert time.monotonic() - started_s < 30
+                assert "is lost: it vanished without a word. Check its power and network." in heard.error
+                with pytest.raises(UnreachableError, match="is lost"):  # asked again, it is known
+                    list(remote.generate("Tell me a story"))
+                broker.stop()  # nor does a broker that restarts later raise a doubt
+                wait_until(lambda: gone(remote))
+                with pytest.raises(UnreachableError, match="is lost"):
+                    list(remote.generate("Tell me a story", timeout_s=30))
+        finally:
+            device.kill()
+
+    def test_one_that_restarts_meanwhile_has_forgotten_what_it_was_asked(self, tmp_path: Path, broker: Broker) -> None:
+        device = self.started(tmp_path, broker)
+        try:
+            with RemoteModel(broker.address(), "off-pi") as remote:
+                heard = listen(remote.generate("Tell me a story"))
+                await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+                broker.stop()
+                wait_until(lambda: gone(remote))
+                device.kill()
+                device.start()
+                broker.start()
+                heard.thread.join(60)
+                assert "has restarted in the middle of its answer, which is lost. Ask again." in heard.error
+        finally:
+            device.kill()
+
+    def test_one_that_does_not_come_back_is_said_to_be_away(self, tmp_path: Path, broker: Broker) -> None:
+        device = self.started(tmp_path, broker)
+        try:
+            with RemoteModel(broker.address(), "off-pi") as remote:
+                heard = listen(remote.generate("Tell me a story", timeout_s=6))
+                await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+                broker.stop()
+                wait_until(lambda: gone(remote))
+                device.kill()
+                broker.start()
+                heard.thread.join(60)
+                assert f"has not come back within 6 s since the connection to the broker at {broker.address()}" in (
+                    heard.error
+                )
+        finally:
+            device.kill()
+
+    def test_a_broker_that_does_not_come_back_is_said_to_be_away(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(), "off-pi") as remote:
+            heard = listen(remote.generate("Tell me a story", timeout_s=1))
+            wait_until(lambda: len(model.asked) == 1)
+            broker.stop()
+            heard.thread.join(60)
+            assert (
+                f"gave no answer within 1 s: the connection to the broker at {broker.address()} is gone" in heard.error
+            )
