@@ -99,10 +99,11 @@ def _summary(answered: Sequence[Replayed], asleep: int) -> dict[str, Any]:
     accuracy = {}
     for name, held in fields.items():
         low, high = interval(sum(held), len(held))
+        error = calibration_error(sure.get(name, []))
         accuracy[name] = {
             "right": sum(held), "count": len(held), "accuracy": round(sum(held) / len(held), 4), "low": round(low, 4),
             "high": round(high, 4),
-            "calibration_error": round(calibration_error(sure[name]), 4) if name in sure else None,
+            "calibration_error": None if error is None else round(error, 4),
         }  # fmt: skip
     good = [replayed for replayed in answered if "error" not in replayed.said]
     return {
