@@ -134,7 +134,7 @@ class Router:
             if len(takes) == 1 and self._general is None:
                 return Chosen(takes[0], "it is the model for texts")
             if takes and self._general is None:
-                why = f"it is a text, and there is no router's file to tell {', '.join(takes)} apart"
+                why = f"it is a text, and no router's file distinguishes {', '.join(takes)}"
                 return Chosen(self._models[0], why, stray=True)
             return self._for_none()
         if not any(character.isalnum() for character in text):  # it has no words to be like anything

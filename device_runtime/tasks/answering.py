@@ -50,11 +50,11 @@ class TypedAnswer:
     choices: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The answer's fields, `confidence`, and whether the input is `unfamiliar`."""
+        """`answer`, `confidence`, and whether the input is `unfamiliar`; a task may have fields of such names."""
         reason = {"reason": "; ".join(self.unfamiliar)} if self.unfamiliar else {}
-        fields = {"answer": None} if self.answer is None else dict(self.answer)
+        answer = None if self.answer is None else dict(self.answer)
         confidence = {name: round(value, 4) for name, value in self.confidence.items()}
-        return {**fields, "confidence": confidence, "unfamiliar": bool(self.unfamiliar), **reason}
+        return {"answer": answer, "confidence": confidence, "unfamiliar": bool(self.unfamiliar), **reason}
 
 
 class Answerer:

@@ -321,7 +321,7 @@ def test_a_classifier_that_others_trained_is_run_and_scored_on_texts_as_they_are
     (tmp_path / "held.jsonl").write_text(json.dumps({"input": {"text": text}, "answer": answer}) + "\n")
     assert main(["eval", str(bundle), "--examples", str(tmp_path / "held.jsonl"), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
-    assert scored["accuracy"] == 1.0 and scored["answers"][0]["label"] == answer["label"]
+    assert scored["accuracy"] == 1.0 and scored["answers"][0]["answer"]["label"] == answer["label"]
 
 
 def test_a_command_without_texts_says_how_to_give_them(bundles, capsys):

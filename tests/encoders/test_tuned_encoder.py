@@ -125,7 +125,7 @@ def test_run_classify_and_eval_speak_of_the_task(
     held = examples(tmp_path, ["the pump is hot", "THE PUMP IS HOT"], answer)
     assert main(["eval", str(bundle), "--examples", str(held), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
-    assert scored["accuracy"] == 1.0 and [a["state"] for a in scored["answers"]] == [answer["state"]] * 2
+    assert scored["accuracy"] == 1.0 and [a["answer"]["state"] for a in scored["answers"]] == [answer["state"]] * 2
 
 
 def test_a_trial_asks_for_the_tasks_score(bundle: Path, tmp_path: Path) -> None:

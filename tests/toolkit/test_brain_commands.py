@@ -54,7 +54,7 @@ def test_a_fleet_without_a_router_is_not_said_to_have_no_model_for_a_text(capsys
     found = said(capsys, "router", "ask", fleet, "blinds down please")
     assert found["model"] is None
     assert found["why"] == (
-        "it is a text, and there is no router's file to tell home-commands, log-triage apart: "
+        "it is a text, and no router's file distinguishes home-commands, log-triage: "
         f"{fleet} has no `router` for the whole fleet, at its top; --device ID asks that of one device"
     )
     assert main(["router", "ask", str(fleet), "blinds down please"]) == 0
@@ -73,7 +73,7 @@ def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixtu
     hot = '{"temp_c": 99, "bar": 1.4, "flow_l_min": 12}'
     usual = '{"temp_c": 60, "bar": 1.5, "flow_l_min": 12}'
     found = said(capsys, "explain", EXAMPLES / "boiler-advisor" / "bundle", hot, "--instead", usual)
-    assert found["severity"] == "alarm"
+    assert found["answer"]["severity"] == "alarm"
     first, *others = found["moved_by"]
     assert first["left_out"] == "temp_c" and first["answer"]["severity"] == "ok" and first["change"] == 1
     assert all(other["change"] < 1 for other in others)
@@ -105,10 +105,9 @@ def test_an_input_unlike_those_of_the_training_is_explained_as_the_device_answer
     assert (out.splitlines()[0] != "null") == answered and f"unfamiliar: {why}" in err
     found = said(capsys, "explain", bundle, given)
     assert found["unfamiliar"] is True and found["reason"].startswith(why)
-    assert (found.get("answer", "written") is not None) == answered
     with open_model(bundle) as model:
         device = json.loads("".join(model.generate(given)))
-    assert device == ({name: found[name] for name in device} if answered else None)
+    assert device == found["answer"] and (device is not None) == answered
 
 
 def test_what_is_wrong_with_a_field_is_explained_by_the_answer_without_it(capsys: pytest.CaptureFixture[str]) -> None:

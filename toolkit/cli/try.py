@@ -99,7 +99,7 @@ def _summary(answered: Sequence[Replayed], asleep: int) -> dict[str, Any]:
     accuracy = {}
     for name, held in fields.items():
         low, high = interval(sum(held), len(held))
-        error = calibration_error(sure.get(name, ()))
+        error = calibration_error(sure.get(name, []))
         accuracy[name] = {
             "right": sum(held), "count": len(held), "accuracy": round(sum(held) / len(held), 4), "low": round(low, 4),
             "high": round(high, 4),

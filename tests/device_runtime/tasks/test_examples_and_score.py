@@ -123,6 +123,14 @@ def test_a_field_whose_truth_is_in_no_example_has_no_score() -> None:
     assert (without.accuracy, without.to_json()["accuracy"], without.to_json()["calibration_error"]) == (None,) * 3
 
 
+def test_fields_of_an_answer_and_what_is_said_of_it_are_apart() -> None:
+    """fall-alert's answers have a `reason`; any name may be one."""
+    fields = {"reason": "heart", "confidence": "high", "unfamiliar": "no", "answer": "yes"}
+    assert TypedAnswer(fields, {"reason": 0.9}, ("peak_g is 99",)).to_json() == {
+        "answer": fields, "confidence": {"reason": 0.9}, "unfamiliar": True, "reason": "peak_g is 99",
+    }  # fmt: skip
+
+
 def test_an_abstention_says_why() -> None:
     assert TypedAnswer(None, {}, ("bar is not there",)).to_json() == {
         "answer": None,
