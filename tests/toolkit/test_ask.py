@@ -19,7 +19,7 @@ from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.messages import Final, Piece, State
 from device_runtime.mqtt.strict_json import dump
 from tests.support.brokers import free_port, mosquitto
-from tests.support.scripted_fleet import Device, fleet_file
+from tests.support.scripted_fleet import Device, await_state, fleet_file
 
 ROOT = Path(__file__).parents[2]
 STONECHAT = [sys.executable, "-c", "import sys; from toolkit.cli import main; sys.exit(main())"]
@@ -131,6 +131,16 @@ def test_ctrl_c_cancels_at_the_device_and_exits_130(url):
     assert process.wait(60) == 130
     done = stonechat("ask", "--broker", url, "--device", "greenhouse-pi", "hi", "--timeout", "20")
     assert done.stdout == "HI\n"  # the device is free again
+
+
+def test_ctrl_c_with_json_is_an_object(url, port):
+    command = [*STONECHAT, "ask", "--broker", url, "--device", "greenhouse-pi", "slowly " * 8_000, "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    await_state(port, "greenhouse-pi", lambda state: state["state"] == "busy")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out) == {"error": {"code": "interrupted", "message": "interrupted"}}
 
 
 def test_lost_and_disordered_pieces_are_healed_by_the_final_text(port):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -98,3 +100,16 @@ def test_one_command_does_not_answer_for_the_next(capsys: pytest.CaptureFixture[
     assert "error" in json.loads(capsys.readouterr().out)
     assert main(["inspect", "nowhere"]) != 0
     assert capsys.readouterr().out == ""
+
+
+class Slow(io.StringIO):
+    """A reader that keeps the command waiting, until Ctrl-C."""
+
+    def flush(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_object_prints_no_second_one() -> None:
+    with contextlib.redirect_stdout(Slow()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(["families", "--json"]) == 130
+    assert set(json.loads(out.getvalue())) == {"families"} and err.getvalue() == "\nstonechat: interrupted\n"
