@@ -35,7 +35,7 @@ def commands() -> str:
     lines = [
         "# Commands", "", GENERATED, "",
         "Data goes to stdout, progress and logs to stderr. `--json` prints one JSON object instead of text, errors "
-        "included; what is wrong with a command line is on stderr, too. [Exit codes](exit-codes.md).", "",
+        "included; a wrong command line and Ctrl-C are said on stderr, too. [Exit codes](exit-codes.md).", "",
         "| command | |", "|---|---|",
         *(f"| [`stonechat {name}`](#stonechat-{name}) | {sub.description or ''} |" for name, sub in subparsers.choices.items()),
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def exit_codes() -> str:
         "In Python every error is a subclass of `StonechatError` (`from device_runtime.errors import …`; the common ones "
         "also `from stonechat import …`). With `--json` an error is "
         '`{"error": {"code": "…", "message": "…"}}` and, where there are any, its fields; a wrong command line is '
-        "`configuration`.", "",
+        "`configuration`, and Ctrl-C is `interrupted`, unless the command has printed its object already.", "",
         "| error | `code` | exit code | built-in | fields | |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
 

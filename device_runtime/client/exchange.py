@@ -17,9 +17,11 @@ from typing import Any
 
 from device_runtime.engine.schema.identity import canonical_schema
 from device_runtime.errors import (
+    CannotRedactError,
     ConfigurationError,
     ContextOverflowError,
     IncompleteError,
+    LinkError,
     SchemaError,
     StonechatError,
     UnfamiliarError,
@@ -42,7 +44,8 @@ GRACE_S = 5.0  # beyond the deadline that a device keeps itself
 ASKED_AFTER_S = 0.5  # without a device's retained state, which follows the subscription at once, it is asked for it
 MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
 _NOT_OPEN = "the connection is not open; enter the model's context first, or call `open`."
-_CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration", "context_overflow", "schema"}
+_KNOWN = (CannotRedactError, ContextOverflowError, IncompleteError, LinkError, SchemaError, UnfamiliarError)
+_CLIENTS_FAULT = {"invalid_request", "unknown_model", "retained", "configuration"}
 
 
 class Signal(Enum):
@@ -366,12 +369,7 @@ def to_error(who: str, reply: ErrorReply) -> StonechatError:
         text += f" Retry in {reply.retry_after_ms / 1000:.1f} s."
     if reply.code in ("busy", "unavailable"):
         return UnreachableError(text, retry_after_ms=reply.retry_after_ms)
-    if reply.code == ContextOverflowError.code:
-        return ContextOverflowError(text)
-    if reply.code == IncompleteError.code:
-        return IncompleteError(text)
-    if reply.code == UnfamiliarError.code:
-        return UnfamiliarError(text)
-    if reply.code == SchemaError.code:
-        return SchemaError(text)
+    for known in _KNOWN:
+        if reply.code == known.code:
+            return known(text)
     return ConfigurationError(text) if reply.code in _CLIENTS_FAULT else StonechatError(text)

@@ -134,6 +134,16 @@ def test_ctrl_c_cancels_at_the_device_and_exits_130(url):
     assert done.stdout == "HI\n"  # the device is free again
 
 
+def test_ctrl_c_with_json_is_an_object(url, port):
+    command = [*STONECHAT, "ask", "--broker", url, "--device", "greenhouse-pi", "slowly " * 8_000, "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    await_state(port, "greenhouse-pi", lambda state: state["state"] == "busy")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out) == {"error": {"code": "interrupted", "message": "interrupted"}}
+
+
 def test_lost_and_disordered_pieces_are_healed_by_the_final_text(port):
     """A device that we play ourselves loses piece 1 and sends piece 3 before piece 2."""
     device = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)

@@ -32,6 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "gqa-tied"
 # Prompts whose likeliest tokens lead by 0.8 or more: another processor's rounding does not change the answer.
 QUESTION = "hello"
+INTERRUPTED = '{"error": {"code": "interrupted", "message": "interrupted"}}'
 
 # What differs from one machine or release to the next. Widths stay.
 CHANGING = [
@@ -415,8 +416,9 @@ def test_bench_passes_on_why_it_failed(here: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_ctrl_c_is_one_line_and_130(here: Path) -> None:
-    command = [sys.executable, "-m", "toolkit", "bench", "bundle", "--runs", "1000"]
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_ctrl_c_is_one_line_and_130(flags: list[str], here: Path) -> None:
+    command = [sys.executable, "-m", "toolkit", "bench", "bundle", "--runs", "1000", *flags]
     process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None and not children.read_text():
@@ -424,7 +426,7 @@ def test_ctrl_c_is_one_line_and_130(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out == ""
+    assert out == ("" if not flags else f"{INTERRUPTED}\n")
     assert err.strip() == "stonechat: interrupted"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+INTERRUPTED = b'{"error": {"code": "interrupted", "message": "interrupted"}}\n'
 # Python imports `sitecustomize` before anything of ours. This one says that a module is imported, and waits.
 SLOW_IMPORT = """\
 import os, sys, time
@@ -26,7 +27,7 @@ sys.meta_path.insert(0, Slow())
 
 
 @pytest.mark.parametrize("module", ["argparse", "device_runtime.errors", "toolkit.cli.parser", "toolkit.cli.convert"])
-@pytest.mark.parametrize("start", ["-m", "script"])
+@pytest.mark.parametrize("start", ["-m", "script", "json"])
 def test_it_ends_with_130_and_no_traceback(start: str, module: str, tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("stonechat")
     if start == "script" and not script.is_file():
@@ -35,7 +36,7 @@ def test_it_ends_with_130_and_no_traceback(start: str, module: str, tmp_path: Pa
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [str(script)] if start == "script" else [sys.executable, "-m", "toolkit"]
     process = subprocess.Popen(
-        [*command, "convert", "--help"],
+        [*command, "convert", *(["--json"] if start == "json" else []), "--help"],
         env={**os.environ, "PYTHONPATH": paths, "SLOW_IMPORT": module},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,4 +49,5 @@ def test_it_ends_with_130_and_no_traceback(start: str, module: str, tmp_path: Pa
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, out, said) == (130, b"", b"\nstonechat: interrupted\n")
+    assert (process.returncode, said) == (130, b"\nstonechat: interrupted\n")
+    assert out == (INTERRUPTED if start == "json" else b"")

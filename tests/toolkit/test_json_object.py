@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from device_runtime.errors import MissingExtraError
+from toolkit.brain.router_training import train_router
 from toolkit.cli import main
 from toolkit.cli.command import parser
 
@@ -98,3 +103,24 @@ def test_one_command_does_not_answer_for_the_next(capsys: pytest.CaptureFixture[
     assert "error" in json.loads(capsys.readouterr().out)
     assert main(["inspect", "nowhere"]) != 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_missing_package_has_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sklearn.linear_model", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError) as caught:
+        train_router({}, [])
+    assert caught.value.fields == {"package": "sklearn", "extra": "train"}
+
+
+class Slow(io.StringIO):
+    """A reader that keeps the command waiting, until Ctrl-C."""
+
+    def flush(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_object_prints_no_second_one() -> None:
+    with contextlib.redirect_stdout(Slow()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(["families", "--json"]) == 130
+    assert set(json.loads(out.getvalue())) == {"families"} and err.getvalue() == "\nstonechat: interrupted\n"

@@ -67,8 +67,11 @@ def train_router(texts: Mapping[str, Sequence[str]], others: Sequence[str], *, s
     try:
         from scipy.sparse import csr_matrix
         from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise MissingExtraError("Training a router needs scikit-learn: pip install 'stonechat[train]'") from None
+    except ImportError as error:
+        raise MissingExtraError(
+            "Training a router needs scikit-learn: pip install 'stonechat[train]'",
+            package=(error.name or "sklearn").partition(".")[0], extra="train",
+        ) from None  # fmt: skip
     rows = [(NONE, text) for text in dict.fromkeys(others)]
     for name, own in texts.items():
         found = list(dict.fromkeys(own))

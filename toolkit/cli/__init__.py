@@ -34,5 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         import sys
 
+        from toolkit.cli.owed import json_is_owed
+
         print("\nstonechat: interrupted", file=sys.stderr)
+        if json_is_owed():
+            _print_interrupted()
         return 130
+
+
+def _print_interrupted() -> None:
+    import os
+
+    try:
+        print('{"error": {"code": "interrupted", "message": "interrupted"}}', flush=True)
+    except OSError:  # Ctrl-C has ended the reader of our output, too; Python would fail once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

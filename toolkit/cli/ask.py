@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
                     printed = True
         except KeyboardInterrupt:
             answer.cancel()
-            if not args.json:
-                print()
+            if args.json:
+                raise
+            print()
             return 130
         except StonechatError:
             if printed and not args.json:

@@ -20,7 +20,7 @@ from device_runtime.device.extension import Device, Extension, Route
 from device_runtime.device.extensions.escalation import Escalations
 from device_runtime.device.extensions.request_job import Replies
 from device_runtime.engine.schema.acceptance import accepted
-from device_runtime.errors import ConfigurationError, IncompleteError, LinkError, SchemaError
+from device_runtime.errors import CannotRedactError, ConfigurationError, IncompleteError, LinkError, SchemaError
 from device_runtime.fleet.links import MAX_SENT_BYTES, Asking, Link, asking_of, looks_back
 from device_runtime.mqtt.messages import Address, AddressFields
 from device_runtime.mqtt.packets import Incoming, Subscription
@@ -174,7 +174,12 @@ def _asking(correction: Correction, link: Link | None, redactor: Redactor) -> As
         return asking_of(link, correction.topic, correction.reading, correction.window or (), redactor)
     said = [{"role": "user", "content": correction.prompt or ""}]
     secrets = redactor.secrets_of(said)
-    kept = redactor.messages(said, secrets)[0] if redactor else said[0]
+    try:
+        kept = redactor.messages(said, secrets)[0] if redactor else said[0]
+    except CannotRedactError as error:
+        raise CannotRedactError(
+            f"{error}; give the prompt as a JSON object with its fields, or name the link and the reading."
+        ) from None
     return Asking(said[0]["content"], kept["content"], secrets)
 
 

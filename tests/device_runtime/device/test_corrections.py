@@ -12,7 +12,7 @@ import pytest
 
 from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
-from device_runtime.errors import StonechatError
+from device_runtime.errors import CannotRedactError, StonechatError
 from device_runtime.fleet.links import MAX_SENT_BYTES, Link, Window
 from device_runtime.fleet.policies.escalation import Redaction
 from device_runtime.fleet.policies.recording import Recording
@@ -146,12 +146,15 @@ def test_a_device_with_a_router_takes_what_its_router_would(on_air: Callable[...
             send(device, **fields)
 
 
-def test_what_is_withheld_is_not_kept(on_air: Callable[..., OnAir]) -> None:
+def test_what_is_withheld_is_not_kept(on_air: Callable[..., OnAir], capsys: pytest.CaptureFixture[str]) -> None:
     link = replace(LOGS, prompt="{{ note }} by {{ badge }}", parse="json")
     device = on_air(model(), links=(link,), recording=Recording(redact=(Redaction("badge"),)))
     send(device, link="logs", reading={"note": "B-77 is late", "badge": "B-77"}, said={**WRONG, "category": "B-77"})
-    with pytest.raises(StonechatError, match="badge cannot be found in it"):
+    with pytest.raises(CannotRedactError, match=r"badge cannot be found in it.*give the prompt as a JSON object"):
         send(device, prompt="by B-77")
+    words = ["--device", device.topics.device, "--broker", f"mqtt://127.0.0.1:{device.client.port}"]
+    assert main(["correct", "category=network", "--prompt", "by B-77", *words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "cannot_redact"
     assert "B-77" not in json.dumps(kept(device)) and len(kept(device)) == 1
 
 
