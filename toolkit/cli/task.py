@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,14 +113,15 @@ def run(args: argparse.Namespace) -> int:
 def _new(args: argparse.Namespace) -> int:
     import re
 
+    from device_runtime.bundle.work_place import made_folders, whole_file
     from device_runtime.errors import ConfigurationError
 
     path = args.folder / "task.yaml"
     if path.exists():
         raise ConfigurationError(f"{path} is there already; choose another folder.")
     name = re.sub(r"[^a-z0-9-]+", "-", args.folder.resolve().name.lower()).strip("-") or "task"
-    args.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text((_TEXT if args.text else _NUMBERS).format(name=name), encoding="utf-8")
+    with made_folders(args.folder), whole_file(path) as write:
+        write((_TEXT if args.text else _NUMBERS).format(name=name))
     if args.json:
         print(json.dumps({"task": str(path)}))
         return 0
@@ -274,17 +274,12 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
 
 
 def _write(path: Path, examples: Iterable[Example]) -> int:
-    """Write them to a file that appears whole or not at all; returns how many they were."""
-    from device_runtime.bundle.work_place import put_in_place, work_file
+    """Write them to a file that appears whole, or not at all; returns how many they were."""
+    from device_runtime.bundle.work_place import whole_file
 
-    os.scandir(path.parent).close()  # where it is no folder, the error names it, and not the file beside the one to be
     count = 0
-    with work_file(path) as part:
-        with part.open("w", encoding="utf-8") as stream:
-            for example in examples:
-                count += 1
-                line = {"input": example.input, "answer": example.answer}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if count:
-            put_in_place(part, path)
+    with whole_file(path) as write:
+        for example in examples:
+            count += 1
+            write(json.dumps({"input": example.input, "answer": example.answer}, ensure_ascii=False) + "\n")
     return count
