@@ -212,17 +212,25 @@ def _generate(args: argparse.Namespace) -> int:
 def _harvest(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.file import load
+    from toolkit.cli.output import say
     from toolkit.examples.harvest import harvested, read_kept
 
     task = load(args.task)
     _require_new(args.output)
-    found = harvested(task, read_kept(args.sources), corrected=args.corrected)
+    kept = read_kept(args.sources)
+    for path in kept.without:
+        say(f"{path} has no examples yet")
+    for place in kept.unread[:_SHOWN]:
+        say(f"{place}: left out: no whole line of JSON in UTF-8; a power cut may have cut it")
+    if more := len(kept.unread[_SHOWN:]):
+        say(f"{counted(more, 'line')} more left out")
+    found = harvested(task, kept.entries, corrected=args.corrected)
     if not found.examples:
         why = "".join(f"; {count} {reason}" for reason, count in found.left_out.items())
         raise ConfigurationError(f"There is no example of {task.name} in what was kept{why}.")
     _write(args.output, found.examples)
     if args.json:
-        print(json.dumps({"file": str(args.output), **found.to_json()}, ensure_ascii=False))
+        print(json.dumps({"file": str(args.output), **found.to_json(), "unread": kept.unread}, ensure_ascii=False))
         return 0
     written = counted(len(found.examples), "example")
     print(f"{args.output}: {written}; read and correct them, then name the file under `examples:`")
