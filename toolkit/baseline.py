@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from device_runtime.bundle.work_place import whole_file
 from device_runtime.errors import ConfigurationError
 
 __all__ = ["growth", "read_baseline", "write_baseline"]
@@ -40,14 +40,10 @@ def read_baseline(path: Path, board: str) -> dict[str, float]:
 
 
 def write_baseline(path: Path, board: str, model: str, figures: Mapping[str, float]) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, as `whole_file` does."""
     data = {"schema": _SCHEMA, "board": board, "model": model, "figures": dict(figures)}
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as write:
+        write(json.dumps(data, indent=1) + "\n")
 
 
 def growth(baseline: Mapping[str, float], figures: Mapping[str, float], allowed_percent: float) -> list[str]:

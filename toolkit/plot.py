@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.bundle.work_place import whole_file
 from device_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def plot_layer_errors(path: Path, title: str, errors: Sequence[LayerError]) -> N
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format=path.suffix[1:].lower())
+    with whole_file(path) as write:
+        write(drawn.getvalue())

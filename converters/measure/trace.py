@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ConfigurationError
+from device_runtime.machine.path_errors import cannot_write
 from device_runtime.update.active import open_bundle
 
 __all__ = ["distances", "layer_names", "trace_bundle", "trace_checkpoint"]
@@ -144,4 +145,4 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+        raise cannot_write(path, error) from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from device_runtime.update import durable
 
-__all__ = ["BY_PERSON", "CORRECTIONS", "FILE", "KeptLines"]
+__all__ = ["BY_PERSON", "CORRECTIONS", "FILE", "KeptLines", "kept_entry"]
 
 BY_PERSON = "person"  # in `by` of a correction; else it is where the larger model is
 
@@ -21,6 +21,15 @@ CORRECTIONS = "corrections.jsonl"  # there, too: answers of people
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
 
 log = logging.getLogger("stonechat.serve")
+
+
+def kept_entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of such a file says; None where that is lost: a power cut has halved it, or the disk has erred."""
+    try:
+        entry = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 class KeptLines:
@@ -65,10 +74,8 @@ class KeptLines:
     def _entries(self) -> list[dict[str, Any]]:
         found = []
         for line in self._lines():
-            with suppress(ValueError, RecursionError):
-                entry = json.loads(line)
-                if isinstance(entry, dict):
-                    found.append(entry)
+            if (entry := kept_entry(line)) is not None:
+                found.append(entry)
         return found[-self.keep :] if self.keep else found
 
     def _cut(self) -> None:

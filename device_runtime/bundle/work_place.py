@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.machine.path_errors import cannot_write
@@ -43,8 +43,8 @@ def work_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Callable[[str], None]]:
-    """Write a text file that a user has named, in UTF-8, with the function that this context gives.
+def whole_file(target: Path) -> Iterator[Callable[[str | bytes], None]]:
+    """Write a file that a user has named, with the function that this context gives; text in UTF-8.
 
     The file appears at the end of the context, whole, and only where something was written: after Ctrl-C, an error or
     nothing to write, `target` is as it was.
@@ -61,13 +61,13 @@ def whole_file(target: Path) -> Iterator[Callable[[str], None]]:
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             part = stack.enter_context(work_file(target))
-            stream = part.open("w", encoding="utf-8")
+            stream = part.open("wb")
             stack.callback(_close, stream)
 
-        def write(text: str) -> None:
+        def write(content: str | bytes) -> None:
             nonlocal written
             with _as_of(target):
-                stream.write(text)
+                stream.write(content.encode() if isinstance(content, str) else content)
             written = True
 
         yield write
@@ -134,7 +134,7 @@ def _as_of(target: Path) -> Iterator[None]:
         raise cannot_write(target, error) from None
 
 
-def _close(stream: IO[str]) -> None:
+def _close(stream: BinaryIO) -> None:
     with suppress(OSError):  # of a full disk: it is known, and what is left to be written is not wanted any more
         stream.close()
 

@@ -484,8 +484,8 @@ def test_what_the_system_says_of_a_path_comes_with_the_next_step(tmp_path, capsy
         (tmp_path / "nowhere" / "cases.jsonl", "No such file or directory. Check the path; the folder"),
         (tmp_path / "file" / "cases.jsonl", "Not a directory. Check the path: a part of it is a file"),
     ):
-        assert main(["task", "generate", str(tmp_path / "pump"), "--cases", "2", "-o", str(output)]) == 1
-        assert said in capsys.readouterr().err
+        assert main(["task", "generate", str(tmp_path / "pump"), "--cases", "2", "-o", str(output)]) == 2
+        assert f"{output} cannot be written: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,35 @@ def test_nothing_is_overwritten_and_nothing_is_an_error(
     assert run("--from", tmp_path / "other", "-o", tmp_path / "new.jsonl") == 2
     assert "state folder of a device that escalates" in capsys.readouterr().err
     assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_a_damaged_line_costs_that_line_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept.jsonl"
+    whole = entry("link down").encode()
+    kept.write_bytes(b"\n".join([entry("caf\u00e9").encode("latin-1")[:-9] + b"\xe9", whole, whole[:40]]))
+    assert run("--from", kept, "-o", tmp_path / "out.jsonl", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["unread"] == [f"{kept}:1", f"{kept}:3"] and json.loads(said.out)["examples"] == 1
+    assert f"{kept}:3: left out: no whole line of JSON in UTF-8; a power cut" in said.err
+    kept.write_bytes(whole[:40])
+    assert run("--from", kept, "-o", tmp_path / "none.jsonl") == 2
+    assert "no line of it is a JSON object in UTF-8. Expected the state folder" in capsys.readouterr().err
+
+
+def test_records_are_known_for_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"time": "1", "device": "house", "model": "log-triage", "text": json.dumps(ANSWER), "finish": "stop"}
+    (tmp_path / "records.jsonl").write_text(f"{json.dumps(record)}\n" * 10)
+    assert run("--from", tmp_path / "records.jsonl", "-o", tmp_path / "out.jsonl") == 2
+    assert "10 of records of answers, which are no examples: see `stonechat records --examples`" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_device_without_examples_does_not_keep_those_of_another(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "st-server"
+    empty.mkdir()
+    assert run("--from", empty, "--from", state, "-o", tmp_path / "out.jsonl") == 0
+    assert f"{empty} has no examples yet" in capsys.readouterr().err
+    assert run("--from", tmp_path / "slip", "--from", state, "-o", tmp_path / "new.jsonl") == 2

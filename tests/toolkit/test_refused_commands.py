@@ -33,7 +33,7 @@ examples: few.jsonl
             "few has 0 cases to train with",
         ),
         (["task", "generate", "few.yaml", "-o", "more.jsonl"], "few has no `truth` to generate cases from"),
-        (["task", "generate", "few.yaml", "-o", "new/more.jsonl"], "new: No such file or directory"),
+        (["task", "generate", "few.yaml", "-o", "new/more.jsonl"], "new/more.jsonl cannot be written: No such file"),
         (["firmware", "export", "PI", "--for", "zephyr", "-o", "new/firmware"], "has the profile 'pi'"),
         (["convert", "GQA", "--profile", "pi", "--context", "9", "-o", "new/made"], "--context is 9"),
     ],

@@ -138,6 +138,7 @@ def _built(args: argparse.Namespace) -> tuple[Board, Build, Bundle, SigningKey |
 
 def _build(args: argparse.Namespace) -> int:
     from device_runtime import __version__
+    from device_runtime.bundle.work_place import whole_file
     from device_runtime.errors import ConfigurationError
     from toolkit.firmware.bundled import add_firmware
     from toolkit.firmware.slots import firmware_image, model_image
@@ -155,9 +156,11 @@ def _build(args: argparse.Namespace) -> int:
         folder = build.elf.parent
         version = args.firmware_version or __version__
         data = firmware_image(build, board, key, version=version, security_counter=args.security_counter)
-        (folder / "firmware.image").write_bytes(data)
+        with whole_file(folder / "firmware.image") as write:
+            write(data)
         model = model_image(build.image.read_bytes(), bundle.manifest, board, key)
-        (folder / "model.slot").write_bytes(model)
+        with whole_file(folder / "model.slot") as write:
+            write(model)
         facts |= {
             "boot_loader": str(build.boot),
             "firmware_slot": str(folder / "firmware.image"),

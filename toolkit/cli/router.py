@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from device_runtime.bundle.work_place import whole_file
     from device_runtime.errors import ConfigurationError
     from device_runtime.fleet.file import load
     from device_runtime.tasks.file import load as load_task
@@ -79,9 +80,8 @@ def _train(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"No model of {whose} was trained to read texts; readings are found by their fields.")
     others = [line for path in args.other for line in lines_of(path)]
     trained = train_router(texts, [*others, *background_texts()])
-    part = args.output.with_name(args.output.name + ".part")
-    part.write_text(trained.classifier.to_json(), encoding="utf-8")
-    part.replace(args.output)
+    with whole_file(args.output) as write:
+        write(trained.classifier.to_json())
     named_in = f"router: {{file: {args.output.name}}}"
     named_in = named_in if args.device is None else f"devices: {{{args.device}: {{{named_in}}}}}"
     fields = {"file": str(args.output), "models": list(texts), "right": trained.right, "count": trained.count}

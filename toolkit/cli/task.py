@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _new(args: argparse.Namespace) -> int:
     import re
 
+    from device_runtime.bundle.work_place import made_folders, whole_file
     from device_runtime.errors import ConfigurationError
 
     path = args.folder / "task.yaml"
@@ -124,8 +124,8 @@ def _new(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"{path} is there already; choose another folder.")
     called = args.folder.resolve().name
     name = re.sub(r"[^a-z0-9-]+", "-", called.lower()).strip("-")[:64].rstrip("-") or "task"
-    args.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text((_TEXT if args.text else _NUMBERS).format(name=name), encoding="utf-8")
+    with made_folders(args.folder), whole_file(path) as write:
+        write((_TEXT if args.text else _NUMBERS).format(name=name))
     if args.json:
         print_json({"task": str(path), "name": name})
         return 0
@@ -218,17 +218,25 @@ def _generate(args: argparse.Namespace) -> int:
 def _harvest(args: argparse.Namespace) -> int:
     from device_runtime.errors import ConfigurationError
     from device_runtime.tasks.file import load
+    from toolkit.cli.output import say
     from toolkit.examples.harvest import harvested, read_kept
 
     task = load(args.task)
     _require_new(args.output)
-    found = harvested(task, read_kept(args.sources), corrected=args.corrected)
+    kept = read_kept(args.sources)
+    for path in kept.without:
+        say(f"{path} has no examples yet")
+    for place in kept.unread[:_SHOWN]:
+        say(f"{place}: left out: no whole line of JSON in UTF-8; a power cut may have cut it")
+    if more := len(kept.unread[_SHOWN:]):
+        say(f"{counted(more, 'line')} more left out")
+    found = harvested(task, kept.entries, corrected=args.corrected)
     if not found.examples:
         why = "".join(f"; {count} {reason}" for reason, count in found.left_out.items())
         raise ConfigurationError(f"There is no example of {task.name} in what was kept{why}.")
     _write(args.output, found.examples)
     if args.json:
-        print_json({"file": str(args.output), **found.to_json()})
+        print_json({"file": str(args.output), **found.to_json(), "unread": kept.unread})
         return 0
     written = counted(len(found.examples), "example")
     print(f"{args.output}: {written}; read and correct them, then name the file under `examples:`")
@@ -280,17 +288,12 @@ def _teach(args: argparse.Namespace, task: Task) -> int:
 
 
 def _write(path: Path, examples: Iterable[Example]) -> int:
-    """Write them to a file that appears whole or not at all; returns how many they were."""
-    from device_runtime.bundle.work_place import put_in_place, work_file
+    """Write them to a file that appears whole, or not at all; returns how many they were."""
+    from device_runtime.bundle.work_place import whole_file
 
-    os.scandir(path.parent).close()  # where it is no folder, the error names it, and not the file beside the one to be
     count = 0
-    with work_file(path) as part:
-        with part.open("w", encoding="utf-8") as stream:
-            for example in examples:
-                count += 1
-                line = {"input": example.input, "answer": example.answer}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if count:
-            put_in_place(part, path)
+    with whole_file(path) as write:
+        for example in examples:
+            count += 1
+            write(json.dumps({"input": example.input, "answer": example.answer}, ensure_ascii=False) + "\n")
     return count

@@ -117,7 +117,7 @@ class Dashboard:
             except Exception as error:
                 if not isinstance(error, StonechatError):
                     log.exception("%r failed", request.url.path)
-                elif status_of(error) == 500:
+                elif status_of(error) in (500, 507):  # of this machine, so its operator has to know
                     log.error("%r: %s", request.url.path, error)
                 return answer_to(error)
 

@@ -22,6 +22,7 @@ from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.file import FLEET, Fleet, check_fleet, load
 from device_runtime.fleet.link_fields import LINK
 from device_runtime.fleet.yaml_schema import Choice, Number, Reference, Text
+from device_runtime.machine.path_errors import cannot_write, is_full
 from device_runtime.records.printable import counted
 from device_runtime.update import durable
 from toolkit.dashboard.kept_layout import (
@@ -160,7 +161,8 @@ class FleetEditor:
             base: the hash of the file that the page showed.
 
         Raises:
-            RefusedError: it has faults, or somebody else has changed the file.
+            RefusedError: it has faults, somebody else has changed the file, or it cannot be written.
+            DiskFullError: the disk is full. The file is as it was.
         """
         with self._lock:
             if change.faults:
@@ -175,8 +177,17 @@ class FleetEditor:
             mode = self._path.stat().st_mode & 0o777
             real = self._path.resolve()  # a link to the file stays one
             ends = b"\r\n" if b"\r\n" in real.read_bytes() else b"\n"  # an editor on Windows has its own
-            durable.replace_file(real, change.text.encode().replace(b"\n", ends))
-            real.chmod(mode)
+            try:
+                durable.replace_file(real, change.text.encode().replace(b"\n", ends))
+                real.chmod(mode)
+            except OSError as error:
+                advice = (
+                    "Free some and save again." if is_full(error) else "Save again once this server may write there."
+                )
+                refused = cannot_write(Path(self._path.name), error, advice)
+                if is_full(error):
+                    raise refused from None
+                raise RefusedError(str(refused), status=403, reason="not_writable") from None
 
     def _parsed(self, text: str) -> tuple[YAML, CommentedMap]:
         try:

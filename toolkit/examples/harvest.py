@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.brain.kept_examples import BY_PERSON, CORRECTIONS, FILE
+from device_runtime.brain.kept_examples import BY_PERSON, CORRECTIONS, FILE, kept_entry
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.file import Task
 
-__all__ = ["Harvest", "harvested", "read_kept"]
+__all__ = ["Harvest", "Kept", "harvested", "read_kept"]
 
 
 @dataclass
@@ -30,40 +32,60 @@ class Harvest:
         return {"examples": len(self.examples), "by_people": self.by_people, "left_out": dict(self.left_out)}
 
 
-def read_kept(paths: Sequence[Path]) -> list[Mapping[str, Any]]:
-    """The entries of files, or of state folders, the oldest first.
+@dataclass
+class Kept:
+    """What files have of the answers of larger models and people."""
+
+    entries: list[Mapping[str, Any]] = field(default_factory=list)  # the oldest first
+    unread: list[str] = field(default_factory=list)  # FILE:LINE of what is no JSON object in UTF-8
+    without: list[Path] = field(default_factory=list)  # state folders that have no examples yet
+
+
+def read_kept(paths: Sequence[Path]) -> Kept:
+    """The entries of files, or of state folders. A line that is damaged costs that line, as on the device itself.
 
     Raises:
-        ConfigurationError: one cannot be read, or holds something else.
+        ConfigurationError: one cannot be read, or holds something else; or no folder has any.
     """
-    found: list[Mapping[str, Any]] = []
+    kept = Kept()
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = [file for name in (FILE, CORRECTIONS) if (file := path / name).exists()] or [path / FILE]
+            files = [file for name in (FILE, CORRECTIONS) if (file := path / name).exists()]
+            if not files:
+                kept.without.append(path)
         for file in files:
-            found += _entries(file)
-    return sorted(found, key=lambda entry: str(entry.get("time", "")))
+            _read(file, kept)
+    if len(kept.without) == len(paths):
+        raise _unreadable(kept.without[0] / FILE, os.strerror(errno.ENOENT))
+    kept.entries.sort(key=lambda entry: str(entry.get("time", "")))
+    return kept
 
 
-def _entries(file: Path) -> Iterator[Mapping[str, Any]]:
+def _read(file: Path, kept: Kept) -> None:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConfigurationError(
-            f"{file} cannot be read: {why}. Expected the state folder of a device that escalates, or takes "
-            f"corrections, or its {FILE}."
-        ) from None
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from None
+    entries, unread = [], []
     for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            if number == len(lines):  # a power cut has halved it
-                continue
-            raise ConfigurationError(f"{file}:{number}: not JSON; expected a line that a device has kept.") from None
-        if isinstance(entry, Mapping):
-            yield entry
+        if not line.strip():
+            continue
+        if (entry := kept_entry(line)) is None:
+            unread.append(f"{file}:{number}")
+        else:
+            entries.append(entry)
+    if unread and not entries:
+        raise _unreadable(file, "no line of it is a JSON object in UTF-8")
+    kept.entries += entries
+    kept.unread += unread
+
+
+def _unreadable(file: Path, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{file} cannot be read: {why}. Expected the state folder of a device that escalates, or takes corrections, "
+        f"or its {FILE}."
+    )
 
 
 def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bool = False) -> Harvest:
@@ -77,7 +99,9 @@ def harvested(task: Task, entries: Iterable[Mapping[str, Any]], *, corrected: bo
     by_people: set[str] = set()  # inputs that a person has answered: what a model says later does not count
     for entry in entries:
         given, answer = entry.get("input"), entry.get("answer")
-        if entry.get("task") != task.name:
+        if "task" not in entry and "finish" in entry:
+            result.left_out["of records of answers, which are no examples: see `stonechat records --examples`"] += 1
+        elif entry.get("task") != task.name:
             result.left_out["of another task"] += 1
         elif not isinstance(given, Mapping) or not isinstance(answer, Mapping):
             result.left_out["without an input and an answer"] += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from device_runtime.bundle.work_place import whole_file
+
 __all__ = ["write_array"]
 
 _HEADER = """/* A model image of stonechat, for sc_open: it is read where the linker puts it. */
@@ -32,18 +34,14 @@ def write_array(image: Path, folder: Path) -> tuple[Path, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     source, header = folder / "model_image.c", folder / "model_image.h"
-    part = source.with_name(f".{source.name}")
-    try:
-        with open(image, "rb") as data, open(part, "w", encoding="ascii") as out:
-            out.write('#include "model_image.h"\n\n')
-            out.write("__attribute__((aligned(16))) const uint32_t model_image[] = {\n")
-            while block := data.read(4 * _WORDS_A_LINE):
-                block += bytes(-len(block) % 4)
-                words = (int.from_bytes(block[i : i + 4], "little") for i in range(0, len(block), 4))
-                out.write("    " + " ".join(f"{word:#010x}," for word in words) + "\n")
-            out.write(f"}};\nconst size_t model_image_bytes = {image.stat().st_size};\n")
-        part.replace(source)
-    finally:
-        part.unlink(missing_ok=True)
-    header.write_text(_HEADER, encoding="ascii")
+    with open(image, "rb") as data, whole_file(source) as write:
+        write('#include "model_image.h"\n\n')
+        write("__attribute__((aligned(16))) const uint32_t model_image[] = {\n")
+        while block := data.read(4 * _WORDS_A_LINE):
+            block += bytes(-len(block) % 4)
+            words = (int.from_bytes(block[i : i + 4], "little") for i in range(0, len(block), 4))
+            write("    " + " ".join(f"{word:#010x}," for word in words) + "\n")
+        write(f"}};\nconst size_t model_image_bytes = {image.stat().st_size};\n")
+    with whole_file(header) as write:
+        write(_HEADER)
     return source, header

@@ -14,6 +14,7 @@ from typing import Any
 from device_runtime.errors import (
     ConfigurationError,
     ContextOverflowError,
+    DiskFullError,
     RefusedError,
     SchemaError,
     StonechatError,
@@ -159,6 +160,8 @@ def status_of(error: BaseException) -> int:
             return 422
         case UnreachableError():
             return 429 if error.retry_after_ms is not None else 503
+        case DiskFullError():
+            return 507
         case ConfigurationError():
             return 400
     return 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.bundle.trust import RETIRED, PublicKey, Signature, TrustStore, read_key
+from device_runtime.bundle.work_place import made_folders
 from device_runtime.errors import ConfigurationError
+from device_runtime.machine.path_errors import cannot_write
 from device_runtime.mqtt.topics import is_id
 from device_runtime.update import durable
 
@@ -49,7 +52,8 @@ def new_key(name: str, folder: Path, passphrase: bytes | None) -> SigningKey:
     """Make NAME.key, which only its owner can read, and NAME.pub.
 
     Raises:
-        ConfigurationError: one of them is there; a key is never overwritten.
+        ConfigurationError: one of them is there, and a key is never overwritten; or it cannot be written.
+        DiskFullError: the disk is full.
     """
     for path in (folder / f"{name}.key", folder / f"{name}.pub"):
         if path.exists() or path.is_symlink():
@@ -57,9 +61,10 @@ def new_key(name: str, folder: Path, passphrase: bytes | None) -> SigningKey:
     key = _both(name, Ed25519PrivateKey.generate())
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     pem = key.private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_new(folder / f"{name}.key", pem, 0o600)
-    _write_new(folder / f"{name}.pub", key.public.to_text().encode(), 0o644)
+    with made_folders(folder), ExitStack() as undo:  # half a key would be in the way of the next try
+        _write_new(folder / f"{name}.key", pem, 0o600, undo)
+        _write_new(folder / f"{name}.pub", key.public.to_text().encode(), 0o644, undo)
+        undo.pop_all()
     return key
 
 
@@ -148,9 +153,14 @@ def _both(name: str, private: Ed25519PrivateKey) -> SigningKey:
     return SigningKey(PublicKey(name, private.public_key().public_bytes_raw()), private)
 
 
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # its public half may be on devices before the disk has it
-    durable.sync_folder(path.parent)
+def _write_new(path: Path, content: bytes, mode: int, undo: ExitStack) -> None:
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        undo.callback(path.unlink, missing_ok=True)
+        with open(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # its public half may be on devices before the disk has it
+        durable.sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None

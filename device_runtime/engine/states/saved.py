@@ -18,6 +18,7 @@ import numpy as np
 from device_runtime.engine.backends import Backend
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, ConfigurationError
+from device_runtime.machine.path_errors import cannot_write
 
 if TYPE_CHECKING:
     from device_runtime.bundle.folder import Bundle
@@ -46,7 +47,7 @@ def save_conversation(
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+        raise cannot_write(path, error) from None
     return path
 
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,34 @@ class TestLinks:
         other = page.call("/api/links/save", {"was": None, "link": LINK | {"name": "x"}, "devices": [], "base": base})
         assert (other[0], other[2]["error"]["code"]) == (409, "changed")
         events.close()
+
+    @pytest.mark.parametrize("full", [True, False], ids=["full", "read-only"])
+    def test_a_file_that_cannot_be_written_stays_as_it_was(self, full, dashboard, small_disk, tmp_path, caplog):
+        fleet = small_disk / "fleet.yaml"
+        fleet.write_text(FLEET, encoding="utf-8")
+        page = dashboard(fleet)
+        found = page.call("/api/links")[2]
+        asked = {"was": None, "link": LINK, "devices": ["south"], "base": found["base"]}
+        if full:
+            filler = small_disk / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+            why, status, code = "No space left on device. Free some and save again.", 507, "disk_full"
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+            why, status, code = "Read-only file system. Save again once", 403, "not_writable"
+        before = sorted(path.name for path in small_disk.iterdir())
+        for path, body in (("save", asked), ("delete", {"was": "hot", "base": found["base"]})):
+            answer = page.call(f"/api/links/{path}", body)
+            assert (answer[0], answer[2]["error"]["code"]) == (status, code), answer
+            assert f"fleet.yaml cannot be written: {why}" in answer[2]["error"]["message"]
+        assert fleet.read_text(encoding="utf-8") == FLEET
+        assert sorted(path.name for path in small_disk.iterdir()) == before
+        assert "Traceback" not in caplog.text
+        if full:
+            filler.unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        assert page.call("/api/links/save", asked)[0] == 200
 
     @pytest.mark.parametrize(
         "body", [{}, {"link": []}, {"link": {}, "devices": "x"}, {"link": {"name": 1}, "devices": []}]
