@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["append", "make_folder", "move", "remove", "replace_file", "sync_file", "sync_folder", "write_file"]
@@ -56,10 +57,19 @@ def append(path: Path, offset: int, data: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a file a new content: a reader sees the old one or the new one, also after a power cut."""
+    """Give a file a new content: a reader sees the old one or the new one, also after a power cut.
+
+    Raises:
+        OSError: it cannot be written. The old content stays, and nothing beside it.
+    """
     aside = path.with_name(f"{path.name}.new")
-    write_file(aside, [content])
-    move(aside, path)
+    try:
+        write_file(aside, [content])
+        move(aside, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
 
 
 def move(source: Path, target: Path) -> None:
