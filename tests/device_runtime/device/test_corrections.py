@@ -321,6 +321,17 @@ class TestAFullDisk:
         assert [entry["time"] for entry in records.entries()] == ["2999"]
 
 
+def test_files_of_the_state_that_are_damaged_are_told_at_the_start(tmp_path: Path, caplog: Any) -> None:
+    for made in (False, True):
+        if made:
+            (tmp_path / "budget.json").write_text('{"day": "2999-01-01", "spent": [3]}')
+            (tmp_path / "links.json").write_text("{")
+        budget = Budget(tmp_path / "budget.json")
+        assert budget.spent() == {} and LinkPlaces((LOGS,), tmp_path).left_behind == []
+        assert caplog.text.count("cannot be read: it is damaged") == 2 * made
+    assert budget.spend("device", 1) and not budget.spend("device", 1)
+
+
 def fill(disk: Path) -> None:
     """To the last page; a line of a few hundred bytes may still fit into one that a file has already."""
     with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
