@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from device_runtime.update import durable
@@ -22,15 +21,21 @@ class Budget:
     """Counters of one device, by name, in one file. May be used from any thread."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Read what was spent today; a damaged file counts as spent on nothing, and is written again."""
+        """Read what was spent today; a damaged file is logged, counts as spent on nothing, and is written again."""
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
         self._day, self._spent = self._today(), dict[str, int]()
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        try:
             kept = json.loads(path.read_bytes())
-            self._day = max(self._day, str(kept["day"]))  # a clock that was set back gives no second budget
-            if kept["day"] == self._day:
-                self._spent = {str(name): int(count) for name, count in kept["spent"].items()}
+            day, spent = str(kept["day"]), {str(name): int(count) for name, count in kept["spent"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is damaged"
+            log.warning("%s cannot be read: %s; nothing counts as spent today", path, why)
+            return
+        if day >= self._day:  # a clock that was set back gives no second budget
+            self._day, self._spent = day, spent
 
     def spend(self, name: str, limit: int | None) -> bool:
         """Count one question; False, and nothing is counted, where `limit` for today is reached."""

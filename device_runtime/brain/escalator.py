@@ -152,7 +152,6 @@ class Escalator:
                 raise IncompleteError(f"it is unfamiliar there: {strange}" if strange else str(error)) from None
             answer = replace(answer, text=text, confidence=_of_fields(answer.confidence, text), unfamiliar=strange)
         except StonechatError as error:
-            log.info("%s gave no answer: %s", name, error)
             said = str(error)
             return Outcome(failed=said if said.startswith(name) else f"{name}: {said}")
         except Exception as error:  # the local answer must go out, whatever this was
@@ -173,6 +172,8 @@ class Escalator:
             if not passed.take():
                 return
             self._counts[passed.reason if outcome.answer is not None else "failed"] += 1
+        if outcome.answer is None:  # here, so that no way to fail is without a line: also not a server that hangs
+            log.info("a question that was passed on has no answer: %s", outcome.failed)
         try:
             passed.done(outcome)
         except Exception as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +20,7 @@ BY_PERSON = "person"  # in `by` of a correction; else it is where the larger mod
 
 FILE = "examples.jsonl"  # in the state folder: answers of larger models
 CORRECTIONS = "corrections.jsonl"  # there, too: answers of people
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
 
 log = logging.getLogger("stonechat.serve")
@@ -44,20 +47,29 @@ class KeptLines:
             with suppress(OSError), path.open("ab") as file:
                 file.write(b"\n")
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry; a disk that does not take it costs the entry, and is logged."""
+    def add(self, entry: Mapping[str, Any], *, flush: bool = False) -> str:
+        """Append an entry; a disk that does not take it costs the entry, and is logged.
+
+        Args:
+            flush: return when it is on the disk, where a power cut cannot take it back.
+
+        Returns:
+            Why it is not kept, and the next step; empty where it is.
+        """
         if not self.keep:
-            return
+            return "this device keeps none"
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             try:
-                durable.make_folder(self._path.parent)
-                with self._path.open("ab") as file:
-                    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-                self._count += 1
-                if self._count > self.keep * _SLACK:
-                    self._cut()
+                self._append(line, flush)
             except OSError as error:
                 log.warning("%s cannot be written: %s", self._path, error.strerror)
+                step = "Free some space" if error.errno in _FULL else "Look after its state folder"
+                return f"{self._path.name} cannot be written: {error.strerror}. {step} on the device"
+            self._count += 1
+            if self._count > self.keep * _SLACK:
+                self._write_lines(list(self._lines())[-self.keep :])
+        return ""
 
     def entries(self) -> list[dict[str, Any]]:
         """All that are kept, the oldest first; a line that a power cut has halved is left out."""
@@ -69,7 +81,7 @@ class KeptLines:
         with self._lock:  # for all of it: what is added meanwhile would be written over
             kept = [entry for entry in self._entries() if wanted(entry)]
             if len(kept) < self._count:
-                self._write(kept)
+                self._write_lines([json.dumps(entry, ensure_ascii=False).encode() for entry in kept])
 
     def _entries(self) -> list[dict[str, Any]]:
         found = []
@@ -78,15 +90,29 @@ class KeptLines:
                 found.append(entry)
         return found[-self.keep :] if self.keep else found
 
-    def _cut(self) -> None:
-        self._write_lines(list(self._lines())[-self.keep :])
-
-    def _write(self, entries: list[dict[str, Any]]) -> None:
-        self._write_lines([json.dumps(entry, ensure_ascii=False).encode() for entry in entries])
+    def _append(self, line: bytes, flush: bool) -> None:
+        """Put a line at the end, or nothing: half a line would spoil the next one."""
+        durable.make_folder(self._path.parent)
+        new = not self._path.exists()
+        size = 0 if new else self._path.stat().st_size
+        try:
+            durable.append(self._path, size, line)
+            if flush:
+                durable.sync_file(self._path)
+                if new:
+                    durable.sync_folder(self._path.parent)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._path, size)
+            raise
 
     def _write_lines(self, lines: list[bytes]) -> None:
-        durable.replace_file(self._path, b"".join(line + b"\n" for line in lines))
-        self._count = len(lines)
+        """Give the file these lines; one that cannot be written keeps those that it has, until the next time."""
+        try:
+            durable.replace_file(self._path, b"".join(line + b"\n" for line in lines))
+            self._count = len(lines)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error.strerror)
 
     def _lines(self) -> list[bytes]:
         try:

@@ -60,7 +60,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """Give a file a new content: a reader sees the old one or the new one, also after a power cut.
 
     Raises:
-        OSError: it cannot be written; nothing is left beside it.
+        OSError: it cannot be written. The old content stays, and nothing beside it.
     """
     aside = path.with_name(f"{path.name}.new")
     try:

@@ -15,6 +15,7 @@ from device_runtime.bundle.manifest import IMAGE, MANIFEST, Manifest, TrialScore
 from device_runtime.bundle.trust import SIGNATURE, Signature, parse_signatures
 from device_runtime.errors import ConfigurationError, SignatureError
 from device_runtime.records.printable import counted
+from device_runtime.update import durable
 from device_runtime.update.active import open_bundle, resolve
 from toolkit.firmware.container import model_container
 from toolkit.signing.keys import SigningKey
@@ -60,8 +61,8 @@ def sign_bundle(path: Path, changes: Mapping[str, Any], keys: Sequence[SigningKe
         if isinstance(bundle, Archive):
             pack(bundle, path, manifest=manifest, signature=signatures)
         else:
-            _replace(bundle.path / MANIFEST, manifest)
-            _replace(bundle.path / SIGNATURE, signatures or b"")
+            durable.replace_file(bundle.path / MANIFEST, manifest)
+            durable.replace_file(bundle.path / SIGNATURE, signatures or b"")
     finally:
         if isinstance(bundle, Archive):
             bundle.close()
@@ -192,9 +193,3 @@ def _known(signature: bytes | None) -> dict[str, Signature]:
 
 def _iso(time: datetime) -> str:
     return time.isoformat().replace("+00:00", "Z")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}-new")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -40,6 +40,7 @@ mv -f "$2.part" "$3"
 _PUT = """
 set -eu
 umask 077
+trap 'rm -f "$1.new"' EXIT
 cat > "$1.new"
 [ -z "$3" ] || chown "$3" "$1.new"
 chmod "$2" "$1.new"

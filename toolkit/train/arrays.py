@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from device_runtime.errors import ConfigurationError
+from device_runtime.update import durable
 
 __all__ = ["UNREADABLE", "kept_state", "read_state", "require_readable", "write_arrays", "write_state"]
 
@@ -25,12 +25,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an .npz file in the place of the one before."""
     held = io.BytesIO()
     np.savez(held, **arrays)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as stream:
-        stream.write(held.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+    durable.replace_file(path, held.getvalue())
 
 
 def write_state(path: Path, leaves: Sequence[Any], **counts: int) -> None:

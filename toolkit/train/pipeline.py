@@ -22,6 +22,7 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
 from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.score import reliability, score
+from device_runtime.update import durable
 from toolkit.examples.sources import calibration_examples
 from toolkit.train.baselines import MOST, MOST_ASKED, SHOWN, baselines, general_baseline, open_general
 from toolkit.train.calibrate import fit_temperatures, longest_pieces
@@ -180,7 +181,5 @@ def write_purpose(folder: Path, purpose: dict[str, Any]) -> Bundle:
     bundle = Bundle.open(folder)
     bundle = replace(bundle, manifest=replace(bundle.manifest, purpose=purpose))
     manifest = add_calibration(bundle) if IMAGE in bundle.manifest.files else bundle.manifest
-    part = folder / f".{MANIFEST}.part"
-    part.write_text(manifest.to_json(), encoding="utf-8")
-    part.replace(folder / MANIFEST)
+    durable.replace_file(folder / MANIFEST, manifest.to_json().encode())
     return Bundle.open(folder)

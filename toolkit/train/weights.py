@@ -29,11 +29,12 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor, set_random_generator_seed
 
 from device_runtime import __version__
-from device_runtime.bundle.work_place import made_folders
+from device_runtime.bundle.work_place import made_folders, work_file
 from device_runtime.errors import ConfigurationError
 from device_runtime.records.printable import counted
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
+from device_runtime.update import durable
 from toolkit.examples.sources import all_examples
 from toolkit.progress import say
 from toolkit.train.arrays import UNREADABLE
@@ -352,9 +353,7 @@ def _vocabulary(task: Task, work: Path) -> bytes:
             content = word_vocabulary(symbols(task), prompts, size, encoder)
         else:
             content = train_vocabulary(task, prompts)
-        part = path.with_suffix(".part")
-        part.write_bytes(content)
-        part.replace(path)
+        durable.replace_file(path, content)
     return path.read_bytes()
 
 
@@ -364,9 +363,10 @@ def _kept_vectors(task: Task, vocabulary: bytes, work: Path, progress: Progress)
     if not path.is_file():
         encoder = open_words(task.folder / task.network.embeddings)
         vectors = piece_vectors(vocabulary, encoder, lambda share: progress("reading words", share))
-        part = path.with_suffix(".part.npy")
-        np.save(part, vectors.astype(np.float16))
-        part.replace(path)
+        with work_file(path) as part:
+            with part.open("wb") as file:
+                np.save(file, vectors.astype(np.float16))
+            part.replace(path)
     kept: npt.NDArray[np.float16] = np.load(path)
     return kept.astype(np.float32)
 
@@ -383,7 +383,8 @@ def _kept_tokens(task: Task, tokenizer: SentencePieceProcessor, settings: Settin
     examples = read_cases(work, "train")
     parts = task.inputs.text is not None and not task.network.embeddings  # whose words are known as they are
     cases = tokenized(task, examples, tokenizer, drops=_DROPS if parts else 0.0)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, **cases.arrays())
-    part.replace(path)
+    with work_file(path) as part:
+        with part.open("wb") as file:
+            np.savez_compressed(file, **cases.arrays())
+        part.replace(path)
     return cases

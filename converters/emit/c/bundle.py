@@ -21,6 +21,7 @@ from converters.emit.c.tokenizer import Flag
 from device_runtime.bridge.messages import MAX_FIELDS
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import IMAGE, MODEL, EngineMemory, FileEntry, Manifest
+from device_runtime.bundle.work_place import work_file
 from device_runtime.engine.prompts import tokenizer_of
 from device_runtime.engine.schema.identity import schema_identity
 from device_runtime.errors import BackendMissingError, ConfigurationError, SchemaError
@@ -165,10 +166,10 @@ def calibration(manifest: Manifest) -> bytes:
 
 def _add_section(path: Path, kind: SectionKind, data: bytes) -> None:
     """Write an image again with one section more."""
-    part = path.with_name(f".{path.name}")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        sections = read_image(whole, str(path))
-        write_image(part, {**sections, kind: data})
-        for view in sections.values():
-            view.release()
-    part.replace(path)
+    with work_file(path) as part:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            sections = read_image(whole, str(path))
+            write_image(part, {**sections, kind: data})
+            for view in sections.values():
+                view.release()
+        part.replace(path)

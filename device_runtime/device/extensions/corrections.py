@@ -79,11 +79,14 @@ class Corrections(Extension):
             value = parse(message.payload)
             address = self._address(message, value, vouched)
             entry = self._entry(read(Correction, value, "a correction"), vouched)
-            self.kept.add(entry)
         except (MessageError, ConfigurationError, LinkError) as error:
             log.info("refused a correction on %s: %s", message.topic, type(error).__name__)
             if address is not None:
                 self._replies.turn_away(address, error.code, str(error))
+            return
+        if why := self.kept.add(entry, flush=True):
+            if address is not None:
+                self._replies.refuse(address, "failed", f"the correction is not kept: {why}, and send it again.")
             return
         log.info("kept a correction by %s", entry["who"] or "somebody")
         if address is not None:

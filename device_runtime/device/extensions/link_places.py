@@ -12,7 +12,6 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,10 +122,15 @@ class _Kept:
 
 
 def _read(path: Path) -> _Kept:
-    """The file; an empty record if there is none, or a damaged one."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+    """The file; an empty record if there is none, or a damaged one, which is logged."""
+    try:
         found = json.loads(path.read_bytes())
         topics = {str(name): {str(p): str(t) for p, t in places.items()} for name, places in found["topics"].items()}
         components = {str(key): str(platform) for key, platform in found["components"].items()}
         return _Kept(tuple(map(str, found["answered"])), topics, components)
-    return _Kept()
+    except FileNotFoundError:
+        return _Kept()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
+        log.warning("%s cannot be read: %s; what links of before have left at the broker may stay there", path, why)
+        return _Kept()

@@ -200,8 +200,11 @@ def _read_record(file: Path) -> dict[str, object]:
 def _write_record(file: Path, digest: str) -> None:
     record = _record_of(file)
     part = record.with_name(f"{record.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({_HASH: digest, "stamp": _stamp(file)}))
-    part.replace(record)
+    try:
+        part.write_text(json.dumps({_HASH: digest, "stamp": _stamp(file)}))
+        part.replace(record)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_recorded(file: Path) -> bool:

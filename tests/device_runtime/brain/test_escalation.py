@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -342,13 +343,17 @@ class TestFaults:
         self.check(listener.next()[1], "limit of tokens")
 
     @pytest.mark.parametrize("drips", [False, True])
-    def test_one_that_is_slow(self, start: Start, far: FarServer, drips: bool) -> None:
+    def test_one_that_is_slow(
+        self, start: Start, far: FarServer, drips: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "stonechat.serve")
         far.wait_s, far.drips = (0.0, True) if drips else (5.0, False)
         device, listener = start(model(), policy(far, timeout_s=0.5))
         begun_s = time.monotonic()
         device.client.publish("in/7/note", "x")
         self.check(listener.next()[1], "in time")
         assert time.monotonic() - begun_s < 4  # 0.5, on a busy machine
+        assert re.search("a question that was passed on has no answer: .* in time", caplog.text)
 
     def test_one_that_is_slower_than_the_deadline(self, start: Start, far: FarServer) -> None:
         far.wait_s = 5.0

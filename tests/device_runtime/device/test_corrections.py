@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from device_runtime.brain.budget import Budget
+from device_runtime.brain.kept_examples import KeptLines
 from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
+from device_runtime.device.extensions.link_places import LinkPlaces
 from device_runtime.errors import CannotRedactError, StonechatError
 from device_runtime.fleet.links import MAX_SENT_BYTES, Link, Window
 from device_runtime.fleet.policies.escalation import Redaction
@@ -23,7 +28,9 @@ from device_runtime.update.active import open_bundle
 from tests.device_runtime.conftest import OnAir
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
+from toolkit.broker.files import write_private
 from toolkit.cli import main
+from toolkit.train.arrays import write_arrays
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RIGHT, WRONG = {"category": "network", "priority": "high"}, {"category": "none", "priority": "low"}
@@ -267,6 +274,73 @@ class TestTheCommand:
         device = on_air(model(), links=(LOGS,))
         assert self.run(device, *words) == 2
         assert said in capsys.readouterr().err and kept(device) == []
+
+
+class TestAFullDisk:
+    """What cannot be written is said to who waits for it, and leaves nothing behind."""
+
+    @pytest.fixture
+    def full(self, on_air: Callable[..., OnAir], small_disk: Path) -> OnAir:
+        device = on_air(model(), links=(LOGS,), state_dir=small_disk / "state")
+        send(device, prompt="eth1: link down")
+        fill(small_disk)
+        return device
+
+    def test_a_correction_is_not_said_to_be_kept(self, full: OnAir, small_disk: Path, capsys: Any, caplog: Any) -> None:
+        caplog.set_level("INFO", "stonechat.serve")
+        words = ["--prompt", "x" * 9000, json.dumps(RIGHT), "--json"]
+        assert TestTheCommand().run(full, *words) == 1
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["code"] == "failed" and "answers failed: the correction is not kept" in error["message"]
+        assert "corrections.jsonl cannot be written: No space left on device. Free some space" in error["message"]
+        assert "kept a correction" not in caplog.text
+        (small_disk / "filler").unlink()
+        assert send(full, prompt="eth2: link down")["kept"] is True
+        lines = (full.service.config.state_dir / "corrections.jsonl").read_bytes().splitlines()
+        assert [json.loads(line)["input"]["text"] for line in lines] == ["eth1: link down", "eth2: link down"]
+
+    def test_what_cannot_be_replaced_leaves_nothing_beside_it(self, small_disk: Path, caplog: Any) -> None:
+        budget, places = Budget(small_disk / "budget.json"), LinkPlaces((LOGS,), small_disk)
+        fill(small_disk)
+        assert budget.spend("device", 3)
+        places.note(LOGS, "logs/a")
+        with pytest.raises(OSError, match="No space left"):
+            write_private(small_disk / "ca.key", b"x" * 9000)
+        with pytest.raises(OSError, match="No space left"):
+            write_arrays(small_disk / "weights.npz", {"a": np.zeros(9000)})
+        assert caplog.text.count("No space left on device") == 2
+        assert [file.name for file in small_disk.iterdir()] == ["filler"]
+
+    def test_old_records_that_cannot_be_taken_out_end_no_device(self, small_disk: Path, caplog: Any) -> None:
+        path = small_disk / "records.jsonl"
+        path.write_text(json.dumps({"time": "2020"}) + "\n" + json.dumps({"time": "2999", "text": "x" * 9000}) + "\n")
+        records = KeptLines(path, 9)
+        fill(small_disk)
+        for _ in range(2):  # at the start, and an hour later
+            records.keep_only(lambda entry: entry["time"] > "2026")
+        assert caplog.text.count("records.jsonl cannot be written: No space left on device") == 2
+        assert sorted(file.name for file in small_disk.iterdir()) == ["filler", "records.jsonl"]
+        (small_disk / "filler").unlink()
+        records.keep_only(lambda entry: entry["time"] > "2026")
+        assert [entry["time"] for entry in records.entries()] == ["2999"]
+
+
+def test_files_of_the_state_that_are_damaged_are_told_at_the_start(tmp_path: Path, caplog: Any) -> None:
+    for made in (False, True):
+        if made:
+            (tmp_path / "budget.json").write_text('{"day": "2999-01-01", "spent": [3]}')
+            (tmp_path / "links.json").write_text("{")
+        budget = Budget(tmp_path / "budget.json")
+        assert budget.spent() == {} and LinkPlaces((LOGS,), tmp_path).left_behind == []
+        assert caplog.text.count("cannot be read: it is damaged") == 2 * made
+    assert budget.spend("device", 1) and not budget.spend("device", 1)
+
+
+def fill(disk: Path) -> None:
+    """To the last page; a line of a few hundred bytes may still fit into one that a file has already."""
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_device_may_take_none(on_air: Callable[..., OnAir]) -> None:

@@ -7,6 +7,7 @@ import queue
 import re
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -17,6 +18,7 @@ from device_runtime.device.service import Service
 from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
+from device_runtime.mqtt.topics import DeviceTopics
 from tests.support.brokers import free_port
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
@@ -420,22 +422,36 @@ def test_devices_of_a_pool_share_its_requests(on_air):
     assert [len(d.model.asked) for d in devices] == [5, 5]
 
 
-def test_two_devices_of_one_id_do_not_throw_each_other_out_for_ever(port, tmp_path):
-    failures, services = queue.Queue(), []
+@pytest.mark.parametrize("apart_s", [0.05, 0.7, 2.5])
+def test_of_two_devices_of_one_id_the_one_that_started_later_ends(port, tmp_path, peer, caplog, apart_s):
+    ended, services, threads, device = queue.Queue(), [], [], f"twin-{apart_s}".replace(".", "-")
 
-    def run(service):
+    def run(number, service):
         try:
             service.run()
         except ConfigurationError as e:
-            failures.put(str(e))
+            ended.put((number, str(e)))
 
-    for folder in ("a", "b"):
-        config = DeviceConfig("twin", BrokerAddress("127.0.0.1", port), tmp_path / folder)
+    for number in range(2):
+        config = DeviceConfig(device, BrokerAddress("127.0.0.1", port), tmp_path / str(number))
         services.append(Service(config, lambda name: ScriptedModel()))
-        threading.Thread(target=run, args=[services[-1]]).start()
-    assert "is 'twin' running elsewhere?" in failures.get(timeout=60)
-    for service in services:
-        service.stop()
+        threads.append(threading.Thread(target=run, args=(number, services[-1]), daemon=True))
+        threads[-1].start()
+        time.sleep(apart_s)
+    number, said = ended.get(timeout=60)
+    assert number == 1 and f"is '{device}' running elsewhere? The one that started later ends" in said
+    threads[1].join(30)
+    topics, client = DeviceTopics(device), peer()
+    time.sleep(3)  # in which the other used to end, too
+    assert threads[0].is_alive() and ended.empty()
+    client.subscribe(topics.state)
+    client.until(lambda topic, value: value.get("state") == "ready")
+    client.subscribe(topics.reply("tester", "1"))
+    client.publish(topics.generate, {"prompt": "x"}, ResponseTopic=topics.reply("tester", "1"), CorrelationData=b"c")
+    assert client.until(lambda topic, value: "done" in value)[-1][1]["text"] == "X"
+    assert caplog.text.count("It started later, and so it is the one that ends") == 1
+    services[0].stop()
+    threads[0].join(30)
 
 
 def test_what_another_process_has_left_behind_is_no_second_device(on_air):

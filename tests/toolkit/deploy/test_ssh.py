@@ -214,7 +214,7 @@ def test_a_small_file_is_written_whole_or_not_at_all(remote, small_disk):
     assert (to.read_text(), oct(to.stat().st_mode & 0o777)) == ("one\n", "0o640")
     with pytest.raises(RemoteError, match="No space left"):
         put_text(remote, b"x" * 2_000_000, str(to), mode="640")
-    assert to.read_text() == "one\n"
+    assert to.read_text() == "one\n" and list(small_disk.iterdir()) == [to]
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_connection(server, tmp_path):
