@@ -138,6 +138,16 @@ class MissingExtraError(ConfigurationError):
         super().__init__(message)
         self.package, self.extra = package, extra
 
+    @classmethod
+    def of(cls, what: str, package: str | None, extra: str) -> MissingExtraError:
+        """`what`, such as "This command", needs a package: how to install the extra that brings it."""
+        return cls(
+            f"{what} needs the package {package!r}, which is not installed; run `pip install '.[{extra}]'` in a "
+            "checkout (stonechat is not on the Python package index yet).",
+            package=package,
+            extra=extra,
+        )
+
 
 class RefusedError(ConfigurationError):
     """A request over HTTP that is not taken as it is."""

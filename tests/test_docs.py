@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import runpy
 import shlex
@@ -33,6 +34,19 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert file.exists(), target
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), f"{target}: {file.name} has {sorted(anchors(file))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_says_of_installing_works_in_a_checkout(page: Path) -> None:
+    """stonechat is not on the package index, where `pip install stonechat` finds nothing."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    commands = re.findall(r"pip install [^\n`]*", page.read_text(encoding="utf-8"))
+    for command in commands:
+        assert not re.search(r"[ ']stonechat\b", command), command
+        for extra in re.findall(r"\.\[(\w+)\]", command):
+            assert extra in setup["options.extras_require"], command
+            assert "in a checkout" in page.read_text(encoding="utf-8").lower(), command
 
 
 GENERATED = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from converters.network.config import NetworkConfig
 from converters.network.tensors import tensors as network_tensors  # beside the module `tensors` of this folder
-from device_runtime.errors import CheckpointError, ConfigurationError
+from device_runtime.errors import CheckpointError, ConfigurationError, MissingExtraError
 
 __all__ = ["Checkpoint", "TokenizerFile", "finite_weights", "open_checkpoint"]
 
@@ -85,7 +85,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Every tensor is checked for presence and shape first.
 
     Raises:
-        ConfigurationError: there is nothing at `path`, or the packages of `stonechat[convert]` are missing.
+        ConfigurationError: there is nothing at `path`, or the packages of the extra `convert` are missing.
         CheckpointError: the file is truncated, or lacks a tensor, or has one of another shape.
         ArchitectureError: the family is not among those in `converters/architectures`.
     """
@@ -105,8 +105,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
         else:
             from converters.checkpoints.gguf import open_gguf as reader
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"{path}: reading checkpoints needs the package {error.name}, which is not installed. "
-            "Install it with: pip install 'stonechat[convert]'"
-        ) from error
+        raise MissingExtraError.of(f"{path}: reading checkpoints", error.name, "convert") from error
     return reader(path)

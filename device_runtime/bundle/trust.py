@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import ConfigurationError, SignatureError
+from device_runtime.errors import ConfigurationError, MissingExtraError, SignatureError
 from device_runtime.records.typed_json import shortened
 
 __all__ = [
@@ -97,16 +97,14 @@ class PublicKey:
         """Whether `signature` is this key's over `message`.
 
         Raises:
-            ConfigurationError: the package that checks it is not installed.
+            MissingExtraError: the package that checks it is not installed.
         """
         try:
             from cryptography.exceptions import InvalidSignature
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         except ImportError:
-            raise ConfigurationError(
-                "This device has keys, and signatures cannot be checked without the package 'cryptography'; nothing "
-                "is accepted unchecked. Run `pip install 'stonechat[sign]'`."
-            ) from None
+            what = "This device has keys and accepts nothing unchecked: checking signatures"
+            raise MissingExtraError.of(what, "cryptography", "sign") from None
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
         except (InvalidSignature, ValueError):
@@ -179,7 +177,7 @@ class TrustStore:
 
         Raises:
             SignatureError: unsigned, or by nobody who is trusted, or retired, or altered since.
-            ConfigurationError: the package 'cryptography' is not installed.
+            MissingExtraError: the package 'cryptography' is not installed.
         """
         if not self.demands_signatures:
             _say_once(self.path)

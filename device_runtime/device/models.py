@@ -46,10 +46,16 @@ class DeviceModels:
         """Hold the trials that are due. The result of a trial does not depend on whether there is a broker.
 
         Raises:
-            ConfigurationError: a slot folder has no bundle that passed its trial.
+            StonechatError: no model has a bundle that passed its trial; the error of the first.
         """
+        errors = list[StonechatError]()
         for name in self.entries:
-            self.ready(name, manager)
+            try:
+                self.ready(name, manager)
+            except StonechatError as error:  # it is not opened either, and is reported then
+                errors.append(error)
+        if errors and len(errors) == len(self.entries):
+            raise errors[0]
 
     def ready(self, name: str, manager: ServiceManager) -> Path:
         """The bundle of a model: of a slot folder the active one, once the trial that is due has been held.

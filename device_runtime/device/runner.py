@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.device.statistics import Statistics
 from device_runtime.device.watchdog import Heartbeat
-from device_runtime.errors import ConfigurationError, DamagedWeightsError, OutdatedBundleError, StonechatError
+from device_runtime.errors import (
+    BundleError,
+    ConfigurationError,
+    DamagedWeightsError,
+    OutdatedBundleError,
+    StonechatError,
+)
 from device_runtime.fleet.questions import example_turns
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.machine.power import EnergyMeter, energy_fields
@@ -33,6 +39,7 @@ _TASKS_OF = {"prompt_name": ("embed",), "to": ("translate",), "truncate": ("embe
 log = logging.getLogger("stonechat.serve")
 
 FIRST_GUESS_MS = 2_000  # how long an answer takes, before there was one
+RETRY_S = 30.0  # between attempts to open a model that could not be opened: they hold up the other models
 
 
 def incomplete(final: Final) -> str:
@@ -164,7 +171,8 @@ class ModelRunner:
         self._open_model, self._statistics, self._heartbeat = open_model, statistics, heartbeat
         self._models: dict[str, Model] = {}
         self._reports: list[Callable[[str, Model], None]] = []
-        self._not_open: dict[str, str] = {}  # why, by model
+        self._not_open: dict[str, Exception] = {}  # why, by model
+        self._tried_s: dict[str, float] = {}  # when each was opened last, or was tried to be, on the monotonic clock
         self._purposes: dict[str, tuple[Manifest, Purpose | None]] = {}  # by bundle
         self._lock = threading.Lock()
         self._current: CancellableRun | None = None
@@ -252,40 +260,56 @@ class ModelRunner:
 
     @property
     def not_open(self) -> dict[str, str]:
-        """By model: why it cannot be opened, where that is no reason to go offline."""
-        return dict(self._not_open)
+        """By model: why it cannot be opened, where the device goes on without it."""
+        return {name: _why(error) for name, error in list(self._not_open.items())}
 
     def when_opened(self, report: Callable[[str, Model], None]) -> None:
         """Have `report` called with each model and its name once it is open, in the thread that opens it."""
         self._reports.append(report)
 
     def open(self) -> None:
-        """Open every model."""
+        """Open every model that can be opened; see `not_open` for the others.
+
+        Raises:
+            StonechatError: none can be; the error of the first. A bundle of before an upgrade is no reason: a device
+                that ends could not be sent the next one.
+        """
         for name in self._settings:
             self._try_to_open(name)
+        self._require_one()
 
     def reopen(self, name: str) -> None:
-        """Close a model, and open what its name stands for now; there is never memory needed for both."""
+        """Close a model, and open what its name stands for now; there is never memory needed for both.
+
+        Raises:
+            StonechatError: it cannot be opened, and no other model is open; see `open`.
+        """
         try:
             if (model := self._models.pop(name, None)) is not None:
                 model.close()
         except DamagedWeightsError as error:  # which go with it
             log.error("%s", error)
         self._try_to_open(name)
+        self._require_one()
 
     def _try_to_open(self, name: str) -> None:
-        """A bundle of before an upgrade is none that a device ends for: then nobody could send it another."""
-        self._not_open.pop(name, None)
+        """One damaged bundle is no reason to leave the readings of the other models unanswered."""
+        self._tried_s[name] = time.monotonic()
         try:
-            self._open(name)
-        except OutdatedBundleError as error:
-            log.error("%s: %s", name, error)
-            self._not_open[name] = str(error)
-
-    def _open(self, name: str) -> None:
-        self._models[name] = self._open_model(name)
+            model = self._open_model(name)
+        except (StonechatError, OSError, MemoryError) as error:
+            log.error("%s is not open: %s", name, _why(error))
+            self._not_open[name] = error
+            return
+        self._models[name] = model
+        self._not_open.pop(name, None)
         for report in self._reports:
-            report(name, self._models[name])
+            report(name, model)
+
+    def _require_one(self) -> None:
+        errors = list(self._not_open.values())
+        if not self._models and not any(isinstance(error, OutdatedBundleError) for error in errors):
+            raise errors[0]
 
     def generate(
         self,
@@ -352,8 +376,10 @@ class ModelRunner:
         from device_runtime.engine.sampler import Sampling  # numpy, which a client of these modules may not need
 
         name = self._name(request)
-        if name not in self._models:  # it could not be opened again
-            self._open(name)
+        if name not in self._models and time.monotonic() - self._tried_s.get(name, -RETRY_S) >= RETRY_S:
+            self._try_to_open(name)
+        if (error := self._not_open.get(name)) is not None:
+            raise BundleError(f"the model {name!r} is not open: {_why(error)}") from error
         options = options_of(request, self._models[name])
         settings, messages = self._settings[name], request.messages
         if request.examples:
@@ -371,6 +397,12 @@ class ModelRunner:
             **hints,
             **options,
         )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is too little free memory for it; end other programs, or take a smaller model."
+    return str(error)
 
 
 def options_of(request: Request, model: Model) -> dict[str, Any]:

@@ -333,8 +333,11 @@ class Service:
         self._client.publish(self._device.topics.event, dump(event), qos=1)
 
     def _report_serving(self) -> None:
-        names = ", ".join(self._device.runner.names)
-        self._manager.status(f"{self.config.device} at {self.config.broker}, serving {names}")
+        runner = self._device.runner
+        not_open = runner.not_open
+        serving = ", ".join(name for name in runner.names if name not in not_open) or "no model"
+        without = f"; not open: {', '.join(not_open)}" if not_open else ""
+        self._manager.status(f"{self.config.device} at {self.config.broker}, serving {serving}{without}")
 
 
 def _extensions(

@@ -400,7 +400,8 @@ class Info:
     pool: Annotated[str | None, "the pool whose requests it shares"] = None
     bundles: Annotated[Mapping[str, str] | None, "by model: name and version of the bundle that answers"] = None
     not_open: Annotated[
-        Mapping[str, str] | None, "by model: why its bundle cannot be opened; the device takes another one"
+        Mapping[str, str] | None,
+        "by model: why it cannot be opened; the others serve, and the device takes another",
     ] = None
     links_refused: Annotated[
         Mapping[str, str] | None, "by link: why no model that it may ask can answer it; the device leaves it out"

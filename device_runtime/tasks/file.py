@@ -313,6 +313,18 @@ def _check_field(made: InputField, path: Path_, report: Report) -> None:
         report.add_at(path, f"`from` is {made.low:g} and `to` {made.high:g}; expected the smaller one first")
     if made.usual and (len(made.usual) != 2 or made.usual[0] >= made.usual[1]):
         report.add_at((*path, "usual"), "expected two numbers, the smaller one first")
+    elif made.usual and made.one_of:
+        report.add_at((*path, "usual"), "is the range of most numbers, and this field has words; leave it out")
+    elif made.usual and made.low is not None and made.high is not None and _is_beyond(made.usual, made.low, made.high):
+        text = (
+            f"{made.usual[0]:g} to {made.usual[1]:g} is not within the field's range; expected two numbers from "
+            f"{made.low:g} to {made.high:g}"
+        )
+        report.add_at((*path, "usual"), text)
+
+
+def _is_beyond(usual: tuple[float, ...], low: float, high: float) -> bool:
+    return usual[0] < low or usual[1] > high
 
 
 def _check_inputs(made: Inputs, path: Path_, report: Report) -> None:

@@ -74,9 +74,16 @@ def on_air(port: int, peer: Callable[..., Peer], tmp_path: Path) -> Iterator[Cal
     def start(script: ScriptedModel | None = None, **config: Any) -> OnAir:
         device = config.pop("device", f"dev-{next(_numbers)}")
         model = script or ScriptedModel()
-        models = config.pop("scripts", {})  # by name, where there are several
+        models = config.pop("scripts", {})  # by name, where there are several; an error: why it cannot be opened
+
+        def open_model(name: str) -> Any:
+            found = models.get(name, model)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
         settings = {"state_dir": tmp_path / device, "broker": BrokerAddress("127.0.0.1", port)} | config
-        service = Service(DeviceConfig(device, **settings), lambda name: models.get(name, model))
+        service = Service(DeviceConfig(device, **settings), open_model)
         thread = threading.Thread(target=service.run)
         topics = DeviceTopics(device)
         client = peer()

@@ -140,7 +140,7 @@ def test_without_the_package_that_checks_signatures_nothing_is_accepted(
     folder = shop.signed()
     for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'stonechat\[sign\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[sign\]'"):
         opened(folder, shop.trust)
 
 

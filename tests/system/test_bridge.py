@@ -262,7 +262,7 @@ def test_a_pool_goes_on_without_a_member_whose_board_is_gone(bundle, port, liste
 
 
 def test_slots_signatures_and_the_service_manager_are_what_they_are_to_serve(bundle, port, listener, tmp_path):
-    pytest.importorskip("cryptography", reason="cryptography is not installed (pip install 'stonechat[sign]')")
+    pytest.importorskip("cryptography", reason="cryptography is not installed (pip install '.[sign]')")
     from toolkit.signing.bundles import sign_bundle
     from toolkit.signing.keys import new_key
 
@@ -347,7 +347,7 @@ def test_a_link_that_wants_a_schema_which_the_board_lacks_is_left_out(bundle, po
 
 
 def test_on_a_broker_with_certificates_a_board_is_as_apart_from_others_as_a_pi(bundle, tmp_path, local_answer):
-    pytest.importorskip("cryptography", reason="cryptography is not installed (pip install 'stonechat[sign]')")
+    pytest.importorskip("cryptography", reason="cryptography is not installed (pip install '.[sign]')")
     from tests.system.test_broker_security import Site, User
 
     keys, port = tmp_path / "keys", free_port()

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.update.slots import lock
 from tests.support.brokers import mosquitto
 from tests.support.mqtt_peer import Peer
 
 STONECHAT = [sys.executable, "-m", "toolkit"]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DEVICE = "test-pi"
 FLEET = """\
 schema: 1
@@ -291,3 +293,39 @@ def test_a_fleet_that_contradicts_a_baked_instruction_does_not_start(port, baked
     assert process.returncode == 2
     assert "the model 'tiny' has a system message here, but its bundle has an instruction baked in" in err
     assert "Traceback" not in err
+
+
+def test_one_damaged_bundle_of_a_device_leaves_its_other_models_serving(port, tmp_path):
+    """With every cause there is: files that are cut, none at all, a manifest that is none, a slot without a bundle."""
+    for name in ("cut", "unreadable"):
+        shutil.copytree(EXAMPLES / "log-triage" / "bundle", tmp_path / name)
+    os.truncate(tmp_path / "cut" / "model.tflite", 1000)
+    (tmp_path / "unreadable" / "manifest.json").write_text("{")
+    with lock(tmp_path / "slots", make=True):
+        pass
+    bundles = {"cut": "cut", "gone": "nowhere", "unreadable": "unreadable", "slots": "slots",
+               "home": str(EXAMPLES / "home-commands" / "bundle")}  # fmt: skip
+    fleet = {
+        "schema": 1, "broker": {"url": f"mqtt://127.0.0.1:{port}"}, "devices": {"house": {"model": list(bundles)}},
+        "models": {name: {"bundle": path, "threads": 1} for name, path in bundles.items()},
+    }  # fmt: skip
+    (tmp_path / "fleet.yaml").write_text(json.dumps(fleet))
+    command = [*STONECHAT, "serve", str(tmp_path / "fleet.yaml"), "--device", "house", "--state-dir", str(tmp_path)]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log, text=True) as process:
+        try:
+            wait_for(port, "stonechat/1/house/out/state", lambda state: state["state"] == "ready")
+            info = wait_for(port, "stonechat/1/house/out/info", lambda info: True)
+            options = ["--broker", f"mqtt://127.0.0.1:{port}"]
+            asked = [*STONECHAT, "ask", *options, "--device", "house", "--model"]
+            answer = subprocess.run([*asked, "home", "turn on the lamp"], capture_output=True, text=True, timeout=60)
+            refused = subprocess.run([*asked, "cut", "error: disk"], capture_output=True, text=True, timeout=60)
+            listed = subprocess.run([*STONECHAT, "fleet", *options], capture_output=True, text=True, timeout=60)
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    words = {"cut": "model.tflite has 1,000 bytes", "gone": "nowhere", "unreadable": "manifest.json", "slots": "slots"}
+    assert {name: words[name] in why for name, why in info["not_open"].items()} == dict.fromkeys(words, True)
+    assert answer.returncode == 0 and json.loads(answer.stdout)
+    assert refused.returncode != 0 and "the model 'cut' is not open:" in refused.stderr
+    assert "Copy the bundle again" in refused.stderr
+    assert "house: cut is not open." in " ".join(listed.stdout.split())

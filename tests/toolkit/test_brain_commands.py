@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def test_a_router_is_trained_on_no_readings(tmp_path: Path, capsys: pytest.Captu
     task = EXAMPLES / "boiler-advisor" / "task.yaml"
     assert main([*command, "--task", f"home-commands={task}", "-o", str(tmp_path / "r.json")]) == 2
     assert "reads fields, and home-commands reads texts" in capsys.readouterr().err
+
+
+def test_training_a_router_asks_for_scikit_learn_before_it_makes_a_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] == "sklearn"] or ["sklearn"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    fleet = EXAMPLES / "router" / "fleet.yaml"
+    assert main(["router", "train", str(fleet), "--device", "house", "-o", str(tmp_path / "r.json")]) == 2
+    said = capsys.readouterr().err
+    assert "pip install '.[train]'` in a checkout" in said and "examples of" not in said
 
 
 def test_the_field_that_moves_the_answer_comes_first(capsys: pytest.CaptureFixture[str]) -> None:

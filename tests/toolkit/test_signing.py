@@ -271,7 +271,7 @@ def test_a_package_that_is_missing_is_named(
         if name == "toolkit.signing.keys":
             monkeypatch.delitem(sys.modules, name)
     assert main(["key", "new", "k", "-o", str(shop.folder)]) == 2
-    assert "stonechat[sign]" in capfd.readouterr().err
+    assert "pip install '.[sign]'" in capfd.readouterr().err
     assert not (shop.folder / "k.key").exists()
 
 

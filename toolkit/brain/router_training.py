@@ -20,7 +20,7 @@ from device_runtime.errors import ConfigurationError, MissingExtraError
 from device_runtime.records.printable import counted
 from toolkit.brain.other_texts import other_readings, other_texts
 
-__all__ = ["TrainedRouter", "background_texts", "lines_of", "train_router"]
+__all__ = ["TrainedRouter", "background_texts", "lines_of", "require_scikit_learn", "train_router"]
 
 _HELD_BACK = 10  # one text of so many is not trained on, but counted
 _OFTEN = 2  # texts in which a word has to be, so that it is known
@@ -57,6 +57,18 @@ def background_texts() -> Iterator[str]:
         yield from (found for found in re.split(r"(?<=[.!?])\s+", message) if found)
 
 
+def require_scikit_learn() -> None:
+    """Ask for what training needs, before there is anything to train on: making examples takes minutes.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import sklearn.linear_model  # noqa: F401  (with scipy, which it needs)
+    except ImportError:
+        raise MissingExtraError.of("Training a router", "scikit-learn", "train") from None
+
+
 def train_router(texts: Mapping[str, Sequence[str]], others: Sequence[str], *, seed: int = 0) -> TrainedRouter:
     """Train on the texts of each model, and on `others`, which are for none.
 
@@ -64,14 +76,10 @@ def train_router(texts: Mapping[str, Sequence[str]], others: Sequence[str], *, s
         ConfigurationError: a model has too few texts.
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
-        from scipy.sparse import csr_matrix
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise MissingExtraError(
-            "Training a router needs scikit-learn: pip install 'stonechat[train]'",
-            package=(error.name or "sklearn").partition(".")[0], extra="train",
-        ) from None  # fmt: skip
+    require_scikit_learn()
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+
     rows = [(NONE, text) for text in dict.fromkeys(others)]
     for name, own in texts.items():
         found = list(dict.fromkeys(own))

@@ -113,12 +113,7 @@ def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
 
 def require_extra(extra: str, error: ImportError) -> MissingExtraError:
     """What to say when a package of an extra is missing."""
-    return MissingExtraError(
-        f"This command needs the package {error.name!r}, which is not installed; "
-        f"run `pip install 'stonechat[{extra}]'`, or `pip install '.[{extra}]'` in a checkout.",
-        package=error.name,
-        extra=extra,
-    )
+    return MissingExtraError.of("This command", error.name, extra)
 
 
 def read_text(path: Path) -> str:

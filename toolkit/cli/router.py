@@ -53,10 +53,11 @@ def _train(args: argparse.Namespace) -> int:
     from device_runtime.tasks.file import load as load_task
     from device_runtime.tasks.purpose import Purpose
     from device_runtime.update.active import open_bundle
-    from toolkit.brain.router_training import background_texts, lines_of, train_router
+    from toolkit.brain.router_training import background_texts, lines_of, require_scikit_learn, train_router
     from toolkit.cli.output import say, show
     from toolkit.examples.sources import all_examples
 
+    require_scikit_learn()
     fleet = load(args.fleet)
     entries = _models_of(fleet, args.device)
     whose = args.device or "the fleet"

@@ -217,7 +217,10 @@ class Updates(Extension):
         trial = replace(report, phase=Phase.TRIAL)
         self._report(trial)
         self.reopen(order.model, lambda: self._report_trial(trial))
-        return _outcome(read_state(folder).last, report)
+        report = _outcome(read_state(folder).last, report)
+        if (why := self._device.runner.not_open.get(order.model)) is not None:
+            raise StonechatError(f"it passed its trial, and cannot be opened: {why}")
+        return report
 
     def reopen(self, model: str, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Have the worker thread close a model and open it again, with the trial that is due; wait until it has."""
@@ -326,7 +329,7 @@ class _Reopen(Job):
         self._done = threading.Event()
 
     def run(self) -> None:
-        """Without a model the device cannot go on."""
+        """Without any model the device cannot go on."""
         self._device.lifecycle.enter(DeviceState.UPDATING)
         try:
             self._device.runner.reopen(self._name)

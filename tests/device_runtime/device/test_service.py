@@ -13,9 +13,11 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 
+from device_runtime.device import runner
 from device_runtime.device.boot_counter import next_boot
 from device_runtime.device.service import Service
-from device_runtime.errors import ConfigurationError, SchemaError, UnreachableError
+from device_runtime.device.watchdog import ServiceManager
+from device_runtime.errors import BundleError, ConfigurationError, SchemaError, SignatureError, UnreachableError
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.topics import DeviceTopics
@@ -127,6 +129,71 @@ def test_a_request_names_one_of_several_models_or_gets_the_first(on_air):
     assert [options["max_new"] for _, options in scripts["small"].asked] == [7, 7]
     ((messages, options),) = scripts["large"].asked
     assert (messages[0]["content"], options["max_new"]) == ("Be brief.", None)
+
+
+BROKEN = {
+    "a damaged file": BundleError("model.tflite has 1,000 bytes; 660,672 were expected. Copy the bundle again."),
+    "no such folder": ConfigurationError("there is no bundle at trunc."),
+    "no right to read it": PermissionError(13, "Permission denied", "trunc/model.tflite"),
+    "no signature": SignatureError("nobody who is trusted has signed it."),
+    "too little memory": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", BROKEN.values(), ids=BROKEN.keys())
+def test_a_model_that_cannot_be_opened_leaves_the_others_serving(on_air, monkeypatch, error):
+    scripts = {"broken": error, "whole": ScriptedModel(["whole"])}
+    status = []
+    monkeypatch.setattr(ServiceManager, "status", lambda self, text: status.append(text))
+    device = on_air(models=(ModelSettings("broken"), ModelSettings("whole")), scripts=scripts)
+    wait_until(lambda: status[-1].endswith(", serving whole; not open: broken"))
+    info = device.service._device.runner.not_open
+    device.client.subscribe(device.topics.info)
+    said = device.client.until(lambda t, v: t == device.topics.info)[-1][1]
+    why = said["not_open"]["broken"]
+    assert said["not_open"] == info and set(info) == {"broken"}
+    assert (str(error) or "too little free memory") in why
+
+    for session, named in (("0", {}), ("1", {"model": "broken"})):  # the first, unless one is named
+        device.ask(session=session, correlation=session.encode(), prompt="x", **named)
+        refused = device.client.until(lambda t, v: v.get("error"))[-1][1]["error"]
+        assert (refused["code"], refused["message"]) == ("bundle", f"the model 'broken' is not open: {why}")
+    device.ask(session="2", correlation=b"2", prompt="x", model="whole")
+    assert device.client.until(lambda t, v: v.get("done"))[-1][1]["text"] == "whole"
+
+
+def test_a_model_that_could_not_be_opened_is_tried_again_with_a_request_now_and_then(on_air, monkeypatch):
+    scripts = {"mended": BROKEN["a damaged file"], "whole": ScriptedModel(["whole"])}
+    device = on_air(models=(ModelSettings("mended"), ModelSettings("whole")), scripts=scripts)
+    scripts["mended"] = ScriptedModel(["mended"])
+    device.ask(session="0", correlation=b"0", prompt="x")
+    assert device.client.until(lambda t, v: v.get("error"))[-1][1]["error"]["code"] == "bundle"  # 30 s have not passed
+    monkeypatch.setattr(runner, "RETRY_S", 0.0)
+    device.ask(session="1", correlation=b"1", prompt="x")
+    seen = device.client.until(lambda t, v: t == device.topics.info and "not_open" not in v)
+    assert [value["text"] for _, value in seen if value.get("done")] == ["mended"]
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two")])
+def test_without_any_model_a_device_ends_with_the_error_of_the_first(port, tmp_path, names):
+    def open_model(name):
+        raise BundleError(f"{name} is damaged.")
+
+    models = tuple(ModelSettings(name) for name in names)
+    config = DeviceConfig("none-open", BrokerAddress("127.0.0.1", port), tmp_path, models)
+    with pytest.raises(BundleError, match=r"^one is damaged\.$"):
+        Service(config, open_model).run()
+
+
+def test_a_model_that_an_update_leaves_closed_leaves_the_others_serving(on_air):
+    scripts = {"one": ScriptedModel(["one"]), "two": ScriptedModel(["two"])}
+    device = on_air(models=(ModelSettings("one"), ModelSettings("two")), scripts=scripts)
+    scripts["one"] = BROKEN["a damaged file"]
+    device.service._device.runner.reopen("one")
+    assert set(device.service._device.runner.not_open) == {"one"}
+    scripts["two"] = BundleError("two is damaged, too.")
+    with pytest.raises(BundleError, match="has 1,000 bytes"):
+        device.service._device.runner.reopen("two")
 
 
 def test_the_first_piece_is_not_held_back_until_the_end(on_air):

@@ -481,7 +481,7 @@ class Alone:
         self.updates.reopen = lambda model, meanwhile: self.trial(model)
 
     def device(self) -> SimpleNamespace:
-        """As much of a device as updates use before a trial."""
+        """As much of a device as updates use, apart from its models."""
         publish = lambda topic, payload, qos: self.said.append(payload)  # noqa: E731
         is_open = threading.Event()
         is_open.set()  # no trial of before the start is being held
@@ -490,6 +490,7 @@ class Alone:
             lifecycle=SimpleNamespace(is_open=is_open),
             topics=DeviceTopics("alone"),
             client=SimpleNamespace(publish=publish),
+            runner=SimpleNamespace(not_open={}),
         )
 
     def trial(self, model: str) -> None:

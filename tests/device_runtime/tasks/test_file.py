@@ -84,6 +84,12 @@ def test_all_faults_come_at_once_with_their_places() -> None:
             "state: {one_of: [idle]}}\n  features: {low: {value: bar - 9, from: -9.5, to: 0}}",
             "low's `from` is -9.5, which lies between two steps of 1",
         ),
+        (
+            "from: 0, to: 9",
+            "from: 0, to: 9, usual: [20, 50]",
+            "usual: 20 to 50 is not within the field's range; expected two numbers from 0 to 9",
+        ),
+        ("one_of: [idle, running]", "one_of: [idle, running], usual: [1, 2]", "this field has words; leave it out"),
         ("input:\n", "input:\n  text: 80\n", "expected either `fields`, or `text`"),
         ("task: 1", "task: 2", "a whole number from 1 to 1"),
         ("task: 1", "task: 1\nnone: {lvl: none}", "'lvl' is no field; did you mean 'level'?"),

@@ -198,7 +198,7 @@ def test_a_machine_without_esptool_is_told_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     file = board_file(tmp_path, "esptool", "chip: esp32s3", "model_address: 0x400000")
     assert flash("--model", micro_bundle, "--board", file, "--port", "socket://127.0.0.1:1") == 2
-    assert "run `pip install 'stonechat[flash]'`" in capsys.readouterr().err
+    assert "run `pip install '.[flash]'`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("board_id", [name for name in board_ids() if load_board(name).kind == "mcu"])
