@@ -1,4 +1,4 @@
-"""With --json every command prints one JSON object, whatever becomes of it."""
+"""With --json every command prints one JSON object, whatever happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a command still owes its reader a JSON object: with --json it prints one, also when it fails.
+"""Whether a command still owes its reader a JSON object: with --json it prints one, also when it is refused or stopped.
 
 Imports nothing, so that Ctrl-C finds it whatever else is still being imported.
 """
