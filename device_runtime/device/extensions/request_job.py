@@ -75,7 +75,7 @@ class Replies:
         return fields is not None
 
     def forget(self, address: Address) -> None:
-        """A request begins again that was refused before: that is not its end."""
+        """A request that was refused has come again: the refusal was not its end."""
         with self._lock:
             self._kept.pop(address.key, None)
 
