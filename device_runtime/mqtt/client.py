@@ -13,7 +13,6 @@ import contextlib
 import logging
 import random
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from device_runtime.mqtt.address import (
     BrokerAddress,
     reason,
 )
+from device_runtime.mqtt.no_connection import no_connection
 from device_runtime.mqtt.packets import Capabilities, Incoming, Subscription, Will
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES
 from device_runtime.mqtt.tolerant_paho import TolerantClient
@@ -53,7 +53,6 @@ _RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED = 0x9A, 0x9B  # MQTT 5, section 3.2.2.
 _UNSPECIFIED = 0x80  # MQTT 5, section 3.14.2.1
 _NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
 _HEADER_BYTES = 600  # of a packet, at most: its fixed header and our properties
-_NOT_YET_VALID = {9, 11}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CRL_NOT_YET_VALID
 
 log = logging.getLogger("stonechat.mqtt")
 
@@ -143,31 +142,10 @@ class Client:
             UnreachableError: nobody answers there within `timeout_s`, or not as an MQTT broker does.
             ConfigurationError: the broker refuses the user, the client id or the protocol.
         """
-        kind = "TLS " if self.broker.tls else ""
         try:
             self._open(timeout_s)
-        except ssl.SSLCertVerificationError as e:
-            if (
-                e.verify_code in _NOT_YET_VALID
-            ):  # a board without a battery is in the past until it has asked for the time
-                raise UnreachableError(
-                    f"the broker at {self.broker} cannot prove yet who it is: {e.verify_message}. Check this machine's "
-                    f"clock: it says {time.strftime('%Y-%m-%d %H:%M')}."
-                ) from None
-            raise ConfigurationError(
-                f"the broker at {self.broker} does not prove who it is: {e.verify_message}. Check the host in the "
-                "broker URL, and that the certificates are of this broker's authority."
-            ) from None
-        except (OSError, ValueError) as e:
-            if isinstance(e, ssl.SSLError) and not isinstance(e, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-                raise ConfigurationError(
-                    f"the broker at {self.broker} and this client cannot agree on TLS: {reason(e)}. Check the port of "
-                    "the broker URL (8883 is MQTT with TLS), and that the certificates are of this broker's authority."
-                ) from None
-            raise UnreachableError(
-                f"no {kind}connection to the broker at {self.broker}: {reason(e)}. "
-                "Check that it runs, and the host and port of the broker URL."
-            ) from None
+        except (OSError, ValueError) as error:
+            raise no_connection(self.broker, error) from None
         self._paho.loop_start()
         if not self._answered.wait(timeout_s):
             self.close(0)

@@ -275,7 +275,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "converters.checkpoints.gguf", raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ConfigurationError, match=r"needs the package gguf.*stonechat\[convert\]"):
+    with pytest.raises(ConfigurationError, match=r"needs the package 'gguf'.*pip install '\.\[convert\]'"):
         open_checkpoint(CHECKPOINTS / "gqa-tied.gguf")
 
 

@@ -110,7 +110,7 @@ def test_a_missing_package_has_its_fields(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError) as caught:
         train_router({}, [])
-    assert caught.value.fields == {"package": "sklearn", "extra": "train"}
+    assert caught.value.fields == {"package": "scikit-learn", "extra": "train"}
 
 
 class Slow(io.StringIO):

@@ -17,7 +17,7 @@ from device_runtime.brain.kept_examples import KeptLines
 from device_runtime.client.corrections import correct
 from device_runtime.client.records import kept_records
 from device_runtime.device.extensions.link_places import LinkPlaces
-from device_runtime.errors import CannotRedactError, StonechatError
+from device_runtime.errors import CannotRedactError, DiskFullError, StonechatError
 from device_runtime.fleet.links import MAX_SENT_BYTES, Link, Window
 from device_runtime.fleet.policies.escalation import Redaction
 from device_runtime.fleet.policies.recording import Recording
@@ -149,7 +149,9 @@ def test_a_device_with_a_router_takes_what_its_router_would(on_air: Callable[...
         ("triage", {"text": "eth3: link down"}), ("triage", {"text": "eth3 is down"}),
     ]  # fmt: skip
     for fields in ({"prompt": "what is the time?"}, {"link": "logs", "topic": "other/a", "reading": "the time?"}):
-        with pytest.raises(StonechatError, match="no model of this device is for it, so no training could use it"):
+        with pytest.raises(
+            StonechatError, match="no router's file distinguishes home, triage, so no training could use it"
+        ):
             send(device, **fields)
 
 
@@ -304,7 +306,7 @@ class TestAFullDisk:
         fill(small_disk)
         assert budget.spend("device", 3)
         places.note(LOGS, "logs/a")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskFullError, match=r"ca\.key cannot be written: No space left"):
             write_private(small_disk / "ca.key", b"x" * 9000)
         with pytest.raises(OSError, match="No space left"):
             write_arrays(small_disk / "weights.npz", {"a": np.zeros(9000)})

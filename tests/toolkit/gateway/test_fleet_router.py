@@ -113,7 +113,7 @@ def test_the_command_says_which_devices_have_the_model(fleet: Path, capsys: pyte
 
 def test_a_file_without_a_router_for_all_is_said_to_be_one(capsys: pytest.CaptureFixture[str]):
     assert main(["router", "ask", str(EXAMPLES / "router" / "fleet.yaml"), "blinds down please"]) == 0
-    assert "has no `router` for the whole fleet" in capsys.readouterr().err
+    assert "has no `router` for the whole fleet" in capsys.readouterr().out
 
 
 def test_a_rule_for_a_model_that_no_device_has(fleet: Path):
