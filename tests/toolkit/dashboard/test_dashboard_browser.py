@@ -53,6 +53,11 @@ class Browser:
     def open(self, url: str) -> None:
         self.driver.get(url)
 
+    def leave(self) -> None:
+        """Forget the page before, which asks a server that is gone, and what the console said of it."""
+        self.driver.get("about:blank")
+        self.driver.get_log("browser")
+
     def all(self, css: str, text: str = "") -> list[WebElement]:
         return [found for found in self.driver.find_elements(By.CSS_SELECTOR, css) if text in found.text]
 
@@ -402,6 +407,7 @@ class TestSlowly:
     def test_a_phone_shows_all_of_it_without_scrolling_sideways(self, dashboard, peer, phone, tab, scheme):
         page, client = dashboard(), peer()
         report(client, "a-device-with-a-name-that-is-rather-long-for-a-phone", board="A board with a long name indeed")
+        phone.leave()
         phone.driver.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         )
