@@ -38,10 +38,16 @@ def labelled() -> list[tuple[str, Sequence[Answer]]]:
     return found
 
 
+def is_agreed(four: Sequence[Answer], field: str) -> bool:
+    """Whether all four say the same of a field."""
+    return len({answer[field] for answer in four}) == 1
+
+
 def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description="agreement about the held-out lines of log-triage")
     parser.add_argument("bundles", nargs="*", type=Path)
+    args = parser.parse_args()
     given = labelled()
     for field in FIELDS:
         answers = [[answer[field] for answer in four] for _, four in given]
@@ -51,14 +57,14 @@ def main() -> None:
 
         print(f"{field}: with the author {', '.join(agree(0, who) for who in (1, 2, 3))}; ", end="")
         print(f"with each other {', '.join(agree(a, b) for a, b in combinations((1, 2, 3), 2))}; ", end="")
-        print(f"all four {sum(len(set(four)) == 1 for four in answers) / len(answers):.1%} of {len(answers)} lines")
-    for bundle in parser.parse_args().bundles:
+        print(f"all four {sum(is_agreed(four, field) for _, four in given) / len(answers):.1%} of {len(answers)} lines")
+    for bundle in args.bundles:
         model = open_model(bundle, threads=1)
         right, same, same_right = 0, 0, 0
         for text, four in given:
             said = json.loads("".join(model.generate(text)))
             for field in FIELDS:
-                is_right, is_same = said[field] == four[0][field], len({answer[field] for answer in four}) == 1
+                is_right, is_same = said[field] == four[0][field], is_agreed(four, field)
                 right, same, same_right = right + is_right, same + is_same, same_right + (is_right and is_same)
         fields = len(given) * len(FIELDS)
         print(f"{bundle}: {right / fields:.1%} of {fields} fields, {same_right / same:.1%} of the {same} agreed ones")

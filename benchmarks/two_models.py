@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agreement import FIELDS, TASK, Answer, labelled
+from agreement import FIELDS, TASK, Answer, is_agreed, labelled
 
 from device_runtime.brain.far.side import FarAnswer
 from device_runtime.brain.two_answers import joined
@@ -54,10 +54,10 @@ def together(mine: Said, other: Said, below: float) -> str:
     return far.text if mine.unfamiliar else joined(mine.text, mine.certainty, far, below, at_once=True).text
 
 
-def wrong(text: str, four: Sequence[Answer], counts: Callable[[str], bool]) -> int:
-    """Fields that differ from the author's, of those that count."""
+def wrong(text: str, right: Answer, fields: Sequence[str]) -> int:
+    """How many of these fields differ from the author's."""
     answer: Any = json.loads(text) or {}
-    return sum(answer.get(field) != four[0][field] for field in FIELDS if counts(field))
+    return sum(answer.get(field) != right[field] for field in fields)
 
 
 def main() -> None:
@@ -77,12 +77,9 @@ def main() -> None:
             counted = [0, 0, 0]
             for i in left:
                 four = given[i][1]
-
-                def counts(field: str, four: Sequence[Answer] = four, agreed: bool = agreed) -> bool:
-                    return not agreed or len({answer[field] for answer in four}) == 1
-
+                fields = [field for field in FIELDS if not agreed or is_agreed(four, field)]
                 for place, text in enumerate((mine[i].text, other[i].text, together(mine[i], other[i], args.below))):
-                    counted[place] += wrong(text, four, counts)
+                    counted[place] += wrong(text, four[0], fields)
             print(f"{bundle}, {name}: {counted[0]} wrong, its answer alone {counted[1]}, both together {counted[2]}")
 
 

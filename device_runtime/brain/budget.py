@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from device_runtime.machine.path_errors import why_unreadable
 from device_runtime.update import durable
 
 __all__ = ["Budget"]
@@ -31,8 +32,7 @@ class Budget:
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is damaged"
-            log.warning("%s cannot be read: %s; nothing counts as spent today", path, why)
+            log.warning("%s cannot be read: %s; nothing counts as spent today", path, why_unreadable(error))
             return
         if day >= self._day:  # a clock that was set back gives no second budget
             self._day, self._spent = day, spent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from device_runtime.machine.path_errors import is_full
 from device_runtime.update import durable
 
 __all__ = ["BY_PERSON", "CORRECTIONS", "FILE", "KeptLines", "kept_entry"]
@@ -20,7 +20,6 @@ BY_PERSON = "person"  # in `by` of a correction; else it is where the larger mod
 
 FILE = "examples.jsonl"  # in the state folder: answers of larger models
 CORRECTIONS = "corrections.jsonl"  # there, too: answers of people
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
 
 log = logging.getLogger("stonechat.serve")
@@ -64,7 +63,7 @@ class KeptLines:
                 self._append(line, flush)
             except OSError as error:
                 log.warning("%s cannot be written: %s", self._path, error.strerror)
-                step = "Free some space" if error.errno in _FULL else "Look after its state folder"
+                step = "Free some space" if is_full(error) else "Look after its state folder"
                 return f"{self._path.name} cannot be written: {error.strerror}. {step} on the device"
             self._count += 1
             if self._count > self.keep * _SLACK:

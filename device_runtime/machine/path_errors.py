@@ -7,7 +7,7 @@ from pathlib import Path
 
 from device_runtime.errors import ConfigurationError, DiskFullError, StonechatError
 
-__all__ = ["cannot_write", "is_full", "next_step"]
+__all__ = ["cannot_write", "is_full", "next_step", "why_unreadable"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NEXT_STEPS = {
@@ -31,6 +31,11 @@ def next_step(error: OSError) -> str | None:
 def is_full(error: OSError) -> bool:
     """Whether it is the disk, or what this user may have of it, that is full."""
     return error.errno in _FULL
+
+
+def why_unreadable(error: Exception) -> str:
+    """For a log: what the system says of a file, or that what it holds is not what it should be."""
+    return (error.strerror if isinstance(error, OSError) else None) or "it is damaged"
 
 
 def cannot_write(path: Path, error: OSError, advice: str | None = None) -> StonechatError:

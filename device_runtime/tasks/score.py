@@ -11,7 +11,7 @@ from device_runtime.tasks.answering import TypedAnswer
 from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["FieldScore", "Score", "calibration_error", "interval", "is_typed", "reliability", "score"]
+__all__ = ["FieldScore", "Score", "calibration_error", "interval", "is_typed", "reliability", "score", "shares"]
 
 _BINS = 10
 
@@ -33,7 +33,7 @@ class FieldScore:
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
         return {
-            **_shares(self.right, self.count),
+            **shares(self.right, self.count),
             "right": self.right,
             "count": self.count,
             "calibration_error": None if self.calibration_error is None else round(self.calibration_error, 4),
@@ -72,7 +72,7 @@ class Score:
         errors = [f.calibration_error for f in self.fields.values() if f.calibration_error is not None]
         return {
             "count": self.count,
-            **_shares(self.typed_right, self.typed_count),
+            **shares(self.typed_right, self.typed_count),
             "well_formed": round(self.well_formed / self.count, 4) if self.count else None,
             "none_recognized": round(self.none_recognized / self.none_asked, 4) if self.none_asked else None,
             "none_asked": self.none_asked,
@@ -138,8 +138,8 @@ def calibration_error(sure: Sequence[tuple[float, bool]]) -> float | None:
     return sum(gaps) / len(sure) if sure else None
 
 
-def _shares(right: int, count: int) -> dict[str, float | None]:
-    """How many of them are right, with the interval; nothing is said of none."""
+def shares(right: int, count: int) -> dict[str, float | None]:
+    """For `--json`: the share that is right, with its interval (`low`, `high`); None of nothing."""
     if not count:
         return {"accuracy": None, "low": None, "high": None}
     low, high = interval(right, count)

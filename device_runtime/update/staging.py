@@ -31,6 +31,7 @@ from device_runtime.bundle.manifest import MANIFEST, FileEntry, Manifest
 from device_runtime.bundle.trust import SIGNATURE
 from device_runtime.errors import BundleError, UpdateError
 from device_runtime.machine.disk import free_bytes
+from device_runtime.machine.path_errors import is_full
 from device_runtime.update import durable
 from device_runtime.update.policy import Admitted
 from device_runtime.update.slots import Slots
@@ -239,9 +240,7 @@ class _FullDisk:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import errno
-
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_full(error):
             self._refuse()
 
 

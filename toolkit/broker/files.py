@@ -28,9 +28,8 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
         part.replace(path)
-    except BaseException as error:
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise cannot_write(path, error) from None
-        raise

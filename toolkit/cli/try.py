@@ -86,7 +86,7 @@ def _line(replayed: Replayed) -> str:
 
 
 def _summary(answered: Sequence[Replayed], asleep: int) -> dict[str, Any]:
-    from device_runtime.tasks.score import calibration_error, interval
+    from device_runtime.tasks.score import calibration_error, shares
 
     fields: dict[str, list[bool]] = {}
     sure: dict[str, list[tuple[float, bool]]] = {}
@@ -98,13 +98,13 @@ def _summary(answered: Sequence[Replayed], asleep: int) -> dict[str, Any]:
                 sure.setdefault(f"{replayed.link}.{name}", []).append((share, right))
     accuracy = {}
     for name, held in fields.items():
-        low, high = interval(sum(held), len(held))
         error = calibration_error(sure.get(name, []))
         accuracy[name] = {
-            "right": sum(held), "count": len(held), "accuracy": round(sum(held) / len(held), 4), "low": round(low, 4),
-            "high": round(high, 4),
+            "right": sum(held),
+            "count": len(held),
+            **shares(sum(held), len(held)),
             "calibration_error": None if error is None else round(error, 4),
-        }  # fmt: skip
+        }
     good = [replayed for replayed in answered if "error" not in replayed.said]
     return {
         "answered": len(good),

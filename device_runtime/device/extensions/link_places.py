@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_runtime.fleet.links import Link
+from device_runtime.machine.path_errors import why_unreadable
 from device_runtime.mqtt.topics import matches
 from device_runtime.update import durable
 
@@ -131,6 +132,9 @@ def _read(path: Path) -> _Kept:
     except FileNotFoundError:
         return _Kept()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is damaged"
-        log.warning("%s cannot be read: %s; what links of before have left at the broker may stay there", path, why)
+        log.warning(
+            "%s cannot be read: %s; what links of before have left at the broker may stay there",
+            path,
+            why_unreadable(error),
+        )
         return _Kept()

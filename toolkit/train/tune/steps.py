@@ -93,12 +93,11 @@ def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | Non
     if made_with["checkpoint"] != checkpoint:
         raise ConfigurationError(f"{bundle} was tuned from another checkpoint; give the same one with --from.")
     try:
-        with open(work / TRAINED, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         require_readable(work / TRAINED)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} Train {bundle} again.") from None
-    return Earlier(bundle, made_with, digest)
+    with open(work / TRAINED, "rb") as stream:
+        return Earlier(bundle, made_with, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def shown(progress: Progress) -> Callable[[int, int, float], None]:
