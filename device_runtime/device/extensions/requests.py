@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from device_runtime.brain.recorder import Recorder
@@ -42,7 +43,7 @@ class Requests(Extension):
         pool = [device.pool.generate] if device.pool is not None else []
         self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
         self._lock = threading.Lock()
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()  # during which connection each came
+        self._seen: OrderedDict[Hashable, bytes] = OrderedDict()  # a digest of what each asked
 
     def routes(self) -> Sequence[Route]:
         """The commands of the device; those of its pool come through `PoolMember`."""
@@ -111,13 +112,17 @@ class Requests(Extension):
 
     def _accept(self, message: Incoming, value: Any, address: Address, *, pooled: bool) -> None:
         arrived_s = time.monotonic()
-        if self._is_repeat(address.key):
-            missed = self._may_have_missed(address.key) and self._replies.again(address)
-            what = "answered again" if missed else "dropped"
-            log.info("%s a repeated request of %s", what, self._replies.short(address))
+        request = Request.from_value(value)
+        asked = sha256(replace(request, deadline_ms=None).to_json()).digest()  # a repeat has less time left
+        if (before := self._seen_as(address.key)) is not None:
+            # Its client, or the broker, may have been away when it ended. Who asks something else gets no old answer.
+            ended = before == asked and self._replies.again(address)
+            what = "answered again" if ended else "dropped"
+            why = "" if before == asked else ": it asks something else than the first with its Correlation Data"
+            log.info("%s a repeated request of %s%s", what, self._replies.short(address), why)
             return None
         self._replies.forget(address)
-        device, request = self._device, Request.from_value(value)
+        device = self._device
         if request.model is not None and request.model not in device.runner.names:
             names = ", ".join(map(repr, device.runner.names))
             return self._replies.turn_away(
@@ -141,7 +146,7 @@ class Requests(Extension):
         if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
             self._replies.accepted(address)
         if job.goes_elsewhere() or job.queue():
-            self._remember(address.key)
+            self._remember(address.key, asked)
         return None
 
     def _cancel(self, message: Incoming, value: Any, address: Address) -> None:
@@ -155,19 +160,14 @@ class Requests(Extension):
         elif self._escalations.cancel(address.key):
             self._replies.cancelled(address)
 
-    def _is_repeat(self, key: Hashable | None) -> bool:
+    def _seen_as(self, key: Hashable | None) -> bytes | None:
         with self._lock:
-            return key is not None and key in self._seen
+            return self._seen.get(key)
 
-    def _may_have_missed(self, key: Hashable | None) -> bool:
-        """Whether the broker was away since it came: the answer may have gone out before its client was back."""
-        with self._lock:
-            return self._seen.get(key, self._device.client.connections) < self._device.client.connections
-
-    def _remember(self, key: Hashable | None) -> None:
+    def _remember(self, key: Hashable | None, asked: bytes) -> None:
         if key is not None:
             with self._lock:
-                self._seen[key] = self._device.client.connections
+                self._seen[key] = asked
                 if len(self._seen) > REMEMBERED:
                     self._seen.popitem(last=False)
 

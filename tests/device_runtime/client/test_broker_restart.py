@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +120,22 @@ class TestADeviceThatIsWell:
             await_state(broker.port, "off-pi", lambda state: state["state"] == "ready")
             assert gone(remote)
             heard.thread.join(60)
+            assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+            assert len(model.asked) == 1
+
+    def test_an_answer_comes_that_was_said_while_only_its_client_was_away(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(), "off-pi") as remote:
+            paho = remote._exchange._client._paho
+            paho.reconnect_delay_set(3, 3)
+            heard = listen(remote.generate("Tell me a story"))
+            wait_until(lambda: len(model.asked) == 1)
+            paho.socket().shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: gone(remote))
+            model.gate.release(len(WORDS) + 1)
+            await_state(broker.port, "off-pi", lambda state: state["state"] == "ready")
+            assert gone(remote)
+            heard.thread.join(30)  # its timeout is 60 s
             assert (heard.error, "".join(heard.pieces)) == (None, STORY)
             assert len(model.asked) == 1
 

@@ -306,12 +306,27 @@ def test_a_reply_topic_outside_the_devices_own_tree_gets_nothing(on_air, peer, t
 
 
 def test_a_repeated_request_is_answered_once(on_air):
-    device = on_air()
+    device = on_air(ScriptedModel(["a"], gated=True))
     device.ask(prompt="x", correlation=b"same")
+    device.client.until(lambda topic, value: value == {"state": "busy", "boot": 1})
     device.ask(prompt="x", correlation=b"same")
     device.ask(prompt="y", correlation=b"other")
-    assert [replies(device)[0]["text"], replies(device)[0]["text"]] == ["X", "Y"]
+    device.until_waiting(1)
+    device.model.gate.release(4)
+    assert [replies(device)[0]["text"], replies(device)[0]["text"]] == ["a", "a"]
     assert len(device.model.asked) == 2
+
+
+def test_a_request_that_comes_again_after_its_end_is_told_that_end(on_air):
+    """Its client may have been away when it was said. One that asks something else must not get an old answer."""
+    device = on_air()
+    device.ask(prompt="x", correlation=b"same", deadline_ms=60_000)
+    (first,) = replies(device)
+    device.ask(prompt="x", correlation=b"same", deadline_ms=30_000)
+    assert replies(device) == [first] and first["text"] == "X"
+    device.ask(prompt="y", correlation=b"same")
+    device.ask(prompt="z", correlation=b"other")
+    assert replies(device)[0]["text"] == "Z" and len(device.model.asked) == 2
 
 
 def test_two_clients_may_use_the_same_correlation_data(on_air):
