@@ -9,7 +9,10 @@ import argparse
 import json
 import random
 import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +20,9 @@ from toolkit.examples.wording import chosen, misspelt
 
 HERE = Path(__file__).parent
 PHRASES, TALK = (yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("phrases", "talk"))
+WRITTEN, WRITTEN_SHARE = ("later.jsonl", "written.jsonl"), 0.4  # and of the cases
+LONGEST = 120  # characters, as task.yaml has it
+NONE: dict[str, Any] = {"action": "none", "device": "none", "room": "none", "value": None}
 
 
 def spoken(number: int) -> str:
@@ -241,23 +247,99 @@ def nothing(rng: random.Random) -> str:
     return text
 
 
+def written(rng: random.Random, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A sentence that somebody wrote; often with another room, device or number in its place, polite words, or a slip
+    of the finger."""
+    row = rng.choice(rows)
+    text, answer = row["input"]["text"], row["answer"]
+    if rng.random() < 0.35:
+        text, answer = elsewhere(rng, text, answer)
+    if rng.random() < 0.25 and answer["device"] != "door":
+        text = otherwise(rng, text, answer)
+    if rng.random() < 0.3:
+        text, answer = with_number(rng, text, answer)
+    if answer != NONE and len(text) < 70 and rng.random() < 0.12:
+        before = rng.random() < 0.5
+        text = f"{rng.choice(PHRASES['before'])} {text}" if before else f"{text} {rng.choice(PHRASES['after'])}"
+    if rng.random() < 0.15:
+        text = misspelt(rng, text)
+    return {"input": {"text": text}, "answer": answer}
+
+
+@cache
+def names_of(kind: str) -> list[tuple[str, str, re.Pattern[str]]]:
+    """(thing, name, what finds it), the longest name first."""
+    names = sorted({(t, n) for t, ns in PHRASES[kind].items() for n in ns}, key=lambda pair: (-len(pair[1]), pair))
+    return [(t, n, re.compile(rf"(?<![\w'-]){re.escape(n)}(?![\w'-])", re.IGNORECASE)) for t, n in names]
+
+
+def named(text: str, kind: str) -> list[tuple[str, str, int]]:
+    """Which rooms or devices a text names: (thing, name, place)."""
+    found: list[tuple[str, str, int]] = []
+    for thing, name, pattern in names_of(kind):
+        for match in pattern.finditer(text):
+            if not any(at < match.end() and match.start() < at + len(other) for _, other, at in found):
+                found.append((thing, name, match.start()))
+    return found
+
+
+def elsewhere(rng: random.Random, text: str, answer: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The same of another room, or of the same by another name, where one is named."""
+    found = named(text, "rooms")
+    if len(found) != 1 or (answer != NONE and answer["room"] != found[0][0]) or found[0][1].startswith("out"):
+        return text, answer
+    room, name, place = found[0]
+    other = room if rng.random() < 0.3 else rng.choice(list(PHRASES["rooms"]))
+    names = [n for n in PHRASES["rooms"][other] if not n.startswith("out") and "my " not in n]
+    text = text[:place] + rng.choice(names) + text[place + len(name) :]
+    return text, answer if answer == NONE else {**answer, "room": other}
+
+
+def otherwise(rng: random.Random, text: str, answer: Mapping[str, Any]) -> str:
+    """The same with another name for its device."""
+    found = named(text, "devices")
+    if len(found) != 1 or answer["device"] not in ("none", found[0][0]):
+        return text
+    device, name, place = found[0]
+    names = [n for n in PHRASES["devices"][device] if n.endswith("s") == name.endswith("s")]
+    return text[:place] + rng.choice(names) + text[place + len(name) :]
+
+
+def with_number(rng: random.Random, text: str, answer: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The same with another number, where there is one."""
+    found = list(re.finditer(r"(?<![\w.,:])\d{1,2}(?![\w.,:])", text))
+    if len(found) != 1 or (answer != NONE and answer["value"] != int(found[0][0])):
+        return text, answer
+    number, _ = number_phrase(rng, answer["device"] if answer != NONE else rng.choice(["light", "heating", "fan"]))
+    text = text[: found[0].start()] + str(number) + text[found[0].end() :]
+    return text, answer if answer == NONE else {**answer, "value": number}
+
+
+def put_together(rng: random.Random) -> dict[str, Any]:
+    """A sentence of the phrases, with what it means."""
+    text, answer = (nothing(rng), NONE) if rng.random() < 0.45 else command(rng)
+    if rng.random() < 0.15:
+        for _ in range(rng.choice([1, 1, 2])):
+            text = misspelt(rng, text)
+    if rng.random() < 0.3:
+        text += rng.choice([".", "!", ".", " !", "..", " please."]) if not text.endswith("?") else ""
+    elif answer is not NONE and rng.random() < 0.1:
+        text += "?"
+    return {"input": {"text": text}, "answer": answer}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)
     args = parser.parse_args()
     rng = random.Random(f"home-commands {args.seed}")
-    none = {"action": "none", "device": "none", "room": "none", "value": None}
+    rows = [json.loads(line) for name in WRITTEN for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
     for _ in range(args.cases):
-        text, answer = (nothing(rng), none) if rng.random() < 0.45 else command(rng)
-        if rng.random() < 0.15:
-            for _ in range(rng.choice([1, 1, 2])):
-                text = misspelt(rng, text)
-        if rng.random() < 0.3:
-            text += rng.choice([".", "!", ".", " !", "..", " please."]) if not text.endswith("?") else ""
-        elif answer is not none and rng.random() < 0.1:
-            text += "?"
-        print(json.dumps({"input": {"text": text}, "answer": answer}, ensure_ascii=False))
+        found = written(rng, rows) if rng.random() < WRITTEN_SHARE else put_together(rng)
+        while len(found["input"]["text"]) > LONGEST:
+            found = put_together(rng)
+        print(json.dumps(found, ensure_ascii=False))
 
 
 if __name__ == "__main__":
