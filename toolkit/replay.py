@@ -18,7 +18,7 @@ from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
 from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.messages import Route
-from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.mqtt.strict_json import MessageError, require_characters
 from device_runtime.mqtt.topics import matches
 from device_runtime.records.typed_json import write
 
@@ -111,6 +111,9 @@ def _recorded(line: str) -> Recorded:
         return Recorded(topic, payload.encode())
     try:
         row = json.loads(line)
+        require_characters(line, row, "line")
+    except MessageError as error:
+        raise ValueError(str(error).rstrip(".")) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     known = {"topic", "reading", "answer", "time"}
