@@ -19,6 +19,7 @@ from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.fleet import file as fleet
 from device_runtime.machine.kernels import better_package, kernel_family
 from device_runtime.machine.machine import cpu_features, program_arch, temperature_c, throttled
+from device_runtime.machine.path_errors import next_step
 from device_runtime.mqtt.address import BrokerAddress, read_password
 from device_runtime.mqtt.client import Client
 from device_runtime.records.printable import counted
@@ -58,18 +59,29 @@ def examine(plan: fleet.Fleet | None, device: str | None, board: str | None, bro
         board: an id or a path, in place of what the device tree says.
         broker: a URL, in place of the fleet file's.
     """
-    yield _board(board)
+    yield _looked("board", lambda: _board(board))
     yield _runtime()
     yield _kernels()
     yield _throttling()
     yield _temperature()
-    yield _disk(plan.path.parent if plan is not None else Path.cwd())
+    yield _looked("disk", lambda: _disk(plan.path.parent if plan is not None else Path.cwd()))
     yield _clock()
     yield from _watchdog()
     if plan is not None and device is not None:
-        yield _model(plan, device)
+        yield _looked("model", lambda: _model(plan, device))
     if plan is not None or broker is not None:
-        yield _broker(plan, device, broker)
+        yield _looked("broker", lambda: _broker(plan, device, broker))
+
+
+def _looked(what: str, look: Callable[[], Finding]) -> Finding:
+    """A finding about files that a user names; one that the system keeps from us hides none of the others."""
+    try:
+        return look()
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else "this folder: "
+        return Finding(
+            what, Level.FAIL, f"{place}{error.strerror or error}", next_step(error) or "check the path and its disk"
+        )
 
 
 def _board(named: str | None) -> Finding:

@@ -18,14 +18,14 @@ from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
 from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.messages import Route
-from device_runtime.mqtt.strict_json import MessageError
+from device_runtime.mqtt.strict_json import MessageError, require_characters
 from device_runtime.mqtt.topics import matches
 from device_runtime.records.typed_json import write
 
 if TYPE_CHECKING:
     from device_runtime.engine.opening import OpenedModel
 
-__all__ = ["Recorded", "Replay", "Replayed", "read_recorded"]
+__all__ = ["Recorded", "Replay", "Replayed", "parse_recorded", "read_recorded"]
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,33 @@ def read_recorded(path: Path) -> list[Recorded]:
         ConfigurationError: it cannot be read, or names the first lines that are neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    return parse_recorded(text, str(path), str(path))
+
+
+def parse_recorded(text: str, where: str, line_of: str) -> list[Recorded]:
+    """The same of the text of such a file; an error names the whole by `where`, and a line by `line_of` and its number.
+
+    Raises:
+        ConfigurationError: it names the first lines that are no readings.
+    """
     found, faults = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
         try:
             found.append(_recorded(line))
         except ValueError as error:
-            faults.append(f"{path}:{number}: {error}")
+            faults.append(f"{line_of}:{number}: {error}")
     if faults:
         more = f"\n… and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ConfigurationError("\n".join(faults[:10]) + more)
     if not found:
-        raise ConfigurationError(f'{path} holds no readings; a line is {{"topic": "plant/3", "reading": {{…}}}}.')
+        raise ConfigurationError(f'{where} holds no readings; a line is {{"topic": "plant/3", "reading": {{…}}}}.')
     return found
 
 
@@ -102,6 +111,9 @@ def _recorded(line: str) -> Recorded:
         return Recorded(topic, payload.encode())
     try:
         row = json.loads(line)
+        require_characters(line, row, "line")
+    except MessageError as error:
+        raise ValueError(str(error).rstrip(".")) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     known = {"topic", "reading", "answer", "time"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.machine.path_errors import is_full
+from device_runtime.mqtt.strict_json import MessageError, parse
 from device_runtime.update import durable
 
 __all__ = ["BY_PERSON", "CORRECTIONS", "FILE", "KeptLines", "kept_entry"]
@@ -20,16 +21,20 @@ BY_PERSON = "person"  # in `by` of a correction; else it is where the larger mod
 
 FILE = "examples.jsonl"  # in the state folder: answers of larger models
 CORRECTIONS = "corrections.jsonl"  # there, too: answers of people
+_LEVELS = 100  # of lists and objects in a line; a message that is kept has 16
 _SLACK = 1.25  # the file is cut when it has so many times the lines that are kept
 
 log = logging.getLogger("stonechat.serve")
 
 
 def kept_entry(line: bytes) -> dict[str, Any] | None:
-    """What a line of such a file says; None where that is lost: a power cut has halved it, or the disk has erred."""
+    """What a line of such a file says; None where that is lost: a power cut has halved it, or the disk has erred.
+
+    What no JSON in UTF-8 can hold (half of a surrogate pair, NaN) is lost as well: nobody could send or keep it.
+    """
     try:
-        entry = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        entry = parse(line, most_bytes=len(line), most_levels=_LEVELS)
+    except MessageError:
         return None
     return entry if isinstance(entry, dict) else None
 

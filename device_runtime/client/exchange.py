@@ -182,17 +182,26 @@ class Exchange:
             topic: of the query, without a client's name.
 
         Raises:
+            ConfigurationError: `fields` cannot be written as JSON in UTF-8.
             UnreachableError: nothing came in time.
             StonechatError: the answer is an error.
         """
         number = secrets.token_hex(8)
         reply_to = self.topics.reply(self._name, number)
-        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
         old = {"reply_to": reply_to, "id": number} if self.broker.protocol == "3.1.1" else {}
+        try:
+            payload = dump({**fields, **old})
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"{error.object[error.start]!r} in what is sent is no character; give it in UTF-8."
+            ) from None
+        except ValueError:
+            raise ConfigurationError("JSON has no NaN and no infinite numbers; send others.") from None
+        session = self._sessions[reply_to] = Session(reply_to, secrets.token_bytes(8))
         try:
             self._client.publish(
                 f"{topic}/{self._name}" if self._named else topic,
-                dump({**fields, **old}),
+                payload,
                 qos=1,
                 response_topic=reply_to,
                 correlation_data=session.correlation_data,

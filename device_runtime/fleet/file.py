@@ -304,7 +304,7 @@ class Fleet:
 
     def beside(self, path: str) -> Path:
         """A path in the file is relative to it."""
-        return (self.path.parent / expand(path)).resolve()
+        return Path(os.path.realpath(self.path.parent / expand(path)))  # Path.resolve ends at links that go in a circle
 
     def _entry(self, device: str) -> Device:
         if device not in self.devices:

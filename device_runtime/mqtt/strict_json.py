@@ -16,7 +16,7 @@ from device_runtime.errors import MessageError
 from device_runtime.records import typed_json
 from device_runtime.records.printable import shown
 
-__all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read"]
+__all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read", "require_characters"]
 
 MAX_PAYLOAD_BYTES = 65_536
 MAX_DEPTH = 16  # levels of lists and objects
@@ -59,8 +59,24 @@ def parse(
         if isinstance(e, MessageError):
             raise MessageError(f"the {what} {e}") from None
         raise MessageError(f"the {what} holds a number with too many digits.") from None
-    _check_surrogates(source, value, what)
+    require_characters(source, value, what)
     return value
+
+
+def require_characters(source: str, value: Any, what: str) -> None:
+    """Refuse what no UTF-8 can hold, so that nothing could send it on or keep it.
+
+    Args:
+        source: the JSON text that `value` was read from.
+
+    Raises:
+        MessageError: a text in it has half of a surrogate pair.
+    """
+    if "\\u" in source:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise MessageError(f"the {what} holds half of a surrogate pair, which is no character.") from None
 
 
 def dump(fields: Mapping[str, Any]) -> bytes:
@@ -98,14 +114,6 @@ def _check_depth(source: str, what: str, most_levels: int) -> None:
                 raise MessageError(f"the {what} nests deeper than {most_levels} levels.")
         else:
             depth -= 1
-
-
-def _check_surrogates(source: str, value: Any, what: str) -> None:
-    if "\\u" in source:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise MessageError(f"the {what} holds half of a surrogate pair, which is no character.") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import ConfigurationError
+from device_runtime.errors import ConfigurationError, MessageError
+from device_runtime.mqtt.strict_json import require_characters
 from device_runtime.records.printable import counted
 from device_runtime.tasks.inputs import Inputs
 
@@ -135,7 +136,11 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any, str]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line), ""
+            row = json.loads(line)
+            require_characters(line, row, "line")
+            yield number, row, ""
+        except MessageError as error:
+            yield number, None, str(error).rstrip(".")
         except (ValueError, RecursionError) as error:
             yield number, None, f"not JSON: {error}"
 

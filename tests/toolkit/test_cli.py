@@ -342,6 +342,18 @@ def test_a_prompt_can_come_from_standard_input(here: Path) -> None:
     )
 
 
+def test_a_line_that_is_not_utf_8_ends_no_conversation(here: Path) -> None:
+    """Python reads the standard input of a desktop's locale strictly."""
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "STONECHAT_CACHE": str(here / "cache")}
+    words = ["chat", str(here / "bundle"), "--max-new", "2", "--conversation", "talk"]
+    command = [sys.executable, "-m", "toolkit", *words]
+    done = subprocess.run(command, capture_output=True, env=environment, input=b"caf\xe9\nhello\n")
+    said = done.stderr.decode()
+    assert done.returncode == 0 and "'\\udce9'; give it in UTF-8" in said and "kept as talk: " in said, said
+    again = subprocess.run(command, capture_output=True, env=environment, input=b"and?\n")
+    assert again.returncode == 0 and b"kept as talk: " in again.stderr
+
+
 def test_a_seed_draws_the_same_answer_in_every_process(here: Path) -> None:
     command = ["run", "bundle", QUESTION, "--max-new", 12, "--temperature", 1, "--seed", 5]
     assert stonechat(*command, cwd=here).stdout == stonechat(*command, cwd=here).stdout

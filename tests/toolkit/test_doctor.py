@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +61,62 @@ def test_what_this_machine_cannot_show_is_judged_too(monkeypatch, name, answer, 
     monkeypatch.setattr(module, name, answer)
     found = {finding.what: finding for finding in examine(None, None, None, None)}
     assert found[what].level is level
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that anybody may enter, as those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "said"),
+    [
+        ("circle", "circle does not exist."),
+        ("circle/model", "model does not exist."),
+        ("x" * 300, "slots.json: File name too long -> check the path and its disk"),
+        ("closed/model", "closed/model/slots.json: Permission denied -> Choose a place that this user may use"),
+    ],
+    ids=["circle", "in a circle", "long name", "closed"],
+)
+def test_what_cannot_be_looked_at_hides_no_other_finding(bundle, said, open_folder):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    (open_folder / "circle").symlink_to("circle")
+    (open_folder / "closed").mkdir(0o700)
+    port = free_port()
+    (open_folder / "fleet.yaml").write_text(
+        f'schema: 1\nbroker: {{url: "mqtt://127.0.0.1:{port}"}}\nmodels: {{m: {{bundle: {bundle}}}}}\n'
+        "devices: {d: {model: m}}\n"
+    )
+    code = (
+        "import os, sys\n"
+        "from toolkit.cli import main\n"
+        "words = ['doctor', '--fleet', 'fleet.yaml', '--device', 'd']\n"
+        "os.chdir(sys.argv[1])\n"
+        "main(words)\n"  # while all may be imported
+        "print('once more', flush=True)\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "main(words)\n"
+    )
+    done = python(code, open_folder)
+    found = " ".join(done.stdout.partition("once more")[2].split())
+    assert said in found and f"no connection to the broker at 127.0.0.1:{port}" in found, done
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    done = python(
+        "import os, sys; from toolkit.cli import main; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); main(['doctor'])",
+        tmp_path,
+    )
+    assert "fail disk this folder: No such file or directory ->" in " ".join(done.stdout.split()), done
+    assert "clock" in done.stdout
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)

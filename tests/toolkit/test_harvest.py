@@ -81,6 +81,20 @@ def test_a_damaged_line_costs_that_line_and_is_said(tmp_path: Path, capsys: pyte
     assert "no line of it is a JSON object in UTF-8. Expected the state folder" in capsys.readouterr().err
 
 
+def test_half_a_character_costs_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, out = tmp_path / "kept.jsonl", tmp_path / "out.jsonl"
+    as_bytes = entry("link @ down").encode().replace(b"@", b"\xed\xa0\x80")
+    kept.write_bytes(b"\n".join([entry("link \ud800 down").encode(), entry("disk full").encode(), as_bytes]))
+    assert run("--from", kept, "-o", out, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["examples"], said["unread"]) == (1, [f"{kept}:1", f"{kept}:3"])
+    assert json.loads(out.read_bytes().decode())["input"] == {"text": "disk full"}
+    (tmp_path / "examples.jsonl").write_text(entry("link \ud800 down"))  # as examples, to be scored
+    bundle = TASK.parent / "bundle"
+    assert main(["eval", str(bundle), "--examples", str(tmp_path / "examples.jsonl")]) == 2
+    assert "examples.jsonl:1: the line holds half of a surrogate pair" in capsys.readouterr().err
+
+
 def test_records_are_known_for_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"time": "1", "device": "house", "model": "log-triage", "text": json.dumps(ANSWER), "finish": "stop"}
     (tmp_path / "records.jsonl").write_text(f"{json.dumps(record)}\n" * 10)

@@ -119,6 +119,7 @@ def test_the_text_names_what_should_have_been(replayed: Try) -> None:
         ('{"reading": 1, "truth": 2}', "readings.txt:2: found 'truth'"),
         ('{"reading": 1, "time": "now"}', "readings.txt:2: `answer` is an object"),
         ("{", "readings.txt:2: not JSON"),
+        (r'{"reading": "\ud800"}', "readings.txt:2: the line holds half of a surrogate pair, which is no character"),
     ],
 )
 def test_lines_that_are_no_readings_are_named(replayed: Try, line: str, fault: str) -> None:

@@ -35,6 +35,8 @@ def run_command(words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows "?" instead of a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as bytes in an argument: what is no text is refused where it is used
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         if words and words[0] in _ANSWERING:
             numpy_without_threads()

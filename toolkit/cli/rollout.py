@@ -103,15 +103,16 @@ def begin(args: argparse.Namespace) -> int:
     plan, files = fleet.load(args.fleet), RolloutFiles(default_folder())
     devices = plan.group(group)
     rollout_id = _new_id()
-    bundle = open_bundle(files.keep_bundle(rollout_id, args.bundle), verify=True)
-    rollout = Rollout.of(
-        Plan(
-            rollout_id, str(bundle.path), bundle.manifest_sha256, bundle.manifest.name, bundle.manifest.version,
-            str(args.fleet.absolute()), group, devices, args.model, args.canary, args.max_failed, args.parallel,
-            url=args.url, min_tps=args.min_tps, max_rss_mb=args.max_rss_mb,
-        )
-    )  # fmt: skip
-    files.write(rollout)
+    with files.beginning(rollout_id):
+        bundle = open_bundle(files.keep_bundle(rollout_id, args.bundle), verify=True)
+        rollout = Rollout.of(
+            Plan(
+                rollout_id, str(bundle.path), bundle.manifest_sha256, bundle.manifest.name, bundle.manifest.version,
+                str(args.fleet.absolute()), group, devices, args.model, args.canary, args.max_failed, args.parallel,
+                url=args.url, min_tps=args.min_tps, max_rss_mb=args.max_rss_mb,
+            )
+        )  # fmt: skip
+        files.write(rollout)
     return _carry_out(args, rollout, files)
 
 
@@ -150,17 +151,19 @@ def _back(args: argparse.Namespace, left: Rollout, files: RolloutFiles) -> int:
         raise ConfigurationError(
             f"Roll-out {left.plan.id} is being carried out; end it first: stonechat rollout abort {left.plan.id}"
         )
-    rollout = way_back(left, files, _new_id(), args.bundle, signing_keys(args))
-    if not left.ended:
-        files.write(left.abort())
-    files.write(rollout)
+    rollout_id, keys = _new_id(), signing_keys(args)
+    with files.beginning(rollout_id):
+        rollout = way_back(left, files, rollout_id, args.bundle, keys)
+        if not left.ended:
+            files.write(left.abort())
+        files.write(rollout)
     return _carry_out(args, rollout, files)
 
 
 def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) -> int:
     import signal
 
-    from device_runtime.errors import ConfigurationError
+    from device_runtime.errors import ConfigurationError, DiskFullError
     from device_runtime.fleet import file as fleet
     from device_runtime.update.active import open_bundle
     from toolkit.rollout.rollout import Stage
@@ -178,6 +181,9 @@ def _carry_out(args: argparse.Namespace, rollout: Rollout, files: RolloutFiles) 
         before = {number: signal.signal(number, lambda *_: runner.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             rollout = runner.run()
+        except DiskFullError:  # what was ordered is under way; its file knows how far it came
+            say(f"once there is room, go on with: stonechat rollout resume {plan.id}")
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import Any
 
 from device_runtime.client.remote import RemoteModel
 from device_runtime.engine.language_model import Completion
-from device_runtime.errors import ConfigurationError, RefusedError
+from device_runtime.errors import RefusedError
 from device_runtime.fleet.file import Fleet
 from device_runtime.mqtt.address import BrokerAddress
-from toolkit.replay import Recorded, Replay, read_recorded
+from toolkit.replay import Recorded, Replay, parse_recorded
 
 __all__ = ["DryRun"]
 
@@ -65,13 +64,7 @@ class DryRun:
 
 
 def _readings(text: str) -> list[Recorded]:
-    with tempfile.TemporaryDirectory(prefix="stonechat-") as folder:
-        path = Path(folder) / "readings"
-        path.write_text(text, encoding="utf-8", errors="replace")
-        try:
-            found = read_recorded(path)
-        except ConfigurationError as error:
-            raise ConfigurationError(str(error).replace(str(path), "line" if ":" in str(error) else "this")) from None
+    found = parse_recorded(text, "this", "line")
     if len(found) > MAX_READINGS:
         raise RefusedError(f"these are {len(found)} readings; try at most {MAX_READINGS} at once.")
     return found

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigurationError, RefusedError, StonechatError
 from toolkit.rollout.control import fields_of, hold, is_paused, require_open
-from toolkit.rollout.files import RolloutFiles, default_folder
+from toolkit.rollout.files import RolloutFiles, default_folder, writing
 from toolkit.rollout.rollout import DevicePhase
 
 __all__ = ["Rollouts"]
@@ -31,7 +32,7 @@ class Rollouts:
         """`operator`: flags of `stonechat rollout resume` that say who orders; None: nobody, from here."""
         self._files = RolloutFiles(default_folder())
         self._operator = operator
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}  # and how long its log was before
         self._ended: dict[str, tuple[int, dict[str, Any]]] = {}  # those that change no more, and their files' times
         self._stop = threading.Event()
 
@@ -67,6 +68,7 @@ class Rollouts:
             RefusedError: no such action, or nobody here may order updates.
             ConfigurationError: there is no such roll-out, or it has ended.
             UnreachableError: the process that carries it out does not answer.
+            DiskFullError: the disk is full. The roll-out is as it was.
         """
         if action == "pause":
             hold(self._files, rollout_id, "pause")
@@ -79,7 +81,7 @@ class Rollouts:
         return self._fields(rollout_id)
 
     def _resume(self, rollout_id: str) -> None:
-        require_open(self._files.read(rollout_id))
+        require_open(rollout := self._files.read(rollout_id))
         if self._operator is None:
             raise RefusedError(
                 "this dashboard has no operator's rights at the broker. Start it with --operator NAME, or go on in a "
@@ -88,16 +90,40 @@ class Rollouts:
             )  # fmt: skip
         if self._files.is_carried_out(rollout_id):
             raise ConfigurationError(f"Roll-out {rollout_id} is being carried out already.")
-        log = self._files.folder / f"{rollout_id}.log"
-        with log.open("ab") as output:
-            self._running[rollout_id] = subprocess.Popen(
+        self._files.write(rollout)  # what that process begins with; on a full disk it could not even say so in its log
+        log = self._log(rollout_id)
+        with writing(log):
+            output = log.open("ab")
+        with output:
+            begins = output.tell()
+            process = subprocess.Popen(
                 [sys.executable, "-m", "toolkit", "rollout", "resume", rollout_id, *self._operator],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+            self._running[rollout_id] = process, begins
+
+    def _log(self, rollout_id: str) -> Path:
+        return self._files.folder / f"{rollout_id}.log"
+
+    def _why_ended(self, rollout_id: str) -> str | None:
+        """Why the process that was started from here has ended before its roll-out; None where it has not."""
+        process, begins = self._running.get(rollout_id, (None, 0))
+        if process is None or process.poll() in (None, 0):
+            return None
+        log = self._log(rollout_id)
+        try:
+            said = log.read_bytes()[begins:].decode("utf-8", "replace").strip()
+        except OSError:
+            said = ""
+        why = f": {said.splitlines()[-1]}" if said else ""
+        return f"`rollout resume` ended with {process.returncode}{why}; see {log.name} beside its file."
 
     def _fields(self, rollout_id: str) -> dict[str, Any]:
         path = self._files.folder / f"{rollout_id}.json"
-        changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
+        try:
+            changed_ns = path.stat().st_mtime_ns
+        except OSError:
+            changed_ns = 0  # `read` says what is wrong with it
         known = self._ended.get(rollout_id)
         if known is not None and known[0] == changed_ns:
             return known[1]
@@ -109,9 +135,8 @@ class Rollouts:
     def _read(self, rollout_id: str) -> dict[str, Any]:
         rollout = self._files.read(rollout_id)
         fields = fields_of(rollout, self._files)
-        process = self._running.get(rollout_id)
-        if process is not None and process.poll() not in (None, 0) and not rollout.ended:
-            fields["error"] = f"`rollout resume` ended with {process.returncode}; see {rollout_id}.log beside its file."
+        if not rollout.ended and (why := self._why_ended(rollout_id)):
+            fields["error"] = why
         counts = {phase.value: rollout.count(phase) for phase in DevicePhase}
         return {
             **fields,

@@ -15,7 +15,7 @@ from pathlib import Path
 from device_runtime.bundle.folder import Bundle
 from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import BundleError, ConfigurationError
-from toolkit.rollout.files import RolloutFiles
+from toolkit.rollout.files import RolloutFiles, writing
 from toolkit.rollout.rollout import DevicePhase, Plan, Rollout
 from toolkit.signing.bundles import sign_bundle
 from toolkit.signing.keys import SigningKey
@@ -36,6 +36,7 @@ def way_back(
     Raises:
         ConfigurationError: no device runs the bundle of `left`, or there is no earlier one.
         BundleError: the earlier bundle is damaged.
+        DiskFullError: there is no room for its files.
     """
     devices = tuple(
         name
@@ -51,11 +52,12 @@ def way_back(
         raise ConfigurationError(f"{source.path} is the bundle of roll-out {left.plan.id} itself; name an earlier one.")
     counter = 1 + max(_counter(Path(left.plan.bundle)), source.manifest.security_counter)
     folder = files.bundle_folder(new_id)
-    if source.path != folder:
-        folder.mkdir(parents=True)
-        for name in (MANIFEST, *source.manifest.files):
-            shutil.copyfile(source.path / name, folder / name)
-    signed = sign_bundle(folder, {"security_counter": counter}, keys)
+    with writing(folder):
+        if source.path != folder:
+            folder.mkdir(parents=True)
+            for name in (MANIFEST, *source.manifest.files):
+                shutil.copyfile(source.path / name, folder / name)
+        signed = sign_bundle(folder, {"security_counter": counter}, keys)
     opened = Bundle.open(folder, verify=True)
     plan = replace(
         left.plan,

@@ -28,13 +28,14 @@ def hold(files: RolloutFiles, rollout_id: str, wish: Wish) -> Rollout:
     Raises:
         ConfigurationError: there is none of that id, or it has ended.
         UnreachableError: the process that carries it out does not answer.
+        DiskFullError: the disk is full. It is as it was.
     """
-    rollout = files.read(rollout_id)
-    require_open(rollout)
+    require_open(files.read(rollout_id))
     if files.is_carried_out(rollout_id):
         files.wish(rollout_id, wish)
         files.await_wish(rollout_id)
-    else:
+    rollout = files.read(rollout_id)
+    if not (rollout.ended or files.is_carried_out(rollout_id)):  # also where that process has ended meanwhile
         files.write(rollout.abort() if wish == "abort" else replace(rollout, paused=True))
     return files.read(rollout_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from device_runtime.errors import ConfigurationError, UnreachableError
+from device_runtime.machine.path_errors import cannot_write, is_full
 from device_runtime.machine.state_home import state_home
 from device_runtime.records import typed_json
 from device_runtime.update import durable
 from toolkit.rollout.rollout import Device, DevicePhase, Plan, Rollout, Stage
 
-__all__ = ["RolloutFiles", "Wish", "default_folder"]
+__all__ = ["RolloutFiles", "Wish", "default_folder", "writing"]
 
 Wish = Literal["pause", "abort"]
 
@@ -32,6 +34,21 @@ Wish = Literal["pause", "abort"]
 def default_folder() -> Path:
     """This user's."""
     return state_home() / "stonechat" / "rollouts"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have what the system says of a file of a roll-out name that file, with the next step.
+
+    Raises:
+        DiskFullError: the disk is full.
+        ConfigurationError: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = "Free some and try again." if is_full(error) else "Try again once this user may write there."
+        raise cannot_write(path, error, advice) from None
 
 
 class RolloutFiles:
@@ -61,10 +78,25 @@ class RolloutFiles:
             raise ConfigurationError(f"{path} cannot be read ({error}); move it away and deploy again.") from None
 
     def write(self, rollout: Rollout) -> None:
-        """Keep a roll-out."""
-        durable.make_folder(self.folder)
+        """Keep a roll-out.
+
+        Raises:
+            DiskFullError, ConfigurationError: it cannot be written. What was kept of it stays, and nothing beside it.
+        """
+        path = self._path(rollout.plan.id, "json")
         text = json.dumps(asdict(rollout), default=_word, ensure_ascii=False, indent=1)
-        durable.replace_file(self._path(rollout.plan.id, "json"), text.encode())
+        with writing(path):
+            durable.make_folder(self.folder)
+            durable.replace_file(path, text.encode())
+
+    @contextmanager
+    def beginning(self, rollout_id: str) -> Iterator[None]:
+        """If what is done meanwhile fails, the bundle that was made for a roll-out goes: nothing names it."""
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.bundle_folder(rollout_id), ignore_errors=True)
+            raise
 
     @contextmanager
     def carrying_out(self, rollout_id: str) -> Iterator[None]:
@@ -72,29 +104,43 @@ class RolloutFiles:
 
         Raises:
             ConfigurationError: one does.
+            DiskFullError, ConfigurationError: there is no writing beside its file.
         """
-        durable.make_folder(self.folder)
-        file = self._lock(rollout_id)
+        path = self._path(rollout_id, "lock")
+        with writing(path):
+            durable.make_folder(self.folder)
+            file = _locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         if file is None:
             raise ConfigurationError(
                 f"Roll-out {rollout_id} is being carried out by another process; see `stonechat rollout show`."
             )
         try:
-            self._path(rollout_id, "wish").unlink(missing_ok=True)
+            wish = self._path(rollout_id, "wish")
+            with writing(wish):
+                wish.unlink(missing_ok=True)
             yield
         finally:
             os.close(file)
 
     def is_carried_out(self, rollout_id: str) -> bool:
-        """Whether a process carries it out now."""
-        file = self._lock(rollout_id)
+        """Whether a process carries it out now. To look writes nothing: also where the disk can only be read."""
+        try:
+            file = _locked(self._path(rollout_id, "lock"), os.O_RDONLY, fcntl.LOCK_SH)  # two who look do not meet
+        except FileNotFoundError:
+            return False
         if file is not None:
             os.close(file)
         return file is None
 
     def wish(self, rollout_id: str, wish: Wish) -> None:
-        """Ask the process that carries it out."""
-        durable.replace_file(self._path(rollout_id, "wish"), wish.encode())
+        """Ask the process that carries it out.
+
+        Raises:
+            DiskFullError, ConfigurationError: it cannot be written.
+        """
+        path = self._path(rollout_id, "wish")
+        with writing(path):
+            durable.replace_file(path, wish.encode())
 
     def take_wish(self, rollout_id: str) -> str | None:
         """What was asked of this process."""
@@ -107,13 +153,13 @@ class RolloutFiles:
         return wish
 
     def await_wish(self, rollout_id: str, timeout_s: float = 10.0) -> None:
-        """Wait until that process has read the request.
+        """Wait until that process has done what it was asked, or has ended without it.
 
         Raises:
-            UnreachableError: it has not in time.
+            UnreachableError: neither in time.
         """
         end_s = time.monotonic() + timeout_s
-        while not ((rollout := self.read(rollout_id)).paused or rollout.ended):
+        while self.is_carried_out(rollout_id) and not ((rollout := self.read(rollout_id)).paused or rollout.ended):
             if time.monotonic() > end_s:
                 raise UnreachableError(f"the process that carries out {rollout_id} does not answer; is it stopped?")
             time.sleep(0.05)
@@ -132,19 +178,21 @@ class RolloutFiles:
         """Where a bundle is kept that was made for a roll-out."""
         return self._path(rollout_id, "bundle")
 
-    def _lock(self, rollout_id: str) -> int | None:
-        file = os.open(self._path(rollout_id, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        return file
-
     def _path(self, rollout_id: str, ending: str) -> Path:
         if not rollout_id or "/" in rollout_id or rollout_id.startswith("."):
             raise ConfigurationError(f"{rollout_id!r} is no id of a roll-out; `stonechat rollout list` shows them.")
         return self.folder / f"{rollout_id}.{ending}"
+
+
+def _locked(path: Path, flags: int, how: int) -> int | None:
+    """A file, open and locked; None where another process has locked it."""
+    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
 
 
 def _from_json(data: Any) -> Rollout:

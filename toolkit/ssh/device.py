@@ -9,6 +9,8 @@ from typing import Any
 
 from device_runtime.device.watchdog import CONNECTING
 from device_runtime.errors import ConfigurationError, UnreachableError, UpdateError
+from device_runtime.fleet import yaml_schema
+from device_runtime.fleet.file import FLEET, Fleet, check_fleet
 from toolkit.device.layout import SERVICE, USER, Layout
 from toolkit.device.record import Record
 from toolkit.device.slot_state import SlotState
@@ -118,9 +120,14 @@ class BoardDevice:
         assert self.record.restart is not None
         return restart_by_command(self.remote, self.record.restart)
 
-    def fleet_text(self) -> str:
-        """Its fleet file."""
-        return self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
+    def plan(self) -> Fleet:
+        """Its fleet file.
+
+        Raises:
+            ConfigurationError: it is faulty, with every fault and its place there.
+        """
+        text = self.remote.check('cat "$1"', self.layout.fleet, user=self.user)
+        return yaml_schema.loads(text, FLEET, check_fleet, file=f"{self.remote.target}:{self.layout.fleet}")
 
     def _may_sudo(self) -> bool:
         return self.remote.run("sudo -n true").code == 0

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigurationError, RolledBackError
-from device_runtime.fleet import file as fleet
 from device_runtime.records.printable import counted
 from device_runtime.update.state import Last
 from toolkit.device.layout import SERVICE
@@ -81,10 +78,7 @@ def status(board: BoardDevice) -> Status:
     record = board.record
     code, out, _ = board.stonechat("--version")
     version = out.split()[-1] if code == 0 and out.split() else None
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "fleet.yaml"
-        copy.write_text(board.fleet_text(), encoding="utf-8")
-        plan = fleet.load(copy)
+    plan = board.plan()
     own = plan.devices[record.device].models if record.device in plan.devices else ()
     models = {name: board.slots(name) for name in plan.models}
     models = {name: slots for name, slots in models.items() if slots is not None or name in own}
@@ -112,10 +106,21 @@ def doctor(board: BoardDevice) -> list[Finding]:
     try:
         found = [Finding(f["what"], Level(f["level"]), f["found"], f.get("next")) for f in json.loads(out)["findings"]]
     except (ValueError, KeyError, TypeError):
-        reason = (err or out).strip().splitlines()[-1:] or [f"it ends with {code}"]
-        return [Finding("program", Level.FAIL, f"stonechat does not start there: {reason[0]}",
-                        f"stonechat device init {board.remote.target} … makes its environment again")]  # fmt: skip
+        return [_not_examined(board, code, out, err)]
     return found
+
+
+def _not_examined(board: BoardDevice, code: int, out: str, err: str) -> Finding:
+    """In place of the findings of a board whose `stonechat doctor` has printed none."""
+    again = f"stonechat device init {board.remote.target} … makes its environment and its files again"
+    if message := error_fields(out).get("message"):  # such as of its fleet file
+        return Finding("program", Level.FAIL, str(message), again)
+    if code in (0, 1) and out.startswith("{"):
+        return Finding(
+            "program", Level.FAIL, "its stonechat found what this one does not know: another version?", again
+        )
+    reason = (err or out).strip().splitlines()[-1:] or [f"it ends with {code}"]
+    return Finding("program", Level.FAIL, f"stonechat does not start there: {reason[0]}", again)
 
 
 def rollback(board: BoardDevice, model: str, say: Callable[[str], None]) -> SlotState:

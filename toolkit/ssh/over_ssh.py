@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from device_runtime.errors import ConfigurationError, RolledBackError, UnreachableError
-from device_runtime.fleet import file as fleet
 from device_runtime.machine.disk import disk_full
 from device_runtime.update.state import ATTEMPTS, TrialLimits
 from toolkit.device.slot_state import SlotState
@@ -68,10 +65,7 @@ class OverSsh:
 
     def choose_model(self, name: str | None) -> str:
         """As in `Transport`."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "fleet.yaml"
-            copy.write_text(self._board.fleet_text(), encoding="utf-8")
-            plan = fleet.load(copy)
+        plan = self._board.plan()
         if self.device not in plan.devices:
             raise ConfigurationError(f"The fleet file of {self._remote.target} has no device {self.device!r} any more.")
         if name is not None and name not in plan.models:

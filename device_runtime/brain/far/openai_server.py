@@ -21,9 +21,17 @@ from urllib.parse import urlsplit
 from device_runtime.brain.far.side import FarAnswer, FarQuestion
 from device_runtime.brain.site import connect
 from device_runtime.engine.schema.rules import closed
-from device_runtime.errors import ConfigurationError, IncompleteError, OffSiteError, StonechatError, UnreachableError
+from device_runtime.errors import (
+    ConfigurationError,
+    IncompleteError,
+    MessageError,
+    OffSiteError,
+    StonechatError,
+    UnreachableError,
+)
 from device_runtime.fleet.policies.escalation import Target
 from device_runtime.mqtt.messages import Usage
+from device_runtime.mqtt.strict_json import require_characters
 
 __all__ = ["OpenAIServer", "read_key"]
 
@@ -200,13 +208,17 @@ class OpenAIServer:
 
     def _answer(self, body: bytes) -> FarAnswer:
         try:
-            value = json.loads(body)
+            source = body.decode()  # of bytes, `json` would take surrogates as they are
+            value = json.loads(source)
+            require_characters(source, value, f"answer of {self._name}")
             choice = value["choices"][0]
             text, finish = choice["message"]["content"], choice.get("finish_reason")
             usage = value.get("usage") or {}
             counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
             model = value.get("model")
             own = value.get("stonechat")  # of a gateway of ours
+        except MessageError as error:
+            raise StonechatError(str(error)) from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StonechatError(f"{self._name} sent no chat completion.") from None
         if not isinstance(text, str):

@@ -37,7 +37,13 @@ def save_conversation(
     if not backend.position_bytes:
         raise BackendError("The state of this backend cannot be copied; choose another with --backend.")
     arrays: dict[str, Any] = {f"state_{number}": array for number, array in enumerate(cache.snapshot().arrays)}
-    said = np.frombuffer(json.dumps(list(messages), ensure_ascii=False).encode(), np.uint8)
+    try:
+        said = np.frombuffer(json.dumps(list(messages), ensure_ascii=False).encode(), np.uint8)
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            "A message holds half of a surrogate pair, which is no character, so the conversation cannot be kept; "
+            "leave it out."
+        ) from None
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

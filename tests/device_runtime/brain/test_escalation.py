@@ -17,6 +17,7 @@ from device_runtime.device.extensions import escalation as desks
 from device_runtime.errors import IncompleteError, OutdatedBundleError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
+from device_runtime.fleet.policies.recording import Recording
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.questions import LinkExample, Unsure
 from device_runtime.fleet.settings import ModelSettings
@@ -487,6 +488,27 @@ class TestRequests:
         far.status = 500
         said = self.ask(on_air(model(0.4), escalate=policy(far)))
         assert json.loads(said["text"]) == OURS and "500" in said["route"]["failed"]
+
+    @pytest.mark.parametrize("extra", [{}, {"stonechat": {"unfamiliar": True, "reason": "\ud800"}}])
+    def test_half_a_character_of_the_far_side_goes_no_further(
+        self, on_air: Callable[..., OnAir], far: FarServer, extra: dict[str, Any]
+    ) -> None:
+        """JSON can say it; neither an answer nor a record could."""
+        far.say, far.extra = lambda body: json.dumps(THEIRS) if extra else '{"kind": "\ud800"}', extra
+        device = on_air(model(0.4), escalate=policy(far), recording=Recording(keep=9))
+        said = self.ask(device, record=True)
+        assert json.loads(said["text"]) == OURS
+        assert said["route"]["failed"].endswith("holds half of a surrogate pair, which is no character.")
+        free = self.ask(device, schema=None, prompt="y")
+        assert json.loads(free["text"]) == OURS  # the device goes on
+        kept = (device.service.config.state_dir / "records.jsonl").read_bytes().decode()
+        assert [json.loads(line)["text"] for line in kept.splitlines()] == [json.dumps(OURS)] * 2
+
+    def test_nor_in_a_free_text(self, on_air: Callable[..., OnAir], far: FarServer) -> None:
+        far.say = lambda body: "half \ud800"
+        device = on_air(failing(), escalate=policy(far), recording=Recording(keep=9))
+        for _ in range(2):
+            assert "holds half of a surrogate pair" in self.ask(device, schema=None)["error"]["message"]
 
     @pytest.mark.parametrize(
         ("fails_with", "code", "words"),

@@ -23,6 +23,7 @@ from device_runtime.update.active import open_bundle
 from tests.device_runtime.conftest import OnAir
 from tests.support.far_server import FarServer
 from tests.support.mqtt_peer import Peer
+from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
 
 ANSWER = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}}
@@ -130,6 +131,25 @@ def test_a_link_s_prompt_is_kept_without_what_its_window_topic_and_filters_say(
     assert not [secret for secret in ("Ann", "ANN", "Bob", "BOB", "ward", "7") if secret in seen[1]]
     kept = [json.loads(line) for line in (device.service.config.state_dir / "records.jsonl").read_text().splitlines()]
     assert [(entry["reading"], entry["redacted"]) for entry in kept] == [({"ok": 1}, True)] * 2
+
+
+def test_lines_that_no_json_in_utf_8_can_hold_end_neither_the_device_nor_a_query(
+    on_air: Callable[..., OnAir], port: int, tmp_path: Path
+) -> None:
+    """Another program may have written them: what they say could not be sent, nor be written once more."""
+    lines = [r'{"time": "2999", "text": "half \ud800"}', '{"time": "2999", "text": "whole"}']
+    lines += ['{"time": "2999", "text": NaN}', '{"time": "2999", "text": 1e999}', '{"time": "2000", "text": "old"}']
+    (tmp_path / "state").mkdir()
+    for name in ("records.jsonl", "examples.jsonl", "corrections.jsonl"):
+        (tmp_path / "state" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    device = on_air(model(), recording=Recording(keep=9), state_dir=tmp_path / "state")
+    wait_until(lambda: b"old" not in (tmp_path / "state" / "records.jsonl").read_bytes())
+    assert ask(device, prompt="hello", record=True)["record"]["tokens"] == [5]
+    here = BrokerAddress("127.0.0.1", port), device.topics.device
+    assert [entry["text"] for entry in kept_records(*here)] == ["whole", '{"kind": "a"}']
+    assert [entry["text"] for entry in kept_records(*here, "examples")] == ["whole", "old"] * 2
+    kept = (tmp_path / "state" / "records.jsonl").read_bytes().splitlines()
+    assert [json.loads(line.decode())["text"] for line in kept] == ["whole", '{"kind": "a"}']
 
 
 def test_a_query_of_another_kind_is_refused(on_air: Callable[..., OnAir], port: int) -> None:

@@ -268,6 +268,9 @@ class TestTheCommand:
             (["--link", "logs", "--reading", "x", "--window", "{}", "a=1"], "--window is {}; expected a JSON list"),
             (["--link", "logs", "--reading", '{"temp_c": 9', "a=1"], "begins as a JSON object and is none"),
             (["--prompt", "x", "category=netwrk", "priority=low"], "expected one of none, network"),
+            (["--prompt", "caf\udce9", "a=1"], "'\\udce9' in what is sent is no character; give it in UTF-8."),
+            (["--link", "logs", "--reading", r'{"a": "\ud800"}', "a=1"], "'\\ud800' in what is sent is no character"),
+            (["--link", "logs", "--reading", "x", "--window", "[NaN]", "a=1"], "JSON has no NaN"),
         ],
     )
     def test_what_is_wrong(

@@ -99,6 +99,11 @@ class TestConversations:
         with pytest.raises(ConfigurationError, match="garden-2"):
             model.save_conversation("../x", [])
 
+    def test_what_no_file_could_hold_is_refused_and_leaves_none(self, model: LanguageModel) -> None:
+        with pytest.raises(ConfigurationError, match="half of a surrogate pair"):
+            model.save_conversation("half", asked(GARDEN, "Hello \ud800."))
+        assert not model.has_conversation("half")
+
     def test_one_of_another_graph_is_refused(self, model: LanguageModel) -> None:
         """Its file lies elsewhere, so somebody has copied it."""
         path = model.save_conversation("copied", asked(GARDEN, "Hello."))

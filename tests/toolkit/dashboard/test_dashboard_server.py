@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,11 +28,16 @@ from tests.toolkit.dashboard.conftest import FLEET
 from toolkit.broker.access import Access
 from toolkit.cli import main
 from toolkit.dashboard.app import PAGES, STATIC
+from toolkit.rollout.control import hold
 from toolkit.rollout.files import RolloutFiles, default_folder
 from toolkit.rollout.rollout import Plan, Rollout
 
 TOKEN = "a-token-of-these-tests"
 LINK = {"name": "cold", "from": "plant/+/air", "prompt": "{{ temp_c }} °C.", "to": "plant/cold"}
+
+
+def fill(disk: Path) -> None:
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
 
 
 class Events:
@@ -239,6 +246,18 @@ class TestLinks:
         assert status == 400 and "not JSON" in said["error"]["message"]
         assert page.call("/api/links/try", asked | {"devices": [], "readings": "plant/1/boiler 1"})[0] == 400
 
+    def test_a_full_disk_ends_no_dry_run(self, dashboard, small_disk, pi_bundle, monkeypatch):
+        page = dashboard(FLEET.replace("bundle: nowhere", f'bundle: "{pi_bundle}", max_new: 4'))
+        monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+        monkeypatch.setenv("STONECHAT_CACHE", str(small_disk / "cache"))
+        fill(small_disk)
+        link = page.call("/api/links")[2]["links"][0]
+        asked = {"was": "hot", "link": link, "devices": ["north"], "readings": 'plant/3/boiler {"temp_c": 91}\nx'}
+        status, _, said = page.call("/api/links/try", asked)
+        assert status == 400 and "line:2: found 'x'" in said["error"]["message"]
+        status, _, said = page.call("/api/links/try", asked | {"readings": asked["readings"].splitlines()[0]})
+        assert status == 200 and said["answers"][0]["text"], said
+
     def test_saving_shows_on_every_page(self, dashboard):
         page = dashboard()
         events = Events(page.url)
@@ -261,8 +280,7 @@ class TestLinks:
         found = page.call("/api/links")[2]
         asked = {"was": None, "link": LINK, "devices": ["south"], "base": found["base"]}
         if full:
-            filler = small_disk / "filler"
-            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+            fill(small_disk)
             why, status, code = "No space left on device. Free some and save again.", 507, "disk_full"
         else:
             subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -276,7 +294,7 @@ class TestLinks:
         assert sorted(path.name for path in small_disk.iterdir()) == before
         assert "Traceback" not in caplog.text
         if full:
-            filler.unlink()
+            (small_disk / "filler").unlink()
         else:
             subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
         assert page.call("/api/links/save", asked)[0] == 200
@@ -308,6 +326,69 @@ class TestRollouts:
         assert page.call("/api/rollouts/20260101-000000-abcd/abort", {})[2]["stage"] == "aborted"
         events.until(lambda some: some.get("rollouts", [{}])[0].get("stage") == "aborted")
         assert page.call("/api/rollouts/20260101-000000-abcd/pause", {})[0] == 400
+        events.close()
+
+    @pytest.fixture
+    def crowded(self, dashboard, one, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutFiles:
+        """The same on a small disk."""
+        monkeypatch.setenv("XDG_STATE_HOME", str(small_disk))
+        files = RolloutFiles(default_folder())
+        files.write(one.read("20260101-000000-abcd"))
+        return files
+
+    @pytest.mark.parametrize(
+        ("full", "carried_out"), [(True, True), (True, False), (False, False)], ids=["wish", "full", "read-only"]
+    )
+    def test_a_file_that_cannot_be_written_stays_as_it_was(
+        self, full, carried_out, dashboard, crowded, small_disk, monkeypatch, caplog
+    ):
+        rollout_id = "20260101-000000-abcd"
+        page = dashboard()
+        before = crowded.read(rollout_id)
+        with ExitStack() as stack:
+            if carried_out:
+                stack.enter_context(crowded.carrying_out(rollout_id))
+            names = sorted(path.name for path in crowded.folder.iterdir())
+            if full:
+                fill(small_disk)
+                why, status = "No space left on device. Free some and try again.", 507
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+                why, status = "Read-only file system. Try again once this user may write there.", 400
+            events = Events(page.url)
+            events.until(lambda some: some.get("rollouts", [{}])[0].get("paused") is not carried_out)
+            ending = "wish" if carried_out else "json"
+            for action in ("pause", "abort") if carried_out else ("pause", "abort", "resume"):
+                answer = page.call(f"/api/rollouts/{rollout_id}/{action}", {})
+                assert answer[0] == status, answer
+                said = answer[2]["error"]["message"]
+                assert said == f"{crowded.folder / rollout_id}.{ending} cannot be written: {why}"
+            assert sorted(path.name for path in crowded.folder.iterdir()) == names
+            assert crowded.read(rollout_id) == before and "Traceback" not in caplog.text
+        if full:
+            (small_disk / "filler").unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        assert page.call(f"/api/rollouts/{rollout_id}/abort", {})[2]["stage"] == "aborted"
+        assert events.until(lambda some: some.get("rollouts", [{}])[0].get("stage") == "aborted")  # it still looks
+        events.close()
+
+    def test_a_process_that_ends_before_it_has_paused_is_not_waited_for(self, crowded):
+        """As one does that finds the disk full when it wants to keep what it was asked."""
+        rollout_id = "20260101-000000-abcd"
+        with ThreadPoolExecutor() as pool:
+            with crowded.carrying_out(rollout_id):
+                paused = pool.submit(hold, crowded, rollout_id, "pause")
+                wait_until(lambda: crowded.take_wish(rollout_id) == "pause")
+            assert paused.result(5).paused
+
+    def test_the_page_has_the_last_words_of_a_process_that_ended(self, dashboard, one, pi_bundle):
+        page = dashboard()
+        events = Events(page.url)
+        assert page.call("/api/rollouts/20260101-000000-abcd/resume", {})[0] == 200
+        shown = events.until(lambda some: some.get("rollouts", [{}])[0].get("error"))["rollouts"][0]
+        assert shown["error"].startswith("`rollout resume` ended with 2: stonechat: ") and "/b" in shown["error"]
+        assert shown["error"].endswith("; see 20260101-000000-abcd.log beside its file.")
         events.close()
 
     def test_what_there_is_not(self, dashboard, one):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -412,6 +413,44 @@ def test_there_is_no_way_back_from_what_nobody_has_taken(tmp_path):
     left = Rollout.of(plan())
     with pytest.raises(ConfigurationError, match="No device of roll-out 20260101-000000-abcd has taken its bundle"):
         way_back(left, RolloutFiles(tmp_path), "20260102-000000-abcd", None, [])
+
+
+@pytest.mark.parametrize("way", ["deploy", "back", "back to a packed one"])
+def test_what_a_full_disk_ends_leaves_nothing_and_can_be_begun_again(
+    way, bundles, small_disk, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(small_disk))
+    fleet, packed = tmp_path / "fleet.yaml", tmp_path / "1.zip"
+    names = tuple(f"pi-{n}" for n in range(100))  # so many that their file takes more than a block of the disk
+    lines = "\n".join(f"  {name}: {{model: assistant, groups: [herd]}}" for name in names)
+    fleet.write_text(FLEET.format(port=1, devices=lines))  # nobody listens there
+    assert main(["bundle", "pack", str(bundles["1"]), "-o", str(packed)]) == 0
+    files = RolloutFiles(small_disk / "stonechat" / "rollouts")
+    left = plan(names, bundle=str(bundles["2"]), fleet=str(fleet))
+    done = Rollout.of(left).choose_canaries(names)
+    for name in names:
+        done = ended(done, name)
+    files.write(done)
+    words = ["deploy", str(packed), "--to", "fleet:herd", "--fleet", str(fleet)]
+    if way != "deploy":
+        to = packed if "packed" in way else bundles["1"]
+        words = ["rollout", "back", left.id, "--key", str(bundles["keys"] / "plant.key"), "--bundle", str(to)]
+    before = sorted(path.name for path in files.folder.iterdir())
+    blocks = sum(-(-file.stat().st_size // 4096) for file in bundles["1"].iterdir())  # of the disk, for the bundle
+    room = 4096 * (
+        blocks - 1 if way == "back" else blocks + 1
+    )  # then it is the bundle that does not fit, else what comes after it
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+    capfd.readouterr()
+    assert main([*words, "--json"]) == 1
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert error["code"] == "disk_full" and error["path"].startswith(str(files.folder)), error
+    assert "cannot be written: No space left on device. Free some and try again." in error["message"]
+    assert sorted(path.name for path in files.folder.iterdir()) == before
+    (small_disk / "filler").unlink()
+    assert main([*words, "--json"]) == 3  # as far as the broker, which is not there
+    assert json.loads(capfd.readouterr().out)["error"]["code"] == "unreachable"
+    assert len(files.ids()) == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://host/b", "https://", "host/bundles", "https://host/b?x=1", "http://[::1"])
