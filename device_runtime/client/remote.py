@@ -362,6 +362,8 @@ class _DeviceExchange:
             return state
         while not self._exchange.await_return(self.device, 0.5) and not self._cancelled.is_set():
             if time.monotonic() >= self._end_s - GRACE_S:
+                if not self._exchange.left_behind(self.device):
+                    break  # it is lost, as far as anybody knows
                 raise UnreachableError(self._why_silent())
         return self._exchange.await_state(self.device, STATE_WAIT_S)
 
@@ -381,7 +383,7 @@ class _DeviceExchange:
         if not self._exchange.connected:
             why = self._exchange.without_broker
             return f"device {self.device!r} gave no answer within {self._timeout_s:g} s: {why}"
-        if self._exchange.doubts(self.device):
+        if self._exchange.left_behind(self.device):
             return (
                 f"device {self.device!r} has not come back within {self._timeout_s:g} s since the connection to the "
                 f"broker at {self._exchange.broker} was gone. Check its power and network."
