@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 from paho.mqtt import publish
 
-from device_runtime.client.exchange import BROKER_ENDS_S, RETURNS_S
+from device_runtime.client.exchange import BROKER_ENDS_S, GRACE_S, RETURNS_S
 from device_runtime.client.remote import RemoteAnswer, RemoteModel
 from device_runtime.device.service import Service
 from device_runtime.errors import UnreachableError
@@ -121,6 +121,22 @@ class TestADeviceThatIsWell:
             assert (heard.error, "".join(heard.pieces)) == (None, STORY)
             assert len(model.asked) == 1
 
+    def test_one_that_is_cancelled_while_its_client_is_away_ends(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(), "off-pi") as remote:
+            paho = remote._exchange._client._paho
+            paho.reconnect_delay_set(3, 3)
+            heard = listen(answer := remote.generate("Tell me a story"))
+            wait_until(lambda: len(model.asked) == 1)
+            paho.socket().shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: gone(remote))
+            model.gate.release(len(WORDS) + 1)
+            await_state(broker.port, "off-pi", lambda state: state["state"] == "ready")
+            answer.cancel()
+            assert gone(remote)
+            heard.thread.join(30)  # its timeout is 60 s
+            assert (heard.error, answer.final.text, answer.final.finish) == (None, STORY, "stop")
+
     def test_it_is_asked_while_the_broker_is_away(self, tmp_path: Path, broker: Broker) -> None:
         """The request is not handed to a broker to which the device is not back: it would drop it."""
         model = ScriptedModel(WORDS)
@@ -184,8 +200,8 @@ class TestADeviceThatIsWell:
 
 
 class TestADeviceThatIsNot:
-    def started(self, folder: Path, broker: Broker) -> Device:
-        device = Device(folder, broker.port, "off-pi", fleet_file(folder, {"off-pi": ""}))
+    def started(self, folder: Path, broker: Broker, more: str = "") -> Device:
+        device = Device(folder, broker.port, "off-pi", fleet_file(folder, {"off-pi": more}))
         device.hold.touch()
         device.start(ready=True)
         return device
@@ -207,6 +223,26 @@ class TestADeviceThatIsNot:
                 wait_until(lambda: gone(remote))
                 with pytest.raises(UnreachableError, match="is lost"):
                     list(remote.generate("Tell me a story", timeout_s=30))
+        finally:
+            device.kill()
+
+    @pytest.mark.parametrize("whom", [{"device": "off-pi"}, {"pool": "herd"}], ids=["device", "pool"])
+    def test_one_that_hangs_is_not_waited_for_by_who_has_cancelled(
+        self, tmp_path: Path, broker: Broker, whom: dict[str, str]
+    ) -> None:
+        device = self.started(tmp_path, broker, ", pool: herd")
+        try:
+            with RemoteModel(broker.address(), **whom) as remote:
+                heard = listen(answer := remote.generate("Tell me a story"))
+                await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+                wait_until(lambda: answer.device == "off-pi")
+                device.freeze()
+                started_s = time.monotonic()
+                answer.cancel()
+                heard.thread.join(60)
+                assert time.monotonic() - started_s < 2 * GRACE_S  # its timeout is 60 s
+                assert (heard.error, heard.pieces) == (None, [])
+                assert (answer.final.text, answer.final.finish) == ("", "cancelled")
         finally:
             device.kill()
 
