@@ -109,12 +109,7 @@ class Requests(Extension):
         request = Request.from_value(value)
         asked = sha256(replace(request, deadline_ms=None).to_json()).digest()  # a repeat has less time left
         if (before := self._replies.asked(address)) is not None:
-            # Its client, or the broker, may have been away when it ended. Who asks something else gets no old answer.
-            ended = before == asked and self._replies.again(address)
-            what = "answered again" if ended else "dropped"
-            why = "" if before == asked else ": it asks something else than the first with its Correlation Data"
-            log.info("%s a repeated request of %s%s", what, self._replies.short(address), why)
-            return None
+            return self._repeated(address, same=before == asked)
         device = self._device
         if request.model is not None and request.model not in device.runner.names:
             names = ", ".join(map(repr, device.runner.names))
@@ -143,6 +138,25 @@ class Requests(Extension):
         elif not has_room and self._replies.is_under_way(address):
             self._accepted(request, address)
         return None
+
+    def _repeated(self, address: Address, *, same: bool) -> None:
+        """A request whose Correlation Data has come before: its client, or the broker, may have been away since."""
+        short, told = self._replies.short(address), "a request has come again that"
+        if self._replies.is_under_way(address):  # an error would be taken for its end, which is to come
+            log.info("dropped: %s of %s is under way%s", told, short, "" if same else ", and asks something else")
+        elif not same:  # who asks something else gets no old answer
+            self._replies.turn_away(
+                address, MessageError.code,
+                "another request with this Response Topic and this Correlation Data was answered before; "
+                "give each its own Correlation Data (or id).",
+            )  # fmt: skip
+        elif self._replies.again(address):
+            log.info("answered once more: %s of %s has ended", told, short)
+        else:
+            self._replies.turn_away(
+                address, "unavailable",
+                "it was answered before, and the answer is not kept any more; ask again with other Correlation Data.",
+            )  # fmt: skip
 
     def _accepted(self, request: Request, address: Address) -> None:
         if request.accept:

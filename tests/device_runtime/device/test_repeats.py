@@ -74,6 +74,31 @@ def test_what_was_refused_takes_no_ends_place(on_air: Start) -> None:
     assert said(device)["text"] == "X" and len(device.model.asked) == 1
 
 
+def test_one_whose_end_is_not_kept_any_more_is_told_so(on_air: Start) -> None:
+    """It is not computed twice, and its client does not wait for what does not come."""
+    device = on_air()
+    for number in range(request_job.KEPT + 1):
+        device.ask(prompt=f"x {number}", correlation=b"%d" % number)
+        assert said(device)["text"] == f"X {number}"
+    device.ask(prompt="x 1", correlation=b"1")
+    assert said(device)["text"] == "X 1"
+    device.ask(prompt="x 0", correlation=b"0")
+    error = said(device)["error"]
+    assert error["code"] == "unavailable" and "not kept any more; ask again with other" in error["message"]
+    assert len(device.model.asked) == request_job.KEPT + 1
+
+
+def test_one_that_asks_something_else_meanwhile_ends_nothing(on_air: Start) -> None:
+    device = on_air(ScriptedModel(["a"], gated=True))
+    device.ask(prompt="x", correlation=b"1")
+    until_running(device)
+    device.ask(prompt="y", correlation=b"1")
+    device.ask(prompt="z", correlation=b"2")
+    device.until_waiting(1)
+    device.model.gate.release(100)
+    assert [said(device)["text"] for _ in range(2)] == ["a", "a"] and len(device.model.asked) == 2
+
+
 def test_one_under_way_is_known_however_many_come_after_it(on_air: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_job, "REMEMBERED", 2)
     device = on_air(ScriptedModel(["a"], gated=True))
