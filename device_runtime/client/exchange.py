@@ -35,11 +35,14 @@ from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dum
 from device_runtime.mqtt.strict_json import parse as parse_json
 from device_runtime.mqtt.topics import ANNOUNCE, DeviceTopics, PoolTopics, parse
 
-__all__ = ["BROKER_ENDS_S", "GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
+__all__ = ["BROKER_ENDS_S", "GRACE_S", "RETURNS_S", "Exchange", "Received", "Session", "Signal", "to_error"]
 
 # A broker that is stopped in order (mosquitto by SIGTERM) publishes the last wills of all devices, and closes the
 # connections after that. So a `lost` holds when our own connection is still there so much later.
 BROKER_ENDS_S = 1.0
+# A broker that keeps what is retained on the disk comes back with these wills, and a healthy device a second after it.
+# So a `lost` that was kept holds when the device has not said so long that it is there, though it was asked to.
+RETURNS_S = 2.0
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
 ASKED_AFTER_S = 0.5  # without a device's retained state, which follows the subscription at once, it is asked for it
 MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
@@ -95,6 +98,7 @@ class Exchange:
         self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
         self._watched: set[str] = set()
         self._lost_s: dict[str, float] = {}  # when the broker said so, on the monotonic clock
+        self._kept_lost_s: dict[str, float] = {}  # when the broker said that it had been so
         self._doubted: set[str] = set()  # whose state is from before the connection was gone
         self._news = threading.Condition()
         self._open = False
@@ -294,7 +298,12 @@ class Exchange:
     def doubts(self, device: str) -> bool:
         """Whether a device's last state is from before the connection was gone, or may be the broker's own end."""
         with self._news:
-            return device in self._doubted or self._just_lost(device)
+            return device in self._doubted or self._just_lost(device) or self._may_return(device)
+
+    def left_behind(self, device: str) -> bool:
+        """Whether nothing of a device was received since the connection was gone."""
+        with self._news:
+            return device in self._doubted
 
     def await_return(self, device: str, timeout_s: float) -> bool:
         """Wait until a device's state is not doubted; whether it is so.
@@ -342,6 +351,8 @@ class Exchange:
             self._still_answering(session, message)
         elif reported := self.state_in(message):
             self._note(*reported, message.retained)
+            if message.retained and _is_lost(reported[1]):
+                self._client.publish(ANNOUNCE, reported[0].encode())
             for session in list(self._sessions.values()):
                 session.heard.put(message)
 
@@ -350,14 +361,17 @@ class Exchange:
             self._states[device] = state
             if not (retained and _is_lost(state)):  # a broker that was stopped may have kept its own last word
                 self._doubted.discard(device)
-            if not _is_lost(state):
-                self._lost_s.pop(device, None)
-            elif not retained:
-                self._lost_s[device] = time.monotonic()
+            self._lost_s.pop(device, None)
+            self._kept_lost_s.pop(device, None)
+            if _is_lost(state):
+                (self._kept_lost_s if retained else self._lost_s)[device] = time.monotonic()
             self._news.notify_all()
 
     def _just_lost(self, device: str) -> bool:
         return time.monotonic() - self._lost_s.get(device, -math.inf) < BROKER_ENDS_S
+
+    def _may_return(self, device: str) -> bool:
+        return time.monotonic() - self._kept_lost_s.get(device, -math.inf) < RETURNS_S
 
     def _still_answering(self, session: Session, message: Incoming) -> None:
         with contextlib.suppress(MessageError):

@@ -80,7 +80,7 @@ class PoolExchange:
         session, worker = self._session, self._worker
         if session is not None and worker is not None:
             self._exchange.cancel(session, worker.device)
-        elif session is not None:
+        if session is not None:
             session.heard.put(Signal.WAKE)
 
     def run(self) -> Iterator[str]:
@@ -145,6 +145,8 @@ class PoolExchange:
             if message is Signal.RECONNECTED:
                 raise _AskAgain("the connection to the broker was gone")
             if isinstance(message, Signal):
+                if self._cancelled.is_set():  # a worker that hangs says nothing
+                    end_s = min(end_s, time.monotonic())
                 continue
             if reported := self._exchange.state_in(message):
                 if self._worker is not None and reported[0] == self._worker.device:

@@ -218,7 +218,10 @@ class RemoteAnswer(Iterator[str], AsyncIterator[str]):
             raise
 
     def cancel(self) -> None:
-        """Ask the device to stop; the iteration ends with what it has. From any thread; does not wait."""
+        """Ask the device to stop; the iteration ends with what it has, also where the device says nothing for 5 s.
+
+        From any thread; does not wait.
+        """
         self._course.cancel()
 
 
@@ -271,8 +274,9 @@ class _DeviceExchange:
     def cancel(self) -> None:
         """Ask the device to stop; what was not sent yet is not sent any more."""
         self._cancelled.set()
-        if self._session is not None:
-            self._exchange.cancel(self._session, self.device)
+        if (session := self._session) is not None:
+            self._exchange.cancel(session, self.device)
+            session.heard.put(Signal.WAKE)
 
     def run(self) -> Iterator[str]:
         """The pieces of the answer."""
@@ -286,7 +290,7 @@ class _DeviceExchange:
         session = self._session = self._exchange.send(*self._due())
         try:
             if self._cancelled.is_set():  # `cancel` may have found no session
-                self._exchange.cancel(session, self.device)
+                self.cancel()
             yield from self._hear(session)
         except BaseException as error:
             if not isinstance(error, StonechatError):  # nobody iterates any more
@@ -297,7 +301,7 @@ class _DeviceExchange:
 
     def _hear(self, session: Session) -> Iterator[str]:
         early: dict[int, str] = {}  # pieces whose forerunners are missing
-        printed, due = 0, 0
+        said, due = "", 0
         lost: State | None = None  # what the broker has said of the device, and may have said of itself
         believed_s = self._end_s  # when `lost` holds
         missed = False  # whether the connection was gone, and an answer may be with it
@@ -306,11 +310,17 @@ class _DeviceExchange:
             if message is None:
                 if lost is not None and not self._exchange.doubts(self.device):
                     self._check_state(lost)
+                if time.monotonic() >= self._end_s and self._cancelled.is_set():
+                    self.final = Final(due, said, "cancelled")
+                    return
                 if time.monotonic() >= self._end_s:
                     raise UnreachableError(self._why_silent())
                 lost, believed_s = None, self._end_s
                 continue
             if isinstance(message, Signal):
+                if self._cancelled.is_set():  # a device that hangs, or has never had the request, says nothing
+                    self._end_s = min(self._end_s, time.monotonic() + GRACE_S)
+                    believed_s = min(believed_s, self._end_s)
                 if message is Signal.RECONNECTED:
                     missed = True
                     if not self._exchange.doubts(self.device):  # its state came before this signal
@@ -341,7 +351,7 @@ class _DeviceExchange:
                     early[reply.seq] = reply.text
                     while due in early:
                         text = early.pop(due)
-                        due, printed = due + 1, printed + len(text)
+                        due, said = due + 1, said + text
                         yield text
                 case Final():
                     self.final = reply
@@ -350,8 +360,8 @@ class _DeviceExchange:
                             f"device {self.device!r} stopped in the middle of its answer: it is shutting down, or "
                             "somebody else has taken the request back. Ask again."
                         )
-                    if reply.text[printed:]:
-                        yield reply.text[printed:]
+                    if reply.text[len(said) :]:
+                        yield reply.text[len(said) :]
                     return
 
     def _await_state(self) -> State | None:
@@ -362,6 +372,8 @@ class _DeviceExchange:
             return state
         while not self._exchange.await_return(self.device, 0.5) and not self._cancelled.is_set():
             if time.monotonic() >= self._end_s - GRACE_S:
+                if not self._exchange.left_behind(self.device):
+                    break  # it is lost, as far as anybody knows
                 raise UnreachableError(self._why_silent())
         return self._exchange.await_state(self.device, STATE_WAIT_S)
 
@@ -381,7 +393,7 @@ class _DeviceExchange:
         if not self._exchange.connected:
             why = self._exchange.without_broker
             return f"device {self.device!r} gave no answer within {self._timeout_s:g} s: {why}"
-        if self._exchange.doubts(self.device):
+        if self._exchange.left_behind(self.device):
             return (
                 f"device {self.device!r} has not come back within {self._timeout_s:g} s since the connection to the "
                 f"broker at {self._exchange.broker} was gone. Check its power and network."

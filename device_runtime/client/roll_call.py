@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from device_runtime.client.exchange import RETURNS_S
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import HealthReport, Info, LinkAnswer, State
@@ -62,6 +64,7 @@ class FleetWatch:
         self._on_news, self._on_connection = on_news, on_connection
         self.last_s = time.monotonic()  # when the last message came
         self.listening = threading.Event()
+        self._connected_s = -math.inf  # since when there is this connection, on the monotonic clock
         self._client = Client(
             broker,
             f"{client or 'fleet'}-{secrets.token_hex(4)}",
@@ -110,8 +113,15 @@ class FleetWatch:
         """Whether there is a connection at this moment."""
         return self._client.connected
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the connection is so new that the broker may have been restarted, and devices not be back yet."""
+        return self.connected and time.monotonic() - self._connected_s < RETURNS_S
+
     def _connection_changed(self, connected: bool, reason: str) -> None:
-        if not connected:
+        if connected:
+            self._connected_s = time.monotonic()
+        else:
             with self._lock:
                 self._found = {device: replace(report, state=None) for device, report in self._found.items()}
         self._on_connection(connected, reason)

@@ -357,8 +357,8 @@ def _extensions(
         extensions.append(PoolMember(device, device.pool, requests))
     if updates is not None:
         extensions.append(Updates(device, updates))
-    places = LinkPlaces(device.config.links, device.config.state_dir)
-    extensions += [LinkRunner(device, places, escalations, recorder), Instance(device), HomeAssistant(device, places)]
+    links = LinkRunner(device, LinkPlaces(device.config.links, device.config.state_dir), escalations, recorder)
+    extensions += [links, Instance(device), HomeAssistant(device, links)]
     extensions += [make(device) for make in more]
     return [*extensions, HealthReports(device, statistics, extensions)]
 

@@ -13,12 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-__all__ = ["await_ready", "free_port", "made_broker", "mosquitto", "mosquitto_path"]
+from device_runtime.mqtt.address import BrokerAddress
+
+__all__ = ["Broker", "await_ready", "free_port", "made_broker", "mosquitto", "mosquitto_path"]
 
 
 def mosquitto_path() -> str | None:
@@ -50,6 +53,25 @@ def mosquitto(folder: Path, *lines: str, port: int | None = None, address: str =
     config.write_text("\n".join([f"listener {port} {address}", *access, "persistence false", *lines, ""]))
     with _running(binary, config, port, address=address):
         yield port
+
+
+class Broker:
+    """A mosquitto that stops on SIGTERM and comes back on the same port."""
+
+    def __init__(self, folder: Path, *, remembers: bool) -> None:
+        """Prepare; with `remembers` it keeps on the disk what is retained."""
+        kept = ("persistence true", f"persistence_location {folder}/", "user root") if remembers else ()
+        self.port, self._folder, self._lines = free_port(), folder, kept
+        self._runs = contextlib.ExitStack()
+
+    def start(self) -> None:
+        self._runs.enter_context(mosquitto(self._folder, *self._lines, port=self.port))
+
+    def stop(self) -> None:
+        self._runs.close()
+
+    def address(self, protocol: Literal["5", "3.1.1"] = "5") -> BrokerAddress:
+        return BrokerAddress("127.0.0.1", self.port, protocol=protocol)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ FLEET = "fleet"  # the owner of the model that the fleet's router chooses
 AUTO = "auto"  # the name of the model that the device's router chooses, or else its first
 log = logging.getLogger("stonechat.gateway")
 
-_GONE = (DeviceState.LOST, DeviceState.DISCONNECTED)
+_STOPPED = (DeviceState.DISCONNECTED,)
+_GONE = (*_STOPPED, DeviceState.LOST, None)  # None: it has said nothing since there is this connection
 
 
 class FleetModels:
@@ -142,7 +143,9 @@ class FleetModels:
         self._there = connected or (None if self._there is None else False)
 
     def _present(self) -> dict[str, DeviceReport]:
-        return {device: report for device, report in self._watch.devices().items() if not _is_gone(report)}
+        """Who is online; and who may be about to come back, which shows when it is asked (`RemoteModel`)."""
+        gone = _STOPPED if self._watch.is_new else _GONE
+        return {name: of for name, of in self._watch.devices().items() if (of.state and of.state.state) not in gone}
 
     def _card(self, name: str, model: str, info: Info, owner: str) -> Card:
         chosen_there = model == AUTO and model not in info.models
@@ -207,7 +210,3 @@ class FleetModels:
 def _names(info: Info) -> tuple[str, ...]:
     """What can be asked of a device: its models and, where there are several, the one that it finds right itself."""
     return info.models if len(info.models) < 2 or AUTO in info.models else (*info.models, AUTO)
-
-
-def _is_gone(report: DeviceReport) -> bool:
-    return report.state is None or report.state.state in _GONE

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from device_runtime.device.extension import Device, Extension, Route
-from device_runtime.device.extensions.link_places import LinkPlaces, place_of, varies
+from device_runtime.device.extensions.link_places import place_of, varies
+from device_runtime.device.extensions.link_runner import LinkRunner
 from device_runtime.fleet.links import Link, looks_back
 from device_runtime.fleet.questions import typed_names
 from device_runtime.fleet.settings import HEALTH_INTERVAL_S
@@ -51,13 +52,13 @@ _HEALTH: tuple[tuple[str, str, str, str | None, str | None, int], ...] = (
 class HomeAssistant(Extension):
     """Announces a device to Home Assistant, and takes back what is no more."""
 
-    def __init__(self, device: Device, places: LinkPlaces) -> None:
-        self._device, self._places = device, places
+    def __init__(self, device: Device, links: LinkRunner) -> None:
+        self._device, self._links, self._places = device, links, links.places
         self._lock = threading.Lock()
         self._info: Info | None = None  # once it was announced
         self._described: Mapping[str, Mapping[str, str]] | None = None  # the places that the last message has
         self._gone = {  # components of an earlier start, until Home Assistant has had the time to remove them
-            key: platform for key, platform in places.components.items()
+            key: platform for key, platform in links.places.components.items()
         }
         self._known: dict[str, str] = {}  # components that the last message has, with their platforms
         self._clean_s = time.monotonic() + CLEAN_S
@@ -94,7 +95,8 @@ class HomeAssistant(Extension):
         self._described = self._places.places()
         message = b""
         if config.home_assistant:
-            links = [self._shown(link) for link in config.links if link.name not in (info.links_refused or {})]
+            links = [link for link in config.links if link.name not in (info.links_refused or {})]
+            links = [shown for link in links for shown in self._shown(link)]
             components = components_of(info, links, self._described)
             if gone := self._known.keys() - components.keys():  # another bundle has another answer
                 self._gone |= {key: self._known[key] for key in gone}
@@ -106,11 +108,19 @@ class HomeAssistant(Extension):
             self._places.described(self._known | self._gone)
         self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
 
-    def _shown(self, link: Link) -> Link:
-        """A link with all fields that an answer may have, whichever of its models the router finds."""
+    def _shown(self, link: Link) -> list[Link]:
+        """A link with all fields that an answer may have, whichever of its models the router finds, and once more
+        without any where that may be a text."""
+        if not link.answer_of_model:
+            return [link]
         names = link.may_ask(self._device.runner.names, routed=self._device.router is not None)
-        answers = [self._device.answering(link, name).answer for name in names]
-        return link.answered_with(answers[0] if len(answers) == 1 else _together(answers))
+        answers = [self._device.answering(link, name).answer for name in names if not self._links.refusal(link, name)]
+        desk = self._links.escalations.of(link)
+        if self._device.router is not None and link.model is None and desk and "unfamiliar" in desk.policy.when:
+            answers.append(None)  # what is for none of the models is passed on, and a text comes back
+        held = [answer for answer in answers if answer is not None]
+        shown = [link.answered_with(held[0] if len(held) == 1 else _together(held))] if held else []
+        return [*shown, link.answered_with(None)] if None in answers else shown
 
     def _status(self, message: Incoming) -> None:
         with self._lock:
@@ -119,7 +129,7 @@ class HomeAssistant(Extension):
             self.announce(info)
 
 
-def _together(answers: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+def _together(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A schema with the properties of all; where two have one of a name, it has the labels of both, or is any value."""
     found: dict[str, Any] = {}
     for name, schema in (pair for answer in answers for pair in _properties(answer).items()):
@@ -222,11 +232,8 @@ def _of_link(link: Link, key: str, label: str, topic: str) -> Iterator[tuple[str
         about["json_attributes_template"] = "{{ dict(value_json.items() | rejectattr(0, 'eq', 'window')) | tojson }}"
     properties = _properties(link.answer)
     if not properties:
-        template = (
-            f"{{{{ value_json.text[:{_LONGEST_STATE}] }}}}"
-            if link.answer is None
-            else _cut("value_json.answer", "tojson")
-        )
+        text = ("value_json.text", "string") if link.answer is None else ("value_json.answer", "tojson")
+        template = _cut(*text)
         yield key, {"platform": "sensor", "name": label, "value_template": template, **about}
     for name, schema in properties.items():
         value = f"(value_json.answer or {{}})[{json.dumps(name)}]"  # null, where the model has no answer

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from device_runtime.device.extension import Device
 from device_runtime.device.extensions.escalation import Desk, Escalations
 from device_runtime.device.queue import Job
 from device_runtime.device.runner import CancellableRun, incomplete
-from device_runtime.errors import ConfigurationError, IncompleteError, StonechatError, UnfamiliarError
+from device_runtime.errors import BundleError, ConfigurationError, IncompleteError, StonechatError, UnfamiliarError
 from device_runtime.fleet.links import memory_bytes
 from device_runtime.fleet.policies.escalation import Reason
 from device_runtime.machine.power import energy_of_both
@@ -27,6 +27,7 @@ from device_runtime.mqtt.strict_json import dump
 
 __all__ = ["SHUTTING_DOWN", "Replies", "RequestJob"]
 
+REMEMBERED = 256  # requests that have ended and whose repeats are recognised, beside all that are under way
 KEPT = 16  # ends of requests that can be sent again, to who may have missed them
 NO_MODEL = "no model is for it"
 SHUTTING_DOWN = "the device is shutting down; ask again later."
@@ -35,12 +36,14 @@ log = logging.getLogger("stonechat.serve")
 
 
 class Replies:
-    """Sends the replies of one device."""
+    """Sends the replies of one device, and knows which requests have begun and how they ended. For any thread."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()  # the last ends of requests, by their keys
+        self._under_way: dict[Hashable, bytes] = {}  # by its key, a digest of what each asks
+        self._ended: OrderedDict[Hashable, bytes] = OrderedDict()  # the same of the last that have ended,
+        self._ends: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()  # and with what the last of these did
 
     def client_of(self, topic: str) -> str | None:
         """The client whose reply topic this is, of the device or of its pool; None if no reply may go there."""
@@ -57,27 +60,50 @@ class Replies:
             fields = {**fields, "device": self._device.topics.device}
         self._device.client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
 
-    def end(self, address: Address, fields: dict[str, Any]) -> None:
-        """Publish what ends a request; `again` repeats it."""
+    def begin(self, address: Address, asked: bytes) -> None:
+        """A request is taken: until it is `rejected`, what comes with its key is a repeat.
+
+        Args:
+            asked: a digest of it.
+        """
         if address.key is not None:
             with self._lock:
-                self._kept[address.key] = fields
-                if len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
+                self._under_way[address.key] = asked
+
+    def asked(self, address: Address) -> bytes | None:
+        """What was asked with this key, as `begin` got it; None where that is not known, or was refused."""
+        with self._lock:
+            return self._under_way.get(address.key) or self._ended.get(address.key)
+
+    def is_under_way(self, address: Address) -> bool:
+        """Whether a request has begun and not ended."""
+        with self._lock:
+            return address.key in self._under_way
+
+    def end(self, address: Address, fields: dict[str, Any]) -> None:
+        """Publish what ends a request; `again` repeats it."""
+        with self._lock:
+            asked = self._under_way.pop(address.key, None)
+            if asked is not None:
+                self._ended[address.key], self._ends[address.key] = asked, fields
+                if len(self._ended) > REMEMBERED:
+                    self._ended.popitem(last=False)
+                if len(self._ends) > KEPT:
+                    self._ends.popitem(last=False)
         self.send(address, fields, qos=1)
 
     def again(self, address: Address) -> bool:
         """Publish what has ended a request once more; False if it has not ended, or that was long ago."""
         with self._lock:
-            fields = self._kept.get(address.key)
+            fields = self._ends.get(address.key)
         if fields is not None:
             self.send(address, fields, qos=1)
         return fields is not None
 
     def forget(self, address: Address) -> None:
-        """A request that was refused has come again: the refusal was not its end."""
+        """A request is about to be refused and may come again as it is: then it is no repeat."""
         with self._lock:
-            self._kept.pop(address.key, None)
+            self._under_way.pop(address.key, None)
 
     def accepted(self, address: Address) -> None:
         """Report that this device has taken a request."""
@@ -87,15 +113,20 @@ class Replies:
         """Report that a request was taken back before there was an answer."""
         self.end(address, Final(0, "", "cancelled").to_fields())
 
-    def refuse(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
-        """Report an error to a client."""
+    def refuse(self, address: Address, code: str, message: str) -> None:
+        """End a request with an error."""
         log.info("refused %s: %s", self.short(address), code)
-        self.end(address, ErrorReply(code, message, retry_after_ms).to_fields())
+        self.end(address, ErrorReply(code, message).to_fields())
+
+    def reject(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        """Report an error that is no request's end: what it is about was not taken, or is given back."""
+        log.info("refused %s: %s", self.short(address), code)
+        self.send(address, ErrorReply(code, message, retry_after_ms).to_fields(), qos=1)
 
     def turn_away(self, address: Address, code: str, message: str, retry_after_ms: int | None = None) -> None:
-        """Refuse what has cost its sender nothing: not more often than the limits allow."""
+        """Reject what has cost its sender nothing: not more often than the limits allow."""
         if self._device.limiter.admits("refusals", self.client(address)):
-            self.refuse(address, code, message, retry_after_ms)
+            self.reject(address, code, message, retry_after_ms)
 
     def client(self, address: Address) -> str:
         """Whose reply topic it is. Where no access list vouches for the name, it is a hint."""
@@ -122,7 +153,6 @@ class RequestJob(Job):
         arrived_s: float,
         expiry_s: float | None = None,
         pooled: bool = False,
-        forget: Callable[[], None] = lambda: None,
         escalations: Escalations | None = None,
         recorder: Recorder | None = None,
     ) -> None:
@@ -132,7 +162,6 @@ class RequestJob(Job):
             arrived_s: on the monotonic clock.
             expiry_s: what was left of the message's expiry interval.
             pooled: whether it came through the pool.
-            forget: called when the request goes back to the pool, from where it may come again.
             escalations: where it may be passed on.
             recorder: keeps a record of its answer.
         """
@@ -143,7 +172,7 @@ class RequestJob(Job):
         self.memory_bytes = memory_bytes(request)
         self.pooled = pooled
         self._device, self._replies, self._request, self._address = device, replies, request, address
-        self._deadline_s, self._forget = deadline_s, forget
+        self._deadline_s = deadline_s
         self._arrived_s, self._recorder = arrived_s, recorder
         self._escalations, self._elsewhere = escalations, Route(model=request.model or device.runner.names[0])
         answers = request.task in (None, "generate", "classify")  # what a larger model can do as well
@@ -164,6 +193,7 @@ class RequestJob(Job):
         if self._request.unfamiliar:
             if not self._pass_on("unfamiliar", NO_MODEL):
                 failed = self._elsewhere.failed or "this device passes on nothing that is unfamiliar"
+                self._replies.forget(self._address)
                 self._replies.turn_away(
                     self._address, UnfamiliarError.code, f"{NO_MODEL}, and {failed.removesuffix('.')}."
                 )
@@ -203,7 +233,7 @@ class RequestJob(Job):
             return self._replies.refuse(self._address, e.code, str(e))
         except StonechatError as e:
             if not self._pass_on("malformed", str(e), code=e.code):
-                self._replies.refuse(self._address, e.code, str(e))
+                self._fail(e.code, str(e))
             return None
         except Exception:
             if not self._pass_on("malformed", "the model failed", code="failed"):
@@ -316,13 +346,18 @@ class RequestJob(Job):
             self.queue()
         elif reason in ("malformed", "unfamiliar"):  # there is no answer of this device, and none to be had
             code = UnfamiliarError.code if reason == "unfamiliar" else code
-            self._replies.refuse(
-                self._address, code, f"{why.removesuffix('.')}; and {(route.failed or '').removesuffix('.')}."
-            )
+            self._fail(code, f"{why.removesuffix('.')}; and {(route.failed or '').removesuffix('.')}.")
         elif self._is_early and self._device.queue.add_task(self):
             return
         else:
             self.expire()
+
+    def _fail(self, code: str, message: str) -> None:
+        """There is no answer."""
+        if code != BundleError.code:
+            return self._replies.refuse(self._address, code, message)
+        self._replies.forget(self._address)  # the model is tried again with a request
+        return self._replies.reject(self._address, code, message)
 
     def cancel(self) -> None:
         """End the answer."""
@@ -344,18 +379,18 @@ class RequestJob(Job):
     def give_way(self) -> None:
         """There is no place for it in the queue."""
         queue = self._device.queue
+        self._replies.forget(self._address)
         if queue.closed:
             return self._replies.turn_away(self._address, "unavailable", SHUTTING_DOWN)
-        self._forget()
         wait_ms = int(self._device.runner.average_ms * (len(queue) + 1))
         message = f"the queue is full, {len(queue)} wait already; ask again later."
         return self._replies.turn_away(self._address, "busy", message, wait_ms)
 
     def give_to_pool(self) -> None:
         """Have its client send it again; another device will get it."""
-        self._forget()
+        self._replies.forget(self._address)
         trouble = self._device.hardware.trouble or "the device was away"
-        self._replies.refuse(self._address, "unavailable", f"{trouble} Ask again.")
+        self._replies.reject(self._address, "unavailable", f"{trouble} Ask again.")
 
     def _asked(self) -> Asked:
         model = self._request.model or (self._device.runner.names[0] if self._has_model else None)

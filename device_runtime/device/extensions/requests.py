@@ -7,10 +7,8 @@ answered, as far as the command names a reply topic.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -27,8 +25,6 @@ from device_runtime.mqtt.strict_json import MessageError, parse
 
 __all__ = ["Requests"]
 
-REMEMBERED = 256  # requests whose repeats are recognised
-
 log = logging.getLogger("stonechat.serve")
 
 _Act = Callable[[Incoming, Any, Address], None]
@@ -42,8 +38,6 @@ class Requests(Extension):
         self._recorder = recorder
         pool = [device.pool.generate] if device.pool is not None else []
         self._plain = frozenset([device.topics.generate, device.topics.cancel, *pool])  # topics without a client's name
-        self._lock = threading.Lock()
-        self._seen: OrderedDict[Hashable, bytes] = OrderedDict()  # a digest of what each asked
 
     def routes(self) -> Sequence[Route]:
         """The commands of the device; those of its pool come through `PoolMember`."""
@@ -114,14 +108,8 @@ class Requests(Extension):
         arrived_s = time.monotonic()
         request = Request.from_value(value)
         asked = sha256(replace(request, deadline_ms=None).to_json()).digest()  # a repeat has less time left
-        if (before := self._seen_as(address.key)) is not None:
-            # Its client, or the broker, may have been away when it ended. Who asks something else gets no old answer.
-            ended = before == asked and self._replies.again(address)
-            what = "answered again" if ended else "dropped"
-            why = "" if before == asked else ": it asks something else than the first with its Correlation Data"
-            log.info("%s a repeated request of %s%s", what, self._replies.short(address), why)
-            return None
-        self._replies.forget(address)
+        if (before := self._replies.asked(address)) is not None:
+            return self._repeated(address, same=before == asked)
         device = self._device
         if request.model is not None and request.model not in device.runner.names:
             names = ", ".join(map(repr, device.runner.names))
@@ -139,15 +127,40 @@ class Requests(Extension):
             arrived_s=arrived_s,
             expiry_s=message.expiry_s,
             pooled=pooled,
-            forget=partial(self._forget, address.key),
             escalations=self._escalations,
             recorder=self._recorder,
         )
-        if request.accept and device.queue.has_room_for(job):  # sent first: the worker thread may answer at once
-            self._replies.accepted(address)
-        if job.goes_elsewhere() or job.queue():
-            self._remember(address.key, asked)
+        self._replies.begin(address, asked)  # both before it waits: the worker thread may answer at once, or refuse it
+        if has_room := device.queue.has_room_for(job):
+            self._accepted(request, address)
+        if not job.goes_elsewhere():
+            job.queue()
+        elif not has_room and self._replies.is_under_way(address):
+            self._accepted(request, address)
         return None
+
+    def _repeated(self, address: Address, *, same: bool) -> None:
+        """A request whose Correlation Data has come before: its client, or the broker, may have been away since."""
+        short, told = self._replies.short(address), "a request has come again that"
+        if self._replies.is_under_way(address):  # an error would be taken for its end, which is to come
+            log.info("dropped: %s of %s is under way%s", told, short, "" if same else ", and asks something else")
+        elif not same:  # who asks something else gets no old answer
+            self._replies.turn_away(
+                address, MessageError.code,
+                "another request with this Response Topic and this Correlation Data was answered before; "
+                "give each its own Correlation Data (or id).",
+            )  # fmt: skip
+        elif self._replies.again(address):
+            log.info("answered once more: %s of %s has ended", told, short)
+        else:
+            self._replies.turn_away(
+                address, "unavailable",
+                "it was answered before, and the answer is not kept any more; ask again with other Correlation Data.",
+            )  # fmt: skip
+
+    def _accepted(self, request: Request, address: Address) -> None:
+        if request.accept:
+            self._replies.accepted(address)
 
     def _cancel(self, message: Incoming, value: Any, address: Address) -> None:
         if value is not None:
@@ -159,18 +172,5 @@ class Requests(Extension):
             job.cancelled()
         elif self._escalations.cancel(address.key):
             self._replies.cancelled(address)
-
-    def _seen_as(self, key: Hashable | None) -> bytes | None:
-        with self._lock:
-            return self._seen.get(key)
-
-    def _remember(self, key: Hashable | None, asked: bytes) -> None:
-        if key is not None:
-            with self._lock:
-                self._seen[key] = asked
-                if len(self._seen) > REMEMBERED:
-                    self._seen.popitem(last=False)
-
-    def _forget(self, key: Hashable | None) -> None:
-        with self._lock:
-            self._seen.pop(key, None)
+        else:
+            self._replies.again(address)  # its client may have been away when that was said

@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
+from paho.mqtt import publish
 
-from device_runtime.client.exchange import BROKER_ENDS_S
+from device_runtime.client.exchange import BROKER_ENDS_S, GRACE_S, RETURNS_S
 from device_runtime.client.remote import RemoteAnswer, RemoteModel
 from device_runtime.device.service import Service
 from device_runtime.errors import UnreachableError
 from device_runtime.fleet.settings import DeviceConfig
-from device_runtime.mqtt.address import BrokerAddress
-from tests.support.brokers import await_ready, free_port, mosquitto
+from device_runtime.mqtt.messages import DeviceState, State
+from tests.support.brokers import Broker, await_ready
 from tests.support.scripted_fleet import Device, await_state, fleet_file, wait_until
 from tests.support.scripted_model import ScriptedModel
 
@@ -26,30 +28,10 @@ WORDS = ["Once", " upon", " a", " time."]
 STORY = "".join(WORDS)
 
 
-class Broker:
-    """A mosquitto that stops on SIGTERM and comes back on the same port."""
-
-    def __init__(self, folder: Path, *lines: str) -> None:
-        self.port, self._folder, self._lines = free_port(), folder, lines
-        self._runs = contextlib.ExitStack()
-
-    def start(self) -> None:
-        self._runs.enter_context(mosquitto(self._folder, *self._lines, port=self.port))
-
-    def stop(self) -> None:
-        self._runs.close()
-
-    def address(self, protocol: str = "5") -> BrokerAddress:
-        return BrokerAddress("127.0.0.1", self.port, protocol=protocol)
-
-
 @pytest.fixture(params=["forgets", "remembers"])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     """With and without what it retains on the disk: then it comes back with the last wills of its own end."""
-    kept = (
-        ("persistence true", f"persistence_location {tmp_path}/", "user root") if request.param == "remembers" else ()
-    )
-    made = Broker(tmp_path, *kept)
+    made = Broker(tmp_path, remembers=request.param == "remembers")
     made.start()
     yield made
     made.stop()
@@ -91,7 +73,7 @@ def gone(remote: RemoteModel) -> bool:
 
 class TestADeviceThatIsWell:
     @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-    def test_its_answer_goes_on(self, tmp_path: Path, broker: Broker, protocol: str) -> None:
+    def test_its_answer_goes_on(self, tmp_path: Path, broker: Broker, protocol: Literal["5", "3.1.1"]) -> None:
         model = ScriptedModel(WORDS, gated=True)
         with serving(tmp_path, broker, model), RemoteModel(broker.address(protocol), "off-pi") as remote:
             heard = listen(answer := remote.generate("Tell me a story"))
@@ -139,6 +121,22 @@ class TestADeviceThatIsWell:
             assert (heard.error, "".join(heard.pieces)) == (None, STORY)
             assert len(model.asked) == 1
 
+    def test_one_that_is_cancelled_while_its_client_is_away_ends(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS, gated=True)
+        with serving(tmp_path, broker, model), RemoteModel(broker.address(), "off-pi") as remote:
+            paho = remote._exchange._client._paho
+            paho.reconnect_delay_set(3, 3)
+            heard = listen(answer := remote.generate("Tell me a story"))
+            wait_until(lambda: len(model.asked) == 1)
+            paho.socket().shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: gone(remote))
+            model.gate.release(len(WORDS) + 1)
+            await_state(broker.port, "off-pi", lambda state: state["state"] == "ready")
+            answer.cancel()
+            assert gone(remote)
+            heard.thread.join(30)  # its timeout is 60 s
+            assert (heard.error, answer.final.text, answer.final.finish) == (None, STORY, "stop")
+
     def test_it_is_asked_while_the_broker_is_away(self, tmp_path: Path, broker: Broker) -> None:
         """The request is not handed to a broker to which the device is not back: it would drop it."""
         model = ScriptedModel(WORDS)
@@ -152,6 +150,38 @@ class TestADeviceThatIsWell:
             wait_until(lambda: not gone(remote))
             heard.thread.join(60)
             assert (heard.error, "".join(heard.pieces)) == (None, STORY)
+
+    def test_it_is_asked_by_who_comes_before_it_is_back(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS)
+        with serving(tmp_path, broker, model) as service:
+            service._client._paho.reconnect_delay_set(1, 1)
+            broker.stop()
+            broker.start()
+            with RemoteModel(broker.address(), "off-pi") as remote:
+                assert not service._client.connected
+                assert "".join(remote.generate("Tell me a story")) == STORY
+
+    def test_it_says_that_it_is_there_where_its_last_will_came_late(self, tmp_path: Path, broker: Broker) -> None:
+        """As of a connection that a cluster's node takes for alive after the device is at another."""
+        model = ScriptedModel(WORDS)
+        with serving(tmp_path, broker, model) as service:
+            will = State(DeviceState.LOST, service._device.boot).to_json()
+            publish.single(service._device.topics.state, will, qos=1, retain=True, port=broker.port)
+            with RemoteModel(broker.address(), "off-pi") as remote:
+                started_s = time.monotonic()
+                assert "".join(remote.generate("Tell me a story")) == STORY
+                assert time.monotonic() - started_s < RETURNS_S / 2
+
+    def test_a_pool_answers_who_comes_before_it_is_back(self, tmp_path: Path, broker: Broker) -> None:
+        model = ScriptedModel(WORDS)
+        with serving(tmp_path, broker, model, pool="herd") as service:
+            service._client._paho.reconnect_delay_set(1, 1)
+            broker.stop()
+            broker.start()
+            with RemoteModel(broker.address(), pool="herd") as remote:
+                assert not service._client.connected
+                assert "".join(remote.generate("Tell me a story")) == STORY
+            assert len(model.asked) == 1
 
     def test_a_pool_answers(self, tmp_path: Path, broker: Broker) -> None:
         model = ScriptedModel(WORDS, gated=True)
@@ -170,8 +200,8 @@ class TestADeviceThatIsWell:
 
 
 class TestADeviceThatIsNot:
-    def started(self, folder: Path, broker: Broker) -> Device:
-        device = Device(folder, broker.port, "off-pi", fleet_file(folder, {"off-pi": ""}))
+    def started(self, folder: Path, broker: Broker, more: str = "") -> Device:
+        device = Device(folder, broker.port, "off-pi", fleet_file(folder, {"off-pi": more}))
         device.hold.touch()
         device.start(ready=True)
         return device
@@ -195,6 +225,39 @@ class TestADeviceThatIsNot:
                     list(remote.generate("Tell me a story", timeout_s=30))
         finally:
             device.kill()
+
+    @pytest.mark.parametrize("whom", [{"device": "off-pi"}, {"pool": "herd"}], ids=["device", "pool"])
+    def test_one_that_hangs_is_not_waited_for_by_who_has_cancelled(
+        self, tmp_path: Path, broker: Broker, whom: dict[str, str]
+    ) -> None:
+        device = self.started(tmp_path, broker, ", pool: herd")
+        try:
+            with RemoteModel(broker.address(), **whom) as remote:
+                heard = listen(answer := remote.generate("Tell me a story"))
+                await_state(broker.port, "off-pi", lambda state: state["state"] == "busy")
+                wait_until(lambda: answer.device == "off-pi")
+                device.freeze()
+                started_s = time.monotonic()
+                answer.cancel()
+                heard.thread.join(60)
+                assert time.monotonic() - started_s < 2 * GRACE_S  # its timeout is 60 s
+                assert (heard.error, heard.pieces) == (None, [])
+                assert (answer.final.text, answer.final.finish) == ("", "cancelled")
+        finally:
+            device.kill()
+
+    @pytest.mark.parametrize("timeout_s", [60, 0.5])
+    def test_one_that_is_lost_is_said_to_be_so_soon(self, tmp_path: Path, broker: Broker, timeout_s: float) -> None:
+        device = self.started(tmp_path, broker)
+        device.kill()
+        await_state(broker.port, "off-pi", lambda state: state["state"] == "lost")
+        with RemoteModel(broker.address(), "off-pi") as remote:
+            for soonest_s, latest_s in ((min(timeout_s, 0.9 * RETURNS_S), 1.5 * RETURNS_S), (0, 0.5)):
+                started_s = time.monotonic()
+                with pytest.raises(UnreachableError, match="is lost: it vanished without a word"):
+                    list(remote.generate("Tell me a story", timeout_s=timeout_s))
+                assert soonest_s <= time.monotonic() - started_s < latest_s
+                wait_until(lambda: not remote._exchange.doubts("off-pi"))
 
     def test_one_that_restarts_meanwhile_has_forgotten_what_it_was_asked(self, tmp_path: Path, broker: Broker) -> None:
         device = self.started(tmp_path, broker)

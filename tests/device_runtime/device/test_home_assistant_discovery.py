@@ -20,13 +20,15 @@ from jinja2.nativetypes import NativeEnvironment
 from device_runtime.device.extensions import home_assistant
 from device_runtime.device.extensions.home_assistant import STATUS_TOPIC, components_of, config_topic, describe
 from device_runtime.device.extensions.link_places import place_of
-from device_runtime.errors import SchemaError
+from device_runtime.errors import BundleError, SchemaError
 from device_runtime.fleet.links import Link, Window
+from device_runtime.fleet.policies.escalation import REASONS, Escalation, Reason, Target
 from device_runtime.fleet.policies.routing import RouteRule, Routing
 from device_runtime.fleet.settings import ModelSettings
 from device_runtime.mqtt.messages import Info
 from device_runtime.mqtt.topics import DeviceTopics, check_topic, parse
 from device_runtime.update.active import open_bundle
+from tests.support.far_server import far_server
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
 
@@ -318,6 +320,68 @@ class TestOnAir:
         found = {key for key in components if key.startswith("link_any_")}
         assert found == {f"link_any_{name}" for name in [*purpose["answer"]["properties"], *other]}
         assert components["link_any_priority"]["options"] == ["low", "normal", "high", "unknown"]
+
+    @pytest.mark.parametrize(
+        "others",
+        [(), ("log-triage",), ("none-is-open",), ("embeddings",)],
+        ids=lambda others: "".join(others) or "alone",
+    )
+    def test_a_text_of_a_link_of_several_models_has_a_place(self, on_air, peer, others: tuple[str, ...]) -> None:
+        """A model that was trained for no task answers with a text, beside others that answer with fields."""
+        manifest = open_bundle(ROOT / "examples/log-triage/bundle").manifest
+        made: dict[str, Any] = {}
+        for name in ("plain", "general"):
+            made[name] = ScriptedModel([name])
+            made[name].manifest = replace(manifest, name=name, purpose=None)
+        for name in others:
+            made[name] = ScriptedModel(['{"priority": "high"}'])
+            made[name].manifest = manifest
+        if "embeddings" in others:
+            made["embeddings"].manifest = replace(manifest, name="embeddings", purpose=None, task="embed")
+        if "none-is-open" in others:
+            made["none-is-open"] = BundleError("damaged")
+        link = Link(name="any", source="any/+/x", prompt="{{ t }}", to="any", answer_of_model=True)
+        routing = Routing(tuple(RouteRule(f"text == '{name}'", name) for name in made))
+        models = tuple(ModelSettings(name) for name in made)
+        device = on_air(
+            scripts=made, models=models, links=(link, replace(link, name="one", source="one")), routing=routing
+        )
+        message = self.heard(peer, device.topics.device).next()[1]
+        jsonschema.Draft202012Validator(HOME_ASSISTANT).validate(message)
+        components = {key: c for key, c in message["components"].items() if key.startswith("link_one")}
+        priorities = {"link_one_priority"} & components.keys()
+        assert priorities == ({"link_one_priority"} if "log-triage" in others else set())
+        assert len([key for key in message["components"] if "link_one" in key]) == (
+            1 if not priorities else 2 + len(manifest.purpose["answer"]["properties"])
+        )
+        sensor = peer()
+        for name in ("general", "plain", *(["log-triage"] if priorities else [])):
+            sensor.publish("one", {"t": name})
+            said = device.client.until(lambda topic, value: topic == device.topics.link("one"))[-1][1]
+            shown = {key: state(component, said) for key, component in components.items()}
+            assert shown["link_one"] == (name if name in ("general", "plain") else None)
+            for key in priorities:
+                assert shown[key] == (None if name in ("general", "plain") else "high")
+
+    @pytest.mark.parametrize("when", [REASONS, ("unsure",)])
+    def test_a_text_of_a_larger_model_has_a_place(self, on_air, peer, when: tuple[Reason, ...]) -> None:
+        """What is for no model of the device goes on without a schema, where that is a reason to pass it on."""
+        model = ScriptedModel(["{}"])
+        model.manifest = open_bundle(ROOT / "examples/log-triage/bundle").manifest
+        link = Link("any", "in/any", "{{ text }}", "out/any", answer_of_model=True)
+        routing = Routing(file=str(ROOT / "examples/router/router.json"))
+        with far_server() as far:
+            far.say = lambda body: "Lisbon."
+            policy = Escalation(Target(url=far.url, model="m"), when=when)
+            models = (ModelSettings("log-triage"),)
+            device = on_air(model, models=models, links=(link,), routing=routing, escalate=policy)
+            components = self.heard(peer, device.topics.device).next()[1]["components"]
+            assert ("link_any" in components) == ("unfamiliar" in when) and "link_any_priority" in components
+            if "unfamiliar" in when:
+                peer().publish("in/any", {"text": "What is the capital of Portugal?"})
+                said = device.client.until(lambda topic, value: topic == device.topics.link("any"))[-1][1]
+                assert state(components["link_any"], said) == "Lisbon."
+                assert state(components["link_any_priority"], said) is None
 
     def test_it_comes_again_when_home_assistant_starts(self, on_air, peer) -> None:
         device = on_air()

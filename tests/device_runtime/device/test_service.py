@@ -325,8 +325,10 @@ def test_a_request_that_comes_again_after_its_end_is_told_that_end(on_air):
     device.ask(prompt="x", correlation=b"same", deadline_ms=30_000)
     assert replies(device) == [first] and first["text"] == "X"
     device.ask(prompt="y", correlation=b"same")
-    device.ask(prompt="z", correlation=b"other")
-    assert replies(device)[0]["text"] == "Z" and len(device.model.asked) == 2
+    (refused,) = replies(device)
+    assert refused["error"]["code"] == "invalid_request" and "its own Correlation Data" in refused["error"]["message"]
+    device.ask(prompt="x", correlation=b"same")
+    assert replies(device) == [first] and len(device.model.asked) == 1
 
 
 def test_two_clients_may_use_the_same_correlation_data(on_air):

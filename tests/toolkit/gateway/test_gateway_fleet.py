@@ -6,12 +6,16 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+from paho.mqtt import publish
 
+from device_runtime.client.exchange import RETURNS_S
 from device_runtime.device.service import Service
 from device_runtime.fleet.file import load
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings
 from device_runtime.mqtt.address import BrokerAddress
-from tests.support.brokers import await_ready, free_port, mosquitto
+from device_runtime.mqtt.messages import DeviceState, Info, State
+from device_runtime.mqtt.topics import DeviceTopics
+from tests.support.brokers import Broker, await_ready, free_port, mosquitto
 from tests.support.scripted_fleet import wait_until
 from tests.support.scripted_model import ScriptedModel
 from toolkit.gateway.fleet import FleetModels
@@ -178,3 +182,59 @@ def test_a_broker_that_is_away_is_503_everywhere_and_in_the_log(serving, tmp_pat
         finally:
             service.stop()
             thread.join(60)
+
+
+@pytest.mark.parametrize(("fresh", "remembers"), [(False, False), (False, True), (True, True)])
+def test_a_device_that_is_not_back_at_a_broker_that_was_restarted_is_waited_for(serving, tmp_path, fresh, remembers):
+    broker = Broker(tmp_path, remembers=remembers)
+    broker.start()
+    service = Service(
+        DeviceConfig("off-pi", broker.address(), tmp_path / "state"), lambda name: ScriptedModel(["here"])
+    )
+    service._client._paho.reconnect_delay_set(2, 2)  # a gateway is back after 1 s
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        await_ready(broker.port, "off-pi")
+        models = FleetModels(broker.address(), None)
+        if not fresh:
+            client = openai.OpenAI(base_url=f"{serving(models)}/v1", api_key="none", max_retries=0)
+        broker.stop()
+        wait_until(lambda: not service._client.connected and not models._watch.connected)
+        broker.start()
+        if fresh:
+            client = openai.OpenAI(base_url=f"{serving(models)}/v1", api_key="none", max_retries=0)
+        wait_until(lambda: models._watch.connected)
+        assert not service._client.connected
+        assert [model.id for model in client.models.list()] == ["off-pi/default"]
+        assert text_of(client, "off-pi/default") == "here"
+        service.stop()
+        wait_until(lambda: not list_of(models))  # a device that was stopped is at no time waited for
+    finally:
+        service.stop()
+        thread.join(60)
+        broker.stop()
+
+
+def list_of(models: FleetModels) -> list[str]:
+    return [card.id for card in models.cards()]
+
+
+def test_a_device_that_is_lost_is_not_listed_for_long(serving, tmp_path):
+    broker = Broker(tmp_path, remembers=True)
+    broker.start()
+    try:
+        topics = DeviceTopics("off-pi")
+        info = Info("off-pi", "a board", "1", models=("default",)).to_json()
+        lost = State(DeviceState.LOST, 3).to_json()
+        for topic, payload in ((topics.info, info), (topics.state, lost)):
+            publish.single(topic, payload, qos=1, retain=True, port=broker.port)
+        models = FleetModels(broker.address(), None)
+        client = openai.OpenAI(base_url=f"{serving(models)}/v1", api_key="none", max_retries=0)
+        status, said = status_of(client, "off-pi/default")
+        assert status == 503 and "device 'off-pi' is lost: it vanished without a word." in said
+        wait_until(lambda: not list_of(models), 2 * RETURNS_S)
+        status, said = status_of(client, "off-pi/default")
+        assert status == 503 and "device 'off-pi', which has 'off-pi/default', is not online (lost)." in said
+    finally:
+        broker.stop()
