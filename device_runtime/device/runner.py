@@ -225,6 +225,11 @@ class ModelRunner:
         manifest = getattr(self._models.get(name or next(iter(self._settings))), "manifest", None)
         return manifest if isinstance(manifest, Manifest) else None
 
+    @property
+    def open_names(self) -> frozenset[str]:
+        """The models that are open."""
+        return frozenset(self._models)
+
     def encode(self, name: str, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
         """A prompt as the tokens of a model; None where it does not say them, as a microcontroller."""
         encode: Callable[..., list[int]] | None = getattr(self._models.get(name), "encode", None)

@@ -61,6 +61,8 @@ class HomeAssistant(Extension):
             key: platform for key, platform in links.places.components.items()
         }
         self._known: dict[str, str] = {}  # components that the last message has, with their platforms
+        self._opened: frozenset[str] = frozenset()  # models that were open then
+        self._waits = False  # for models to be opened
         self._clean_s = time.monotonic() + CLEAN_S
         self._next_s = 0.0
 
@@ -85,14 +87,18 @@ class HomeAssistant(Extension):
             now_s = time.monotonic()
             clean = bool(self._gone) and now_s >= self._clean_s
             new = self._described is not None and now_s >= self._next_s and self._places.places() != self._described
-            if self._info is not None and (clean or new):
+            opened = self._device.runner.open_names != self._opened
+            if self._info is not None and (clean or new or opened or self._waits):
                 if clean:
                     self._gone = {}
                 self._describe(self._info)
 
     def _describe(self, info: Info) -> None:
         config, self._next_s = self._device.config, time.monotonic() + NEW_TOPICS_S
-        self._described = self._places.places()
+        self._waits = config.home_assistant and any(map(self._is_awaited, config.links))
+        if self._waits:  # what an earlier start described holds
+            return
+        self._described, self._opened = self._places.places(), self._device.runner.open_names
         message = b""
         if config.home_assistant:
             links = [link for link in config.links if link.name not in (info.links_refused or {})]
@@ -108,12 +114,20 @@ class HomeAssistant(Extension):
             self._places.described(self._known | self._gone)
         self._device.client.publish(config_topic(config.device), message, qos=1, retain=True)
 
+    def _models_of(self, link: Link) -> Sequence[str]:
+        return link.may_ask(self._device.runner.names, routed=self._device.router is not None)
+
+    def _is_awaited(self, link: Link) -> bool:
+        """Whether a model is still being opened that says what fields a link's answer has."""
+        runner = self._device.runner
+        return link.answer_of_model and not runner.open_names.union(runner.not_open).issuperset(self._models_of(link))
+
     def _shown(self, link: Link) -> list[Link]:
         """A link with all fields that an answer may have, whichever of its models the router finds, and once more
         without any where that may be a text."""
         if not link.answer_of_model:
             return [link]
-        names = link.may_ask(self._device.runner.names, routed=self._device.router is not None)
+        names = [name for name in self._models_of(link) if name in self._opened]
         answers = [self._device.answering(link, name).answer for name in names if not self._links.refusal(link, name)]
         desk = self._links.escalations.of(link)
         if self._device.router is not None and link.model is None and desk and "unfamiliar" in desk.policy.when:

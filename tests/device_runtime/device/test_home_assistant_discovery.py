@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,23 @@ class TestOnAir:
 
         message = client.until(lambda topic, value: not shows(value, "link_decide"))[-1][1]
         assert shows(message, "link_too-hot")
+
+    def test_a_link_is_described_once_it_is_known_what_its_model_answers(self, on_air, peer) -> None:
+        """While it is opened, what an earlier start described holds; a text's sensor came, and was taken back."""
+        model = ScriptedModel(["{}"])
+        model.manifest = open_bundle(ROOT / "examples/log-triage/bundle").manifest
+        client = self.heard(peer, "dev-opening")
+
+        class Slow(dict[str, ScriptedModel]):
+            def get(self, name: str, default: ScriptedModel | None = None) -> ScriptedModel:  # type: ignore[override]
+                time.sleep(2.0)
+                return model
+
+        link = Link(name="any", source="any/x", prompt="{{ t }}", to="any", answer_of_model=True)
+        on_air(device="dev-opening", scripts=Slow(), links=(link,))
+        components = client.next()[1]["components"]
+        assert "link_any_priority" in components
+        assert "link_any" not in components and {"platform": "sensor"} not in components.values()
 
     def test_a_link_of_several_models_has_the_fields_of_each(self, on_air, peer) -> None:
         """Whichever the router finds, the answer has a place; two that have a field have it with the labels of both."""
