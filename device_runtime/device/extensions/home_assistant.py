@@ -61,7 +61,6 @@ class HomeAssistant(Extension):
             key: platform for key, platform in links.places.components.items()
         }
         self._known: dict[str, str] = {}  # components that the last message has, with their platforms
-        self._opened: frozenset[str] = frozenset()  # models that were open then
         self._waits = False  # for models to be opened
         self._clean_s = time.monotonic() + CLEAN_S
         self._next_s = 0.0
@@ -87,8 +86,7 @@ class HomeAssistant(Extension):
             now_s = time.monotonic()
             clean = bool(self._gone) and now_s >= self._clean_s
             new = self._described is not None and now_s >= self._next_s and self._places.places() != self._described
-            opened = self._device.runner.open_names != self._opened
-            if self._info is not None and (clean or new or opened or self._waits):
+            if self._info is not None and (clean or new or self._waits):
                 if clean:
                     self._gone = {}
                 self._describe(self._info)
@@ -98,7 +96,7 @@ class HomeAssistant(Extension):
         self._waits = config.home_assistant and any(map(self._is_awaited, config.links))
         if self._waits:  # what an earlier start described holds
             return
-        self._described, self._opened = self._places.places(), self._device.runner.open_names
+        self._described = self._places.places()
         message = b""
         if config.home_assistant:
             links = [link for link in config.links if link.name not in (info.links_refused or {})]
@@ -127,7 +125,8 @@ class HomeAssistant(Extension):
         without any where that may be a text."""
         if not link.answer_of_model:
             return [link]
-        names = [name for name in self._models_of(link) if name in self._opened]
+        opened = self._device.runner.open_names
+        names = [name for name in self._models_of(link) if name in opened]
         answers = [self._device.answering(link, name).answer for name in names if not self._links.refusal(link, name)]
         desk = self._links.escalations.of(link)
         if self._device.router is not None and link.model is None and desk and "unfamiliar" in desk.policy.when:
