@@ -14,7 +14,7 @@ from device_runtime.fleet import yaml_schema
 from device_runtime.fleet.answer_schema import Answer
 from device_runtime.fleet.yaml_schema import Choice, Field, MapOf, Number, Plain, Record, Text
 from device_runtime.tasks.asked import reading_in, text_in
-from device_runtime.tasks.examples import Example
+from device_runtime.tasks.examples import Example, answer_faults
 from device_runtime.tasks.file import INPUTS, Task, typed_fields
 from device_runtime.tasks.inputs import Inputs, Prompt
 
@@ -59,6 +59,17 @@ class Purpose:
     def fields(self) -> dict[str, list[Any] | None]:
         """The answer's fields in order: the values of an enum, or None."""
         return typed_fields(self.answer)
+
+    def answers_as(self, task: Task) -> bool:
+        """Whether its answers have the fields of this task's, and no values but theirs."""
+        own, other = self.fields, task.fields
+        return own.keys() == other.keys() and all(
+            own[name] == values or (values is None and self._within(task, name)) for name, values in other.items()
+        )
+
+    def _within(self, task: Task, name: str) -> bool:
+        """Whether a field lists values that the task, which lists none, allows."""
+        return not any(answer_faults({name: value}, task.answer, whole=False) for value in self.fields[name] or [])
 
     @property
     def instruction(self) -> str:

@@ -22,6 +22,7 @@ from device_runtime.tasks.score import Score, score
 from tests.support.heldout_readings import HELD_OUT
 from toolkit.cli import main
 from toolkit.examples.sources import generated_examples
+from toolkit.train.tune.encoder.labels import with_labels
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMERIC, TEXTS = ("boiler-advisor", "fall-alert"), ("home-commands", "log-triage")
@@ -146,6 +147,16 @@ def test_the_sentences_that_somebody_wrote_are_of_the_same_task_and_none_is_a_he
     assert len(held) > 600 and (written | came_first).isdisjoint(held)
     made = {e.input["text"] for e in generated_examples(later, 400, 0)}
     assert len(made & came_first) > 100  # half of the cases, most of them as they were written
+
+
+def test_the_task_for_an_encoder_is_the_same_with_a_range_that_it_can_list() -> None:
+    first, other = load(EXAMPLES / "home-commands"), load(EXAMPLES / "home-commands" / "encoder.yaml")
+    with pytest.raises(ConfigurationError, match="value, a whole number from 0 to 9999"):
+        with_labels(first)
+    assert with_labels(other).fields == {**first.fields, "value": [None, *range(101)]}
+    assert replace(other, answer=first.answer, generate=first.generate, network=first.network) == first
+    for file in first.folder.glob("*.jsonl"):
+        read_examples(file, other.inputs, other.answer)  # or it names the line whose value is not in the range
 
 
 def test_readers_who_knew_the_rule_alone_agree_with_the_authors_of_the_held_out_lines() -> None:

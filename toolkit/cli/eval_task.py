@@ -90,7 +90,7 @@ def purpose_of(bundle: Any, task: Task | None) -> Purpose:
         raise ConfigurationError(f"{bundle.path} was trained for {known}; name the task with --task TASK.yaml.")
     if own is None:
         return Purpose.of_task(task)  # type: ignore[arg-type]
-    if task is not None and (own.name != task.name or own.fields != task.fields):
+    if task is not None and (own.name != task.name or not own.answers_as(task)):
         raise ConfigurationError(
             f"{bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and the task file is of {task.name} "
             f"({', '.join(task.fields)}); give the task file that it was trained with, or train it again."

@@ -8,6 +8,7 @@ All cases are drawn from a seed, and no rule gets less than its share of them.
 from __future__ import annotations
 
 import ast
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,10 @@ def _value(field: InputField, borders: tuple[float, ...], near: float, rng: rand
             value = border
         else:
             value = border + rng.choice((-1, 1)) * _distance(field.step, (usual[1] - usual[0]) / 4, rng)
-    elif chance < near + (1 - near) * 0.85:
+    elif chance < near + (1 - near) * 0.78:
         value = rng.uniform(*usual)
+    elif chance < near + (1 - near) * 0.88:
+        value = _with_zeros(low, high, field.step, rng)
     elif chance < near + (1 - near) * 0.95 and (low < usual[0] or usual[1] < high):
         value = _unusual(low, high, usual, field.step, rng)
     else:
@@ -159,6 +162,22 @@ def _unusual(low: float, high: float, usual: Sequence[float], step: float, rng: 
     if below:
         return usual[0] - _distance(step, usual[0] - low, rng)
     return usual[1] + _distance(step, high - usual[1], rng)
+
+
+def _with_zeros(low: float, high: float, step: float, rng: random.Random) -> float:
+    """A number of the whole range half of whose digits are 0, such as 500 or 20.07.
+
+    A network reads digits one by one. A 2 before a 0 is hardly ever drawn otherwise where the usual range ends at 8,
+    and what it has never seen together it may take for anything.
+    """
+    most = max(abs(low), abs(high))
+    places = range(math.floor(math.log10(step)), math.floor(math.log10(max(most, step))) + 1)
+    for _ in range(_TRIES):
+        value = sum(rng.choice((0, rng.randint(1, 9))) * 10.0**place for place in places)
+        value = -value if low < 0 and rng.random() < 0.3 else value
+        if low <= value <= high:
+            return value
+    return rng.uniform(low, high)
 
 
 def _distance(step: float, most: float, rng: random.Random) -> float:

@@ -113,7 +113,7 @@ class _Bundle:
     def __init__(self, task: Task, teacher: Teacher, shown: Sequence[Example]) -> None:
         bundle = open_bundle(task.folder / teacher.bundle)
         own = Purpose.of_manifest(bundle.manifest, task.name)
-        if own is not None and own.fields != task.fields:
+        if own is not None and not own.answers_as(task):
             raise ConfigurationError(
                 f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} "
                 f"answers with {', '.join(task.fields)}; name a general model, or a bundle of the same task."

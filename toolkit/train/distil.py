@@ -95,7 +95,7 @@ def _teacher(task: Task, shown: Sequence[Example]) -> Answerer:
     bundle = open_bundle(task.folder / task.distil.teacher)
     bundle.manifest.require_task("generate", "classify")
     own = Purpose.of_manifest(bundle.manifest, task.name)
-    if own is not None and own.fields != task.fields:
+    if own is not None and not own.answers_as(task):
         raise ConfigurationError(
             f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} answers "
             f"with {', '.join(task.fields)}; name a general model, or a bundle of the same task."

@@ -26,6 +26,7 @@ from device_runtime.bundle.manifest import MANIFEST
 from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.file import Task
 from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
+from toolkit.train.tune.encoder.labels import with_labels
 from toolkit.train.tune.encoder.network import parts_of, tensor_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.texts import Texts, encoder_of, texts_of
@@ -82,15 +83,16 @@ def tune_encoder_bundle(
         afresh: throw away what an earlier training left there, also an unfinished one of other settings.
 
     Raises:
-        ConfigurationError: the task reads no text, or has a field without labels; it has too few examples, or its
-            generator fails; the checkpoint is no sentence encoder; `folder` is something else; or there is an
-            unfinished training of other settings.
+        ConfigurationError: the task reads no text, or has a field whose values cannot be listed; it has too few
+            examples, or its generator fails; the checkpoint is no sentence encoder; `folder` is something else; or
+            there is an unfinished training of other settings.
         CheckpointError: the checkpoint cannot be read.
     """
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ConfigurationError(f"{folder} exists and is not a bundle; choose another folder with -o, or remove it.")
     encoder, layers = _checked(task, checkpoint, settings)
+    task = with_labels(task)
     require_measures([task], settings.baseline)
     sizes = [len(values or []) for values in task.fields.values()]
     work = work_folder(folder)
@@ -149,12 +151,6 @@ def _checked(task: Task, checkpoint: EncoderCheckpoint, settings: EncoderSetting
         raise ConfigurationError(
             f"{task.name} reads fields ({', '.join(task.inputs.fields or {})}), and {checkpoint.name} reads texts; "
             "train this task with --kind tiny or --kind classify."
-        )
-    if written := [name for name, values in task.fields.items() if not values]:
-        raise ConfigurationError(
-            f"{task.name} answers with {', '.join(written)}, which has no labels to choose from, and an encoder writes "
-            "nothing; make it an enum, or train this task with --kind tiny, or --kind tune from a checkpoint that "
-            "writes."
         )
     layers = settings.layers or config.encoder.layers
     if layers > config.encoder.layers:
