@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
+from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example, answer_faults, read_examples
@@ -27,7 +28,7 @@ from device_runtime.tasks.purpose import Purpose
 from device_runtime.tasks.rules import Truth
 from device_runtime.update.active import open_bundle
 
-__all__ = ["Answers", "Taught", "taught", "teacher_of", "unanswered"]
+__all__ = ["Answers", "Taught", "answerer_of", "taught", "teacher_of", "unanswered"]
 
 _SHOWN = 8  # of the task's own examples, as turns of the conversation
 _TIMEOUT_S = 120.0
@@ -107,18 +108,26 @@ def teacher_of(task: Task) -> AbstractContextManager[Answers]:
     return closing(_Bundle(task, task.teacher, shown))
 
 
+def answerer_of(task: Task, bundle: Bundle, shown: Sequence[Example]) -> Answerer:
+    """A bundle on this machine, opened to answer as the task does.
+
+    Raises:
+        ConfigurationError: it was trained for something else.
+    """
+    own = Purpose.of_manifest(bundle.manifest, task.name)
+    if own is not None and not own.answers_as(task):
+        raise ConfigurationError(
+            f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} answers "
+            f"with {', '.join(task.fields)}; name a general model, or a bundle of the same task."
+        )
+    return Answerer(bundle, own or Purpose.of_task(task), shown=shown)
+
+
 class _Bundle:
-    """A bundle on this machine."""
+    """See `answerer_of`."""
 
     def __init__(self, task: Task, teacher: Teacher, shown: Sequence[Example]) -> None:
-        bundle = open_bundle(task.folder / teacher.bundle)
-        own = Purpose.of_manifest(bundle.manifest, task.name)
-        if own is not None and not own.answers_as(task):
-            raise ConfigurationError(
-                f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} "
-                f"answers with {', '.join(task.fields)}; name a general model, or a bundle of the same task."
-            )
-        self._answerer = Answerer(bundle, own or Purpose.of_task(task), shown=shown)
+        self._answerer = answerer_of(task, open_bundle(task.folder / teacher.bundle), shown)
 
     def ask(self, given: Mapping[str, Any]) -> Any:
         return self._answerer.answer(given).answer

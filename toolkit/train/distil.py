@@ -24,8 +24,8 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.tasks.answering import Answerer
 from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task
-from device_runtime.tasks.purpose import Purpose
 from device_runtime.update.active import open_bundle
+from toolkit.examples.teacher import answerer_of
 from toolkit.train.cases import Cases
 
 __all__ = ["Soft", "ask_teacher", "described_teacher", "softened"]
@@ -94,13 +94,7 @@ def _teacher(task: Task, shown: Sequence[Example]) -> Answerer:
     assert task.distil is not None
     bundle = open_bundle(task.folder / task.distil.teacher)
     bundle.manifest.require_task("generate", "classify")
-    own = Purpose.of_manifest(bundle.manifest, task.name)
-    if own is not None and not own.answers_as(task):
-        raise ConfigurationError(
-            f"The teacher {bundle.path} was trained for {own.name} ({', '.join(own.fields)}), and {task.name} answers "
-            f"with {', '.join(task.fields)}; name a general model, or a bundle of the same task."
-        )
-    return Answerer(bundle, own or Purpose.of_task(task), shown=shown)
+    return answerer_of(task, bundle, shown)
 
 
 def _shares(answerer: Answerer, task: Task, example: Example) -> Shares:
