@@ -14,6 +14,7 @@ Canonical tensor names, with i from 0 and SIDE `encoder` or `decoder`:
     SIDE.final_norm                       (width,)
     dense.weight, .bias                   (width, width), between pooling and the labels
     head.weight, .bias                    (labels, width), or (vocabulary, width)
+    head.look.weight                      (fields, width): what each field of an answer looks for in the rows
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class SentenceHead:
     dense: Literal["tanh", "relu"] | None = None  # activation of a matmul after pooling; None: there is none
     labels: int = 0  # rows of `head.weight`; 0: the pooled row is the result
     normalized: bool = True  # the result has length 1; not of logits
+    fields: tuple[int, ...] = ()  # values of each field of an answer, `labels` in all; see `SentenceOps.look`
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def linears(config: Config) -> dict[str, Linear]:
     else:
         if config.head.dense is not None:
             add("", ("dense", Role.O, width, width, True))
+        if config.head.fields:
+            add("", ("head.look", Role.HEAD, len(config.head.fields), width, False))
         if config.head.labels:
             add("", ("head", Role.HEAD, config.head.labels, width, True))
     return found

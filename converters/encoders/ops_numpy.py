@@ -85,9 +85,20 @@ class NumpyReading(NumpyParts):
         """As in `StackOps`."""
         return x[:1] if pooling == "cls" else x.mean(axis=0, keepdims=True)
 
+    def look(self, scores: FloatArray, values: FloatArray, fields: Sequence[int]) -> FloatArray:
+        """As in `SentenceOps`."""
+        return _looked(scores[None], values[None], fields)
+
     def unit(self, x: FloatArray) -> FloatArray:
         """As in `StackOps`."""
         return np.asarray(x / np.linalg.norm(x))
+
+
+def _looked(scores: FloatArray, values: FloatArray, fields: Sequence[int]) -> FloatArray:
+    """Of (texts, tokens, fields) and (texts, tokens, labels): (texts, labels)."""
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares = np.repeat(weights / weights.sum(axis=1, keepdims=True), fields, axis=2)
+    return np.asarray((shares * values).sum(axis=1), np.float32)
 
 
 def buckets_between(length: int, stack: Stack) -> npt.NDArray[np.int64]:
@@ -149,6 +160,11 @@ class _Several(NumpyReading):
         """As in `StackOps`."""
         of_texts = x.reshape(self._count, -1, x.shape[-1])
         return of_texts[:, 0] if pooling == "cls" else of_texts.mean(axis=1)
+
+    def look(self, scores: FloatArray, values: FloatArray, fields: Sequence[int]) -> FloatArray:
+        """As in `SentenceOps`."""
+        scores, values = (x.reshape(self._count, -1, x.shape[-1]) for x in (scores, values))
+        return _looked(scores, values, fields)
 
     def unit(self, x: FloatArray) -> FloatArray:
         """As in `StackOps`."""

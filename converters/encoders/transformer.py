@@ -5,7 +5,7 @@ Activations have shape (tokens, width), as in converters/network/decoder.py; `ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from converters.encoders.network import EncoderConfig, Pooling, Stack, TranslatorConfig, linear
@@ -67,6 +67,15 @@ class SentenceOps(StackOps[Value], Protocol[Value]):
     def pool(self, x: Value, pooling: Pooling) -> Value:
         """The mean of the text's rows, or the first: (1, width)."""
 
+    def look(self, scores: Value, values: Value, fields: Sequence[int]) -> Value:
+        """The mean of the rows' logits, (1, labels): each field weighs the rows by the softmax of its own scores.
+
+        Args:
+            scores: (tokens, fields).
+            values: (tokens, labels): the logits that each row would give by itself.
+            fields: how many of the labels are whose, in order.
+        """
+
     def unit(self, x: Value) -> Value:
         """x / |x|: (1, width)."""
 
@@ -114,6 +123,10 @@ def sentence(ops: SentenceOps[Value], config: EncoderConfig) -> Value:
 def sentence_of(ops: SentenceOps[Value], config: EncoderConfig, x: Value) -> Value:
     """The same, of the encoder's rows."""
     head = config.head
+    if head.fields:
+        (scores,) = ops.linear(x, linear(config, "head.look"))
+        (values,) = ops.linear(x, linear(config, "head"))
+        return ops.look(scores, values, head.fields)
     x = ops.pool(x, head.pooling)
     if head.dense is not None:
         (x,) = ops.linear(x, linear(config, "dense"))

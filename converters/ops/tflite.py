@@ -6,7 +6,7 @@ tflite-runtime 2.14 and in LiteRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,6 +201,30 @@ class TfliteOps:
         some = self._op(Op.MINIMUM, [left, self._float("one", [1.0])], "places_some", left.shape, clipped)
         there = self._op(Op.MAXIMUM, [some, self._float("zero", [0.0])], "places_there", left.shape, clipped)
         return self._op(Op.DIV, [there, real], "shares", left.shape, schema.DivOptionsT())
+
+    def _sum_of_rows(self, x: Tensor, name: str) -> Tensor:
+        """(1, columns)."""
+        options = schema.ReducerOptionsT()
+        options.keepDims = True
+        return self._op(Op.SUM, [x, self._ints([0])], name, (1, x.shape[1]), options)
+
+    def _looked(self, scores: Tensor, values: Tensor, mask: Tensor, fields: Sequence[int]) -> Tensor:
+        """The mean of the rows of `values`, (tokens, labels), by shares that are each field's own: (1, labels).
+
+        Args:
+            scores: (tokens, fields).
+            mask: (1, tokens), far below 0 after the text's end.
+        """
+        tokens, start, found = scores.shape[0], 0, []
+        for i, size in enumerate(fields):
+            name = f"field_{i}"
+            of_rows = self._reshape(self._columns(scores, i, 1, f"{name}.scores"), (1, tokens))
+            shares = self._softmax(self._binary(Op.ADD, of_rows, mask, f"{name}.masked"), f"{name}.shares")
+            own = self._columns(values, start, size, f"{name}.values")
+            parts = self._binary(Op.MUL, own, self._reshape(shares, (tokens, 1)), f"{name}.parts")
+            found.append(self._sum_of_rows(parts, f"{name}.logits"))
+            start += size
+        return self._concat(found, "fields")
 
     def _norm_heads(self, x: Tensor, norm: Norm, name: str, heads: int) -> Tensor:
         """(tokens, heads * size), each head normed by itself."""

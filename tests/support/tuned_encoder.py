@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from converters.encoders.checkpoint import open_encoder
+from converters.encoders.checkpoint import EncoderCheckpoint, open_encoder
 from converters.encoders.convert import EncoderOptions, convert_encoder
 from converters.encoders.network import EncoderConfig, SentenceHead
 from device_runtime.tasks.inputs import Inputs
 from device_runtime.tasks.purpose import Purpose
 
-__all__ = ["PURPOSE", "tuned_encoder"]
+__all__ = ["PURPOSE", "tuned_checkpoint", "tuned_encoder"]
 
 BERT = Path(__file__).parent.parent / "data" / "encoders" / "bert-embed"
 FIELDS = {"state": {"enum": ["none", "calm", "alarm"]}, "soon": {"enum": [False, True]}}
@@ -31,21 +31,26 @@ PURPOSE = Purpose(
 )
 
 
-def tuned_encoder(folder: Path, context: int = 62) -> Path:
-    """Make it at `folder`."""
+def tuned_checkpoint() -> EncoderCheckpoint:
+    """With a head of random weights, whose fields look at different rows."""
     checkpoint = open_encoder(BERT)
     assert checkpoint is not None and isinstance(checkpoint.config, EncoderConfig)
-    rng = np.random.default_rng(0)
-    head = SentenceHead("mean", None, 5, normalized=False)
-    heads = {"head.weight": rng.normal(0, 0.5, (5, checkpoint.config.width)).astype(np.float32)}
-    heads["head.bias"] = np.zeros(5, np.float32)
+    rng, width = np.random.default_rng(0), checkpoint.config.width
+    head = SentenceHead("mean", None, 5, normalized=False, fields=(3, 2))
+    heads = {"head.weight": rng.normal(0, 0.5, (5, width)).astype(np.float32), "head.bias": np.zeros(5, np.float32)}
+    heads["head.look.weight"] = rng.normal(0, 0.5, (2, width)).astype(np.float32)
 
     def read(name: str) -> Any:
         return heads[name] if name in heads else checkpoint.read(name)
 
-    tuned = replace(
+    return replace(
         checkpoint, name="bert+pump-notes", task="classify", config=replace(checkpoint.config, head=head),
         answer=ANSWER, read=read,
     )  # fmt: skip
-    convert_encoder(tuned, folder, EncoderOptions(fast=True, context=context, purpose=PURPOSE.to_json()))
+
+
+def tuned_encoder(folder: Path, context: int = 62, profile: Literal["pi", "micro"] = "pi") -> Path:
+    """Make it at `folder`."""
+    options = EncoderOptions(profile, context, fast=True, purpose=PURPOSE.to_json())
+    convert_encoder(tuned_checkpoint(), folder, options)
     return folder

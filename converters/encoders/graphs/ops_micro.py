@@ -7,7 +7,7 @@ FULLY_CONNECTED of int16 rows by int8 keys or values, one head at a time, as in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,10 +132,11 @@ class EncoderMicro(MicroParts):
         if pooling == "cls":
             return self._part(x, 0, 0, 1, "first")
         shares = self._reshape(self._shares_of_text(self._length, self._count), (self._count, 1))
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        parts = self._binary(Op.MUL, x, shares, "mean.parts")
-        return self._op(Op.SUM, [parts, self._ints([0])], "mean", (1, x.shape[1]), options)
+        return self._sum_of_rows(self._binary(Op.MUL, x, shares, "mean.parts"), "mean")
+
+    def look(self, scores: Tensor, values: Tensor, fields: Sequence[int]) -> Tensor:
+        """As in `SentenceOps`."""
+        return self._looked(scores, values, self._mask, fields)
 
     def unit(self, x: Tensor) -> Tensor:
         """As in `SentenceOps`."""

@@ -7,7 +7,7 @@ kv_cache is updated in place at the end of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,11 @@ class EncoderPi(_Attending):
         rows = self._reshape(t, (1, 1, *t.shape))
         mean = self._batch_matmul(self._reshape(shares, (1, 1, 1, self._count)), rows, False, "mean")
         return self._whole(self._reshape(mean, (1, t.shape[1])))
+
+    def look(self, scores: Value, values: Value, fields: Sequence[int]) -> Value:
+        """As in `SentenceOps`."""
+        mask = self._reshape(self._mask, (1, self._count))
+        return self._whole(self._looked(self._materialize(scores), self._materialize(values), mask, fields))
 
     def unit(self, x: Value) -> Value:
         """As in `StackOps`."""

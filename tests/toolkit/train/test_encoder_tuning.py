@@ -34,11 +34,13 @@ from device_runtime.tasks.examples import Example
 from device_runtime.tasks.file import Task, load
 from device_runtime.tasks.purpose import Purpose
 from toolkit.cli import main
+from toolkit.train.arrays import write_state
 from toolkit.train.tune.encoder import optimize
-from toolkit.train.tune.encoder.network import logits, parts_of, with_heads
-from toolkit.train.tune.encoder.optimize import Plan, tune_encoder
+from toolkit.train.tune.encoder.network import LOOK, logits, parts_of, with_heads
+from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle, tuned_checkpoint
 from toolkit.train.tune.encoder.texts import Texts, batches_of, texts_of
+from toolkit.train.tune.steps import earlier
 from toolkit.train.weights import TRAINED, begin, work_folder
 
 ROOT = Path(__file__).parents[3]
@@ -107,12 +109,26 @@ def test_the_network_in_jax_is_that_of_the_converter(name: str, layers: int, tas
     assert isinstance(checkpoint.config, EncoderConfig)
     config = with_heads(checkpoint.config, SIZES)
     parts = parts_of(config, checkpoint.read, layers, 0)
+    parts.trained[LOOK] = jnp.asarray(np.random.default_rng(1).normal(0, 0.5, parts.trained[LOOK].shape), jnp.float32)
     rows = texts_of(task, few(task, 3), checkpoint.tokenizer, 90).tokens
     rows = [rows[0][:4], rows[1], [*rows[2], *rows[2]]]
     found = logits(config, parts.fixed, parts.below, parts.trained, *padded(rows, 64))
     tuned = tuned_checkpoint(task, checkpoint, config, {n: np.asarray(v) for n, v in parts.trained.items()})
     for row, values in zip(rows, np.asarray(found), strict=True):
         np.testing.assert_allclose(values, reference_sentence(config, tuned.read, row), atol=2e-4)
+
+
+def test_fields_begin_with_the_mean_of_all_rows_and_learn_what_to_look_at(task: Task, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of()
+    assert isinstance(checkpoint.config, EncoderConfig)
+    config = with_heads(checkpoint.config, SIZES)
+    trained = {n: np.asarray(v) for n, v in parts_of(config, checkpoint.read, 1, 0).trained.items()}
+    read = tuned_checkpoint(task, checkpoint, config, trained).read
+    mean = replace(config, head=replace(config.head, fields=()))
+    row = texts_of(task, few(task, 1), checkpoint.tokenizer, 90).tokens[0]
+    np.testing.assert_allclose(reference_sentence(config, read, row), reference_sentence(mean, read, row), atol=1e-5)
+    texts = texts_of(task, few(task), checkpoint.tokenizer, 90)
+    assert np.abs(tuned_on(texts, tmp_path, Plan(2, 8, 5e-3))[LOOK]).max() > 1e-3
 
 
 def test_what_is_tuned_is_the_upper_layers_and_the_heads(task: Task, tmp_path: Path) -> None:
@@ -224,6 +240,29 @@ def test_a_training_that_goes_further_begins_with_the_weights_of_another(
     assert not all(np.allclose(a, b, atol=1e-4) for a, b in zip(averaged(before), last(before), strict=True))
     purpose = Purpose.of_manifest(Bundle.open(tmp_path / "further").manifest)
     assert purpose is not None and purpose.report["training"]["further"] == str(bundle)
+
+
+def test_a_training_of_before_fields_looked_for_themselves_goes_on_with_the_mean(
+    bundle: Path, task: Task, tmp_path: Path
+) -> None:
+    old = shutil.copytree(bundle, tmp_path / "old")
+    work = shutil.copytree(work_folder(bundle), work_folder(old))
+    settings = json.loads((work / "settings.json").read_text())
+    del settings["looks"]
+    (work / "settings.json").write_text(json.dumps(settings))
+    config = with_heads(checkpoint_of().config, SIZES)  # type: ignore[arg-type]
+    trained = parts_of(config, checkpoint_of().read, 2, 0).trained
+    names = [name for name in sorted(trained) if name != LOOK]  # as they lie in a state
+    own = dict(zip(sorted(trained), averaged(leaves_of(bundle)), strict=True))
+    write_state(work / TRAINED, [own[name] for name in names] * 4, step=1)
+    before = earlier(old, tmp_path / "new", checkpoint_of().sha256)
+    assert before is not None
+    found = mean_of(before, trained)
+    assert found.keys() == trained.keys() and not np.any(found[LOOK])
+    assert all(np.array_equal(found[name], own[name]) for name in names)
+    made = tune_encoder_bundle(task, checkpoint_of(), tmp_path / "new", EncoderSettings(further=old, cases=240, seed=1))
+    purpose = Purpose.of_manifest(made.manifest)
+    assert purpose is not None and purpose.report["test"]["fields"]["state"]["accuracy"] > 0.9
 
 
 def test_what_an_earlier_training_had_learnt_is_kept_to_the_share_that_is_asked_for(

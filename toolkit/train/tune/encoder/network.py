@@ -20,17 +20,18 @@ from converters.encoders.transformer import embedded, encoder_layer, final_rows,
 from converters.network.weights import ReadTensor
 from toolkit.train.tune.encoder.ops_jax import JaxSentences
 
-__all__ = ["Parts", "logits", "parts_of", "tensor_of", "with_heads"]
+__all__ = ["LOOK", "Parts", "logits", "parts_of", "tensor_of", "with_heads"]
 
 Array = npt.NDArray[np.float32]
 Trained = dict[str, jax.Array]  # `layers.<name within a layer>`, stacked; `head.weight`, `head.bias`
 _SPREAD = 0.02  # of the heads' first weights
 _LAYER = "encoder.layers.0."
+LOOK = "head.look.weight"
 
 
 def with_heads(config: EncoderConfig, sizes: Sequence[int]) -> EncoderConfig:
     """The same encoder with a head of so many values for each field, in place of its vector."""
-    return replace(config, head=SentenceHead(config.head.pooling, None, sum(sizes), normalized=False))
+    return replace(config, head=SentenceHead(config.head.pooling, None, sum(sizes), False, tuple(sizes)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def parts_of(config: EncoderConfig, read: ReadTensor, layers: int, seed: int) ->
     trained = {f"layers.{name}": value for name, value in stacked(range(all_layers - layers, all_layers)).items()}
     trained["head.weight"] = jnp.asarray(rng.normal(0, _SPREAD, shapes["head.weight"]).astype(np.float32))
     trained["head.bias"] = jnp.zeros(shapes["head.bias"])
+    trained[LOOK] = jnp.zeros(shapes[LOOK])  # which weighs all rows alike: it begins with their mean
     return Parts({name: jnp.asarray(read(name)) for name in outside}, stacked(range(all_layers - layers)), trained)
 
 

@@ -5,8 +5,11 @@ Texts are read side by side, each filled up to one length. Activations have shap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from converters.encoders.network import Pooling, Stack
 from converters.encoders.ops_numpy import buckets_between
@@ -80,6 +83,12 @@ class JaxSentences(JaxParts):
         if pooling == "cls":
             return self._dropped(rows[:, 0])
         return self._dropped((rows * self._seen[..., None]).sum(axis=1) / self._lengths[:, None])
+
+    def look(self, scores: jax.Array, values: jax.Array, fields: Sequence[int]) -> jax.Array:
+        """As in `SentenceOps`: (texts, labels)."""
+        of_rows = jnp.where(self._seen[..., None], scores.reshape(*self._tokens.shape, -1), HIDDEN)
+        shares = jnp.repeat(jax.nn.softmax(of_rows, axis=1), np.array(fields), axis=2, total_repeat_length=sum(fields))
+        return (shares * values.reshape(*self._tokens.shape, -1)).sum(axis=1)
 
     def unit(self, x: jax.Array) -> jax.Array:
         """As in `SentenceOps`."""

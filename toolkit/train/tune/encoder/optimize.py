@@ -20,15 +20,16 @@ import optax
 
 from converters.encoders.network import EncoderConfig
 from toolkit.train.arrays import kept_state, write_state
-from toolkit.train.tune.encoder.network import Parts, Trained, logits
+from toolkit.train.tune.encoder.network import LOOK, Parts, Trained, logits
 from toolkit.train.tune.encoder.texts import Batch, Texts, batches_of
 from toolkit.train.tune.steps import Earlier, rates
 
-__all__ = ["Plan", "mean_of", "tune_encoder"]
+__all__ = ["LOOKS", "Plan", "mean_of", "tune_encoder"]
 
 _SAVE_S = 30.0  # between checkpoints
 _HEAD = 10.0  # times the learning rate: heads begin with nothing
 _DROP = 0.1  # see `JaxSentences`
+LOOKS = "looks"  # in what a training was made with: each field weighs the rows by itself; earlier ones had the mean
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ def tune_encoder(
 
 def mean_of(before: Earlier, trained: Trained) -> Trained:
     """The averaged weights that an earlier tuning ended with, in place of `trained`."""
-    leaves, tree = jax.tree.flatten(trained)
+    known = {name: value for name, value in trained.items() if LOOKS in before.made_with or name != LOOK}
+    leaves, tree = jax.tree.flatten(known)
     found: Trained = jax.tree.unflatten(tree, before.weights(leaves, len(leaves)))  # after those of its last step
-    return found
+    return {**trained, **found}  # fields that looked for nothing of their own go on with the mean, as they did
 
 
 def _optimizer(trained: Trained, plan: Plan, steps: int) -> optax.GradientTransformation:

@@ -28,7 +28,7 @@ from device_runtime.tasks.file import Task
 from toolkit.train.pipeline import Measures, measured, purpose_of, require_measures, write_purpose
 from toolkit.train.tune.encoder.labels import with_labels
 from toolkit.train.tune.encoder.network import parts_of, tensor_of, with_heads
-from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
+from toolkit.train.tune.encoder.optimize import LOOKS, Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.texts import Texts, encoder_of, texts_of
 from toolkit.train.tune.steps import earlier, shown
 from toolkit.train.weights import (
@@ -98,7 +98,7 @@ def tune_encoder_bundle(
     work = work_folder(folder)
     before = earlier(settings.further, folder, checkpoint.sha256)
     same = {n: v for n, v in asdict(settings).items() if n not in ("profile", "baseline", "further", "keep")}
-    same |= {"layers": layers} | ({"further": before.sha256} if before is not None else {})
+    same |= {"layers": layers, LOOKS: True} | ({"further": before.sha256} if before is not None else {})
     keep = settings.keep or 0.0 if before is not None else 0.0
     same |= {"keep": keep} if keep else {}
     config = with_heads(encoder, sizes)
