@@ -73,7 +73,7 @@ def read_recorded(path: Path) -> list[Recorded]:
         ConfigurationError: it cannot be read, or names the first lines that are neither.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from device_runtime.bundle.work_place import whole_stream
 from device_runtime.engine.backends import open_backend
 from device_runtime.errors import ConfigurationError
-from device_runtime.machine.path_errors import cannot_write
 from device_runtime.update.active import open_bundle
 
 __all__ = ["distances", "layer_names", "trace_bundle", "trace_checkpoint"]
@@ -138,11 +138,5 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
     """Write an .npz that appears whole."""
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file with -o.")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise cannot_write(path, error) from None
+    with whole_stream(path) as stream:
+        np.savez(stream, **arrays)

@@ -42,7 +42,7 @@ class Passed:
     question: FarQuestion
     end_s: float  # on the monotonic clock: from then on an answer is of no use
     done: Callable[[Outcome], None]  # called once, in any thread
-    key: Hashable | None = None  # what a cancel command names
+    key: Hashable | None = None  # what `cancel` names it by
     answered: bool = False  # whether this device has an answer of its own
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _over: bool = False

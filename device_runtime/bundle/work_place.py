@@ -21,7 +21,10 @@ from typing import BinaryIO
 from device_runtime.errors import ConfigurationError, StonechatError
 from device_runtime.machine.path_errors import cannot_write
 
-__all__ = ["clear_leftovers", "made_folders", "put_in_place", "whole_file", "work_file", "work_folder"]
+__all__ = [
+    "clear_leftovers", "made_folders", "naming", "put_in_place", "whole_file", "whole_stream", "work_file",
+    "work_folder",
+]  # fmt: skip
 
 _NAME = re.compile(r"\..*\.stonechat-[0-9a-f]{8}", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2(2)
@@ -36,9 +39,9 @@ def work_folder(target: Path, mode: int = 0o700) -> Iterator[Path]:
 
 
 @contextmanager
-def work_file(target: Path) -> Iterator[Path]:
+def work_file(target: Path, mode: int = 0o666) -> Iterator[Path]:
     """A new empty file beside `target`; it is removed at the end, unless it was moved."""
-    with _work(target, lambda path: path.touch(exist_ok=False)) as path:
+    with _work(target, lambda path: path.touch(mode, exist_ok=False)) as path:
         yield path
 
 
@@ -53,28 +56,37 @@ def whole_file(target: Path) -> Iterator[Callable[[str | bytes], None]]:
         ConfigurationError: it cannot be written. `target` is named, not the file beside it.
         DiskFullError: its disk is full.
     """
-    if target.exists() and not target.is_file() and not target.is_dir():  # a rename would put a file in its place
-        raise ConfigurationError(f"{target} is a device or a pipe; name a file.")
     written = False
     with ExitStack() as stack:  # not one block: what else goes wrong within the context is no fault of the file
-        with _as_of(target):
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with naming(target):
+            _require_replaceable(target)
             part = stack.enter_context(work_file(target))
             stream = part.open("wb")
             stack.callback(_close, stream)
 
         def write(content: str | bytes) -> None:
             nonlocal written
-            with _as_of(target):
+            with naming(target):
                 stream.write(content.encode() if isinstance(content, str) else content)
             written = True
 
         yield write
-        with _as_of(target):
+        with naming(target):
             stream.close()
             if written:
                 put_in_place(part, target)
+
+
+@contextmanager
+def whole_stream(target: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """The same for what is written by a function that takes a stream: this context is for nothing else, and the file
+    appears at its end also where nothing was written. `mode` is that of the file."""
+    with naming(target):
+        _require_replaceable(target)
+        with work_file(target, mode) as part:
+            with part.open("wb") as stream:
+                yield stream
+            put_in_place(part, target)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -125,13 +137,26 @@ def made_folders(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _as_of(target: Path) -> Iterator[None]:
+def naming(target: Path) -> Iterator[None]:
+    """Have what the system says while a file is written name that file.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+        DiskFullError: its disk is full.
+    """
     try:
         yield
     except StonechatError:
         raise
     except OSError as error:
         raise cannot_write(target, error) from None
+
+
+def _require_replaceable(target: Path) -> None:
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if target.exists() and not target.is_file():  # a rename would put a file in its place
+        raise ConfigurationError(f"{target} is a device or a pipe; name a file.")
 
 
 def _close(stream: BinaryIO) -> None:

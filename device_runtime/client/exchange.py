@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from device_runtime.client.last_wills import doubted_s, is_lost
 from device_runtime.engine.schema.identity import canonical_schema
 from device_runtime.errors import (
     CannotRedactError,
@@ -29,20 +30,14 @@ from device_runtime.errors import (
 )
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
-from device_runtime.mqtt.messages import DeviceState, ErrorReply, Request, State, parse_reply
+from device_runtime.mqtt.messages import ErrorReply, Request, State, parse_reply
 from device_runtime.mqtt.packets import Incoming, Subscription
 from device_runtime.mqtt.strict_json import MAX_PAYLOAD_BYTES, MessageError, dump
 from device_runtime.mqtt.strict_json import parse as parse_json
 from device_runtime.mqtt.topics import ANNOUNCE, DeviceTopics, PoolTopics, parse
 
-__all__ = ["BROKER_ENDS_S", "GRACE_S", "RETURNS_S", "Exchange", "Received", "Session", "Signal", "to_error"]
+__all__ = ["GRACE_S", "Exchange", "Received", "Session", "Signal", "to_error"]
 
-# A broker that is stopped in order (mosquitto by SIGTERM) publishes the last wills of all devices, and closes the
-# connections after that. So a `lost` holds when our own connection is still there so much later.
-BROKER_ENDS_S = 1.0
-# A broker that keeps what is retained on the disk comes back with these wills, and a healthy device a second after it.
-# So a `lost` that was kept holds when the device has not said so long that it is there, though it was asked to.
-RETURNS_S = 2.0
 GRACE_S = 5.0  # beyond the deadline that a device keeps itself
 ASKED_AFTER_S = 0.5  # without a device's retained state, which follows the subscription at once, it is asked for it
 MAX_ABANDONED = 256  # sessions that were given up, and are still cancelled at the device that turns out to have them
@@ -97,8 +92,7 @@ class Exchange:
         self._abandoned: OrderedDict[str, Session] = OrderedDict()
         self._states: dict[str, State | None] = {}  # of the devices that are watched; None: it says what we cannot read
         self._watched: set[str] = set()
-        self._lost_s: dict[str, float] = {}  # when the broker said so, on the monotonic clock
-        self._kept_lost_s: dict[str, float] = {}  # when the broker said that it had been so
+        self._wills: dict[str, tuple[float, bool]] = {}  # of who is lost: see `_just_lost`
         self._doubted: set[str] = set()  # whose state is from before the connection was gone
         self._news = threading.Condition()
         self._open = False
@@ -298,7 +292,7 @@ class Exchange:
     def doubts(self, device: str) -> bool:
         """Whether a device's last state is from before the connection was gone, or may be the broker's own end."""
         with self._news:
-            return device in self._doubted or self._just_lost(device) or self._may_return(device)
+            return device in self._doubted or self._just_lost(device)
 
     def left_behind(self, device: str) -> bool:
         """Whether nothing of a device was received since the connection was gone."""
@@ -333,7 +327,11 @@ class Exchange:
         self._back = connected and self._client.connections > 1
         if not connected:
             with self._news:
-                self._doubted |= {d for d, state in self._states.items() if not _is_lost(state) or self._just_lost(d)}
+                self._doubted |= {
+                    device
+                    for device, state in self._states.items()
+                    if not is_lost(state) or self._just_lost(device, kept=False)
+                }
 
     def _subscribed(self, listening: bool) -> None:
         if self._back:  # from here on nothing is missed
@@ -351,7 +349,7 @@ class Exchange:
             self._still_answering(session, message)
         elif reported := self.state_in(message):
             self._note(*reported, message.retained)
-            if message.retained and _is_lost(reported[1]):
+            if message.retained and is_lost(reported[1]):
                 self._client.publish(ANNOUNCE, reported[0].encode())
             for session in list(self._sessions.values()):
                 session.heard.put(message)
@@ -359,19 +357,17 @@ class Exchange:
     def _note(self, device: str, state: State | None, retained: bool) -> None:
         with self._news:
             self._states[device] = state
-            if not (retained and _is_lost(state)):  # a broker that was stopped may have kept its own last word
+            if not (retained and is_lost(state)):  # a broker that was stopped may have kept its own last word
                 self._doubted.discard(device)
-            self._lost_s.pop(device, None)
-            self._kept_lost_s.pop(device, None)
-            if _is_lost(state):
-                (self._kept_lost_s if retained else self._lost_s)[device] = time.monotonic()
+            self._wills.pop(device, None)
+            if is_lost(state):
+                self._wills[device] = time.monotonic() + doubted_s(state, retained), retained
             self._news.notify_all()
 
-    def _just_lost(self, device: str) -> bool:
-        return time.monotonic() - self._lost_s.get(device, -math.inf) < BROKER_ENDS_S
-
-    def _may_return(self, device: str) -> bool:
-        return time.monotonic() - self._kept_lost_s.get(device, -math.inf) < RETURNS_S
+    def _just_lost(self, device: str, kept: bool = True) -> bool:
+        """Whether it is lost, and that is still doubted; with `kept`, also where the broker has kept it."""
+        until_s, was_kept = self._wills.get(device, (-math.inf, False))
+        return time.monotonic() < until_s and (kept or not was_kept)
 
     def _still_answering(self, session: Session, message: Incoming) -> None:
         with contextlib.suppress(MessageError):
@@ -379,10 +375,6 @@ class Exchange:
             if device is not None:
                 self._abandoned.pop(session.reply_to, None)
                 self.cancel(session, device)
-
-
-def _is_lost(state: State | None) -> bool:
-    return state is not None and state.state is DeviceState.LOST
 
 
 def to_error(who: str, reply: ErrorReply) -> StonechatError:

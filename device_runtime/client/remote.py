@@ -22,7 +22,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from device_runtime.client.exchange import BROKER_ENDS_S, GRACE_S, Exchange, Session, Signal, to_error
+from device_runtime.client.exchange import GRACE_S, Exchange, Session, Signal, to_error
+from device_runtime.client.last_wills import BROKER_ENDS_S
 from device_runtime.client.pool import PoolExchange
 from device_runtime.errors import ConfigurationError, StonechatError, UnreachableError
 from device_runtime.mqtt.address import BrokerAddress

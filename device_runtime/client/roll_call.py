@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from device_runtime.client.exchange import RETURNS_S
+from device_runtime.client.last_wills import RETURNS_S, doubted_s
 from device_runtime.mqtt.address import BrokerAddress
 from device_runtime.mqtt.client import Client
 from device_runtime.mqtt.messages import HealthReport, Info, LinkAnswer, State
@@ -55,16 +55,19 @@ class FleetWatch:
             client: who asks, as the broker knows it.
             device: the only one that is of interest; `+` is any.
             updates: receive `out/ota` as well, which an access list may not allow.
-            on_news: gets a device and the kind of message that came: state, info, health, link or ota. Called in the
-                network thread.
+            on_news: gets a device and the kind of message that came: state, info, health, link or ota. A `lost` is
+                reported once it is believed. Called in threads of the watch, one call at a time.
             on_connection: whether there is a broker, and why not. Called in the network thread.
         """
         self._found: dict[str, DeviceReport] = {}
         self._lock = threading.Lock()
+        # until when a device's state is doubted, on the monotonic clock, and which; None: it has said nothing
+        self._doubted: dict[str, tuple[float, State | None]] = {}
+        self._timer: threading.Timer | None = None  # while somebody is doubted
+        self._telling = threading.Lock()  # held from a change to the end of `on_news`, so that the last word stays it
         self._on_news, self._on_connection = on_news, on_connection
         self.last_s = time.monotonic()  # when the last message came
         self.listening = threading.Event()
-        self._connected_s = -math.inf  # since when there is this connection, on the monotonic clock
         self._client = Client(
             broker,
             f"{client or 'fleet'}-{secrets.token_hex(4)}",
@@ -89,6 +92,10 @@ class FleetWatch:
     def close(self) -> None:
         """Disconnect."""
         self._client.close()
+        with self._lock:
+            self._doubted.clear()
+            if self._timer is not None:
+                self._timer.cancel()
 
     def settle(self, wait_s: float = WAIT_S, whole_wait: bool = False) -> None:
         """Wait until the broker has sent all that it keeps, at most so long."""
@@ -98,8 +105,16 @@ class FleetWatch:
         while (now_s := time.monotonic()) < end_s and (whole_wait or now_s - self.last_s < QUIET_S):
             time.sleep(0.05)
 
+    def await_returns(self) -> None:
+        """Wait until no state is doubted: a broker that was restarted calls devices lost that are on their way back."""
+        while self._doubted:
+            time.sleep(0.05)
+
     def devices(self) -> dict[str, DeviceReport]:
-        """All that is known, by id. States are from the connection that there is: without one, nobody knows."""
+        """All that is known, by id. States are from the connection that there is: without one, nobody knows.
+
+        A `lost` is no state until it is believed, see `doubts`.
+        """
         with self._lock:
             return dict(sorted(self._found.items()))
 
@@ -113,25 +128,84 @@ class FleetWatch:
         """Whether there is a connection at this moment."""
         return self._client.connected
 
-    @property
-    def is_new(self) -> bool:
-        """Whether the connection is so new that the broker may have been restarted, and devices not be back yet."""
-        return self.connected and time.monotonic() - self._connected_s < RETURNS_S
+    def doubts(self, device: str) -> bool:
+        """Whether the broker may have been restarted, or be about to end, and a device not be back yet."""
+        return device in self._doubted
 
     def _connection_changed(self, connected: bool, reason: str) -> None:
-        if connected:
-            self._connected_s = time.monotonic()
-        else:
-            with self._lock:
-                self._found = {device: replace(report, state=None) for device, report in self._found.items()}
+        with self._lock:
+            self._doubted.clear()
+            self._found = {device: replace(report, state=None) for device, report in self._found.items()}
+            if connected:
+                for device in self._found:
+                    self._doubt(device, None, RETURNS_S)
         self._on_connection(connected, reason)
 
     def _receive(self, message: Incoming) -> None:
-        with self._lock:
-            self.last_s = time.monotonic()
-            noted = _note(self._found, message)
-        if noted is not None:
-            self._on_news(*noted)
+        with self._telling:
+            with self._lock:
+                self.last_s = time.monotonic()
+                noted = self._note(message)
+            if noted is not None:
+                self._on_news(*noted)
+
+    def _note(self, message: Incoming) -> tuple[DeviceReport, str] | None:
+        """Whose message it was, and of which kind; None where it says nothing that can be read, or believed as yet."""
+        parts = parse(message.topic)
+        if parts is None or not is_id(parts.id):
+            return None
+        is_first = parts.id not in self._found
+        known = self._found.setdefault(parts.id, DeviceReport(parts.id))
+        try:
+            match parts.kind:
+                case "state":
+                    until_s, _ = self._doubted.pop(parts.id, (math.inf, None))
+                    state = State.from_json(message.payload)
+                    if (for_s := doubted_s(state, message.retained)) > 0:
+                        self._doubt(parts.id, state, min(for_s, until_s - time.monotonic()))
+                        return (known, parts.kind) if is_first else None
+                    known = replace(known, state=state)
+                case "info":
+                    known = replace(known, info=Info.from_json(message.payload))
+                case "health":
+                    known = replace(known, health=HealthReport.from_json(message.payload))
+                case "link":
+                    known = replace(known, links={**known.links, parts.link: LinkAnswer.from_json(message.payload)})
+                case "ota":
+                    reported = parse_report(message.payload)
+                    if not isinstance(reported, Report):
+                        return None
+                    known = replace(known, update=reported)
+        except MessageError:
+            return None  # a newer version may know it
+        self._found[parts.id] = known
+        return known, parts.kind
+
+    def _doubt(self, device: str, state: State | None, for_s: float) -> None:
+        self._doubted[device] = time.monotonic() + for_s, state
+        if self._timer is None:
+            self._wait(for_s)
+
+    def _wait(self, for_s: float) -> None:
+        self._timer = threading.Timer(for_s, self._believe)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _believe(self) -> None:
+        """Report what nothing has contradicted for so long."""
+        with self._telling:
+            with self._lock:
+                now_s = time.monotonic()
+                due = {device: state for device, (when_s, state) in self._doubted.items() if when_s <= now_s}
+                for device, state in due.items():
+                    del self._doubted[device]
+                    self._found[device] = replace(self._found[device], state=state)
+                reports = [self._found[device] for device in due]
+                self._timer = None
+                if self._doubted:
+                    self._wait(min(when_s for when_s, _ in self._doubted.values()) - now_s)
+            for report in reports:
+                self._on_news(report, "state")
 
 
 def roll_call(
@@ -141,7 +215,8 @@ def roll_call(
 
     Args:
         client: who asks, as the broker knows it.
-        wait_s: at most so long; a device's health comes once a minute.
+        wait_s: at most so long, and until what the broker calls lost would be back; a device's health comes once a
+            minute.
         whole_wait: wait so long in any case; else until nothing has come for a moment.
 
     Raises:
@@ -152,34 +227,7 @@ def roll_call(
     watch.open()
     try:
         watch.settle(wait_s, whole_wait)
+        watch.await_returns()
         return watch.devices()
     finally:
         watch.close()
-
-
-def _note(found: dict[str, DeviceReport], message: Incoming) -> tuple[DeviceReport, str] | None:
-    """Whose message it was, and of which kind; None where it says nothing that can be read."""
-    parts = parse(message.topic)
-    if parts is None or not is_id(parts.id):
-        return None
-    known = found.get(parts.id, DeviceReport(parts.id))
-    try:
-        match parts.kind:
-            case "state":
-                known = replace(known, state=State.from_json(message.payload))
-            case "info":
-                known = replace(known, info=Info.from_json(message.payload))
-            case "health":
-                known = replace(known, health=HealthReport.from_json(message.payload))
-            case "link":
-                known = replace(known, links={**known.links, parts.link: LinkAnswer.from_json(message.payload)})
-            case "ota":
-                reported = parse_report(message.payload)
-                if not isinstance(reported, Report):
-                    return None
-                known = replace(known, update=reported)
-    except MessageError:
-        found.setdefault(parts.id, known)
-        return None  # a newer version may know it
-    found[parts.id] = known
-    return known, parts.kind

@@ -22,11 +22,10 @@ MAX_REQUEST_BYTES = 8 << 20  # of memory that waiting requests take, however man
 class Job:
     """Something for the model to do.
 
-    A job that was queued ends by one of `run`, `expire`, `drop` and `give_to_pool`, or because `JobQueue.cancel`
-    returned it.
+    A job that was queued ends by one of `run`, `expire`, `drop` and `give_to_pool`, or because `JobQueue.remove`
+    took it out.
     """
 
-    key: Hashable | None = None  # what a cancel command names; None when nothing can name it
     start_by_s: float | None = None  # on the monotonic clock; later it is not worth starting
     client = ""  # who asks, so that nobody keeps the queue full
     memory_bytes = 0  # that it takes while it waits
@@ -35,9 +34,6 @@ class Job:
     def run(self) -> None:
         """Do it, in the worker thread."""
         raise NotImplementedError
-
-    def cancel(self) -> None:
-        """End `run`, also before it has begun. From any thread."""
 
     def expire(self) -> None:
         """It waited beyond `start_by_s`."""
@@ -61,7 +57,6 @@ class JobQueue:
         self._requests: deque[tuple[int, Job]] = deque()
         self._request_bytes = 0  # that they take
         self._readings: OrderedDict[Hashable, deque[tuple[int, Job]]] = OrderedDict()
-        self._taken: Job | None = None  # the last that was taken out to be run
         self._arrivals = 0
         self._closed = False
 
@@ -166,8 +161,7 @@ class JobQueue:
             self._condition.wait_for(lambda: self._closed or self._requests or self._readings)
             if self._closed:
                 return None
-            self._taken = self._first()
-            return self._taken
+            return self._first()
 
     def _first(self) -> Job:
         first = min(self._readings, key=lambda place: self._readings[place][0][0], default=None)
@@ -181,18 +175,12 @@ class JobQueue:
             del self._readings[first]
         return job
 
-    def cancel(self, key: Hashable) -> Job | None:
-        """Take a waiting request out of the queue by its key and return it; one that was taken out ends."""
+    def remove(self, job: Job) -> bool:
+        """Take a request out of the queue; whether it waited there."""
         with self._condition:
-            for entry in self._requests:
-                if entry[1].key == key:
-                    self._requests.remove(entry)
-                    self._request_bytes -= entry[1].memory_bytes
-                    return entry[1]
-            taken = self._taken
-        if taken is not None and taken.key == key:
-            taken.cancel()
-        return None
+            before = len(self._requests)
+            self._keep(lambda entry: entry[1] is not job)
+            return len(self._requests) < before
 
     def remove_late(self) -> list[Job]:
         """Take the waiting requests out of the queue that are not worth starting any more."""

@@ -20,7 +20,7 @@ from typing import Any
 import simpleeval
 
 from device_runtime.errors import ConfigurationError, LinkError, UndefinedNameError
-from device_runtime.records.printable import shown
+from device_runtime.records.printable import half_character, shown
 
 __all__ = ["Expression", "LinkError", "UndefinedNameError", "arithmetic", "in_words", "kind_of", "names_in"]
 
@@ -216,6 +216,8 @@ def _check(node: ast.AST) -> None:
         raise ConfigurationError(f"the operator {type(node).__name__} is not part of the expressions that `when` takes")
     if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | bool | None):
         raise ConfigurationError(f"{ast.unparse(node)!r} is neither a number nor a text")
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and (half := half_character(node.value)):
+        raise ConfigurationError(f"this text has half a character, {half!r} in it; write it without")
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else None
         if name not in _FUNCTIONS:

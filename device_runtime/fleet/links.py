@@ -28,9 +28,9 @@ from device_runtime.errors import ConfigurationError
 from device_runtime.fleet.expression import Expression, LinkError, UndefinedNameError, arithmetic, in_words
 from device_runtime.fleet.payload import Parse, read_payload
 from device_runtime.fleet.policies.escalation import Escalation
-from device_runtime.fleet.questions import Decider, LinkExample, Nothing, Question, Questions, Unsure
+from device_runtime.fleet.questions import Decider, LinkExample, Nothing, Question, Questions, Unsure, rendered
 from device_runtime.mqtt.topics import check_topic, matches
-from device_runtime.records.printable import shown
+from device_runtime.records.printable import half_character, shown
 
 __all__ = [
     "Asking", "Link", "LinkError", "Overload", "Reading", "Wakeup", "Window", "Windows", "asking_of",
@@ -187,7 +187,7 @@ class Windows:
                 return None
             decided = self._decider.decided(names)
             names["decided"] = decided
-            prompt, to = self._prompt.render(names), check_topic(self._to.render(names))
+            prompt, to = rendered(self._prompt, names), check_topic(self._to.render(names))
         except (jinja2.UndefinedError, UndefinedNameError) as e:
             raise LinkError(f"{shown(e, 200)}; the reading has {_fields_of(reading.value)}.") from None
         except LinkError:
@@ -218,7 +218,7 @@ class Windows:
         """The question without what is to be withheld, or why there is none."""
         try:
             known, secrets = redactor.names_of(names), redactor.secrets(names)
-            prompt = redactor.text(self._redacted.render(known), secrets)
+            prompt = redactor.text(rendered(self._redacted, known), secrets)
         except (LinkError, *_TEMPLATE_ERRORS) as e:
             return None, f"the prompt cannot be made without {', '.join(sorted(redactor.names))}: {in_words(e)}"
         question = self._without_it[redactor].about(prompt, known["decided"])
@@ -288,7 +288,7 @@ def asking_of(link: Link, topic: str | None, value: Any, window: Sequence[Any], 
         secrets = redactor.secrets(names)
         prompt = kept = _rendered(link, names, redactor)
         if redactor:
-            kept = redactor.text(_outside.from_string(link.prompt).render(redactor.names_of(names)), secrets)
+            kept = redactor.text(rendered(_outside.from_string(link.prompt), redactor.names_of(names)), secrets)
     except LinkError:
         raise
     except _TEMPLATE_ERRORS as error:
@@ -311,7 +311,7 @@ def _rendered(link: Link, names: Mapping[str, Any], redactor: Redactor) -> str:
         jinja2.UndefinedError: it needs another name that the reading lacks.
     """
     try:
-        return _texts.from_string(link.prompt).render(names)
+        return rendered(_texts.from_string(link.prompt), names)
     except jinja2.UndefinedError as error:
         if not any(f"'{name}'" in str(error) for name in redactor.names):
             raise
@@ -406,6 +406,10 @@ def _require_known(tree: jinja2.nodes.Template) -> None:
         if node.name not in known:
             hint = "".join(f"; did you mean {near!r}?" for near in get_close_matches(node.name, known, n=1))
             raise jinja2.TemplateSyntaxError(f"there is no {kind} {node.name!r}{hint}", node.lineno)
+    for text in tree.find_all(jinja2.nodes.Const):
+        if isinstance(text.value, str) and (half := half_character(text.value)):
+            what = f"this text has half a character, {half!r} in it; write it without"
+            raise jinja2.TemplateSyntaxError(what, text.lineno)
     others = (jinja2.nodes.Extends, jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport)
     for other in tree.find_all(others):
         name = {"FromImport": "import", "Extends": "extend"}.get(type(other).__name__, type(other).__name__.lower())

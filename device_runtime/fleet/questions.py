@@ -17,7 +17,7 @@ from device_runtime.brain.redaction import Redactor
 from device_runtime.engine.typed.form import field_forms
 from device_runtime.errors import LinkError
 from device_runtime.fleet.expression import Expression
-from device_runtime.records.printable import shown
+from device_runtime.records.printable import half_character, shown
 from device_runtime.tasks.examples import answer_faults
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Decider", "LinkExample", "Nothing", "Question", "Questions", "Unsure", "answer_fields", "example_turns",
-    "is_decided", "typed_names",
+    "is_decided", "rendered", "typed_names",
 ]  # fmt: skip
 
 NOTHING = "N/A"  # stands for each value where the input says nothing
@@ -162,9 +162,17 @@ def _asked(
         names["decided"] = decider.decided(names)
         secrets = redactor.secrets(names)
         known = redactor.names_of(names) if redactor else names
-        return redactor.text(template.render(known), secrets), known["decided"], secrets
+        return redactor.text(rendered(template, known), secrets), known["decided"], secrets
     except (LinkError, jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise LinkError(f"an example's reading {shown(example.reading, 80)} cannot be used: {error}") from None
+
+
+def rendered(template: jinja2.Template, names: Mapping[str, Any]) -> str:
+    """A prompt. Raises what a template can run into, and a LinkError where no UTF-8 can hold what it makes."""
+    text = template.render(names)
+    if half := half_character(text):
+        raise LinkError(f"the prompt has half a character, {half!r} in it.")
+    return text
 
 
 def _literal_head(prompt: str) -> str:

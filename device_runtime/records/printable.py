@@ -1,13 +1,14 @@
 """Text in log lines, errors and reports: what comes from outside in one line, short, and without what should stay
-secret; and numbers with their nouns."""
+secret; and numbers with their nouns. And what no UTF-8 can hold."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["counted", "one_line", "shown", "without_secrets"]
+__all__ = ["counted", "half_character", "one_line", "shown", "without_secrets"]
 
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def counted(number: int | str, noun: str) -> str:
@@ -17,6 +18,12 @@ def counted(number: int | str, noun: str) -> str:
         noun: for one of them; its plural ends with an s more.
     """
     return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
+
+
+def half_character(text: str) -> str:
+    """The first half of a surrogate pair in `text`, which JSON and Python can spell and UTF-8 cannot; else nothing."""
+    found = _HALF.search(text)
+    return found[0] if found else ""
 
 
 def one_line(text: object) -> str:

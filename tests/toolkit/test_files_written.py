@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from device_runtime.bundle.work_place import whole_file
+from converters.measure.trace import save
+from device_runtime.bundle.work_place import whole_file, whole_stream
 from device_runtime.errors import ConfigurationError, DiskFullError
+from toolkit.broker.files import write_private
 from toolkit.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -116,6 +118,26 @@ def test_text_and_bytes_with_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "it.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_a_stream_takes_the_place_of_what_was_there_when_it_is_whole(
+    tmp_path: Path, short_files: Callable[[], None]
+) -> None:
+    target = tmp_path / "it.bin"
+    with whole_stream(target, mode=0o600) as stream:
+        stream.seek(4)
+        stream.write(b"x")
+    assert target.read_bytes() == b"\0\0\0\0x" and target.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(KeyboardInterrupt), whole_stream(target) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+    short_files()
+    with (
+        pytest.raises(ConfigurationError, match=r"it\.bin cannot be written: File too large\. Choose a place"),
+        whole_stream(target) as stream,
+    ):
+        stream.write(bytes(2000))
+    assert target.read_bytes() == b"\0\0\0\0x" and os.listdir(tmp_path) == ["it.bin"]
+
+
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="pipe is a device or a pipe; name a file"), whole_file(
@@ -124,7 +146,10 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         write("x")
     with pytest.raises(ConfigurationError, match=r"Is a directory\. Name a file"), whole_file(tmp_path) as write:
         write("x")
-    assert os.listdir(tmp_path) == ["pipe"]
+    for written in (save, write_private):
+        with pytest.raises(ConfigurationError, match="pipe is a device or a pipe; name a file"):
+            written(tmp_path / "pipe", {} if written is save else b"x")
+    assert os.listdir(tmp_path) == ["pipe"] and (tmp_path / "pipe").is_fifo()
 
 
 def test_the_private_half_of_a_key_goes_with_its_public_half(small_disk: Path) -> None:

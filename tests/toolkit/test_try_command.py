@@ -127,6 +127,11 @@ def test_lines_that_are_no_readings_are_named(replayed: Try, line: str, fault: s
     assert code == 2 and fault in err
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(replayed: Try) -> None:
+    """As editors on Windows save one."""
+    assert replayed("--json", readings='\ufeffplant/3 {"bar": 3.5}\n')[0] == 0
+
+
 def test_a_right_answer_that_no_link_can_give_is_named_and_not_scored(replayed: Try) -> None:
     wrong = [{"kin": "repair"}, {"kind": "leak"}]
     lines = [json.dumps({"topic": "house/7/note", "reading": "A", "answer": answer}) for answer in wrong]

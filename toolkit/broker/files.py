@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
-from device_runtime.machine.path_errors import cannot_write
+from device_runtime.bundle.work_place import whole_stream
 
 __all__ = ["write_private", "write_public"]
 
@@ -22,14 +20,5 @@ def write_public(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.unlink(missing_ok=True)
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-        part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with whole_stream(path, mode) as stream:
+        stream.write(content)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from device_runtime.records.printable import counted
 from toolkit.cli.broker_access import add_broker_access, broker_access
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask each device, and write what comes; 3 if one does not answer."""
     from device_runtime.bundle.work_place import whole_file
     from device_runtime.client.records import kept_records
-    from device_runtime.errors import ConfigurationError, UnreachableError
+    from device_runtime.errors import ConfigurationError
     from device_runtime.fleet.file import load
     from toolkit.cli.output import print_json, say
 
@@ -49,22 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if args.broker is None:
         args.broker = fleet.broker.url
     broker, name = broker_access(args)
-    kind = "examples" if args.examples else "answers"
-    found: list[Mapping[str, Any]] = []
-    silent: dict[str, str] = {}
-
-    def gather() -> None:
-        for device in devices:
-            try:
-                own = list(kept_records(broker, device, kind, client=name, timeout_s=args.timeout))  # type: ignore[arg-type]
-            except UnreachableError as error:
-                silent[device] = str(error)
-                say(f"{device}: {error}")
-                continue
-            found.extend({**entry, "device": device} for entry in own)
-
+    kind: Literal["answers", "examples"] = "examples" if args.examples else "answers"
+    asking = partial(kept_records, broker, kind=kind, client=name, timeout_s=args.timeout)
     if args.output is None:
-        gather()
+        found, silent = _gathered(devices, asking)
         if args.json:
             print_json({"records": found, "silent": silent})
         else:
@@ -72,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 print_json(entry)
         return 3 if silent else 0
     with whole_file(args.output) as write:  # before anybody is asked: a folder that takes no file is known at once
-        gather()
+        found, silent = _gathered(devices, asking)
         for entry in found:
             write(json.dumps(entry, ensure_ascii=False) + "\n")
     noun = "example" if args.examples else "record"
@@ -86,3 +75,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"file": str(args.output) if found else None, "records": len(found), "silent": silent})
     return 3 if silent else 0
+
+
+def _gathered(
+    devices: Iterable[str], asking: Callable[[str], Iterable[Mapping[str, Any]]]
+) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """What devices have kept, each entry with its device; and those that do not answer, with why."""
+    from device_runtime.errors import UnreachableError
+    from toolkit.cli.output import say
+
+    found: list[Mapping[str, Any]] = []
+    silent: dict[str, str] = {}
+    for device in devices:
+        try:
+            own = list(asking(device))
+        except UnreachableError as error:
+            silent[device] = str(error)
+            say(f"{device}: {error}")
+            continue
+        found.extend({**entry, "device": device} for entry in own)
+    return found, silent

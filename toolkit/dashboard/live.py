@@ -229,7 +229,9 @@ def _answer_fields(answer: LinkAnswer) -> dict[str, Any]:
 
 
 def _state(row: dict[str, Any], report: DeviceReport) -> None:
-    if report.state is not None:
+    if report.state is None:  # it has not come back to a broker that was away
+        row["state"] = "unknown"
+    else:
         row["state"], row["boot"] = report.state.state.value, report.state.boot
 
 

@@ -10,9 +10,8 @@ from device_runtime import __version__
 from device_runtime.bundle.folder import Bundle, read_signature
 from device_runtime.bundle.manifest import Manifest
 from device_runtime.bundle.trust import PublicKey, parse_signatures
-from device_runtime.bundle.work_place import put_in_place, work_file
+from device_runtime.bundle.work_place import whole_stream
 from device_runtime.errors import ConfigurationError, DoesNotFitError
-from device_runtime.machine.path_errors import cannot_write
 from toolkit.firmware.build import Build
 from toolkit.firmware.container import Signed, model_container, wrap
 from toolkit.firmware.layout import layout_of
@@ -85,17 +84,12 @@ def write_flash(path: Path, board: Board, firmware: bytes | None, model: bytes |
     address, kib = update.machine_ram_address, update.machine_ram_kib
     assert address is not None and kib is not None
     start = update.flash_address - address
-    try:
-        with work_file(path) as part:
-            with open(part, "wb") as file:
-                for at, data in ((layout.firmware_at[0], firmware), (layout.model_at[0], model)):
-                    if data is not None:
-                        file.seek(start + at)
-                        file.write(data)
-                file.truncate(kib * 1024)
-            put_in_place(part, path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    with whole_stream(path) as stream:
+        for at, data in ((layout.firmware_at[0], firmware), (layout.model_at[0], model)):
+            if data is not None:
+                stream.seek(start + at)
+                stream.write(data)
+        stream.truncate(kib * 1024)
 
 
 def require_flash(path: Path, board: Board) -> None:

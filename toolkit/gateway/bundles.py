@@ -118,7 +118,7 @@ class Bundles:
 
     def take_back(self, answer: _Answer) -> None:
         """Free the place of an answer that nobody waits for any more."""
-        if self._queue.cancel(answer.key) is not None:
+        if self._queue.remove(answer):
             answer.drop()
 
     def generate(self, name: str, request: Request, raw: bool, answer: _Answer) -> Final:
@@ -175,9 +175,9 @@ class _Answer(Job):
 
     def __init__(self, of: Bundles, model: str, request: Request, raw: bool, client: str, deadline_s: float) -> None:
         self._of, self._model, self._request, self._raw = of, model, request, raw
-        self.client, self.start_by_s, self.key = client, deadline_s, object()
+        self.client, self.start_by_s = client, deadline_s
         self.memory_bytes = sum(len(message["content"]) for message in request.messages) + 1024
-        self.said = self._taken_back = False
+        self.said = False
         self._run = CancellableRun(deadline_s)
         self._loop = asyncio.get_running_loop()
         self._came: asyncio.Queue[str | Final | BaseException] = asyncio.Queue()
@@ -203,9 +203,7 @@ class _Answer(Job):
 
     def cancel(self) -> None:
         self._run.end("cancelled")
-        if not self._taken_back:  # the queue cancels what is under way by this method
-            self._taken_back = True
-            self._of.take_back(self)
+        self._of.take_back(self)
 
     # the worker, and who empties the queue
 

@@ -26,8 +26,7 @@ FLEET = "fleet"  # the owner of the model that the fleet's router chooses
 AUTO = "auto"  # the name of the model that the device's router chooses, or else its first
 log = logging.getLogger("stonechat.gateway")
 
-_STOPPED = (DeviceState.DISCONNECTED,)
-_GONE = (*_STOPPED, DeviceState.LOST, None)  # None: it has said nothing since there is this connection
+_GONE = (DeviceState.DISCONNECTED, DeviceState.LOST)
 
 
 class FleetModels:
@@ -144,8 +143,11 @@ class FleetModels:
 
     def _present(self) -> dict[str, DeviceReport]:
         """Who is online; and who may be about to come back, which shows when it is asked (`RemoteModel`)."""
-        gone = _STOPPED if self._watch.is_new else _GONE
-        return {name: of for name, of in self._watch.devices().items() if (of.state and of.state.state) not in gone}
+        return {
+            name: of
+            for name, of in self._watch.devices().items()
+            if (self._watch.doubts(name) if of.state is None else of.state.state not in _GONE)
+        }
 
     def _card(self, name: str, model: str, info: Info, owner: str) -> Card:
         chosen_there = model == AUTO and model not in info.models

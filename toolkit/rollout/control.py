@@ -34,10 +34,11 @@ def hold(files: RolloutFiles, rollout_id: str, wish: Wish) -> Rollout:
     if files.is_carried_out(rollout_id):
         files.wish(rollout_id, wish)
         files.await_wish(rollout_id)
-    rollout = files.read(rollout_id)
+    rollout = files.read(rollout_id)  # again, as that process has left it
     if not (rollout.ended or files.is_carried_out(rollout_id)):  # also where that process has ended meanwhile
-        files.write(rollout.abort() if wish == "abort" else replace(rollout, paused=True))
-    return files.read(rollout_id)
+        rollout = rollout.abort() if wish == "abort" else replace(rollout, paused=True)
+        files.write(rollout)
+    return rollout
 
 
 def is_paused(rollout: Rollout, files: RolloutFiles) -> bool:

@@ -23,6 +23,7 @@ from device_runtime.errors import ConfigurationError, UnreachableError
 from device_runtime.machine.path_errors import cannot_write, is_full
 from device_runtime.machine.state_home import state_home
 from device_runtime.records import typed_json
+from device_runtime.records.printable import half_character
 from device_runtime.update import durable
 from toolkit.rollout.rollout import Device, DevicePhase, Plan, Rollout, Stage
 
@@ -83,6 +84,11 @@ class RolloutFiles:
         Raises:
             DiskFullError, ConfigurationError: it cannot be written. What was kept of it stays, and nothing beside it.
         """
+        for name in ("bundle", "fleet", "model"):
+            if half_character(given := getattr(rollout.plan, name) or ""):  # of a byte on the command line
+                raise ConfigurationError(
+                    f"the {name} {given!r} is not UTF-8, and what is kept of a roll-out is; give it another name."
+                )
         path = self._path(rollout.plan.id, "json")
         text = json.dumps(asdict(rollout), default=_word, ensure_ascii=False, indent=1)
         with writing(path):

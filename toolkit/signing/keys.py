@@ -12,9 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from device_runtime.bundle.trust import RETIRED, PublicKey, Signature, TrustStore, read_key
-from device_runtime.bundle.work_place import made_folders
+from device_runtime.bundle.work_place import made_folders, naming
 from device_runtime.errors import ConfigurationError
-from device_runtime.machine.path_errors import cannot_write
 from device_runtime.mqtt.topics import is_id
 from device_runtime.update import durable
 
@@ -154,7 +153,7 @@ def _both(name: str, private: Ed25519PrivateKey) -> SigningKey:
 
 
 def _write_new(path: Path, content: bytes, mode: int, undo: ExitStack) -> None:
-    try:
+    with naming(path):
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         undo.callback(path.unlink, missing_ok=True)
         with open(number, "wb") as file:
@@ -162,5 +161,3 @@ def _write_new(path: Path, content: bytes, mode: int, undo: ExitStack) -> None:
             file.flush()
             os.fsync(file.fileno())  # its public half may be on devices before the disk has it
         durable.sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None

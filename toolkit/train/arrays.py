@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from device_runtime.errors import ConfigurationError
 from device_runtime.update import durable
 
-__all__ = ["UNREADABLE", "kept_state", "read_state", "require_readable", "write_arrays", "write_state"]
+__all__ = ["UNREADABLE", "kept_state", "read_state", "state_sha256", "write_arrays", "write_state"]
 
 # What numpy raises of a file that is missing or damaged, or has no array of a name.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -57,19 +58,21 @@ def read_state(
     return numbers, [jnp.asarray(a, dtype=np.asarray(old).dtype) for a, old in zip(found.values(), like, strict=True)]
 
 
-def require_readable(path: Path) -> None:
-    """Before work that ends with `read_state`.
+def state_sha256(path: Path) -> str:
+    """The sha256 of a state, before work that ends with `read_state`.
 
     Raises:
         ConfigurationError: the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as arrays:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as arrays:
             damaged = arrays.testzip()
     except UNREADABLE as error:
         raise _unreadable(path, str(error)) from None
     if damaged is not None:
         raise _unreadable(path, f"{damaged} is damaged")
+    return hashlib.sha256(content).hexdigest()
 
 
 def kept_state(path: Path, like: Sequence[Any], *counts: str) -> tuple[list[int], list[Any]] | None:

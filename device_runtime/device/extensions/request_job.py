@@ -41,8 +41,8 @@ class Replies:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._under_way: dict[Hashable, bytes] = {}  # by its key, a digest of what each asks
-        self._ended: OrderedDict[Hashable, bytes] = OrderedDict()  # the same of the last that have ended,
+        self._under_way: dict[Hashable, tuple[bytes, RequestJob]] = {}  # by its key, with a digest of what it asks
+        self._ended: OrderedDict[Hashable, bytes] = OrderedDict()  # this digest of the last that have ended,
         self._ends: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()  # and with what the last of these did
 
     def client_of(self, topic: str) -> str | None:
@@ -60,7 +60,7 @@ class Replies:
             fields = {**fields, "device": self._device.topics.device}
         self._device.client.publish(address.reply_to, dump(fields), qos=qos, correlation_data=address.correlation_data)
 
-    def begin(self, address: Address, asked: bytes) -> None:
+    def begin(self, address: Address, asked: bytes, job: RequestJob) -> None:
         """A request is taken: until it is `rejected`, what comes with its key is a repeat.
 
         Args:
@@ -68,24 +68,26 @@ class Replies:
         """
         if address.key is not None:
             with self._lock:
-                self._under_way[address.key] = asked
+                self._under_way[address.key] = asked, job
 
     def asked(self, address: Address) -> bytes | None:
         """What was asked with this key, as `begin` got it; None where that is not known, or was refused."""
         with self._lock:
-            return self._under_way.get(address.key) or self._ended.get(address.key)
+            under_way = self._under_way.get(address.key)
+            return under_way[0] if under_way is not None else self._ended.get(address.key)
 
-    def is_under_way(self, address: Address) -> bool:
-        """Whether a request has begun and not ended."""
+    def under_way(self, address: Address) -> RequestJob | None:
+        """The request with this key, where it has begun and not ended."""
         with self._lock:
-            return address.key in self._under_way
+            under_way = self._under_way.get(address.key)
+            return under_way[1] if under_way is not None else None
 
     def end(self, address: Address, fields: dict[str, Any]) -> None:
         """Publish what ends a request; `again` repeats it."""
         with self._lock:
-            asked = self._under_way.pop(address.key, None)
-            if asked is not None:
-                self._ended[address.key], self._ends[address.key] = asked, fields
+            under_way = self._under_way.pop(address.key, None)
+            if under_way is not None:
+                self._ended[address.key], self._ends[address.key] = under_way[0], fields
                 if len(self._ended) > REMEMBERED:
                     self._ended.popitem(last=False)
                 if len(self._ends) > KEPT:
@@ -167,7 +169,6 @@ class RequestJob(Job):
         """
         deadline_s = arrived_s + request.deadline_ms / 1000 if request.deadline_ms is not None else None
         expires_s = arrived_s + expiry_s if expiry_s is not None else None
-        self.key = address.key
         self.client = replies.client(address)
         self.memory_bytes = memory_bytes(request)
         self.pooled = pooled
@@ -181,7 +182,7 @@ class RequestJob(Job):
         if self._desk is not None and (not self._streams or self._is_typed):  # pieces cannot be taken back
             self._streams, local_s = False, self._desk.late_s(arrived_s, deadline_s)
         self.start_by_s = min((t for t in (local_s, expires_s) if t is not None), default=None)
-        self._run = CancellableRun(local_s)
+        self._run, self._is_taken_back = CancellableRun(local_s), False
         self._chosen: Chosen | None = None  # by the router
 
     @property
@@ -206,6 +207,7 @@ class RequestJob(Job):
         given_up = self._device.queue.add_request(self)
         for other in given_up:
             other.give_way()
+        self._moved()
         return self not in given_up
 
     def run(self) -> None:
@@ -331,10 +333,12 @@ class RequestJob(Job):
             else:
                 self._without(reason, why, local, replace(route, model=self._elsewhere.model), code)
 
-        return desk.pass_on(
-            reason, why, question, self._deadline_s, done, local=local, purpose=purpose, key=self.key, secrets=secrets,
+        passed_on = desk.pass_on(
+            reason, why, question, self._deadline_s, done, local=local, purpose=purpose, key=self, secrets=secrets,
             about={"model": self._elsewhere.model} if self._has_model else {},
         )  # fmt: skip
+        self._moved()
+        return passed_on
 
     def _without(self, reason: Reason, why: str, local: Final | None, route: Route, code: str) -> None:
         """The larger model has not answered: the local answer goes out, marked, or is made now."""
@@ -348,7 +352,7 @@ class RequestJob(Job):
             code = UnfamiliarError.code if reason == "unfamiliar" else code
             self._fail(code, f"{why.removesuffix('.')}; and {(route.failed or '').removesuffix('.')}.")
         elif self._is_early and self._device.queue.add_task(self):
-            return
+            self._moved()
         else:
             self.expire()
 
@@ -359,13 +363,20 @@ class RequestJob(Job):
         self._replies.forget(self._address)  # the model is tried again with a request
         return self._replies.reject(self._address, code, message)
 
-    def cancel(self) -> None:
-        """End the answer."""
-        self._run.end("cancelled")
+    def take_back(self) -> None:
+        """A cancel command names it: it ends where it waits, or after the token in progress. From any thread."""
+        self._is_taken_back = True  # before it is looked for: one between two places is found in neither
+        self._moved()
 
-    def cancelled(self) -> None:
-        """It was taken out of the queue by a cancel command."""
-        self._replies.cancelled(self._address)
+    def _moved(self) -> None:
+        """It may have come to another place: if it was taken back meanwhile, it ends there."""
+        if not self._is_taken_back:
+            return
+        elsewhere = self._escalations
+        if self._device.queue.remove(self) or (elsewhere is not None and elsewhere.cancel(self)):
+            self._replies.cancelled(self._address)
+        else:
+            self._run.end("cancelled")
 
     def expire(self) -> None:
         """The time for its answer has passed while it waited."""

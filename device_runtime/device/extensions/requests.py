@@ -130,19 +130,20 @@ class Requests(Extension):
             escalations=self._escalations,
             recorder=self._recorder,
         )
-        self._replies.begin(address, asked)  # both before it waits: the worker thread may answer at once, or refuse it
+        # both before it waits: the worker thread may answer at once, or refuse it
+        self._replies.begin(address, asked, job)
         if has_room := device.queue.has_room_for(job):
             self._accepted(request, address)
         if not job.goes_elsewhere():
             job.queue()
-        elif not has_room and self._replies.is_under_way(address):
+        elif not has_room and self._replies.under_way(address) is not None:
             self._accepted(request, address)
         return None
 
     def _repeated(self, address: Address, *, same: bool) -> None:
         """A request whose Correlation Data has come before: its client, or the broker, may have been away since."""
         short, told = self._replies.short(address), "a request has come again that"
-        if self._replies.is_under_way(address):  # an error would be taken for its end, which is to come
+        if self._replies.under_way(address) is not None:  # an error would be taken for its end, which is to come
             log.info("dropped: %s of %s is under way%s", told, short, "" if same else ", and asks something else")
         elif not same:  # who asks something else gets no old answer
             self._replies.turn_away(
@@ -167,10 +168,7 @@ class Requests(Extension):
             Cancel.from_value(value)
         if address.key is None:
             raise MessageError("a cancel command needs the Correlation Data (or id) of the request.")
-        job = self._device.queue.cancel(address.key)
-        if isinstance(job, RequestJob):
-            job.cancelled()
-        elif self._escalations.cancel(address.key):
-            self._replies.cancelled(address)
+        if (job := self._replies.under_way(address)) is not None:
+            job.take_back()
         else:
             self._replies.again(address)  # its client may have been away when that was said

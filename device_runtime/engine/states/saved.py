@@ -6,7 +6,6 @@ They lie in the bundle's folder of the cache, since another graph could not use 
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from device_runtime.bundle.work_place import naming, whole_stream
 from device_runtime.engine.backends import Backend
 from device_runtime.engine.states.snapshot import Snapshot
 from device_runtime.errors import BackendError, ConfigurationError
-from device_runtime.machine.path_errors import cannot_write
 
 if TYPE_CHECKING:
     from device_runtime.bundle.folder import Bundle
@@ -44,16 +43,11 @@ def save_conversation(
             "A message holds half of a surrogate pair, which is no character, so the conversation cannot be kept; "
             "leave it out."
         ) from None
-    part = path.with_suffix(".part")
-    try:
+    arrays |= {"tokens": np.array(cache.tokens, np.int64), "messages": said}
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # it is nobody else's
-            content: dict[str, Any] = {"tokens": np.array(cache.tokens, np.int64), "messages": said}
-            np.savez(file, backend=_kind(backend), **content, **arrays)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise cannot_write(path, error) from None
+    with whole_stream(path, mode=0o600) as stream:  # it is nobody else's
+        np.savez(stream, backend=_kind(backend), **arrays)
     return path
 
 

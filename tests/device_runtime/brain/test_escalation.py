@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from device_runtime.device.extensions import escalation as desks
+from device_runtime.device.extensions.request_job import RequestJob
 from device_runtime.errors import IncompleteError, OutdatedBundleError
 from device_runtime.fleet.links import Link
 from device_runtime.fleet.policies.escalation import Escalation, Redaction, Target
@@ -566,6 +567,59 @@ class TestRequests:
         device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c1")
         last = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
         assert last["finish"] == "cancelled"
+
+    def test_a_cancel_between_the_local_answer_and_the_larger_model_is_not_lost(
+        self, on_air: Callable[..., OnAir], far: FarServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        far.wait_s = 20.0
+        device = on_air(model(0.4), escalate=policy(far))
+        question = desks.Escalations.question
+
+        def take_long(*args: Any, **fields: Any) -> Any:
+            reply_to = device.topics.reply("tester", "1")
+            device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c1")
+            device.ask(prompt="the next", session="2", correlation=b"c2")
+            device.until_waiting(1)  # so the cancel was read as well
+            monkeypatch.undo()
+            return question(*args, **fields)
+
+        monkeypatch.setattr(desks.Escalations, "question", take_long)
+        reply_to = device.ask(prompt="x", schema=ANSWER)
+        last = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+        assert last["finish"] == "cancelled"
+
+    def test_a_cancel_between_the_larger_model_and_the_device_s_own_queue_is_not_lost(
+        self,
+        on_air: Callable[..., OnAir],
+        peer: Callable[..., Peer],
+        far: FarServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        far.status = 500
+        script = model(0.9, gated=True)
+        device = on_air(script, escalate=policy(far, when=("busy",), busy=1))
+        listener, without = peer(), RequestJob._without
+        listener.subscribe(device.topics.reply("tester", "4"))
+
+        def take_long(*args: Any) -> None:
+            reply_to = device.topics.reply("tester", "3")
+            device.client.publish(device.topics.cancel, {}, ResponseTopic=reply_to, CorrelationData=b"c3")
+            device.ask(prompt="to no model", session="4", correlation=b"c4", model="unknown")
+            listener.next()  # so the cancel was read as well
+            without(*args)
+
+        monkeypatch.setattr(RequestJob, "_without", take_long)
+        device.ask(prompt="runs", session="1", correlation=b"c1")
+        device.client.until(lambda topic, value: value.get("state") == "busy")
+        device.ask(prompt="waits", session="2", correlation=b"c2")
+        device.until_waiting(1)
+        reply_to = device.ask(prompt="is passed on", session="3", correlation=b"c3")
+        last = device.client.until(lambda topic, value: topic == reply_to)[-1][1]
+        assert last["finish"] == "cancelled"
+        script.gate.release(100)
+        device.client.until(lambda topic, value: topic == device.topics.reply("tester", "2"))
+        wait_until(lambda: not len(device.service._device.queue))
+        assert len(script.asked) == 2
 
 
 class TestDevices:

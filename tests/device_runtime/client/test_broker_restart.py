@@ -14,8 +14,10 @@ from typing import Literal
 import pytest
 from paho.mqtt import publish
 
-from device_runtime.client.exchange import BROKER_ENDS_S, GRACE_S, RETURNS_S
+from device_runtime.client.exchange import GRACE_S
+from device_runtime.client.last_wills import BROKER_ENDS_S, RETURNS_S
 from device_runtime.client.remote import RemoteAnswer, RemoteModel
+from device_runtime.client.roll_call import DeviceReport, FleetWatch, roll_call
 from device_runtime.device.service import Service
 from device_runtime.errors import UnreachableError
 from device_runtime.fleet.settings import DeviceConfig
@@ -302,3 +304,91 @@ class TestADeviceThatIsNot:
             assert (
                 f"gave no answer within 1 s: the connection to the broker at {broker.address()} is gone" in heard.error
             )
+
+
+class TestAListOfDevices:
+    """`stonechat fleet`, and the page of the dashboard."""
+
+    @pytest.fixture
+    def remembering(self, tmp_path: Path) -> Iterator[Broker]:
+        made = Broker(tmp_path, remembers=True)
+        made.start()
+        yield made
+        made.stop()
+
+    def test_a_device_that_is_not_back_at_a_broker_that_was_restarted_is_not_called_lost(
+        self, tmp_path: Path, remembering: Broker
+    ) -> None:
+        with serving(tmp_path, remembering, ScriptedModel(WORDS)) as service:
+            service._client._paho.reconnect_delay_set(1.5, 1.5)  # after the start of a call, and within RETURNS_S of it
+            remembering.stop()
+            wait_until(lambda: not service._client.connected)
+            remembering.start()
+            found = roll_call(remembering.address())
+            assert found["off-pi"].state is not None and found["off-pi"].state.state is DeviceState.READY
+
+    @pytest.mark.parametrize("wait_s", [None, 0.2])
+    def test_one_that_is_lost_is_said_to_be_so(self, tmp_path: Path, remembering: Broker, wait_s: float | None) -> None:
+        lost = State(DeviceState.LOST, 3)
+        publish.single("stonechat/1/off-pi/out/state", lost.to_json(), qos=1, retain=True, port=remembering.port)
+        more = {} if wait_s is None else {"wait_s": wait_s, "whole_wait": True}
+        assert roll_call(remembering.address(), **more)["off-pi"].state == lost
+
+    def test_who_watches_is_told_of_no_last_will_of_the_broker_s_own_end(self, tmp_path: Path, broker: Broker) -> None:
+        told: list[DeviceState | None] = []
+
+        def note(report: DeviceReport, kind: str) -> None:
+            told.append(report.state.state if report.state is not None else None)
+
+        watch = FleetWatch(broker.address(), on_news=note)
+        with serving(tmp_path, broker, ScriptedModel(WORDS)) as service:
+            watch.open()
+            try:
+                wait_until(lambda: DeviceState.READY in told)
+                service._client._paho.reconnect_delay_set(2, 2)  # who watches is back after 1 s
+                del told[:]
+                broker.stop()
+                wait_until(lambda: not watch.connected and not service._client.connected)
+                broker.start()
+                wait_until(lambda: watch.connected)
+                assert not service._client.connected
+                wait_until(lambda: DeviceState.READY in told)
+                time.sleep(1.1 * RETURNS_S)
+                assert set(told) <= {None, DeviceState.READY}
+            finally:
+                watch.close()
+
+    def test_who_watches_is_told_of_a_device_that_vanishes(self, tmp_path: Path, broker: Broker) -> None:
+        told: list[DeviceReport] = []
+        device = Device(tmp_path, broker.port, "off-pi", fleet_file(tmp_path, {"off-pi": ""}))
+        device.start(ready=True)
+        watch = FleetWatch(broker.address(), on_news=lambda report, kind: told.append(report))
+        watch.open()
+        try:
+            wait_until(lambda: "off-pi" in watch.devices())
+            device.kill()
+            wait_until(lambda: told[-1].state is not None and told[-1].state.state is DeviceState.LOST)
+            assert watch.devices()["off-pi"].state == told[-1].state
+        finally:
+            watch.close()
+            device.kill()
+
+    def test_who_watches_is_told_that_a_device_has_not_come_back(self, tmp_path: Path, broker: Broker) -> None:
+        told: list[State | None] = []
+        device = Device(tmp_path, broker.port, "off-pi", fleet_file(tmp_path, {"off-pi": ""}))
+        device.start(ready=True)
+        watch = FleetWatch(broker.address(), on_news=lambda report, kind: told.append(report.state))
+        watch.open()
+        try:
+            wait_until(lambda: bool(told))
+            broker.stop()
+            wait_until(lambda: not watch.connected)
+            device.kill()
+            del told[:]
+            broker.start()
+            wait_until(lambda: watch.connected and not watch.doubts("off-pi") and bool(told))
+            kept = State(DeviceState.LOST, 1) if broker._lines else None
+            assert told[-1] == watch.devices()["off-pi"].state == kept
+        finally:
+            watch.close()
+            device.kill()

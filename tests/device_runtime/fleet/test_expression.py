@@ -76,6 +76,7 @@ def test_an_expression_computes_with_a_readings_fields(source, value):
         ("eval('1')", "there is no function 'eval'"),
         ("maximum(1)", "did you mean 'max'"),
         ("door.upper()", "there is no function 'door.upper'"),
+        (r"door == 'b\ud800'", r"this text has half a character, '\\ud800' in it; write it without"),
     ],
 )
 def test_a_fault_is_found_before_there_is_a_reading(source, message):

@@ -75,6 +75,7 @@ def test_a_field_cannot_take_the_place_of_topic_or_window():
     ("settings", "fields", "message"),
     [
         ({"when": "temp_c > 80"}, {"temp": 1}, "'temp_c' is undefined; the reading has temp"),
+        ({"prompt": "{{ '%c' | format(t) }}"}, {"t": 0xD800}, r"the prompt has half a character, '\\ud800' in it"),
         (
             {"when": "temp_c > 80"},
             {"temp_c": "hot"},
@@ -419,6 +420,8 @@ def test_names_and_values_of_a_reading_stay_in_one_short_line_of_an_error():
         ("{% extends 'other' %}", "there are no other templates here that it could extend"),
         ("{% include 'other' %}", "there are no other templates here that it could include"),
         ("{% from 'other' import a %}", "there are no other templates here that it could import"),
+        (r"{{ '\ud800' }}", r"this text has half a character, '\ud800' in it; write it without"),
+        (r"{{ x | default('a' ~ 'b\udfff') }}", r"this text has half a character, '\udfff' in it; write it without"),
     ],
 )
 def test_what_a_template_asks_for_and_there_is_not_is_a_fault_of_the_file(template: str, why: str) -> None:

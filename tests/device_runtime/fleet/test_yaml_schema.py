@@ -53,6 +53,11 @@ def test_a_file_becomes_a_dataclass():
     [
         ("x: 10", "p.yaml:1:4: x: found '10'; expected a whole number from 0 to 9 cm"),
         ("x:", "p.yaml:1:3: x: found nothing; expected a whole number from 0 to 9 cm"),
+        (
+            r'{x: 1, tags: ["b\ud800"]}',
+            r"p.yaml:1:15: this text has half a character, '\ud800' in it; write it without",
+        ),
+        (r'{x: 1, tags: ["b\0"]}', "p.yaml:1:15: this text has a zero byte in it; write it without"),
         ("x: 0x3", "p.yaml:1:4: x: found '0x3'; expected a whole number from 0 to 9 cm"),
         ("x: [1]", "p.yaml:1:4: x: found a list; expected a whole number from 0 to 9 cm"),
         ("{x: 1, y: .nan}", "p.yaml:1:11: y: found '.nan'; expected a number from 0 to 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -451,6 +452,26 @@ def test_what_a_full_disk_ends_leaves_nothing_and_can_be_begun_again(
     assert main([*words, "--json"]) == 3  # as far as the broker, which is not there
     assert json.loads(capfd.readouterr().out)["error"]["code"] == "unreachable"
     assert len(files.ids()) == 2
+
+
+@pytest.mark.parametrize("what", ["bundle", "fleet", "packed", "model"])
+def test_what_is_not_utf_8_is_refused_by_its_name_and_leaves_nothing(what, bundles, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ("state\udcff" if what == "packed" else "state")))
+    fleet, bundle = tmp_path / ("fleet\udcff.yaml" if what == "fleet" else "fleet.yaml"), bundles["1"]
+    fleet.write_text(FLEET.format(port=1, devices="  pi-1: {model: assistant, groups: [herd]}"))
+    if what == "bundle":
+        bundle = shutil.copytree(bundle, tmp_path / "b\udcff")
+    elif what == "packed":
+        assert main(["bundle", "pack", str(bundle), "-o", str(tmp_path / "1.zip")]) == 0
+        bundle = tmp_path / "1.zip"
+    more = ["--model", "m\udcff"] if what == "model" else []
+    capfd.readouterr()
+    assert main(["deploy", str(bundle), "--to", "fleet:herd", "--fleet", str(fleet), *more, "--json"]) == 2
+    error = json.loads(capfd.readouterr().out)["error"]
+    what = "bundle" if what == "packed" else what
+    assert error["code"] == "configuration"
+    assert re.fullmatch(rf"the {what} '.*\\udcff.*' is not UTF-8, and .*; give it another name\.", error["message"])
+    assert not list(tmp_path.glob("state*/stonechat/rollouts/*"))
 
 
 @pytest.mark.parametrize("url", ["ftp://host/b", "https://", "host/bundles", "https://host/b?x=1", "http://[::1"])

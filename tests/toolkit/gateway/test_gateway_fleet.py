@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from paho.mqtt import publish
 
-from device_runtime.client.exchange import RETURNS_S
+from device_runtime.client.last_wills import RETURNS_S
 from device_runtime.device.service import Service
 from device_runtime.fleet.file import load
 from device_runtime.fleet.settings import DeviceConfig, ModelSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import optax
 
 from device_runtime.errors import ConfigurationError
-from toolkit.train.arrays import read_state, require_readable
+from toolkit.train.arrays import read_state, state_sha256
 from toolkit.train.weights import SETTINGS, TRAINED, Progress, is_finished, work_folder
 
 __all__ = ["Earlier", "earlier", "rates", "shown"]
@@ -93,11 +92,9 @@ def earlier(bundle: Path | None, output: Path, checkpoint: str) -> Earlier | Non
     if made_with["checkpoint"] != checkpoint:
         raise ConfigurationError(f"{bundle} was tuned from another checkpoint; give the same one with --from.")
     try:
-        require_readable(work / TRAINED)
+        return Earlier(bundle, made_with, state_sha256(work / TRAINED))
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} Train {bundle} again.") from None
-    with open(work / TRAINED, "rb") as stream:
-        return Earlier(bundle, made_with, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def shown(progress: Progress) -> Callable[[int, int, float], None]:
