@@ -16,6 +16,7 @@ from device_runtime.errors import MissingExtraError
 from toolkit.brain.router_training import train_router
 from toolkit.cli import main
 from toolkit.cli.command import parser
+from toolkit.cli.output import print_json
 
 
 def leaves(of: argparse.ArgumentParser, *words: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
@@ -124,3 +125,10 @@ def test_ctrl_c_after_the_object_prints_no_second_one() -> None:
     with contextlib.redirect_stdout(Slow()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert main(["families", "--json"]) == 130
     assert set(json.loads(out.getvalue())) == {"families"} and err.getvalue() == "\nstonechat: interrupted\n"
+
+
+def test_a_figure_that_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"ratio": float("nan"), "of": [1.5, {"low": float("-inf")}], "text": "NaN"})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "ratio": None, "of": [1.5, {"low": None}], "text": "NaN",
+    }  # fmt: skip

@@ -118,7 +118,7 @@ def test_the_text_names_what_should_have_been(replayed: Try) -> None:
         ('{"topic": "a"}', "readings.txt:2: found no `reading`"),
         ('{"reading": 1, "truth": 2}', "readings.txt:2: found 'truth'"),
         ('{"reading": 1, "time": "now"}', "readings.txt:2: `answer` is an object"),
-        ("{", "readings.txt:2: not JSON"),
+        ("{", "readings.txt:2: the line is not JSON"),
         (r'{"reading": "\ud800"}', "readings.txt:2: the line holds half of a surrogate pair, which is no character"),
     ],
 )
@@ -176,3 +176,14 @@ def test_what_is_not_there_is_named(replayed: Try) -> None:
     assert "serves no link 'hot'; its links are sort, rule" in replayed("--link", "hot")[2]
     assert "fleet.yaml has no device 'south'; its devices are: north" in replayed("--device", "south")[2]
     assert "holds no readings" in replayed(readings="\n")[2]
+
+
+def test_a_line_ends_at_a_line_feed_alone(replayed: Try) -> None:
+    """As mosquitto_sub prints it: a payload may have U+0085 or a form feed in it."""
+    code, out, _ = replayed(readings="house/9/note Loud\u0085music\x0cagain.\nhouse/7/note The tap drips.\n")
+    assert code == 0 and "2 answered" in out
+
+
+def test_a_line_with_a_number_that_json_does_not_have_is_named(replayed: Try) -> None:
+    code, _, err = replayed(readings='{"topic": "plant/3", "reading": {"bar": 1}, "time": NaN}\n')
+    assert code == 2 and "readings.txt:1: the line holds NaN, which is not JSON" in err

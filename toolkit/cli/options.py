@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.errors import ConfigurationError, MissingExtraError
+from device_runtime.records.text_file import lines_in, read_text
 
 if TYPE_CHECKING:
     from device_runtime.engine.sampler import Sampling
@@ -21,7 +22,6 @@ __all__ = [
     "positive_number",
     "read_schema",
     "read_schemas",
-    "read_text",
     "require_extra",
     "sampling",
     "whole_number",
@@ -116,16 +116,6 @@ def require_extra(extra: str, error: ImportError) -> MissingExtraError:
     return MissingExtraError.of("This command", error.name, extra)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
-
-
 def read_schema(path: Path) -> dict[str, Any]:
     """A JSON schema in a file."""
     import json
@@ -145,7 +135,7 @@ def read_shown(path: Path) -> list[dict[str, Any]]:
     import json
 
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(lines_in(read_text(path)), 1):
         if not line.strip():
             continue
         try:

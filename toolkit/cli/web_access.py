@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from device_runtime.errors import ConfigurationError
-from toolkit.cli.options import read_text, whole_number
+from device_runtime.records.text_file import read_text
+from toolkit.cli.options import whole_number
 from toolkit.web.listen import Listen, is_loopback
 
 __all__ = ["add_listen", "listen_of"]
