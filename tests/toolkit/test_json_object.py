@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -132,3 +133,13 @@ def test_a_figure_that_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "ratio": None, "of": [1.5, {"low": None}], "text": "NaN",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("closed", "out"), [(">&-", ""), ("<&- 2>&-", "{"), ("<&- >&- 2>&-", "")], ids=["out", "others", "all"]
+)
+def test_a_stream_that_is_closed_ends_no_command(closed: str, out: str) -> None:
+    """As some schedulers start one: Python has None in its place."""
+    command = f'exec "$0" -m toolkit boards show rp2040 --json {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:1], done.stderr) == (0, out, "")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.client import remote
 from tests.support.tuned_encoder import BERT
-from toolkit.cli import main
+from toolkit.cli import main, options
 
 TASK = """\
 task: 1
@@ -62,3 +63,31 @@ def test_an_earlier_training_is_no_reason_to_take_its_folder_away(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "few.yaml", "-o", "made"]) == 2
     assert (tmp_path / "made.training" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["records", "fleet.yaml", "--timeout"],
+        ["correct", "--device", "house", "--link", "logs", "category=network", "--timeout"],
+        ["chat", "--device", "house", "--timeout"],
+        ["fleet", "--wait"],
+        ["gateway", "--timeout"],
+        ["dashboard", "fleet.yaml", "--timeout"],
+        ["slots", "install", "bundle", "--trial-timeout-s"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("seconds", ["nan", "-1", "0", "1e11", "inf", "soon"])
+def test_a_time_that_nothing_can_wait_is_refused(
+    command: list[str], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of more than some years the system's clocks know nothing, and a message's expiry ends at 136."""
+    with pytest.raises(SystemExit) as end:
+        main([*command[:-1], f"{command[-1]}={seconds}"])
+    assert end.value.code == 2
+    assert f"{seconds!r} is not a number of seconds above 0, at most 86400" in capsys.readouterr().err
+
+
+def test_no_command_waits_longer_than_the_client_does() -> None:
+    assert options.LONGEST_S == remote.LONGEST_S

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from device_runtime.engine.sampler import Sampling
 
 __all__ = [
+    "LONGEST_S",
     "add_json",
     "add_runtime",
     "add_sampling",
@@ -24,8 +25,12 @@ __all__ = [
     "read_schemas",
     "require_extra",
     "sampling",
+    "seconds",
     "whole_number",
 ]
+
+
+LONGEST_S = 86_400  # the longest that a command may wait; that of `RemoteModel`, which takes longer to import
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +104,13 @@ def amount(text: str) -> float:
 def positive_number(text: str) -> float:
     """An argparse type: a number above 0."""
     return _number(text, lambda value: 0 < value < 1e12, "a number above 0")
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a time that something may wait, above 0, at most a day: the system's clocks count no longer
+    than some years, and MQTT's message expiry 136.
+    """
+    return _number(text, lambda value: 0 < value <= LONGEST_S, f"a number of seconds above 0, at most {LONGEST_S}")
 
 
 def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
