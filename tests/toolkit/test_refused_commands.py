@@ -11,6 +11,7 @@ from device_runtime.client import remote
 from tests.support.tuned_encoder import BERT
 from toolkit.cli import main, options
 
+BUNDLE = str(Path(__file__).parents[2] / "examples" / "log-triage" / "bundle")
 TASK = """\
 task: 1
 name: few
@@ -91,3 +92,24 @@ def test_a_time_that_nothing_can_wait_is_refused(
 
 def test_no_command_waits_longer_than_the_client_does() -> None:
     assert options.LONGEST_S == remote.LONGEST_S
+
+
+@pytest.mark.parametrize(
+    "command", [["bundle", "pack", BUNDLE, "-o", "x.zip"], ["bundle", "sign", BUNDLE], ["firmware", "build", BUNDLE]]
+)
+def test_a_security_counter_has_four_bytes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A time such as 202611291200 has more, and ended in a traceback once it was written for a microcontroller."""
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--security-counter", "202611291200"])
+    assert end.value.code == 2
+    assert "'202611291200' is more than 4294967295" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["explain", "{}", "disk full"], ["bench", "{}"], ["eval", "{}", "--task", "."]])
+def test_a_packed_bundle_where_a_folder_is_read_says_how_to_unpack_it(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "logs.zip"
+    assert main(["bundle", "pack", BUNDLE, "-o", str(packed)]) == 0
+    assert main([word.format(packed) for word in command]) == 2
+    assert f"unpack it with `stonechat bundle unpack {packed} -o DIR`" in capsys.readouterr().err

@@ -26,6 +26,7 @@ __all__ = [
     "require_extra",
     "sampling",
     "seconds",
+    "security_counter",
     "whole_number",
 ]
 
@@ -84,6 +85,11 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def security_counter(text: str) -> int:
+    """An argparse type: a security counter, which has four bytes in an image for a microcontroller."""
+    return whole_number(0, 2**32 - 1)(text)
 
 
 def percent(text: str) -> float:
