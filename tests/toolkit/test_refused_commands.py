@@ -113,3 +113,30 @@ def test_a_packed_bundle_where_a_folder_is_read_says_how_to_unpack_it(
     assert main(["bundle", "pack", BUNDLE, "-o", str(packed)]) == 0
     assert main([word.format(packed) for word in command]) == 2
     assert f"unpack it with `stonechat bundle unpack {packed} -o DIR`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["mqtt://broker.local", "broker.local:8883", "bad host", "", "a..b", "-a", "x" * 64])
+def test_a_broker_is_reached_under_a_name_or_an_address(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A certificate for anything else would be taken by no client, and nobody had said so."""
+    with pytest.raises(SystemExit) as end:
+        main(["broker", "init", str(tmp_path / "site"), f"--host={host}"])
+    assert end.value.code == 2 and not (tmp_path / "site").exists()
+    assert f"{host!r} is no name or address of a machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["broker.local", "192.168.1.5", "fd00::1", "bröker.local", "*.site.local", "pi_4"])
+def test_a_broker_may_have_any_name_that_a_certificate_has(host: str, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    assert main(["broker", "init", str(tmp_path / "site"), "--host", host]) == 0
+    assert (tmp_path / "site" / "broker.crt").is_file()
+
+
+def test_a_certificate_that_ends_after_the_last_date_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["broker", "init", str(tmp_path / "site"), "--host", "x", "--days", "999999999"])
+    assert not (tmp_path / "site").exists()
+    assert "'999999999' is more than 36500" in capsys.readouterr().err
