@@ -194,7 +194,7 @@ class LanguageModel:
             return TypedGeneration(
                 *parts, fields, held, fixed, priors, temperatures, unfamiliar, history, self._answers.paths
             )
-        written = None if task is None else task.decided()
+        written = None if task is None else task.decided(schema or task.schema)
         held = self._answers.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
         judge = partial(self._certainty, temperatures, schema, held, written)

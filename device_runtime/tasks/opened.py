@@ -10,7 +10,7 @@ from device_runtime.engine.chat import Message
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.tasks.classify import Heads, WrittenAnswer
 from device_runtime.tasks.file import typed_fields
-from device_runtime.tasks.fixed_answers import require_fit
+from device_runtime.tasks.fixed_answers import constants, require_fit
 from device_runtime.tasks.inputs import Prompt
 from device_runtime.tasks.purpose import Purpose, purposes_of
 
@@ -80,6 +80,12 @@ class OpenedTask:
         """Raise a `SchemaError` unless what its heads may answer fits."""
         require_fit(self._purpose.name, self._purpose.fields, schema)
 
-    def decided(self) -> WrittenAnswer | None:
-        """For one answer of the kind classify; None where the model writes its answers."""
-        return None if self._heads is None else WrittenAnswer(self._heads, self._tokenizer)
+    def decided(self, schema: Mapping[str, Any]) -> WrittenAnswer | None:
+        """For one answer of the kind classify; None where the model writes its answers.
+
+        Args:
+            schema: of the answer; what it gives as constants is taken as it is.
+        """
+        if self._heads is None:
+            return None
+        return WrittenAnswer(self._heads, self._tokenizer, constants(self._heads.fields, schema))

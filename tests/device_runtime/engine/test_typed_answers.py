@@ -160,6 +160,16 @@ class TestAnswers:
             answer = json.loads("".join(small.generate("eth0: no carrier", schema=wide)))
         assert answer == {"category": "network", "priority": "high"}
 
+    def test_what_a_link_decides_no_head_chooses(self) -> None:
+        """A schema has it as a constant; the heads' own choice stood in the answer."""
+        form = {"properties": {"priority": {"const": "low"}, "category": {"type": "string"}}}
+        with LanguageModel.open(EXAMPLES / "log-triage" / "bundle", threads=1) as small:
+            answer = json.loads("".join(generation := small.generate("eth0: no carrier", schema=form)))
+            with pytest.raises(SchemaError, match="never answers priority 'urgent'"):
+                small.generate("eth0: no carrier", schema={"properties": {"priority": {"const": "urgent"}}})
+        assert answer == {"category": "network", "priority": "low"}
+        assert set(generation.result.confidence or {}) == set(generation.result.probabilities or {}) == {"category"}
+
     def test_calibration_takes_off_what_is_answered_to_nothing(self, model: LanguageModel) -> None:
         form = schema(severity=WORDS)
         _, result = ask(model, form, nothing=ASKED[0]["content"])  # as if this said nothing
