@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.brain.question import last_of_user
 from device_runtime.brain.router import Router
 from device_runtime.engine.opening import open_model
-from device_runtime.errors import ConfigurationError, IncompleteError, LinkError
+from device_runtime.errors import ConfigurationError, ContextOverflowError, IncompleteError, LinkError, SchemaError
 from device_runtime.fleet.file import Fleet
 from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
@@ -267,12 +267,13 @@ class Replay:
         messages, system = list(question.messages), self._systems[name]
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        generation = self._models[name].generate(
-            messages, max_new=self._limits[name], schema=question.schema, head=question.head, nothing=question.nothing
-        )
         try:
+            generation = self._models[name].generate(
+                messages, max_new=self._limits[name], schema=question.schema, head=question.head,
+                nothing=question.nothing,
+            )  # fmt: skip
             text = "".join(generation)
-        except IncompleteError as error:
+        except (ContextOverflowError, IncompleteError, SchemaError) as error:  # of this reading, as on a device
             return Replayed(link.name, topic, {"error": str(error)} | route, truth)
         result = generation.result
         confidence = {field: round(share, 4) for field, share in (result.confidence or {}).items()}
