@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.brain.question import last_of_user
 from device_runtime.brain.router import Router
 from device_runtime.engine.opening import open_model
-from device_runtime.errors import ConfigurationError, IncompleteError, LinkError
+from device_runtime.errors import ConfigurationError, ContextOverflowError, IncompleteError, LinkError, SchemaError
 from device_runtime.fleet.file import Fleet
 from device_runtime.fleet.link_faults import why_refused
 from device_runtime.fleet.links import Link, Wakeup, Windows, read
 from device_runtime.fleet.questions import answer_fields, is_decided
 from device_runtime.mqtt.messages import Route
-from device_runtime.mqtt.strict_json import MessageError, require_characters
+from device_runtime.mqtt.strict_json import MessageError, parse_line
 from device_runtime.mqtt.topics import matches
+from device_runtime.records.text_file import lines_in, read_text
 from device_runtime.records.typed_json import write
 
 if TYPE_CHECKING:
@@ -72,13 +73,7 @@ def read_recorded(path: Path) -> list[Recorded]:
     Raises:
         ConfigurationError: it cannot be read, or names the first lines that are neither.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    return parse_recorded(text, str(path), str(path))
+    return parse_recorded(read_text(path), str(path), str(path))
 
 
 def parse_recorded(text: str, where: str, line_of: str) -> list[Recorded]:
@@ -88,7 +83,7 @@ def parse_recorded(text: str, where: str, line_of: str) -> list[Recorded]:
         ConfigurationError: it names the first lines that are no readings.
     """
     found, faults = [], []
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+    for number, line in enumerate(lines_in(text.removeprefix("\ufeff")), 1):
         if not line.strip():
             continue
         try:
@@ -110,12 +105,9 @@ def _recorded(line: str) -> Recorded:
             raise ValueError(f"found {line[:60]!r}; expected a JSON object, or a topic, a space and a payload")
         return Recorded(topic, payload.encode())
     try:
-        row = json.loads(line)
-        require_characters(line, row, "line")
+        row = parse_line(line)
     except MessageError as error:
         raise ValueError(str(error).rstrip(".")) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
     known = {"topic", "reading", "answer", "time"}
     if "reading" not in row or set(row) - known:
         wrong = ", ".join(map(repr, sorted(set(row) - known))) or "no `reading`"
@@ -275,12 +267,13 @@ class Replay:
         messages, system = list(question.messages), self._systems[name]
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        generation = self._models[name].generate(
-            messages, max_new=self._limits[name], schema=question.schema, head=question.head, nothing=question.nothing
-        )
         try:
+            generation = self._models[name].generate(
+                messages, max_new=self._limits[name], schema=question.schema, head=question.head,
+                nothing=question.nothing,
+            )  # fmt: skip
             text = "".join(generation)
-        except IncompleteError as error:
+        except (ContextOverflowError, IncompleteError, SchemaError) as error:  # of this reading, as on a device
             return Replayed(link.name, topic, {"error": str(error)} | route, truth)
         result = generation.result
         confidence = {field: round(share, 4) for field, share in (result.confidence or {}).items()}

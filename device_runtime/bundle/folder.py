@@ -69,6 +69,13 @@ class Bundle:
         path = Path(path)
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
+            from zipfile import is_zipfile  # which nothing else of a start needs
+
+            if path.is_file() and is_zipfile(path):
+                raise ConfigurationError(
+                    f"{path} is a file, and a folder is read here. If it is a packed bundle, unpack it with "
+                    f"`stonechat bundle unpack {path} -o DIR`."
+                )
             what = "is not a bundle: it has no manifest.json" if path.exists() else "does not exist"
             raise ConfigurationError(f"{path} {what}. Make a bundle with `stonechat convert CHECKPOINT -o DIR`.")
         try:

@@ -138,6 +138,8 @@ class LanguageModel:
                 from device_runtime.engine.typed.abstention import Abstention
 
                 return Abstention(given.unfamiliar)
+            if schema is not None and task.decides_at_once:
+                task.require_fit(schema)
             prompt, schema, unfamiliar = task.asked(given), schema or task.schema, given.unfamiliar
             tokens, limit = self._prompts.plan(prompt, max_new)
             unfamiliar += task.unknown_words(given.text, len(tokens) - len(self.manifest.prefix_tokens))
@@ -192,7 +194,7 @@ class LanguageModel:
             return TypedGeneration(
                 *parts, fields, held, fixed, priors, temperatures, unfamiliar, history, self._answers.paths
             )
-        written = None if task is None else task.decided()
+        written = None if task is None else task.decided(schema or task.schema)
         held = self._answers.constraint(schema, limit) if schema is not None and written is None else None
         eos_ids = self.manifest.tokenizer.eos_ids
         judge = partial(self._certainty, temperatures, schema, held, written)
@@ -283,7 +285,11 @@ class LanguageModel:
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` if no answer of at most `max_new` tokens can be held to this JSON schema."""
-        self._answers.check(schema, max_new)
+        task = self._tasks.asked_with(schema) if self._tasks is not None else None
+        if task is not None and task.decides_at_once:
+            task.require_fit(schema)
+        else:
+            self._answers.check(schema, max_new)
 
     @property
     def tokens_per_pass(self) -> float | None:

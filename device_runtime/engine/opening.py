@@ -92,7 +92,12 @@ def schema_check(bundle: Bundle) -> Callable[[Mapping[str, Any], int | None], No
     """What raises a `SchemaError` if no answer of a bundle is sure to fit a JSON schema, without opening its graph."""
     if bundle.manifest.task == "generate":
         from device_runtime.engine.structured import SchemaCompiler
+        from device_runtime.tasks.fixed_answers import require_fit
+        from device_runtime.tasks.purpose import Purpose
 
+        purpose = Purpose.of_manifest(bundle.manifest)
+        if purpose is not None and purpose.at_once:
+            return lambda schema, max_new: require_fit(purpose.name, purpose.fields, schema)
         return SchemaCompiler(bundle).check
     from device_runtime.engine.encoder.answers import check_schema
 

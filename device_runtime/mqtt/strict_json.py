@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from device_runtime.errors import MessageError
 from device_runtime.records import typed_json
 from device_runtime.records.printable import shown
 
-__all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "read", "require_characters"]
+__all__ = ["MAX_PAYLOAD_BYTES", "MessageError", "dump", "parse", "parse_line", "read", "require_characters"]
 
 MAX_PAYLOAD_BYTES = 65_536
 MAX_DEPTH = 16  # levels of lists and objects
@@ -61,6 +62,15 @@ def parse(
         raise MessageError(f"the {what} holds a number with too many digits.") from None
     require_characters(source, value, what)
     return value
+
+
+def parse_line(line: str) -> Any:
+    """The JSON value in a line of a file, of whatever length: one that may hold a payload, as a field of a field.
+
+    Raises:
+        MessageError: as of `parse`.
+    """
+    return parse(line.encode("utf-8", "surrogatepass"), what="line", most_bytes=sys.maxsize, most_levels=MAX_DEPTH + 2)
 
 
 def require_characters(source: str, value: Any, what: str) -> None:

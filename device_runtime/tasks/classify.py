@@ -84,8 +84,9 @@ class Heads:
 class WrittenAnswer:
     """A constraint (see structured.py) that leaves no choice: the answer that the heads gave, token by token."""
 
-    def __init__(self, heads: Heads, tokenizer: Tokenizer) -> None:
-        self._heads, self._tokenizer = heads, tokenizer
+    def __init__(self, heads: Heads, tokenizer: Tokenizer, given: Mapping[str, Any]) -> None:
+        """`given` are values that are known without the heads, by field."""
+        self._heads, self._tokenizer, self._given = heads, tokenizer, given
         self._left: list[int] | None = None  # None before the first token
         self.choices: dict[str, list[Choice]] = {}  # of each field
         self.values = heads.fields
@@ -100,7 +101,9 @@ class WrittenAnswer:
     def choose(self, logits: Logits, left: int, choose: Callable[[Logits], int]) -> int:
         """The next token of the answer, which the logits after the prompt decide."""
         if self._left is None:
-            answer, self.choices = self._heads.decide(logits)
+            answer, choices = self._heads.decide(logits)
+            answer |= self._given
+            self.choices = {name: found for name, found in choices.items() if name not in self._given}
             self._left = self._tokenizer.encode(json.dumps(answer, ensure_ascii=False))
         return self._left.pop(0)
 

@@ -11,19 +11,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigurationError, MessageError
-from device_runtime.mqtt.strict_json import require_characters
+from device_runtime.mqtt.strict_json import parse_line
 from device_runtime.records.printable import counted
+from device_runtime.records.text_file import lines_in, read_text
 from device_runtime.tasks.inputs import Inputs
 
 __all__ = ["Example", "answer_faults", "parse_examples", "read_examples"]
 
 _SHOWN_FAULTS = 10
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_LONGEST_INTEGER = 300  # characters; of more Python makes no int
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,13 @@ def read_examples(path: Path, inputs: Inputs, schema: Mapping[str, Any], *, need
     Raises:
         ConfigurationError: lists its first faults, each with its line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    if not path.exists():
         raise ConfigurationError(
             f'{path} is not there; expected a file of lines such as {{"input": {{…}}, "answer": {{…}}}}. '
             "Write it, or name another one."
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    rows = _csv_rows(text, inputs, schema) if path.suffix == ".csv" else _json_rows(text)
+        )
+    text = read_text(path)
+    rows = _csv_rows(text, inputs, schema) if path.suffix.lower() == ".csv" else _json_rows(text)
     return _checked(rows, str(path), schema, need_answers)
 
 
@@ -132,29 +132,36 @@ def _fault(row: Any, schema: Mapping[str, Any], need_answers: bool) -> str:
 
 
 def _json_rows(text: str) -> Iterator[tuple[int, Any, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_in(text), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            require_characters(line, row, "line")
-            yield number, row, ""
+            yield number, parse_line(line), ""
         except MessageError as error:
             yield number, None, str(error).rstrip(".")
-        except (ValueError, RecursionError) as error:
-            yield number, None, f"not JSON: {error}"
 
 
 def _csv_rows(text: str, inputs: Inputs, schema: Mapping[str, Any]) -> Iterator[tuple[int, Any, str]]:
     answers: Mapping[str, Any] = schema.get("properties", {})
     given = ["text"] if inputs.text is not None else list(inputs.fields or {})
-    reader = csv.DictReader(io.StringIO(text))
-    if missing := [name for name in given if name not in (reader.fieldnames or [])]:
-        yield 1, None, f"the first line has no column {missing[0]!r}; expected {', '.join([*given, *answers])}"
-        return
-    for row in reader:
-        answer = {name: _of_cell(row[name], answers[name]) for name in answers if row.get(name) is not None}
-        yield reader.line_num, {"input": {n: _number(row[n]) for n in given}, "answer": answer or None}, ""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # whether a text is too long, the task says
+    # strict: else a quotation mark that nothing closes takes the rest of the file for one text.
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    begins = 1  # the line of a row, which may have several
+    try:
+        if missing := [name for name in given if name not in (reader.fieldnames or [])]:
+            yield 1, None, f"the first line has no column {missing[0]!r}; expected {', '.join([*given, *answers])}"
+            return
+        begins = reader.line_num + 1
+        for row in reader:
+            if None in row:
+                yield begins, None, "more cells than the first line has; a text with a comma needs quotation marks"
+            else:
+                answer = {name: _of_cell(row[name], answers[name]) for name in answers if row.get(name) is not None}
+                yield begins, {"input": {n: _number(row[n]) for n in given}, "answer": answer or None}, ""
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        yield begins, None, f"not CSV: {error}; a text in quotation marks ends with one, and doubles those within"
 
 
 def _of_cell(cell: str, schema: Mapping[str, Any]) -> Any:
@@ -167,9 +174,8 @@ def _of_cell(cell: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _number(cell: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
+    """A number as JSON writes it, or a text: Python's `float` reads nan and 1_000, too."""
+    if not _NUMBER.fullmatch(cell.strip()):
+        return cell
+    number = float(cell) if any(letter in cell for letter in ".eE") or len(cell) > _LONGEST_INTEGER else int(cell)
+    return number if math.isfinite(number) else cell

@@ -10,6 +10,7 @@ from device_runtime.engine.chat import Message
 from device_runtime.engine.tokenizer import Tokenizer
 from device_runtime.tasks.classify import Heads, WrittenAnswer
 from device_runtime.tasks.file import typed_fields
+from device_runtime.tasks.fixed_answers import constants, require_fit
 from device_runtime.tasks.inputs import Prompt
 from device_runtime.tasks.purpose import Purpose, purposes_of
 
@@ -70,6 +71,21 @@ class OpenedTask:
         tokens = len(self._tokenizer.encode_inside(text)) if self.is_tuned else tokens
         return self._purpose.unknown_words(text, tokens)
 
-    def decided(self) -> WrittenAnswer | None:
-        """For one answer of the kind classify; None where the model writes its answers."""
-        return None if self._heads is None else WrittenAnswer(self._heads, self._tokenizer)
+    @property
+    def decides_at_once(self) -> bool:
+        """Whether heads give its answers, which no schema can hold to anything else."""
+        return self._heads is not None
+
+    def require_fit(self, schema: Mapping[str, Any]) -> None:
+        """Raise a `SchemaError` unless what its heads may answer fits."""
+        require_fit(self._purpose.name, self._purpose.fields, schema)
+
+    def decided(self, schema: Mapping[str, Any]) -> WrittenAnswer | None:
+        """For one answer of the kind classify; None where the model writes its answers.
+
+        Args:
+            schema: of the answer; what it gives as constants is taken as it is.
+        """
+        if self._heads is None:
+            return None
+        return WrittenAnswer(self._heads, self._tokenizer, constants(self._heads.fields, schema))

@@ -33,8 +33,9 @@ class Truth:
                 if expression is None or expression.value(names):
                     return number
             except LinkError as error:
+                why = str(error).rstrip(".")
                 raise ConfigurationError(
-                    f"The rule `{rule.when}` of {self._task.name} fails for {dict(given)!r:.200}: {error}. "
+                    f"The rule `{rule.when}` of {self._task.name} fails for {dict(given)!r:.200}: {why}. "
                     "Write it so that it can: `window and …` where earlier readings may be missing."
                 ) from None
         return None

@@ -135,6 +135,16 @@ def test_an_answer_of_a_link_has_to_be_one_that_the_classifier_can_give(bundles)
             model.check_schema({"properties": {"severity": {}}})
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_what_a_schema_gives_no_head_chooses(bundles, given):
+    """As a link's `decide` does."""
+    with EncoderModel.open(bundles("bert-several").path) as model:
+        answer = model.generate("The pump is too hot.", schema={"properties": {"odd": {"const": given}}})
+        said = json.loads("".join(answer))
+    assert said["odd"] is given and set(said) == {"calm", "odd", "alarm"}
+    assert set(answer.result.confidence) == set(answer.result.probabilities) == {"calm", "alarm"}
+
+
 def test_a_translation_goes_on_in_the_next_window(bundles):
     """Positions 31 and 32 lie in signatures of 32 and 96 tokens; the longer one alone says the same."""
     with Translator.open(bundles("marian").path) as model:

@@ -184,3 +184,21 @@ def test_what_is_no_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_text_of_a_thousand_words_is_not_asked_a_thousand_times(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(EXAMPLES / "log-triage" / "bundle"), "x " * 1000]) == 2
     assert "has 1000 words" in capsys.readouterr().err
+
+
+def test_what_is_put_in_place_is_a_number_that_json_has(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(EXAMPLES / "boiler-advisor" / "bundle")
+    given = '{"temp_c": 99, "bar": 1, "flow_l_min": 9}'
+    assert main(["explain", bundle, given, "--instead", '{"temp_c": NaN}']) == 2
+    assert "--instead has no finite number for temp_c" in capsys.readouterr().err
+
+
+def test_records_hold_texts_with_any_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text('{"took_ms": 3, "text": "a\u0085b\u2028c"}\n', encoding="utf-8")
+    assert said(capsys, "compare", file)["local"]["answers"] == 1
+
+
+def test_records_in_a_folder_are_refused_as_any_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"stonechat: {tmp_path} cannot be read: Is a directory. Check the path.\n"

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from device_runtime.tasks.examples import read_examples
+from device_runtime.tasks.file import load
 from toolkit.cli import main
 
 TASK = Path(__file__).parents[2] / "examples" / "log-triage" / "task.yaml"
@@ -112,3 +114,12 @@ def test_a_device_without_examples_does_not_keep_those_of_another(
     assert run("--from", empty, "--from", state, "-o", tmp_path / "out.jsonl") == 0
     assert f"{empty} has no examples yet" in capsys.readouterr().err
     assert run("--from", tmp_path / "slip", "--from", state, "-o", tmp_path / "new.jsonl") == 2
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """A text may have characters at which `str.splitlines` ends a line."""
+    (tmp_path / "kept.jsonl").write_text(entry("disk sda1 failed\u0085 badly\u2028now") + "\n", encoding="utf-8")
+    assert run("--from", tmp_path / "kept.jsonl", "-o", tmp_path / "out.jsonl") == 0
+    task = load(TASK)
+    found = read_examples(tmp_path / "out.jsonl", task.inputs, task.answer)
+    assert [example.input["text"] for example in found] == ["disk sda1 failed\u0085 badly\u2028now"]

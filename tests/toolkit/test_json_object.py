@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from device_runtime.errors import MissingExtraError
 from toolkit.brain.router_training import train_router
 from toolkit.cli import main
 from toolkit.cli.command import parser
+from toolkit.cli.output import print_json
 
 
 def leaves(of: argparse.ArgumentParser, *words: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
@@ -124,3 +126,20 @@ def test_ctrl_c_after_the_object_prints_no_second_one() -> None:
     with contextlib.redirect_stdout(Slow()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert main(["families", "--json"]) == 130
     assert set(json.loads(out.getvalue())) == {"families"} and err.getvalue() == "\nstonechat: interrupted\n"
+
+
+def test_a_figure_that_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"ratio": float("nan"), "of": [1.5, {"low": float("-inf")}], "text": "NaN"})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "ratio": None, "of": [1.5, {"low": None}], "text": "NaN",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("closed", "out"), [(">&-", ""), ("<&- 2>&-", "{"), ("<&- >&- 2>&-", "")], ids=["out", "others", "all"]
+)
+def test_a_stream_that_is_closed_ends_no_command(closed: str, out: str) -> None:
+    """As some schedulers start one: Python has None in its place."""
+    command = f'exec "$0" -m toolkit boards show rp2040 --json {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:1], done.stderr) == (0, out, "")

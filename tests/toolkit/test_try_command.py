@@ -74,7 +74,7 @@ def test_each_reading_is_answered_and_what_is_known_is_scored(replayed: Try) -> 
 
 def test_the_router_finds_the_model_as_on_the_device(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("llguidance", reason="llguidance has packages for 64-bit machines only")
-    category = {"type": "object", "properties": {"category": {"enum": ["network", "disk"]}}, "required": ["category"]}
+    category = {"type": "object", "properties": {"category": {"type": "string"}}, "required": ["category"]}
     examples = Path(__file__).parents[2] / "examples"
     names = ("boiler-advisor", "log-triage")
     known = {"name": "any", "from": "house/+", "prompt": "{{ reading | tojson }}", "to": "out"}
@@ -118,7 +118,7 @@ def test_the_text_names_what_should_have_been(replayed: Try) -> None:
         ('{"topic": "a"}', "readings.txt:2: found no `reading`"),
         ('{"reading": 1, "truth": 2}', "readings.txt:2: found 'truth'"),
         ('{"reading": 1, "time": "now"}', "readings.txt:2: `answer` is an object"),
-        ("{", "readings.txt:2: not JSON"),
+        ("{", "readings.txt:2: the line is not JSON"),
         (r'{"reading": "\ud800"}', "readings.txt:2: the line holds half of a surrogate pair, which is no character"),
     ],
 )
@@ -181,3 +181,39 @@ def test_what_is_not_there_is_named(replayed: Try) -> None:
     assert "serves no link 'hot'; its links are sort, rule" in replayed("--link", "hot")[2]
     assert "fleet.yaml has no device 'south'; its devices are: north" in replayed("--device", "south")[2]
     assert "holds no readings" in replayed(readings="\n")[2]
+
+
+def test_a_line_ends_at_a_line_feed_alone(replayed: Try) -> None:
+    """As mosquitto_sub prints it: a payload may have U+0085 or a form feed in it."""
+    code, out, _ = replayed(readings="house/9/note Loud\u0085music\x0cagain.\nhouse/7/note The tap drips.\n")
+    assert code == 0 and "2 answered" in out
+
+
+def test_a_line_with_a_number_that_json_does_not_have_is_named(replayed: Try) -> None:
+    code, _, err = replayed(readings='{"topic": "plant/3", "reading": {"bar": 1}, "time": NaN}\n')
+    assert code == 2 and "readings.txt:1: the line holds NaN, which is not JSON" in err
+
+
+@pytest.mark.parametrize(
+    ("reading", "told"),
+    [("{} " * 400, "no answer: The prompt has "), ("urgent: disk", "no answer: log-triage never answers priority")],
+    ids=["too long", "decided beyond its labels"],
+)
+def test_a_reading_that_cannot_be_answered_costs_no_other_its_answer(
+    reading: str, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on a device; it ended the replay."""
+    labels = {"category": {"type": "string"}, "priority": {"enum": ["low", "normal", "high", "urgent"]}}
+    link = {
+        "name": "l", "from": "a", "parse": "text", "prompt": "{{ value }}", "to": "b",
+        "answer": {"type": "object", "properties": labels},
+        "decide": {"priority": "'urgent' if 'urgent' in value else 'high'"},
+    }  # fmt: skip
+    bundle = Path(__file__).parents[2] / "examples" / "log-triage" / "bundle"
+    devices = {"d": {"model": "m", "links": ["l"]}}
+    fleet = {"schema": 1, "models": {"m": {"bundle": str(bundle)}}, "devices": devices, "links": [link]}
+    (tmp_path / "fleet.yaml").write_text(json.dumps(fleet))
+    (tmp_path / "readings.txt").write_text(f"a disk sda failed\na {reading}\na eth0: no carrier\n")
+    assert main(["try", str(tmp_path / "fleet.yaml"), "--readings", str(tmp_path / "readings.txt")]) == 0
+    out = capfd.readouterr().out
+    assert told in out and "2 answered" in out and "1 without an answer" in out

@@ -18,6 +18,7 @@ from device_runtime.brain.text_classifier import NONE, TextClassifier
 from device_runtime.brain.text_features import BUCKETS, feature_ids, word_ids
 from device_runtime.errors import ConfigurationError, MissingExtraError
 from device_runtime.records.printable import counted
+from device_runtime.records.text_file import lines_in, read_text
 from toolkit.brain.other_texts import other_readings, other_texts
 
 __all__ = ["TrainedRouter", "background_texts", "lines_of", "require_scikit_learn", "train_router"]
@@ -127,7 +128,4 @@ def lines_of(path: Path) -> list[str]:
     Raises:
         ConfigurationError: it cannot be read.
     """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    return [line.strip() for line in lines_in(read_text(path)) if line.strip()]

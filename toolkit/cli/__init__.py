@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from toolkit.cli.owed import expect_json
 
+        _open_what_is_closed()
         words = list(sys.argv[1:] if argv is None else argv)
         expect_json(words)
         from toolkit.cli.command import run_command
@@ -40,6 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if json_is_owed():
             _print_interrupted()
         return 130
+
+
+def _open_what_is_closed() -> None:
+    """The null device for a stream that our caller has closed (`>&-`) and Python has as None: what is printed
+    goes nowhere then, and no file that a command opens gets the stream's number.
+    """
+    import os
+    import sys
+
+    for name in ("stdin", "stdout", "stderr"):  # in this order: the lowest free number is the stream's own
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open)
 
 
 def _print_interrupted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from toolkit.cli.options import require_extra, whole_number
+from toolkit.cli.options import LONGEST_S, require_extra, whole_number
 from toolkit.device.service import add_service_flags
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--certs", metavar="DIR", type=Path, help="ca.crt, and ID.crt and ID.key of the device (default: the file's)"
     )
     parser.add_argument(
-        "--wait", metavar="S", type=whole_number(1), default=5, help="for the board to answer (default 5 s)"
+        "--wait", metavar="S", type=whole_number(1, LONGEST_S), default=5, help="for the board to answer (default 5 s)"
     )
     parser.add_argument(
         "--board", metavar="ID", help="a board's id or file, for updates (default: what the board's firmware says)"

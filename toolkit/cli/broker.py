@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "make the keys, the access list and the configuration of a mosquitto broker"
 _DAYS = 825
+_MOST_DAYS = 36_500  # a hundred years; with a million the date would be none
+_LABEL = r"[a-zA-Z0-9_](?:[a-zA-Z0-9_-]*[a-zA-Z0-9_])?"
+_HOST_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +61,41 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_days(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--days", metavar="N", type=whole_number(1), default=_DAYS, help=f"certificates last (default {_DAYS})"
+        "--days",
+        metavar="N",
+        type=whole_number(1, _MOST_DAYS),
+        default=_DAYS,
+        help=f"certificates last (default {_DAYS})",
     )
+
+
+def _host_name(text: str) -> str:
+    """An argparse type: how clients reach a machine, as a certificate has it."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    try:
+        name = text.encode("idna").decode()  # bücher.local is xn--bcher-kva.local there
+    except UnicodeError:  # an empty label, or one that is too long
+        name = ""
+    if not _HOST_NAME.fullmatch(name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name or address of a machine; expected such as broker.local or 192.168.1.5, without "
+            "mqtt:// and a port"
+        )
+    return name
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="made if needed; run again to add to it")
     parser.add_argument(
-        "--host", metavar="NAME", action="append", default=[], help="the broker's name or address (repeatable)"
+        "--host",
+        metavar="NAME",
+        type=_host_name,
+        action="append",
+        default=[],
+        help="the broker's name or address (repeatable)",
     )
     parser.add_argument("--fleet", metavar="FLEET.yaml", type=Path, help="its devices, and what their links need")
     parser.add_argument("--device", metavar="ID", action="append", default=[], help="a device (repeatable)")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_runtime.records.printable import counted
 from toolkit.cli.key import add_passphrase
-from toolkit.cli.options import add_json, require_extra, whole_number
+from toolkit.cli.options import add_json, require_extra, security_counter, whole_number
 from toolkit.cli.output import rows, say, show
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--keys", metavar="DIR", type=Path, help="the trusted keys (default: this device's)")
     verify.add_argument("--board", metavar="ID", help="the device's board")
     verify.add_argument(
-        "--security-counter", metavar="N", type=whole_number(0), default=0, help="what the device has confirmed"
+        "--security-counter", metavar="N", type=security_counter, default=0, help="what the device has confirmed"
     )
     add_json(verify)
     unpack = actions.add_parser("unpack", help="make a folder of a packed bundle", allow_abbrev=False)
@@ -56,7 +56,7 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
     fields = parser.add_argument_group("what devices hold it to (written into the manifest; earlier signatures go)")
     fields.add_argument("--version", metavar="TEXT", type=_version, help="its version, such as 2 or 2027-01")
     fields.add_argument(
-        "--security-counter", metavar="N", type=whole_number(0), help="devices do not go back to a smaller one"
+        "--security-counter", metavar="N", type=security_counter, help="devices do not go back to a smaller one"
     )
     fields.add_argument("--expires", metavar="DATE|DAYS", help="not to be installed from then on")
     fields.add_argument("--board", metavar="ID", action="append", help="meant for this board (repeatable)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_runtime, add_sampling, require_extra, sampling, whole_number
+from toolkit.cli.options import add_runtime, add_sampling, require_extra, sampling, seconds, whole_number
 from toolkit.cli.output import say, say_unfamiliar
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conversation", metavar="NAME", help="of a bundle: go on where this one ended, and keep it under the name"
     )
-    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="for each answer (default 60)")
+    parser.add_argument("--timeout", metavar="S", type=seconds, default=60.0, help="for each answer (default 60)")
     add_sampling(parser)
     add_runtime(parser)
     add_broker_access(parser)

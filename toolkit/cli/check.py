@@ -138,7 +138,7 @@ def _against_baseline(args: argparse.Namespace, result: Fit) -> list[str]:
 
 def _is_zip(path: Path) -> bool:
     """By its name, so that a damaged one is reported as such, or by how it begins."""
-    if path.suffix == ".zip" or not path.is_file():
+    if path.suffix.lower() == ".zip" or not path.is_file():
         return path.is_file()
     with suppress(OSError), path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.cli.options import add_json, read_schemas, read_text, require_extra, whole_number
+from device_runtime.records.text_file import read_text
+from toolkit.cli.options import add_json, read_schemas, require_extra, whole_number
 from toolkit.cli.output import rows, say, show
 from toolkit.quality_text import quality_rows, quality_warning
 

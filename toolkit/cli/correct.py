@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.options import add_json, seconds
 
 if TYPE_CHECKING:
     from device_runtime.mqtt.address import BrokerAddress
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="which of its models was asked (default: the one that answered, or would)"
     )
-    parser.add_argument("--timeout", metavar="S", type=positive_number, default=10.0, help="(default 10)")
+    parser.add_argument("--timeout", metavar="S", type=seconds, default=10.0, help="(default 10)")
     add_broker_access(parser)
     add_json(parser)
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import positive_number, require_extra
+from toolkit.cli.options import require_extra, seconds
 from toolkit.cli.output import say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--read-only", action="store_true", help="show, but ask and change nothing")
     parser.add_argument(
-        "--timeout", metavar="S", type=positive_number, default=300.0,
+        "--timeout", metavar="S", type=seconds, default=300.0,
         help="an answer ends after S seconds with what it has (default 300)",
     )  # fmt: skip
     add_listen(parser, PORT)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.records.printable import counted
-from toolkit.cli.options import add_json, read_text, require_extra, whole_number
+from device_runtime.records.text_file import read_text
+from toolkit.cli.options import add_json, require_extra, whole_number
 from toolkit.cli.output import paragraph, show, table
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _texts(bundle: Path, manifest: Manifest, files: list[Path]) -> dict[str, lis
         if file.name in texts:
             raise ConfigurationError(f"Two texts are named {file.name}; rename one of them.")
         text = read_text(file)
-        if file.suffix == ".json":
+        if file.suffix.lower() == ".json":
             text = "".join(map(render, read_conversations(str(file), text)))
         texts[file.name] = text
     info = manifest.tokenizer

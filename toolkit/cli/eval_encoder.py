@@ -6,7 +6,8 @@ import argparse
 
 from device_runtime.bundle.folder import Bundle
 from device_runtime.errors import ConfigurationError
-from toolkit.cli.options import read_text, require_extra
+from device_runtime.records.text_file import lines_in, read_text
+from toolkit.cli.options import require_extra
 from toolkit.cli.output import rows, show
 from toolkit.quality_text import quality_rows
 
@@ -42,7 +43,7 @@ def run_encoder(args: argparse.Namespace, bundle: Bundle) -> int:
     if args.backend is not None and bundle.manifest.task == "translate":
         raise ConfigurationError("--backend is for bundles that write text and for sentence encoders; leave it out.")
     count = args.sentences or _SENTENCES
-    own = [line for file in args.text for line in read_text(file).splitlines() if line.strip()]
+    own = [line for file in args.text for line in lines_in(read_text(file)) if line.strip()]
     texts = own[:count] or sentences_of("heldout", count)
     with ProgressBar() as bar:
         figures = encoder_quality(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
                 f"the text has {words} words, and is asked once without each; give {MAX_WORDS} at most."
             )
         instead = _object(args.instead, "--instead", answerer.purpose.inputs.fields or {})
+        if strange := [name for name, value in instead.items() if isinstance(value, float) and not isfinite(value)]:
+            raise ConfigurationError(
+                f"--instead has no finite number for {', '.join(strange)[:60]}; give one, or leave the field out."
+            )
         if unknown := sorted(set(instead) - set(answerer.purpose.inputs.fields or {})):
             known = ", ".join(answerer.purpose.inputs.fields or {}) or "none: it reads a text"
             raise ConfigurationError(f"--instead names {', '.join(unknown)[:60]}; the bundle's fields are {known}.")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json, read_schemas, whole_number
+from toolkit.cli.options import add_json, read_schemas, security_counter, whole_number
 from toolkit.cli.output import rows, say, show, table
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--security-counter",
             metavar="N",
-            type=whole_number(0),
+            type=security_counter,
             default=0,
             help="of the firmware; a board refuses a lower one than it has kept (default 0)",
         )

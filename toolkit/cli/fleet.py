@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from device_runtime.records.printable import one_line
 from toolkit.cli import output
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.options import add_json, seconds
 from toolkit.cli.output import say, show, table
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `stonechat fleet`."""
     parser.add_argument("--fleet", metavar="FLEET.yaml", type=Path, help="whose broker, and who should be there")
     parser.add_argument("--pool", metavar="GROUP", help="only the devices of this pool")
-    parser.add_argument(
-        "--wait", metavar="S", type=positive_number, help="listen for S seconds; health comes once a minute"
-    )
+    parser.add_argument("--wait", metavar="S", type=seconds, help="listen for S seconds; health comes once a minute")
     add_broker_access(parser)
     add_json(parser)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_runtime, positive_number, require_extra, whole_number
+from toolkit.cli.options import add_runtime, require_extra, seconds, whole_number
 from toolkit.cli.output import say
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue", metavar="N", type=whole_number(1, 1000), default=16, help="requests to bundles may wait (default 16)"
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=positive_number, default=300.0,
+        "--timeout", metavar="S", type=seconds, default=300.0,
         help="an answer ends after S seconds with what it has (default 300)",
     )  # fmt: skip
     add_listen(parser, PORT)

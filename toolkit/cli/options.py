@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from device_runtime.errors import ConfigurationError, MissingExtraError
+from device_runtime.records.text_file import lines_in, read_text
 
 if TYPE_CHECKING:
     from device_runtime.engine.sampler import Sampling
 
 __all__ = [
+    "LONGEST_S",
     "add_json",
     "add_runtime",
     "add_sampling",
@@ -21,11 +23,15 @@ __all__ = [
     "positive_number",
     "read_schema",
     "read_schemas",
-    "read_text",
     "require_extra",
     "sampling",
+    "seconds",
+    "security_counter",
     "whole_number",
 ]
+
+
+LONGEST_S = 86_400  # the longest that a command may wait; that of `RemoteModel`, which takes longer to import
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +87,11 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def security_counter(text: str) -> int:
+    """An argparse type: a security counter, which has four bytes in an image for a microcontroller."""
+    return whole_number(0, 2**32 - 1)(text)
+
+
 def percent(text: str) -> float:
     """An argparse type: a share of at least 0 %."""
     return _number(text, lambda value: 0 <= value < float("inf"), "a number of percent, at least 0")
@@ -101,6 +112,13 @@ def positive_number(text: str) -> float:
     return _number(text, lambda value: 0 < value < 1e12, "a number above 0")
 
 
+def seconds(text: str) -> float:
+    """An argparse type: a time that something may wait, above 0, at most a day: the system's clocks count no longer
+    than some years, and MQTT's message expiry 136.
+    """
+    return _number(text, lambda value: 0 < value <= LONGEST_S, f"a number of seconds above 0, at most {LONGEST_S}")
+
+
 def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
     try:
         value = float(text)
@@ -114,16 +132,6 @@ def _number(text: str, good: Callable[[float], bool], expected: str) -> float:
 def require_extra(extra: str, error: ImportError) -> MissingExtraError:
     """What to say when a package of an extra is missing."""
     return MissingExtraError.of("This command", error.name, extra)
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def read_shown(path: Path) -> list[dict[str, Any]]:
     import json
 
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(lines_in(read_text(path)), 1):
         if not line.strip():
             continue
         try:

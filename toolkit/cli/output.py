@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +34,12 @@ def show(args: argparse.Namespace, fields: Mapping[str, Any], text: Iterable[str
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on a line of its own."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One JSON object on a line of its own. A figure that is no number is null, as Python would write `NaN`."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False)
+    print(text)
     json_is_printed()
 
 
@@ -90,6 +95,15 @@ def table(lines: Iterable[Sequence[str]], header: Sequence[str] = (), right: Ite
     for line in cells:
         pads = (f"{cell:>{w}}" if i in right else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(line, widths)))  # noqa: B905 (the last cell is open)
         yield from _wrapped("".join(f"{pad}  " for pad in pads), line[-1])
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _wrapped(head: str, text: str) -> Iterator[str]:

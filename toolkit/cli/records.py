@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from device_runtime.records.printable import counted
 from toolkit.cli.broker_access import add_broker_access, broker_access
-from toolkit.cli.options import add_json
+from toolkit.cli.options import add_json, seconds
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="ID", action="append", help="(default: all that keep some)")
     parser.add_argument("--examples", action="store_true", help="examples for `stonechat task harvest`, not records")
     parser.add_argument("-o", "--output", metavar="FILE.jsonl", type=Path, help="(default: print them)")
-    parser.add_argument("--timeout", metavar="S", type=float, default=10.0, help="for each page (default 10)")
+    parser.add_argument("--timeout", metavar="S", type=seconds, default=10.0, help="for each page (default 10)")
     add_broker_access(parser)
     add_json(parser)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cli.options import add_json, positive_number
+from toolkit.cli.options import add_json, positive_number, seconds
 from toolkit.cli.output import rows, show
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trial-timeout-s",
         metavar="S",
-        type=positive_number,
+        type=seconds,
         default=300.0,
         help="its trial fails after S (default 300)",
     )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from device_runtime.errors import ConfigurationError
-from toolkit.cli.options import read_text
+from device_runtime.records.text_file import lines_in, read_text
 
 __all__ = ["add_texts", "texts_of"]
 
@@ -27,9 +27,9 @@ def texts_of(args: argparse.Namespace) -> list[str]:
     """
     found: list[str] = []
     for text in args.texts:
-        found += sys.stdin.read().splitlines() if text == "-" else [text]
+        found += lines_in(sys.stdin.read()) if text == "-" else [text]
     if args.file is not None:
-        found += read_text(args.file).splitlines()
+        found += lines_in(read_text(args.file))
     found = [text for text in found if text.strip()]
     if not found:
         raise ConfigurationError("There is no text; give one, or --file FILE, or - for standard input.")

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from device_runtime.errors import ConfigurationError
-from toolkit.cli.options import read_text, whole_number
+from device_runtime.records.text_file import read_text
+from toolkit.cli.options import whole_number
 from toolkit.web.listen import Listen, is_loopback
 
 __all__ = ["add_listen", "listen_of"]
@@ -59,6 +60,18 @@ def listen_of(args: argparse.Namespace) -> Listen:
         raise ConfigurationError("--tls-cert and --tls-key belong together; name both files, or neither.")
     for path in (args.tls_cert, args.tls_key):
         if path is not None:
-            read_text(path)
+            _require_pem(path)
     origins = tuple(getattr(args, "allow_origin", None) or ())
     return Listen(args.host, args.port, token, args.tls_cert, args.tls_key, origins)
+
+
+def _require_pem(path: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
+    if b"-----BEGIN " not in content:
+        raise ConfigurationError(
+            f"{path} is no PEM file, which has lines such as -----BEGIN CERTIFICATE-----; `openssl x509` makes one of "
+            "another certificate, `openssl pkey` of a key."
+        )

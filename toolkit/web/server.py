@@ -6,6 +6,7 @@ import asyncio
 import errno
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,31 +69,22 @@ class WebServer:
             ending: called when the end has begun: ends what clients still wait for.
 
         Raises:
-            ConfigurationError: the address cannot be listened on.
+            ConfigurationError: the address cannot be listened on, or the certificate and its key are of no use.
         """
         self._ending = ending
         self._listener = _bound(listen)
         self.port: int = self._listener.getsockname()[1]
         self.url = listen.url(self.port)
-        config = uvicorn.Config(
-            app,
-            http=_PatientOnce,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=IDLE_S,
-            timeout_graceful_shutdown=ENDING_S,
-            h11_max_incomplete_event_size=_HEAD_BYTES,
-            ssl_certfile=listen.certificate,
-            ssl_keyfile=listen.key,
-        )
-        self._server = _Server(config)
+        self._server = _Server(_config(app, listen))
+        try:
+            self._server.config.load()
+        except OSError as error:  # OpenSSL's own is one; its reason is a name such as KEY_VALUES_MISMATCH, or nothing
+            self._listener.close()
+            reason = f" ({error.reason})" if isinstance(error, ssl.SSLError) and error.reason else ""
+            raise ConfigurationError(
+                f"{listen.certificate} and {listen.key} cannot be used for TLS{reason}; expected a certificate, its "
+                "chain below it, and the private key that belongs to it."
+            ) from None
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or `stop`."""
@@ -116,6 +108,27 @@ class WebServer:
             await self._server.serve([self._listener])
         finally:
             watch.cancel()
+
+
+def _config(app: ASGIApp, listen: Listen) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_PatientOnce,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=ENDING_S,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        ssl_certfile=listen.certificate,
+        ssl_keyfile=listen.key,
+    )
 
 
 def _bound(listen: Listen) -> socket.socket:

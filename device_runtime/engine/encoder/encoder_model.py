@@ -260,11 +260,21 @@ class EncoderModel:
             if not asked.readable:  # a task's own way to say that there is nothing to answer
                 return "null", 0, {"confidence": {}, "unfamiliar": asked.unfamiliar}
             found = self._classified(asked, truncate)
-            more = {"probabilities": found.probabilities, "confidence": found.confidence}
-            answer = json.dumps(dict(found.answer), ensure_ascii=False)
+            given = {} if schema is None else self._given(schema)
+            more = {
+                "probabilities": {name: shares for name, shares in found.probabilities.items() if name not in given},
+                "confidence": {name: share for name, share in found.confidence.items() if name not in given},
+            }
+            answer = json.dumps({**found.answer, **given}, ensure_ascii=False)
             return answer, found.tokens, {**more, "unfamiliar": found.unfamiliar}
 
         return ReadText(labels)
+
+    def _given(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of an answer that a schema gives as constants."""
+        from device_runtime.tasks.fixed_answers import constants
+
+        return constants({} if self._purpose is None else self._purpose.fields, schema)
 
     def check_schema(self, schema: Mapping[str, Any], max_new: int | None = None) -> None:
         """Raise a `SchemaError` unless all answers have the fields that `schema` wants, with values that it allows."""

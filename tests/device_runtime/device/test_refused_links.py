@@ -156,7 +156,9 @@ def test_what_the_model_of_the_router_cannot_answer_goes_on(on_air: Callable[...
 EXAMPLES = Path(__file__).parents[3] / "examples"
 BAKED_IN = "link 'own' has a system message, and the bundle of 'tiny' has an instruction baked in"
 ROUTER: dict[str, Any] = {"router": {"rules": []}}
-CATEGORY = {"type": "object", "properties": {"category": {"enum": ["network", "disk"]}}, "required": ["category"]}
+KNOWN = ["none", "network", "storage", "memory", "auth", "hardware", "application"]  # categories of log-triage
+CATEGORY = {"type": "object", "properties": {"category": {"enum": [*KNOWN, "disk"]}}, "required": ["category"]}
+NARROW = {"type": "object", "properties": {"category": {"enum": KNOWN[1:]}}, "required": ["category"]}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,7 @@ CATEGORY = {"type": "object", "properties": {"category": {"enum": ["network", "d
         (("boiler-advisor", "log-triage"), {}, {"answer": CATEGORY}, True, []),
         (("log-triage", "boiler-advisor"), {}, {"answer": CATEGORY}, False, []),
         (("boiler-advisor", "fall-alert"), ROUTER, {"answer": CATEGORY}, True, []),
+        (("log-triage",), {}, {"answer": NARROW}, True, []),
         (("boiler-advisor", "log-triage"), ROUTER, {"answer": CATEGORY, "model": "boiler-advisor"}, True, []),
         (("boiler-advisor", "log-triage"), ROUTER, {"answer": CATEGORY, "model": "log-triage"}, False, []),
         (("tiny", "log-triage"), ROUTER, {"unsure": {}}, False, ["tiny"]),

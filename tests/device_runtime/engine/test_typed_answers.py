@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from device_runtime.engine.drafts import NO_DRAFT, AnswerHistory, Draft
 from device_runtime.engine.kv_cache import KvCache
 from device_runtime.engine.language_model import LanguageModel
+from device_runtime.engine.opening import schema_check
 from device_runtime.engine.sampler import Sampling
 from device_runtime.engine.typed.choice import Choice, Decision, by_field
 from device_runtime.engine.typed.form import field_forms, free_texts
 from device_runtime.engine.typed.labels import LabelPaths
 from device_runtime.engine.typed.scoring import normalized, score_labels
 from device_runtime.errors import ContextOverflowError, IncompleteError, SchemaError
+from device_runtime.update.active import open_bundle
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 ASKED = [{"role": "user", "content": "The pump in hall 3 runs."}]
@@ -132,6 +134,41 @@ class TestAnswers:
             assert list(shares) == schema["properties"][field]["enum"] and sum(shares.values()) == pytest.approx(1)
             # A confidence is among all tokens that a value may begin with, letters too: a little less.
             assert shares[answer[field]] == pytest.approx(result.confidence[field], abs=1e-3)
+
+    @pytest.mark.parametrize(
+        ("form", "told"),
+        [
+            ({"properties": {"category": {"enum": ["network", "storage"]}}}, "may answer category 'none'"),
+            ({"properties": {"priority": {"type": "integer"}}}, "may answer priority 'low'"),
+            ({"properties": {"cause": {"type": "string"}}}, "'cause' is none of its fields"),
+            ({"required": ["cause"]}, "'cause' is none of its fields"),
+            ({"properties": {"category": {}}, "additionalProperties": False}, "the schema does not allow 'priority'"),
+        ],
+    )
+    def test_heads_are_asked_with_no_schema_that_their_answers_may_not_fit(
+        self, form: dict[str, Any], told: str
+    ) -> None:
+        """They choose among the values of their training; the schema was left out of account, without a word."""
+        with LanguageModel.open(EXAMPLES / "log-triage" / "bundle", threads=1) as small:
+            with pytest.raises(SchemaError, match=told):
+                small.generate("eth0: no carrier", schema=form)
+            with pytest.raises(SchemaError, match=told):
+                small.check_schema(form)
+            with pytest.raises(SchemaError, match=told):
+                schema_check(open_bundle(EXAMPLES / "log-triage" / "bundle"))(form, None)
+            wide = {"properties": {"category": {"type": "string", "maxLength": 11}}, "required": ["priority"]}
+            answer = json.loads("".join(small.generate("eth0: no carrier", schema=wide)))
+        assert answer == {"category": "network", "priority": "high"}
+
+    def test_what_a_link_decides_no_head_chooses(self) -> None:
+        """A schema has it as a constant; the heads' own choice stood in the answer."""
+        form = {"properties": {"priority": {"const": "low"}, "category": {"type": "string"}}}
+        with LanguageModel.open(EXAMPLES / "log-triage" / "bundle", threads=1) as small:
+            answer = json.loads("".join(generation := small.generate("eth0: no carrier", schema=form)))
+            with pytest.raises(SchemaError, match="never answers priority 'urgent'"):
+                small.generate("eth0: no carrier", schema={"properties": {"priority": {"const": "urgent"}}})
+        assert answer == {"category": "network", "priority": "low"}
+        assert set(generation.result.confidence or {}) == set(generation.result.probabilities or {}) == {"category"}
 
     def test_calibration_takes_off_what_is_answered_to_nothing(self, model: LanguageModel) -> None:
         form = schema(severity=WORDS)

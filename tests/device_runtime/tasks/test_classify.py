@@ -38,7 +38,7 @@ def test_each_field_takes_its_likeliest_value() -> None:
 
 
 def test_the_answer_is_written_token_by_token_from_the_first_logits() -> None:
-    written = WrittenAnswer(Heads.in_vocabulary(FIELDS, Letters()), Letters())  # type: ignore[arg-type]
+    written = WrittenAnswer(Heads.in_vocabulary(FIELDS, Letters()), Letters(), {})  # type: ignore[arg-type]
     tokens, now = [], logits(category="disk", priority="high")
     while not written.complete:
         tokens.append(written.choose(now, 100, lambda masked: 0))

@@ -54,7 +54,11 @@ def test_each_faulty_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(tmp_path, text)
     told = str(caught.value)
-    assert ":1: found" in told and ":2: not JSON" in told and ':3: level is "x"; expected one of none, warn' in told
+    assert (
+        ":1: found" in told
+        and ":2: the line is not JSON" in told
+        and ':3: level is "x"; expected one of none, warn' in told
+    )
 
 
 def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
@@ -63,6 +67,48 @@ def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
     assert rows[1].answer == {"level": "none", "value": None, "advice": "ok"}
     with pytest.raises(ConfigurationError, match="no column 'bar'"):
         read(tmp_path, "bra,level\n1,warn\n", suffix="csv")
+
+
+@pytest.mark.parametrize("inside", ["\u0085", "\u2028", "\u2029"])
+def test_a_line_ends_where_editors_end_it(tmp_path: Path, inside: str) -> None:
+    """`str.splitlines` ends one at more characters, which JSON lets stand in a string."""
+    line = json.dumps({"input": {"bar": 1, "note": f"a{inside}b"}}, ensure_ascii=False)
+    assert read(tmp_path, f"{line}\r\n", need_answers=False) == [Example({"bar": 1, "note": f"a{inside}b"})]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [("NaN", "holds NaN"), ("1e999", "holds a number beyond the range of a double")]
+)
+def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path, number: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"cases\.jsonl:2: the line {told}"):
+        read(tmp_path, f'{{"input": {{"bar": 1}}}}\n{{"input": {{"bar": {number}}}}}\n', need_answers=False)
+
+
+def test_a_quotation_mark_that_nothing_closes_is_named_by_the_line_of_its_row(tmp_path: Path) -> None:
+    """Else the rest of the table would be one text, and its rows would be missing without a word."""
+    with pytest.raises(ConfigurationError, match=r"cases\.csv:3: not CSV: unexpected end of data"):
+        read(tmp_path, 'bar,level\n1,none\n"2,warn\n3,none\n', need_answers=False, suffix="csv")
+    with pytest.raises(ConfigurationError, match=r"cases\.csv:1: not CSV"):
+        read(tmp_path, '"bar,level\n1,none\n', need_answers=False, suffix="csv")
+
+
+def test_a_text_of_a_table_may_be_longer_than_pythons_csv_reads_by_itself(tmp_path: Path) -> None:
+    rows = read(tmp_path, f"bar,level\n{'x' * 200_000},none\n", need_answers=False, suffix="csv")
+    assert rows[0].input == {"bar": "x" * 200_000}
+
+
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cases\.csv:3: more cells than the first line has"):
+        read(tmp_path, "bar,level\n1,none\n2,warn,5\n", need_answers=False, suffix="csv")
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "1e999", "1_000", "٣", "9" * 400])
+def test_a_cell_is_a_number_where_json_has_it(tmp_path: Path, cell: str) -> None:
+    assert read(tmp_path, f"bar,level\n{cell},none\n", need_answers=False, suffix="csv")[0].input == {"bar": cell}
+
+
+def test_a_table_is_known_by_its_name_in_capitals_too(tmp_path: Path) -> None:
+    assert read(tmp_path, "bar,level\n 1 ,none\n", need_answers=False, suffix="CSV")[0].input == {"bar": 1}
 
 
 def test_a_file_without_examples_says_what_a_line_is(tmp_path: Path) -> None:

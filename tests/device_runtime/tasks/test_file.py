@@ -142,3 +142,6 @@ def test_a_rule_that_fails_on_an_input_is_named() -> None:
     task = loads(GOOD.replace("bar > 5 and state == 'running'", "bar / (bar - bar) > 1"))
     with pytest.raises(ConfigurationError, match="The rule `bar / \\(bar - bar\\) > 1` of pump fails for"):
         Truth(task).answer({"bar": 1, "state": "idle"})
+    task = loads(GOOD.replace("bar > 5 and state == 'running'", "bar > '5'"))
+    with pytest.raises(ConfigurationError, match=r"in the link\. Write it so"):  # two sentences, and no full stop twice
+        Truth(task).answer({"bar": 1, "state": "idle"})

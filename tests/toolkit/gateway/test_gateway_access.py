@@ -286,3 +286,27 @@ def test_either_bundles_or_a_broker(words, capsys):
 def test_two_bundles_of_one_name(pi_bundle: Path, capsys):
     assert main(["gateway", str(pi_bundle), str(pi_bundle)]) == 2
     assert "two bundles are called 'gqa-tied'" in capsys.readouterr().err
+
+
+class TestTls:
+    """A certificate or a key that is of no use is said before anything is served."""
+
+    def started(self, certificate: Path, key: Path) -> int:
+        bundle = Path(__file__).parents[3] / "examples" / "log-triage" / "bundle"
+        return main(["gateway", str(bundle), "--port", "0", "--tls-cert", str(certificate), "--tls-key", str(key)])
+
+    def test_a_file_that_is_no_pem(self, tmp_path, capsys):
+        certificate, key = tmp_path / "gateway.der", tmp_path / "gateway.key"
+        certificate.write_bytes(b"\x30\x82\xff\xfe")
+        key.write_text("-----BEGIN PRIVATE KEY-----\n")
+        assert self.started(certificate, key) == 2
+        assert f"{certificate} is no PEM file" in capsys.readouterr().err
+        assert self.started(tmp_path / "nowhere", key) == 2
+        assert "nowhere cannot be read: No such file or directory. Check the path." in capsys.readouterr().err
+
+    def test_pem_that_is_no_certificate(self, tmp_path, capsys):
+        pem = tmp_path / "gateway.crt"
+        pem.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        assert self.started(pem, pem) == 2
+        said = capsys.readouterr().err
+        assert f"{pem} and {pem} cannot be used for TLS" in said and "serving" not in said
