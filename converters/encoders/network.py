@@ -14,7 +14,8 @@ Canonical tensor names, with i from 0 and SIDE `encoder` or `decoder`:
     SIDE.final_norm                       (width,)
     dense.weight, .bias                   (width, width), between pooling and the labels
     head.weight, .bias                    (labels, width), or (vocabulary, width)
-    head.look.weight                      (fields, width): what each field of an answer looks for in the rows
+    head.look.weight                      (fields, width): what each field of an answer looks for in the middle rows
+    head.near.weight                      (labels, width): what these rows say of the labels, beside the last ones
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class EncoderConfig:
         """All of its stacks."""
         return (self.encoder,)
 
+    @property
+    def middle(self) -> int:
+        """After how many layers the rows are that fields look at: there, each still says what its own token is."""
+        return self.encoder.layers // 2
+
 
 @dataclass(frozen=True)
 class TranslatorConfig:
@@ -156,7 +162,8 @@ def linears(config: Config) -> dict[str, Linear]:
         if config.head.dense is not None:
             add("", ("dense", Role.O, width, width, True))
         if config.head.fields:
-            add("", ("head.look", Role.HEAD, len(config.head.fields), width, False))
+            near = ("head.near", Role.HEAD, config.head.labels, width, False)
+            add("", ("head.look", Role.HEAD, len(config.head.fields), width, False), near)
         if config.head.labels:
             add("", ("head", Role.HEAD, config.head.labels, width, True))
     return found

@@ -117,16 +117,25 @@ def encoder_layer(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig
 
 def sentence(ops: SentenceOps[Value], config: EncoderConfig) -> Value:
     """One vector of a text, or the logits of its labels: (1, width or labels)."""
-    return sentence_of(ops, config, encode(ops, config))
+    x = middle = embedded(ops, config.encoder)
+    for i in range(config.encoder.layers):
+        x = encoder_layer(ops, config, i, x)
+        middle = x if i + 1 == config.middle else middle
+    return sentence_of(ops, config, x, middle)
 
 
-def sentence_of(ops: SentenceOps[Value], config: EncoderConfig, x: Value) -> Value:
-    """The same, of the encoder's rows."""
-    head = config.head
+def sentence_of(ops: SentenceOps[Value], config: EncoderConfig, x: Value, middle: Value) -> Value:
+    """The same, of the rows after the last layer and after `EncoderConfig.middle`.
+
+    The last layers of a sentence encoder give all rows nearly the same vector, that of the whole text. So a field that
+    is about one word (a room, a number) finds it in the middle, and what the whole is about at the end.
+    """
+    head, x = config.head, final_rows(ops, config.encoder, x)
     if head.fields:
-        (scores,) = ops.linear(x, linear(config, "head.look"))
-        (values,) = ops.linear(x, linear(config, "head"))
-        return ops.look(scores, values, head.fields)
+        middle = final_rows(ops, config.encoder, middle)
+        scores, near = ops.linear(middle, linear(config, "head.look"), linear(config, "head.near"))
+        (whole,) = ops.linear(x, linear(config, "head"))
+        return ops.look(scores, ops.add(whole, near, "head.values"), head.fields)
     x = ops.pool(x, head.pooling)
     if head.dense is not None:
         (x,) = ops.linear(x, linear(config, "dense"))

@@ -38,7 +38,8 @@ def tuned_checkpoint() -> EncoderCheckpoint:
     rng, width = np.random.default_rng(0), checkpoint.config.width
     head = SentenceHead("mean", None, 5, normalized=False, fields=(3, 2))
     heads = {"head.weight": rng.normal(0, 0.5, (5, width)).astype(np.float32), "head.bias": np.zeros(5, np.float32)}
-    heads["head.look.weight"] = rng.normal(0, 0.5, (2, width)).astype(np.float32)
+    for name, rows in (("look", 2), ("near", 5)):
+        heads[f"head.{name}.weight"] = rng.normal(0, 0.5, (rows, width)).astype(np.float32)
 
     def read(name: str) -> Any:
         return heads[name] if name in heads else checkpoint.read(name)

@@ -36,7 +36,7 @@ from device_runtime.tasks.purpose import Purpose
 from toolkit.cli import main
 from toolkit.train.arrays import write_state
 from toolkit.train.tune.encoder import optimize
-from toolkit.train.tune.encoder.network import LOOK, logits, parts_of, with_heads
+from toolkit.train.tune.encoder.network import LOOKING, logits, parts_of, with_heads
 from toolkit.train.tune.encoder.optimize import Plan, mean_of, tune_encoder
 from toolkit.train.tune.encoder.pipeline import EncoderSettings, tune_encoder_bundle, tuned_checkpoint
 from toolkit.train.tune.encoder.texts import Texts, batches_of, texts_of
@@ -109,7 +109,8 @@ def test_the_network_in_jax_is_that_of_the_converter(name: str, layers: int, tas
     assert isinstance(checkpoint.config, EncoderConfig)
     config = with_heads(checkpoint.config, SIZES)
     parts = parts_of(config, checkpoint.read, layers, 0)
-    parts.trained[LOOK] = jnp.asarray(np.random.default_rng(1).normal(0, 0.5, parts.trained[LOOK].shape), jnp.float32)
+    for name in LOOKING:
+        parts.trained[name] = jnp.asarray(np.random.default_rng(1).normal(0, 0.5, parts.trained[name].shape))
     rows = texts_of(task, few(task, 3), checkpoint.tokenizer, 90).tokens
     rows = [rows[0][:4], rows[1], [*rows[2], *rows[2]]]
     found = logits(config, parts.fixed, parts.below, parts.trained, *padded(rows, 64))
@@ -128,7 +129,8 @@ def test_fields_begin_with_the_mean_of_all_rows_and_learn_what_to_look_at(task: 
     row = texts_of(task, few(task, 1), checkpoint.tokenizer, 90).tokens[0]
     np.testing.assert_allclose(reference_sentence(config, read, row), reference_sentence(mean, read, row), atol=1e-5)
     texts = texts_of(task, few(task), checkpoint.tokenizer, 90)
-    assert np.abs(tuned_on(texts, tmp_path, Plan(2, 8, 5e-3))[LOOK]).max() > 1e-3
+    learnt = tuned_on(texts, tmp_path, Plan(2, 8, 5e-3))
+    assert all(np.abs(learnt[name]).max() > 1e-3 for name in LOOKING)
 
 
 def test_what_is_tuned_is_the_upper_layers_and_the_heads(task: Task, tmp_path: Path) -> None:
@@ -252,13 +254,13 @@ def test_a_training_of_before_fields_looked_for_themselves_goes_on_with_the_mean
     (work / "settings.json").write_text(json.dumps(settings))
     config = with_heads(checkpoint_of().config, SIZES)  # type: ignore[arg-type]
     trained = parts_of(config, checkpoint_of().read, 2, 0).trained
-    names = [name for name in sorted(trained) if name != LOOK]  # as they lie in a state
+    names = [name for name in sorted(trained) if name not in LOOKING]  # as they lie in a state
     own = dict(zip(sorted(trained), averaged(leaves_of(bundle)), strict=True))
     write_state(work / TRAINED, [own[name] for name in names] * 4, step=1)
     before = earlier(old, tmp_path / "new", checkpoint_of().sha256)
     assert before is not None
     found = mean_of(before, trained)
-    assert found.keys() == trained.keys() and not np.any(found[LOOK])
+    assert found.keys() == trained.keys() and not any(np.any(found[name]) for name in LOOKING)
     assert all(np.array_equal(found[name], own[name]) for name in names)
     made = tune_encoder_bundle(task, checkpoint_of(), tmp_path / "new", EncoderSettings(further=old, cases=240, seed=1))
     purpose = Purpose.of_manifest(made.manifest)

@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.encoders.network import EncoderConfig, SentenceHead, tensor_shapes
-from converters.encoders.transformer import embedded, encoder_layer, final_rows, sentence_of
+from converters.encoders.transformer import embedded, encoder_layer, sentence_of
 from converters.network.weights import ReadTensor
 from toolkit.train.tune.encoder.ops_jax import JaxSentences
 
-__all__ = ["LOOK", "Parts", "logits", "parts_of", "tensor_of", "with_heads"]
+__all__ = ["LOOKING", "Parts", "logits", "parts_of", "tensor_of", "with_heads"]
 
 Array = npt.NDArray[np.float32]
 Trained = dict[str, jax.Array]  # `layers.<name within a layer>`, stacked; `head.weight`, `head.bias`
 _SPREAD = 0.02  # of the heads' first weights
 _LAYER = "encoder.layers.0."
-LOOK = "head.look.weight"
+LOOKING = "head.look.weight", "head.near.weight"  # by which a field finds its own rows
 
 
 def with_heads(config: EncoderConfig, sizes: Sequence[int]) -> EncoderConfig:
@@ -63,7 +63,7 @@ def parts_of(config: EncoderConfig, read: ReadTensor, layers: int, seed: int) ->
     trained = {f"layers.{name}": value for name, value in stacked(range(all_layers - layers, all_layers)).items()}
     trained["head.weight"] = jnp.asarray(rng.normal(0, _SPREAD, shapes["head.weight"]).astype(np.float32))
     trained["head.bias"] = jnp.zeros(shapes["head.bias"])
-    trained[LOOK] = jnp.zeros(shapes[LOOK])  # which weighs all rows alike: it begins with their mean
+    trained |= {name: jnp.zeros(shapes[name]) for name in LOOKING}  # which weighs all rows alike: their mean
     return Parts({name: jnp.asarray(read(name)) for name in outside}, stacked(range(all_layers - layers)), trained)
 
 
@@ -83,21 +83,26 @@ def logits(
     shared = {name: value for name, value in fixed.items() if ".relative." in name}  # every layer reads it
     keys = [None, None] if key is None else list(jax.random.split(key, 2))
     ops = JaxSentences(outer, tokens, lengths, keys[0], drop)
-    x = embedded(ops, config.encoder)
+    x = middle = embedded(ops, config.encoder)
 
-    def one(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def one(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
         weights, own_key = layer
         within = {**shared, **{_LAYER + name: value for name, value in weights.items()}}
-        return encoder_layer(JaxSentences(within, tokens, lengths, own_key, drop), config, 0, x), None
+        x = encoder_layer(JaxSentences(within, tokens, lengths, own_key, drop), config, 0, x)
+        return x, x
 
+    after = []  # each layer
     if below:  # without dropout: nothing here is learnt
-        x, _ = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, dict(below))
+        x, rows = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, dict(below))
+        after.append(rows)
     if keys[1] is None:
-        x, _ = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, upper)
+        x, rows = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, upper)
     else:
         count = len(next(iter(upper.values())))
-        x, _ = jax.lax.scan(one, x, (upper, jax.random.split(keys[1], count)))
-    return sentence_of(ops, config, final_rows(ops, config.encoder, x))
+        x, rows = jax.lax.scan(one, x, (upper, jax.random.split(keys[1], count)))
+    if config.middle:
+        middle = jnp.concatenate([*after, rows])[config.middle - 1]
+    return sentence_of(ops, config, x, middle)
 
 
 def tensor_of(config: EncoderConfig, trained: Mapping[str, Array], name: str) -> Array | None:

@@ -20,7 +20,7 @@ import optax
 
 from converters.encoders.network import EncoderConfig
 from toolkit.train.arrays import kept_state, write_state
-from toolkit.train.tune.encoder.network import LOOK, Parts, Trained, logits
+from toolkit.train.tune.encoder.network import LOOKING, Parts, Trained, logits
 from toolkit.train.tune.encoder.texts import Batch, Texts, batches_of
 from toolkit.train.tune.steps import Earlier, rates
 
@@ -124,7 +124,7 @@ def tune_encoder(
 
 def mean_of(before: Earlier, trained: Trained) -> Trained:
     """The averaged weights that an earlier tuning ended with, in place of `trained`."""
-    known = {name: value for name, value in trained.items() if LOOKS in before.made_with or name != LOOK}
+    known = {name: value for name, value in trained.items() if LOOKS in before.made_with or name not in LOOKING}
     leaves, tree = jax.tree.flatten(known)
     found: Trained = jax.tree.unflatten(tree, before.weights(leaves, len(leaves)))  # after those of its last step
     return {**trained, **found}  # fields that looked for nothing of their own go on with the mean, as they did
