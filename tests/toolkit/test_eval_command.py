@@ -188,7 +188,7 @@ class TestReport:
         assert main(["convert", str(CHECKPOINT), "--profile", "micro", "-o", str(tmp_path / "bundle")]) == 0
         err = capfd.readouterr().err
         worst = Bundle.open(tmp_path / "bundle").manifest.quality["worst_layers"]
-        assert err.startswith("stonechat: warning: the graph's perplexity is ")
+        assert "stonechat: warning: the graph's perplexity is " in err
         assert all(layer["name"] in err for layer in worst)
         assert "--calibrate FILE" in err
 
@@ -200,7 +200,7 @@ class TestReport:
 
     def test_a_small_one_is_not(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert main(["convert", str(CHECKPOINT), "--profile", "micro", "-o", str(tmp_path / "bundle")]) == 0
-        assert capfd.readouterr().err == ""
+        assert "warning" not in capfd.readouterr().err  # a machine that is busy may have said how far it is
 
     @staticmethod
     def with_quality(source: Path, folder: Path, **quality: object) -> Path:

@@ -167,5 +167,5 @@ def test_digits_are_drawn_beside_zeros_in_all_places() -> None:
     """Peaks from 20 to 21 g were 8 of 20,000 cases, temperatures of 500 none: models had both wrong, surely."""
     peaks = [case["input"]["peak_g"] for case in generated(load(EXAMPLES / "fall-alert"), 4000, 4)]
     assert all(sum(tens <= peak < tens + 1 for peak in peaks) >= 3 for tens in range(10, 100, 10))
-    temperatures = [case["input"]["temp_c"] for case in generated(BOILER, 4000, 4)]
-    assert sum(value in range(-90, 1000, 10) and not 15 <= value <= 115 for value in temperatures) >= 20
+    temperatures = [case["input"]["temp_c"] for case in generated(BOILER, 2000, 4)]
+    assert sum(value in range(160, 1000, 10) for value in temperatures) >= 5
