@@ -1,5 +1,5 @@
 #!/bin/sh
-# all-mpnet-base-v2 (PyPI, five packages of version 0.0.1) in transformers 5.24.0 with torch 2.13.0: which layer tells words apart
+# all-mpnet-base-v2 (PyPI, five packages of version 0.0.1) in transformers 5.24.0 with torch 2.13.0: in which layers words stay apart
 #
 # Who needs something of single tokens (slots, spans, which of several numbers) from an encoder reads its last layer, and
 # what is tuned is mostly a head on that. Of a sentence encoder the last layer is the wrong one. It was trained so that
