@@ -102,10 +102,15 @@ def embedded(ops: StackOps[Value], stack: Stack) -> Value:
 
 def encode(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig) -> Value:
     """The encoder's rows, (tokens, width)."""
-    x, stack = embedded(ops, config.encoder), config.encoder
-    for i in range(stack.layers):
-        x = encoder_layer(ops, config, i, x)
-    return final_rows(ops, stack, x)
+    return final_rows(ops, config.encoder, _streams(ops, config)[-1])
+
+
+def _streams(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig) -> list[Value]:
+    """The encoder's residual stream before its first layer and after each."""
+    found = [embedded(ops, config.encoder)]
+    for i in range(config.encoder.layers):
+        found.append(encoder_layer(ops, config, i, found[-1]))
+    return found
 
 
 def encoder_layer(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig, i: int, x: Value) -> Value:
@@ -117,11 +122,8 @@ def encoder_layer(ops: StackOps[Value], config: EncoderConfig | TranslatorConfig
 
 def sentence(ops: SentenceOps[Value], config: EncoderConfig) -> Value:
     """One vector of a text, or the logits of its labels: (1, width or labels)."""
-    x = middle = embedded(ops, config.encoder)
-    for i in range(config.encoder.layers):
-        x = encoder_layer(ops, config, i, x)
-        middle = x if i + 1 == config.middle else middle
-    return sentence_of(ops, config, x, middle)
+    found = _streams(ops, config)
+    return sentence_of(ops, config, found[-1], found[config.middle])
 
 
 def sentence_of(ops: SentenceOps[Value], config: EncoderConfig, x: Value, middle: Value) -> Value:

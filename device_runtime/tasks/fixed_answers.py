@@ -34,11 +34,11 @@ def require_fit(name: str, fields: Mapping[str, Sequence[Any] | None], schema: M
     """
     has = ", ".join(map(repr, fields))
     properties = schema.get("properties", {})
-    properties = properties if isinstance(properties, Mapping) else {}
+    properties, given = properties if isinstance(properties, Mapping) else {}, constants(fields, schema)
     for field in dict.fromkeys((*properties, *schema.get("required", ()))):
         if field not in fields:
             raise SchemaError(f"{name} answers with {has}; {field!r} is none of its fields. {_NEXT}")
-        wanted, given = properties.get(field), constants(fields, schema)
+        wanted = properties.get(field)
         if field in given:
             if given[field] not in (fields[field] or ()):
                 raise SchemaError(f"{name} never answers {field} {given[field]!r}, which the schema asks for. {_NEXT}")

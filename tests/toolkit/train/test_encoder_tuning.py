@@ -252,17 +252,18 @@ def test_a_training_of_before_fields_looked_for_themselves_goes_on_with_the_mean
     settings = json.loads((work / "settings.json").read_text())
     del settings["looks"]
     (work / "settings.json").write_text(json.dumps(settings))
-    config = with_heads(checkpoint_of().config, SIZES)  # type: ignore[arg-type]
-    trained = parts_of(config, checkpoint_of().read, 2, 0).trained
+    checkpoint = checkpoint_of()
+    assert isinstance(checkpoint.config, EncoderConfig)
+    trained = parts_of(with_heads(checkpoint.config, SIZES), checkpoint.read, 2, 0).trained
     names = [name for name in sorted(trained) if name not in LOOKING]  # as they lie in a state
     own = dict(zip(sorted(trained), averaged(leaves_of(bundle)), strict=True))
     write_state(work / TRAINED, [own[name] for name in names] * 4, step=1)
-    before = earlier(old, tmp_path / "new", checkpoint_of().sha256)
+    before = earlier(old, tmp_path / "new", checkpoint.sha256)
     assert before is not None
     found = mean_of(before, trained)
     assert found.keys() == trained.keys() and not any(np.any(found[name]) for name in LOOKING)
     assert all(np.array_equal(found[name], own[name]) for name in names)
-    made = tune_encoder_bundle(task, checkpoint_of(), tmp_path / "new", EncoderSettings(further=old, cases=240, seed=1))
+    made = tune_encoder_bundle(task, checkpoint, tmp_path / "new", EncoderSettings(further=old, cases=240, seed=1))
     purpose = Purpose.of_manifest(made.manifest)
     assert purpose is not None and purpose.report["test"]["fields"]["state"]["accuracy"] > 0.9
 

@@ -23,7 +23,7 @@ from toolkit.train.tune.encoder.ops_jax import JaxSentences
 __all__ = ["LOOKING", "Parts", "logits", "parts_of", "tensor_of", "with_heads"]
 
 Array = npt.NDArray[np.float32]
-Trained = dict[str, jax.Array]  # `layers.<name within a layer>`, stacked; `head.weight`, `head.bias`
+Trained = dict[str, jax.Array]  # `layers.<name within a layer>`, stacked; `head.weight`, `head.bias`, `LOOKING`
 _SPREAD = 0.02  # of the heads' first weights
 _LAYER = "encoder.layers.0."
 LOOKING = "head.look.weight", "head.near.weight"  # by which a field finds its own rows
@@ -83,7 +83,8 @@ def logits(
     shared = {name: value for name, value in fixed.items() if ".relative." in name}  # every layer reads it
     keys = [None, None] if key is None else list(jax.random.split(key, 2))
     ops = JaxSentences(outer, tokens, lengths, keys[0], drop)
-    x = middle = embedded(ops, config.encoder)
+    x = embedded(ops, config.encoder)
+    streams = [x[None]]  # and after each layer
 
     def one(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
         weights, own_key = layer
@@ -91,18 +92,15 @@ def logits(
         x = encoder_layer(JaxSentences(within, tokens, lengths, own_key, drop), config, 0, x)
         return x, x
 
-    after = []  # each layer
     if below:  # without dropout: nothing here is learnt
         x, rows = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, dict(below))
-        after.append(rows)
+        streams.append(rows)
     if keys[1] is None:
         x, rows = jax.lax.scan(lambda x, weights: one(x, (weights, None)), x, upper)
     else:
         count = len(next(iter(upper.values())))
         x, rows = jax.lax.scan(one, x, (upper, jax.random.split(keys[1], count)))
-    if config.middle:
-        middle = jnp.concatenate([*after, rows])[config.middle - 1]
-    return sentence_of(ops, config, x, middle)
+    return sentence_of(ops, config, x, jnp.concatenate([*streams, rows])[config.middle])
 
 
 def tensor_of(config: EncoderConfig, trained: Mapping[str, Array], name: str) -> Array | None:
